@@ -1,0 +1,64 @@
+"""SHViT: real-time vision models on the hardware people have.
+
+Names are imported when they are first used, so that `import shvit` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import engines, pretrained
+    from .errors import Failure, InputError
+    from .model.architecture import list_models
+    from .model.fuse import FuseError, fuse
+    from .modelfile import ModelFile, save
+    from .predict import Prediction, Predictor
+    from .pretrained import create_model, load
+    from .train.run import train
+
+_HOMES = {
+    "Failure": "errors",
+    "FuseError": "model.fuse",
+    "InputError": "errors",
+    "ModelFile": "modelfile",
+    "Prediction": "predict",
+    "Predictor": "predict",
+    "create_model": "pretrained",
+    "engines": "",
+    "fuse": "model.fuse",
+    "list_models": "model.architecture",
+    "load": "pretrained",
+    "pretrained": "",
+    "save": "modelfile",
+    "train": "train.run",
+}
+
+__all__ = [
+    "Failure",
+    "FuseError",
+    "InputError",
+    "ModelFile",
+    "Prediction",
+    "Predictor",
+    "create_model",
+    "engines",
+    "fuse",
+    "list_models",
+    "load",
+    "pretrained",
+    "save",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    value = getattr(import_module(f".{home}", __name__), name) if home else import_module(f".{name}", __name__)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

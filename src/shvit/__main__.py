@@ -1,0 +1,5 @@
+"""`python -m shvit` is `shvit`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,375 @@
+"""The verbs. Heavy imports happen inside a verb, so that help is instant; numbers come from elsewhere, words from here."""
+
+import json
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .errors import Failure, InputError
+from .train.recipe import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from .predict import Prediction
+    from .train.loop import Result
+
+app = App(
+    name="shvit",
+    help="Real-time vision models on the hardware people have. Start with: shvit demo",
+    help_format="plaintext",
+    version_flags=["--version"],
+    default_parameter=Parameter(negative=()),
+)
+
+Json = Annotated[bool, Parameter("--json", help="Print one JSON document on stdout, and nothing else there.")]
+Engine = Annotated[str, Parameter(help="auto, or an engine by name: torch.")]
+Precision = Annotated[str, Parameter(help="auto, fp32, or bf16 where the processor computes in it.")]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps.")]
+Workers = Annotated[int, Parameter(help="Processes that decode images; 0 decodes in the main one.")]
+
+RecipeSettings = make_dataclass(
+    "RecipeSettings",
+    [
+        (
+            entry.name,
+            Annotated[entry.type | None, Parameter(help=entry.metadata["help"], show_default=False)],  # pyright: ignore
+            None,
+        )
+        for entry in fields(Recipe)
+        if "help" in entry.metadata
+    ],
+)
+"""A flag for each field of a recipe; None where the user did not name it."""
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 a failure, 2 the user's input is wrong."""
+    errors = Console(stderr=True, soft_wrap=True)
+    try:
+        app(exit_on_error=False, print_error=False)
+    except (InputError, CycloptsError) as error:
+        errors.print(f"[bold red]error:[/bold red] {escape(_one_line(error))}", highlight=False)
+        sys.exit(2)
+    except Failure as error:
+        errors.print(f"[bold red]failed:[/bold red] {escape(_one_line(error))}", highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command
+def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
+    """The whole journey on 1,797 real handwritten digits: train, evaluate, predict. Some two minutes, no network needed.
+
+    Parameters
+    ----------
+    out
+        A new folder for the run; a number is added to the name where it exists.
+    """
+    from .demo import run_demo
+
+    out = _free_folder(out)
+    console = _console(json)
+    _finish(json, run_demo(out, console))
+
+
+@app.command
+def train(
+    data: Path,
+    *,
+    out: Path,
+    model: str = "shvit_s1",
+    recipe: Annotated[str, Parameter(help=f"{', '.join(RECIPES)}.")] = "scratch",
+    task: Literal["classify"] = "classify",
+    resume: bool = False,
+    device: Device = "auto",
+    workers: Workers = 2,
+    settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,  # pyright: ignore
+    json: Json = False,
+) -> None:
+    """Train a network on your labelled images.
+
+    Parameters
+    ----------
+    data
+        A folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV of path,label, or digits.
+    out
+        A new folder for the run: best.safetensors, last.safetensors, metrics.jsonl, curves.png and more.
+    model
+        shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to go on from.
+    task
+        What is learnt.
+    resume
+        Continue the run in --out at the step where it stopped.
+    """
+    from .train.report import Reporter
+    from .train.run import train as run
+
+    chosen = {entry.name: getattr(settings, entry.name) for entry in fields(RecipeSettings)} if settings else {}
+    console = _console(json)
+    result = run(
+        data,
+        model,
+        recipe,
+        out,
+        settings=chosen,
+        device=device,
+        workers=workers,
+        resume=resume,
+        reporter=Reporter(console),
+    )
+    _print_result(console, result, data)
+    _finish(json, {"out": str(out), "best": str(out / "best.safetensors") if result.best else None, **result.to_dict()})
+
+
+@app.command(name="eval")
+def evaluate(
+    model: str,
+    data: Path,
+    *,
+    engine: Engine = "auto",
+    precision: Precision = "auto",
+    device: Device = "auto",
+    threads: int | None = None,
+    batch_size: int = 64,
+    workers: Workers = 2,
+    split: Literal["auto", "train", "val", "all"] = "auto",
+    out: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Measure a model's accuracy on labelled images.
+
+    Parameters
+    ----------
+    model
+        A model file, or published weights such as shvit_s1.in1k.
+    data
+        As for train. Classes are matched with the model's by name.
+    threads
+        CPU threads of the engine.
+    split
+        auto: the validation images, or all where the data is one pile that the model was not trained on.
+    out
+        A folder for metrics.json, per_class.csv, confusion.csv and confusion.png.
+    """
+    from . import engines
+    from .data.sources import open_source
+    from .evaluate import evaluate as run
+    from .evaluate import write_report
+    from .pretrained import load
+
+    console = _console(json)
+    model_file = load(model)
+    recipe = model_file.provenance.get("recipe", {})
+    source = open_source(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
+    runner = engines.load(model_file, engine, precision, device, threads)
+    report = run(model_file, runner, source, split, batch_size, workers)
+    result = report.to_dict()
+    files = [str(path) for path in write_report(report, out)] if out else []
+    console.print(
+        f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · {result['images']} images of split {report.split} · "
+        f"{runner.name} {runner.precision} · {result['images_per_second']:.0f} images/s"
+    )
+    if result["bad_images"]:
+        console.print(f"{result['bad_images']} images could not be used" + ("" if out else "; --out lists them"))
+    if len(result["per_class"]) <= 20:
+        console.print(
+            _table(["class", "top-1"], [[name, f"{share:.1%}"] for name, share in result["per_class"].items()])
+        )
+    for path in files:
+        console.print(f"wrote {path}")
+    about = {"model": model, "data": str(data), "engine": runner.name, "precision": runner.precision, "files": files}
+    _finish(json, {**result, **about})
+
+
+@app.command
+def predict(
+    model: str,
+    paths: Annotated[tuple[str, ...], Parameter(negative=())],
+    /,
+    *,
+    out: Path | None = None,
+    top_k: int = 5,
+    engine: Engine = "auto",
+    precision: Precision = "auto",
+    device: Device = "auto",
+    threads: int | None = None,
+    batch_size: int = 16,
+    json: Json = False,
+) -> None:
+    """Label images. An image that cannot be read becomes a row with the reason, and stops nothing.
+
+    Parameters
+    ----------
+    model
+        A model file, or published weights such as shvit_s1.in1k.
+    paths
+        Files, folders (searched to any depth) and globs.
+    out
+        A .csv, .jsonl or .parquet file for the labels; default: the screen.
+    top_k
+        Labels for each image.
+    threads
+        CPU threads of the engine.
+    """
+    from .predict import Predictor, find_images
+    from .pretrained import load
+    from .tables import table_writer
+
+    console = _console(json)
+    writer = table_writer(out, top_k) if out else None
+    images = find_images(paths)
+    if not images:
+        raise InputError(f"no images in {', '.join(paths)}")
+    predictor = Predictor(load(model), engine, precision, device, batch_size=batch_size, top_k=top_k, threads=threads)
+    rows: list[dict[str, Any]] = []
+    errors: list[str] = []
+    started = time.perf_counter()
+    with writer or nullcontext(
+        lambda shown: console.print(_prediction_line(shown), highlight=False, soft_wrap=True)
+    ) as write:
+        for prediction in predictor.stream(images):
+            write(prediction)
+            if prediction.error is not None:
+                errors.append(prediction.error)
+            if json and not out:
+                rows.append(prediction.to_dict())
+    bad = len(errors)
+    speed = len(images) / (time.perf_counter() - started)
+    console.print(
+        f"{len(images) - bad} images labelled, {bad} could not be read · {predictor.engine.name} "
+        f"{predictor.engine.precision} · {speed:.0f} images/s" + (f" · wrote {out}" if out else "")
+    )
+    summary = {"images": len(images), "bad_images": bad, "out": str(out) if out else None, "images_per_second": speed}
+    _finish(json, summary if out else {**summary, "predictions": rows})
+    if bad == len(images):
+        raise Failure(f"none of the {bad} images could be read, the first because: {errors[0]}")
+
+
+@app.command
+def models(*, json: Json = False) -> None:
+    """List the networks and the published weights."""
+    import torch
+
+    from .model.architecture import Architecture, list_models
+    from .model.cost import cost
+    from .pretrained import PUBLISHED_TOP1
+
+    rows = []
+    for name in list_models():
+        with torch.device("meta"):
+            model = Architecture(name).build()
+        total = cost(model, (model.image_size, model.image_size))
+        published = f"{name}.in1k"
+        rows.append(
+            {
+                "name": name,
+                "image_size": model.image_size,
+                "params": total.params,
+                "macs": total.macs,
+                "published_weights": published,
+                "published_top1": PUBLISHED_TOP1[published] / 100,
+            }
+        )
+    table = [
+        [r["name"], str(r["image_size"]), f"{r['params'] / 1e6:.1f} M", f"{r['macs'] / 1e6:.0f} M",
+         r["published_weights"], f"{r['published_top1']:.1%}"]
+        for r in rows
+    ]  # fmt: skip
+    console = _console(json)
+    console.print(_table(["name", "pixels", "params", "MACs", "published weights", "their top-1"], table))
+    console.print("timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")
+    _finish(json, rows)
+
+
+@app.command
+def info(model: str, *, image_size: int | None = None, json: Json = False) -> None:
+    """Tell what a network costs, and what a model file holds.
+
+    Parameters
+    ----------
+    model
+        shvit_s1 to shvit_s4, timm/NAME, a model file, or published weights such as shvit_s1.in1k.
+    image_size
+        Count costs at this size instead of the model's own.
+    """
+    from .describe import describe
+
+    facts = describe(model, image_size)
+    console = _console(json)
+    size = facts["image_size"]
+    console.print(
+        f"{facts['name']} at {size}x{size}: {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs, "
+        f"{facts['activations'] / 1e6:.2f} M activations"
+    )
+    if facts["stages"]:
+        rows = [[r["name"], f"{r['params']:,}", f"{r['macs']:,}", f"{r['activations']:,}"] for r in facts["stages"]]
+        console.print(_table(["part", "parameters", "MACs", "activations"], rows))
+    if "file" in facts:
+        classes = facts["file"]["classes"]
+        shown = "; ".join(classes[:8]) + (f"; … ({len(classes)} in all)" if len(classes) > 8 else "")
+        console.print(f"task: {facts['file']['task']}\nclasses: {shown}", highlight=False)
+        for part in ("preprocess", "metrics", "provenance"):
+            console.print(f"{part}: {_json(facts['file'][part])}", highlight=False)
+    _finish(json, facts)
+
+
+def _free_folder(path: Path) -> Path:
+    """The path itself, or with the first number that makes it new."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _console(as_json: bool) -> Console:
+    """For people: stdout, or stderr where stdout is for JSON."""
+    return Console(stderr=as_json)
+
+
+def _finish(as_json: bool, document: Any) -> None:
+    if as_json:
+        sys.stdout.write(_json(document) + "\n")
+
+
+def _json(document: Any) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False, default=str)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _print_result(console: Console, result: "Result", data: Path) -> None:
+    out = result.out
+    if result.interrupted:
+        console.print(f"stopped in epoch {result.epochs + 1}; go on with: shvit train {data} --out {out} --resume")
+    if result.best:
+        console.print(
+            f"best top-1 {result.best['top1']:.2%} in epoch {result.best['epoch']}: {out / 'best.safetensors'}\n"
+            f"try it: shvit predict {out / 'best.safetensors'} IMAGES…"
+        )
+
+
+def _prediction_line(prediction: "Prediction") -> str:
+    if prediction.error is not None:
+        return f"{escape(prediction.path)}  [red]{escape(prediction.error)}[/red]"
+    labels = "  ".join(f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True))
+    return f"{escape(prediction.path)}  {escape(labels)}"

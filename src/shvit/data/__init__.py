@@ -1,0 +1,1 @@
+"""From a name on disk to batches of tensors; knows no model."""

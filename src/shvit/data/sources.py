@@ -1,0 +1,267 @@
+"""What a user may call data: a folder, a CSV or `digits`, read into two lists of labelled images. Decodes nothing."""
+
+import csv
+import hashlib
+import os
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "validation", "valid", "test")
+NOT_IMAGES = {".csv", ".json", ".jsonl", ".md", ".txt", ".xml", ".yaml", ".yml", ".db", ".ini", ".npy", ".html"}
+"""Files that lie beside images in real folders and are passed over; any other file is taken for an image."""
+
+
+class DataError(InputError):
+    """The data given cannot be used; the message says, in one line, what was found and what is needed."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels, in a fixed order."""
+
+    images: Sequence[Path | np.ndarray]
+    labels: Sequence[int]
+    names: Sequence[str]
+    """How each image is called in reports: its path, or `digits/17`."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Iterable[int]) -> "Split":
+        picked = list(indices)
+        return Split(*([values[i] for i in picked] for values in (self.images, self.labels, self.names)))
+
+
+EMPTY = Split([], [], [])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set for classification: its classes in alphabetical order, and its two splits."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    drawn: bool = False
+    """Whether the validation images were drawn here, because the data came as one pile."""
+    fingerprint: str = field(default="", compare=False)
+    """Of names, sizes and labels of all images, whatever the split: says later whether two runs saw the same data."""
+
+    def check_trainable(self) -> None:
+        """Refuses, before an epoch is spent, what cannot be trained on or judged.
+
+        Raises:
+            DataError: Fewer than two classes, no images in a split, or classes that one of the splits lacks.
+        """
+        if len(self.classes) < 2:
+            raise DataError(f"{self.name} has only the class {_few(self.classes)}: training needs at least two")
+        for split, images in (("training", self.train), ("validation", self.val)):
+            if not len(images):
+                raise DataError(f"{self.name} has no {split} images")
+        seen, judged = set(self.train.labels), set(self.val.labels)
+        if unknown := [self.classes[i] for i in sorted(judged - seen)]:
+            raise DataError(f"{self.name}: validation has classes that training lacks: {_few(unknown)}")
+        if missing := [self.classes[i] for i in sorted(seen - judged)]:
+            raise DataError(f"{self.name}: validation has no images of the training classes {_few(missing)}")
+
+
+def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Source:
+    """Read what `data` names.
+
+    Args:
+        data: A folder with `train/<class>/…` and `val/<class>/…` (or `validation`, `valid`, `test`), a folder with
+            `<class>/…`, a CSV of `path,label` with an optional third column `split`, or the word `digits`.
+        seed: Draws the validation images where the data comes as one pile, the same share of each class.
+        val_share: That share, between 0 and 1. Every class with two images or more keeps one on both sides.
+
+    Raises:
+        DataError: Nothing is there, or it is none of the above.
+    """
+    if not 0 < val_share < 1:
+        raise DataError(f"the share of validation images must lie between 0 and 1, got {val_share}")
+    if str(data) == "digits":
+        return _digits(seed, val_share)
+    path = Path(data)
+    if path.is_dir():
+        return _folder(path, seed, val_share)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return _csv(path, seed, val_share)
+    found = "no such file or folder" if not path.exists() else "neither a folder nor a CSV file"
+    raise DataError(f"{data}: {found}; data is a folder of class folders, a CSV of path,label or the word digits")
+
+
+def duplicates(one: Split, other: Split) -> list[tuple[str, str]]:
+    """Pairs of names, one of each split, whose files hold the same bytes. Reads only what could be the same."""
+    groups = [(one, _file_sizes(one)), (other, _file_sizes(other))]
+    shared_sizes = set(groups[0][1].values()) & set(groups[1][1].values())
+    suspects = [{i: s for i, s in sizes.items() if s in shared_sizes} for _, sizes in groups]
+    for read in (_tail, _whole):
+        keyed = [
+            {i: (size, read(split.images[i])) for i, size in kept.items()}
+            for (split, _), kept in zip(groups, suspects, strict=True)
+        ]
+        shared = set(keyed[0].values()) & set(keyed[1].values())
+        suspects = [{i: key for i, key in keys.items() if key in shared} for keys in keyed]
+    by_content = defaultdict(list)
+    for index, key in suspects[0].items():
+        by_content[key].append(one.names[index])
+    return [(name, other.names[i]) for i, key in suspects[1].items() for name in by_content[key]]
+
+
+def _folder(path: Path, seed: int, val_share: float) -> Source:
+    children = {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
+    train_dir, val_dir = (
+        next((children[n] for n in names if n in children), None) for names in (TRAIN_NAMES, VAL_NAMES)
+    )
+    if train_dir is None and val_dir is None:
+        pile = _class_folders(path)
+        if not pile:
+            raise DataError(f"{path} holds no class folders with images: expected {path}/<class>/<image>")
+        return _drawn(str(path), pile, seed, val_share)
+    rows = {
+        split: _class_folders(folder) if folder else [] for split, folder in (("train", train_dir), ("val", val_dir))
+    }
+    if not any(rows.values()):
+        raise DataError(f"{path} holds no images: expected {train_dir or val_dir}/<class>/<image>")
+    return _given(str(path), rows["train"], rows["val"])
+
+
+def _class_folders(path: Path) -> list[tuple[Path, str]]:
+    """(image, class) of `path/<class>/**/<image>`, sorted; hidden files and folders are passed over."""
+    rows = []
+    for class_dir in sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")):
+        for folder, subfolders, files in os.walk(class_dir, followlinks=True):
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            for name in sorted(files):
+                if not name.startswith(".") and Path(name).suffix.lower() not in NOT_IMAGES:
+                    rows.append((Path(folder) / name, class_dir.name))
+    return rows
+
+
+def _csv(path: Path, seed: int, val_share: float) -> Source:
+    """Paths are relative to the CSV's own folder. The header row `path,label[,split]` may be left out."""
+    splits: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": []}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        for row in (reader := csv.reader(file)):
+            cells = [cell.strip() for cell in row]
+            if not any(cells) or (reader.line_num == 1 and cells[0].lower() == "path"):
+                continue
+            if len(cells) not in (2, 3) or not cells[0] or not cells[1]:
+                raise DataError(f"{path} line {reader.line_num}: expected path,label or path,label,split, got {row}")
+            split = _split_name(cells[2]) if len(cells) == 3 else ""
+            if split is None:
+                raise DataError(f"{path} line {reader.line_num}: split must be train or val, got {cells[2]!r}")
+            splits[split].append((path.parent / cells[0], cells[1]))
+    if not any(splits.values()):
+        raise DataError(f"{path} has no rows: expected path,label")
+    if splits[""] and (splits["train"] or splits["val"]):
+        raise DataError(f"{path}: {len(splits[''])} rows name no split and others do; give all rows one, or none")
+    if splits[""]:
+        return _drawn(str(path), splits[""], seed, val_share)
+    return _given(str(path), splits["train"], splits["val"])
+
+
+def _split_name(cell: str) -> str | None:
+    known = {"": "", **dict.fromkeys(TRAIN_NAMES, "train"), **dict.fromkeys(VAL_NAMES, "val")}
+    return known.get(cell.lower())
+
+
+def _digits(seed: int, val_share: float) -> Source:
+    """1,797 real handwritten digits of 8x8 pixels, which scikit-learn carries within its package."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    images = [(pixels * 255 / 16).round().astype(np.uint8) for pixels in loaded.images]  # pyright: ignore
+    labels = [int(label) for label in loaded.target]  # pyright: ignore
+    pile = Split(images, labels, [f"digits/{index}" for index in range(len(images))])
+    return _draw("digits", tuple("0123456789"), pile, seed, val_share)
+
+
+def _given(name: str, train: list[tuple[Path, str]], val: list[tuple[Path, str]]) -> Source:
+    classes = tuple(sorted({label for _, label in train} | {label for _, label in val}))
+    splits = [_split(rows, classes) for rows in (train, val)]
+    return Source(name, classes, *splits, fingerprint=_fingerprint(classes, *splits))
+
+
+def _drawn(name: str, rows: list[tuple[Path, str]], seed: int, val_share: float) -> Source:
+    classes = tuple(sorted({label for _, label in rows}))
+    return _draw(name, classes, _split(rows, classes), seed, val_share)
+
+
+def _draw(name: str, classes: tuple[str, ...], pile: Split, seed: int, val_share: float) -> Source:
+    by_class = defaultdict(list)
+    for index, label in enumerate(pile.labels):
+        by_class[label].append(index)
+    held_out: set[int] = set()
+    for label, indices in sorted(by_class.items()):
+        count = min(max(1, round(len(indices) * val_share)), len(indices) - 1)
+        held_out.update(random.Random(f"{seed} {label}").sample(indices, count))
+    train = pile.subset(i for i in range(len(pile)) if i not in held_out)
+    val = pile.subset(sorted(held_out))
+    return Source(name, classes, train, val, drawn=True, fingerprint=_fingerprint(classes, pile))
+
+
+def _split(rows: list[tuple[Path, str]], classes: tuple[str, ...]) -> Split:
+    number = {name: index for index, name in enumerate(classes)}
+    return Split([path for path, _ in rows], [number[label] for _, label in rows], [str(path) for path, _ in rows])
+
+
+def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for split in splits:
+        sizes = _file_sizes(split)
+        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            content = image.tobytes() if isinstance(image, np.ndarray) else image.name.encode()
+            digest.update(content + f"\0{sizes.get(index)}\0{label}\n".encode())
+        digest.update(b"split\n")
+    return digest.hexdigest()[:16]
+
+
+def _file_sizes(split: Split) -> dict[int, int]:
+    sizes = {}
+    for index, image in enumerate(split.images):
+        if isinstance(image, Path):
+            try:
+                sizes[index] = image.stat().st_size
+            except OSError:
+                continue  # a missing file is reported when it is to be decoded
+    return sizes
+
+
+def _tail(path: Path | np.ndarray) -> bytes:
+    """The last 4 KiB: headers are often alike, last bytes seldom."""
+    assert isinstance(path, Path)
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        return hashlib.blake2b(file.read()).digest()
+
+
+def _whole(path: Path | np.ndarray) -> bytes:
+    assert isinstance(path, Path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def class_counts(split: Split, classes: Sequence[str]) -> dict[str, int]:
+    """Images of each class, every class named."""
+    counts = Counter(split.labels)
+    return {name: counts[index] for index, name in enumerate(classes)}
+
+
+def merge(one: Split, other: Split) -> Split:
+    """The images of both."""
+    return Split([*one.images, *other.images], [*one.labels, *other.labels], [*one.names, *other.names])

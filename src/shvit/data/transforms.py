@@ -1,0 +1,98 @@
+"""From a decoded image to the uint8 tensor that the network's input is made of. timm's transforms, by its own code."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from torch import Tensor
+from torchvision.transforms.v2 import Compose
+
+from ..errors import InputError
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
+Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What is done to an image before the network sees it. Part of every model file.
+
+    Raises:
+        InputError: A value is out of its range.
+    """
+
+    image_size: int = 224
+    """Side of the square that the network sees, in pixels."""
+    crop: float = 0.875
+    """Side of that square as a share of the resized image's shorter side."""
+    interpolation: str = "bicubic"
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    """Subtracted from each channel, whose values go from 0 to 1."""
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image_size, int) or self.image_size < 32:
+            raise InputError(f"image_size must be at least 32 pixels, got {self.image_size}")
+        if not 0 < self.crop <= 1:
+            raise InputError(f"crop must lie above 0 and be at most 1, got {self.crop}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        if len(self.mean) != len(self.std) or not all(deviation > 0 for deviation in self.std):
+            raise InputError(f"mean and std must be as long, and std positive, got {self.mean} and {self.std}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Preprocess":
+        """Inverse of `to_dict`. Raises InputError for missing, unknown or impossible entries."""
+        try:
+            return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"not a description of preprocessing: {error}") from None
+
+
+def eval_transform(preprocess: Preprocess) -> Transform:
+    """Shorter side to `image_size / crop` with antialiasing, then the centre square: timm's evaluation transform."""
+    to_array = create_transform(
+        preprocess.image_size,
+        interpolation=preprocess.interpolation,
+        crop_pct=preprocess.crop,
+        use_prefetcher=True,
+    )
+    return Compose([to_array, torch.as_tensor])
+
+
+def train_transform(
+    image_size: int,
+    crop_scale: tuple[float, float] = (0.08, 1.0),
+    flip: float = 0.5,
+    color_jitter: float = 0.0,
+    rand_augment: str | None = None,
+) -> Transform:
+    """A random part of the image, resized, perhaps mirrored, its colours or more changed.
+
+    Args:
+        image_size: Side of the square result, in pixels.
+        crop_scale: Least and greatest share of the image's area that the part has.
+        flip: Probability of mirroring.
+        color_jitter: Strength; used only without RandAugment, as in DeiT.
+        rand_augment: timm's description, such as `rand-m9-mstd0.5-inc1`; None for none.
+
+    The random choices come from the global generators: call it within `loader.seeded`.
+    """
+    to_array = create_transform(
+        image_size,
+        is_training=True,
+        scale=crop_scale,
+        hflip=flip,
+        color_jitter=color_jitter,
+        auto_augment=rand_augment,
+        interpolation="random",
+        use_prefetcher=True,
+    )
+    return Compose([to_array, torch.as_tensor])

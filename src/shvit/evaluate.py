@@ -1,0 +1,159 @@
+"""How good a model is on labelled images, by any engine; and a report of it as files."""
+
+import csv
+import json
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .data.loader import Loader
+from .data.sources import Source, Split, merge
+from .data.transforms import eval_transform
+from .engines.base import Engine
+from .errors import InputError
+from .modelfile import ModelFile
+from .tasks.classify import Classify, ClassifyEvaluation
+
+Which = Literal["auto", "train", "val", "all"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """An evaluation, and what it was made on."""
+
+    evaluation: ClassifyEvaluation
+    split: str
+    names: tuple[str, ...]
+    """Of the images, in the order that `evaluation.bad` counts in."""
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: shares from 0 to 1, images, and images a second with decoding included."""
+        metrics = self.evaluation.metrics()
+        judged = {name: share for name, share in self.evaluation.per_class().items() if share is not None}
+        speed = self.evaluation.images / self.seconds
+        return {**metrics, "per_class": judged, "split": self.split, "images_per_second": speed}
+
+
+def evaluate(
+    model_file: ModelFile, engine: Engine, source: Source, which: Which = "auto", batch_size: int = 64, workers: int = 0
+) -> Report:
+    """Top-1, top-5, confusion matrix.
+
+    Args:
+        model_file: Gives classes and preprocessing.
+        engine: Runs the network.
+        source: Labelled images; their classes are found among the model's by name (see `match_classes`).
+        which: Images to use. `auto`: the validation images where the data has them by itself or the model was trained
+            on this very data; else all of them.
+
+    Raises:
+        InputError: Classes that the model does not know, or no usable images.
+    """
+    name, split = choose_split(model_file, source, which)
+    numbers = match_classes(source.classes, model_file.classes)
+    split = replace(split, labels=[numbers[label] for label in split.labels])
+    loader = Loader(split, eval_transform(model_file.preprocess), batch_size, workers)
+    started = time.perf_counter()
+    evaluation = Classify(model_file.classes).evaluate(engine, loader)
+    return Report(evaluation, name, tuple(split.names), time.perf_counter() - started)
+
+
+def choose_split(model_file: ModelFile, source: Source, which: Which) -> tuple[str, Split]:
+    """The images meant by `which`, and what to call them. Raises InputError where there are none."""
+    if which == "auto":
+        trained_on = model_file.provenance.get("data_fingerprint") == source.fingerprint
+        which = "all" if (source.drawn and not trained_on) or not len(source.val) else "val"
+    split = {"train": source.train, "val": source.val, "all": merge(source.train, source.val)}[which]
+    if not len(split):
+        raise InputError(f"{source.name} has no images in its split {which!r}")
+    return which, split
+
+
+def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
+    """The place of each given class among the known ones.
+
+    Names match whatever their case and `_` or `-` for blanks; a known name may list synonyms with commas, and names
+    such as n01440764 are looked up in ImageNet-1K where the model knows its 1,000 classes.
+
+    Raises:
+        InputError: A class that the model does not know.
+    """
+    places: dict[str, int] = {}
+    for index, name in enumerate(known):
+        for alias in (name, *name.split(",")):
+            places.setdefault(_plain(alias), index)
+    places |= {_plain(name): index for index, name in enumerate(known)}
+    if len(known) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in given):
+        from timm.data import ImageNetInfo
+
+        places |= {name: index for index, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    unknown = [name for name in given if _plain(name) not in places]
+    if unknown:
+        raise InputError(
+            f"the model does not know {len(unknown)} of the {len(given)} classes, such as {unknown[0]!r}; "
+            f"it knows {len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
+        )
+    return [places[_plain(name)] for name in given]
+
+
+def write_report(report: Report, out: Path) -> list[Path]:
+    """metrics.json, per_class.csv, confusion.csv and confusion.png, and bad_images.csv where there are any."""
+    out.mkdir(parents=True, exist_ok=True)
+    evaluation = report.evaluation
+    (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    counts = evaluation.confusion.sum(axis=1)
+    shares = evaluation.per_class()
+    rows = [[name, int(counts[i]), f"{shares[name]:.6f}"] for i, name in enumerate(evaluation.classes) if counts[i]]
+    _write_csv(out / "per_class.csv", ["class", "images", "top1"], rows)
+    matrix = [[name, *row] for name, row in zip(evaluation.classes, evaluation.confusion.tolist(), strict=True)]
+    _write_csv(out / "confusion.csv", ["true \\ predicted", *evaluation.classes], matrix)
+    draw_confusion(evaluation, out / "confusion.png")
+    files = [out / name for name in ("metrics.json", "per_class.csv", "confusion.csv", "confusion.png")]
+    if evaluation.bad:
+        bad = [[report.names[index], reason] for index, reason in sorted(evaluation.bad.items())]
+        _write_csv(out / "bad_images.csv", ["image", "reason"], bad)
+        files.append(out / "bad_images.csv")
+    return files
+
+
+def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
+    """Rows are true classes, columns predictions, shades the share of the row. Classes that never occur are left out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    matrix = evaluation.confusion
+    seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+    matrix, classes = matrix[np.ix_(seen, seen)], [evaluation.classes[i].partition(",")[0] for i in seen]
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    count = len(classes)
+    side = min(16.0, 3.5 + 0.42 * count)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=axis, shrink=0.7, label="share of the true class")
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.set_title(f"top-1 {evaluation.top1:.2%} of {evaluation.images} images", fontsize=11)
+    if count <= 60:
+        axis.set_xticks(range(count), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axis.set_yticks(range(count), classes, fontsize=8)
+    if count <= 25:
+        for row, column in np.argwhere(matrix):
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=shade, fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_\-]+", name.casefold().strip()))

@@ -1,0 +1,43 @@
+"""Single-head self-attention over a part of the channels: the paper's token mixer (its section 3.2)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .layers import ConvNorm
+
+
+class SingleHeadAttention(nn.Module):
+    """One attention head over the first `attended` channels; the others pass by and are mixed in by the projection.
+
+    Takes and returns maps (b, width, h, w). Starts as zero, so that its residual starts as identity.
+    """
+
+    QUERY_CHANNELS = 16
+
+    def __init__(self, width: int, attended: int) -> None:
+        super().__init__()
+        self.attended = attended
+        self.scale = self.QUERY_CHANNELS**-0.5
+        self.norm = nn.GroupNorm(1, attended)
+        self.qkv = ConvNorm(attended, 2 * self.QUERY_CHANNELS + attended)
+        self.act = nn.ReLU()
+        self.project = ConvNorm(width, width, norm_weight=0.0)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        attended, passed = x.split([self.attended, x.shape[1] - self.attended], dim=1)
+        qkv = self.qkv(self.norm(attended)).flatten(2)  # b, channels, tokens
+        q, k, v = qkv.split([self.QUERY_CHANNELS, self.QUERY_CHANNELS, self.attended], dim=1)
+        scores = q.transpose(1, 2) @ k  # b, query tokens, key tokens
+        if self.scale != 1.0:
+            scores = scores * self.scale
+        mixed = v @ scores.softmax(dim=-1).transpose(1, 2)
+        return self.project(self.act(torch.cat([mixed.view_as(attended), passed], dim=1)))
+
+    def fold(self) -> nn.Module:
+        """The softmax scale moves into the weights that make the queries."""
+        if isinstance(self.qkv, nn.Conv2d) and self.qkv.bias is not None:
+            self.qkv.weight.data[: self.QUERY_CHANNELS] *= self.scale
+            self.qkv.bias.data[: self.QUERY_CHANNELS] *= self.scale
+            self.scale = 1.0
+        return self

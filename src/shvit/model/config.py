@@ -1,0 +1,43 @@
+"""Sizes of the four published networks, one row each."""
+
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `depth` blocks on maps of `width` channels."""
+
+    width: int
+    depth: int
+    attended: int | None = None
+    """Channels that the single head attends over (the paper's C_p); None: a stage without attention."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that fixes an SHViT but its classes and input channels."""
+
+    stages: tuple[Stage, ...]
+    image_size: int = 224
+    """Side of the square images that the network was designed for, in pixels; other sizes work too."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError("an SHViT needs at least one stage, got none")
+        if self.stages[0].width % 8 or self.stages[0].width < 8:
+            raise InputError(f"the first stage's width must be a multiple of 8, got {self.stages[0].width}")
+        for stage in self.stages:
+            if stage.width < 1 or stage.depth < 0:
+                raise InputError(f"a stage needs a width of at least 1 and a depth of at least 0, got {stage}")
+            if stage.attended is not None and not 0 < stage.attended < stage.width:
+                raise InputError(f"attended channels must lie between 1 and width - 1, got {stage}")
+
+
+VARIANTS: dict[str, Config] = {
+    "shvit_s1": Config((Stage(128, 2), Stage(224, 4, attended=48), Stage(320, 5, attended=68))),
+    "shvit_s2": Config((Stage(128, 2), Stage(308, 4, attended=66), Stage(448, 5, attended=96))),
+    "shvit_s3": Config((Stage(192, 3), Stage(352, 5, attended=75), Stage(448, 5, attended=96))),
+    "shvit_s4": Config((Stage(224, 4), Stage(336, 7, attended=72), Stage(448, 6, attended=96)), image_size=256),
+}

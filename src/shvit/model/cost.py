@@ -1,0 +1,79 @@
+"""What a network costs, counted operation by operation: parameters, multiply-accumulates, activations."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from .shvit import SHViT
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one image; `params` of the whole network."""
+
+    name: str
+    params: int
+    macs: int
+    """Multiply-accumulates of convolutions, linear layers and attention's matrix products."""
+    activations: int
+    """Elements written by those operations."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def cost(model: nn.Module, image_size: tuple[int, int], name: str = "total") -> Cost:
+    """Count one image of (height, width) through the network in evaluation mode, as it is used.
+
+    A distillation head that training needs is averaged into the other one for use, and not counted.
+    """
+    parameter = next(model.parameters())
+    channels = model.in_channels
+    images = torch.zeros(1, channels, *image_size, dtype=parameter.dtype, device=parameter.device)
+    return _count(model, images, name)[0]
+
+
+@torch.no_grad()
+def stage_costs(model: SHViT, image_size: tuple[int, int]) -> list[Cost]:
+    """One row each for stem, stages and head, adding up to `cost`."""
+    parameter = next(model.parameters())
+    x = torch.zeros(1, model.in_channels, *image_size, dtype=parameter.dtype, device=parameter.device)
+    parts = [("stem", model.stem)] + [(f"stage {index}", stage) for index, stage in enumerate(model.stages, 1)]
+    rows = []
+    for name, part in parts:
+        row, x = _count(part, x, name)
+        rows.append(row)
+    rows.append(_count(model.head, x.mean((2, 3)), "head")[0])
+    return rows
+
+
+class _OutputCounter(TorchDispatchMode):
+    """Adds up the elements that multiplying operations write."""
+
+    COUNTED = ("convolution", "mm", "addmm", "bmm", "baddbmm")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204: torch's own signature
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in self.COUNTED:
+            self.elements += result.numel()
+        return result
+
+
+def _count(module: nn.Module, x: torch.Tensor, name: str) -> tuple[Cost, torch.Tensor]:
+    was_training = module.training
+    module.eval()
+    outputs = _OutputCounter()
+    with FlopCounterMode(display=False) as flops, outputs:
+        result = module(x)
+    module.train(was_training)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return Cost(name, params, flops.get_total_flops() // 2, outputs.elements), result

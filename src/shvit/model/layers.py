@@ -1,0 +1,144 @@
+"""The convolutional parts of SHViT. A module with `fold` knows its cheaper equivalent for inference (see fuse.py)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, then BatchNorm; `norm_weight` is where BatchNorm's weight starts."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        norm_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        nn.init.constant_(self.norm.weight, norm_weight)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        return self.norm(self.conv(x))
+
+    def fold(self) -> nn.Conv2d:
+        """BatchNorm scales and shifts each output channel, so it becomes part of the kernel and a bias."""
+        scale, shift = norm_as_scale_and_shift(self.norm)
+        conv = self.conv
+        folded = nn.Conv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # pyright: ignore[reportArgumentType]
+            conv.stride,  # pyright: ignore[reportArgumentType]
+            conv.padding,  # pyright: ignore[reportArgumentType]
+            groups=conv.groups,
+            dtype=conv.weight.dtype,
+        )
+        folded.weight.data = conv.weight * scale[:, None, None, None]
+        folded.bias = nn.Parameter(shift)
+        return folded
+
+
+class NormLinear(nn.Module):
+    """BatchNorm over pooled features, then a linear classifier: one head of the network."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(in_features)
+        self.linear = nn.Linear(in_features, out_features)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Float[Tensor, "b features"]) -> Float[Tensor, "b classes"]:
+        return self.linear(self.norm(x))
+
+    def fold(self) -> nn.Linear:
+        scale, shift = norm_as_scale_and_shift(self.norm)
+        folded = nn.Linear(self.linear.in_features, self.linear.out_features, dtype=self.linear.weight.dtype)
+        folded.weight.data = self.linear.weight * scale
+        folded.bias.data = self.linear.bias + self.linear.weight @ shift
+        return folded
+
+
+class Residual(nn.Module):
+    """x + branch(x)."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return x + self.branch(x)
+
+    def fold(self) -> nn.Module:
+        """Around a depthwise convolution, adding x is adding 1 to the centre of each kernel."""
+        conv = self.branch
+        if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels):
+            return self
+        row, column = (size // 2 for size in conv.kernel_size)
+        conv.weight.data[:, 0, row, column] += 1
+        return conv
+
+
+class FeedForward(nn.Module):
+    """1x1 convolution to twice the width, ReLU, 1x1 back. Starts as zero, so that its residual starts as identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.expand = ConvNorm(width, 2 * width)
+        self.act = nn.ReLU()
+        self.project = ConvNorm(2 * width, width, norm_weight=0.0)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.project(self.act(self.expand(x)))
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from all channels' means; hidden width is rounded to multiples of 8."""
+
+    def __init__(self, width: int, ratio: float = 0.25) -> None:
+        super().__init__()
+        hidden = max(8, int(width * ratio + 4) // 8 * 8)
+        self.reduce = nn.Conv2d(width, hidden, 1)
+        self.act = nn.ReLU()
+        self.expand = nn.Conv2d(hidden, width, 1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))
+        return x * gate.sigmoid()
+
+
+class InvertedResidual(nn.Module):
+    """Halves height and width: 1x1 to 4 times the width, depthwise 3x3 of stride 2, squeeze-excite, 1x1 to the new."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__()
+        hidden = 4 * in_width
+        self.expand = ConvNorm(in_width, hidden)
+        self.depthwise = ConvNorm(hidden, hidden, 3, stride=2, groups=hidden)
+        self.act = nn.ReLU()
+        self.squeeze_excite = SqueezeExcite(hidden)
+        self.project = ConvNorm(hidden, out_width)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        x = self.act(self.expand(x))
+        x = self.act(self.depthwise(x))
+        return self.project(self.squeeze_excite(x))
+
+
+def depthwise_residual(width: int, norm_weight: float) -> Residual:
+    """x + BatchNorm(depthwise 3x3 of x)."""
+    return Residual(ConvNorm(width, width, 3, groups=width, norm_weight=norm_weight))
+
+
+def norm_as_scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """BatchNorm in evaluation mode as `x * scale + shift`, per channel."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias - norm.running_mean * scale

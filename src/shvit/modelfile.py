@@ -1,0 +1,162 @@
+"""The one model file: weights in safetensors, and a header that says everything needed to use them. No pickle."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from .data.transforms import Preprocess
+from .errors import InputError
+from .model.architecture import Architecture, Model
+
+VERSION = 1
+HEADER_KEY = "shvit"
+
+
+class ModelFileError(InputError):
+    """A file that is no usable model file; the message says in one line which file and why."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A network and what is needed to use it.
+
+    Raises:
+        InputError: The number of classes is not the network's.
+    """
+
+    model: Model
+    classes: tuple[str, ...]
+    """Names, in the order of the logits."""
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    task: str = "classify"
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured of these weights, such as {"top1": 0.93}."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights come from: recipe, data fingerprint, versions, commit."""
+
+    def __post_init__(self) -> None:
+        if self.model.architecture is None:
+            raise InputError("the network has no description; build it with shvit.create_model")
+        count = self.model.architecture.num_classes
+        if len(self.classes) != count:
+            raise InputError(f"{len(self.classes)} class names for a network of {count} classes")
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.model.architecture
+
+
+def save(model_file: ModelFile, path: str | Path) -> None:
+    """Write the file, whole or not at all: a file that was there stays until the new one is complete.
+
+    Raises:
+        InputError: The network's weights are not those of its description, as after `fuse`.
+    """
+    path = Path(path)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model_file.model.state_dict().items()}
+    if set(weights) != set(_empty(model_file.architecture).state_dict()):
+        raise InputError("the network was changed since it was built (fused, perhaps); save the original")
+    header = {
+        "version": VERSION,
+        "task": model_file.task,
+        "architecture": model_file.architecture.to_dict(),
+        "classes": list(model_file.classes),
+        "preprocess": model_file.preprocess.to_dict(),
+        "metrics": dict(model_file.metrics),
+        "provenance": dict(model_file.provenance),
+    }
+    header["digest"] = _digest(header, weights)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(to_safetensors(weights, {HEADER_KEY: json.dumps(header)}))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> ModelFile:
+    """Read a model file; the network comes in evaluation mode, on the CPU.
+
+    Raises:
+        ModelFileError: The file is missing, cut short, changed since it was written, of another kind or version, or
+            its parts do not fit one another.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelFileError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+    except (SafetensorError, OSError) as error:
+        raise ModelFileError(f"{path} is cut short or no safetensors file ({error})") from None
+    if HEADER_KEY not in metadata:
+        raise ModelFileError(
+            f"{path} holds weights but no shvit header: not written by shvit; see shvit.pretrained.from_timm and from_official"
+        )
+    try:
+        return _read(json.loads(metadata[HEADER_KEY]), weights)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelFileError(f"{path} is not usable: {reason}") from None
+
+
+def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        version = header.get("version") if isinstance(header, dict) else None
+        raise ValueError(f"its format is version {version}, this shvit reads version {VERSION}")
+    missing = {"task", "architecture", "classes", "preprocess", "metrics", "provenance", "digest"} - set(header)
+    if missing:
+        raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
+    architecture = Architecture.from_dict(header["architecture"])
+    model = _empty(architecture)
+    _check_weights(model, weights)
+    classes = tuple(header["classes"])
+    preprocess = Preprocess.from_dict(header["preprocess"])
+    model_file = ModelFile(model, classes, preprocess, header["task"], header["metrics"], header["provenance"])
+    if _digest({key: value for key, value in header.items() if key != "digest"}, weights) != header["digest"]:
+        raise ValueError("header or weights were changed after it was written (their digest differs)")
+    model.load_state_dict(weights, assign=True)
+    model.eval()
+    return model_file
+
+
+def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected == found:
+        return
+    for name in sorted(set(expected) | set(found)):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"weights do not fit {model.architecture.name} of {model.architecture.num_classes} classes: "
+                f"{name} is {found.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
+            )
+
+
+def _empty(architecture: Architecture) -> Model:
+    """The network without memory for its weights."""
+    with torch.device("meta"):
+        return architecture.build()
+
+
+def _digest(header: dict[str, Any], weights: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(weights):
+        tensor = weights[name]
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

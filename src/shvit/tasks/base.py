@@ -1,0 +1,40 @@
+"""What a task is to the training loop and to the verbs: a loss, an evaluation, and names for outputs."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Protocol
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from ..data.loader import Batch
+
+Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
+"""Any callable from uint8 images to the task's raw outputs: an engine, or a network still in training."""
+
+
+class Evaluation(Protocol):
+    """What was measured on a set of images."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        ...
+
+
+class Task(Protocol):
+    """One thing that can be learnt from labelled images."""
+
+    name: ClassVar[str]
+    headline: ClassVar[str]
+    """The metric by which two models are compared; more is better."""
+
+    def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normalised training images, mixed among themselves perhaps, and the targets to match."""
+        ...
+
+    def loss(self, outputs: Any, targets: Tensor) -> Tensor: ...
+
+    def evaluate(self, predict: Predict, batches: Iterable[Batch]) -> Evaluation: ...
+
+    def decode(self, outputs: Tensor) -> list[Any]:
+        """One result for each image."""
+        ...

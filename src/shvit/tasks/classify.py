@@ -1,0 +1,141 @@
+"""Classification: one label for each image."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.loader import Batch
+from ..errors import Failure
+from .base import Predict
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The most probable classes of one image, best first."""
+
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    """Probabilities, from 0 to 1; over all classes they add up to 1."""
+
+
+@dataclass(frozen=True)
+class ClassifyEvaluation:
+    """Counts that the metrics follow from."""
+
+    classes: tuple[str, ...]
+    confusion: np.ndarray
+    """(true class, predicted class) -> images."""
+    top5_correct: int
+    loss: float
+    """Mean cross-entropy."""
+    bad: dict[int, str]
+    """Place of each image that could not be used, and why."""
+
+    @property
+    def images(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def top1(self) -> float:
+        return float(np.trace(self.confusion)) / self.images
+
+    def per_class(self) -> dict[str, float | None]:
+        """Share of each class's images that were found; None for a class without images."""
+        counts = self.confusion.sum(axis=1)
+        return {
+            name: float(self.confusion[index, index] / counts[index]) if counts[index] else None
+            for index, name in enumerate(self.classes)
+        }
+
+    def metrics(self) -> dict[str, Any]:
+        return {
+            "top1": self.top1,
+            "top5": self.top5_correct / self.images,
+            "loss": self.loss,
+            "images": self.images,
+            "bad_images": len(self.bad),
+        }
+
+
+class Classify:
+    """Cross-entropy against one-hot, smoothed or mixed labels.
+
+    Args:
+        classes: Names, in the order of the logits.
+        label_smoothing: Share of each target that is spread over all classes.
+        mixup: Strength (alpha) of mixing two images; 0 for none.
+        cutmix: Strength (alpha) of pasting a part of one image into another; 0 for none.
+        random_erasing: Probability of filling a rectangle of an image with noise.
+        device: Where training images are.
+    """
+
+    name: ClassVar[str] = "classify"
+    headline: ClassVar[str] = "top1"
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        random_erasing: float = 0.0,
+        device: str = "cpu",
+    ) -> None:
+        self.classes = tuple(classes)
+        self.label_smoothing = label_smoothing
+        self._mix = (
+            Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=len(classes)) if mixup or cutmix else None
+        )
+        self._erase = RandomErasing(random_erasing, mode="pixel", device=device) if random_erasing else None
+
+    def augment(
+        self, images: Float[Tensor, "b 3 h w"], batch: Batch
+    ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b classes"]]:
+        targets = batch.labels.to(images.device)
+        if self._erase is not None:
+            images = self._erase(images)
+        if self._mix is not None:
+            return self._mix(images, targets)
+        one_hot = F.one_hot(targets, len(self.classes)).float()
+        return images, one_hot * (1 - self.label_smoothing) + self.label_smoothing / len(self.classes)
+
+    def loss(self, outputs: Float[Tensor, "b classes"], targets: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:
+        return F.cross_entropy(outputs.float(), targets)
+
+    def evaluate(self, predict: Predict, batches: Iterable[Batch]) -> ClassifyEvaluation:
+        """Every usable image of the batches is counted once.
+
+        Raises:
+            Failure: None of the images could be used.
+        """
+        count = len(self.classes)
+        confusion = torch.zeros(count * count, dtype=torch.int64)
+        top5_correct, loss, bad = 0, 0.0, {}
+        for batch in batches:
+            bad |= batch.bad
+            if not len(batch):
+                continue
+            logits = predict(batch.images).float().cpu()
+            top = logits.topk(min(5, count)).indices
+            confusion += torch.bincount(batch.labels * count + top[:, 0], minlength=count * count)
+            top5_correct += int((top == batch.labels[:, None]).sum())
+            loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+        images = int(confusion.sum())
+        if not images:
+            raise Failure(f"none of the {len(bad)} images could be used")
+        return ClassifyEvaluation(self.classes, confusion.view(count, count).numpy(), top5_correct, loss / images, bad)
+
+    def decode(self, outputs: Float[Tensor, "b classes"], top_k: int = 5) -> list[Labels]:
+        probabilities, indices = outputs.float().softmax(dim=1).topk(min(top_k, len(self.classes)))
+        return [
+            Labels(tuple(self.classes[i] for i in row), tuple(scores))
+            for row, scores in zip(indices.tolist(), probabilities.tolist(), strict=True)
+        ]

@@ -1,0 +1,408 @@
+"""One training loop for every task. What happens at a step follows from the recipe's seed, the epoch and the step."""
+
+import contextlib
+import csv
+import json
+import math
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils.agc import adaptive_clip_grad
+from timm.utils.model_ema import ModelEmaV3
+
+from .. import modelfile
+from ..data.loader import Batch, Loader, probe, seeded
+from ..data.sources import Source
+from ..data.transforms import eval_transform, train_transform
+from ..engines.torch import Normalized, has_bf16
+from ..errors import Failure, InputError
+from ..model.cost import cost
+from ..model.fuse import fuse
+from ..modelfile import ModelFile
+from ..tasks.base import Task
+from .recipe import Recipe
+from .report import Reporter, draw_curves
+from .state import State
+
+PROBED = 512
+"""Images of each split that are decoded before the first step, so that hopeless data is refused at once."""
+
+
+class TrainError(Failure):
+    """Training cannot go on; the message says why, and what is kept."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    out: Path
+    epochs: int
+    """Epochs done, those of earlier sittings included."""
+    best: dict[str, Any]
+    """Metrics of best.safetensors; empty before the first evaluation."""
+    interrupted: bool
+    seconds: float
+    images_per_second: float
+    """Of the training steps of this sitting, waiting for data included."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the folder."""
+        return {**self.best, **{key: value for key, value in vars(self).items() if key not in ("out", "best")}}
+
+
+class Trainer:
+    """Trains the network of `start` on `source`, writing everything into the folder `out`.
+
+    Args:
+        task: What is learnt.
+        start: The network to begin with, its classes and its preprocessing.
+        source: The images.
+        recipe: How, as `fit` gave it.
+        out: The run's folder.
+        device: Where to train.
+        workers: Processes that decode.
+        reporter: Told of what happens.
+        facts: Goes into the provenance of the model files.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        start: ModelFile,
+        source: Source,
+        recipe: Recipe,
+        out: Path,
+        device: str = "cpu",
+        workers: int = 0,
+        reporter: Reporter | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        self.task, self.source, self.recipe, self.out = task, source, recipe, out
+        self.device = torch.device(device)
+        self.reporter = reporter or Reporter()
+        self.start = start
+        self.facts = facts or {}
+        self.bf16 = _picks_bf16(recipe, device)
+        size = start.preprocess.image_size
+        self.compiled = _picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
+        self.model = start.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+        self.normalize = Normalized(self.model, start.preprocess).to(self.device).normalize
+        self.network = torch.compile(self.model, dynamic=False) if self.compiled else self.model
+        self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        self.optimizer = _optimizer(self.model, recipe)
+        self.train_loader = Loader(
+            source.train,
+            train_transform(size, (recipe.crop_min, 1.0), recipe.flip, recipe.color_jitter, _rand_augment(recipe)),
+            recipe.batch_size,
+            workers,
+            shuffle=True,
+            seed=recipe.seed,
+            max_pixels=recipe.max_pixels,
+        )
+        self.val_loader = Loader(
+            source.val,
+            eval_transform(start.preprocess),
+            2 * min(recipe.batch_size, 128),
+            workers,
+            max_pixels=recipe.max_pixels,
+        )
+        self.excluded: set[int] = set()
+        self.bad_images: dict[int, str] = {}
+        self.bad_val: dict[int, str] = {}
+        self.epoch = self.step = 0
+        self.best = -1.0
+        self.best_metrics: dict[str, Any] = {}
+        self.loss_sum = self.seconds = 0.0
+        self.stop_asked = False
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool = False) -> Result:
+        """Train to the end, or until Ctrl-C.
+
+        Raises:
+            TrainError: The loss is no number any more, or too many images cannot be used.
+            StateError: `resume`, and there is nothing to continue from.
+        """
+        if resume:
+            self._restore()
+        else:
+            self._probe()
+        if len(self.train_loader) == 0:
+            raise TrainError(
+                f"{self.train_loader.images} usable training images do not fill one batch of {self.recipe.batch_size}"
+            )
+        schedule = self._schedule()
+        images_done, train_seconds = 0, 0.0
+        with self._stops_on_ctrl_c(), self.reporter.training(self):
+            while self.epoch < self.recipe.epochs:
+                done, seconds, wait = self._train_epoch(schedule)
+                images_done, train_seconds = images_done + done, train_seconds + seconds
+                if self.stop_asked:
+                    break
+                self._end_epoch(done / seconds, wait / seconds)
+        self._save_state()
+        speed = images_done / train_seconds if train_seconds else 0.0
+        return Result(self.out, self.epoch, self.best_metrics, self.epoch < self.recipe.epochs, self.seconds, speed)
+
+    def _train_epoch(self, schedule: CosineLRScheduler) -> tuple[int, float, float]:
+        """The steps of this epoch that are left. Returns images, seconds, and seconds spent waiting for data."""
+        self.model.train()
+        images, wait = 0, 0.0
+        self.train_loader.sampler.start = self.step
+        batches = self.train_loader.epoch(self.epoch)
+        steps = len(self.train_loader)
+        started = last = time.perf_counter()
+        while self.step < steps and not self.stop_asked:
+            asked = time.perf_counter()
+            batch = next(batches)
+            wait += time.perf_counter() - asked
+            self.bad_images |= batch.bad
+            if len(batch):
+                progress = self.epoch + self.step / steps
+                schedule.step_update(round(progress * self.steps_per_epoch))
+                with seeded(self.recipe.seed, self.epoch, len(self.source.train) + self.step):
+                    self._train_step(batch)
+                images += len(batch)
+            self.step += 1
+            now = time.perf_counter()
+            self.seconds, last = self.seconds + now - last, now
+            self.reporter.step(self, images / (now - started))
+        return images, max(time.perf_counter() - started, 1e-9), wait
+
+    def _train_step(self, batch: Batch) -> None:
+        images = _fill(batch, self.recipe.batch_size)
+        inputs, targets = self.task.augment(self.normalize(images.images), images)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            outputs = self.network(inputs)
+        loss = self.task.loss(outputs, targets)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            kept = self.out / "last.safetensors"
+            raise TrainError(
+                f"the loss became {value} in epoch {self.epoch + 1}, step {self.step + 1}; "
+                + (f"the weights of epoch {self.epoch} are kept in {kept}" if self.epoch else "no epoch was complete")
+                + f"; a rate below {self.recipe.rate:g} may help"
+            )
+        loss.backward()
+        if self.recipe.clip:
+            adaptive_clip_grad(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.epoch * self.steps_per_epoch + self.step)
+        self.loss_sum += value
+
+    def _end_epoch(self, speed: float, wait_share: float) -> None:
+        """Evaluate, write, and get ready for the next epoch."""
+        started = time.perf_counter()
+        self._check_bad_share(len(self.bad_images), self.train_loader.images + len(self.excluded), "training")
+        row: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "train_loss": self.loss_sum / max(1, self.step),
+            "rate": self.optimizer.param_groups[0]["lr"],
+        }
+        scores = {}
+        for which, network in self._candidates().items():
+            evaluation = self.task.evaluate(self._predictor(network), self.val_loader)
+            metrics = evaluation.metrics()
+            self.bad_val |= getattr(evaluation, "bad", {})
+            scores[which] = (metrics[self.task.headline], metrics, network)
+            row |= {key if which == "model" else f"ema_{key}": value for key, value in metrics.items()}
+        which = max(scores, key=lambda name: scores[name][0])
+        score, metrics, network = scores[which]
+        self._check_bad_share(len(self.bad_val), len(self.source.val), "validation")
+        self._write_bad_images()
+        self._save_model("last", network, {**metrics, "weights": which, "epoch": self.epoch + 1})
+        if score > self.best:
+            self.best, self.best_metrics = score, {**metrics, "weights": which, "epoch": self.epoch + 1}
+            self._save_model("best", network, self.best_metrics)
+        self.seconds += time.perf_counter() - started
+        row |= {"images_per_second": speed, "data_wait": wait_share, "seconds": self.seconds}
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        draw_curves(self.out, self.task.headline)
+        self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
+        self.excluded |= set(self.bad_images)
+        self.train_loader.sampler.exclude(self.excluded)
+        self._save_state()
+        self.reporter.epoch(self, row)
+
+    def _candidates(self) -> dict[str, torch.nn.Module]:
+        """What to evaluate. The last epoch judges weights and their average; others both only where that is cheap."""
+        if self.ema is None:
+            return {"model": self.model}
+        both = {"ema": self.ema.module, "model": self.model}
+        forward_share = len(self.source.val) / (3 * len(self.source.train))  # a training step costs three forwards
+        last = self.epoch + 1 == self.recipe.epochs
+        return both if last or forward_share < 0.1 else {"ema": self.ema.module}
+
+    def _predictor(self, network: Any) -> Any:
+        folded = fuse(network).to(memory_format=torch.channels_last)  # pyright: ignore
+        normalized = Normalized(folded, self.start.preprocess).to(self.device).eval()
+
+        @torch.inference_mode()
+        def predict(images: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                return normalized(images)
+
+        return predict
+
+    # -- what is written ----------------------------------------------------------------------------------------------
+
+    def _save_model(self, name: str, network: Any, metrics: dict[str, Any]) -> None:
+        provenance = {"recipe": self.recipe.to_dict(), "data_fingerprint": self.source.fingerprint, **self.facts}
+        trained = replace(self.start, model=network, metrics=metrics, provenance=provenance)
+        modelfile.save(trained, self.out / f"{name}.safetensors")
+
+    def _save_state(self) -> None:
+        State(
+            epoch=self.epoch,
+            step=self.step,
+            model=self.model.state_dict(),
+            ema=self.ema.module.state_dict() if self.ema is not None else None,
+            optimizer=self.optimizer.state_dict(),
+            best=self.best,
+            best_metrics=self.best_metrics,
+            bad_images=self.bad_images,
+            bad_val=self.bad_val,
+            excluded=sorted(self.excluded),
+            loss_sum=self.loss_sum,
+            seconds=self.seconds,
+            fingerprint=self.source.fingerprint,
+        ).save(self.out / "state.pt")
+
+    def _restore(self) -> None:
+        state = State.load(self.out / "state.pt")
+        if state.fingerprint != self.source.fingerprint:
+            raise TrainError(
+                f"{self.source.name} is not the data that {self.out} was trained on; a new run needs another --out"
+            )
+        self.model.load_state_dict(state.model)
+        if self.ema is not None and state.ema is not None:
+            self.ema.module.load_state_dict(state.ema)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.epoch, self.step = state.epoch, state.step
+        self.best, self.best_metrics = state.best, state.best_metrics
+        self.bad_images, self.bad_val = state.bad_images, state.bad_val
+        self.loss_sum, self.seconds = state.loss_sum, state.seconds
+        self.excluded = set(state.excluded)
+        self.train_loader.sampler.exclude(self.excluded)
+
+    # -- bad images ---------------------------------------------------------------------------------------------------
+
+    def _probe(self) -> None:
+        """Decode some images of each split before the first step; all of them where there are few."""
+        for which, split in (("training", self.source.train), ("validation", self.source.val)):
+            bad = probe(split, PROBED, self.recipe.seed, self.recipe.max_pixels)
+            (self.bad_images if which == "training" else self.bad_val).update(bad)
+            self._write_bad_images()
+            self._check_bad_share(len(bad), min(PROBED, len(split)), which)
+        self.excluded = set(self.bad_images)
+        self.train_loader.sampler.exclude(self.excluded)
+
+    def _check_bad_share(self, bad: int, seen: int, which: str) -> None:
+        if bad > self.recipe.max_bad_share * seen:
+            raise TrainError(
+                f"{bad} of {seen} {which} images cannot be used, more than --max-bad-share {self.recipe.max_bad_share:g}; "
+                f"{self.out / 'bad_images.csv'} lists them with reasons"
+            )
+
+    def _write_bad_images(self) -> None:
+        if not self.bad_images and not self.bad_val:
+            return
+        with (self.out / "bad_images.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["split", "image", "reason"])
+            for name, split, bad in (
+                ("train", self.source.train, self.bad_images),
+                ("val", self.source.val, self.bad_val),
+            ):
+                writer.writerows([name, split.names[index], bad[index]] for index in sorted(bad))
+
+    # -- helpers of the run -------------------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """As planned, before any image turned out to be bad."""
+        return max(1, len(self.source.train) // self.recipe.batch_size)
+
+    def _schedule(self) -> CosineLRScheduler:
+        cooldown, warmup = (
+            round(e * self.steps_per_epoch) for e in (self.recipe.cooldown_epochs, self.recipe.warmup_epochs)
+        )
+        return CosineLRScheduler(
+            self.optimizer,
+            t_initial=max(1, self.recipe.epochs * self.steps_per_epoch - cooldown),
+            lr_min=min(self.recipe.min_rate, self.recipe.effective_rate),
+            warmup_t=warmup,
+            warmup_lr_init=min(self.recipe.warmup_rate, self.recipe.effective_rate),
+            t_in_epochs=False,
+        )
+
+    @contextlib.contextmanager
+    def _stops_on_ctrl_c(self) -> Iterator[None]:
+        """The first Ctrl-C ends training after the step in progress; the second ends the program."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(signum: int, frame: Any) -> None:
+            self.stop_asked = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        before = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _fill(batch: Batch, batch_size: int) -> Batch:
+    """A batch that bad images made smaller, filled up with its own first images, so that all steps are alike."""
+    if len(batch) == batch_size:
+        return batch
+    picked = torch.arange(batch_size) % len(batch)
+    return Batch(batch.images[picked], batch.labels[picked], [batch.indices[i] for i in picked.tolist()], batch.bad)
+
+
+def _optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer not in list_optimizers():
+        raise InputError(f"optimizer must be one of {', '.join(list_optimizers())}, got {recipe.optimizer!r}")
+    betas = {} if recipe.beta2 == Recipe.beta2 else {"betas": (0.9, recipe.beta2)}
+    return create_optimizer_v2(
+        model, recipe.optimizer, lr=recipe.effective_rate, weight_decay=recipe.weight_decay, **betas
+    )
+
+
+def _rand_augment(recipe: Recipe) -> str | None:
+    return f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
+
+
+def _picks_bf16(recipe: Recipe, device: str) -> bool:
+    return recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(device))
+
+
+COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}
+"""Multiply-accumulates of a run's forward passes from which compiling saves more than the minutes it costs."""
+
+
+def _picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images: int) -> bool:
+    """By counting, never by the clock, so that the same command trains the same network."""
+    if recipe.compile != "auto":
+        return recipe.compile == "on"
+    if sys.platform == "win32" or device.type not in COMPILE_PAYS or not shutil.which("g++"):
+        return False
+    size = start.preprocess.image_size
+    return cost(start.model, (size, size)).macs * images > COMPILE_PAYS[device.type]

@@ -1,0 +1,147 @@
+"""What a person sees of a run: progress while it goes on, curves afterwards. Only this file of `train` formats."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+
+class Reporter:
+    """Prints a bar while a terminal watches, and a line for each epoch everywhere.
+
+    Args:
+        console: Where to; None for silence.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(quiet=True)
+        self._progress: Progress | None = None
+        self._bar: Any = None
+
+    @contextlib.contextmanager
+    def training(self, trainer: "Trainer") -> Iterator[None]:
+        """Announces the run, shows its progress, and says at its end what matters."""
+        self._announce(trainer)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]:.0f} images/s · loss {task.fields[loss]:.3f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+        )
+        with Progress(
+            *columns, console=self.console, disable=not self.console.is_terminal, transient=True
+        ) as self._progress:
+            steps = len(trainer.train_loader)
+            done = trainer.epoch * steps + trainer.step
+            self._bar = self._progress.add_task(
+                "", total=trainer.recipe.epochs * steps, completed=done, speed=0.0, loss=0.0
+            )
+            yield
+
+    def step(self, trainer: "Trainer", images_per_second: float) -> None:
+        if self._progress is not None:
+            self._progress.update(
+                self._bar,
+                completed=trainer.epoch * len(trainer.train_loader) + trainer.step,
+                description=f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}",
+                speed=images_per_second,
+                loss=trainer.loss_sum / max(1, trainer.step),
+            )
+
+    def epoch(self, trainer: "Trainer", row: dict[str, Any]) -> None:
+        scores = [f"{key} {row[key]:.2%}" for key in ("top1", "ema_top1") if key in row]
+        bad = (
+            f" · {len(trainer.bad_images) + len(trainer.bad_val)} bad images"
+            if trainer.bad_images or trainer.bad_val
+            else ""
+        )
+        self.console.print(
+            f"epoch {row['epoch']}/{trainer.recipe.epochs} · loss {row['train_loss']:.3f} · {' · '.join(scores)}"
+            f" · {row['images_per_second']:.0f} images/s · {_duration(row['seconds'])}{bad}"
+        )
+
+    def warn(self, message: str) -> None:
+        self.console.print(f"[yellow]{escape(message)}[/yellow]")
+
+    def _announce(self, trainer: "Trainer") -> None:
+        recipe, source = trainer.recipe, trainer.source
+        precision = "bf16" if trainer.bf16 else "fp32"
+        compiled = "compiled (the first step takes minutes)" if trainer.compiled else "not compiled"
+        self.console.print(
+            f"{len(source.train)} training and {len(source.val)} validation images of {len(source.classes)} classes"
+            + (
+                f"; {len(trainer.bad_images) + len(trainer.bad_val)} bad ones found so far, see bad_images.csv"
+                if trainer.bad_images or trainer.bad_val
+                else ""
+            )
+        )
+        self.console.print(
+            f"{trainer.start.architecture.name} at {trainer.start.preprocess.image_size} pixels on {trainer.device}, {precision}, "
+            f"channels_last, {compiled}; recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
+            f"effective rate {recipe.effective_rate:.2g}, weight decay {recipe.weight_decay:g}"
+        )
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, the last of each epoch; a line that a crash cut short is passed over."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in (out / "metrics.jsonl").read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            rows[row["epoch"]] = row
+    return list(rows.values())
+
+
+def draw_curves(out: Path, headline: str) -> None:
+    """curves.png: loss and headline metric against epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    rows = read_metrics(out)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axis, metric_axis = figure.subplots(1, 2)
+    _curve(loss_axis, rows, "train_loss", "training (augmented)")
+    _curve(loss_axis, rows, "ema_loss" if "ema_loss" in rows[-1] else "loss", "validation")
+    loss_axis.set_ylabel("cross-entropy")
+    _curve(metric_axis, rows, headline, "weights")
+    _curve(metric_axis, rows, f"ema_{headline}", "averaged weights")
+    metric_axis.set_ylabel(f"validation {headline}")
+    metric_axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axis in (loss_axis, metric_axis):
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False)
+    figure.savefig(out / "curves.png", dpi=120)
+
+
+def _curve(axis: Any, rows: list[dict[str, Any]], key: str, label: str) -> None:
+    points = [(row["epoch"], row[key]) for row in rows if key in row]
+    if points:
+        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
