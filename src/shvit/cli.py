@@ -1,4 +1,4 @@
-"""The verbs. Heavy imports happen inside a verb, so that help is instant; numbers come from elsewhere, words from here."""
+"""The verbs. Heavy imports happen inside them, so that help is instant; numbers come from elsewhere, words are here."""
 
 import json
 import sys
@@ -19,6 +19,9 @@ from .train.recipe import RECIPES, Recipe
 if TYPE_CHECKING:
     from .predict import Prediction
     from .train.loop import Result
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of any program that a shell stops."""
 
 app = App(
     name="shvit",
@@ -45,6 +48,7 @@ RecipeSettings = make_dataclass(
         for entry in fields(Recipe)
         if "help" in entry.metadata
     ],
+    namespace={"__module__": __name__},
 )
 """A flag for each field of a recipe; None where the user did not name it."""
 
@@ -61,12 +65,12 @@ def main() -> None:
         errors.print(f"[bold red]failed:[/bold red] {escape(_one_line(error))}", highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 @app.command
 def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
-    """The whole journey on 1,797 real handwritten digits: train, evaluate, predict. Some two minutes, no network needed.
+    """The whole journey on 1,797 handwritten digits: train, evaluate, predict. Some two minutes, no network needed.
 
     Parameters
     ----------
@@ -82,7 +86,7 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
 
 @app.command
 def train(
-    data: Path,
+    data: str,
     *,
     out: Path,
     model: str = "shvit_s1",
@@ -91,7 +95,7 @@ def train(
     resume: bool = False,
     device: Device = "auto",
     workers: Workers = 2,
-    settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,  # pyright: ignore
+    settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,
     json: Json = False,
 ) -> None:
     """Train a network on your labelled images.
@@ -127,12 +131,14 @@ def train(
     )
     _print_result(console, result, data)
     _finish(json, {"out": str(out), "best": str(out / "best.safetensors") if result.best else None, **result.to_dict()})
+    if result.interrupted:
+        sys.exit(INTERRUPTED)
 
 
 @app.command(name="eval")
 def evaluate(
     model: str,
-    data: Path,
+    data: str,
     *,
     engine: Engine = "auto",
     precision: Precision = "auto",
@@ -174,8 +180,8 @@ def evaluate(
     result = report.to_dict()
     files = [str(path) for path in write_report(report, out)] if out else []
     console.print(
-        f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · {result['images']} images of split {report.split} · "
-        f"{runner.name} {runner.precision} · {result['images_per_second']:.0f} images/s"
+        f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · {result['images']} images of split {report.split}"
+        f" · {runner.name} {runner.precision} · {result['images_per_second']:.0f} images/s"
     )
     if result["bad_images"]:
         console.print(f"{result['bad_images']} images could not be used" + ("" if out else "; --out lists them"))
@@ -306,8 +312,8 @@ def info(model: str, *, image_size: int | None = None, json: Json = False) -> No
     console = _console(json)
     size = facts["image_size"]
     console.print(
-        f"{facts['name']} at {size}x{size}: {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs, "
-        f"{facts['activations'] / 1e6:.2f} M activations"
+        f"{facts['name']} at {size}x{size}: {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs"
+        f", {facts['activations'] / 1e6:.2f} M activations"
     )
     if facts["stages"]:
         rows = [[r["name"], f"{r['params']:,}", f"{r['macs']:,}", f"{r['activations']:,}"] for r in facts["stages"]]
@@ -357,7 +363,7 @@ def _table(header: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def _print_result(console: Console, result: "Result", data: Path) -> None:
+def _print_result(console: Console, result: "Result", data: str) -> None:
     out = result.out
     if result.interrupted:
         console.print(f"stopped in epoch {result.epochs + 1}; go on with: shvit train {data} --out {out} --resume")

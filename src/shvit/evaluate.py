@@ -122,7 +122,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
 
 
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
-    """Rows are true classes, columns predictions, shades the share of the row. Classes that never occur are left out."""
+    """Rows are true classes, columns predictions, shades shares of the row. Classes that never occur are left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -100,12 +100,13 @@ def load(path: str | Path) -> ModelFile:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is cut short or no safetensors file ({error})") from None
     if HEADER_KEY not in metadata:
         raise ModelFileError(
-            f"{path} holds weights but no shvit header: not written by shvit; see shvit.pretrained.from_timm and from_official"
+            f"{path} holds weights but no shvit header, so shvit did not write it; "
+            "shvit.pretrained.from_timm and from_official read such weights"
         )
     try:
         return _read(json.loads(metadata[HEADER_KEY]), weights)

@@ -15,6 +15,7 @@ from .data.decode import BadImage
 from .data.transforms import eval_transform
 from .errors import InputError
 from .modelfile import ModelFile
+from .pretrained import load
 from .tasks.classify import Classify
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -44,7 +45,7 @@ class Predictor:
     """Predicts labels of images, given as paths, PIL images or arrays (height, width, 3) in uint8 RGB.
 
     Args:
-        model_file: What to predict with.
+        model_file: What to predict with; a path or a published name is loaded first.
         engine, precision, device: As `shvit.engines.load` takes them.
         batch_size: Images that run at once.
         top_k: Labels for each image.
@@ -56,7 +57,7 @@ class Predictor:
 
     def __init__(
         self,
-        model_file: ModelFile,
+        model_file: ModelFile | str | Path,
         engine: str = "auto",
         precision: str = "auto",
         device: str = "auto",
@@ -67,6 +68,8 @@ class Predictor:
     ) -> None:
         if batch_size < 1 or top_k < 1:
             raise InputError(f"batch_size and top_k must be at least 1, got {batch_size} and {top_k}")
+        if not isinstance(model_file, ModelFile):
+            model_file = load(model_file)
         self.engine = engines.load(model_file, engine, precision, device, threads)
         self.batch_size = batch_size
         self.top_k = top_k

@@ -42,7 +42,7 @@ _PARTS = {
 """Our name of each part of the network, within its stage or block, and timm's."""
 
 _LEAVES = {"conv.": "c.", "norm.": "bn.", "linear.": "l."}
-"""Within a part: our names of convolution, norm and linear layer, and timm's. Lone weights and biases are as they are."""
+"""Within a part: our names of convolution, norm and linear layer, and timm's. Other names are alike."""
 
 _AUTHORS_DOWNSAMPLE = {"0": "0.0", "1": "0.1", "2": "1", "3": "2.0", "4": "2.1"}
 """timm's numbers of the parts of a downsample, and where the authors' blocks2 and blocks3 have them."""

@@ -79,7 +79,8 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Sour
 
     Args:
         data: A folder with `train/<class>/…` and `val/<class>/…` (or `validation`, `valid`, `test`), a folder with
-            `<class>/…`, a CSV of `path,label` with an optional third column `split`, or the word `digits`.
+            `<class>/…`, a CSV of `path,label` with an optional third column `split`, or the word `digits` (for
+            a folder of that name say `./digits`).
         seed: Draws the validation images where the data comes as one pile, the same share of each class.
         val_share: That share, between 0 and 1. Every class with two images or more keeps one on both sides.
 
@@ -88,7 +89,7 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Sour
     """
     if not 0 < val_share < 1:
         raise DataError(f"the share of validation images must lie between 0 and 1, got {val_share}")
-    if str(data) == "digits":
+    if data == "digits":
         return _digits(seed, val_share)
     path = Path(data)
     if path.is_dir():
@@ -119,20 +120,17 @@ def duplicates(one: Split, other: Split) -> list[tuple[str, str]]:
 
 def _folder(path: Path, seed: int, val_share: float) -> Source:
     children = {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
-    train_dir, val_dir = (
-        next((children[n] for n in names if n in children), None) for names in (TRAIN_NAMES, VAL_NAMES)
-    )
+    train_dir = next((children[name] for name in TRAIN_NAMES if name in children), None)
+    val_dir = next((children[name] for name in VAL_NAMES if name in children), None)
     if train_dir is None and val_dir is None:
         pile = _class_folders(path)
         if not pile:
             raise DataError(f"{path} holds no class folders with images: expected {path}/<class>/<image>")
         return _drawn(str(path), pile, seed, val_share)
-    rows = {
-        split: _class_folders(folder) if folder else [] for split, folder in (("train", train_dir), ("val", val_dir))
-    }
-    if not any(rows.values()):
+    train, val = (_class_folders(folder) if folder else [] for folder in (train_dir, val_dir))
+    if not train and not val:
         raise DataError(f"{path} holds no images: expected {train_dir or val_dir}/<class>/<image>")
-    return _given(str(path), rows["train"], rows["val"])
+    return _given(str(path), train, val)
 
 
 def _class_folders(path: Path) -> list[tuple[Path, str]]:

@@ -29,6 +29,8 @@ def load(
     Raises:
         EngineError: No such engine, precision or device, or it cannot run here; the message says what can.
     """
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads must be at least 1, got {threads}")
     device = pick_device(device)
     candidates = ENGINES if engine == "auto" else {engine: ENGINES.get(engine)}
     reasons = []

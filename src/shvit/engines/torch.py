@@ -11,23 +11,21 @@ from ..model.fuse import fuse
 from ..modelfile import ModelFile
 
 
-class Normalized(nn.Module):
-    """A network that takes uint8 images: subtracts the mean and divides by the deviation first."""
+class Normalize(nn.Module):
+    """What makes a network take uint8 images: subtracts the mean and divides by the deviation, in fp32.
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+    Gives channels_last maps on its own device, in `dtype`.
+    """
+
+    def __init__(self, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.network = network
+        self.dtype = dtype
         self.register_buffer("mean", _per_channel(preprocess.mean), persistent=False)
         self.register_buffer("std", _per_channel(preprocess.std), persistent=False)
 
-    def normalize(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """To floats in channels_last, on the network's device."""
+    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         floats = images.to(self.mean.device, torch.float32, memory_format=torch.channels_last)
-        return floats.sub_(self.mean).div_(self.std)
-
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        dtype = next(self.network.parameters()).dtype
-        return self.network(self.normalize(images).to(dtype))
+        return floats.sub_(self.mean).div_(self.std).to(self.dtype)
 
 
 class TorchEngine:
@@ -40,7 +38,7 @@ class TorchEngine:
         self.threads = threads
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         network = fuse(model_file.model).to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore
-        self.network = Normalized(network, model_file.preprocess).to(device).eval()
+        self.network = nn.Sequential(Normalize(model_file.preprocess, dtype), network).to(device)
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:

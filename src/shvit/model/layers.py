@@ -139,6 +139,7 @@ def depthwise_residual(width: int, norm_weight: float) -> Residual:
 
 def norm_as_scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
     """BatchNorm in evaluation mode as `x * scale + shift`, per channel."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale

@@ -5,6 +5,7 @@ Source: S. Yun, Y. Ro, "SHViT: Single-Head Vision Transformer with Memory Effici
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -137,6 +138,6 @@ def _stem(in_channels: int, width: int) -> nn.Sequential:
     """Four 3x3 convolutions of stride 2, ReLU between them: 16 times fewer rows and columns."""
     widths = [in_channels, width // 8, width // 4, width // 2, width]
     modules: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         modules += [ConvNorm(before, after, 3, stride=2), nn.ReLU()]
     return nn.Sequential(*modules[:-1])

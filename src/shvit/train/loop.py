@@ -24,7 +24,7 @@ from .. import modelfile
 from ..data.loader import Batch, Loader, probe, seeded
 from ..data.sources import Source
 from ..data.transforms import eval_transform, train_transform
-from ..engines.torch import Normalized, has_bf16
+from ..engines.torch import Normalize, has_bf16
 from ..errors import Failure, InputError
 from ..model.cost import cost
 from ..model.fuse import fuse
@@ -97,7 +97,7 @@ class Trainer:
         size = start.preprocess.image_size
         self.compiled = _picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
         self.model = start.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
-        self.normalize = Normalized(self.model, start.preprocess).to(self.device).normalize
+        self.normalize = Normalize(start.preprocess).to(self.device)
         self.network = torch.compile(self.model, dynamic=False) if self.compiled else self.model
         self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self.optimizer = _optimizer(self.model, recipe)
@@ -250,12 +250,11 @@ class Trainer:
 
     def _predictor(self, network: Any) -> Any:
         folded = fuse(network).to(memory_format=torch.channels_last)  # pyright: ignore
-        normalized = Normalized(folded, self.start.preprocess).to(self.device).eval()
 
         @torch.inference_mode()
         def predict(images: torch.Tensor) -> torch.Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                return normalized(images)
+                return folded(self.normalize(images))
 
         return predict
 
@@ -315,7 +314,8 @@ class Trainer:
     def _check_bad_share(self, bad: int, seen: int, which: str) -> None:
         if bad > self.recipe.max_bad_share * seen:
             raise TrainError(
-                f"{bad} of {seen} {which} images cannot be used, more than --max-bad-share {self.recipe.max_bad_share:g}; "
+                f"{bad} of {seen} {which} images cannot be used, "
+                f"more than --max-bad-share {self.recipe.max_bad_share:g}; "
                 f"{self.out / 'bad_images.csv'} lists them with reasons"
             )
 

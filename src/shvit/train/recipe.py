@@ -129,7 +129,7 @@ def scratch(model: str = "shvit_s1") -> Recipe:
 
 
 def finetune(model: str = "shvit_s1") -> Recipe:
-    """From trained weights to new classes: fewer epochs, a tenth of the rate, no long averaging. Not yet run at scale."""
+    """From trained weights to new classes: fewer epochs, a tenth of the rate. Not yet run at scale."""
     return replace(
         scratch(model),
         name="finetune",
@@ -164,7 +164,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Rec
             batch //= 2
     steps = max(1, images // batch) * recipe.epochs
     changes: dict[str, Any] = {"batch_size": batch}
-    if batch < recipe.batch_size:
+    if batch < Recipe.batch_size:
         # Adam's rate goes with the root of the batch; 3e-3 at 64 lies within the best of those tried (LOG.md)
         share = recipe.rate / Recipe.rate
         changes |= {

@@ -65,7 +65,8 @@ class Reporter:
             )
 
     def epoch(self, trainer: "Trainer", row: dict[str, Any]) -> None:
-        scores = [f"{key} {row[key]:.2%}" for key in ("top1", "ema_top1") if key in row]
+        headline = trainer.task.headline
+        scores = [f"{key} {row[key]:.2%}" for key in (headline, f"ema_{headline}") if key in row]
         bad = (
             f" · {len(trainer.bad_images) + len(trainer.bad_val)} bad images"
             if trainer.bad_images or trainer.bad_val
@@ -92,9 +93,9 @@ class Reporter:
             )
         )
         self.console.print(
-            f"{trainer.start.architecture.name} at {trainer.start.preprocess.image_size} pixels on {trainer.device}, {precision}, "
-            f"channels_last, {compiled}; recipe {recipe.name}: {recipe.epochs} epochs, batch {recipe.batch_size}, "
-            f"effective rate {recipe.effective_rate:.2g}, weight decay {recipe.weight_decay:g}"
+            f"{trainer.start.architecture.name} at {trainer.start.preprocess.image_size} pixels on {trainer.device}, "
+            f"{precision}, channels_last, {compiled}; recipe {recipe.name}: {recipe.epochs} epochs, "
+            f"batch {recipe.batch_size}, effective rate {recipe.effective_rate:.2g}, weight decay {recipe.weight_decay:g}"
         )
 
 

@@ -1,0 +1,21 @@
+# What CI calls, by name. `make check` is all of it.
+.PHONY: check test lint types layers format
+
+check: test lint types layers
+
+test:
+	pytest
+
+lint:
+	ruff check .
+	ruff format --check .
+
+types:
+	pyright
+
+layers:
+	lint-imports
+
+format:
+	ruff format .
+	ruff check --fix .

@@ -1,0 +1,77 @@
+"""Small networks, small pictures, and the real photographs where they lie beside the checkout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shvit.data.transforms import Preprocess
+from shvit.model.architecture import Architecture
+from shvit.model.config import Config, Stage
+from shvit.modelfile import ModelFile
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+TINY = Config((Stage(16, 1), Stage(24, 1, attended=8), Stage(32, 1, attended=8)), image_size=32)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    if not (SHARED / "photos").is_dir():
+        pytest.skip("the real photographs are not beside this checkout")
+    return SHARED / "photos"
+
+
+@pytest.fixture(scope="session")
+def imagenette(photos) -> Path:
+    return SHARED / "imagenette160"
+
+
+def randomize_norms(model: torch.nn.Module) -> torch.nn.Module:
+    """Fresh BatchNorm statistics hide every folding error."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.2)
+    return model
+
+
+def tiny_architecture(num_classes: int = 2, **options) -> Architecture:
+    return Architecture("tiny", num_classes, config=TINY, **options)
+
+
+@pytest.fixture
+def tiny() -> ModelFile:
+    """A trained-looking network of two classes, dark and light."""
+    model = randomize_norms(tiny_architecture().build()).eval()
+    return ModelFile(model, ("dark", "light"), Preprocess(32))
+
+
+def picture(shade: int, seed: int = 0, size: tuple[int, int] = (40, 36)) -> Image.Image:
+    """Noise around a shade of grey, (height, width)."""
+    noise = np.random.default_rng((shade, seed)).integers(-25, 25, (*size, 3))
+    return Image.fromarray((shade + noise).clip(0, 255).astype(np.uint8))
+
+
+def write_pictures(folder: Path, shade: int, count: int, first: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(first, first + count):
+        picture(shade, index).save(folder / f"{index:03}.png")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two classes that any network can tell apart, with train and val."""
+    root = tmp_path / "images"
+    for name, shade in (("dark", 60), ("light", 190)):
+        write_pictures(root / "train" / name, shade, 20)
+        write_pictures(root / "val" / name, shade, 6, first=100)
+    return root

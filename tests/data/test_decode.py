@@ -1,0 +1,178 @@
+"""Every kind of image file that real folders hold, and every way in which one can be bad."""
+
+import contextlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import picture
+from shvit.data.decode import BadImage, decode
+
+RED, GREEN = (250, 10, 10), (10, 250, 10)
+
+
+def halves(mode="RGB", left=RED, right=GREEN) -> Image.Image:
+    """32 wide, 16 high, two colours: which way is up and which colour is which can be seen."""
+    image = Image.new("RGB", (32, 16), right)
+    image.paste(left, (0, 0, 16, 16))
+    return image.convert(mode)
+
+
+def data_of(image, kind, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def assert_colour(image, position, colour, tolerance=12):
+    assert image.mode == "RGB"
+    assert np.abs(np.array(image.getpixel(position)) - colour).max() <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
+def test_formats(kind, tmp_path):
+    path = tmp_path / f"a.{kind.lower()}"
+    path.write_bytes(data_of(halves(), kind, **({"quality": 95} if kind in ("JPEG", "WEBP") else {})))
+    image = decode(path)
+    assert image.size == (32, 16)
+    assert_colour(image, (4, 8), RED)
+    assert_colour(image, (28, 8), GREEN)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "red"),
+    [(1, (32, 16), (4, 8)), (2, (32, 16), (28, 8)), (3, (32, 16), (28, 8)), (4, (32, 16), (4, 8)),
+     (5, (16, 32), (8, 4)), (6, (16, 32), (8, 4)), (7, (16, 32), (8, 28)), (8, (16, 32), (8, 28))],
+)  # fmt: skip
+def test_exif_orientation(orientation, size, red):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = decode(data_of(halves(), "JPEG", exif=exif, quality=95))
+    assert image.size == size
+    assert_colour(image, red, RED)
+
+
+def test_greyscale():
+    assert_colour(decode(data_of(Image.new("L", (8, 8), 77), "PNG")), (4, 4), (77, 77, 77), 0)
+    assert_colour(decode(data_of(Image.new("1", (8, 8), 1), "PNG")), (4, 4), (255, 255, 255), 0)
+
+
+def test_cmyk_jpeg():
+    assert_colour(decode(data_of(halves("CMYK"), "JPEG", quality=95)), (4, 8), RED, 20)
+
+
+def test_sixteen_bit_png_keeps_the_upper_eight():
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16)[None].repeat(4, 0)
+    pixels = np.asarray(decode(data_of(Image.fromarray(ramp), "PNG")))
+    assert pixels.shape == (4, 64, 3)
+    np.testing.assert_array_equal(pixels[..., 0], ramp >> 8)
+
+
+def test_sixteen_bit_rgb_png():
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = b"\0" + struct.pack(">3H", 0xFFFF, 0x8000, 0x0000) * 2
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    png += chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert decode(png).getpixel((0, 0)) == (255, 128, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_shows_white(mode):
+    image = Image.new("RGBA", (8, 8), (200, 200, 200, 0)).convert(mode)
+    assert_colour(decode(data_of(image, "PNG")), (4, 4), (255, 255, 255), 0)
+
+
+def test_palette_with_transparency():
+    image = halves("P")
+    transparent = image.getpixel((4, 8))
+    decoded = decode(data_of(image, "PNG", transparency=transparent))
+    assert_colour(decoded, (4, 8), (255, 255, 255), 0)
+    assert_colour(decoded, (28, 8), GREEN, 30)
+    per_entry = decode(data_of(image, "PNG", transparency=bytes(255 if i != transparent else 0 for i in range(256))))
+    assert_colour(per_entry, (4, 8), (255, 255, 255), 0)
+
+
+def test_animated_gif_gives_the_first_frame():
+    data = data_of(halves(), "GIF", save_all=True, append_images=[Image.new("RGB", (32, 16), (0, 0, 255))] * 2)
+    assert_colour(decode(data), (4, 8), RED)
+
+
+def test_unicode_names(tmp_path):
+    path = tmp_path / "Käfer 甲虫 🐞.jpg"
+    halves().save(path)
+    assert decode(path).size == (32, 16)
+    assert decode(str(path)).size == (32, 16)
+
+
+def test_arrays_and_opened_images():
+    array = np.asarray(picture(99))
+    np.testing.assert_array_equal(np.asarray(decode(array)), array)
+    assert decode(array[..., 0]).mode == "RGB"
+    assert decode(Image.new("L", (5, 5), 3)).getpixel((0, 0)) == (3, 3, 3)
+
+
+def bad(source, **options):
+    with pytest.raises(BadImage) as caught:
+        decode(source, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated(kind, share):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    data = data_of(noise, kind)
+    assert bad(data[: int(len(data) * share)])
+
+
+def test_flipped_bytes_never_crash():
+    rng = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"):
+        whole = data_of(picture(120), kind)
+        for _ in range(60):
+            data = bytearray(whole)
+            for place in rng.integers(0, len(data), 8):
+                data[place] = rng.integers(256)
+            with contextlib.suppress(BadImage):
+                decode(bytes(data), max_pixels=1_000_000)
+
+
+def test_empty(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    assert bad(tmp_path / "a.jpg") == "file is empty"
+
+
+def test_missing_and_folders(tmp_path):
+    assert bad(tmp_path / "a.jpg") == "no such file"
+    assert bad(tmp_path) == "no such file"
+
+
+@pytest.mark.parametrize("data", [b"hello", b"\0" * 1000, b"<html></html>", b"%PDF-1.4"])
+def test_not_an_image(data):
+    assert bad(data) == "not an image in a known format"
+
+
+def test_more_pixels_than_the_limit():
+    assert bad(data_of(halves(), "PNG"), max_pixels=500) == "32x16 is more than the limit of 500 pixels"
+    assert decode(data_of(halves(), "PNG"), max_pixels=512)
+
+
+@pytest.mark.parametrize("side", [12_000, 40_000])
+def test_decompression_bombs_are_refused_before_they_are_decoded(side):
+    data = data_of(Image.new("1", (16, 16)), "PNG")
+    header = struct.pack(">II", side, side) + data[24:29]
+    data = data[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + data[33:]
+    assert "limit" in bad(data)
+
+
+def test_pixels_without_eight_bit_meaning():
+    assert "floating-point" in bad(data_of(Image.new("F", (4, 4), 0.5), "TIFF"))
+    assert "uint8" in bad(np.zeros((4, 4, 3), np.float32))
+    assert "uint8" in bad(np.zeros((4, 4, 4), np.uint8))

@@ -1,0 +1,268 @@
+"""The command line as its users type it: in-process for speed, with real files and real networks."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+import shvit
+from conftest import picture, tiny_architecture, write_pictures
+from shvit import cli
+from shvit.data.transforms import Preprocess
+from shvit.modelfile import ModelFile
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs `shvit ARGUMENTS`; gives exit code, stdout and stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["shvit", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "400")
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def model(tiny, tmp_path):
+    shvit.save(tiny, tmp_path / "tiny.safetensors")
+    return tmp_path / "tiny.safetensors"
+
+
+def refused(outcome):
+    code, out, err = outcome
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_the_journey_of_a_folder(run, folder, model, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--epochs", 6, "--batch-size", 8, "--workers", 0, "--compile", "off"]
+    code, text, _ = run("train", folder, "--model", model, "--out", out, *flags)
+    assert code == 0
+    assert "epoch 6/6" in text
+    assert f"shvit predict {out / 'best.safetensors'}" in text
+
+    code, text, err = run(
+        "eval", out / "best.safetensors", folder, "--out", tmp_path / "eval", "--json", "--workers", 0
+    )
+    assert code == 0
+    result = json.loads(text)
+    assert result["top1"] == 1.0
+    assert {"top1", "top5", "images", "per_class", "engine", "precision"} <= set(result)
+    assert result["images"] == 12
+    assert (tmp_path / "eval" / "confusion.png").exists()
+    assert "top-1 100.00%" in err
+
+    (folder / "val" / "dark" / "broken.png").write_bytes(b"oops")
+    code, text, _ = run("predict", out / "best.safetensors", folder / "val", "--json", "--top-k", 1)
+    assert code == 0
+    result = json.loads(text)
+    assert (result["images"], result["bad_images"]) == (13, 1)
+    for row in result["predictions"]:
+        assert row["error"] or row["labels"] == [row["path"].split("/")[-2]]
+
+    code, text, _ = run("info", out / "best.safetensors", "--json")
+    assert code == 0
+    facts = json.loads(text)
+    assert facts["file"]["classes"] == ["dark", "light"]
+    assert facts["file"]["metrics"]["top1"] == 1.0
+    assert facts["file"]["provenance"]["recipe"]["epochs"] == 6
+
+
+def test_train_json_is_one_document(run, folder, model, tmp_path):
+    code, text, err = run(
+        "train",
+        folder,
+        "--model",
+        model,
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--batch-size",
+        8,
+        "--workers",
+        0,
+        "--json",
+    )
+    assert code == 0
+    document = json.loads(text)
+    assert document["best"] == str(tmp_path / "run" / "best.safetensors")
+    assert {"top1", "top5", "epochs", "interrupted", "seconds", "images_per_second"} <= set(document)
+    assert "epoch 1/1" in err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_predictions_as_files(run, folder, model, tmp_path, suffix):
+    (folder / "val" / "dark" / "broken,\u00e4.png").write_bytes(b"oops")
+    out = tmp_path / "new" / f"labels.{suffix}"
+    code, text, _ = run("predict", model, folder / "val", tmp_path / "missing.jpg", "--out", out, "--top-k", 2)
+    assert code == 0
+    assert "12 images labelled, 2 could not be read" in text
+    if suffix == "csv":
+        with out.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == ["path", "label", "score", "error", "label_2", "score_2"]
+        errors = [row["error"] for row in rows]
+        scores = [float(row["score"]) + float(row["score_2"]) for row in rows if not row["error"]]
+    else:
+        if suffix == "jsonl":
+            rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        else:
+            parquet = pytest.importorskip("pyarrow.parquet")
+            rows = parquet.read_table(out).to_pylist()
+        assert set(rows[0]) == {"path", "labels", "scores", "error"}
+        errors = [row["error"] or "" for row in rows]
+        scores = [sum(row["scores"]) for row in rows if not row["error"]]
+    assert len(rows) == 14
+    assert sorted(filter(None, errors)) == ["no such file", "not an image in a known format"]
+    assert scores == pytest.approx([1.0] * 12, abs=1e-4)
+
+
+def test_all_images_bad_is_a_failure(run, model, tmp_path):
+    code, _, err = run("predict", model, tmp_path / "a.jpg", tmp_path / "b.jpg")
+    assert code == 1
+    assert "none of the 2 images could be read" in err
+
+
+def test_info_gives_the_papers_numbers(run):
+    code, text, _ = run("info", "shvit_s1", "--json")
+    facts = json.loads(text)
+    assert code == 0
+    assert (facts["params"], facts["image_size"]) == (6_330_808, 224)
+    assert facts["macs"] == pytest.approx(241e6, rel=0.002)
+    assert [row["name"] for row in facts["stages"]] == ["stem", "stage 1", "stage 2", "stage 3", "head"]
+    assert sum(row["macs"] for row in facts["stages"]) == facts["macs"]
+    assert json.loads(run("info", "shvit_s1", "--image-size", 112, "--json")[1])["macs"] < facts["macs"] / 3
+    assert "stage 2" in run("info", "shvit_s4")[1]
+    assert json.loads(run("info", "timm/mobilenetv3_small_050", "--json")[1])["stages"] == []
+
+
+def test_models(run):
+    code, text, _ = run("models", "--json")
+    assert code == 0
+    assert [row["name"] for row in json.loads(text)] == shvit.list_models()
+    assert "shvit_s4.in1k" in run("models")[1]
+
+
+def test_a_csv_and_one_pile(run, model, folder, tmp_path):
+    rows = "".join(f"{path},{path.parent.name}\n" for path in sorted((folder / "train").rglob("*.png")))
+    (tmp_path / "labels.csv").write_text("path,label\n" + rows)
+    for data in (tmp_path / "labels.csv", folder / "train"):
+        out = tmp_path / f"run-{data.stem}"
+        code, _, err = run(
+            "train", data, "--model", model, "--out", out, "--epochs", 1, "--batch-size", 8, "--workers", 0
+        )
+        assert code == 0, err
+        result = json.loads(run("eval", out / "best.safetensors", data, "--json", "--workers", 0)[1])
+        assert (result["split"], result["images"]) == ("val", 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["train", "{folder}", "--out", "{tmp}/x", "--model", "shvit_s9"], "unknown model 'shvit_s9'"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--recipe", "best"], "allowed are scratch, finetune"),
+        (
+            ["train", "{folder}", "--out", "{tmp}/x", "--epochs", "0"],
+            "epochs must be a whole number of at least 1, got 0",
+        ),
+        (["train", "{folder}", "--out", "{tmp}/x", "--epochs", "many"], "many"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--precision", "fp8"], "fp8"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--epoch", "3"], "--epoch"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--image-size", "16"], "image_size"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--device", "tpu"], "no device 'tpu'"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--workers", "-1"], "workers"),
+        (["train", "{folder}"], "--out"),
+        (["train", "{tmp}/none", "--out", "{tmp}/x"], "no such file or folder"),
+        (["train", "{folder}/train/dark", "--out", "{tmp}/x"], "no class folders"),
+        (["train", "{folder}", "--out", "{folder}"], "not empty"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--resume"], "no run to resume"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--model", "{tmp}/none.safetensors"], "no such file"),
+        (["eval", "{tmp}/none.safetensors", "{folder}"], "no such file"),
+        (["eval", "shvit_s1", "{folder}"], "network without weights"),
+        (["eval", "{model}", "{tmp}/none"], "no such file or folder"),
+        (["eval", "{model}", "{folder}", "--engine", "abacus"], "allowed are auto, torch"),
+        (["eval", "{model}", "{folder}", "--split", "half"], "half"),
+        (["eval", "{model}", "digits"], "does not know 10 of the 10 classes"),
+        (["eval", "{folder}/val/dark/100.png", "{folder}"], "no safetensors file"),
+        (["predict", "{model}", "{tmp}/empty"], "no images in"),
+        (["predict", "{model}", "{folder}", "--out", "{tmp}/labels.xlsx"], ".csv, .jsonl, .parquet"),
+        (["predict", "{model}", "{folder}", "--top-k", "0"], "at least 1"),
+        (["info", "nothing"], "none of the names"),
+        (["info", "shvit_s1", "--image-size", "8"], "at least 32"),
+        (["fly"], "fly"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_input_is_one_line(run, folder, model, tmp_path, arguments, reason):
+    (tmp_path / "empty").mkdir()
+    filled = [argument.format(folder=folder, tmp=tmp_path, model=model) for argument in arguments]
+    assert reason in refused(run(*filled))
+    assert not (tmp_path / "x").exists()
+
+
+def test_too_many_bad_images_is_a_failure(run, folder, model, tmp_path):
+    for path in (folder / "val" / "dark").iterdir():
+        path.write_bytes(b"")
+    code, _, err = run("train", folder, "--model", model, "--out", tmp_path / "x", "--epochs", 1, "--batch-size", 8)
+    assert code == 1
+    assert "6 of 12 validation images cannot be used" in err
+
+
+def test_parquet_without_pyarrow_names_the_extra(run, model, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "shvit[parquet]" in refused(run("predict", model, folder / "val", "--out", tmp_path / "a.parquet"))
+
+
+def test_labels_with_markup_are_printed_as_they_are(run, tmp_path):
+    model_file = ModelFile(tiny_architecture().build().eval(), ("[red]", "[/x]"), Preprocess(32))
+    shvit.save(model_file, tmp_path / "m.safetensors")
+    write_pictures(tmp_path / "[bold]", 100, 1)
+    code, text, _ = run("predict", tmp_path / "m.safetensors", tmp_path / "[bold]" / "000.png")
+    assert code == 0
+    assert "[red]" in text
+    assert "[/x]" in text
+    assert "[bold]/000.png" in text
+
+
+def test_real_photographs(run, photos, model):
+    code, text, _ = run("predict", model, photos, "--json")
+    assert code == 0
+    assert json.loads(text)["bad_images"] == 0
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "shvit", "demo", "--json"], capture_output=True, text=True, cwd=tmp_path, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["top1"] >= 0.97
+    assert summary["images"] >= 350
+    assert (tmp_path / "runs" / "demo" / "best.safetensors").exists()
+    assert "shvit train my_images" in done.stderr
+    assert sum(p["true"] == p["label"] for p in summary["predictions"]) >= 5
+
+
+def test_a_picture_that_is_not_one_is_told_apart_from_one_that_is(run, model, tmp_path):
+    picture(10).save(tmp_path / "fine.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "fine.png").read_bytes()[:300])
+    code, text, _ = run("predict", model, tmp_path / "*.png")
+    assert code == 0
+    assert "fine.png  dark" in text or "fine.png  light" in text
+    assert "torn.png  cannot be decoded" in text

@@ -1,0 +1,164 @@
+"""Files in, labels out; a bad image costs only itself."""
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from PIL import Image
+
+import shvit
+from conftest import picture, randomize_norms
+from shvit import engines
+from shvit.data.transforms import Preprocess
+from shvit.modelfile import ModelFile
+from shvit.predict import Predictor, find_images
+
+
+def test_scores_are_those_of_timms_transform_and_the_plain_network(tiny, tmp_path):
+    image = picture(100, size=(70, 50))
+    image.save(tmp_path / "a.png")
+    transform = timm.data.create_transform(32, crop_pct=0.875, interpolation="bicubic")
+    expected = tiny.model(transform(image)[None]).softmax(1)[0]
+    [prediction] = Predictor(tiny, precision="fp32")([tmp_path / "a.png"])
+    assert prediction.labels[0] == tiny.classes[int(expected.argmax())]
+    assert dict(zip(prediction.labels, prediction.scores, strict=True)) == pytest.approx(
+        dict(zip(tiny.classes, expected.tolist(), strict=True)), abs=1e-4
+    )
+
+
+def test_paths_images_and_arrays_are_alike_and_in_order(tiny, tmp_path):
+    pictures = [picture(shade) for shade in (20, 80, 140, 200, 240)]
+    for index, image in enumerate(pictures):
+        image.save(tmp_path / f"{index}.png")
+    predictor = Predictor(tiny, batch_size=2)
+    by_path = predictor([tmp_path / f"{index}.png" for index in range(5)])
+    assert [p.scores for p in by_path] == [p.scores for p in predictor(pictures)]
+    assert [p.scores for p in by_path] == [p.scores for p in predictor([np.asarray(image) for image in pictures])]
+    assert predictor(pictures[3])[0].scores == pytest.approx(by_path[3].scores, abs=1e-5)
+
+
+def test_bad_images_become_results(tiny, tmp_path):
+    picture(50).save(tmp_path / "good.png")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("hello")
+    paths = [tmp_path / name for name in ("empty.jpg", "good.png", "text.jpg", "missing.jpg", "good.png")]
+    results = Predictor(tiny, batch_size=2)(paths)
+    assert [r.error for r in results] == ["file is empty", None, "not an image in a known format", "no such file", None]
+    assert [r.path for r in results] == [str(path) for path in paths]
+    assert results[0].labels == ()
+    assert results[1].labels == results[4].labels
+
+
+def test_transparent_greyscale_and_rotated_images_work(tiny):
+    results = Predictor(tiny)([picture(90).convert(mode) for mode in ("RGBA", "L", "P", "CMYK")])
+    assert [r.error for r in results] == [None] * 4
+
+
+def test_stream_takes_only_a_batch_at_a_time(tiny):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(None)
+            yield picture(100)
+
+    stream = Predictor(tiny, batch_size=4).stream(endless())
+    for _ in range(5):
+        next(stream)
+    assert len(taken) == 8
+
+
+def test_top_k(tmp_path):
+    model_file = ModelFile(shvit.create_model("shvit_s1", num_classes=7).eval(), tuple("abcdefg"), Preprocess(32))
+    assert len(Predictor(model_file, top_k=3)(picture(1))[0].labels) == 3
+    [all_labels] = Predictor(model_file, top_k=50)(picture(1))
+    assert set(all_labels.labels) == set("abcdefg")
+    assert sum(all_labels.scores) == pytest.approx(1, abs=1e-5)
+    assert list(all_labels.scores) == sorted(all_labels.scores, reverse=True)
+
+
+def test_find_images(tmp_path, monkeypatch):
+    for name in ("b/2.png", "b/deep/1.JPG", "a.jpg", "b/notes.txt", "ünï 1.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(*patterns):
+        return [str(path.relative_to(tmp_path)) for path in find_images(str(tmp_path / p) for p in patterns)]
+
+    assert names("b") == ["b/2.png", "b/deep/1.JPG"]
+    assert names("a.jpg", "b", "a.jpg") == ["a.jpg", "b/2.png", "b/deep/1.JPG"]
+    assert names("*.*") == ["a.jpg", "ünï 1.webp"]
+    assert names("**/*.png") == ["b/2.png"]
+    assert names("b/notes.txt") == ["b/notes.txt"]  # named, so tried
+    assert names("nothing.jpg", "none*.jpg") == ["nothing.jpg", "none*.jpg"]  # each becomes a row with its reason
+    monkeypatch.chdir(tmp_path)
+    assert [str(path) for path in find_images(["*.jpg"])] == ["a.jpg"]
+
+
+def test_names_with_glob_marks_are_found(tmp_path):
+    (tmp_path / "photo[1].jpg").touch()
+    assert find_images([str(tmp_path / "photo[1].jpg")]) == [tmp_path / "photo[1].jpg"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"engine": "tensorrt"}, "unknown engine 'tensorrt': allowed are auto, torch"),
+        ({"precision": "int3"}, "has no precision 'int3': allowed are auto"),
+        ({"device": "tpu"}, "no device 'tpu' here: allowed are auto"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"top_k": 0}, "at least 1"),
+        ({"threads": 0}, "at least 1"),
+    ],
+)
+def test_impossible_options(tiny, options, reason):
+    with pytest.raises(shvit.InputError, match=reason):
+        Predictor(tiny, **options)
+
+
+@pytest.mark.parametrize("name", engines.ENGINES)
+class TestEveryEngine:
+    """The contract of engines.base.Engine."""
+
+    def test_outputs_are_those_of_pytorch(self, name):
+        model_file = ModelFile(
+            randomize_norms(shvit.create_model("shvit_s1", num_classes=5)).eval(), tuple("abcde"), Preprocess(64)
+        )
+        images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model_file.preprocess.mean, model_file.preprocess.std))
+        expected = model_file.model((images / 255 - mean) / std)
+        for precision, bound in (("fp32", 1e-4), ("bf16", 0.1)):
+            if precision in engines.ENGINES[name].precisions("cpu"):
+                engine = engines.load(model_file, name, precision, "cpu")
+                assert (engine.name, engine.precision) == (name, precision)
+                outputs = engine(images)
+                assert outputs.dtype == torch.float32
+                assert (outputs - expected).abs().max() < bound * expected.abs().max()
+
+    def test_any_batch_size(self, name, tiny):
+        engine = engines.load(tiny, name, "fp32", "cpu")
+        images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
+        whole = engine(images)
+        for size in (1, 3):
+            torch.testing.assert_close(engine(images[:size]), whole[:size], rtol=1e-4, atol=1e-5)
+
+    def test_the_model_is_untouched_and_threads_are_kept(self, name, tiny):
+        before = {key: value.clone() for key, value in tiny.model.state_dict().items()}
+        threads = torch.get_num_threads()
+        engines.load(tiny, name, "fp32", "cpu", threads=1)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        assert torch.get_num_threads() == threads
+        assert all(torch.equal(value, before[key]) for key, value in tiny.model.state_dict().items())
+
+
+def test_bf16_stays_close(tiny):
+    """Slow where the processor has no bf16 of its own, but the same outputs: so it is tested everywhere."""
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    exact = engines.torch.TorchEngine(tiny, "fp32", "cpu")(images)
+    rounded = engines.torch.TorchEngine(tiny, "bf16", "cpu")(images)
+    assert (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_opened_images_are_not_changed(tiny):
+    image = Image.new("RGBA", (40, 40), (10, 20, 30, 0))
+    Predictor(tiny)(image)
+    assert image.mode == "RGBA"

@@ -1,0 +1,328 @@
+"""The training loop: it learns, it is exact, it survives, and it leaves behind what it promises."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import shvit
+from conftest import SHARED, tiny_architecture, write_pictures
+from shvit import engines
+from shvit.data.sources import open_source
+from shvit.data.transforms import Preprocess
+from shvit.evaluate import evaluate
+from shvit.modelfile import ModelFile
+from shvit.tasks.classify import Classify
+from shvit.train import loop
+from shvit.train.report import read_metrics
+
+SETTINGS = {"epochs": 3, "batch_size": 8, "flip": 0.5, "compile": "off", "precision": "fp32"}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A small network to begin with, of other classes than the data's."""
+    shvit.save(ModelFile(tiny_architecture(5).build(), tuple("abcde"), Preprocess(32)), tmp_path / "start.safetensors")
+    return str(tmp_path / "start.safetensors")
+
+
+def run(data, start, out, workers=0, resume=False, **settings):
+    merged = {} if resume else {**SETTINGS, **settings}
+    return shvit.train(data, start, "scratch", out, settings=merged, device="cpu", workers=workers, resume=resume)
+
+
+def weights(out, name="last"):
+    return load_file(out / f"{name}.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def state(out):
+    return torch.load(out / "state.pt", weights_only=True)
+
+
+def test_it_learns_and_leaves_everything(folder, start, tmp_path):
+    result = run(folder, start, tmp_path / "run", epochs=8)
+    assert result.best["top1"] == 1.0
+    assert not result.interrupted
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"best.safetensors", "last.safetensors", "state.pt", "recipe.json", "metrics.jsonl", "curves.png"}
+    best = shvit.load(tmp_path / "run" / "best.safetensors")
+    assert best.classes == ("dark", "light")
+    assert best.metrics["top1"] == 1.0
+    assert (
+        best.provenance["recipe"]["effective_rate"]
+        == json.loads((tmp_path / "run" / "recipe.json").read_text())["recipe"]["effective_rate"]
+    )
+    assert set(best.provenance) >= {"recipe", "data_fingerprint", "versions", "commit"}
+    rows = read_metrics(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
+    assert {"train_loss", "rate", "images_per_second", "data_wait", "seconds", "ema_top1"} <= set(rows[0])
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_the_saved_metrics_are_those_of_the_saved_weights(folder, start, tmp_path):
+    run(folder, start, tmp_path / "run", epochs=2)
+    best = shvit.load(tmp_path / "run" / "best.safetensors")
+    report = evaluate(best, engines.load(best, "torch", "fp32", "cpu"), open_source(folder))
+    assert report.evaluation.top1 == best.metrics["top1"]
+    assert report.evaluation.loss == pytest.approx(best.metrics["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_bit(folder, start, tmp_path, workers):
+    run(folder, start, tmp_path / "a", workers=0, epochs=1, rand_augment=9, mixup=0.8, random_erasing=0.3)
+    run(folder, start, tmp_path / "b", workers=workers, epochs=1, rand_augment=9, mixup=0.8, random_erasing=0.3)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert same(state(tmp_path / "a")["model"], state(tmp_path / "b")["model"])
+
+
+def test_another_seed_is_another_network(folder, start, tmp_path):
+    run(folder, start, tmp_path / "a", epochs=1)
+    run(folder, start, tmp_path / "b", epochs=1, seed=1)
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("stop_after", [3, 5, 12])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stopped_and_resumed_equals_uninterrupted(folder, start, tmp_path, monkeypatch, stop_after, workers):
+    """5 steps an epoch: within the first, at its end, and in the third."""
+    run(folder, start, tmp_path / "whole", workers=workers)
+    step, done = loop.Trainer._train_step, []
+
+    def stopping(self, batch):
+        step(self, batch)
+        done.append(batch)
+        self.stop_asked = len(done) == stop_after
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "_train_step", stopping)
+        assert run(folder, start, tmp_path / "parts", workers=workers).interrupted
+    result = run(folder, start, tmp_path / "parts", workers=workers, resume=True)
+    assert not result.interrupted
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert same(weights(tmp_path / "whole", "best"), weights(tmp_path / "parts", "best"))
+    assert same(state(tmp_path / "whole")["ema"], state(tmp_path / "parts")["ema"])
+    assert [row["train_loss"] for row in read_metrics(tmp_path / "whole")] == [
+        row["train_loss"] for row in read_metrics(tmp_path / "parts")
+    ]
+
+
+def test_the_average_is_saved_where_it_is_better(folder, start, tmp_path, monkeypatch):
+    """Judged by a metric that prefers the average, then by one that prefers the plain weights."""
+    for preferred, other in (("ema", "model"), ("model", "ema")):
+        calls = []
+
+        def scored(self, predict, batches, _order=preferred, _calls=calls):
+            _calls.append(None)
+            is_ema = len(_calls) % 2 == 1  # the average is judged first
+            score = 0.9 if (_order == "ema") == is_ema else 0.1
+            return type("Judged", (), {"metrics": lambda _: {"top1": score, "loss": 1.0}, "bad": {}})()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Classify, "evaluate", scored)
+            run(folder, start, tmp_path / preferred, epochs=1)
+        saved = shvit.load(tmp_path / preferred / "best.safetensors")
+        assert saved.metrics["weights"] == preferred
+        kept = state(tmp_path / preferred)
+        assert same(weights(tmp_path / preferred, "best"), kept[preferred])
+        assert not same(weights(tmp_path / preferred, "best"), kept[other])
+
+
+def test_without_average(folder, start, tmp_path):
+    run(folder, start, tmp_path / "run", epochs=1, ema=0.0)
+    assert "ema_top1" not in read_metrics(tmp_path / "run")[0]
+    assert shvit.load(tmp_path / "run" / "best.safetensors").metrics["weights"] == "model"
+
+
+def test_not_a_number_stops_with_the_last_good_weights(folder, start, tmp_path, monkeypatch):
+    loss, steps = Classify.loss, []
+
+    def breaking(self, outputs, targets):
+        steps.append(None)
+        return loss(self, outputs, targets) * (float("nan") if len(steps) == 8 else 1)
+
+    monkeypatch.setattr(Classify, "loss", breaking)
+    with pytest.raises(shvit.Failure, match=r"loss became nan in epoch 2, step 3.*last\.safetensors.*rate") as caught:
+        run(folder, start, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    kept = shvit.load(tmp_path / "run" / "last.safetensors")
+    assert kept.metrics["epoch"] == 1
+    assert all(value.isfinite().all() for value in kept.model.state_dict().values())
+
+
+def test_bad_images_are_listed_and_counted(folder, start, tmp_path):
+    (folder / "train" / "dark" / "003.png").write_bytes(b"")
+    (folder / "val" / "light" / "101.png").write_bytes(b"nothing")
+    result = run(folder, start, tmp_path / "run")
+    assert result.best["images"] == 11
+    assert result.best["bad_images"] == 1
+    with (tmp_path / "run" / "bad_images.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["split", "image", "reason"]
+    assert [(r[0], r[1].rsplit("/", 1)[1], r[2]) for r in rows[1:]] == [
+        ("train", "003.png", "file is empty"),
+        ("val", "101.png", "not an image in a known format"),
+    ]
+
+
+def test_an_image_that_turns_bad_later_is_skipped_from_then_on(folder, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "PROBED", 1)
+    for name in ("004.png", "009.png"):
+        (folder / "train" / "light" / name).write_bytes(b"")
+    run(folder, start, tmp_path / "a", workers=0)
+    run(folder, start, tmp_path / "b", workers=2)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert len(state(tmp_path / "a")["bad_images"]) == 2
+
+
+def test_too_many_bad_images_stop_before_the_first_step(folder, start, tmp_path):
+    for path in sorted((folder / "train" / "dark").iterdir())[:12]:
+        path.write_bytes(b"")
+    with pytest.raises(shvit.Failure, match=r"12 of 40 training images cannot be used.*bad_images\.csv"):
+        run(folder, start, tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pt").exists()
+    assert (tmp_path / "run" / "bad_images.csv").exists()
+    assert not run(folder, start, tmp_path / "other", epochs=1, max_bad_share=0.5).interrupted
+
+
+def test_duplicates_between_splits_are_reported(folder, start, tmp_path):
+    shutil.copy(folder / "train" / "dark" / "001.png", folder / "val" / "dark" / "copy.png")
+    run(folder, start, tmp_path / "run", epochs=1)
+    assert "copy.png" in (tmp_path / "run" / "duplicates.csv").read_text()
+
+
+def test_a_run_folder_is_never_overwritten(folder, start, tmp_path):
+    run(folder, start, tmp_path / "run", epochs=1)
+    with pytest.raises(shvit.InputError, match=r"not empty.*--resume"):
+        run(folder, start, tmp_path / "run")
+
+
+def test_resuming_what_is_not_there_or_not_the_same(folder, start, tmp_path):
+    with pytest.raises(shvit.InputError, match="no run to resume"):
+        run(folder, start, tmp_path / "nowhere", resume=True)
+    run(folder, start, tmp_path / "run", epochs=1)
+    with pytest.raises(shvit.InputError, match="begun with epochs 1, not 7"):
+        shvit.train(folder, start, out=tmp_path / "run", settings={"epochs": 7}, resume=True)
+    write_pictures(folder / "train" / "dark", 60, 1, first=800)
+    with pytest.raises(shvit.Failure, match="not the data"):
+        run(folder, start, tmp_path / "run", resume=True)
+    (tmp_path / "run" / "state.pt").write_bytes((tmp_path / "run" / "state.pt").read_bytes()[:1000])
+    with pytest.raises(shvit.InputError, match="damaged"):
+        run(folder, start, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"optimizer": "adamm"}, "optimizer must be one of"),
+        ({"speed": 3}, "no speed"),
+        ({"batch_size": 64}, "do not fill one batch"),
+    ],
+)
+def test_impossible_settings(folder, start, tmp_path, settings, reason):
+    with pytest.raises((shvit.InputError, shvit.Failure), match=reason):
+        run(folder, start, tmp_path / "run", **settings)
+
+
+def test_unknown_recipes_and_models(folder, tmp_path):
+    with pytest.raises(shvit.InputError, match="allowed are scratch, finetune"):
+        shvit.train(folder, recipe="paper", out=tmp_path / "run")
+    with pytest.raises(shvit.InputError, match="unknown model"):
+        shvit.train(folder, model="resnet", out=tmp_path / "run")
+
+
+def test_a_timm_model_trains_through_the_same_loop(folder, tmp_path):
+    result = shvit.train(
+        folder,
+        "timm/test_resnet",
+        out=tmp_path / "run",
+        settings={**SETTINGS, "epochs": 2, "image_size": 32},
+        device="cpu",
+        workers=0,
+    )
+    assert result.epochs == 2
+    assert shvit.load(tmp_path / "run" / "best.safetensors").architecture.name == "timm/test_resnet"
+
+
+def test_fine_tuning_goes_on_from_the_weights(folder, start, tmp_path):
+    run(folder, start, tmp_path / "first", epochs=8)
+    best = str(tmp_path / "first" / "best.safetensors")
+    result = shvit.train(
+        folder,
+        best,
+        "finetune",
+        tmp_path / "second",
+        settings={**SETTINGS, "epochs": 1, "rate": 1e-6},
+        device="cpu",
+        workers=0,
+    )
+    assert result.best["top1"] == 1.0
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_go_on(folder, start, tmp_path):
+    """A real signal to a real process group, workers included, as a terminal sends it."""
+    command = [sys.executable, "-m", "shvit", "train", str(folder), "--model", start, "--out", str(tmp_path / "run")]
+    flags = ["--epochs", "500", "--batch-size", "8", "--compile", "off", "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "--resume" in out
+    assert "Traceback" not in err
+    reached = state(tmp_path / "run")
+    assert reached["epoch"] >= 1
+    resumed = subprocess.run([*command, "--resume", "--epochs", "7"], capture_output=True, text=True, timeout=120)
+    assert resumed.returncode == 2
+    assert "begun with epochs 500, not 7" in resumed.stderr
+
+
+def test_training_off_the_main_thread(folder, start, tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(folder, start, tmp_path / "run", epochs=1)))
+    thread.start()
+    thread.join()
+    assert results[0].epochs == 1
+
+
+@pytest.mark.slow
+def test_compiled_training_learns(folder, start, tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    assert run(folder, start, tmp_path / "run", epochs=8, compile="on").best["top1"] == 1.0
+
+
+@pytest.mark.slow
+def test_same_bits_with_any_workers_on_real_photographs(imagenette, tmp_path):
+    """The network as users train it, fp32, a part of imagenette."""
+    for split, count in (("train", 16), ("val", 4)):
+        for name in ("church", "tench", "golf_ball"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for path in sorted((SHARED / "imagenette160" / split / name).iterdir())[:count]:
+                shutil.copy(path, tmp_path / "data" / split / name)
+    reference = None
+    for workers in (0, 1, 2):
+        out = tmp_path / str(workers)
+        settings = {"epochs": 1, "image_size": 96, "batch_size": 16, "compile": "off", "precision": "fp32"}
+        shvit.train(tmp_path / "data", "shvit_s1", out=out, settings=settings, device="cpu", workers=workers)
+        reference = reference or state(out)["model"]
+        assert same(state(out)["model"], reference)

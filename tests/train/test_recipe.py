@@ -1,0 +1,100 @@
+"""Recipes are the paper's on the paper's budget, and change where a budget is smaller."""
+
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+
+from shvit.errors import InputError
+from shvit.train.recipe import Recipe, finetune, fit, scratch
+
+IMAGENET = 1_281_167
+
+
+@pytest.mark.parametrize(
+    ("model", "decay"), [("shvit_s1", 0.025), ("shvit_s2", 0.032), ("shvit_s3", 0.035), ("shvit_s4", 0.03)]
+)
+def test_the_papers_values(model, decay):
+    recipe = fit(scratch(model), IMAGENET)
+    assert recipe == scratch(model)
+    assert recipe.effective_rate == pytest.approx(4e-3)
+    assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (300, 2048, decay)
+    assert (recipe.warmup_epochs, recipe.cooldown_epochs, recipe.min_rate, recipe.warmup_rate) == (5, 10, 1e-5, 1e-6)
+    assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.random_erasing) == (0.8, 1.0, 0.1, 0.25)
+    assert (recipe.ema, recipe.clip, recipe.rand_augment, recipe.color_jitter) == (0.99996, 0.02, 9, 0.4)
+
+
+def test_a_small_budget_gets_small_batches_light_augmentation_and_a_short_average():
+    recipe = fit(replace(scratch(), epochs=10, warmup_epochs=1, cooldown_epochs=0), 9469)
+    assert recipe.batch_size == 64
+    assert recipe.effective_rate == pytest.approx(3e-3)
+    assert (recipe.mixup, recipe.cutmix, recipe.rand_augment, recipe.random_erasing) == (0, 0, 0, 0)
+    assert recipe.crop_min == 0.35
+    assert recipe.warmup_epochs == 1
+    steps = 10 * (9469 // 64)
+    assert 1 / (1 - recipe.ema) < 0.1 * steps
+
+
+def test_more_epochs_bring_stronger_augmentation():
+    strengths = [fit(replace(scratch(), epochs=epochs), 9469).mixup for epochs in (20, 60, 120, 150, 300)]
+    assert strengths[0] == 0
+    assert strengths == sorted(strengths)
+    assert strengths[-2:] == [0.8, 0.8]
+
+
+@pytest.mark.parametrize("images", [10, 100, 1000, 10_000, 100_000, 1_000_000])
+@pytest.mark.parametrize("epochs", [1, 5, 30, 300])
+def test_every_budget_gives_a_recipe_that_can_run(images, epochs):
+    recipe = fit(replace(scratch(), epochs=epochs, warmup_epochs=0, cooldown_epochs=0), images)
+    assert 32 <= recipe.batch_size <= 2048
+    assert 0 < recipe.effective_rate <= 4e-3
+    assert 0 <= recipe.ema < 1
+
+
+def test_what_the_user_names_stays():
+    named = {
+        "batch_size": 500,
+        "rate": 0.1,
+        "rate_batch": 100,
+        "mixup": 0.7,
+        "ema": 0.5,
+        "crop_min": 0.2,
+        "warmup_epochs": 3.0,
+    }
+    recipe = fit(replace(scratch(), epochs=10, cooldown_epochs=0, **named), 2000, frozenset(named))
+    assert {name: getattr(recipe, name) for name in named} == named
+
+
+def test_fine_tuning_is_gentler():
+    assert (
+        fit(finetune(), 5000).effective_rate
+        < fit(replace(scratch(), epochs=20, warmup_epochs=1, cooldown_epochs=0), 5000).effective_rate / 5
+    )
+
+
+def test_json_round_trip():
+    recipe = fit(finetune("shvit_s3"), 1234)
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert recipe.to_dict()["effective_rate"] == recipe.effective_rate
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"batch_size": 0}, {"rate": -1.0}, {"ema": 1.5}, {"mixup": -0.1}, {"crop_min": 2.0},
+     {"precision": "fp8"}, {"compile": "maybe"}, {"image_size": 16}, {"epochs": 3}, {"label_smoothing": float("nan")}, {"seed": -1}],
+    ids=str,
+)  # fmt: skip
+def test_impossible_values_are_named(wrong):
+    [(name, _)] = wrong.items()
+    with pytest.raises(InputError, match=name):
+        replace(scratch(), **wrong)
+
+
+def test_every_field_but_the_name_says_what_it_is():
+    assert [entry.name for entry in fields(Recipe) if not entry.metadata.get("help")] == ["name"]
+
+
+def test_recipes_need_no_torch():
+    code = "import sys, shvit.train.recipe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
