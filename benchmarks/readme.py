@@ -17,7 +17,7 @@ def latest(what: str) -> dict:
 def train_small() -> str:
     result = latest("train_small")
     epochs, size = result["recipe"]["epochs"], result["recipe"]["image_size"]
-    machine = result["machine"]
+    machine = result["hardware"]
     return f"""\
     $ shvit train imagenette160 --model shvit_s1 --image-size {size} --epochs {epochs} --out runs/x
     $ shvit eval runs/x/best.safetensors imagenette160

@@ -26,7 +26,7 @@ def test_measured_sections_are_those_of_the_results():
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*.json")), ids=lambda path: path.name)
 def test_results_say_how_they_were_measured(path):
     result = json.loads(path.read_text())
-    assert {"value", "unit", "commit", "versions", "machine", "threads", "command", "date"} <= set(result)
+    assert {"value", "unit", "commit", "versions", "hardware", "threads", "command", "date"} <= set(result)
     assert path.stem.endswith(result["date"][:10])
 
 

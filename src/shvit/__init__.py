@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .modelfile import ModelFile, save
     from .predict import Prediction, Predictor
     from .pretrained import create_model, load
-    from .train.run import train
 
 _HOMES = {
     "Failure": "errors",
@@ -30,7 +29,6 @@ _HOMES = {
     "load": "pretrained",
     "pretrained": "",
     "save": "modelfile",
-    "train": "train.run",
 }
 
 __all__ = [
@@ -47,7 +45,6 @@ __all__ = [
     "load",
     "pretrained",
     "save",
-    "train",
 ]
 
 

@@ -61,7 +61,7 @@ def main() -> None:
     except (InputError, CycloptsError) as error:
         errors.print(f"[bold red]error:[/bold red] {escape(_one_line(error))}", highlight=False)
         sys.exit(2)
-    except Failure as error:
+    except (Failure, OSError) as error:
         errors.print(f"[bold red]failed:[/bold red] {escape(_one_line(error))}", highlight=False)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -89,8 +89,8 @@ def train(
     data: str,
     *,
     out: Path,
-    model: str = "shvit_s1",
-    recipe: Annotated[str, Parameter(help=f"{', '.join(RECIPES)}.")] = "scratch",
+    model: str | None = None,
+    recipe: Annotated[str | None, Parameter(help=f"{', '.join(RECIPES)}; default: scratch.")] = None,
     task: Literal["classify"] = "classify",
     resume: bool = False,
     device: Device = "auto",
@@ -107,7 +107,8 @@ def train(
     out
         A new folder for the run: best.safetensors, last.safetensors, metrics.jsonl, curves.png and more.
     model
-        shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to go on from.
+        shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to go on from;
+        default: shvit_s1.
     task
         What is learnt.
     resume

@@ -30,6 +30,8 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
     flags = " ".join(f"--{key.replace('_', '-')} {value:g}" for key, value in SETTINGS.items())
     _say(console, f"shvit train digits --model shvit_s1 {flags} --out {out}")
     result = train("digits", out=out, settings=SETTINGS, workers=0, reporter=Reporter(console))
+    if result.interrupted:
+        raise KeyboardInterrupt
     best = out / "best.safetensors"
     model_file = load(best)
 

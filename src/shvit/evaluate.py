@@ -1,6 +1,5 @@
 """How good a model is on labelled images, by any engine; and a report of it as files."""
 
-import csv
 import json
 import re
 import time
@@ -16,7 +15,9 @@ from .data.transforms import eval_transform
 from .engines.base import Engine
 from .errors import InputError
 from .modelfile import ModelFile
-from .tasks.classify import Classify, ClassifyEvaluation
+from .files import write_csv
+from .tasks import task_of
+from .tasks.classify import ClassifyEvaluation
 
 Which = Literal["auto", "train", "val", "all"]
 
@@ -59,7 +60,7 @@ def evaluate(
     split = replace(split, labels=[numbers[label] for label in split.labels])
     loader = Loader(split, eval_transform(model_file.preprocess), batch_size, workers)
     started = time.perf_counter()
-    evaluation = Classify(model_file.classes).evaluate(engine, loader)
+    evaluation = task_of(model_file).evaluate(engine, loader)
     return Report(evaluation, name, tuple(split.names), time.perf_counter() - started)
 
 
@@ -109,14 +110,14 @@ def write_report(report: Report, out: Path) -> list[Path]:
     counts = evaluation.confusion.sum(axis=1)
     shares = evaluation.per_class()
     rows = [[name, int(counts[i]), f"{shares[name]:.6f}"] for i, name in enumerate(evaluation.classes) if counts[i]]
-    _write_csv(out / "per_class.csv", ["class", "images", "top1"], rows)
+    write_csv(out / "per_class.csv", ["class", "images", "top1"], rows)
     matrix = [[name, *row] for name, row in zip(evaluation.classes, evaluation.confusion.tolist(), strict=True)]
-    _write_csv(out / "confusion.csv", ["true \\ predicted", *evaluation.classes], matrix)
+    write_csv(out / "confusion.csv", ["true \\ predicted", *evaluation.classes], matrix)
     draw_confusion(evaluation, out / "confusion.png")
     files = [out / name for name in ("metrics.json", "per_class.csv", "confusion.csv", "confusion.png")]
     if evaluation.bad:
         bad = [[report.names[index], reason] for index, reason in sorted(evaluation.bad.items())]
-        _write_csv(out / "bad_images.csv", ["image", "reason"], bad)
+        write_csv(out / "bad_images.csv", ["image", "reason"], bad)
         files.append(out / "bad_images.csv")
     return files
 
@@ -148,11 +149,6 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
             shade = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=shade, fontsize=7)
     figure.savefig(path, dpi=120)
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
 
 
 def _plain(name: str) -> str:

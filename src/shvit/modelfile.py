@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .data.transforms import Preprocess
 from .errors import InputError
+from .files import replacing
 from .model.architecture import Architecture, Model
 
 VERSION = 1
@@ -76,15 +77,10 @@ def save(model_file: ModelFile, path: str | Path) -> None:
     }
     header["digest"] = _digest(header, weights)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(to_safetensors(weights, {HEADER_KEY: json.dumps(header)}))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(to_safetensors(weights, {HEADER_KEY: json.dumps(header)}))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: str | Path) -> ModelFile:
@@ -110,7 +106,7 @@ def load(path: str | Path) -> ModelFile:
         )
     try:
         return _read(json.loads(metadata[HEADER_KEY]), weights)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ModelFileError(f"{path} is not usable: {reason}") from None
 
@@ -123,7 +119,8 @@ def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
     if missing:
         raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
     architecture = Architecture.from_dict(header["architecture"])
-    model = _empty(architecture)
+    # timm's models keep tables in buffers that no file holds, so they need their memory from the start
+    model = architecture.build() if architecture.config is None else _empty(architecture)
     _check_weights(model, weights)
     classes = tuple(header["classes"])
     preprocess = Preprocess.from_dict(header["preprocess"])

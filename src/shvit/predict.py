@@ -16,7 +16,7 @@ from .data.transforms import eval_transform
 from .errors import InputError
 from .modelfile import ModelFile
 from .pretrained import load
-from .tasks.classify import Classify
+from .tasks import task_of
 
 Picture = str | Path | Image.Image | np.ndarray
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jpe", ".ppm"}
@@ -73,7 +73,7 @@ class Predictor:
         self.engine = engines.load(model_file, engine, precision, device, threads)
         self.batch_size = batch_size
         self.top_k = top_k
-        self._task = Classify(model_file.classes)
+        self._task = task_of(model_file)
         self._transform = eval_transform(model_file.preprocess)
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Prediction]:

@@ -10,7 +10,7 @@ from .data.transforms import INTERPOLATIONS, Preprocess
 from .errors import InputError
 from .model.architecture import TIMM_PREFIX, Architecture, Model, variant_config
 from .model.config import VARIANTS
-from .model.peer import TimmModel
+from .model.peer import TimmModel, pretrained_cfg
 from .modelfile import ModelFile, ModelFileError
 from .modelfile import load as load_file
 
@@ -96,15 +96,18 @@ def create_model(
     return transfer(load(name if published or name.startswith(TIMM_PREFIX) else f"{name}.in1k").model, architecture)
 
 
-def transfer(trained: Model, architecture: Architecture) -> Model:
-    """A new network of this architecture with the weights of a trained one; heads of other sizes start fresh.
+def transfer(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
+    """A new network of this architecture with the weights of a trained one.
+
+    The head starts fresh where that is asked for or its size differs. A distillation head
+    that the new network lacks is left behind.
 
     Raises:
         InputError: Weights other than the heads' do not fit.
     """
     model = architecture.build()
     target, source = model.state_dict(), trained.state_dict()
-    if trained.architecture.num_classes != architecture.num_classes:
+    if fresh_head or trained.architecture.num_classes != architecture.num_classes:
         heads = _head_prefixes(model)
         source = {key: value for key, value in source.items() if not key.startswith(heads)}
     for key, value in source.items():
@@ -165,7 +168,7 @@ def _published(name: str) -> ModelFile:
     model = architecture.build()
     try:
         model.load_state_dict(from_timm(load_weights(path)))
-    except (ValueError, RuntimeError, OSError) as error:
+    except (SafetensorError, ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{path} does not hold the published weights of {name}: {reason}") from None
     return ModelFile(
@@ -180,17 +183,16 @@ def _published(name: str) -> ModelFile:
 def _fetch(name: str) -> Path:
     """The weights' file, from beside the cache, the cache, or the hub."""
     from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     by_hand = Path(constants.HF_HUB_CACHE) / f"{name}.safetensors"
     if by_hand.is_file():
         return by_hand
     try:
         return Path(hf_hub_download(f"timm/{name}", "model.safetensors"))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's client lets its transport's errors through, and changes transports
         url = f"{constants.ENDPOINT}/timm/{name}/resolve/main/model.safetensors"
         raise ModelFileError(
-            f"the weights of {name} are not in the cache and cannot be fetched ({type(error).__name__}): "
+            f"the weights of {name} are not in the cache and cannot be fetched ({_first_line(error)}): "
             f"fetch {url} where there is a network and put it at {by_hand}"
         ) from None
 
@@ -198,21 +200,27 @@ def _fetch(name: str) -> Path:
 def _from_timm_hub(name: str) -> ModelFile:
     import timm
 
-    architecture = Architecture(name, num_classes=1)
-    cfg = timm.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
-    if cfg is None or not cfg.has_weights:
+    short = name.removeprefix(TIMM_PREFIX)
+    cfg = pretrained_cfg(short)
+    if not cfg.has_weights:
         raise ModelFileError(f"timm has no published weights of {name}")
-    architecture = Architecture(name, num_classes=cfg.num_classes)
-    model = architecture.build()
+    model = Architecture(name, num_classes=cfg.num_classes).build()
     assert isinstance(model, TimmModel)
     try:
-        pretrained = timm.create_model(name.removeprefix(TIMM_PREFIX), pretrained=True)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelFileError(f"the weights of {name} cannot be fetched: {reason}") from None
-    model.network = pretrained
+        model.network = timm.create_model(short, pretrained=True)
+    except Exception as error:  # as in `_fetch`
+        source = f"{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
+        raise ModelFileError(
+            f"the weights of {name} are not in the cache and cannot be fetched ({_first_line(error)}): "
+            f"run this once where there is a network and bring its Hugging Face cache; they come from {source}"
+        ) from None
     classes = imagenet_classes() if cfg.num_classes == 1000 else tuple(str(i) for i in range(cfg.num_classes))
     return ModelFile(model.eval(), classes, default_preprocess(model), provenance={"source": name})
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def _head_prefixes(model: Model) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ def facts() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
         "commit": commit(),
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
+        "hardware": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

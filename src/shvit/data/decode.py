@@ -14,7 +14,7 @@ Source = Path | str | bytes | np.ndarray | Image.Image
 """A file's path, a file's bytes, pixels (height, width[, 3]) in uint8, or an opened image."""
 
 MAX_PIXELS = 89_478_485
-"""Images with more pixels are refused as decompression bombs. Pillow's own limit for a warning: 256 MiB of RGB."""
+"""Images with more pixels are refused as decompression bombs. The number from which Pillow warns: 256 MiB of RGB."""
 
 _DECODER_ERRORS = (
     OSError,
@@ -25,13 +25,15 @@ _DECODER_ERRORS = (
     KeyError,
     TypeError,
     OverflowError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 """What Pillow's decoders raise on damaged files."""
 
-_warnings_lock = threading.Lock()
+_open_lock = threading.Lock()
 
 
 class BadImage(ValueError):
@@ -65,15 +67,19 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def _open(source: Path | str | bytes) -> Image.Image:
-    """Reads the header only. Pillow warns of large images, which `decode` judges by its own limit."""
+    """Reads the header only. Pillow's own limit rests meanwhile: `decode` judges by its caller's."""
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise BadImage("no such file")
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if not data:
         raise BadImage("file is empty")
-    with _warnings_lock, warnings.catch_warnings():
+    with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(data))
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

@@ -34,14 +34,18 @@ class Batch:
 
 
 @contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Python's, numpy's and torch's global generators start from `key` inside, and are as before afterwards."""
+def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
+    """Python's, numpy's and torch's global generators start from `key` inside, and are as before afterwards.
+
+    Those of torch are the CPU's and, where one is given, the device's.
+    """
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
+    others = [device] if device is not None and device.type != "cpu" else []
+    with torch.random.fork_rng(devices=others, device_type=others[0].type if others else "cuda"):
         random.seed(seed)
         np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
+        torch.manual_seed(seed) if others else torch.default_generator.manual_seed(seed)
         try:
             yield
         finally:

@@ -2,9 +2,10 @@
 
 import csv
 import hashlib
+import io
 import os
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,7 @@ def duplicates(one: Split, other: Split) -> list[tuple[str, str]]:
     suspects = [{i: s for i, s in sizes.items() if s in shared_sizes} for _, sizes in groups]
     for read in (_tail, _whole):
         keyed = [
-            {i: (size, read(split.images[i])) for i, size in kept.items()}
+            {i: (size, content) for i, size in kept.items() if (content := read(split.images[i])) is not None}
             for (split, _), kept in zip(groups, suspects, strict=True)
         ]
         shared = set(keyed[0].values()) & set(keyed[1].values())
@@ -148,7 +149,11 @@ def _class_folders(path: Path) -> list[tuple[Path, str]]:
 def _csv(path: Path, seed: int, val_share: float) -> Source:
     """Paths are relative to the CSV's own folder. The header row `path,label[,split]` may be left out."""
     splits: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": []}
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    with io.StringIO(text, newline="") as file:
         for row in (reader := csv.reader(file)):
             cells = [cell.strip() for cell in row]
             if not any(cells) or (reader.line_num == 1 and cells[0].lower() == "path"):
@@ -235,29 +240,29 @@ def _file_sizes(split: Split) -> dict[int, int]:
     return sizes
 
 
-def _tail(path: Path | np.ndarray) -> bytes:
+def _tail(path: Path | np.ndarray) -> bytes | None:
     """The last 4 KiB: headers are often alike, last bytes seldom."""
-    assert isinstance(path, Path)
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        return hashlib.blake2b(file.read()).digest()
+    return _read(path, 4096)
 
 
-def _whole(path: Path | np.ndarray) -> bytes:
+def _whole(path: Path | np.ndarray) -> bytes | None:
+    return _read(path, None)
+
+
+def _read(path: Path | np.ndarray, last: int | None) -> bytes | None:
+    """Digest of a file or of its last bytes; None where it cannot be read, which decoding will report."""
     assert isinstance(path, Path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()
+    try:
+        with path.open("rb") as file:
+            file.seek(0 if last is None else max(0, path.stat().st_size - last))
+            return hashlib.file_digest(file, "blake2b").digest()
+    except OSError:
+        return None
 
 
 def _few(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
-
-
-def class_counts(split: Split, classes: Sequence[str]) -> dict[str, int]:
-    """Images of each class, every class named."""
-    counts = Counter(split.labels)
-    return {name: counts[index] for index, name in enumerate(classes)}
 
 
 def merge(one: Split, other: Split) -> Split:

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from ..errors import InputError
 
 
+MAX_WIDTH, MAX_DEPTH = 16384, 256
+"""Far beyond any use; a damaged file must not ask for more."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage: `depth` blocks on maps of `width` channels."""
@@ -29,8 +33,10 @@ class Config:
         if self.stages[0].width % 8 or self.stages[0].width < 8:
             raise InputError(f"the first stage's width must be a multiple of 8, got {self.stages[0].width}")
         for stage in self.stages:
-            if stage.width < 1 or stage.depth < 0:
-                raise InputError(f"a stage needs a width of at least 1 and a depth of at least 0, got {stage}")
+            if not (1 <= stage.width <= MAX_WIDTH and 0 <= stage.depth <= MAX_DEPTH):
+                raise InputError(
+                    f"a stage is 1 to {MAX_WIDTH} channels wide and 0 to {MAX_DEPTH} blocks deep, got {stage}"
+                )
             if stage.attended is not None and not 0 < stage.attended < stage.width:
                 raise InputError(f"attended channels must lie between 1 and width - 1, got {stage}")
 

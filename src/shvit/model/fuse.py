@@ -6,6 +6,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from ..errors import Failure
 from .peer import TimmModel
 from .shvit import SHViT
 
@@ -14,7 +15,7 @@ TOLERANCE = 1e-9
 CHECK_SIDE = 64
 
 
-class FuseError(RuntimeError):
+class FuseError(Failure):
     """The folded network does not compute what the original does."""
 
 

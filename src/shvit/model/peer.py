@@ -22,10 +22,7 @@ class TimmModel(nn.Module):
         import timm
 
         super().__init__()
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name}*")[:3]
-            hint = f"; near are {', '.join(near)}" if near else ""
-            raise InputError(f"timm has no model {name!r}{hint}")
+        pretrained_cfg(name)
         self.in_channels = in_channels
         self.network = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
 
@@ -59,3 +56,19 @@ class TimmModel(nn.Module):
         with torch.no_grad():
             self.network = reparameterize_model(self.network)
         return self
+
+
+def pretrained_cfg(name: str) -> Any:
+    """timm's record of the model `NAME` or `NAME.TAG`. Raises InputError where timm knows no such model or tag."""
+    import timm
+
+    base = name.partition(".")[0]
+    if not timm.is_model(base):
+        near = timm.list_models(f"*{base}*")[:3]
+        hint = f"; near are {', '.join(near)}" if near else ""
+        raise InputError(f"timm has no model {name!r}{hint}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
+        raise InputError(f"timm has no weights {name!r}: allowed are {tags}") from None

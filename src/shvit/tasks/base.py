@@ -15,6 +15,11 @@ Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
 class Evaluation(Protocol):
     """What was measured on a set of images."""
 
+    @property
+    def bad(self) -> dict[int, str]:
+        """Place of each image that could not be used, and why."""
+        ...
+
     def metrics(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         ...

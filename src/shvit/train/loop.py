@@ -1,7 +1,6 @@
 """One training loop for every task. What happens at a step follows from the recipe's seed, the epoch and the step."""
 
 import contextlib
-import csv
 import json
 import math
 import shutil
@@ -26,6 +25,7 @@ from ..data.sources import Source
 from ..data.transforms import eval_transform, train_transform
 from ..engines.torch import Normalize, has_bf16
 from ..errors import Failure, InputError
+from ..files import write_csv
 from ..model.cost import cost
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
@@ -139,6 +139,7 @@ class Trainer:
             self._restore()
         else:
             self._probe()
+            self._save_state()
         if len(self.train_loader) == 0:
             raise TrainError(
                 f"{self.train_loader.images} usable training images do not fill one batch of {self.recipe.batch_size}"
@@ -172,7 +173,8 @@ class Trainer:
             if len(batch):
                 progress = self.epoch + self.step / steps
                 schedule.step_update(round(progress * self.steps_per_epoch))
-                with seeded(self.recipe.seed, self.epoch, len(self.source.train) + self.step):
+                key = (self.recipe.seed, self.epoch, len(self.source.train) + self.step)
+                with seeded(*key, device=self.device):
                     self._train_step(batch)
                 images += len(batch)
             self.step += 1
@@ -189,12 +191,7 @@ class Trainer:
         loss = self.task.loss(outputs, targets)
         value = float(loss.detach())
         if not math.isfinite(value):
-            kept = self.out / "last.safetensors"
-            raise TrainError(
-                f"the loss became {value} in epoch {self.epoch + 1}, step {self.step + 1}; "
-                + (f"the weights of epoch {self.epoch} are kept in {kept}" if self.epoch else "no epoch was complete")
-                + f"; a rate below {self.recipe.rate:g} may help"
-            )
+            raise self._diverged(f"the loss became {value}")
         loss.backward()
         if self.recipe.clip:
             adaptive_clip_grad(self.model.parameters(), self.recipe.clip)
@@ -204,24 +201,34 @@ class Trainer:
             self.ema.update(self.model, step=self.epoch * self.steps_per_epoch + self.step)
         self.loss_sum += value
 
+    def _diverged(self, what: str) -> TrainError:
+        kept = f"the weights of epoch {self.epoch} are kept in {self.out / 'last.safetensors'}"
+        return TrainError(
+            f"{what} in epoch {self.epoch + 1}, step {self.step + 1}; {kept if self.epoch else 'no epoch was complete'}; "
+            f"a rate below {self.recipe.rate:g} may help"
+        )
+
     def _end_epoch(self, speed: float, wait_share: float) -> None:
         """Evaluate, write, and get ready for the next epoch."""
         started = time.perf_counter()
+        if not all(value.isfinite().all() for value in self.model.state_dict().values()):
+            raise self._diverged("the weights became infinite")
         self._check_bad_share(len(self.bad_images), self.train_loader.images + len(self.excluded), "training")
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "train_loss": self.loss_sum / max(1, self.step),
             "rate": self.optimizer.param_groups[0]["lr"],
         }
-        scores = {}
-        for which, network in self._candidates().items():
+        candidates = self._candidates()
+        judged = {}
+        for name, network in candidates.items():
             evaluation = self.task.evaluate(self._predictor(network), self.val_loader)
-            metrics = evaluation.metrics()
-            self.bad_val |= getattr(evaluation, "bad", {})
-            scores[which] = (metrics[self.task.headline], metrics, network)
-            row |= {key if which == "model" else f"ema_{key}": value for key, value in metrics.items()}
-        which = max(scores, key=lambda name: scores[name][0])
-        score, metrics, network = scores[which]
+            self.bad_val |= evaluation.bad
+            judged[name] = evaluation.metrics()
+            row[f"{name}_{self.task.headline}"] = judged[name][self.task.headline]
+        which = max(judged, key=lambda name: judged[name][self.task.headline])
+        metrics, network = judged[which], candidates[which]
+        score = metrics[self.task.headline]
         self._check_bad_share(len(self.bad_val), len(self.source.val), "validation")
         self._write_bad_images()
         self._save_model("last", network, {**metrics, "weights": which, "epoch": self.epoch + 1})
@@ -229,6 +236,7 @@ class Trainer:
             self.best, self.best_metrics = score, {**metrics, "weights": which, "epoch": self.epoch + 1}
             self._save_model("best", network, self.best_metrics)
         self.seconds += time.perf_counter() - started
+        row |= {**metrics, "weights": which}
         row |= {"images_per_second": speed, "data_wait": wait_share, "seconds": self.seconds}
         with (self.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -322,14 +330,9 @@ class Trainer:
     def _write_bad_images(self) -> None:
         if not self.bad_images and not self.bad_val:
             return
-        with (self.out / "bad_images.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["split", "image", "reason"])
-            for name, split, bad in (
-                ("train", self.source.train, self.bad_images),
-                ("val", self.source.val, self.bad_val),
-            ):
-                writer.writerows([name, split.names[index], bad[index]] for index in sorted(bad))
+        splits = (("train", self.source.train, self.bad_images), ("val", self.source.val, self.bad_val))
+        rows = [[name, split.names[i], bad[i]] for name, split, bad in splits for i in sorted(bad)]
+        write_csv(self.out / "bad_images.csv", ["split", "image", "reason"], rows)
 
     # -- helpers of the run -------------------------------------------------------------------------------------------
 

@@ -123,6 +123,8 @@ def scratch(model: str = "shvit_s1") -> Recipe:
     The authors' code multiplies the paper's 1e-3 by batch / 512, so the published networks had 4e-3 at batch 2048.
     Published outcome: top-1 72.8, 75.2, 77.4, 79.4 % for S1 to S4. Not yet run here at that scale.
 
+    DeiT's repeated augmentation, which the published networks were trained with, is not in it yet.
+
     On a small budget (`fit`), from `shvit train ../shared/data/imagenette160 --image-size 160 --epochs 10`: see LOG.md.
     """
     return Recipe(weight_decay=WEIGHT_DECAY.get(model, Recipe.weight_decay))
@@ -147,7 +149,7 @@ RECIPES = {"scratch": scratch, "finetune": finetune}
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
 """Up to the first, an image is seen too seldom for strong augmentation to pay; from the second on, it pays in full."""
 ENOUGH_STEPS = 1400
-"""With fewer optimiser steps than this a smaller batch learns more, down to 32 images."""
+"""With fewer optimiser steps than this a smaller batch learns more, down to 32 images; below, only where there are few."""
 
 
 def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Recipe:
@@ -160,7 +162,9 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Rec
     """
     batch = recipe.batch_size
     if "batch_size" not in named:
-        while batch > 32 and (images * recipe.epochs < ENOUGH_STEPS * batch or images < 2 * batch):
+        while batch > 32 and images * recipe.epochs < ENOUGH_STEPS * batch:
+            batch //= 2
+        while batch > 2 and images < 2 * batch:
             batch //= 2
     steps = max(1, images // batch) * recipe.epochs
     changes: dict[str, Any] = {"batch_size": batch}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -66,25 +65,30 @@ class Reporter:
 
     def epoch(self, trainer: "Trainer", row: dict[str, Any]) -> None:
         headline = trainer.task.headline
-        scores = [f"{key} {row[key]:.2%}" for key in (headline, f"ema_{headline}") if key in row]
+        names = {f"model_{headline}": headline, f"ema_{headline}": f"{headline} of averaged weights"}
+        scores = [f"{name} {row[key]:.2%}" for key, name in names.items() if key in row]
         bad = (
             f" · {len(trainer.bad_images) + len(trainer.bad_val)} bad images"
             if trainer.bad_images or trainer.bad_val
             else ""
         )
-        self.console.print(
+        self._say(
             f"epoch {row['epoch']}/{trainer.recipe.epochs} · loss {row['train_loss']:.3f} · {' · '.join(scores)}"
             f" · {row['images_per_second']:.0f} images/s · {_duration(row['seconds'])}{bad}"
         )
 
     def warn(self, message: str) -> None:
-        self.console.print(f"[yellow]{escape(message)}[/yellow]")
+        self._say(message, style="yellow")
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        """As it is: paths may hold what Rich takes for markup, and commands must not be broken into lines."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _announce(self, trainer: "Trainer") -> None:
         recipe, source = trainer.recipe, trainer.source
         precision = "bf16" if trainer.bf16 else "fp32"
         compiled = "compiled (the first step takes minutes)" if trainer.compiled else "not compiled"
-        self.console.print(
+        self._say(
             f"{len(source.train)} training and {len(source.val)} validation images of {len(source.classes)} classes"
             + (
                 f"; {len(trainer.bad_images) + len(trainer.bad_val)} bad ones found so far, see bad_images.csv"
@@ -92,10 +96,10 @@ class Reporter:
                 else ""
             )
         )
-        self.console.print(
+        self._say(
             f"{trainer.start.architecture.name} at {trainer.start.preprocess.image_size} pixels on {trainer.device}, "
-            f"{precision}, channels_last, {compiled}; recipe {recipe.name}: {recipe.epochs} epochs, "
-            f"batch {recipe.batch_size}, effective rate {recipe.effective_rate:.2g}, weight decay {recipe.weight_decay:g}"
+            f"{precision}, channels_last, {compiled}; recipe {recipe.name}: {recipe.epochs} epochs, batch "
+            f"{recipe.batch_size}, effective rate {recipe.effective_rate:.2g}, weight decay {recipe.weight_decay:g}"
         )
 
 
@@ -120,9 +124,9 @@ def draw_curves(out: Path, headline: str) -> None:
     FigureCanvasAgg(figure)
     loss_axis, metric_axis = figure.subplots(1, 2)
     _curve(loss_axis, rows, "train_loss", "training (augmented)")
-    _curve(loss_axis, rows, "ema_loss" if "ema_loss" in rows[-1] else "loss", "validation")
+    _curve(loss_axis, rows, "loss", "validation")
     loss_axis.set_ylabel("cross-entropy")
-    _curve(metric_axis, rows, headline, "weights")
+    _curve(metric_axis, rows, f"model_{headline}", "weights")
     _curve(metric_axis, rows, f"ema_{headline}", "averaged weights")
     metric_axis.set_ylabel(f"validation {headline}")
     metric_axis.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -1,13 +1,14 @@
 """What the next step depends on, on disk: `state.pt`. For resuming alone; using a model never needs it."""
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from ..errors import InputError
+from ..files import replacing
 
 
 class StateError(InputError):
@@ -42,12 +43,8 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write whole or not at all."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with replacing(path) as temporary:
             torch.save({entry.name: getattr(self, entry.name) for entry in fields(self)}, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> "State":
@@ -56,6 +53,6 @@ class State:
             raise StateError(f"{path}: no such file, so there is nothing to resume")
         try:
             return cls(**torch.load(path, map_location="cpu", weights_only=True))
-        except (RuntimeError, OSError, EOFError, TypeError, ValueError, KeyError) as error:
+        except (RuntimeError, OSError, EOFError, TypeError, ValueError, KeyError, UnpicklingError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise StateError(f"{path} is damaged and cannot be resumed: {reason}") from None

@@ -1,0 +1,35 @@
+"""Ways to write a file that hold everywhere: whole or not at all, and tables as CSV."""
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; takes its place when the block ends well, and is removed otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table in UTF-8, whatever the system's own encoding."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def check_folder(path: Path, new: bool = False) -> None:
+    """Refuses, before any work, an output folder that is a file or, where it must be `new`, holds something."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file: --out must be a folder")
+    if new and path.exists() and any(path.iterdir()):
+        raise InputError(f"{path} is not empty: give another --out, or --resume to continue the run in it")
