@@ -49,7 +49,7 @@ def refused(outcome):
 
 def test_the_journey_of_a_folder(run, folder, model, tmp_path):
     out = tmp_path / "run"
-    flags = ["--epochs", 6, "--batch-size", 8, "--workers", 0, "--compile", "off"]
+    flags = ["--epochs", 6, "--batch-size", 8, "--rate", 0.01, "--workers", 0, "--compile", "off"]
     code, text, _ = run("train", folder, "--model", model, "--out", out, *flags)
     assert code == 0
     assert "epoch 6/6" in text
@@ -199,6 +199,9 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
         (["eval", "{model}", "{folder}", "--split", "half"], "half"),
         (["eval", "{model}", "digits"], "does not know 10 of the 10 classes"),
         (["eval", "{folder}/val/dark/100.png", "{folder}"], "no safetensors file"),
+        (["train", "{folder}", "--out", "{model}"], "is a file: --out must be a folder"),
+        (["eval", "{model}", "{folder}", "--out", "{model}"], "is a file: --out must be a folder"),
+        (["info", "timm/resnet18.no_such_tag"], "allowed are resnet18."),
         (["predict", "{model}", "{tmp}/empty"], "no images in"),
         (["predict", "{model}", "{folder}", "--out", "{tmp}/labels.xlsx"], ".csv, .jsonl, .parquet"),
         (["predict", "{model}", "{folder}", "--top-k", "0"], "at least 1"),

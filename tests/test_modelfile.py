@@ -46,11 +46,11 @@ def test_round_trip(tiny, path):
     assert loaded.architecture == tiny.architecture
 
 
-@pytest.mark.parametrize("name", ["shvit_s2", "timm/mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["shvit_s2", "timm/mobilenetv3_small_050", "timm/efficientvit_m0"])
 def test_every_kind_of_network(name, tmp_path):
     model = shvit.create_model(name, num_classes=2).eval()
     shvit.save(ModelFile(model, ("a", "b")), tmp_path / "m.safetensors")
-    images = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, model.image_size, model.image_size)
     torch.testing.assert_close(shvit.load(tmp_path / "m.safetensors").model(images), model(images))
 
 
@@ -158,7 +158,15 @@ def test_missing_parts(path, part):
 
 @pytest.mark.parametrize(
     "header",
-    [[], 5, {"version": 1}, {"architecture": 3}, {"architecture": {"name": "tiny"}}, {"preprocess": {"image_size": 3}}],
+    [
+        [],
+        5,
+        {"version": 1},
+        {"architecture": 3},
+        {"architecture": {"name": "tiny"}},
+        {"architecture": {"name": 5, "config": None}},
+        {"preprocess": {"image_size": 3}},
+    ],
     ids=str,
 )
 def test_nonsense_headers(path, header):

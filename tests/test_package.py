@@ -10,7 +10,7 @@ import shvit
 
 PUBLIC = {
     "Failure", "FuseError", "InputError", "ModelFile", "Prediction", "Predictor", "create_model", "engines", "fuse",
-    "list_models", "load", "pretrained", "save", "train",
+    "list_models", "load", "pretrained", "save",
 }  # fmt: skip
 
 
@@ -26,6 +26,14 @@ def test_the_public_names_are_exactly_these():
     assert all(getattr(shvit, name) is not None for name in PUBLIC)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = shvit.nothing
+
+
+def test_public_names_stay_what_they_are_whatever_was_imported_before():
+    """A submodule of the same name would take a function's place."""
+    code = "import shvit.cli, shvit.train.run, shvit.demo, types; import shvit;"
+    code += "modules = {n for n in shvit.__all__ if isinstance(getattr(shvit, n), types.ModuleType)};"
+    code += "assert modules == {'engines', 'pretrained'}"
+    assert python(code).returncode == 0
 
 
 def test_importing_prints_nothing_reads_no_environment_and_loads_no_torch():

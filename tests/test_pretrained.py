@@ -143,14 +143,17 @@ def hub(published):
     class Handler(BaseHTTPRequestHandler):
         def answer(self, body: bool) -> None:
             server.requests.append((self.command, self.path))
-            known = self.path == "/timm/shvit_s1.in1k/resolve/main/model.safetensors"
+            body_of = {"/timm/shvit_s1.in1k/resolve/main/model.safetensors": content}
+            body_of["/timm/shvit_s3.in1k/resolve/main/model.safetensors"] = b"garbage" * 100
+            answer = body_of.get(self.path)
+            known = answer is not None
             self.send_response(200 if known else 404)
-            self.send_header("Content-Length", str(len(content) if known else 0))
+            self.send_header("Content-Length", str(len(answer) if known else 0))
             self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("ETag", f'"{hashlib.sha256(answer or b"").hexdigest()}"')
             self.end_headers()
             if known and body:
-                self.wfile.write(content)
+                self.wfile.write(answer)
 
         def do_HEAD(self) -> None:
             self.answer(body=False)
@@ -239,8 +242,11 @@ def test_the_published_name_goes_wherever_a_model_is_expected(hub, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hub_with_the_wrong_file_is_one_line(hub, tmp_path):
-    done = run_shvit(["info", "shvit_s2.in1k"], tmp_path, f"http://127.0.0.1:{hub.server_port}")
+@pytest.mark.parametrize(
+    "name", ["shvit_s2.in1k", "shvit_s3.in1k", "timm/shvit_s2.in1k"], ids=["absent", "garbage", "timm"]
+)
+def test_a_hub_without_the_file_or_with_garbage_is_one_line(hub, tmp_path, name):
+    done = run_shvit(["eval", name, "digits"], tmp_path, f"http://127.0.0.1:{hub.server_port}")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "shvit_s2.in1k" in done.stderr
+    assert name in done.stderr

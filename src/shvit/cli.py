@@ -6,14 +6,15 @@ import time
 from contextlib import nullcontext
 from dataclasses import fields, make_dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from .errors import Failure, InputError
+from .screen import say, show_table
 from .train.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a failure, 2 the user's input is wrong."""
     errors = Console(stderr=True, soft_wrap=True)
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (InputError, CycloptsError) as error:
         errors.print(f"[bold red]error:[/bold red] {escape(_one_line(error))}", highlight=False)
         sys.exit(2)
@@ -170,9 +171,12 @@ def evaluate(
     from .data.sources import open_source
     from .evaluate import evaluate as run
     from .evaluate import write_report
+    from .files import check_folder
     from .pretrained import load
 
     console = _console(json)
+    if out:
+        check_folder(out)
     model_file = load(model)
     recipe = model_file.provenance.get("recipe", {})
     source = open_source(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
@@ -180,18 +184,18 @@ def evaluate(
     report = run(model_file, runner, source, split, batch_size, workers)
     result = report.to_dict()
     files = [str(path) for path in write_report(report, out)] if out else []
-    console.print(
+    say(
+        console,
         f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · {result['images']} images of split {report.split}"
-        f" · {runner.name} {runner.precision} · {result['images_per_second']:.0f} images/s"
+        f" · {runner.name} {runner.precision} · {result['images_per_second']:.0f} images/s",
     )
     if result["bad_images"]:
-        console.print(f"{result['bad_images']} images could not be used" + ("" if out else "; --out lists them"))
+        say(console, f"{result['bad_images']} images could not be used" + ("" if out else "; --out lists them"))
     if len(result["per_class"]) <= 20:
-        console.print(
-            _table(["class", "top-1"], [[name, f"{share:.1%}"] for name, share in result["per_class"].items()])
-        )
+        rows = [[name, f"{share:.1%}"] for name, share in result["per_class"].items()]
+        show_table(console, ["class", "top-1"], rows)
     for path in files:
-        console.print(f"wrote {path}")
+        say(console, f"wrote {path}")
     about = {"model": model, "data": str(data), "engine": runner.name, "precision": runner.precision, "files": files}
     _finish(json, {**result, **about})
 
@@ -239,9 +243,7 @@ def predict(
     rows: list[dict[str, Any]] = []
     errors: list[str] = []
     started = time.perf_counter()
-    with writer or nullcontext(
-        lambda shown: console.print(_prediction_line(shown), highlight=False, soft_wrap=True)
-    ) as write:
+    with writer or nullcontext(lambda shown: say(console, _prediction_line(shown))) as write:
         for prediction in predictor.stream(images):
             write(prediction)
             if prediction.error is not None:
@@ -250,9 +252,10 @@ def predict(
                 rows.append(prediction.to_dict())
     bad = len(errors)
     speed = len(images) / (time.perf_counter() - started)
-    console.print(
+    say(
+        console,
         f"{len(images) - bad} images labelled, {bad} could not be read · {predictor.engine.name} "
-        f"{predictor.engine.precision} · {speed:.0f} images/s" + (f" · wrote {out}" if out else "")
+        f"{predictor.engine.precision} · {speed:.0f} images/s" + (f" · wrote {out}" if out else ""),
     )
     summary = {"images": len(images), "bad_images": bad, "out": str(out) if out else None, "images_per_second": speed}
     _finish(json, summary if out else {**summary, "predictions": rows})
@@ -291,8 +294,8 @@ def models(*, json: Json = False) -> None:
         for r in rows
     ]  # fmt: skip
     console = _console(json)
-    console.print(_table(["name", "pixels", "params", "MACs", "published weights", "their top-1"], table))
-    console.print("timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")
+    show_table(console, ["name", "pixels", "params", "MACs", "published weights", "their top-1"], table)
+    say(console, "timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")
     _finish(json, rows)
 
 
@@ -312,19 +315,20 @@ def info(model: str, *, image_size: int | None = None, json: Json = False) -> No
     facts = describe(model, image_size)
     console = _console(json)
     size = facts["image_size"]
-    console.print(
+    say(
+        console,
         f"{facts['name']} at {size}x{size}: {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs"
-        f", {facts['activations'] / 1e6:.2f} M activations"
+        f", {facts['activations'] / 1e6:.2f} M activations",
     )
     if facts["stages"]:
         rows = [[r["name"], f"{r['params']:,}", f"{r['macs']:,}", f"{r['activations']:,}"] for r in facts["stages"]]
-        console.print(_table(["part", "parameters", "MACs", "activations"], rows))
+        show_table(console, ["part", "parameters", "MACs", "activations"], rows)
     if "file" in facts:
         classes = facts["file"]["classes"]
         shown = "; ".join(classes[:8]) + (f"; … ({len(classes)} in all)" if len(classes) > 8 else "")
-        console.print(f"task: {facts['file']['task']}\nclasses: {shown}", highlight=False)
+        say(console, f"task: {facts['file']['task']}\nclasses: {shown}")
         for part in ("preprocess", "metrics", "provenance"):
-            console.print(f"{part}: {_json(facts['file'][part])}", highlight=False)
+            say(console, f"{part}: {_json(facts['file'][part])}")
     _finish(json, facts)
 
 
@@ -355,28 +359,19 @@ def _json(document: Any) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, default=str)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
-
-
 def _print_result(console: Console, result: "Result", data: str) -> None:
-    out = result.out
+    out, best = quote(str(result.out)), quote(str(result.out / "best.safetensors"))
     if result.interrupted:
-        console.print(f"stopped in epoch {result.epochs + 1}; go on with: shvit train {data} --out {out} --resume")
-    if result.best:
-        console.print(
-            f"best top-1 {result.best['top1']:.2%} in epoch {result.best['epoch']}: {out / 'best.safetensors'}\n"
-            f"try it: shvit predict {out / 'best.safetensors'} IMAGES…"
+        say(
+            console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(data)} --out {out} --resume"
         )
+    if result.best:
+        say(console, f"best top-1 {result.best['top1']:.2%} in epoch {result.best['epoch']}: {best}")
+        say(console, f"try it: shvit predict {best} IMAGES…")
 
 
 def _prediction_line(prediction: "Prediction") -> str:
     if prediction.error is not None:
-        return f"{escape(prediction.path)}  [red]{escape(prediction.error)}[/red]"
+        return f"{prediction.path}  {prediction.error}"
     labels = "  ".join(f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True))
-    return f"{escape(prediction.path)}  {escape(labels)}"
+    return f"{prediction.path}  {labels}"

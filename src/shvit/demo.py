@@ -5,13 +5,13 @@ from typing import Any
 
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 
 from . import engines
 from .data.sources import open_source
 from .evaluate import evaluate, write_report
 from .predict import Predictor
 from .pretrained import load
+from .screen import say
 from .train.report import Reporter
 from .train.run import train
 
@@ -28,25 +28,26 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
         out, top1, images (held out), seconds (of training), predictions (true and predicted label).
     """
     flags = " ".join(f"--{key.replace('_', '-')} {value:g}" for key, value in SETTINGS.items())
-    _say(console, f"shvit train digits --model shvit_s1 {flags} --out {out}")
+    _command(console, f"shvit train digits --model shvit_s1 {flags} --out {out}")
     result = train("digits", out=out, settings=SETTINGS, workers=0, reporter=Reporter(console))
     if result.interrupted:
         raise KeyboardInterrupt
     best = out / "best.safetensors"
     model_file = load(best)
 
-    _say(console, f"shvit eval {best} digits --out {out / 'eval'}")
+    _command(console, f"shvit eval {best} digits --out {out / 'eval'}")
     source = open_source("digits")
     engine = engines.load(model_file)
     report = evaluate(model_file, engine, source)
     write_report(report, out / "eval")
     top1 = report.evaluation.top1
-    console.print(
-        f"top-1 {top1:.2%} on {report.evaluation.images} held-out digits; {out / 'eval' / 'confusion.png'} shows which"
+    say(
+        console,
+        f"top-1 {top1:.2%} on {report.evaluation.images} held-out digits; {out / 'eval' / 'confusion.png'} shows which",
     )
 
     folder = out / "digits"
-    _say(console, f"shvit predict {best} {folder}")
+    _command(console, f"shvit predict {best} {folder}")
     folder.mkdir()
     files = []
     for place, (pixels, label) in enumerate(zip(source.val.images[:SHOWN], source.val.labels, strict=False)):
@@ -54,14 +55,14 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
         Image.fromarray(pixels).save(files[-1])  # pyright: ignore[reportArgumentType]: digits are arrays
     predictions = Predictor(model_file, top_k=1)(files)
     for prediction in predictions:
-        console.print(f"{prediction.path}  {prediction.labels[0]}  {prediction.scores[0]:.1%}", highlight=False)
+        say(console, f"{prediction.path}  {prediction.labels[0]}  {prediction.scores[0]:.1%}")
 
-    console.print(
+    say(
+        console,
         "\nNow with your own images, in folders named by class:\n"
         "  shvit train my_images --model shvit_s1 --out runs/mine\n"
         "  shvit eval runs/mine/best.safetensors my_images\n"
         "  shvit predict runs/mine/best.safetensors new_image.jpg",
-        highlight=False,
     )
     return {
         "out": str(out),
@@ -75,5 +76,5 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
     }
 
 
-def _say(console: Console, command: str) -> None:
-    console.print(f"\n[bold cyan]$ {escape(command)}[/bold cyan]", highlight=False, soft_wrap=True)
+def _command(console: Console, command: str) -> None:
+    say(console, f"\n$ {command}", style="bold cyan")

@@ -14,8 +14,8 @@ from .data.sources import Source, Split, merge
 from .data.transforms import eval_transform
 from .engines.base import Engine
 from .errors import InputError
-from .modelfile import ModelFile
 from .files import write_csv
+from .modelfile import ModelFile
 from .tasks import task_of
 from .tasks.classify import ClassifyEvaluation
 

@@ -12,7 +12,7 @@ from .errors import InputError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; takes its place when the block ends well, and is removed otherwise."""
+    """A temporary path beside `path` to write to; it takes that place when the block ends well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

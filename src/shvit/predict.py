@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from . import engines
-from .data.decode import BadImage
+from .data.decode import BadImage, decode
 from .data.transforms import eval_transform
 from .errors import InputError
 from .modelfile import ModelFile
@@ -91,7 +91,7 @@ class Predictor:
         tensors, errors = [], {}
         for index, picture in enumerate(pictures):
             try:
-                tensors.append(self._transform(_decode(picture)))
+                tensors.append(self._transform(decode(picture)))
             except BadImage as error:
                 errors[index] = str(error)
         results = iter(self._task.decode(self.engine(torch.stack(tensors)), self.top_k) if tensors else [])

@@ -114,6 +114,12 @@ def test_bad_csv(tmp_path, text, reason):
     assert reason in refused(write_csv(tmp_path, text))
 
 
+def test_csv_that_is_not_utf8(tmp_path):
+    path = write_csv(tmp_path, "000.png,a\n")
+    path.write_bytes("000.png,Käfer\n".encode("latin-1"))
+    assert "is not UTF-8" in refused(path)
+
+
 def test_digits():
     source = open_source("digits")
     source.check_trainable()
@@ -180,6 +186,13 @@ def test_duplicates_between_splits_are_found_by_content(folder):
     (folder / "val" / "dark" / "same_size.png").write_bytes(same_size)
     source = open_source(folder)
     assert duplicates(source.train, source.val) == [(str(copied), str(folder / "val" / "light" / "another_name.png"))]
+
+
+def test_unreadable_files_are_no_duplicates(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "labels.csv").write_text("folder.png,a,train\nfolder.png,a,val\n")
+    source = open_source(tmp_path / "labels.csv")
+    assert duplicates(source.train, source.val) == []
 
 
 def test_the_fingerprint_tells_data_apart(folder):

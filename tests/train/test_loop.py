@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,8 +25,9 @@ from shvit.modelfile import ModelFile
 from shvit.tasks.classify import Classify
 from shvit.train import loop
 from shvit.train.report import read_metrics
+from shvit.train.run import train
 
-SETTINGS = {"epochs": 3, "batch_size": 8, "flip": 0.5, "compile": "off", "precision": "fp32"}
+SETTINGS = {"epochs": 3, "batch_size": 8, "rate": 1e-2, "flip": 0.5, "compile": "off", "precision": "fp32"}
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def start(tmp_path):
 
 def run(data, start, out, workers=0, resume=False, **settings):
     merged = {} if resume else {**SETTINGS, **settings}
-    return shvit.train(data, start, "scratch", out, settings=merged, device="cpu", workers=workers, resume=resume)
+    return train(data, start, "scratch", out, settings=merged, device="cpu", workers=workers, resume=resume)
 
 
 def weights(out, name="last"):
@@ -178,7 +180,7 @@ def test_bad_images_are_listed_and_counted(folder, start, tmp_path):
 
 
 def test_an_image_that_turns_bad_later_is_skipped_from_then_on(folder, start, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "PROBED", 1)
+    monkeypatch.setattr(loop, "PROBED", 0)
     for name in ("004.png", "009.png"):
         (folder / "train" / "light" / name).write_bytes(b"")
     run(folder, start, tmp_path / "a", workers=0)
@@ -214,7 +216,7 @@ def test_resuming_what_is_not_there_or_not_the_same(folder, start, tmp_path):
         run(folder, start, tmp_path / "nowhere", resume=True)
     run(folder, start, tmp_path / "run", epochs=1)
     with pytest.raises(shvit.InputError, match="begun with epochs 1, not 7"):
-        shvit.train(folder, start, out=tmp_path / "run", settings={"epochs": 7}, resume=True)
+        train(folder, start, out=tmp_path / "run", settings={"epochs": 7}, resume=True)
     write_pictures(folder / "train" / "dark", 60, 1, first=800)
     with pytest.raises(shvit.Failure, match="not the data"):
         run(folder, start, tmp_path / "run", resume=True)
@@ -236,15 +238,59 @@ def test_impossible_settings(folder, start, tmp_path, settings, reason):
         run(folder, start, tmp_path / "run", **settings)
 
 
+def test_few_images_make_small_batches(tmp_path, start):
+    for name, shade in (("a", 60), ("b", 190)):
+        write_pictures(tmp_path / "few" / name, shade, 6)
+    result = train(tmp_path / "few", start, out=tmp_path / "run", settings={"epochs": 2}, device="cpu", workers=0)
+    assert result.epochs == 2
+
+
+def test_mixing_pairs_needs_even_batches(folder, start, tmp_path):
+    with pytest.raises(shvit.InputError, match="batch size must be even, got 9"):
+        run(folder, start, tmp_path / "run", batch_size=9, mixup=0.5)
+
+
+def test_resuming_needs_neither_the_first_weights_nor_another_model(folder, start, tmp_path):
+    run(folder, start, tmp_path / "run", epochs=1)
+    Path(start).unlink()
+    assert train(folder, out=tmp_path / "run", device="cpu", workers=0, resume=True).epochs == 1
+    with pytest.raises(shvit.InputError, match="begun with model"):
+        train(folder, "shvit_s2", out=tmp_path / "run", resume=True)
+    with pytest.raises(shvit.InputError, match="begun with name scratch, not finetune"):
+        train(folder, recipe="finetune", out=tmp_path / "run", resume=True)
+
+
+def test_a_distilled_network_is_fine_tuned_without_its_second_head(folder, tmp_path):
+    shvit.save(
+        ModelFile(tiny_architecture(3, distilled=True).build(), tuple("abc"), Preprocess(32)),
+        tmp_path / "d.safetensors",
+    )
+    assert run(folder, str(tmp_path / "d.safetensors"), tmp_path / "run", epochs=1).epochs == 1
+
+
+def test_infinite_weights_at_the_end_of_an_epoch_are_never_saved(folder, start, tmp_path, monkeypatch):
+    step = loop.Trainer._train_step
+
+    def breaking(self, batch):
+        step(self, batch)
+        if self.epoch == 1 and self.step == 4:
+            self.model.head.linear.weight.data[0, 0] = torch.inf
+
+    monkeypatch.setattr(loop.Trainer, "_train_step", breaking)
+    with pytest.raises(shvit.Failure, match=r"weights became infinite in epoch 2.*last\.safetensors"):
+        run(folder, start, tmp_path / "run")
+    assert shvit.load(tmp_path / "run" / "last.safetensors").metrics["epoch"] == 1
+
+
 def test_unknown_recipes_and_models(folder, tmp_path):
     with pytest.raises(shvit.InputError, match="allowed are scratch, finetune"):
-        shvit.train(folder, recipe="paper", out=tmp_path / "run")
+        train(folder, recipe="paper", out=tmp_path / "run")
     with pytest.raises(shvit.InputError, match="unknown model"):
-        shvit.train(folder, model="resnet", out=tmp_path / "run")
+        train(folder, model="resnet", out=tmp_path / "run")
 
 
 def test_a_timm_model_trains_through_the_same_loop(folder, tmp_path):
-    result = shvit.train(
+    result = train(
         folder,
         "timm/test_resnet",
         out=tmp_path / "run",
@@ -259,7 +305,7 @@ def test_a_timm_model_trains_through_the_same_loop(folder, tmp_path):
 def test_fine_tuning_goes_on_from_the_weights(folder, start, tmp_path):
     run(folder, start, tmp_path / "first", epochs=8)
     best = str(tmp_path / "first" / "best.safetensors")
-    result = shvit.train(
+    result = train(
         folder,
         best,
         "finetune",
@@ -323,6 +369,6 @@ def test_same_bits_with_any_workers_on_real_photographs(imagenette, tmp_path):
     for workers in (0, 1, 2):
         out = tmp_path / str(workers)
         settings = {"epochs": 1, "image_size": 96, "batch_size": 16, "compile": "off", "precision": "fp32"}
-        shvit.train(tmp_path / "data", "shvit_s1", out=out, settings=settings, device="cpu", workers=workers)
+        train(tmp_path / "data", "shvit_s1", out=out, settings=settings, device="cpu", workers=workers)
         reference = reference or state(out)["model"]
         assert same(state(out)["model"], reference)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
-
 MAX_WIDTH, MAX_DEPTH = 16384, 256
 """Far beyond any use; a damaged file must not ask for more."""
 

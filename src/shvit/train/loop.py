@@ -204,8 +204,8 @@ class Trainer:
     def _diverged(self, what: str) -> TrainError:
         kept = f"the weights of epoch {self.epoch} are kept in {self.out / 'last.safetensors'}"
         return TrainError(
-            f"{what} in epoch {self.epoch + 1}, step {self.step + 1}; {kept if self.epoch else 'no epoch was complete'}; "
-            f"a rate below {self.recipe.rate:g} may help"
+            f"{what} in epoch {self.epoch + 1}, step {self.step + 1}; "
+            f"{kept if self.epoch else 'no epoch was complete'}; a rate below {self.recipe.rate:g} may help"
         )
 
     def _end_epoch(self, speed: float, wait_share: float) -> None:

@@ -149,7 +149,7 @@ RECIPES = {"scratch": scratch, "finetune": finetune}
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
 """Up to the first, an image is seen too seldom for strong augmentation to pay; from the second on, it pays in full."""
 ENOUGH_STEPS = 1400
-"""With fewer optimiser steps than this a smaller batch learns more, down to 32 images; below, only where there are few."""
+"""With fewer optimiser steps than this a smaller batch learns more, down to 32; below, only for want of images."""
 
 
 def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Recipe:
@@ -176,11 +176,10 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Rec
             "rate_batch": batch,
             "weight_decay": 2 * recipe.weight_decay,
             "clip": 0.0,
+            "ema": recipe.ema and min(recipe.ema, 1 - 1 / max(10.0, 0.02 * steps)),
         }
     changes["warmup_epochs"] = min(recipe.warmup_epochs, 0.1 * recipe.epochs)
     changes["cooldown_epochs"] = min(recipe.cooldown_epochs, recipe.epochs / 30)
-    if recipe.ema:
-        changes["ema"] = min(recipe.ema, 1 - 1 / max(10.0, 0.02 * steps))
     strength = min(1.0, max(0.0, (recipe.epochs - LIGHT_EPOCHS) / (FULL_EPOCHS - LIGHT_EPOCHS)))
     if strength < 1:
         changes |= {

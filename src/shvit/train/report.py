@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ..screen import say
+
 if TYPE_CHECKING:
     from .loop import Trainer
 
@@ -72,34 +74,33 @@ class Reporter:
             if trainer.bad_images or trainer.bad_val
             else ""
         )
-        self._say(
+        say(
+            self.console,
             f"epoch {row['epoch']}/{trainer.recipe.epochs} · loss {row['train_loss']:.3f} · {' · '.join(scores)}"
-            f" · {row['images_per_second']:.0f} images/s · {_duration(row['seconds'])}{bad}"
+            f" · {row['images_per_second']:.0f} images/s · {_duration(row['seconds'])}{bad}",
         )
 
     def warn(self, message: str) -> None:
-        self._say(message, style="yellow")
-
-    def _say(self, text: str, style: str | None = None) -> None:
-        """As it is: paths may hold what Rich takes for markup, and commands must not be broken into lines."""
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, message, style="yellow")
 
     def _announce(self, trainer: "Trainer") -> None:
         recipe, source = trainer.recipe, trainer.source
         precision = "bf16" if trainer.bf16 else "fp32"
         compiled = "compiled (the first step takes minutes)" if trainer.compiled else "not compiled"
-        self._say(
+        say(
+            self.console,
             f"{len(source.train)} training and {len(source.val)} validation images of {len(source.classes)} classes"
             + (
                 f"; {len(trainer.bad_images) + len(trainer.bad_val)} bad ones found so far, see bad_images.csv"
                 if trainer.bad_images or trainer.bad_val
                 else ""
-            )
+            ),
         )
-        self._say(
+        say(
+            self.console,
             f"{trainer.start.architecture.name} at {trainer.start.preprocess.image_size} pixels on {trainer.device}, "
             f"{precision}, channels_last, {compiled}; recipe {recipe.name}: {recipe.epochs} epochs, batch "
-            f"{recipe.batch_size}, effective rate {recipe.effective_rate:.2g}, weight decay {recipe.weight_decay:g}"
+            f"{recipe.batch_size}, effective rate {recipe.effective_rate:.2g}, weight decay {recipe.weight_decay:g}",
         )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from ..data.loader import seeded
 from ..data.sources import Source, duplicates, open_source
+from ..data.transforms import Preprocess
 from ..engines import pick_device
 from ..errors import InputError
 from ..files import check_folder, write_csv
-from ..data.transforms import Preprocess
 from ..model.architecture import Architecture
 from ..modelfile import ModelFile
 from ..pretrained import create_model, default_preprocess, is_published, load, transfer
