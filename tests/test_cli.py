@@ -49,10 +49,10 @@ def refused(outcome):
 
 def test_the_journey_of_a_folder(run, folder, model, tmp_path):
     out = tmp_path / "run"
-    flags = ["--epochs", 6, "--batch-size", 8, "--rate", 0.01, "--workers", 0, "--compile", "off"]
+    flags = ["--epochs", 10, "--batch-size", 8, "--rate", 0.01, "--workers", 0, "--compile", "off"]
     code, text, _ = run("train", folder, "--model", model, "--out", out, *flags)
     assert code == 0
-    assert "epoch 6/6" in text
+    assert "epoch 10/10" in text
     assert f"shvit predict {out / 'best.safetensors'}" in text
 
     code, text, err = run(
@@ -79,7 +79,7 @@ def test_the_journey_of_a_folder(run, folder, model, tmp_path):
     facts = json.loads(text)
     assert facts["file"]["classes"] == ["dark", "light"]
     assert facts["file"]["metrics"]["top1"] == 1.0
-    assert facts["file"]["provenance"]["recipe"]["epochs"] == 6
+    assert facts["file"]["provenance"]["recipe"]["epochs"] == 10
 
 
 def test_train_json_is_one_document(run, folder, model, tmp_path):

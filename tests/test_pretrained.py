@@ -80,13 +80,14 @@ def authors_name(key: str) -> str:
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_authors_weights(wrapped):
     ours = shvit.create_model("shvit_s4", distilled=True)
-    authors = {authors_name(key): value for key, value in pretrained.to_timm(ours.state_dict()).items()}
+    weights = ours.state_dict()
+    authors = {authors_name(key): value for key, value in pretrained.to_timm(weights).items()}
     assert "blocks2.0.0.m.c.weight" in authors
     assert "blocks3.1.se.fc1.weight" in authors
     assert "head_dist.l.weight" in authors
     loaded = pretrained.from_official({"model": authors, "epoch": 299} if wrapped else authors)
-    assert loaded.keys() == ours.state_dict().keys()
-    assert all(loaded[key] is value for key, value in ours.state_dict().items())
+    assert loaded.keys() == weights.keys()
+    assert all(loaded[key] is value for key, value in weights.items())
 
 
 def test_foreign_weights_are_named():

@@ -96,7 +96,7 @@ def train(
     resume: bool = False,
     device: Device = "auto",
     workers: Workers = 2,
-    settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,
+    settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,  # pyright: ignore
     json: Json = False,
 ) -> None:
     """Train a network on your labelled images.

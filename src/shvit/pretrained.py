@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .data.transforms import INTERPOLATIONS, Preprocess

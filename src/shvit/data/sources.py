@@ -38,7 +38,9 @@ class Split:
 
     def subset(self, indices: Iterable[int]) -> "Split":
         picked = list(indices)
-        return Split(*([values[i] for i in picked] for values in (self.images, self.labels, self.names)))
+        return Split(
+            [self.images[i] for i in picked], [self.labels[i] for i in picked], [self.names[i] for i in picked]
+        )
 
 
 EMPTY = Split([], [], [])
@@ -191,8 +193,8 @@ def _digits(seed: int, val_share: float) -> Source:
 
 def _given(name: str, train: list[tuple[Path, str]], val: list[tuple[Path, str]]) -> Source:
     classes = tuple(sorted({label for _, label in train} | {label for _, label in val}))
-    splits = [_split(rows, classes) for rows in (train, val)]
-    return Source(name, classes, *splits, fingerprint=_fingerprint(classes, *splits))
+    one, other = _split(train, classes), _split(val, classes)
+    return Source(name, classes, one, other, fingerprint=_fingerprint(classes, one, other))
 
 
 def _drawn(name: str, rows: list[tuple[Path, str]], seed: int, val_share: float) -> Source:

@@ -58,13 +58,13 @@ class Preprocess:
 
 def eval_transform(preprocess: Preprocess) -> Transform:
     """Shorter side to `image_size / crop` with antialiasing, then the centre square: timm's evaluation transform."""
-    to_array = create_transform(
+    to_pixels: Any = create_transform(
         preprocess.image_size,
         interpolation=preprocess.interpolation,
         crop_pct=preprocess.crop,
         use_prefetcher=True,
     )
-    return Compose([to_array, torch.as_tensor])
+    return Compose([to_pixels, torch.as_tensor])
 
 
 def train_transform(
@@ -85,7 +85,7 @@ def train_transform(
 
     The random choices come from the global generators: call it within `loader.seeded`.
     """
-    to_array = create_transform(
+    to_pixels: Any = create_transform(
         image_size,
         is_training=True,
         scale=crop_scale,
@@ -95,4 +95,4 @@ def train_transform(
         interpolation="random",
         use_prefetcher=True,
     )
-    return Compose([to_array, torch.as_tensor])
+    return Compose([to_pixels, torch.as_tensor])

@@ -17,6 +17,9 @@ class Normalize(nn.Module):
     Gives channels_last maps on its own device, in `dtype`.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.dtype = dtype

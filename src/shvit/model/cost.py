@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from .peer import TimmModel
 from .shvit import SHViT
 
 
@@ -27,7 +28,7 @@ class Cost:
 
 
 @torch.no_grad()
-def cost(model: nn.Module, image_size: tuple[int, int], name: str = "total") -> Cost:
+def cost(model: SHViT | TimmModel, image_size: tuple[int, int], name: str = "total") -> Cost:
     """Count one image of (height, width) through the network in evaluation mode, as it is used.
 
     A distillation head that training needs is averaged into the other one for use, and not counted.

@@ -381,12 +381,12 @@ def _fill(batch: Batch, batch_size: int) -> Batch:
 
 
 def _optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer not in list_optimizers():
-        raise InputError(f"optimizer must be one of {', '.join(list_optimizers())}, got {recipe.optimizer!r}")
-    betas = {} if recipe.beta2 == Recipe.beta2 else {"betas": (0.9, recipe.beta2)}
-    return create_optimizer_v2(
-        model, recipe.optimizer, lr=recipe.effective_rate, weight_decay=recipe.weight_decay, **betas
-    )
+    known = [str(name) for name in list_optimizers()]
+    if recipe.optimizer not in known:
+        raise InputError(f"optimizer must be one of {', '.join(known)}, got {recipe.optimizer!r}")
+    options: dict[str, Any] = {} if recipe.beta2 == Recipe.beta2 else {"betas": (0.9, recipe.beta2)}
+    rate, decay = recipe.effective_rate, recipe.weight_decay
+    return create_optimizer_v2(model, recipe.optimizer, lr=rate, weight_decay=decay, **options)
 
 
 def _rand_augment(recipe: Recipe) -> str | None:

@@ -128,7 +128,9 @@ def _recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         begun = {**record["recipe"], "model": record["model"]}
-        Recipe.from_dict(record["recipe"]), record["architecture"], record["preprocess"]
+        Recipe.from_dict(record["recipe"])
+        Architecture.from_dict(record["architecture"])
+        Preprocess.from_dict(record["preprocess"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read, so there is no run to resume: {error}") from None
     for key, value in named.items():
