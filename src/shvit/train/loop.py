@@ -10,12 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.poly_lr import PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils.agc import adaptive_clip_grad
 from timm.utils.model_ema import ModelEmaV3
 
@@ -30,6 +33,7 @@ from ..model.cost import cost
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Task
+from .muon import Muon
 from .recipe import Recipe
 from .report import Reporter, draw_curves
 from .state import State
@@ -157,7 +161,7 @@ class Trainer:
         speed = images_done / train_seconds if train_seconds else 0.0
         return Result(self.out, self.epoch, self.best_metrics, self.epoch < self.recipe.epochs, self.seconds, speed)
 
-    def _train_epoch(self, schedule: CosineLRScheduler) -> tuple[int, float, float]:
+    def _train_epoch(self, schedule: Scheduler) -> tuple[int, float, float]:
         """The steps of this epoch that are left. Returns images, seconds, and seconds spent waiting for data."""
         self.model.train()
         images, wait = 0, 0.0
@@ -341,11 +345,12 @@ class Trainer:
         """As planned, before any image turned out to be bad."""
         return max(1, len(self.source.train) // self.recipe.batch_size)
 
-    def _schedule(self) -> CosineLRScheduler:
+    def _schedule(self) -> Scheduler:
         cooldown, warmup = (
             round(e * self.steps_per_epoch) for e in (self.recipe.cooldown_epochs, self.recipe.warmup_epochs)
         )
-        return CosineLRScheduler(
+        kind = CosineLRScheduler if self.recipe.schedule == "cosine" else partial(PolyLRScheduler, power=1.0)
+        return kind(
             self.optimizer,
             t_initial=max(1, self.recipe.epochs * self.steps_per_epoch - cooldown),
             lr_min=min(self.recipe.min_rate, self.recipe.effective_rate),
@@ -384,8 +389,10 @@ def _optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     known = [str(name) for name in list_optimizers()]
     if recipe.optimizer not in known:
         raise InputError(f"optimizer must be one of {', '.join(known)}, got {recipe.optimizer!r}")
-    options: dict[str, Any] = {} if recipe.beta2 == Recipe.beta2 else {"betas": (0.9, recipe.beta2)}
     rate, decay = recipe.effective_rate, recipe.weight_decay
+    if recipe.optimizer == "muon":
+        return Muon(param_groups_weight_decay(model, decay), rate)
+    options: dict[str, Any] = {} if recipe.beta2 == Recipe.beta2 else {"betas": (0.9, recipe.beta2)}
     return create_optimizer_v2(model, recipe.optimizer, lr=rate, weight_decay=decay, **options)
 
 

@@ -29,11 +29,12 @@ class Recipe:
     batch_size: int = _documented(2048, "Images a step.")
     rate: float = _documented(1e-3, "Learning rate for every --rate-batch images of the batch.")
     rate_batch: int = _documented(512, "The effective learning rate is rate x batch size / this.")
-    min_rate: float = _documented(1e-5, "Effective learning rate at the end of the cosine.")
+    schedule: Literal["cosine", "linear"] = _documented("cosine", "How the rate falls after the warm-up.")
+    min_rate: float = _documented(1e-5, "Effective learning rate at the end of the schedule.")
     warmup_rate: float = _documented(1e-6, "Effective learning rate at the first step.")
     warmup_epochs: float = _documented(5.0, "Epochs in which the rate rises linearly.")
     cooldown_epochs: float = _documented(10.0, "Epochs at the end, within --epochs, at the least rate.")
-    optimizer: str = _documented("adamw", "Any optimiser of timm, by its name.")
+    optimizer: str = _documented("adamw", "muon, or any other optimiser of timm by its name.")
     beta2: float = _documented(0.999, "Decay of the second moment, for the optimisers that have one.")
     weight_decay: float = _documented(0.025, "Decay of weights, not of biases and norms.")
     clip: float = _documented(0.02, "Adaptive gradient clipping, as a share of each weight's norm; 0: none.")
@@ -84,7 +85,11 @@ class Recipe:
             _check_range(self, name, 0.0, 1.0)
         for name in ("color_jitter", "mixup", "cutmix"):
             _check_range(self, name, 0.0, 10.0)
-        for name, allowed in (("precision", ("auto", "fp32", "bf16")), ("compile", ("auto", "on", "off"))):
+        for name, allowed in (
+            ("precision", ("auto", "fp32", "bf16")),
+            ("compile", ("auto", "on", "off")),
+            ("schedule", ("cosine", "linear")),
+        ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.warmup_epochs + self.cooldown_epochs > self.epochs:
@@ -169,10 +174,12 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Rec
     steps = max(1, images // batch) * recipe.epochs
     changes: dict[str, Any] = {"batch_size": batch}
     if batch < Recipe.batch_size:
-        # Adam's rate goes with the root of the batch; 3e-3 at 64 lies within the best of those tried (LOG.md)
+        # the best of those tried at batch 64 (LOG.md); the rate goes with the root of the batch, as Adam's does
         share = recipe.rate / Recipe.rate
         changes |= {
-            "rate": min(4e-3, 3e-3 * math.sqrt(batch / 64)) * share,
+            "optimizer": "muon",
+            "schedule": "linear",
+            "rate": min(4e-3, 4e-3 * math.sqrt(batch / 64)) * share,
             "rate_batch": batch,
             "weight_decay": 2 * recipe.weight_decay,
             "clip": 0.0,

@@ -1,0 +1,83 @@
+"""Muon: momentum whose matrices are made orthogonal, so that a step moves all directions alike; AdamW for the rest.
+
+Why not timm's or torch's: both make matrices orthogonal in bf16, whatever the device; processors without bf16 then take
+many times as long for that as for the network. Here it is done in the gradients' own type.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+COEFFICIENTS = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+)
+"""Of the Newton-Schulz iterations: the first three of timm's five. Two more cost a tenth of a training step each."""
+
+
+class Muon(torch.optim.Optimizer):
+    """Matrices (and convolutions, taken as matrices of output channels) by Muon, vectors by AdamW.
+
+    Args:
+        groups: Parameter groups, each with its own `weight_decay`, as torch's optimisers take them.
+        lr: Learning rate of both; a Muon step is scaled to the size that an AdamW step has.
+        weight_decay: For groups that name none.
+        momentum: Of Muon, in Nesterov's form.
+        betas: Of AdamW.
+
+    Source: K. Jordan et al., "Muon", 2024; the scale: J. Liu et al., "Muon is scalable for LLM training", 2025.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Any],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                step = self._matrix_step if parameter.ndim >= 2 else self._vector_step
+                parameter.add_(step(parameter, group), alpha=-group["lr"])
+
+    def _matrix_step(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+        ahead = parameter.grad.lerp(state["momentum"], group["momentum"])
+        matrix = orthogonalized(ahead.flatten(1))
+        return matrix.view_as(parameter) * (0.2 * math.sqrt(max(matrix.shape)))
+
+    def _vector_step(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        state = self.state[parameter]
+        if not state:
+            state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+        state["step"] += 1
+        (beta1, beta2), steps = group["betas"], state["step"]
+        state["mean"].lerp_(parameter.grad, 1 - beta1)
+        state["square"].lerp_(parameter.grad.square(), 1 - beta2)
+        return state["mean"] / (1 - beta1**steps) / ((state["square"] / (1 - beta2**steps)).sqrt() + 1e-8)
+
+
+def orthogonalized(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """About U V^T of the singular value decomposition U S V^T: all but very small singular values end near 1."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp_min(1e-7)
+    for a, b, c in COEFFICIENTS:
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
