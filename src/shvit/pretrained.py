@@ -1,6 +1,9 @@
 """Names to published weights, and keys from and to the naming of timm and of the authors' code."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +192,8 @@ def _fetch(name: str) -> Path:
     if by_hand.is_file():
         return by_hand
     try:
-        return Path(hf_hub_download(f"timm/{name}", "model.safetensors"))
+        with _quiet_hub():
+            return Path(hf_hub_download(f"timm/{name}", "model.safetensors"))
     except Exception as error:  # the hub's client lets its transport's errors through, and changes transports
         url = f"{constants.ENDPOINT}/timm/{name}/resolve/main/model.safetensors"
         raise ModelFileError(
@@ -208,7 +212,8 @@ def _from_timm_hub(name: str) -> ModelFile:
     model = Architecture(name, num_classes=cfg.num_classes).build()
     assert isinstance(model, TimmModel)
     try:
-        model.network = timm.create_model(short, pretrained=True)
+        with _quiet_hub():
+            model.network = timm.create_model(short, pretrained=True)
     except Exception as error:  # as in `_fetch`
         source = f"{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
         raise ModelFileError(
@@ -217,6 +222,18 @@ def _from_timm_hub(name: str) -> ModelFile:
         ) from None
     classes = imagenet_classes() if cfg.num_classes == 1000 else tuple(str(i) for i in range(cfg.num_classes))
     return ModelFile(model.eval(), classes, default_preprocess(model), provenance={"source": name})
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The hub's client logs each of its retries; what counts is how the last one ends, and that is an error's message."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:
