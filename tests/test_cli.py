@@ -207,6 +207,7 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
         (["predict", "{model}", "{folder}", "--top-k", "0"], "at least 1"),
         (["info", "nothing"], "none of the names"),
         (["info", "shvit_s1", "--image-size", "8"], "at least 32"),
+        (["info", "timm/vit_tiny_patch16_224", "--image-size", "96"], "takes no 96x96"),
         (["fly"], "fly"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -226,7 +226,7 @@ def _from_timm_hub(name: str) -> ModelFile:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """The hub's client logs each of its retries; what counts is how the last one ends, and that is an error's message."""
+    """The hub's client logs each retry; what counts is how the last one ends, and that is an error's message."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)

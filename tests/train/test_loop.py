@@ -230,7 +230,7 @@ def test_resuming_what_is_not_there_or_not_the_same(folder, start, tmp_path):
     [
         ({"optimizer": "adamm"}, "optimizer must be one of"),
         ({"speed": 3}, "no speed"),
-        ({"batch_size": 64}, "do not fill one batch"),
+        ({"batch_size": 64}, "more than the 40 training images"),
     ],
 )
 def test_impossible_settings(folder, start, tmp_path, settings, reason):

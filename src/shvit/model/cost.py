@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import InputError
 from .peer import TimmModel
 from .shvit import SHViT
 
@@ -31,12 +32,20 @@ class Cost:
 def cost(model: SHViT | TimmModel, image_size: tuple[int, int], name: str = "total") -> Cost:
     """Count one image of (height, width) through the network in evaluation mode, as it is used.
 
-    A distillation head that training needs is averaged into the other one for use, and not counted.
+    Raises:
+        InputError: One of timm's models does not take images of this size.
     """
     parameter = next(model.parameters())
     channels = model.in_channels
     images = torch.zeros(1, channels, *image_size, dtype=parameter.dtype, device=parameter.device)
-    return _count(model, images, name)[0]
+    try:
+        return _count(model, images, name)[0]
+    except (AssertionError, RuntimeError) as error:
+        if isinstance(model, SHViT):
+            raise
+        size = f"{image_size[0]}x{image_size[1]}"
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{model.architecture.name} at {model.image_size} pixels takes no {size}: {reason}") from None
 
 
 @torch.no_grad()

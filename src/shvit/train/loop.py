@@ -3,21 +3,15 @@
 import contextlib
 import json
 import math
-import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
-from timm.scheduler.cosine_lr import CosineLRScheduler
-from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils.agc import adaptive_clip_grad
 from timm.utils.model_ema import ModelEmaV3
@@ -26,16 +20,15 @@ from .. import modelfile
 from ..data.loader import Batch, Loader, probe, seeded
 from ..data.sources import Source
 from ..data.transforms import eval_transform, train_transform
-from ..engines.torch import Normalize, has_bf16
-from ..errors import Failure, InputError
+from ..engines.torch import Normalize
+from ..errors import Failure
 from ..files import write_csv
-from ..model.cost import cost
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Task
-from .muon import Muon
 from .recipe import Recipe
 from .report import Reporter, draw_curves
+from .setup import make_optimizer, make_schedule, picks_bf16, picks_compile, rand_augment
 from .state import State
 
 PROBED = 512
@@ -97,17 +90,17 @@ class Trainer:
         self.reporter = reporter or Reporter()
         self.start = start
         self.facts = facts or {}
-        self.bf16 = _picks_bf16(recipe, device)
+        self.bf16 = picks_bf16(recipe, device)
         size = start.preprocess.image_size
-        self.compiled = _picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
+        self.compiled = picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
         self.model = start.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
         self.normalize = Normalize(start.preprocess).to(self.device)
         self.network = torch.compile(self.model, dynamic=False) if self.compiled else self.model
         self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
-        self.optimizer = _optimizer(self.model, recipe)
+        self.optimizer = make_optimizer(self.model, recipe)
         self.train_loader = Loader(
             source.train,
-            train_transform(size, (recipe.crop_min, 1.0), recipe.flip, recipe.color_jitter, _rand_augment(recipe)),
+            train_transform(size, (recipe.crop_min, 1.0), recipe.flip, recipe.color_jitter, rand_augment(recipe)),
             recipe.batch_size,
             workers,
             shuffle=True,
@@ -148,7 +141,7 @@ class Trainer:
             raise TrainError(
                 f"{self.train_loader.images} usable training images do not fill one batch of {self.recipe.batch_size}"
             )
-        schedule = self._schedule()
+        schedule = make_schedule(self.optimizer, self.recipe, self.steps_per_epoch)
         images_done, train_seconds = 0, 0.0
         with self._stops_on_ctrl_c(), self.reporter.training(self):
             while self.epoch < self.recipe.epochs:
@@ -235,13 +228,13 @@ class Trainer:
         score = metrics[self.task.headline]
         self._check_bad_share(len(self.bad_val), len(self.source.val), "validation")
         self._write_bad_images()
-        self._save_model("last", network, {**metrics, "weights": which, "epoch": self.epoch + 1})
+        saved = {**metrics, "weights": which, "epoch": self.epoch + 1}
+        self._save_model("last", network, saved)
         if score > self.best:
-            self.best, self.best_metrics = score, {**metrics, "weights": which, "epoch": self.epoch + 1}
-            self._save_model("best", network, self.best_metrics)
+            self.best, self.best_metrics = score, saved
+            self._save_model("best", network, saved)
         self.seconds += time.perf_counter() - started
-        row |= {**metrics, "weights": which}
-        row |= {"images_per_second": speed, "data_wait": wait_share, "seconds": self.seconds}
+        row |= {**saved, "images_per_second": speed, "data_wait": wait_share, "seconds": self.seconds}
         with (self.out / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
         draw_curves(self.out, self.task.headline)
@@ -345,20 +338,6 @@ class Trainer:
         """As planned, before any image turned out to be bad."""
         return max(1, len(self.source.train) // self.recipe.batch_size)
 
-    def _schedule(self) -> Scheduler:
-        cooldown, warmup = (
-            round(e * self.steps_per_epoch) for e in (self.recipe.cooldown_epochs, self.recipe.warmup_epochs)
-        )
-        kind = CosineLRScheduler if self.recipe.schedule == "cosine" else partial(PolyLRScheduler, power=1.0)
-        return kind(
-            self.optimizer,
-            t_initial=max(1, self.recipe.epochs * self.steps_per_epoch - cooldown),
-            lr_min=min(self.recipe.min_rate, self.recipe.effective_rate),
-            warmup_t=warmup,
-            warmup_lr_init=min(self.recipe.warmup_rate, self.recipe.effective_rate),
-            t_in_epochs=False,
-        )
-
     @contextlib.contextmanager
     def _stops_on_ctrl_c(self) -> Iterator[None]:
         """The first Ctrl-C ends training after the step in progress; the second ends the program."""
@@ -383,36 +362,3 @@ def _fill(batch: Batch, batch_size: int) -> Batch:
         return batch
     picked = torch.arange(batch_size) % len(batch)
     return Batch(batch.images[picked], batch.labels[picked], [batch.indices[i] for i in picked.tolist()], batch.bad)
-
-
-def _optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    known = [str(name) for name in list_optimizers()]
-    if recipe.optimizer not in known:
-        raise InputError(f"optimizer must be one of {', '.join(known)}, got {recipe.optimizer!r}")
-    rate, decay = recipe.effective_rate, recipe.weight_decay
-    if recipe.optimizer == "muon":
-        return Muon(param_groups_weight_decay(model, decay), rate)
-    options: dict[str, Any] = {} if recipe.beta2 == Recipe.beta2 else {"betas": (0.9, recipe.beta2)}
-    return create_optimizer_v2(model, recipe.optimizer, lr=rate, weight_decay=decay, **options)
-
-
-def _rand_augment(recipe: Recipe) -> str | None:
-    return f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
-
-
-def _picks_bf16(recipe: Recipe, device: str) -> bool:
-    return recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(device))
-
-
-COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}
-"""Multiply-accumulates of a run's forward passes from which compiling saves more than the minutes it costs."""
-
-
-def _picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images: int) -> bool:
-    """By counting, never by the clock, so that the same command trains the same network."""
-    if recipe.compile != "auto":
-        return recipe.compile == "on"
-    if sys.platform == "win32" or device.type not in COMPILE_PAYS or not shutil.which("g++"):
-        return False
-    size = start.preprocess.image_size
-    return cost(start.model, (size, size)).macs * images > COMPILE_PAYS[device.type]

@@ -35,7 +35,7 @@ class Recipe:
     warmup_epochs: float = _documented(5.0, "Epochs in which the rate rises linearly.")
     cooldown_epochs: float = _documented(10.0, "Epochs at the end, within --epochs, at the least rate.")
     optimizer: str = _documented("adamw", "muon, or any other optimiser of timm by its name.")
-    beta2: float = _documented(0.999, "Decay of the second moment, for the optimisers that have one.")
+    beta2: float | None = _documented(None, "Decay of the second moment; default: the optimiser's own.")
     weight_decay: float = _documented(0.025, "Decay of weights, not of biases and norms.")
     clip: float = _documented(0.02, "Adaptive gradient clipping, as a share of each weight's norm; 0: none.")
     ema: float = _documented(0.99996, "Decay of the averaged weights, a step; 0: no averaging.")
@@ -114,7 +114,7 @@ class Recipe:
 
 def _check_range(recipe: Recipe, name: str, low: float, high: float) -> None:
     value = getattr(recipe, name)
-    if not isinstance(value, int | float) or not low <= value <= high:
+    if value is not None and (not isinstance(value, int | float) or not low <= value <= high):
         raise InputError(f"{name} must lie between {low:g} and {high:g}, got {value}")
 
 

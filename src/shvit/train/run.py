@@ -13,6 +13,7 @@ from ..engines import pick_device
 from ..errors import InputError
 from ..files import check_folder, write_csv
 from ..model.architecture import Architecture
+from ..model.cost import cost
 from ..modelfile import ModelFile
 from ..pretrained import create_model, default_preprocess, is_published, load, transfer
 from ..provenance import facts
@@ -71,6 +72,8 @@ def train(
         chosen = fit(draft, len(source.train), frozenset(named))
         with seeded(chosen.seed):
             start = starting_point(model, source, chosen)
+    if chosen.batch_size > len(source.train):
+        raise InputError(f"batch_size {chosen.batch_size} is more than the {len(source.train)} training images")
     if chosen.batch_size % 2 and (chosen.mixup or chosen.cutmix):
         raise InputError(f"mixup and cutmix mix pairs: the batch size must be even, got {chosen.batch_size}")
     task = Classify(source.classes, chosen.label_smoothing, chosen.mixup, chosen.cutmix, chosen.random_erasing, device)
@@ -119,6 +122,7 @@ def starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
     else:
         network = create_model(model, count)
         preprocess = default_preprocess(network, recipe.image_size)
+    cost(network, (preprocess.image_size, preprocess.image_size))  # refuses what timm's model cannot take
     return ModelFile(network, source.classes, preprocess)
 
 

@@ -1,0 +1,72 @@
+"""What a recipe means for this network on this machine."""
+
+import shutil
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.poly_lr import PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
+
+from ..engines.torch import has_bf16
+from ..errors import InputError
+from ..model.cost import cost
+from ..modelfile import ModelFile
+from .muon import Muon
+from .recipe import Recipe
+
+
+def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weight decay for weights alone. Raises InputError for what timm does not have or the optimiser does not take."""
+    known = [str(name) for name in list_optimizers()]
+    if recipe.optimizer not in known:
+        raise InputError(f"optimizer must be one of {', '.join(known)}, got {recipe.optimizer!r}")
+    options: dict[str, Any] = {} if recipe.beta2 is None else {"betas": (0.9, recipe.beta2)}
+    rate, decay = recipe.effective_rate, recipe.weight_decay
+    if recipe.optimizer == "muon":
+        return Muon(param_groups_weight_decay(model, decay), rate, **options)
+    try:
+        return create_optimizer_v2(model, recipe.optimizer, lr=rate, weight_decay=decay, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"optimizer {recipe.optimizer} does not take these settings: {error}") from None
+
+
+def rand_augment(recipe: Recipe) -> str | None:
+    """timm's description of it; None for none."""
+    return f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
+
+
+def picks_bf16(recipe: Recipe, device: str) -> bool:
+    """Whether training computes in bf16."""
+    return recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(device))
+
+
+COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}
+"""Multiply-accumulates of a run's forward passes from which compiling saves more than the minutes it costs."""
+
+
+def picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images: int) -> bool:
+    """Whether to compile. By counting, never by the clock, so that the same command trains the same network."""
+    if recipe.compile != "auto":
+        return recipe.compile == "on"
+    if sys.platform == "win32" or device.type not in COMPILE_PAYS or not shutil.which("g++"):
+        return False
+    size = start.preprocess.image_size
+    return cost(start.model, (size, size)).macs * images > COMPILE_PAYS[device.type]
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
+    """A function of the step: linear warm-up, then falling, then cool-down at the least rate."""
+    warmup, cooldown = (round(epochs * steps_per_epoch) for epochs in (recipe.warmup_epochs, recipe.cooldown_epochs))
+    kind = CosineLRScheduler if recipe.schedule == "cosine" else partial(PolyLRScheduler, power=1.0)
+    return kind(
+        optimizer,
+        t_initial=max(1, recipe.epochs * steps_per_epoch - cooldown),
+        lr_min=min(recipe.min_rate, recipe.effective_rate),
+        warmup_t=warmup,
+        warmup_lr_init=min(recipe.warmup_rate, recipe.effective_rate),
+        t_in_epochs=False,
+    )
