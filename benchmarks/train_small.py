@@ -73,11 +73,23 @@ def shvit_run(data: Path, size: int, epochs: int, out: Path) -> dict:
     train = ["train", str(data), "--model", "shvit_s1", "--image-size", str(size), "--epochs", str(epochs)]
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "shvit", *train, "--out", str(out / "run")], env=environment, check=True)
-    seconds = time.perf_counter() - started
-    evaluate = ["eval", str(out / "run" / "best.safetensors"), str(data), "--json"]
+    return {**finished_run(data, out / "run"), "seconds": time.perf_counter() - started}
+
+
+def finished_run(data: Path, run: Path) -> dict:
+    """`shvit eval` of a run that is there; seconds as the run recorded them, without the program's start."""
+    evaluate = ["eval", str(run / "best.safetensors"), str(data), "--json"]
     done = subprocess.run([sys.executable, "-m", "shvit", *evaluate], stdout=subprocess.PIPE, text=True, check=True)
-    recipe = json.loads((out / "run" / "recipe.json").read_text())["recipe"]
-    return {"seconds": seconds, "eval": json.loads(done.stdout), "recipe": recipe}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    record = json.loads((run / "recipe.json").read_text())
+    return {
+        "seconds": rows[-1]["seconds"],
+        "eval": json.loads(done.stdout),
+        "recipe": record["recipe"],
+        "run_commit": record["commit"],
+        "run_date": record["date"],
+        "top1_by_epoch": [row.get("top1", row.get("ema_top1")) for row in rows],
+    }
 
 
 def main() -> None:
@@ -86,6 +98,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--plain-epochs", type=int, default=10, help="epochs of the plain loop that are run")
+    parser.add_argument("--run", type=Path, help="take this finished run of `shvit train` instead of training anew")
     parser.add_argument("--hardware", default="cpu", help="short name of the machine, for the result's file name")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
@@ -97,7 +110,10 @@ def main() -> None:
         for _ in range(args.plain_epochs // 2):
             plain.append(next(epochs))
             print("plain", plain[-1], flush=True)
-        ours = shvit_run(args.data, args.image_size, args.epochs, Path(folder))
+        if args.run:
+            ours = finished_run(args.data, args.run)
+        else:
+            ours = shvit_run(args.data, args.image_size, args.epochs, Path(folder))
         print("shvit", ours["seconds"], ours["eval"]["top1"], flush=True)
         for _ in range(args.plain_epochs - args.plain_epochs // 2):
             plain.append(next(epochs))
@@ -118,7 +134,7 @@ def main() -> None:
         "plain_top1_by_epoch": [top1 for _, top1 in plain],
         "speed_ratio": plain_seconds / ours["seconds"],
         "arithmetic_tflop": images * 6 * macs / 1e12,
-        "recipe": ours["recipe"],
+        **{key: ours[key] for key in ("recipe", "run_commit", "run_date", "top1_by_epoch")},
         "threads": torch.get_num_threads(),
         **about,
     }

@@ -18,7 +18,6 @@ from .train.run import train
 SETTINGS: dict[str, Any] = {
     "epochs": 8,
     "image_size": 64,
-    "optimizer": "adamw",  # Muon's steps cost more than the network's at this size
     "flip": 0.0,  # makes other digits, or none
     "crop_min": 0.7,
 }
