@@ -57,7 +57,10 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
         if image.width * image.height > max_pixels:
             raise BadImage(f"{image.width}x{image.height} is more than the limit of {max_pixels} pixels")
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        if image is source:
+            return _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)  # our own, so no copy where nothing is to be turned
+        return _to_rgb(image)
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
