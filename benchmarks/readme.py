@@ -25,7 +25,8 @@ def train_small() -> str:
 
 From fresh weights in {result["seconds"] / 60:.0f} minutes on {machine["cores"]} cores of a CPU \
 ({machine["processor"]}, no GPU): {result["speed_ratio"]:.2f} times
-as fast as a plain loop of timm's loader, transforms and eager model (by {result["plain_epochs_run"]} of its epochs, on the same machine)."""
+as fast as a plain loop of timm's loader, transforms and eager model (by {result["plain_epochs_run"]} of its epochs, \
+on the same machine)."""
 
 
 SECTIONS = {"train_small": train_small}
