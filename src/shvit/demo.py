@@ -18,6 +18,7 @@ from .train.run import train
 SETTINGS: dict[str, Any] = {
     "epochs": 8,
     "image_size": 64,
+    "batch_size": 64,  # at this size a step costs by the weights, not by the images
     "flip": 0.0,  # makes other digits, or none
     "crop_min": 0.7,
 }

@@ -67,9 +67,10 @@ class Source:
         """
         if len(self.classes) < 2:
             raise DataError(f"{self.name} has only the class {_few(self.classes)}: training needs at least two")
-        for split, images in (("training", self.train), ("validation", self.val)):
-            if not len(images):
-                raise DataError(f"{self.name} has no {split} images")
+        if not len(self.train):
+            raise DataError(f"{self.name} has no training images")
+        if not len(self.val):
+            raise DataError(f"{self.name} has no validation images: add them, or give the training images alone")
         seen, judged = set(self.train.labels), set(self.val.labels)
         if unknown := [self.classes[i] for i in sorted(judged - seen)]:
             raise DataError(f"{self.name}: validation has classes that training lacks: {_few(unknown)}")

@@ -21,7 +21,7 @@ from .recipe import Recipe
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Weight decay for weights alone. Raises InputError for what timm does not have or the optimiser does not take."""
-    known = [str(name) for name in list_optimizers()]
+    known = sorted({"muon", *map(str, list_optimizers())})
     if recipe.optimizer not in known:
         raise InputError(f"optimizer must be one of {', '.join(known)}, got {recipe.optimizer!r}")
     options: dict[str, Any] = {} if recipe.beta2 is None else {"betas": (0.9, recipe.beta2)}
