@@ -51,25 +51,23 @@ class Muon(torch.optim.Optimizer):
                     continue
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 step = self._matrix_step if parameter.ndim >= 2 else self._vector_step
-                parameter.add_(step(parameter, group), alpha=-group["lr"])
+                parameter.add_(step(self.state[parameter], parameter.grad, group), alpha=-group["lr"])
 
-    def _matrix_step(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[parameter]
+    def _matrix_step(self, state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
         if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        ahead = parameter.grad.lerp(state["momentum"], group["momentum"])
+            state["momentum"] = torch.zeros_like(gradient)
+        state["momentum"].lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(state["momentum"], group["momentum"])
         matrix = orthogonalized(ahead.flatten(1))
-        return matrix.view_as(parameter) * (0.2 * math.sqrt(max(matrix.shape)))
+        return matrix.reshape(gradient.shape) * (0.2 * math.sqrt(max(matrix.shape)))
 
-    def _vector_step(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[parameter]
+    def _vector_step(self, state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
         if not state:
-            state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
+            state |= {"step": 0, "mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient)}
         state["step"] += 1
         (beta1, beta2), steps = group["betas"], state["step"]
-        state["mean"].lerp_(parameter.grad, 1 - beta1)
-        state["square"].lerp_(parameter.grad.square(), 1 - beta2)
+        state["mean"].lerp_(gradient, 1 - beta1)
+        state["square"].lerp_(gradient.square(), 1 - beta2)
         return state["mean"] / (1 - beta1**steps) / ((state["square"] / (1 - beta2**steps)).sqrt() + 1e-8)
 
 
