@@ -10,7 +10,7 @@ from . import engines
 from .data.sources import open_source
 from .evaluate import evaluate, write_report
 from .predict import Predictor
-from .pretrained import load
+from .pretrained import load_model
 from .screen import say
 from .train.report import Reporter
 from .train.run import train
@@ -39,7 +39,7 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
     if result.interrupted:
         raise KeyboardInterrupt
     best = out / "best.safetensors"
-    model_file = load(best)
+    model_file = load_model(best)
 
     _command(console, f"shvit eval {best} digits --out {out / 'eval'}")
     source = open_source("digits")

@@ -9,7 +9,7 @@ from .model.architecture import TIMM_PREFIX, Architecture
 from .model.config import VARIANTS
 from .model.cost import cost, stage_costs
 from .model.shvit import SHViT
-from .pretrained import load
+from .pretrained import load_model
 
 
 def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
             model = Architecture(name).build()
         own_size = model.image_size
     else:
-        model_file = load(name)
+        model_file = load_model(name)
         model, own_size = model_file.model, model_file.preprocess.image_size
         header = {
             "file": {

@@ -12,10 +12,10 @@ import numpy as np
 from .data.loader import Loader
 from .data.sources import Source, Split, merge
 from .data.transforms import eval_transform
+from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError
 from .files import write_csv
-from .modelfile import ModelFile
 from .tasks import task_of
 from .tasks.classify import ClassifyEvaluation
 
@@ -41,7 +41,7 @@ class Report:
 
 
 def evaluate(
-    model_file: ModelFile, engine: Engine, source: Source, which: Which = "auto", batch_size: int = 64, workers: int = 0
+    model_file: Runnable, engine: Engine, source: Source, which: Which = "auto", batch_size: int = 64, workers: int = 0
 ) -> Report:
     """Top-1, top-5, confusion matrix.
 
@@ -64,7 +64,7 @@ def evaluate(
     return Report(evaluation, name, tuple(split.names), time.perf_counter() - started)
 
 
-def choose_split(model_file: ModelFile, source: Source, which: Which) -> tuple[str, Split]:
+def choose_split(model_file: Runnable, source: Source, which: Which) -> tuple[str, Split]:
     """The images meant by `which`, and what to call them. Raises InputError where there are none."""
     if which == "auto":
         trained_on = model_file.provenance.get("data_fingerprint") == source.fingerprint

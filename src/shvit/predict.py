@@ -13,8 +13,8 @@ from PIL import Image
 from . import engines
 from .data.decode import BadImage, decode
 from .data.transforms import eval_transform
+from .engines import Runnable
 from .errors import InputError
-from .modelfile import ModelFile
 from .pretrained import load
 from .tasks import task_of
 
@@ -57,7 +57,7 @@ class Predictor:
 
     def __init__(
         self,
-        model_file: ModelFile | str | Path,
+        model_file: Runnable | str | Path,
         engine: str = "auto",
         precision: str = "auto",
         device: str = "auto",
@@ -68,7 +68,7 @@ class Predictor:
     ) -> None:
         if batch_size < 1 or top_k < 1:
             raise InputError(f"batch_size and top_k must be at least 1, got {batch_size} and {top_k}")
-        if not isinstance(model_file, ModelFile):
+        if isinstance(model_file, str | Path):
             model_file = load(model_file)
         self.engine = engines.load(model_file, engine, precision, device, threads)
         self.batch_size = batch_size

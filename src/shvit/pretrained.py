@@ -10,7 +10,9 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from . import engines
 from .data.transforms import INTERPOLATIONS, Preprocess
+from .engines import Runnable
 from .errors import InputError
 from .model.architecture import TIMM_PREFIX, Architecture, Model, variant_config
 from .model.config import VARIANTS
@@ -97,7 +99,9 @@ def create_model(
         return architecture.build()
     if in_channels != 3:
         raise InputError(f"published weights are for 3 input channels, not {in_channels}")
-    return transfer(load(name if published or name.startswith(TIMM_PREFIX) else f"{name}.in1k").model, architecture)
+    return transfer(
+        load_model(name if published or name.startswith(TIMM_PREFIX) else f"{name}.in1k").model, architecture
+    )
 
 
 def transfer(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
@@ -121,13 +125,26 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
     return model
 
 
-def load(source: str | Path) -> ModelFile:
-    """A model file by its path, published weights by their name (`shvit_s1.in1k`), or timm's by theirs (`timm/NAME`).
+def load(source: str | Path) -> Runnable:
+    """A model file or an exported file by its path, published weights by their name (`shvit_s1.in1k`, `timm/NAME`).
+
+    Raises:
+        InputError: There is no such file or name, the file is not usable, or the weights cannot be had.
+    """
+    return engines.read(source) if engines.is_exported(source) else load_model(source)
+
+
+def load_model(source: str | Path) -> ModelFile:
+    """As `load`, where a network in PyTorch is needed: for training, or to export it.
 
     Raises:
         ModelFileError: There is no such file or name, the file is not usable, or the weights cannot be had.
     """
     name = str(source)
+    if engines.is_exported(name):
+        raise ModelFileError(
+            f"{name} is an exported file, which can be run but not changed: give the model file itself"
+        )
     if name in PUBLISHED_TOP1:
         return _published(name)
     if name.startswith(TIMM_PREFIX):

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose
 
 from ..errors import InputError
@@ -54,6 +54,30 @@ class Preprocess:
             return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
         except (TypeError, KeyError) as error:
             raise InputError(f"not a description of preprocessing: {error}") from None
+
+
+class Normalize(nn.Module):
+    """What a network in training is fed: uint8 images less the mean, over the deviation, in fp32 and channels_last.
+
+    Images move to the module's device first.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.register_buffer("mean", per_channel(preprocess.mean), persistent=False)
+        self.register_buffer("std", per_channel(preprocess.std), persistent=False)
+
+    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        floats = images.to(self.mean.device, torch.float32, memory_format=torch.channels_last)
+        return floats.sub_(self.mean).div_(self.std)
+
+
+def per_channel(values: tuple[float, ...]) -> Float[Tensor, "1 c 1 1"]:
+    """Numbers on the scale of 0 to 1, on that of 0 to 255."""
+    return 255 * torch.tensor(values).view(1, -1, 1, 1)
 
 
 def eval_transform(preprocess: Preprocess) -> Transform:

@@ -1,25 +1,98 @@
-"""What every engine is: a callable from uint8 images to the task's raw outputs."""
+"""What every engine is: a callable from uint8 images to the task's raw outputs; and, for most, a file format."""
 
-from typing import ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..errors import InputError
+from ..data.transforms import Preprocess
+from ..errors import Failure, InputError
 from ..modelfile import ModelFile
 
 
 class EngineError(InputError):
-    """An engine or precision that does not exist or cannot run here; the message says what can."""
+    """An engine, precision or format that does not exist or cannot run here; the message says what can."""
+
+
+class ExportError(Failure):
+    """A file could not be written, or does not compute what the network does."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in the format of some runtime: what a `ModelFile` says, but the network lies in the file."""
+
+    path: Path
+    engine: str
+    """That runs it: a key of `ENGINES`."""
+    precision: str
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    task: str = "classify"
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the path, as plain data: what is written into the format's own metadata."""
+        return {
+            "version": 1,
+            "engine": self.engine,
+            "precision": self.precision,
+            "classes": list(self.classes),
+            "preprocess": self.preprocess.to_dict(),
+            "task": self.task,
+            "metrics": dict(self.metrics),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_dict(cls, path: Path, data: Mapping[str, Any]) -> "Exported":
+        """Inverse of `to_dict`. Raises InputError where entries are missing or of another version."""
+        try:
+            if data["version"] != 1:
+                raise InputError(f"{path} has metadata of version {data['version']}, this shvit reads version 1")
+            return cls(
+                path,
+                data["engine"],
+                data["precision"],
+                tuple(data["classes"]),
+                Preprocess.from_dict(data["preprocess"]),
+                data["task"],
+                data["metrics"],
+                data["provenance"],
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} was not written by shvit export: its metadata lacks {error}") from None
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Which sizes of input an exported network takes, beside the model's own."""
+
+    batch: int | None = None
+    """None: any number of images."""
+    dynamic_size: bool = False
+    """Any height and width from 32 pixels."""
+
+
+Runnable = ModelFile | Exported
 
 
 class Engine(Protocol):
     """Runs one network. Preprocessing beyond resize-and-crop is inside: images come as they were decoded."""
 
     name: ClassVar[str]
+    suffix: ClassVar[str]
+    """Of the files of its format, such as `.onnx`."""
+    extra: ClassVar[str | None]
+    """What `pip install 'shvit[EXTRA]'` must bring; None where the core suffices."""
     precision: str
 
-    def __init__(self, model_file: ModelFile, precision: str, device: str, threads: int | None) -> None: ...
+    def __init__(self, model: Runnable, precision: str, device: str, threads: int | None) -> None: ...
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -28,7 +101,47 @@ class Engine(Protocol):
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        """The precisions it has on this device, the fastest first."""
+        """The precisions it has on this device, the first being what `auto` takes."""
+        ...
+
+    @classmethod
+    def exports(cls) -> tuple[str, ...]:
+        """The precisions its format can be written in, the default first."""
+        ...
+
+    @classmethod
+    def export(
+        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor]
+    ) -> None:
+        """Write the format's file, metadata inside.
+
+        `calibration` holds batches of uint8 images (b, 3, h, w); empty where the precision needs none.
+        """
+        ...
+
+    @classmethod
+    def read(cls, path: Path) -> Exported:
+        """The metadata of such a file. Raises InputError where shvit did not write it."""
         ...
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]: ...
+
+
+def missing(extra: str, *modules: str) -> str | None:
+    """Why these modules' engine cannot run: the extra to install; None where all are there."""
+    absent = [module for module in modules if find_spec(module) is None]
+    return f"{' and '.join(absent)} not installed: pip install 'shvit[{extra}]'" if absent else None
+
+
+def described(model_file: ModelFile, path: Path, engine: str, precision: str) -> Exported:
+    """What an export of this model says of itself."""
+    return Exported(
+        path,
+        engine,
+        precision,
+        model_file.classes,
+        model_file.preprocess,
+        model_file.task,
+        model_file.metrics,
+        {**model_file.provenance, "architecture": model_file.architecture.to_dict()},
+    )

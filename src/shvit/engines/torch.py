@@ -1,47 +1,38 @@
-"""PyTorch, on any device it has: the network folded, in channels_last, in fp32 or bf16."""
+"""PyTorch, on any device it has: the network folded, in channels_last, in fp32 or bf16. Its format is `.pt2`."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ..data.transforms import Preprocess
-from ..model.fuse import fuse
-from ..modelfile import ModelFile
+from ..modelfile import HEADER_KEY, ModelFile
+from .base import EngineError, Exported, Runnable, Shapes, described
+from .portable import portable
 
-
-class Normalize(nn.Module):
-    """What makes a network take uint8 images: subtracts the mean and divides by the deviation, in fp32.
-
-    Gives channels_last maps on its own device, in `dtype`.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, preprocess: Preprocess, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.register_buffer("mean", _per_channel(preprocess.mean), persistent=False)
-        self.register_buffer("std", _per_channel(preprocess.std), persistent=False)
-
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        floats = images.to(self.mean.device, torch.float32, memory_format=torch.channels_last)
-        return floats.sub_(self.mean).div_(self.std).to(self.dtype)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MIN_SIDE, MAX_SIDE = 32, 8192
 
 
 class TorchEngine:
     """The reference engine."""
 
     name: ClassVar[str] = "torch"
+    suffix: ClassVar[str] = ".pt2"
+    extra: ClassVar[str | None] = None
 
-    def __init__(self, model_file: ModelFile, precision: str, device: str, threads: int | None = None) -> None:
+    def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
         self.threads = threads
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        network = fuse(model_file.model).to(dtype=dtype, memory_format=torch.channels_last)  # pyright: ignore
-        self.network = nn.Sequential(Normalize(model_file.preprocess, dtype), network).to(device)
+        self.device = device
+        if isinstance(model, Exported):
+            self.network: nn.Module = torch.export.load(model.path).module().to(device)
+        else:
+            network = portable(model).to(device, DTYPES[precision])
+            self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -51,15 +42,51 @@ class TorchEngine:
     def precisions(cls, device: str) -> tuple[str, ...]:
         return ("bf16", "fp32") if has_bf16(device) else ("fp32",)
 
+    @classmethod
+    def exports(cls) -> tuple[str, ...]:
+        return ("fp32", "bf16")
+
+    @classmethod
+    def export(
+        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+    ) -> None:
+        network = portable(model_file).to(DTYPES[precision]).to(memory_format=torch.channels_last)  # pyright: ignore
+        side = model_file.preprocess.image_size
+        images = torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
+        program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
+        facts = described(model_file, path, cls.name, precision).to_dict()
+        torch.export.save(program, path, extra_files={HEADER_KEY: json.dumps(facts)})
+
+    @classmethod
+    def read(cls, path: Path) -> Exported:
+        files = {HEADER_KEY: ""}
+        try:
+            torch.export.load(path, extra_files=files)
+        except (RuntimeError, ValueError, OSError, KeyError) as error:
+            raise EngineError(f"{path} is no usable .pt2 file ({error})") from None
+        if not files[HEADER_KEY]:
+            raise EngineError(f"{path} was not written by shvit export")
+        return Exported.from_dict(path, json.loads(files[HEADER_KEY]))
+
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         before = torch.get_num_threads()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
+            images = images.to(self.device, memory_format=torch.channels_last)
             return self.network(images).float().cpu()
         finally:
             torch.set_num_threads(before)
+
+
+def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
+    """For torch.export: the dimensions of (b, 3, h, w) that may vary."""
+    dims = {} if shapes.batch else {0: torch.export.Dim("batch", min=1, max=65536)}
+    if shapes.dynamic_size:
+        dims |= {2: torch.export.Dim("height", min=MIN_SIDE, max=MAX_SIDE)}
+        dims |= {3: torch.export.Dim("width", min=MIN_SIDE, max=MAX_SIDE)}
+    return dims
 
 
 def has_bf16(device: str) -> bool:
@@ -68,7 +95,3 @@ def has_bf16(device: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()  # torch has no public name for this
-
-
-def _per_channel(values: tuple[float, ...]) -> Float[Tensor, "1 c 1 1"]:
-    return 255 * torch.tensor(values).view(1, -1, 1, 1)

@@ -19,8 +19,7 @@ from timm.utils.model_ema import ModelEmaV3
 from .. import modelfile
 from ..data.loader import Batch, Loader, probe, seeded
 from ..data.sources import Source
-from ..data.transforms import eval_transform, train_transform
-from ..engines.torch import Normalize
+from ..data.transforms import Normalize, eval_transform, train_transform
 from ..errors import Failure
 from ..files import write_csv
 from ..model.fuse import fuse

@@ -15,7 +15,7 @@ from ..files import check_folder, write_csv
 from ..model.architecture import Architecture
 from ..model.cost import cost
 from ..modelfile import ModelFile
-from ..pretrained import create_model, default_preprocess, is_published, load, transfer
+from ..pretrained import create_model, default_preprocess, is_published, load_model, transfer
 from ..provenance import facts
 from ..tasks.classify import Classify
 from .loop import Result, Trainer
@@ -114,7 +114,7 @@ def starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
     """The network to train, with the data's classes: fresh, or trained weights under a head that fits."""
     count = len(source.classes)
     if is_published(model) or Path(model).suffix == ".safetensors" or Path(model).is_file():
-        trained = load(model)
+        trained = load_model(model)
         architecture = replace(trained.architecture, num_classes=count, distilled=False)
         network = transfer(trained.model, architecture, fresh_head=trained.classes != source.classes)
         size = recipe.image_size or trained.preprocess.image_size
