@@ -1,12 +1,18 @@
 """Where a network runs. `load` is the way in; a new engine is one file and one row of `ENGINES`."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from .base import Engine, EngineError, Exported, Runnable
+from .onnx import OnnxEngine
+from .openvino import OpenVINOEngine
 from .torch import TorchEngine
 
-ENGINES: dict[str, type[Engine]] = {"torch": TorchEngine}
-"""The fastest first: `auto` takes the first that can run."""
+ENGINES: dict[str, type[Engine]] = {"onnx": OnnxEngine, "openvino": OpenVINOEngine, "torch": TorchEngine}
+"""The fastest in fp32 first: `auto` takes the first that can run and has the precision; bf16 goes before fp32."""
 
 __all__ = ["ENGINES", "Engine", "EngineError", "Exported", "Runnable", "is_exported", "load", "read"]
 
@@ -17,39 +23,48 @@ def load(
     precision: str = "auto",
     device: str = "auto",
     threads: int | None = None,
+    calibration: Sequence[Tensor] = (),
 ) -> Engine:
     """An engine that runs this model.
 
     Args:
         model: What to run: a model file, or what `read` found in an exported one.
         engine: A key of `ENGINES`, or `auto` for the fastest that can run here.
-        precision: `fp32`, `bf16`, …, or `auto` for the engine's fastest that loses nothing to speak of.
+        precision: `fp32`, `bf16`, `int8`, or `auto` for the engine's fastest that loses nothing to speak of.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a GPU where there is one.
         threads: CPU threads; None leaves the choice to the engine.
+        calibration: Batches of uint8 images (b, 3, h, w), for int8 of a model file; an exported int8 file needs none.
 
     Raises:
         EngineError: No such engine, precision or device, or it cannot run here; the message says what can.
     """
     if threads is not None and threads < 1:
         raise EngineError(f"threads must be at least 1, got {threads}")
-    device = pick_device(device)
     if isinstance(model, Exported):
         engine, precision = _as_exported(model, engine, precision)
-    candidates = ENGINES if engine == "auto" else {engine: ENGINES.get(engine)}
-    reasons = []
-    for name, kind in candidates.items():
-        if kind is None:
-            raise EngineError(f"unknown engine {name!r}: allowed are auto, {', '.join(ENGINES)}")
-        if reason := kind.unavailable(device):
-            reasons.append(f"{name}: {reason}")
-            continue
-        allowed = (precision,) if isinstance(model, Exported) else kind.precisions(device)
-        if precision not in ("auto", *allowed):
-            raise EngineError(
-                f"{name} on {device} has no precision {precision!r}: allowed are auto, {', '.join(allowed)}"
-            )
-        return kind(model, allowed[0] if precision == "auto" else precision, device, threads)
-    raise EngineError(f"no engine can run on {device} ({'; '.join(reasons)})")
+    if engine not in ("auto", *ENGINES):
+        raise EngineError(f"unknown engine {engine!r}: allowed are auto, {', '.join(ENGINES)}")
+    wanted = ENGINES if engine == "auto" else {engine: ENGINES[engine]}
+    picked = pick_device(device)
+    reasons = {name: kind.unavailable(picked) for name, kind in wanted.items()}
+    if device == "auto" and all(reasons.values()):
+        picked = "cpu"
+        reasons = {name: kind.unavailable(picked) for name, kind in wanted.items()}
+    if all(reasons.values()):
+        raise EngineError(f"cannot run on {picked}: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
+    able = {name: kind.precisions(picked) for name, kind in wanted.items() if not reasons[name]}
+    if isinstance(model, Exported):
+        able = {engine: (precision,)}
+    fit = [name for name, has in able.items() if precision in ("auto", *has)]
+    if not fit:
+        allowed = "; ".join(f"{name} has {', '.join(has)}" for name, has in able.items())
+        raise EngineError(f"no precision {precision!r} on {picked}: {allowed}")
+    if precision == "auto":
+        fit.sort(key=lambda name: able[name][0] != "bf16")
+        precision = able[fit[0]][0]
+    kind: Any = ENGINES[fit[0]]
+    extra = {"calibration": calibration} if precision == "int8" and not isinstance(model, Exported) else {}
+    return kind(model, precision, picked, threads, **extra)
 
 
 def is_exported(path: str | Path) -> bool:

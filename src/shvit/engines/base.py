@@ -92,7 +92,8 @@ class Engine(Protocol):
     """What `pip install 'shvit[EXTRA]'` must bring; None where the core suffices."""
     precision: str
 
-    def __init__(self, model: Runnable, precision: str, device: str, threads: int | None) -> None: ...
+    def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
+        """An engine whose `precisions` name int8 also takes `calibration`, as `export` does."""
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -125,6 +126,12 @@ class Engine(Protocol):
         ...
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]: ...
+
+
+def need_calibration(batches: Sequence[Tensor]) -> None:
+    """Refuses int8 without images to measure the range of each layer on."""
+    if not batches:
+        raise EngineError("int8 needs calibration images: give --calibrate DATA (in Python: calibration=batches)")
 
 
 def missing(extra: str, *modules: str) -> str | None:

@@ -35,9 +35,18 @@ class SingleHeadAttention(nn.Module):
         return self.project(self.act(torch.cat([mixed.view_as(attended), passed], dim=1)))
 
     def fold(self) -> nn.Module:
-        """The softmax scale moves into the weights that make the queries."""
-        if isinstance(self.qkv, nn.Conv2d) and self.qkv.bias is not None:
-            self.qkv.weight.data[: self.QUERY_CHANNELS] *= self.scale
-            self.qkv.bias.data[: self.QUERY_CHANNELS] *= self.scale
-            self.scale = 1.0
+        """The norm's scale and shift and the softmax scale move into the weights that make queries, keys and values.
+
+        The keys lose their bias: it adds the same to all scores of a query, which softmax cancels.
+        """
+        if not isinstance(self.qkv, nn.Conv2d) or self.qkv.bias is None or not self.norm.affine:
+            return self
+        weight, bias = self.qkv.weight.data, self.qkv.bias.data
+        bias += weight[:, :, 0, 0] @ self.norm.bias
+        weight *= self.norm.weight[:, None, None]
+        self.norm = nn.GroupNorm(1, self.attended, self.norm.eps, affine=False)
+        weight[: self.QUERY_CHANNELS] *= self.scale
+        bias[: self.QUERY_CHANNELS] *= self.scale
+        bias[self.QUERY_CHANNELS : 2 * self.QUERY_CHANNELS] = 0
+        self.scale = 1.0
         return self

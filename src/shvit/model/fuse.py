@@ -30,8 +30,9 @@ def fuse(model: Network) -> Network:
     """A new network in evaluation mode with everything foldable folded; the argument is untouched.
 
     Folded are BatchNorm into the convolution before it or the linear layer after it, the identity path of depthwise
-    residuals, the softmax scale of attention into its queries, and two distillation heads into one. Folding is done in
-    float64 and compared with the original on a random batch before the weights go back to their own type and device.
+    residuals, the scale and shift of attention's norm and its softmax scale into its weights, and two distillation
+    heads into one; squeeze-excite's convolutions become linear layers. Folding is done in float64 and compared with the
+    original on a random batch before the weights go back to their own type and device.
     timm's models fold by timm's own code, which is made for float32.
 
     Args:

@@ -113,6 +113,24 @@ class SqueezeExcite(nn.Module):
         gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))
         return x * gate.sigmoid()
 
+    def fold(self) -> nn.Module:
+        """On a single position, 1x1 convolutions are linear layers, which run a whole batch as one matrix product."""
+        return LinearSqueezeExcite(self.reduce, self.expand)
+
+
+class LinearSqueezeExcite(nn.Module):
+    """`SqueezeExcite` for inference."""
+
+    def __init__(self, reduce: nn.Conv2d, expand: nn.Conv2d) -> None:
+        super().__init__()
+        self.reduce = _pointwise_as_linear(reduce)
+        self.act = nn.ReLU()
+        self.expand = _pointwise_as_linear(expand)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        gate = self.expand(self.act(self.reduce(x.mean((2, 3)))))
+        return x * gate.sigmoid()[:, :, None, None]
+
 
 class InvertedResidual(nn.Module):
     """Halves height and width: 1x1 to 4 times the width, depthwise 3x3 of stride 2, squeeze-excite, 1x1 to the new."""
@@ -143,3 +161,11 @@ def norm_as_scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Floa
     assert norm.running_var is not None
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
+
+
+def _pointwise_as_linear(conv: nn.Conv2d) -> nn.Linear:
+    assert conv.bias is not None
+    linear = nn.Linear(conv.in_channels, conv.out_channels, dtype=conv.weight.dtype)
+    linear.weight.data = conv.weight.data.flatten(1)
+    linear.bias.data = conv.bias.data
+    return linear

@@ -1,0 +1,142 @@
+"""ONNX Runtime, on CPUs, in fp32. Its format is `.onnx`."""
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ..modelfile import HEADER_KEY, ModelFile
+from .base import EngineError, Exported, Runnable, Shapes, described, missing
+from .portable import portable
+from .torch import dynamic_dims
+
+
+class OnnxEngine:
+    """ONNX Runtime's own CPU kernels. Any batch size runs; height and width are the file's."""
+
+    name: ClassVar[str] = "onnx"
+    suffix: ClassVar[str] = ".onnx"
+    extra: ClassVar[str | None] = "onnx"
+
+    def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
+        import onnxruntime as ort
+
+        self.precision = precision
+        self.threads = threads
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        source = str(model.path) if isinstance(model, Exported) else traced(model)
+        self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        if torch.device(device).type != "cpu":
+            return "runs on the CPU"
+        return missing("onnx", "onnx", "onnxscript", "onnxruntime")
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        return ("fp32",)
+
+    @classmethod
+    def exports(cls) -> tuple[str, ...]:
+        return ("fp32",)
+
+    @classmethod
+    def export(
+        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+    ) -> None:
+        facts = described(model_file, path, cls.name, precision)
+        path.write_bytes(to_onnx(model_file, shapes, facts))
+
+    @classmethod
+    def read(cls, path: Path) -> Exported:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 4
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise EngineError(f"{path} is no usable ONNX file ({str(error).strip().splitlines()[0]})") from None
+        facts = session.get_modelmeta().custom_metadata_map
+        if HEADER_KEY not in facts:
+            raise EngineError(f"{path} was not written by shvit export")
+        return Exported.from_dict(path, json.loads(facts[HEADER_KEY]))
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        import onnxruntime.capi.onnxruntime_pybind11_state as errors
+
+        try:
+            [outputs] = self._session.run(None, {"images": images.contiguous().numpy()})
+        except errors.InvalidArgument:  # pyright: ignore[reportAttributeAccessIssue]
+            takes = self._session.get_inputs()[0]
+            raise EngineError(
+                f"the file takes {takes.type} images of shape {takes.shape}, got {images.dtype} {tuple(images.shape)}"
+            ) from None
+        return torch.from_numpy(outputs)
+
+
+def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
+    """An ONNX file's bytes, with the facts in its metadata."""
+    with _quiet():
+        program: Any = torch.onnx.export(
+            portable(model_file),
+            (_example(model_file, shapes),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=(dynamic_dims(shapes),),
+            verbose=False,
+        )
+    entry = program.model_proto.metadata_props.add()
+    entry.key, entry.value = HEADER_KEY, json.dumps(facts.to_dict())
+    return program.model_proto.SerializeToString()
+
+
+def traced(model_file: ModelFile) -> bytes:
+    """The network as ONNX to run at once: by torch's older exporter, which takes a second where the newer takes ten."""
+    buffer = io.BytesIO()
+    with _quiet():
+        torch.onnx.export(
+            portable(model_file),
+            (_example(model_file, Shapes()),),
+            buffer,  # pyright: ignore[reportArgumentType]: it takes files, too
+            dynamo=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": {0: "batch", 2: "height", 3: "width"}, "logits": {0: "batch"}},
+        )
+    return buffer.getvalue()
+
+
+def _example(model_file: ModelFile, shapes: Shapes) -> UInt8[Tensor, "b 3 h w"]:
+    side = model_file.preprocess.image_size
+    return torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its progress and warns of what concerns its authors only."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
