@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import fields, make_dataclass
 from pathlib import Path
@@ -264,6 +265,82 @@ def predict(
 
 
 @app.command
+def export(
+    model: str,
+    *,
+    format: str,
+    precision: str | None = None,
+    out: Path | None = None,
+    calibrate: str | None = None,
+    max_drop: float = 0.5,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    dynamic_size: bool = False,
+    threads: int | None = None,
+    json: Json = False,
+) -> None:
+    """Write a model for another runtime; the file is read back in a new process and compared with PyTorch.
+
+    A file that disagrees is not kept. Otherwise a report of the comparison is written beside it.
+
+    Parameters
+    ----------
+    model
+        A model file, or published weights such as shvit_s1.in1k.
+    format
+        onnx (.onnx), openvino (.xml and .bin), coreml (.mlpackage), executorch (.pte) or torch (.pt2).
+    precision
+        fp32, fp16, bf16 or int8, as far as the format has it; default: the format's own.
+    out
+        The file; default: beside the model file, under its name.
+    calibrate
+        Labelled images, as for train: int8 is calibrated on them, and any file compared with PyTorch on them.
+    max_drop
+        Points of top-1 that int8 may lose on the validation images; costly layers go back to higher precision.
+    image_size
+        Side of the images in pixels; default: the model's own.
+    batch_size
+        Images at once; default: any number, where the format can.
+    dynamic_size
+        Take images of any height and width from 32 pixels: onnx, openvino and torch.
+    threads
+        CPU threads for the comparison of speed.
+    """
+    from dataclasses import replace
+
+    from .data.sources import open_source
+    from .engines import format_of
+    from .engines.base import Shapes
+    from .export import export as run
+    from .pretrained import load_model
+
+    console = _console(json)
+    kind = format_of(format)
+    model_file = load_model(model)
+    if image_size is not None:
+        model_file = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size))
+    recipe = model_file.provenance.get("recipe", {})
+    source = None
+    if calibrate:
+        source = open_source(calibrate, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
+    target = out or _export_path(model, kind.suffix, precision if precision != kind.exports()[0] else None)
+    report = run(
+        model_file,
+        format,
+        target,
+        precision,
+        Shapes(batch_size, dynamic_size),
+        source,
+        max_drop,
+        threads,
+        lambda text: say(console, text),
+    )
+    for line in _export_lines(report):
+        say(console, line)
+    _finish(json, report)
+
+
+@app.command
 def models(*, json: Json = False) -> None:
     """List the networks and the published weights."""
     import torch
@@ -330,6 +407,35 @@ def info(model: str, *, image_size: int | None = None, json: Json = False) -> No
         for part in ("preprocess", "metrics", "provenance"):
             say(console, f"{part}: {_json(facts['file'][part])}")
     _finish(json, facts)
+
+
+def _export_path(model: str, suffix: str, precision: str | None) -> Path:
+    """Beside the model file; for a published name, in the current folder."""
+    path = Path(model)
+    stem = path.with_suffix("") if path.suffix == ".safetensors" else Path(path.name)
+    return stem.with_name("".join([stem.name, f"_{precision}" if precision else "", suffix]))
+
+
+def _export_lines(report: dict[str, Any]) -> Iterator[str]:
+    if held := report.get("floor"):
+        yield (
+            f"top-1 {held['top1']:.2%} in int8, {held['reference']:.2%} in fp32, on {held['images']} images: "
+            f"{held['drop']:+.2f} points lost of {held['max_drop']} allowed"
+        )
+        for name, share in held["given_back"].items():
+            yield f"  in higher precision: {name}, worth {share:.1%} of the logits' error"
+    if report["ran"]:
+        parity = report["parity"]
+        yield (
+            f"as PyTorch on {parity['images']} images: logits within {parity['relative_difference']:.1e} of their "
+            f"size (allowed {parity['bound']:g}), first label alike on {parity['top1_agreement']:.1%}"
+        )
+        yield (
+            f"a batch of {parity['batch']}: {parity['latency_ms']:.2f} ms, PyTorch {parity['torch_latency_ms']:.2f} ms"
+        )
+    else:
+        yield "converted, not run: its runtime is not on this machine; its specification is the model's"
+    yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
 
 
 def _free_folder(path: Path) -> Path:

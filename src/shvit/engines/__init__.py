@@ -67,6 +67,15 @@ def load(
     return kind(model, precision, picked, threads, **extra)
 
 
+def format_of(name: str) -> type[Engine]:
+    """The engine whose format is meant. Raises EngineError where there is none or its libraries are missing."""
+    if name not in ENGINES:
+        raise EngineError(f"unknown format {name!r}: allowed are {', '.join(ENGINES)}")
+    if reason := ENGINES[name].absent():
+        raise EngineError(f"the format {name} cannot be written: {reason}")
+    return ENGINES[name]
+
+
 def is_exported(path: str | Path) -> bool:
     """Whether the name is that of a file in some engine's format."""
     return Path(path).suffix in {kind.suffix for kind in ENGINES.values()}

@@ -96,6 +96,11 @@ class Engine(Protocol):
         """An engine whose `precisions` name int8 also takes `calibration`, as `export` does."""
 
     @classmethod
+    def absent(cls) -> str | None:
+        """Which libraries are missing and how to get them; None where all are there."""
+        ...
+
+    @classmethod
     def unavailable(cls, device: str) -> str | None:
         """Why it cannot run on this device, in a few words; None where it can."""
         ...

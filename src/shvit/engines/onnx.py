@@ -39,10 +39,14 @@ class OnnxEngine:
         self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     @classmethod
+    def absent(cls) -> str | None:
+        return missing("onnx", "onnx", "onnxscript", "onnxruntime")
+
+    @classmethod
     def unavailable(cls, device: str) -> str | None:
         if torch.device(device).type != "cpu":
             return "runs on the CPU"
-        return missing("onnx", "onnx", "onnxscript", "onnxruntime")
+        return cls.absent()
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
@@ -100,9 +104,10 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
             dynamic_shapes=(dynamic_dims(shapes),),
             verbose=False,
         )
-    entry = program.model_proto.metadata_props.add()
+    model = program.model_proto  # made anew each time it is asked for
+    entry = model.metadata_props.add()
     entry.key, entry.value = HEADER_KEY, json.dumps(facts.to_dict())
-    return program.model_proto.SerializeToString()
+    return model.SerializeToString()
 
 
 def traced(model_file: ModelFile) -> bytes:

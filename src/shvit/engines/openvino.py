@@ -49,10 +49,14 @@ class OpenVINOEngine:
         self._run = Compiled(network, precision, threads)
 
     @classmethod
+    def absent(cls) -> str | None:
+        return missing("openvino", "openvino", "nncf")
+
+    @classmethod
     def unavailable(cls, device: str) -> str | None:
         if torch.device(device).type != "cpu":
             return "runs on the CPU"
-        return missing("openvino", "openvino", "nncf")
+        return cls.absent()
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:

@@ -35,6 +35,10 @@ class TorchEngine:
             self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     @classmethod
+    def absent(cls) -> str | None:
+        return None
+
+    @classmethod
     def unavailable(cls, device: str) -> str | None:
         return None
 
