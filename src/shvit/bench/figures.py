@@ -1,0 +1,169 @@
+"""The two figures of a benchmark: published accuracy against speed, and latency against resolution."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from ..model.architecture import TIMM_PREFIX
+from .run import Result, Row
+
+OURS, PEER = "#c2255c", "#3b5b7a"
+PANEL = (7.2, 4.8)
+"""Width and height in inches."""
+
+Directions = tuple[tuple[float, float], ...]
+AROUND: Directions = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (-0.8, 0.7), (0.8, -0.7), (-0.8, -0.7))
+RIGHT: Directions = ((1, 0), (1, 0.4), (1, -0.4), (1, 0.8), (1, -0.8), (0.7, 1), (0.7, -1))
+DISTANCES = (7, 12, 18, 26, 36, 48, 62)
+"""At which a point's name is tried, in points."""
+
+
+class Point(NamedTuple):
+    """A model's, in the units of the axes."""
+
+    x: float
+    y: float
+    name: str
+    ours: bool
+
+
+def draw(result: Result, path: Path) -> bool:
+    """A PNG with a panel for each engine, precision and batch size: latency against resolution where a model ran at
+    several, else accuracy against speed. Returns whether there was anything to draw.
+    """
+    sizes: dict[str, set[int]] = defaultdict(set)
+    for row in result.rows:
+        sizes[row.case.model].add(row.case.image_size)
+    if any(len(found) > 1 for found in sizes.values()):
+        title, rows, draw_panel = "Latency against resolution", list(result.rows), _latency
+    else:
+        title, rows, draw_panel = "Published top-1 against speed", [row for row in result.rows if row.top1], _scatter
+    panels: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        panels[f"{row.case.engine} {row.case.precision}, batch {row.case.batch_size}"].append(row)
+    if not panels:
+        return False
+    columns = min(2, len(panels))
+    lines = ceil(len(panels) / columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+    put_names = [draw_panel(axes, *panel) for axes, panel in zip(grid, panels.items(), strict=False)]
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    hardware, threads = result.about["hardware"], result.request.threads
+    said = f"{threads} thread{'s' if threads > 1 else ''}" if threads else "threads as each engine chooses"
+    figure.suptitle(f"{title} · {hardware.get('gpu', hardware['processor'])}, {said}", fontsize=11)
+    figure.draw_without_rendering()  # where there is room for names depends on the final layout
+    for put in put_names:
+        put()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return True
+
+
+def _scatter(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
+    points = []
+    for row in rows:
+        assert row.top1
+        name, ours = _name(row)
+        points.append(Point(row.images_per_second, row.top1.percent, name + "†" * row.top1.distilled, ours))
+    ours = sorted((point.x, point.y) for point in points if point.ours)
+    if ours:
+        axes.plot(*zip(*ours, strict=True), color=OURS, linewidth=1.2, alpha=0.5)
+    for x, y, _, mine in points:
+        axes.plot(x, y, "o", color=OURS if mine else PEER, markersize=8 if mine else 6)
+    _style(axes, title, "images/s", "published top-1 on ImageNet-1K, %  († distilled)")
+    axes.set_xscale("log")
+    _plain_ticks(axes.xaxis)
+    axes.margins(0.12)
+    return lambda: _put_names(axes, points, AROUND)
+
+
+def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
+    series: dict[tuple[str, bool], list[tuple[int, float]]] = defaultdict(list)
+    for row in rows:
+        series[_name(row)].append((row.case.image_size, 1e3 / row.images_per_second))
+    ends = []
+    for (name, ours), values in series.items():
+        sides, milliseconds = zip(*sorted(values), strict=True)
+        color, width = (OURS, 2.2) if ours else (PEER, 1.2)
+        axes.plot(sides, milliseconds, "o-", markersize=4, color=color, linewidth=width)
+        ends.append(Point(sides[-1], milliseconds[-1], name, ours))
+    _style(axes, title, "side of the image, pixels", "milliseconds an image")
+    axes.set_yscale("log")
+    _plain_ticks(axes.yaxis)
+    axes.set_xticks(sorted({row.case.image_size for row in rows}))
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, right + 0.3 * (right - left))  # for the names at the lines' ends
+    return lambda: _put_names(axes, ends, RIGHT)
+
+
+def _put_names(axes: Axes, points: list[Point], directions: Directions) -> None:
+    """A name for each point, in the nearest place where it covers no other name, no point and no border."""
+    renderer: Any = axes.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
+    centres = (axes.transData.transform((point.x, point.y)) for point in points)
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
+    for x, y, name, ours in sorted(points, key=lambda point: not point.ours):
+        color, weight = (OURS, "bold") if ours else (PEER, "normal")
+        label = axes.annotate(
+            name,
+            (x, y),
+            (0, 0),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=color,
+            fontweight=weight,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#999999"},
+        )
+        for right, up in _offsets(directions):
+            label.set_position((right, up))
+            label.set_horizontalalignment("left" if right > 0 else "right" if right < 0 else "center")
+            label.set_verticalalignment(
+                "bottom" if up > 0 and not right else "top" if up < 0 and not right else "center"
+            )
+            label.update_positions(renderer)
+            box = Text.get_window_extent(label, renderer)
+            inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+
+
+def _offsets(directions: Directions) -> Iterator[tuple[float, float]]:
+    for distance in DISTANCES:
+        for right, up in directions:
+            yield right * distance, up * distance
+
+
+def _style(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10 … in digits, for a logarithmic axis that may span less than a decade."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _name(row: Row) -> tuple[str, bool]:
+    """What a point is called, and whether it stands out: SHViT and the user's own do."""
+    model = row.case.model
+    return Path(model.removeprefix(TIMM_PREFIX)).name, not model.startswith(TIMM_PREFIX)
