@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from ..model.architecture import TIMM_PREFIX
 from .run import Result, Row
 
 OURS, PEER = "#c2255c", "#3b5b7a"
+PEERS = (PEER, "#2b8a3e", "#d9780f", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#5c940d", "#a61e9d")
+"""Of lines, which cross."""
 PANEL = (7.2, 4.8)
 """Width and height in inches."""
 
@@ -35,7 +38,7 @@ class Point(NamedTuple):
     x: float
     y: float
     name: str
-    ours: bool
+    color: str
 
 
 def draw(result: Result, path: Path) -> bool:
@@ -78,12 +81,13 @@ def _scatter(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     for row in rows:
         assert row.top1
         name, ours = _name(row)
-        points.append(Point(row.images_per_second, row.top1.percent, name + "†" * row.top1.distilled, ours))
-    ours = sorted((point.x, point.y) for point in points if point.ours)
+        name += "†" * row.top1.distilled
+        points.append(Point(row.images_per_second, row.top1.percent, name, OURS if ours else PEER))
+    ours = sorted((point.x, point.y) for point in points if point.color == OURS)
     if ours:
         axes.plot(*zip(*ours, strict=True), color=OURS, linewidth=1.2, alpha=0.5)
-    for x, y, _, mine in points:
-        axes.plot(x, y, "o", color=OURS if mine else PEER, markersize=8 if mine else 6)
+    for x, y, _, color in points:
+        axes.plot(x, y, "o", color=color, markersize=8 if color == OURS else 6)
     _style(axes, title, "images/s", "published top-1 on ImageNet-1K, %  († distilled)")
     axes.set_xscale("log")
     _plain_ticks(axes.xaxis)
@@ -95,12 +99,12 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     series: dict[tuple[str, bool], list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         series[_name(row)].append((row.case.image_size, 1e3 / row.images_per_second))
-    ends = []
+    ends, peer_colors = [], cycle(PEERS)
     for (name, ours), values in series.items():
         sides, milliseconds = zip(*sorted(values), strict=True)
-        color, width = (OURS, 2.2) if ours else (PEER, 1.2)
+        color, width = (OURS, 2.2) if ours else (next(peer_colors), 1.2)
         axes.plot(sides, milliseconds, "o-", markersize=4, color=color, linewidth=width)
-        ends.append(Point(sides[-1], milliseconds[-1], name, ours))
+        ends.append(Point(sides[-1], milliseconds[-1], name, color))
     _style(axes, title, "side of the image, pixels", "milliseconds an image")
     axes.set_yscale("log")
     _plain_ticks(axes.yaxis)
@@ -115,8 +119,7 @@ def _put_names(axes: Axes, points: list[Point], directions: Directions) -> None:
     renderer: Any = axes.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
     centres = (axes.transData.transform((point.x, point.y)) for point in points)
     taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
-    for x, y, name, ours in sorted(points, key=lambda point: not point.ours):
-        color, weight = (OURS, "bold") if ours else (PEER, "normal")
+    for x, y, name, color in sorted(points, key=lambda point: point.color != OURS):
         label = axes.annotate(
             name,
             (x, y),
@@ -124,7 +127,7 @@ def _put_names(axes: Axes, points: list[Point], directions: Directions) -> None:
             textcoords="offset points",
             fontsize=8.5,
             color=color,
-            fontweight=weight,
+            fontweight="bold" if color == OURS else "normal",
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
             arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#999999"},
         )

@@ -167,7 +167,7 @@ def bench(request: Request, progress: Progress = lambda what, done, total: None)
         share = machine.share(case.precision, operations) if operations else None
         rows.append(Row(case, timing, subjects[case].memory, total, share))
     omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
-    return Result(request, machine, tuple(rows), tuple(skipped), omitted, _about(request.device))
+    return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))
 
 
 def describe(case: Case) -> str:
@@ -202,7 +202,7 @@ def _folded(model: Runnable) -> Model | None:
     return fuse(network) if network else None
 
 
-def _about(device: str) -> dict[str, Any]:
+def about(device: str) -> dict[str, Any]:
     about = facts()
     about["versions"] |= {name: importlib.metadata.version(name) for name in RUNTIMES if find_spec(name)}
     if device.startswith("cuda"):

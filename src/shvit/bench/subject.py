@@ -22,7 +22,6 @@ from .. import engines
 from ..engines import Exported, Runnable
 from ..errors import Failure, InputError
 from ..model.architecture import TIMM_PREFIX, Architecture
-from ..model.config import VARIANTS
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..pretrained import default_preprocess, load
@@ -49,8 +48,8 @@ class Case:
 
 
 def has_random_weights(name: str) -> bool:
-    """Whether only speed can be asked of this name, since it stands for a network without weights."""
-    return (name in VARIANTS or name.startswith(TIMM_PREFIX)) and not Path(name).exists()
+    """Whether this is the name of a variant or `timm/NAME`, not a file's: of a network without weights."""
+    return not Path(name).exists() and (name.startswith(TIMM_PREFIX) or not Path(name).suffix)
 
 
 def open_model(name: str, image_size: int | None = None) -> Runnable:
@@ -84,7 +83,7 @@ class Traced:
         size = case.image_size
         self.images = torch.randn(case.batch_size, 3, size, size, device=case.device)
         network: Any = model_file.model
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch would rather have it exported
+        with warnings.catch_warnings(action="ignore"):  # torch would rather have it exported
             self.network: Any = torch.jit.trace(fuse(network).to(case.device), self.images)
 
     @torch.inference_mode()
@@ -186,17 +185,18 @@ class Worker:
         self.memory: int | None = self._answer()
 
     def time(self) -> list[float]:
-        self._pipe.send("time")
-        return self._answer()
+        return self._answer("time")
 
     def close(self) -> None:
         self._process.kill()
         self._process.join()
 
-    def _answer(self) -> Any:
+    def _answer(self, question: str | None = None) -> Any:
         try:
+            if question:
+                self._pipe.send(question)
             answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
             cause = "killed, perhaps for want of memory" if code == -signal.SIGKILL else f"exit code {code}"

@@ -1,0 +1,97 @@
+"""Tables, files and figures of made-up results."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+
+from shvit.bench.figures import draw
+from shvit.bench.report import check_paths, hardware_name, show, write_json
+from shvit.errors import InputError
+
+
+def shown(result) -> str:
+    stream = io.StringIO()
+    show(Console(file=stream, width=80), result)
+    return stream.getvalue()
+
+
+def test_the_table_says_once_what_all_rows_share(made_up):
+    text = shown(made_up())
+    assert "in every row: engine torch, precision fp32, batch 16" in text
+    header, first = [line for line in text.splitlines() if line.startswith(("model ", "shvit_s1 "))][:2]
+    assert header.split()[:3] == ["model", "pixels", "images/s"]
+    assert " ".join(first.split()) == "shvit_s1 224 1,600 10.00 20.00 0.0% 50% 50 MB 1.0 M 100 M 72.8%"
+    assert "79.8%†" in text
+    assert "left out: coreml: not on Linux" in text
+    assert "threads: 1;" in text
+    assert "quantised on random images" not in text
+
+
+def test_random_calibration_is_marked(made_up):
+    text = shown(made_up(("shvit_s1", "best.safetensors"), (224,), ("fp32", "int8")))
+    marked = [line.split()[:2] for line in text.splitlines() if "int8*" in line]
+    assert marked == [["shvit_s1", "int8*"]]
+    assert "* quantised on random images, for its speed alone" in text
+
+
+def test_a_protocol_shows_the_papers_ratios(made_up):
+    text = shown(made_up(("shvit_s1", "timm/fastvit_t8", "timm/resnet18"), (224,), protocol="paper-cpu"))
+    rows = [line.split() for line in text.splitlines() if line.startswith(("shvit_s1 ", "timm/"))]
+    assert [row[-4:] for row in rows] == [
+        ["1.00", "/", "1.00", "143"],
+        ["0.98", "/", "0.16", "23"],
+        ["0.96", "/", "-", "-"],
+    ]
+
+
+def test_the_file_is_named_by_machine_and_date(made_up, tmp_path):
+    path = write_json(made_up(), tmp_path / "results")
+    assert path.name == "bench_intel-xeon-gold-5218r-20core_2026-11-22.json"
+    assert json.loads(path.read_text())["rows"][0]["model"] == "shvit_s1"
+    assert write_json(made_up(), tmp_path / "new" / "a.json") == tmp_path / "new" / "a.json"
+    assert (
+        hardware_name({"processor": "AMD EPYC", "cores": 2, "gpu": "NVIDIA A100-SXM4-80GB"}) == "nvidia-a100-sxm4-80gb"
+    )
+
+
+def test_paths_are_checked_before_any_work(tmp_path):
+    check_paths(tmp_path, Path("a.png"))
+    with pytest.raises(InputError, match=r"--out must be a folder or end in \.json, got a\.csv"):
+        check_paths(Path("a.csv"), None)
+    with pytest.raises(InputError, match=r"--plot must end in \.png, got a\.pdf"):
+        check_paths(None, Path("a.pdf"))
+
+
+@pytest.mark.parametrize("sizes", [None, (256, 512, 1024)], ids=["scatter", "resolution"])
+def test_figures_name_every_model_and_no_name_covers_another(made_up, tmp_path, monkeypatch, sizes):
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), save(self, path)))
+    result = made_up(sizes=sizes, precisions=("fp32", "int8", "bf16")) if sizes else made_up_at_own_sizes(made_up)
+    assert draw(result, tmp_path / "new" / "figure.png")
+    with Image.open(tmp_path / "new" / "figure.png") as image:
+        image.load()
+        assert image.format == "PNG"
+        assert image.size == ((1728, 1152) if sizes else (864, 576))
+    for axes in figures[0].axes:
+        boxes = {text.get_text(): text.get_tightbbox() for text in axes.texts}
+        assert {"shvit_s1", "shvit_s4", "mobilevitv2_100"} <= {name.rstrip("†") for name in boxes}
+        assert len(boxes) == 13
+
+
+def made_up_at_own_sizes(made_up):
+    """The scatter's: every model once, at the size that its accuracy was published of."""
+    from dataclasses import replace
+
+    result = made_up()
+    return replace(result, rows=tuple(row for row in result.rows if row.top1))
+
+
+def test_nothing_published_is_nothing_to_draw(made_up, tmp_path):
+    assert not draw(made_up(("timm/resnet18",), (224,)), tmp_path / "figure.png")
+    assert not (tmp_path / "figure.png").exists()
