@@ -2,16 +2,46 @@
 
 import io
 import json
+from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
 from shvit.bench.figures import draw
+from shvit.bench.machine import Machine, Product
+from shvit.bench.peers import DEFAULT_MODELS
+from shvit.bench.plan import Omitted, Request
 from shvit.bench.report import check_paths, hardware_name, show, write_json
+from shvit.bench.run import Result, Row
+from shvit.bench.subject import Case
+from shvit.bench.timing import Timing
 from shvit.errors import InputError
+from shvit.model.cost import Cost
+
+ABOUT = {
+    "versions": {},
+    "commit": None,
+    "hardware": {"processor": "Intel(R) Xeon(R) Gold 5218R CPU @ 2.10GHz", "cores": 20, "system": "Linux"},
+    "command": "shvit bench",
+    "date": "2026-11-22T12:00:00+00:00",
+}
+
+
+def made_up(models=DEFAULT_MODELS, sizes=(224, 256), precisions=("fp32",), protocol=None) -> Result:
+    """A result whose rows get slower one by one, and with size."""
+    rows = []
+    for (number, model), size, precision in product(enumerate(models), sizes, precisions):
+        seconds = 0.01 * (1 + 0.02 * number) * (size / 224) ** 2
+        case = Case(model, "torch", precision, 16, size, "cpu", 1)
+        rows.append(Row(case, Timing((seconds,), 2 * seconds), 5 * 10**7, Cost(model, 10**6, 10**8, 1), 0.5))
+    request = Request(models, threads=1, protocol=protocol, rounds=1)
+    ceiling = Machine({"fp32": Product(1e11, 256, "torch.mm")}, 5e10, 1e10)
+    return Result(request, ceiling, tuple(rows), (Omitted("coreml", "not on Linux"),), (), ABOUT)
 
 
 def shown(result) -> str:
@@ -20,7 +50,7 @@ def shown(result) -> str:
     return stream.getvalue()
 
 
-def test_the_table_says_once_what_all_rows_share(made_up):
+def test_the_table_says_once_what_all_rows_share():
     text = shown(made_up())
     assert "in every row: engine torch, precision fp32, batch 16" in text
     header, first = [line for line in text.splitlines() if line.startswith(("model ", "shvit_s1 "))][:2]
@@ -32,14 +62,14 @@ def test_the_table_says_once_what_all_rows_share(made_up):
     assert "quantised on random images" not in text
 
 
-def test_random_calibration_is_marked(made_up):
+def test_random_calibration_is_marked():
     text = shown(made_up(("shvit_s1", "best.safetensors"), (224,), ("fp32", "int8")))
     marked = [line.split()[:2] for line in text.splitlines() if "int8*" in line]
     assert marked == [["shvit_s1", "int8*"]]
     assert "* quantised on random images, for its speed alone" in text
 
 
-def test_a_protocol_shows_the_papers_ratios(made_up):
+def test_a_protocol_shows_the_papers_ratios():
     text = shown(made_up(("shvit_s1", "timm/fastvit_t8", "timm/resnet18"), (224,), protocol="paper-cpu"))
     rows = [line.split() for line in text.splitlines() if line.startswith(("shvit_s1 ", "timm/"))]
     assert [row[-4:] for row in rows] == [
@@ -49,7 +79,7 @@ def test_a_protocol_shows_the_papers_ratios(made_up):
     ]
 
 
-def test_the_file_is_named_by_machine_and_date(made_up, tmp_path):
+def test_the_file_is_named_by_machine_and_date(tmp_path):
     path = write_json(made_up(), tmp_path / "results")
     assert path.name == "bench_intel-xeon-gold-5218r-20core_2026-11-22.json"
     assert json.loads(path.read_text())["rows"][0]["model"] == "shvit_s1"
@@ -68,30 +98,30 @@ def test_paths_are_checked_before_any_work(tmp_path):
 
 
 @pytest.mark.parametrize("sizes", [None, (256, 512, 1024)], ids=["scatter", "resolution"])
-def test_figures_name_every_model_and_no_name_covers_another(made_up, tmp_path, monkeypatch, sizes):
+def test_figures_name_every_model_and_no_name_covers_another(tmp_path, monkeypatch, sizes):
     figures = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), save(self, path)))
-    result = made_up(sizes=sizes, precisions=("fp32", "int8", "bf16")) if sizes else made_up_at_own_sizes(made_up)
+    result = made_up(sizes=sizes, precisions=("fp32", "int8", "bf16")) if sizes else at_published_sizes()
     assert draw(result, tmp_path / "new" / "figure.png")
     with Image.open(tmp_path / "new" / "figure.png") as image:
         image.load()
         assert image.format == "PNG"
         assert image.size == ((1728, 1152) if sizes else (864, 576))
     for axes in figures[0].axes:
-        boxes = {text.get_text(): text.get_tightbbox() for text in axes.texts}
-        assert {"shvit_s1", "shvit_s4", "mobilevitv2_100"} <= {name.rstrip("†") for name in boxes}
-        assert len(boxes) == 13
+        assert {text.get_text().rstrip("†") for text in axes.texts} == {
+            name.removeprefix("timm/") for name in DEFAULT_MODELS
+        }
+        boxes = [Text.get_window_extent(text) for text in axes.texts]
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
-def made_up_at_own_sizes(made_up):
+def at_published_sizes():
     """The scatter's: every model once, at the size that its accuracy was published of."""
-    from dataclasses import replace
-
     result = made_up()
     return replace(result, rows=tuple(row for row in result.rows if row.top1))
 
 
-def test_nothing_published_is_nothing_to_draw(made_up, tmp_path):
+def test_nothing_published_is_nothing_to_draw(tmp_path):
     assert not draw(made_up(("timm/resnet18",), (224,)), tmp_path / "figure.png")
     assert not (tmp_path / "figure.png").exists()

@@ -1,8 +1,8 @@
 """The two figures of a benchmark: published accuracy against speed, and latency against resolution."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from itertools import cycle
+from collections.abc import Callable
+from itertools import cycle, product
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from ..model.architecture import TIMM_PREFIX
@@ -22,14 +22,13 @@ from .run import Result, Row
 OURS, PEER = "#c2255c", "#3b5b7a"
 PEERS = (PEER, "#2b8a3e", "#d9780f", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#5c940d", "#a61e9d")
 """Of lines, which cross."""
+FONT_SIZE = 8.5
 PANEL = (7.2, 4.8)
 """Width and height in inches."""
 
-Directions = tuple[tuple[float, float], ...]
-AROUND: Directions = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (-0.8, 0.7), (0.8, -0.7), (-0.8, -0.7))
-RIGHT: Directions = ((1, 0), (1, 0.4), (1, -0.4), (1, 0.8), (1, -0.8), (0.7, 1), (0.7, -1))
+DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (-0.8, 0.7), (0.8, -0.7), (-0.8, -0.7))
 DISTANCES = (7, 12, 18, 26, 36, 48, 62)
-"""At which a point's name is tried, in points."""
+"""Where a point's name is tried, the distances in points."""
 
 
 class Point(NamedTuple):
@@ -90,9 +89,9 @@ def _scatter(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
         axes.plot(x, y, "o", color=color, markersize=8 if color == OURS else 6)
     _style(axes, title, "images/s", "published top-1 on ImageNet-1K, %  († distilled)")
     axes.set_xscale("log")
-    _plain_ticks(axes.xaxis)
     axes.margins(0.12)
-    return lambda: _put_names(axes, points, AROUND)
+    _plain_ticks(axes.xaxis)
+    return lambda: _name_around(axes, points)
 
 
 def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
@@ -111,44 +110,54 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     axes.set_xticks(sorted({row.case.image_size for row in rows}))
     left, right = axes.get_xlim()
     axes.set_xlim(left, right + 0.3 * (right - left))  # for the names at the lines' ends
-    return lambda: _put_names(axes, ends, RIGHT)
+    return lambda: _name_beside(axes, ends)
 
 
-def _put_names(axes: Axes, points: list[Point], directions: Directions) -> None:
+def _name_around(axes: Axes, points: list[Point]) -> None:
     """A name for each point, in the nearest place where it covers no other name, no point and no border."""
     renderer: Any = axes.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
     centres = (axes.transData.transform((point.x, point.y)) for point in points)
     taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
-    for x, y, name, color in sorted(points, key=lambda point: point.color != OURS):
-        label = axes.annotate(
-            name,
-            (x, y),
-            (0, 0),
-            textcoords="offset points",
-            fontsize=8.5,
-            color=color,
-            fontweight="bold" if color == OURS else "normal",
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#999999"},
-        )
-        for right, up in _offsets(directions):
-            label.set_position((right, up))
+    for point in sorted(points, key=lambda point: point.color != OURS):
+        label = _annotate(axes, point)
+        for distance, (right, up) in product(DISTANCES, DIRECTIONS):
+            label.set_position((right * distance, up * distance))
             label.set_horizontalalignment("left" if right > 0 else "right" if right < 0 else "center")
-            label.set_verticalalignment(
-                "bottom" if up > 0 and not right else "top" if up < 0 and not right else "center"
-            )
+            label.set_verticalalignment("center" if right else "bottom" if up > 0 else "top")
             label.update_positions(renderer)
             box = Text.get_window_extent(label, renderer)
-            inside = axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
                 break
 
 
-def _offsets(directions: Directions) -> Iterator[tuple[float, float]]:
-    for distance in DISTANCES:
-        for right, up in directions:
-            yield right * distance, up * distance
+def _name_beside(axes: Axes, ends: list[Point]) -> None:
+    """A name for each line, in a column to the right of their ends and in their order."""
+    pixels_a_point = axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
+    gap = 1.5 * FONT_SIZE
+    free = float("inf")
+    for end in sorted(ends, key=lambda end: -end.y):
+        height = axes.transData.transform((end.x, end.y))[1] / pixels_a_point
+        free = min(height, free - gap)
+        label = _annotate(axes, end)
+        label.set_position((12, free - height))
+        label.set_verticalalignment("center")
+        label.arrowprops["relpos"] = (0, 0.5)  # pyright: ignore[reportOptionalSubscript]
+
+
+def _annotate(axes: Axes, point: Point) -> Annotation:
+    return axes.annotate(
+        point.name,
+        (point.x, point.y),
+        (0, 0),
+        textcoords="offset points",
+        fontsize=FONT_SIZE,
+        color=point.color,
+        fontweight="bold" if point.color == OURS else "normal",
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#999999"},
+    )
 
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:
@@ -160,10 +169,11 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10 … in digits, for a logarithmic axis that may span less than a decade."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    """Numbers in digits, and enough of them on a logarithmic axis that may span less than a decade."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)) if high > 4 * low else MaxNLocator(6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _name(row: Row) -> tuple[str, bool]:
