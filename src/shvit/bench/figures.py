@@ -140,13 +140,12 @@ def _name_beside(axes: Axes, ends: list[Point]) -> None:
     for end in sorted(ends, key=lambda end: -end.y):
         height = axes.transData.transform((end.x, end.y))[1] / pixels_a_point
         free = min(height, free - gap)
-        label = _annotate(axes, end)
+        label = _annotate(axes, end, (0, 0.5))
         label.set_position((12, free - height))
         label.set_verticalalignment("center")
-        label.arrowprops["relpos"] = (0, 0.5)  # pyright: ignore[reportOptionalSubscript]
 
 
-def _annotate(axes: Axes, point: Point) -> Annotation:
+def _annotate(axes: Axes, point: Point, line_from: tuple[float, float] = (0.5, 0.5)) -> Annotation:
     return axes.annotate(
         point.name,
         (point.x, point.y),
@@ -156,7 +155,7 @@ def _annotate(axes: Axes, point: Point) -> Annotation:
         color=point.color,
         fontweight="bold" if point.color == OURS else "normal",
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#999999"},
+        arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#999999", "relpos": line_from},
     )
 
 

@@ -41,7 +41,8 @@ NOTES = (
     "ms a call: the median of the rounds' medians, for one batch; p95 is of all calls; half of the rounds lie within "
     "the spread.\n"
     "of ceiling: operations/s over the machine's rate of matrix products in that precision.\n"
-    "memory: the most held while running, less what was held before loading.  params, MACs: of the folded network.\n"
+    "memory: the most held while running, the runtime included, less what Python with torch held before loading.\n"
+    "params, MACs: of the folded network.\n"
     "top-1: published, on ImageNet-1K († distilled); timed were random weights, unless a file was given."
 )
 

@@ -179,14 +179,15 @@ def _costs(
     models: Mapping[str, Runnable], cases: list[Case]
 ) -> tuple[dict[tuple[str, int], Cost | None], dict[Case, str]]:
     """What each network costs at each size; and, of the cases, those whose network takes no such size."""
-    folded: dict[str, Model | None] = {name: _folded(model) for name, model in models.items()}
+    folded: dict[str, Model | None] = {}
     costs: dict[tuple[str, int], Cost | None] = {}
     failed: dict[Case, str] = {}
     for case in cases:
-        model, size = folded[case.model], case.image_size
+        name, size = case.model, case.image_size
         try:
-            costs[case.model, size] = cost(model, (size, size), case.model) if model else None
-        except InputError as error:
+            model = folded[name] = folded[name] if name in folded else _folded(models[name])
+            costs[name, size] = cost(model, (size, size), name) if model else None
+        except (InputError, Failure) as error:
             failed[case] = str(error)
     return costs, failed
 
