@@ -113,8 +113,8 @@ def plan(request: Request, models: Mapping[str, Runnable]) -> tuple[list[Case], 
 
 def _pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
     """The pairs of engine and precision that are wanted and can run, and the engines left out."""
-    if request.engines == (TRACED,):
-        return [(TRACED, *request.precisions)], []  # pyright: ignore[reportReturnType]
+    if request.protocol and request.engines == (TRACED,):
+        return [(TRACED, request.precisions[0])], []
     reasons = {name: kind.unavailable(request.device) for name, kind in engines.ENGINES.items()}
     offers = {name: kind.precisions(request.device) for name, kind in engines.ENGINES.items() if reasons[name] is None}
     here = "here can run " + "; ".join(f"{name} in {', '.join(precisions)}" for name, precisions in offers.items())
