@@ -266,6 +266,42 @@ def predict(
 
 
 @app.command
+def models(*, json: Json = False) -> None:
+    """List the networks and the published weights."""
+    import torch
+
+    from .model.architecture import Architecture, list_models
+    from .model.cost import cost
+    from .pretrained import PUBLISHED_TOP1
+
+    rows = []
+    for name in list_models():
+        with torch.device("meta"):
+            model = Architecture(name).build()
+        total = cost(model, (model.image_size, model.image_size))
+        published = f"{name}.in1k"
+        rows.append(
+            {
+                "name": name,
+                "image_size": model.image_size,
+                "params": total.params,
+                "macs": total.macs,
+                "published_weights": published,
+                "published_top1": PUBLISHED_TOP1[published] / 100,
+            }
+        )
+    table = [
+        [r["name"], str(r["image_size"]), f"{r['params'] / 1e6:.1f} M", f"{r['macs'] / 1e6:.0f} M",
+         r["published_weights"], f"{r['published_top1']:.1%}"]
+        for r in rows
+    ]  # fmt: skip
+    console = _console(json)
+    show_table(console, ["name", "pixels", "params", "MACs", "published weights", "their top-1"], table)
+    say(console, "timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")
+    _finish(json, rows)
+
+
+@app.command
 def bench(
     models: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     /,
@@ -327,42 +363,6 @@ def bench(
     if plot:
         say(console, f"wrote {plot}" if draw(result, plot) else "nothing to plot: no accuracy was published of these")
     _finish(json, result.to_dict())
-
-
-@app.command
-def models(*, json: Json = False) -> None:
-    """List the networks and the published weights."""
-    import torch
-
-    from .model.architecture import Architecture, list_models
-    from .model.cost import cost
-    from .pretrained import PUBLISHED_TOP1
-
-    rows = []
-    for name in list_models():
-        with torch.device("meta"):
-            model = Architecture(name).build()
-        total = cost(model, (model.image_size, model.image_size))
-        published = f"{name}.in1k"
-        rows.append(
-            {
-                "name": name,
-                "image_size": model.image_size,
-                "params": total.params,
-                "macs": total.macs,
-                "published_weights": published,
-                "published_top1": PUBLISHED_TOP1[published] / 100,
-            }
-        )
-    table = [
-        [r["name"], str(r["image_size"]), f"{r['params'] / 1e6:.1f} M", f"{r['macs'] / 1e6:.0f} M",
-         r["published_weights"], f"{r['published_top1']:.1%}"]
-        for r in rows
-    ]  # fmt: skip
-    console = _console(json)
-    show_table(console, ["name", "pixels", "params", "MACs", "published weights", "their top-1"], table)
-    say(console, "timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")
-    _finish(json, rows)
 
 
 @app.command

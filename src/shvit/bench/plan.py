@@ -88,17 +88,16 @@ def plan(request: Request, models: Mapping[str, Runnable]) -> tuple[list[Case], 
         EngineError: An engine or precision asked for by name cannot run here; the message says what can.
         InputError: An exported file in a protocol, which is for networks.
     """
+    pairs_here, left_out = _pairs(request)
     cases: dict[Case, None] = {}
-    omitted: dict[Omitted, None] = {}
+    omitted = dict.fromkeys(left_out)
     for name, model in models.items():
         if isinstance(model, Exported):
             if request.protocol:
                 raise InputError(f"--protocol {request.protocol} is for networks, and {name} is an exported file")
             pairs, sizes = [(model.engine, model.precision)], (model.preprocess.image_size,)
         else:
-            pairs, left_out = _pairs(request)
-            omitted |= dict.fromkeys(left_out)
-            sizes = request.image_sizes or (model.preprocess.image_size,)
+            pairs, sizes = pairs_here, request.image_sizes or (model.preprocess.image_size,)
         for size, batch, (engine, precision) in product(sizes, request.batch_sizes, pairs):
             if precision == "int8" and not isinstance(model, Exported) and not has_random_weights(name):
                 reason = "int8 needs calibration images: give the file that shvit export --precision int8 writes"
