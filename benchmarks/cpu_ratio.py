@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from shvit.bench.report import hardware_name
 from shvit.bench.run import about, describe
 from shvit.bench.subject import Case, Worker, open_model
 from shvit.bench.timing import Subject, interleave, sample, warm_up
-from shvit.engines import Exported, Runnable
+from shvit.engines import ENGINES, Exported, Runnable
 from shvit.errors import Failure, InputError
 from shvit.model.architecture import TIMM_PREFIX, Architecture
 from shvit.model.config import VARIANTS
@@ -71,8 +71,11 @@ def architecture_of(model: Runnable) -> Architecture:
 def compare(request: Request, folder: Path) -> dict[str, Any]:
     """Times every case and the baselines; rows of ratios, and what failed."""
     models = {name: open_model(name) for name in request.models}
-    cases, skipped = plan(request, models)
-    failed: dict[str, str] = {row.what: row.reason for row in skipped}
+    kinds = [kind for kind in ENGINES.values() if not kind.unavailable("cpu")]
+    here = {precision for kind in kinds for precision in kind.precisions("cpu")}
+    failed = {name: "this processor has none" for name in request.precisions if name not in here}
+    cases, skipped = plan(replace(request, precisions=tuple(p for p in request.precisions if p in here)), models)
+    failed |= {row.what: row.reason for row in skipped}
     machine = measure(request.threads, "cpu")
     subjects: dict[Any, Subject] = {}
     baselines: dict[Case, Any] = {}

@@ -60,7 +60,7 @@ def draw(result: Result, path: Path) -> bool:
     lines = ceil(len(panels) / columns)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+    grid = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
     put_names = [draw_panel(axes, *panel) for axes, panel in zip(grid, panels.items(), strict=False)]
     for axes in grid[len(panels) :]:
         axes.remove()
@@ -163,6 +163,7 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
+    axes.tick_params(labelbottom=True, labelleft=True)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
