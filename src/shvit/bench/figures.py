@@ -107,9 +107,10 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     _style(axes, title, "side of the image, pixels", "milliseconds an image")
     axes.set_yscale("log")
     _plain_ticks(axes.yaxis)
-    axes.set_xticks(sorted({row.case.image_size for row in rows}))
-    left, right = axes.get_xlim()
-    axes.set_xlim(left, right + 0.3 * (right - left))  # for the names at the lines' ends
+    shown = sorted({row.case.image_size for row in rows})
+    span = shown[-1] - shown[0] or 1
+    axes.set_xticks(shown)
+    axes.set_xlim(shown[0] - 0.05 * span, shown[-1] + 0.4 * span)  # for the names at the lines' ends
     return lambda: _name_beside(axes, ends)
 
 
