@@ -75,3 +75,13 @@ def folder(tmp_path) -> Path:
         write_pictures(root / "train" / name, shade, 20)
         write_pictures(root / "val" / name, shade, 6, first=100)
     return root
+
+
+@pytest.fixture
+def quick_machine(monkeypatch):
+    """`shvit bench` measures this machine in no time, by small matrices."""
+    from shvit.bench import machine
+
+    monkeypatch.setattr(machine, "CPU_SIDES", (32, 64))
+    monkeypatch.setattr(machine, "MEMORY_BYTES", 2**18)
+    monkeypatch.setattr(machine, "SECONDS", 0.001)

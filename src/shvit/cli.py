@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -37,6 +37,8 @@ Json = Annotated[bool, Parameter("--json", help="Print one JSON document on stdo
 Engine = Annotated[str, Parameter(help="auto, or an engine by name: torch.")]
 Precision = Annotated[str, Parameter(help="auto, fp32, or bf16 where the processor computes in it.")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps.")]
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 Workers = Annotated[int, Parameter(help="Processes that decode images; 0 decodes in the main one.")]
 
 RecipeSettings = make_dataclass(
@@ -374,6 +376,70 @@ def models(*, json: Json = False) -> None:
     show_table(console, ["name", "pixels", "params", "MACs", "published weights", "their top-1"], table)
     say(console, "timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")
     _finish(json, rows)
+
+
+@app.command
+def bench(
+    models: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    /,
+    *,
+    engine: Many[str] = (),
+    precision: Many[str] = (),
+    batch_size: Many[int] = (),
+    image_size: Many[int] = (),
+    threads: int | None = None,
+    device: Device = "auto",
+    protocol: str | None = None,
+    rounds: int = 10,
+    out: Path | None = None,
+    plot: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Measure how fast networks run here, side by side, and what share of the machine they use.
+
+    All are timed in turn, round after round, so that what else the machine does slows each of them alike. A flag that
+    takes several values takes them after one another or by being repeated; name the models before the flags.
+
+    Parameters
+    ----------
+    models
+        shvit_s1 to shvit_s4 and timm/NAME (random weights), published names, model files, exported files; default:
+        SHViT and nine peers. Exported files run as they were written, at their own size.
+    engine
+        Engines by name; default: all that can run here.
+    precision
+        fp32, bf16, int8, …; default: all that each engine has here. Bare names are quantised on random images.
+    batch_size
+        Images a call; default: 16.
+    image_size
+        Sides of the images in pixels; default: each model's own.
+    threads
+        CPU threads; default: as many as each engine takes by itself.
+    protocol
+        How the paper measured: paper-cpu, paper-onnx or paper-gpu; fixes all but the models, and shows its numbers.
+    rounds
+        How often each is timed.
+    out
+        A .json file, or a folder for bench_<hardware>_<date>.json.
+    plot
+        A .png file: accuracy against speed; or latency against resolution, where --image-size has several values.
+    """
+    from .bench.figures import draw
+    from .bench.plan import Request
+    from .bench.report import check_paths, show, watching, write_json
+    from .bench.run import bench as run
+
+    console = _console(json)
+    check_paths(out, plot)
+    request = Request(models, engine, precision, batch_size, image_size, threads, device, rounds, protocol)
+    with watching(console) as progress:
+        result = run(request, progress)
+    show(console, result)
+    if out:
+        say(console, f"wrote {write_json(result, out)}")
+    if plot:
+        say(console, f"wrote {plot}" if draw(result, plot) else "nothing to plot: no accuracy was published of these")
+    _finish(json, result.to_dict())
 
 
 @app.command
