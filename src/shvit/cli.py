@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from shlex import quote
@@ -19,6 +19,8 @@ from .screen import say, show_table
 from .train.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from .predict import Prediction
     from .train.loop import Result
 
@@ -216,6 +218,7 @@ def predict(
     device: Device = "auto",
     threads: int | None = None,
     batch_size: int = 16,
+    workers: Annotated[int | None, Parameter(help="Threads that decode images; default: one a core.")] = None,
     json: Json = False,
 ) -> None:
     """Label images. An image that cannot be read becomes a row with the reason, and stops nothing.
@@ -231,7 +234,9 @@ def predict(
     top_k
         Labels for each image.
     threads
-        CPU threads of the engine.
+        CPU threads that one batch runs on; default: several batches at once, on few threads each.
+    batch_size
+        Images that run at once.
     """
     from .predict import Predictor, find_images
     from .pretrained import load
@@ -242,18 +247,23 @@ def predict(
     images = find_images(paths)
     if not images:
         raise InputError(f"no images in {', '.join(paths)}")
-    predictor = Predictor(load(model), engine, precision, device, batch_size=batch_size, top_k=top_k, threads=threads)
+    options = {"batch_size": batch_size, "top_k": top_k, "threads": threads, "workers": workers}
+    predictor = Predictor(load(model), engine, precision, device, **options)
     rows: list[dict[str, Any]] = []
-    errors: list[str] = []
+    bad, first_error = 0, None
     started = time.perf_counter()
-    with writer or nullcontext(lambda shown: say(console, _prediction_line(shown))) as write:
-        for prediction in predictor.stream(images):
+    with (
+        writer or nullcontext(lambda shown: say(console, _prediction_line(shown))) as write,
+        closing(predictor.stream(images)) as stream,
+        _progress(shown=bool(out) or not console.is_terminal) as progress,
+    ):
+        for prediction in progress.track(stream, len(images)):
             write(prediction)
             if prediction.error is not None:
-                errors.append(prediction.error)
+                bad += 1
+                first_error = first_error or prediction.error
             if json and not out:
                 rows.append(prediction.to_dict())
-    bad = len(errors)
     speed = len(images) / (time.perf_counter() - started)
     say(
         console,
@@ -263,7 +273,7 @@ def predict(
     summary = {"images": len(images), "bad_images": bad, "out": str(out) if out else None, "images_per_second": speed}
     _finish(json, summary if out else {**summary, "predictions": rows})
     if bad == len(images):
-        raise Failure(f"none of the {bad} images could be read, the first because: {errors[0]}")
+        raise Failure(f"none of the {bad} images could be read, the first because: {first_error}")
 
 
 @app.command
@@ -520,6 +530,21 @@ def _one_line(error: BaseException) -> str:
 def _console(as_json: bool) -> Console:
     """For people: stdout, or stderr where stdout is for JSON."""
     return Console(stderr=as_json)
+
+
+def _progress(shown: bool) -> "Progress":
+    """Images done, images a second and the time left: on stderr, and only where that is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:.0f} images/s")
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    disable = not (shown and console.is_terminal)
+    return Progress(*columns, console=console, disable=disable, transient=True, redirect_stdout=False)
 
 
 def _finish(as_json: bool, document: Any) -> None:

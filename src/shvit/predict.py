@@ -1,6 +1,12 @@
-"""The Predictor: files in, labels out. A bad image becomes a result with its reason and stops nothing."""
+"""The Predictor: files in, labels out. A bad image becomes a result with its reason and stops nothing.
 
-from collections.abc import Iterable, Iterator
+Threads decode images into batches while others run the engine: decoding and engines leave Python's lock to others.
+"""
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -8,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from PIL import Image
 
 from . import engines
-from .data.decode import BadImage, decode
-from .data.transforms import eval_transform
+from .data.decode import BadImage
+from .data.transforms import fast_eval_decoder
 from .engines import Runnable
 from .errors import InputError
 from .pretrained import load
@@ -21,6 +28,8 @@ from .tasks import task_of
 Picture = str | Path | Image.Image | np.ndarray
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jpe", ".ppm"}
 """What is taken from a folder. Files given by name are tried whatever their suffix."""
+MAX_AT_ONCE = 8
+"""Batches that CPUs run at once: with more, each keeps memory of its own for little gain."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,12 @@ class Predictor:
         engine, precision, device: As `shvit.engines.load` takes them.
         batch_size: Images that run at once.
         top_k: Labels for each image.
-        threads: CPU threads of the engine.
+        threads: CPU threads that the engine runs one batch with; None for several batches at once on few threads each.
+        workers: Threads that decode; None for one a core.
+
+    Whether an image takes longer to decode or to run depends on both, so the cores are not divided between the two:
+    each has a thread that decodes until enough lies ready, and another that runs the engine on what lies ready.
+    Threads that share one batch would wait for each other at every layer, and for whoever else has a core meanwhile.
 
     Raises:
         EngineError: The engine cannot run here.
@@ -65,43 +79,93 @@ class Predictor:
         batch_size: int = 16,
         top_k: int = 5,
         threads: int | None = None,
+        workers: int | None = None,
     ) -> None:
-        if batch_size < 1 or top_k < 1:
-            raise InputError(f"batch_size and top_k must be at least 1, got {batch_size} and {top_k}")
+        for name, number in (("batch_size", batch_size), ("top_k", top_k), ("workers", workers)):
+            if number is not None and number < 1:
+                raise InputError(f"{name} must be at least 1, got {number}")
         if isinstance(model_file, str | Path):
             model_file = load(model_file)
-        self.engine = engines.load(model_file, engine, precision, device, threads)
         self.batch_size = batch_size
         self.top_k = top_k
+        self.workers = workers or cores()
+        self.at_once = 1
+        if threads is None and engines.pick_device(device) == "cpu":
+            self.at_once = min(cores(), MAX_AT_ONCE)
+            threads = cores() // self.at_once
+        self.engine = engines.load(model_file, engine, precision, device, threads)
         self._task = task_of(model_file)
-        self._transform = eval_transform(model_file.preprocess)
+        self._to_pixels = fast_eval_decoder(model_file.preprocess)
+        self._side = model_file.preprocess.image_size
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Prediction]:
         """One prediction for each image, in order; a single image gives a list of one."""
         return list(self.stream(pictures))
 
-    def stream(self, pictures: Picture | Iterable[Picture]) -> Iterator[Prediction]:
-        """As calling it, but one batch at a time: for any number of images at the memory of one batch."""
+    def stream(self, pictures: Picture | Iterable[Picture]) -> Generator[Prediction]:
+        """As calling it, but for any number of images at the memory of a few batches: see `batches_ahead`.
+
+        Closing the iterator stops the threads as soon as each has finished the image or batch it is at.
+        """
         single = isinstance(pictures, str | Path | Image.Image | np.ndarray)
         queue = iter([pictures] if single else pictures)
-        while batch := list(islice(queue, self.batch_size)):
-            yield from self._batch(batch)  # pyright: ignore[reportArgumentType]
+        ahead: deque[Future[list[Prediction]]] = deque()
+        size = 0
+        decoding = ThreadPoolExecutor(self.workers, "shvit-decode")
+        running = ThreadPoolExecutor(self.at_once, "shvit-engine")
+        try:
+            while True:
+                while len(ahead) < self.batches_ahead and (batch := list(islice(queue, self.batch_size))):
+                    size = size or len(batch)
+                    images = np.zeros((size, self._side, self._side, 3), np.uint8)
+                    decoded = [decoding.submit(self._decode, *pair) for pair in zip(batch, images, strict=False)]
+                    ahead.append(running.submit(self._finish, batch, images, decoded))
+                if not ahead:
+                    return
+                yield from ahead.popleft().result()
+        finally:
+            decoding.shutdown(wait=False, cancel_futures=True)
+            running.shutdown(cancel_futures=True)
+            decoding.shutdown()
 
-    def _batch(self, pictures: list[Picture]) -> Iterator[Prediction]:
-        tensors, errors = [], {}
-        for index, picture in enumerate(pictures):
-            try:
-                tensors.append(self._transform(decode(picture)))
-            except BadImage as error:
-                errors[index] = str(error)
-        results = iter(self._task.decode(self.engine(torch.stack(tensors)), self.top_k) if tensors else [])
-        for index, picture in enumerate(pictures):
-            path = str(picture) if isinstance(picture, str | Path) else ""
-            if index in errors:
-                yield Prediction(path, (), (), errors[index])
-            else:
-                result = next(results)
-                yield Prediction(path, result.labels, result.scores)
+    @property
+    def batches_ahead(self) -> int:
+        """The most batches that `stream` takes before it gives the first one's results.
+
+        Those that run at once, one for the caller, and as many as the decoding threads need to have two images each.
+        """
+        return self.at_once + 1 + -(-2 * self.workers // self.batch_size)
+
+    def _decode(self, picture: Picture, place: UInt8[np.ndarray, "h w 3"]) -> str | None:
+        """Fills the picture's place in its batch; why it cannot."""
+        try:
+            place[:] = self._to_pixels(picture).permute(1, 2, 0).numpy()
+        except BadImage as error:
+            return str(error)
+        return None
+
+    def _finish(
+        self, batch: list[Picture], images: UInt8[np.ndarray, "b h w 3"], decoded: list[Future[str | None]]
+    ) -> list[Prediction]:
+        """Waits for the decoding threads and runs the engine.
+
+        On as many images as in the first batch, though some be bad or missing: engines compile for the sizes they meet.
+        """
+        errors = [future.result() for future in decoded]
+        paths = [str(picture) if isinstance(picture, str | Path) else "" for picture in batch]
+        if None not in errors:
+            return [Prediction(path, (), (), error) for path, error in zip(paths, errors, strict=True)]
+        outputs = self.engine(torch.from_numpy(images).permute(0, 3, 1, 2))
+        results = self._task.decode(outputs, self.top_k)
+        return [
+            Prediction(path, (), (), error) if error else Prediction(path, result.labels, result.scores)
+            for path, error, result in zip(paths, errors, results, strict=False)
+        ]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_images(patterns: Iterable[str]) -> list[Path]:

@@ -1,5 +1,6 @@
-"""From a decoded image to the uint8 tensor that the network's input is made of. timm's transforms, by its own code."""
+"""From an image to the uint8 tensor that the network's input is made of: timm's transforms, and a faster one."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,12 +10,17 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import Compose
 
 from ..errors import InputError
+from .decode import Pixels, Source, decode, decode_small
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
+SHRINK_UNTIL = 4
+"""How many times its final shorter side an image keeps when it is decoded at less than its size. Fewer times would be
+faster for large photographs and change more labels than one in a hundred (LOG.md)."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,39 @@ def eval_transform(preprocess: Preprocess) -> Transform:
         use_prefetcher=True,
     )
     return Compose([to_pixels, torch.as_tensor])
+
+
+def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor, "3 h w"]]:
+    """From file to tensor in less than half the time of `decode` and `eval_transform`, and all but the same.
+
+    Pixels differ by rounding, mostly by none of 255 levels; where a large JPEG is decoded at a part of its size, by a
+    fraction of a level on average. Accuracies are still to be measured by timm's own transform. The tensor is in
+    channels_last, and its memory may be larger than itself.
+
+    The function raises BadImage as `decode` does.
+    """
+    if preprocess.interpolation not in ("bicubic", "bilinear"):
+        transform = eval_transform(preprocess)
+        return lambda source: transform(decode(source))
+    side = preprocess.image_size
+    shorter = math.floor(side / preprocess.crop)
+
+    def to_pixels(source: Source) -> UInt8[Tensor, "3 h w"]:
+        return _resize_crop(decode_small(source, SHRINK_UNTIL * shorter), shorter, side, preprocess.interpolation)
+
+    return to_pixels
+
+
+def _resize_crop(image: Pixels, shorter: int, side: int, interpolation: str) -> UInt8[Tensor, "3 h w"]:
+    """The shorter side to `shorter` with antialiasing, then the centre square of `side`, as torchvision rounds them."""
+    least = min(image.height, image.width)
+    height, width = (int(shorter * length / least) for length in (image.height, image.width))
+    # the least bit more, or rounding might lose the last row
+    factors = [(1 + 1e-6) * new / old for new, old in ((height, image.height), (width, image.width))]
+    values = torch.from_numpy(image.values)[None].permute(0, 3, 1, 2)  # numpy's [None] has strides that are slower
+    resized = interpolate(values, scale_factor=factors, mode=interpolation, antialias=True)
+    top, left = (round((length - side) / 2) for length in (height, width))
+    return resized[0, :, top : top + side, left : left + side]
 
 
 def train_transform(

@@ -83,7 +83,10 @@ Runnable = ModelFile | Exported
 
 
 class Engine(Protocol):
-    """Runs one network. Preprocessing beyond resize-and-crop is inside: images come as they were decoded."""
+    """Runs one network. Preprocessing beyond resize-and-crop is inside: images come as they were decoded.
+
+    Several threads may call it at once; each call uses as many threads as the engine was made with.
+    """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
