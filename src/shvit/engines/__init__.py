@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from .base import Engine, EngineError, Exported, Runnable
+from .coreml import CoreMLEngine
+from .executorch import ExecuTorchEngine
 from .torch import TorchEngine
 
-ENGINES: dict[str, type[Engine]] = {"torch": TorchEngine}
+ENGINES: dict[str, type[Engine]] = {"torch": TorchEngine, "executorch": ExecuTorchEngine, "coreml": CoreMLEngine}
 """The fastest first: `auto` takes the first that can run."""
 
 __all__ = ["ENGINES", "Engine", "EngineError", "Exported", "Runnable", "is_exported", "load", "read"]
