@@ -37,7 +37,7 @@ app = App(
 
 Json = Annotated[bool, Parameter("--json", help="Print one JSON document on stdout, and nothing else there.")]
 Engine = Annotated[str, Parameter(help="auto, or an engine by name: onnx, openvino, torch, executorch, coreml.")]
-Precision = Annotated[str, Parameter(help="auto, fp32, bf16 where the processor computes in it; an int8 file is int8 by itself.")]
+Precision = Annotated[str, Parameter(help="auto, fp32, or bf16 where the processor has it; an int8 file is int8.")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps.")]
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]

@@ -7,11 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from .base import Engine, EngineError, Exported, Runnable
+from .coreml import CoreMLEngine
+from .executorch import ExecuTorchEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine
 from .torch import TorchEngine
 
-ENGINES: dict[str, type[Engine]] = {"onnx": OnnxEngine, "openvino": OpenVINOEngine, "torch": TorchEngine}
+ENGINES: dict[str, type[Engine]] = {
+    "onnx": OnnxEngine,
+    "openvino": OpenVINOEngine,
+    "torch": TorchEngine,
+    "executorch": ExecuTorchEngine,
+    "coreml": CoreMLEngine,
+}
 """The fastest in fp32 first: `auto` takes the first that can run and has the precision; bf16 goes before fp32."""
 
 __all__ = ["ENGINES", "Engine", "EngineError", "Exported", "Runnable", "is_exported", "load", "read"]
@@ -92,7 +100,7 @@ def read(path: str | Path) -> Exported:
         if kind.suffix == path.suffix:
             if not path.exists():
                 raise EngineError(f"{path}: no such file")
-            if reason := kind.unavailable("cpu"):
+            if reason := kind.absent():
                 raise EngineError(f"{path} needs the engine {name}: {reason}")
             return kind.read(path)
     allowed = ", ".join(kind.suffix for kind in ENGINES.values())

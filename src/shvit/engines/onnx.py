@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..modelfile import HEADER_KEY, ModelFile
 from .base import EngineError, Exported, Runnable, Shapes, described, missing
 from .portable import portable
-from .torch import dynamic_dims
+from .torch import MIN_SIDE, dynamic_dims
 
 
 class OnnxEngine:
@@ -77,7 +76,7 @@ class OnnxEngine:
         facts = session.get_modelmeta().custom_metadata_map
         if HEADER_KEY not in facts:
             raise EngineError(f"{path} was not written by shvit export")
-        return Exported.from_dict(path, json.loads(facts[HEADER_KEY]))
+        return Exported.from_json(path, facts[HEADER_KEY])
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         import onnxruntime.capi.onnxruntime_pybind11_state as errors
@@ -106,7 +105,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
         )
     model = program.model_proto  # made anew each time it is asked for
     entry = model.metadata_props.add()
-    entry.key, entry.value = HEADER_KEY, json.dumps(facts.to_dict())
+    entry.key, entry.value = HEADER_KEY, facts.to_json()
     return model.SerializeToString()
 
 
@@ -128,6 +127,8 @@ def traced(model_file: ModelFile) -> bytes:
 
 def _example(model_file: ModelFile, shapes: Shapes) -> UInt8[Tensor, "b 3 h w"]:
     side = model_file.preprocess.image_size
+    if shapes.dynamic_size:
+        side = max(side, MIN_SIDE)
     return torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
 
 
