@@ -13,6 +13,7 @@ from .engines.openvino import Compiled
 from .errors import Failure
 from .modelfile import ModelFile
 from .tasks import task_of
+from .tasks.base import Predict
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -34,7 +35,7 @@ class Floor:
     top1: float
     images: int
     layers: int
-    """That could run in int8."""
+    """That could run in int8 and be given back one by one."""
     given_back: dict[str, float] = field(default_factory=dict)
     """Layers in higher precision, the costliest first, and the share of int8's logit error that each alone is worth."""
     tried: list[tuple[int, float]] = field(default_factory=list)
@@ -118,6 +119,25 @@ def quantize_within(
             f"layers given back; allowed were {max_drop}. Nothing was written"
         )
     return results[count]
+
+
+def check_within(
+    model_file: ModelFile, quantized: Predict, exact: Predict, validation: Iterable[Batch], max_drop: float
+) -> Floor:
+    """The floor of a network that is in int8 whole, as formats have it whose layers cannot be given back.
+
+    Raises:
+        FloorError: It loses more than `max_drop` points of top-1.
+    """
+    task = task_of(model_file)
+    reference, found = task.evaluate(exact, validation), task.evaluate(quantized, validation)
+    result = Floor(max_drop, reference.top1, found.top1, found.images, 0)
+    if result.drop > max_drop:
+        raise FloorError(
+            f"int8 loses {result.drop:.2f} points of top-1, allowed were {max_drop}. Nothing was written; the format "
+            "openvino can give layers back to higher precision"
+        )
+    return result
 
 
 def rank(
