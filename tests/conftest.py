@@ -55,6 +55,21 @@ def tiny() -> ModelFile:
     return ModelFile(model, ("dark", "light"), Preprocess(32))
 
 
+def random_images(count: int, height: int, width: int | None = None) -> torch.Tensor:
+    """Pixels (count, 3, height, width) whose outermost rows and columns are the darkest and the brightest."""
+    images = torch.randint(0, 256, (count, 3, height, width or height), dtype=torch.uint8)
+    images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1] = 0, 255, 255, 0
+    return images
+
+
+@torch.inference_mode()
+def plain_outputs(model_file: ModelFile, images: torch.Tensor) -> torch.Tensor:
+    """Of the network as it was trained: nothing folded, pixels normalised before it."""
+    preprocess = model_file.preprocess
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocess.mean, preprocess.std))
+    return model_file.model((images / 255 - mean) / std)
+
+
 def picture(shade: int, seed: int = 0, size: tuple[int, int] = (40, 36)) -> Image.Image:
     """Noise around a shade of grey, (height, width)."""
     noise = np.random.default_rng((shade, seed)).integers(-25, 25, (*size, 3))
@@ -75,3 +90,13 @@ def folder(tmp_path) -> Path:
         write_pictures(root / "train" / name, shade, 20)
         write_pictures(root / "val" / name, shade, 6, first=100)
     return root
+
+
+@pytest.fixture
+def quick_machine(monkeypatch):
+    """`shvit bench` measures this machine in no time, by small matrices."""
+    from shvit.bench import machine
+
+    monkeypatch.setattr(machine, "CPU_SIDES", (32, 64))
+    monkeypatch.setattr(machine, "MEMORY_BYTES", 2**18)
+    monkeypatch.setattr(machine, "SECONDS", 0.001)

@@ -3,11 +3,12 @@
 import json
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -35,9 +36,11 @@ app = App(
 )
 
 Json = Annotated[bool, Parameter("--json", help="Print one JSON document on stdout, and nothing else there.")]
-Engine = Annotated[str, Parameter(help="auto, or an engine by name: torch.")]
-Precision = Annotated[str, Parameter(help="auto, fp32, or bf16 where the processor computes in it.")]
+Engine = Annotated[str, Parameter(help="auto, or an engine by name: onnx, openvino, torch, executorch, coreml.")]
+Precision = Annotated[str, Parameter(help="auto, fp32, or bf16 where the processor has it; an int8 file is int8.")]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps.")]
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 Workers = Annotated[int, Parameter(help="Processes that decode images; 0 decodes in the main one.")]
 
 RecipeSettings = make_dataclass(
@@ -274,6 +277,82 @@ def predict(
 
 
 @app.command
+def export(
+    model: str,
+    *,
+    format: str,
+    precision: str | None = None,
+    out: Path | None = None,
+    calibrate: str | None = None,
+    max_drop: float = 0.5,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    dynamic_size: bool = False,
+    threads: int | None = None,
+    json: Json = False,
+) -> None:
+    """Write a model for another runtime; the file is read back in a new process and compared with PyTorch.
+
+    A file that disagrees is not kept. Otherwise a report of the comparison is written beside it.
+
+    Parameters
+    ----------
+    model
+        A model file, or published weights such as shvit_s1.in1k.
+    format
+        onnx (.onnx), openvino (.xml and .bin), coreml (.mlpackage), executorch (.pte) or torch (.pt2).
+    precision
+        fp32, fp16, bf16 or int8, as far as the format has it; default: the format's own.
+    out
+        The file; default: beside the model file, under its name.
+    calibrate
+        Labelled images, as for train: int8 is calibrated on them, and any file compared with PyTorch on them.
+    max_drop
+        Points of top-1 that int8 may lose on the validation images; costly layers go back to higher precision.
+    image_size
+        Side of the images in pixels; default: the model's own.
+    batch_size
+        Images at once; default: any number, where the format can.
+    dynamic_size
+        Take images of any height and width from 32 pixels: onnx, openvino and torch.
+    threads
+        CPU threads for the comparison of speed.
+    """
+    from dataclasses import replace
+
+    from .data.sources import open_source
+    from .engines import format_of
+    from .engines.base import Shapes
+    from .export import export as run
+    from .pretrained import load_model
+
+    console = _console(json)
+    kind = format_of(format)
+    model_file = load_model(model)
+    if image_size is not None:
+        model_file = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size))
+    recipe = model_file.provenance.get("recipe", {})
+    source = None
+    if calibrate:
+        source = open_source(calibrate, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
+    target = out or _export_path(model, kind.suffix, precision if precision != kind.exports()[0] else None)
+    report = run(
+        model_file,
+        format,
+        target,
+        precision,
+        Shapes(batch_size, dynamic_size),
+        source,
+        max_drop,
+        threads,
+        lambda text: say(console, text),
+    )
+    for line in _export_lines(report):
+        say(console, line)
+    _finish(json, report)
+
+
+@app.command
 def models(*, json: Json = False) -> None:
     """List the networks and the published weights."""
     import torch
@@ -310,6 +389,70 @@ def models(*, json: Json = False) -> None:
 
 
 @app.command
+def bench(
+    models: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    /,
+    *,
+    engine: Many[str] = (),
+    precision: Many[str] = (),
+    batch_size: Many[int] = (),
+    image_size: Many[int] = (),
+    threads: int | None = None,
+    device: Device = "auto",
+    protocol: str | None = None,
+    rounds: int = 10,
+    out: Path | None = None,
+    plot: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Measure how fast networks run here, side by side, and what share of the machine they use.
+
+    All are timed in turn, round after round, so that what else the machine does slows each of them alike. A flag that
+    takes several values takes them after one another or by being repeated; name the models before the flags.
+
+    Parameters
+    ----------
+    models
+        shvit_s1 to shvit_s4 and timm/NAME (random weights), published names, model files, exported files; default:
+        SHViT and nine peers. Exported files run as they were written, at their own size.
+    engine
+        Engines by name; default: all that can run here.
+    precision
+        fp32, bf16, int8, …; default: all that each engine has here. Bare names are quantised on random images.
+    batch_size
+        Images a call; default: 16.
+    image_size
+        Sides of the images in pixels; default: each model's own.
+    threads
+        CPU threads; default: as many as each engine takes by itself.
+    protocol
+        How the paper measured: paper-cpu, paper-onnx or paper-gpu; fixes all but the models, and shows its numbers.
+    rounds
+        How often each is timed.
+    out
+        A .json file, or a folder for bench_<hardware>_<date>.json.
+    plot
+        A .png file: accuracy against speed; or latency against resolution, where --image-size has several values.
+    """
+    from .bench.figures import draw
+    from .bench.plan import Request
+    from .bench.report import check_paths, show, watching, write_json
+    from .bench.run import bench as run
+
+    console = _console(json)
+    check_paths(out, plot)
+    request = Request(models, engine, precision, batch_size, image_size, threads, device, rounds, protocol)
+    with watching(console) as progress:
+        result = run(request, progress)
+    show(console, result)
+    if out:
+        say(console, f"wrote {write_json(result, out)}")
+    if plot:
+        say(console, f"wrote {plot}" if draw(result, plot) else "nothing to plot: no accuracy was published of these")
+    _finish(json, result.to_dict())
+
+
+@app.command
 def info(model: str, *, image_size: int | None = None, json: Json = False) -> None:
     """Tell what a network costs, and what a model file holds.
 
@@ -340,6 +483,35 @@ def info(model: str, *, image_size: int | None = None, json: Json = False) -> No
         for part in ("preprocess", "metrics", "provenance"):
             say(console, f"{part}: {_json(facts['file'][part])}")
     _finish(json, facts)
+
+
+def _export_path(model: str, suffix: str, precision: str | None) -> Path:
+    """Beside the model file; for a published name, in the current folder."""
+    path = Path(model)
+    stem = path.with_suffix("") if path.suffix == ".safetensors" else Path(path.name)
+    return stem.with_name("".join([stem.name, f"_{precision}" if precision else "", suffix]))
+
+
+def _export_lines(report: dict[str, Any]) -> Iterator[str]:
+    if held := report.get("floor"):
+        yield (
+            f"top-1 {held['top1']:.2%} in int8, {held['reference']:.2%} in fp32, on {held['images']} images: "
+            f"{held['drop']:+.2f} points lost of {held['max_drop']} allowed"
+        )
+        for name, share in held["given_back"].items():
+            yield f"  in higher precision: {name}, worth {share:.1%} of the logits' error"
+    if report["ran"]:
+        parity = report["parity"]
+        yield (
+            f"as PyTorch on {parity['images']} images: logits within {parity['relative_difference']:.1e} of their "
+            f"size (allowed {parity['bound']:g}), first label alike on {parity['top1_agreement']:.1%}"
+        )
+        yield (
+            f"a batch of {parity['batch']}: {parity['latency_ms']:.2f} ms, PyTorch {parity['torch_latency_ms']:.2f} ms"
+        )
+    else:
+        yield "converted, not run: its runtime is not on this machine; its specification is the model's"
+    yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
 
 
 def _free_folder(path: Path) -> Path:

@@ -16,7 +16,7 @@ from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError
 from .files import write_csv
-from .tasks import task_of
+from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation
 
 Which = Literal["auto", "train", "val", "all"]
@@ -56,8 +56,7 @@ def evaluate(
         InputError: Classes that the model does not know, or no usable images.
     """
     name, split = choose_split(model_file, source, which)
-    numbers = match_classes(source.classes, model_file.classes)
-    split = replace(split, labels=[numbers[label] for label in split.labels])
+    split = labelled(model_file, source, split)
     loader = Loader(split, eval_transform(model_file.preprocess), batch_size, workers)
     started = time.perf_counter()
     evaluation = task_of(model_file).evaluate(engine, loader)
@@ -73,6 +72,12 @@ def choose_split(model_file: Runnable, source: Source, which: Which) -> tuple[st
     if not len(split):
         raise InputError(f"{source.name} has no images in its split {which!r}")
     return which, split
+
+
+def labelled(model: Described, source: Source, split: Split) -> Split:
+    """The same images, their labels counted as the model counts its classes. Raises InputError as `match_classes`."""
+    numbers = match_classes(source.classes, model.classes)
+    return replace(split, labels=[numbers[label] for label in split.labels])
 
 
 def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:

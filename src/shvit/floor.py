@@ -1,6 +1,6 @@
 """int8 with an accuracy floor: the layers that cost most go back to higher precision until the floor holds."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ def quantize_within(
     model_file: ModelFile,
     network: "ov.Model",
     calibration: Sequence[Tensor],
-    validation: Sequence[Batch],
+    validation: Iterable[Batch],
     max_drop: float,
     threads: int | None = None,
     tell: Callable[[str], None] = lambda _: None,

@@ -4,23 +4,34 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("shvit", "torch", "torchvision", "timm", "numpy", "pillow")
+OPTIONAL = ("openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
 
 
 def facts() -> dict[str, Any]:
     """Versions, the commit of this code where it runs from a checkout, machine, command and date."""
     return {
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions()},
         "commit": commit(),
         "hardware": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of the libraries that its results depend on, as far as they are installed."""
+    found = {name: metadata.version(name) for name in PACKAGES}
+    for name in OPTIONAL:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def commit() -> str | None:

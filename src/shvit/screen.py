@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
@@ -13,10 +12,9 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 
 
 def show_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns, the first to the left, the others to the right."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    console.print(table)
+    """Columns, the first to the left, the others to the right, as wide as their cells."""
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
+    for index, row in enumerate([header, *rows]):
+        blanks = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
+        cells = [row[0] + blanks[0], *(blank + cell for blank, cell in zip(blanks[1:], row[1:], strict=True))]
+        say(console, "  ".join(cells).rstrip(), style="bold" if index == 0 else None)

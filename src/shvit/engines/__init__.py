@@ -7,11 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from .base import Engine, EngineError, Exported, Runnable
+from .coreml import CoreMLEngine
+from .executorch import ExecuTorchEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine
 from .torch import TorchEngine
 
-ENGINES: dict[str, type[Engine]] = {"onnx": OnnxEngine, "openvino": OpenVINOEngine, "torch": TorchEngine}
+ENGINES: dict[str, type[Engine]] = {
+    "onnx": OnnxEngine,
+    "openvino": OpenVINOEngine,
+    "torch": TorchEngine,
+    "executorch": ExecuTorchEngine,
+    "coreml": CoreMLEngine,
+}
 """The fastest in fp32 first: `auto` takes the first that can run and has the precision; bf16 goes before fp32."""
 
 __all__ = ["ENGINES", "Engine", "EngineError", "Exported", "Runnable", "is_exported", "load", "read"]
@@ -67,6 +75,15 @@ def load(
     return kind(model, precision, picked, threads, **extra)
 
 
+def format_of(name: str) -> type[Engine]:
+    """The engine whose format is meant. Raises EngineError where there is none or its libraries are missing."""
+    if name not in ENGINES:
+        raise EngineError(f"unknown format {name!r}: allowed are {', '.join(ENGINES)}")
+    if reason := ENGINES[name].absent():
+        raise EngineError(f"the format {name} cannot be written: {reason}")
+    return ENGINES[name]
+
+
 def is_exported(path: str | Path) -> bool:
     """Whether the name is that of a file in some engine's format."""
     return Path(path).suffix in {kind.suffix for kind in ENGINES.values()}
@@ -83,7 +100,7 @@ def read(path: str | Path) -> Exported:
         if kind.suffix == path.suffix:
             if not path.exists():
                 raise EngineError(f"{path}: no such file")
-            if reason := kind.unavailable("cpu"):
+            if reason := kind.absent():
                 raise EngineError(f"{path} needs the engine {name}: {reason}")
             return kind.read(path)
     allowed = ", ".join(kind.suffix for kind in ENGINES.values())

@@ -1,11 +1,13 @@
 """What every engine is: a callable from uint8 images to the task's raw outputs; and, for most, a file format."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -68,6 +70,18 @@ class Exported:
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} was not written by shvit export: its metadata lacks {error}") from None
 
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, path: Path, text: str | bytes) -> "Exported":
+        """Inverse of `to_json`. Raises InputError where shvit did not write the text."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{path} was not written by shvit export: its metadata is no JSON ({error})") from None
+        return cls.from_dict(path, data)
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -76,7 +90,7 @@ class Shapes:
     batch: int | None = None
     """None: any number of images."""
     dynamic_size: bool = False
-    """Any height and width from 32 pixels."""
+    """Any height and width, from the least that the format can express: 65 pixels at most."""
 
 
 Runnable = ModelFile | Exported
@@ -97,6 +111,11 @@ class Engine(Protocol):
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         """An engine whose `precisions` name int8 also takes `calibration`, as `export` does."""
+
+    @classmethod
+    def absent(cls) -> str | None:
+        """Which libraries are missing and how to get them; None where all are there."""
+        ...
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -143,6 +162,15 @@ def missing(extra: str, *modules: str) -> str | None:
     return f"{' and '.join(absent)} not installed: pip install 'shvit[{extra}]'" if absent else None
 
 
+def check_export(kind: type[Engine], precision: str, *modules: str) -> None:
+    """Raises EngineError where the format has no such precision, or these modules, which write it, are not there."""
+    if precision not in kind.exports():
+        allowed = ", ".join(kind.exports())
+        raise EngineError(f"{kind.suffix} files have no precision {precision!r}: allowed are {allowed}")
+    if kind.extra and (reason := missing(kind.extra, *modules)):
+        raise EngineError(f"{kind.suffix} files cannot be written here: {reason}")
+
+
 def described(model_file: ModelFile, path: Path, engine: str, precision: str) -> Exported:
     """What an export of this model says of itself."""
     return Exported(
@@ -155,3 +183,18 @@ def described(model_file: ModelFile, path: Path, engine: str, precision: str) ->
         model_file.metrics,
         {**model_file.provenance, "architecture": model_file.architecture.to_dict()},
     )
+
+
+def in_batches(
+    run: Callable[[UInt8[Tensor, "size 3 h w"]], Float[Tensor, "size classes"]],
+    images: UInt8[Tensor, "b 3 h w"],
+    size: int | None,
+) -> Float[Tensor, "b classes"]:
+    """Any number of images through what takes `size` at once (None: any): the last lot is filled up with black ones."""
+    if size is None or size == len(images):
+        return run(images)
+    outputs = []
+    for lot in images.split(size):
+        black = lot.new_zeros(size - len(lot), *lot.shape[1:])
+        outputs.append(run(torch.cat([lot, black]))[: len(lot)])
+    return torch.cat(outputs)

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor
 from ..modelfile import HEADER_KEY, ModelFile
 from .base import EngineError, Exported, Runnable, Shapes, described, missing
 from .portable import portable
-from .torch import dynamic_dims
+from .torch import MIN_SIDE, dynamic_dims
 
 
 class OnnxEngine:
@@ -39,10 +38,14 @@ class OnnxEngine:
         self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     @classmethod
+    def absent(cls) -> str | None:
+        return missing("onnx", "onnx", "onnxscript", "onnxruntime")
+
+    @classmethod
     def unavailable(cls, device: str) -> str | None:
         if torch.device(device).type != "cpu":
             return "runs on the CPU"
-        return missing("onnx", "onnx", "onnxscript", "onnxruntime")
+        return cls.absent()
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
@@ -73,7 +76,7 @@ class OnnxEngine:
         facts = session.get_modelmeta().custom_metadata_map
         if HEADER_KEY not in facts:
             raise EngineError(f"{path} was not written by shvit export")
-        return Exported.from_dict(path, json.loads(facts[HEADER_KEY]))
+        return Exported.from_json(path, facts[HEADER_KEY])
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         import onnxruntime.capi.onnxruntime_pybind11_state as errors
@@ -100,9 +103,10 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
             dynamic_shapes=(dynamic_dims(shapes),),
             verbose=False,
         )
-    entry = program.model_proto.metadata_props.add()
-    entry.key, entry.value = HEADER_KEY, json.dumps(facts.to_dict())
-    return program.model_proto.SerializeToString()
+    model = program.model_proto  # made anew each time it is asked for
+    entry = model.metadata_props.add()
+    entry.key, entry.value = HEADER_KEY, facts.to_json()
+    return model.SerializeToString()
 
 
 def traced(model_file: ModelFile) -> bytes:
@@ -123,6 +127,8 @@ def traced(model_file: ModelFile) -> bytes:
 
 def _example(model_file: ModelFile, shapes: Shapes) -> UInt8[Tensor, "b 3 h w"]:
     side = model_file.preprocess.image_size
+    if shapes.dynamic_size:
+        side = max(side, MIN_SIDE)
     return torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
 
 

@@ -1,6 +1,5 @@
 """OpenVINO, on CPUs: fp32, bf16 where the processor has it, int8 by NNCF. Its format is `.xml` beside `.bin`."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,10 +48,14 @@ class OpenVINOEngine:
         self._run = Compiled(network, precision, threads)
 
     @classmethod
+    def absent(cls) -> str | None:
+        return missing("openvino", "openvino", "nncf")
+
+    @classmethod
     def unavailable(cls, device: str) -> str | None:
         if torch.device(device).type != "cpu":
             return "runs on the CPU"
-        return missing("openvino", "openvino", "nncf")
+        return cls.absent()
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
@@ -82,7 +85,7 @@ class OpenVINOEngine:
             raise EngineError(f"{path} is no usable OpenVINO file ({_first_line(error)})") from None
         if not network.has_rt_info([HEADER_KEY]):
             raise EngineError(f"{path} was not written by shvit export")
-        return Exported.from_dict(path, json.loads(network.get_rt_info([HEADER_KEY]).astype(str)))
+        return Exported.from_json(path, network.get_rt_info([HEADER_KEY]).astype(str))
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         return self._run(images)
@@ -91,8 +94,8 @@ class OpenVINOEngine:
 class Compiled:
     """A network ready to run: compiled anew for each shape of images that it meets, and for channels_last as they are.
 
-    A network compiled for one shape alone runs a sixth faster, image by image, than one for every batch size. Calls from
-    several threads at once each get a network of their own.
+    A network compiled for one shape alone runs a sixth faster, image by image, than one for every batch size. Calls
+    from several threads at once each get a network of their own.
     """
 
     def __init__(self, network: "ov.Model", precision: str, threads: int | None) -> None:
@@ -168,7 +171,7 @@ def write(network: "ov.Model", facts: Exported) -> None:
     """`.xml` and `.bin`, with the facts in the file's own metadata."""
     import openvino as ov
 
-    network.set_rt_info(json.dumps(facts.to_dict()), [HEADER_KEY])
+    network.set_rt_info(facts.to_json(), [HEADER_KEY])
     ov.save_model(network, facts.path, compress_to_fp16=facts.precision == "fp16")
 
 

@@ -62,7 +62,11 @@ def quantized_layers(network: "ov.Model") -> list[str]:
 def give_back(network: "ov.Model", original: "ov.Model", layers: Collection[str]) -> "ov.Model":
     """The quantised network with these layers in floating point again, their weights those of the original."""
     network = network.clone()
-    weights = {node.get_friendly_name(): node.input_value(1) for node in original.get_ops()}
+    weights = {
+        node.get_friendly_name(): node.input_value(1)
+        for node in original.get_ops()
+        if node.get_friendly_name() in layers
+    }
     for node in network.get_ops():
         if node.get_friendly_name() in layers:
             node.input(0).replace_source_output(node.input_value(0).get_node().input_value(0))

@@ -1,20 +1,25 @@
 """PyTorch, on any device it has: the network folded, in channels_last, in fp32 or bf16. Its format is `.pt2`."""
 
-import json
-from collections.abc import Sequence
+import os
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import EngineError, Exported, Runnable, Shapes, described
+from .base import EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, in_batches
 from .portable import portable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MIN_SIDE, MAX_SIDE = 32, 8192
+MIN_SIDE, MAX_SIDE = 65, 8192
+"""Of images of any size. Up to 64 pixels leave one row in the last stage, which torch.export holds for a constant."""
 
 
 class TorchEngine:
@@ -28,11 +33,19 @@ class TorchEngine:
         self.precision = precision
         self.threads = threads
         self.device = device
+        self.batch: int | None = None
         if isinstance(model, Exported):
-            self.network: nn.Module = torch.export.load(model.path).module().to(device)
+            with _no_pickle():
+                program = torch.export.load(model.path)
+            self.batch = _fixed_batch(program)
+            self.network: nn.Module = move_to_device_pass(program, device).module()
         else:
             network = portable(model).to(device, DTYPES[precision])
             self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    @classmethod
+    def absent(cls) -> str | None:
+        return None
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -50,23 +63,36 @@ class TorchEngine:
     def export(
         cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
     ) -> None:
+        check_export(cls, precision)
         network = portable(model_file).to(DTYPES[precision]).to(memory_format=torch.channels_last)  # pyright: ignore
         side = model_file.preprocess.image_size
+        if shapes.dynamic_size:
+            side = max(side, MIN_SIDE)
         images = torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
-        program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
-        facts = described(model_file, path, cls.name, precision).to_dict()
-        torch.export.save(program, path, extra_files={HEADER_KEY: json.dumps(facts)})
+        try:
+            program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
+        except torch._dynamo.exc.UserError as error:  # pyright: ignore[reportAttributeAccessIssue]: no public name
+            reason = str(error).partition("\n")[0]
+            raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
+        program.example_inputs = None  # they would be stored, as a pickle
+        facts = described(model_file, path, cls.name, precision).to_json()
+        with warnings.catch_warnings():
+            # it takes weights in channels_last for parts of larger ones, but saves all of them and their strides
+            warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
+            torch.export.save(program, path, extra_files={HEADER_KEY: facts})
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        files = {HEADER_KEY: ""}
         try:
-            torch.export.load(path, extra_files=files)
-        except (RuntimeError, ValueError, OSError, KeyError) as error:
-            raise EngineError(f"{path} is no usable .pt2 file ({error})") from None
-        if not files[HEADER_KEY]:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise EngineError(f"{path} is damaged: {damaged} was changed since it was written")
+                facts = [archive.read(name) for name in archive.namelist() if name.endswith(f"/extra/{HEADER_KEY}")]
+        except (zipfile.BadZipFile, OSError) as error:
+            raise EngineError(f"{path} is cut short or no .pt2 file ({error})") from None
+        if not facts:
             raise EngineError(f"{path} was not written by shvit export")
-        return Exported.from_dict(path, json.loads(files[HEADER_KEY]))
+        return Exported.from_json(path, facts[0])
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -75,7 +101,7 @@ class TorchEngine:
             torch.set_num_threads(self.threads)
         try:
             images = images.to(self.device, memory_format=torch.channels_last)
-            return self.network(images).float().cpu()
+            return in_batches(self.network, images, self.batch).float().cpu()
         finally:
             torch.set_num_threads(before)
 
@@ -95,3 +121,25 @@ def has_bf16(device: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()  # torch has no public name for this
+
+
+def _fixed_batch(program: torch.export.ExportedProgram) -> int | None:
+    """The only number of images that the program takes; None where it takes any."""
+    [name] = program.graph_signature.user_inputs
+    images: Any = next(node for node in program.graph.nodes if node.name == name).meta["val"]
+    return images.shape[0] if isinstance(images.shape[0], int) else None
+
+
+@contextmanager
+def _no_pickle() -> Iterator[None]:
+    """torch.export.load unpickles what it cannot read otherwise, unless the environment forbids it."""
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before

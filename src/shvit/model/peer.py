@@ -1,10 +1,14 @@
 """timm's models behind the interface of SHViT: the peers it is compared with, and the teachers it learns from."""
 
+from collections import Counter
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError
 
@@ -50,11 +54,13 @@ class TimmModel(nn.Module):
         return self.network(x)
 
     def fold(self) -> "TimmModel":
-        """timm's own folding of branches and norms, for the models that have one."""
+        """Branches and norms by timm's own code, for the models that have some; then every norm after a convolution."""
         from timm.utils.model import reparameterize_model
 
         with torch.no_grad():
             self.network = reparameterize_model(self.network)
+            side = self.image_size
+            fold_norms(self.network, torch.zeros(1, self.in_channels, side, side))
         return self
 
 
@@ -72,3 +78,55 @@ def pretrained_cfg(name: str) -> Any:
     except RuntimeError:
         tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
         raise InputError(f"timm has no weights {name!r}: allowed are {tags}") from None
+
+
+@torch.no_grad()
+def fold_norms(network: nn.Module, images: Float[Tensor, "b in h w"]) -> None:
+    """Fold, in place, each BatchNorm into the convolution before it, in a network of evaluation mode.
+
+    The pairs are found by watching these images pass: a norm is folded where it alone reads what the convolution
+    writes, and both are used once. An activation that is part of the norm stays.
+    """
+    convolutions = {id(m.weight): m for m in network.modules() if isinstance(m, nn.Conv2d)}
+    norms = {id(m.weight): m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.weight is not None}
+    with _Watch(set(convolutions), set(norms)) as watch:
+        network(images)
+    folded: dict[nn.Module, nn.Module] = {}
+    for convolution, norm in watch.pairs():
+        conv, bn = convolutions[convolution], norms[norm]
+        folded[conv] = fuse_conv_bn_eval(conv, bn)
+        folded[bn] = getattr(bn, "act", nn.Identity())  # timm's norms may hold their activation
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if child in folded:
+                setattr(parent, name, folded[child])
+
+
+class _Watch(TorchDispatchMode):
+    """Notes which convolution's output each norm reads, and how often every tensor is read."""
+
+    def __init__(self, convolutions: set[int], norms: set[int]) -> None:
+        super().__init__()
+        self.convolutions, self.norms = convolutions, norms
+        self.alive: list[Tensor] = []  # an id is given again once its tensor is gone
+        self.reads: Counter[int] = Counter()
+        self.written_by: dict[int, int] = {}
+        self.candidates: list[tuple[int, int, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        read = [id(tensor) for tensor in tensors]
+        self.alive += [*tensors, *(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))]
+        self.reads.update(read)
+        for weight in self.convolutions.intersection(read):
+            self.written_by[id(result)] = weight
+        for weight in self.norms.intersection(read):
+            if read[0] in self.written_by:
+                self.candidates.append((read[0], self.written_by[read[0]], weight))
+        return result
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Weights, by id, of convolutions and norms that can be one."""
+        once = [row for row in self.candidates if all(self.reads[tensor] == 1 for tensor in row)]
+        return [(convolution, norm) for _, convolution, norm in once]

@@ -1,0 +1,183 @@
+"""The two figures of a benchmark: published accuracy against speed, and latency against resolution."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import cycle, product
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Bbox
+
+from ..model.architecture import TIMM_PREFIX
+from .run import Result, Row
+
+OURS, PEER = "#c2255c", "#3b5b7a"
+PEERS = (PEER, "#2b8a3e", "#d9780f", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#5c940d", "#a61e9d")
+"""Of lines, which cross."""
+FONT_SIZE = 8.5
+PANEL = (7.2, 4.8)
+"""Width and height in inches."""
+
+DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (-0.8, 0.7), (0.8, -0.7), (-0.8, -0.7))
+DISTANCES = (7, 12, 18, 26, 36, 48, 62)
+"""Where a point's name is tried, the distances in points."""
+
+
+class Point(NamedTuple):
+    """A model's, in the units of the axes."""
+
+    x: float
+    y: float
+    name: str
+    color: str
+
+
+def draw(result: Result, path: Path) -> bool:
+    """A PNG with a panel for each engine, precision and batch size: latency against resolution where a model ran at
+    several, else accuracy against speed. Returns whether there was anything to draw.
+    """
+    sizes: dict[str, set[int]] = defaultdict(set)
+    for row in result.rows:
+        sizes[row.case.model].add(row.case.image_size)
+    if any(len(found) > 1 for found in sizes.values()):
+        title, rows, draw_panel = "Latency against resolution", list(result.rows), _latency
+    else:
+        title, rows, draw_panel = "Published top-1 against speed", [row for row in result.rows if row.top1], _scatter
+    panels: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        panels[f"{row.case.engine} {row.case.precision}, batch {row.case.batch_size}"].append(row)
+    if not panels:
+        return False
+    columns = min(2, len(panels))
+    lines = ceil(len(panels) / columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
+    put_names = [draw_panel(axes, *panel) for axes, panel in zip(grid, panels.items(), strict=False)]
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    hardware, threads = result.about["hardware"], result.request.threads
+    said = f"{threads} thread{'s' if threads > 1 else ''}" if threads else "threads as each engine chooses"
+    figure.suptitle(f"{title} · {hardware.get('gpu', hardware['processor'])}, {said}", fontsize=11)
+    figure.draw_without_rendering()  # where there is room for names depends on the final layout
+    for put in put_names:
+        put()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return True
+
+
+def _scatter(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
+    points = []
+    for row in rows:
+        assert row.top1
+        name, ours = _name(row)
+        name += "†" * row.top1.distilled
+        points.append(Point(row.images_per_second, row.top1.percent, name, OURS if ours else PEER))
+    ours = sorted((point.x, point.y) for point in points if point.color == OURS)
+    if ours:
+        axes.plot(*zip(*ours, strict=True), color=OURS, linewidth=1.2, alpha=0.5)
+    for x, y, _, color in points:
+        axes.plot(x, y, "o", color=color, markersize=8 if color == OURS else 6)
+    _style(axes, title, "images/s", "published top-1 on ImageNet-1K, %  († distilled)")
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    _plain_ticks(axes.xaxis)
+    return lambda: _name_around(axes, points)
+
+
+def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
+    series: dict[tuple[str, bool], list[tuple[int, float]]] = defaultdict(list)
+    for row in rows:
+        series[_name(row)].append((row.case.image_size, 1e3 / row.images_per_second))
+    ends, peer_colors = [], cycle(PEERS)
+    for (name, ours), values in series.items():
+        sides, milliseconds = zip(*sorted(values), strict=True)
+        color, width = (OURS, 2.2) if ours else (next(peer_colors), 1.2)
+        axes.plot(sides, milliseconds, "o-", markersize=4, color=color, linewidth=width)
+        ends.append(Point(sides[-1], milliseconds[-1], name, color))
+    _style(axes, title, "side of the image, pixels", "milliseconds an image")
+    axes.set_yscale("log")
+    _plain_ticks(axes.yaxis)
+    shown = sorted({row.case.image_size for row in rows})
+    span = shown[-1] - shown[0] or 1
+    axes.set_xticks(shown)
+    axes.set_xlim(shown[0] - 0.05 * span, shown[-1] + 0.4 * span)  # for the names at the lines' ends
+    return lambda: _name_beside(axes, ends)
+
+
+def _name_around(axes: Axes, points: list[Point]) -> None:
+    """A name for each point, in the nearest place where it covers no other name, no point and no border."""
+    renderer: Any = axes.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
+    centres = (axes.transData.transform((point.x, point.y)) for point in points)
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
+    for point in sorted(points, key=lambda point: point.color != OURS):
+        label = _annotate(axes, point)
+        for distance, (right, up) in product(DISTANCES, DIRECTIONS):
+            label.set_position((right * distance, up * distance))
+            label.set_horizontalalignment("left" if right > 0 else "right" if right < 0 else "center")
+            label.set_verticalalignment("center" if right else "bottom" if up > 0 else "top")
+            label.update_positions(renderer)
+            box = Text.get_window_extent(label, renderer)
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+
+
+def _name_beside(axes: Axes, ends: list[Point]) -> None:
+    """A name for each line, in a column to the right of their ends and in their order."""
+    pixels_a_point = axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
+    gap = 1.5 * FONT_SIZE
+    free = float("inf")
+    for end in sorted(ends, key=lambda end: -end.y):
+        height = axes.transData.transform((end.x, end.y))[1] / pixels_a_point
+        free = min(height, free - gap)
+        label = _annotate(axes, end, (0, 0.5))
+        label.set_position((12, free - height))
+        label.set_verticalalignment("center")
+
+
+def _annotate(axes: Axes, point: Point, line_from: tuple[float, float] = (0.5, 0.5)) -> Annotation:
+    return axes.annotate(
+        point.name,
+        (point.x, point.y),
+        (0, 0),
+        textcoords="offset points",
+        fontsize=FONT_SIZE,
+        color=point.color,
+        fontweight="bold" if point.color == OURS else "normal",
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#999999", "relpos": line_from},
+    )
+
+
+def _style(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.tick_params(labelbottom=True, labelleft=True)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """Numbers in digits, and enough of them on a logarithmic axis that may span less than a decade."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)) if high > 4 * low else MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _name(row: Row) -> tuple[str, bool]:
+    """What a point is called, and whether it stands out: SHViT and the user's own do."""
+    model = row.case.model
+    return Path(model.removeprefix(TIMM_PREFIX)).name, not model.startswith(TIMM_PREFIX)

@@ -1,0 +1,162 @@
+"""What the machine can do: the rate of matrix products in each precision, and of copying. The ceiling of every row.
+
+A network is at best as fast as the matrix products in it, so `2 * MACs * images/s` over the rate measured here says how
+much of the machine it uses. The rate is that of the best library call at hand, over sizes that fit the caches and sizes
+that do not; it is named with the result, since which call reaches an instruction set's rate depends on the processor.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CPU_SIDES = (128, 256, 512, 1024, 2048)
+GPU_SIDES = (1024, 2048, 4096, 8192)
+CACHE_BYTES, MEMORY_BYTES = 2**17, 2**28
+SECONDS = 0.1
+"""Spent on each call and size; a size at which one call would take four times as long is left out."""
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Product:
+    """The fastest matrix product of a precision."""
+
+    rate: float
+    """Operations a second; a multiply-accumulate is two."""
+    side: int
+    """Of the square matrices that it was reached with."""
+    by: str
+    """The library call."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured of it."""
+
+    products: dict[str, Product]
+    """By precision."""
+    copy_cache: float
+    """Bytes a second, read and written, of a copy that fits the caches."""
+    copy_memory: float
+    """Of one that does not."""
+
+    def share(self, precision: str, operations: float) -> float | None:
+        """Operations a second as a share of the ceiling; None where this precision has none."""
+        product = self.products.get(precision)
+        return operations / product.rate if product else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(threads: int | None, device: str) -> Machine:
+    """Some seconds of work.
+
+    Args:
+        threads: CPU threads; None for as many as torch takes by itself.
+        device: Where to measure; on CUDA, `fp32` is what torch's convolutions do by default, TF32 included.
+    """
+    sides = CPU_SIDES if device == "cpu" else GPU_SIDES
+    products: dict[str, Product] = {}
+    with _settings(threads):
+        for precision, by, make in _products(threads, device):
+            for side in sides:
+                call = make(side)
+                seconds = _best(call, device)
+                product = Product(2 * side**3 / seconds, side, by)
+                if precision not in products or product.rate > products[precision].rate:
+                    products[precision] = product
+                if 8 * seconds > 4 * SECONDS:  # twice the side, eight times the work
+                    break
+        copies = [_copy(size, device) for size in (CACHE_BYTES, MEMORY_BYTES)]
+    return Machine(products, *copies)
+
+
+def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Callable[[int], Call]]]:
+    """Precision, name and maker of each product of square matrices."""
+
+    def of(dtype: torch.dtype, product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[int], Call]:
+        def make(side: int) -> Call:
+            a, b = (torch.randint(-9, 9, (side, side)).to(device, dtype) for _ in range(2))
+            return lambda: product(a, b)
+
+        return make
+
+    yield "fp32", "torch.mm", of(torch.float32, torch.mm)
+    yield "bf16", "torch.mm", of(torch.bfloat16, torch.mm)
+    if device != "cpu":
+        yield "fp16", "torch.mm", of(torch.float16, torch.mm)
+    if not device.startswith("mps"):
+        yield "int8", "torch._int_mm", of(torch.int8, torch._int_mm)  # torch has no public name for this
+    if device == "cpu" and find_spec("onnx") and find_spec("onnxruntime"):
+        yield "int8", "onnxruntime MatMulInteger", lambda side: _matmul_integer(side, threads)
+
+
+def _matmul_integer(side: int, threads: int | None) -> Call:
+    """ONNX Runtime's product of uint8 and int8: the one that is fast without VNNI, too."""
+    import numpy as np
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    shape, random = [side, side], np.random.default_rng(0)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["a", "b"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("c", TensorProto.INT32, shape)],
+        [numpy_helper.from_array(random.integers(-9, 9, shape, np.int8), "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    a = random.integers(0, 9, shape, np.uint8)
+    return lambda: session.run(None, {"a": a})
+
+
+def _copy(size: int, device: str) -> float:
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / _best(lambda: target.copy_(source), device)
+
+
+def _best(call: Call, device: str) -> float:
+    """Seconds of the fastest call."""
+    best, end = float("inf"), time.perf_counter() + SECONDS
+    call()
+    while best == float("inf") or time.perf_counter() < end:
+        synchronize(device)
+        before = time.perf_counter()
+        call()
+        synchronize(device)
+        best = min(best, time.perf_counter() - before)
+    return best
+
+
+def synchronize(device: str) -> None:
+    """Wait until the device has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
+@contextmanager
+def _settings(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    torch.set_num_threads(threads or before[0])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cuda.matmul.allow_tf32 = before[1]

@@ -1,0 +1,118 @@
+"""What SHViT is compared with, and what was published of each: accuracy, and the paper's own measurements of speed."""
+
+from dataclasses import dataclass
+
+from ..model.architecture import TIMM_PREFIX
+from ..model.config import VARIANTS
+from ..pretrained import PUBLISHED_TOP1
+
+PEERS = (
+    "timm/mobilenetv3_small_100",
+    "timm/mobilenetv4_conv_small",
+    "timm/efficientvit_m5",
+    "timm/levit_128s",
+    "timm/levit_192",
+    "timm/repvit_m0_9",
+    "timm/fastvit_t8",
+    "timm/starnet_s4",
+    "timm/mobilevitv2_100",
+)
+DEFAULT_MODELS = (*VARIANTS, *PEERS)
+
+
+@dataclass(frozen=True)
+class Top1:
+    """A published accuracy on ImageNet-1K."""
+
+    percent: float
+    image_size: int
+    """Side of the images it was measured with, in pixels."""
+    source: str
+    distilled: bool = False
+    """Whether a larger network taught it, which is worth about a point."""
+
+
+TIMM_TABLE = "timm, results/results-imagenet.csv at 7479d451a6df"
+STARNET = "the authors' list of their weights, github.com/ma-xu/Rewrite-the-Stars at e7fef11af6e3"
+
+_TOP1 = {
+    **{name: Top1(PUBLISHED_TOP1[f"{name}.in1k"], config.image_size, "timm") for name, config in VARIANTS.items()},
+    "mobilenetv3_small_100": Top1(67.638, 224, TIMM_TABLE),  # .lamb_in1k
+    "mobilenetv4_conv_small": Top1(73.730, 224, TIMM_TABLE),  # .e2400_r224_in1k
+    "efficientvit_m5": Top1(77.082, 224, TIMM_TABLE),  # .r224_in1k
+    "levit_128s": Top1(76.522, 224, TIMM_TABLE, True),  # .fb_dist_in1k
+    "levit_192": Top1(79.850, 224, TIMM_TABLE, True),  # .fb_dist_in1k
+    "repvit_m0_9": Top1(78.654, 224, TIMM_TABLE, True),  # .dist_300e_in1k
+    "fastvit_t8": Top1(76.184, 256, TIMM_TABLE),  # .apple_in1k
+    "starnet_s4": Top1(78.8, 224, STARNET),  # .in1k
+    "mobilevitv2_100": Top1(78.092, 256, TIMM_TABLE),  # .cvnets_in1k
+}
+"""Of the weights that timm takes by default for the name."""
+
+
+def published_top1(name: str, image_size: int) -> Top1 | None:
+    """What was published of this network at this size; None where nothing is known here."""
+    top1 = _TOP1.get(name.removeprefix(TIMM_PREFIX).removesuffix(".in1k"))
+    return top1 if top1 and top1.image_size == image_size else None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How the paper measured: everything but the models is fixed."""
+
+    engine: str
+    precision: str
+    batch_size: int
+    threads: int | None
+    device: str
+    about: str
+    images_per_second: dict[str, int]
+    """As published, by model."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(self.images_per_second)
+
+
+TRACED = "torch-traced"
+"""PyTorch as the paper's scripts ran it: the network folded and traced, fp32 images that are already on the device."""
+
+_PAPER = {
+    "shvit_s1": (33489, 143, 1111),
+    "shvit_s2": (26878, 99, 951),
+    "shvit_s3": (20522, 62, 731),
+    "shvit_s4": (14283, 36, 509),
+    "timm/mobilenetv3_small_100": (31477, 167, 1172),
+    "timm/efficientvit_m2": (30377, 147, 781),
+    "timm/efficientvit_m4": (26201, 113, 616),
+    "timm/efficientvit_m5": (18722, 64, 456),
+    "timm/fasternet_t0": (23518, 92, 844),
+    "timm/fasternet_t1": (17827, 41, 552),
+    "timm/fasternet_t2": (11181, 21, 417),
+    "timm/fastvit_t8": (5978, 23, 140),
+    "timm/fastvit_t12": (4197, 14, 92),
+    "timm/poolformer_s12": (5432, 13, 120),
+    "timm/efficientnet_b0": (8433, 26, 267),
+    "timm/efficientnet_b1": (4982, 11, 156),
+    "timm/mobileone_s2": (9355, 22, 581),
+    "timm/mobileone_s4": (5281, 11, 281),
+    "timm/mobilevitv2_100": (4345, 7, 63),
+}
+"""Images/s on GPU, CPU and by ONNX Runtime: Yun and Ro, arXiv:2401.16456. Its ShuffleNetV2 is not in timm."""
+
+
+def _published(column: int) -> dict[str, int]:
+    return {model: speeds[column] for model, speeds in _PAPER.items()}
+
+
+PROTOCOLS = {
+    "paper-cpu": Protocol(
+        TRACED, "fp32", 16, 1, "cpu", "PyTorch, folded and traced; published on a Xeon Gold 5218R", _published(1)
+    ),
+    "paper-onnx": Protocol(
+        "onnx", "fp32", 16, None, "cpu", "ONNX Runtime's default session; published on a Xeon Gold 5218R", _published(2)
+    ),
+    "paper-gpu": Protocol(
+        TRACED, "fp16", 256, None, "cuda", "PyTorch, folded, traced, fp16 autocast; published on an A100", _published(0)
+    ),
+}

@@ -1,0 +1,139 @@
+"""What was asked for, checked and spelled out: the cases that can run here, and what is left out and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from .. import engines
+from ..engines import EngineError, Exported, Runnable
+from ..errors import InputError
+from .peers import DEFAULT_MODELS, PROTOCOLS, TRACED
+from .subject import Case, has_random_weights
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compare; what is empty or None is left to the defaults.
+
+    Exported files run as they were written: engines, precisions and image sizes are for the other models.
+    """
+
+    models: tuple[str, ...] = ()
+    """Variants and `timm/NAME` (random weights), published names, model files, exported files."""
+    engines: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
+    image_sizes: tuple[int, ...] = ()
+    """Sides in pixels; default: each model's own."""
+    threads: int | None = None
+    """None: as many as each engine takes by itself."""
+    device: str = "auto"
+    rounds: int = 10
+    protocol: str | None = None
+
+
+@dataclass(frozen=True)
+class Omitted:
+    """What has no row, and why."""
+
+    what: str
+    reason: str
+
+
+def settle(request: Request) -> Request:
+    """The request with the defaults, or the protocol's settings, filled in.
+
+    Raises:
+        InputError: A number too small, or a setting that the protocol fixes otherwise.
+    """
+    for name, least in (("threads", 1), ("rounds", 1), ("batch_sizes", 1), ("image_sizes", 32)):
+        value = getattr(request, name)
+        for number in value if isinstance(value, tuple) else [value]:
+            if number is not None and number < least:
+                raise InputError(f"{_flag(name)} must be at least {least}, got {number}")
+    if request.protocol is None:
+        device = engines.pick_device(request.device)
+        batch_sizes = request.batch_sizes or (16,)
+        return replace(request, models=request.models or DEFAULT_MODELS, batch_sizes=batch_sizes, device=device)
+    if request.protocol not in PROTOCOLS:
+        raise InputError(f"unknown protocol {request.protocol!r}: allowed are {', '.join(PROTOCOLS)}")
+    protocol = PROTOCOLS[request.protocol]
+    fixed: dict[str, Any] = {
+        "engines": (protocol.engine,),
+        "precisions": (protocol.precision,),
+        "batch_sizes": (protocol.batch_size,),
+        "image_sizes": (),
+        "threads": protocol.threads,
+        "device": protocol.device,
+    }
+    for name, value in fixed.items():
+        if getattr(request, name) not in (getattr(Request, name), value):
+            raise InputError(f"--protocol {request.protocol} fixes {_flag(name)}: leave it out")
+    try:
+        engines.pick_device(protocol.device)
+    except EngineError as error:
+        raise InputError(f"--protocol {request.protocol} needs {protocol.device}: {error}") from None
+    return replace(request, models=request.models or protocol.models, **fixed)
+
+
+def plan(request: Request, models: Mapping[str, Runnable]) -> tuple[list[Case], list[Omitted]]:
+    """Every case that can run here, and what was not asked for by name and cannot.
+
+    Args:
+        request: A settled one.
+        models: What its models are.
+
+    Raises:
+        EngineError: An engine or precision asked for by name cannot run here; the message says what can.
+        InputError: An exported file in a protocol, which is for networks.
+    """
+    pairs_here, left_out = _pairs(request)
+    cases: dict[Case, None] = {}
+    omitted = dict.fromkeys(left_out)
+    for name, model in models.items():
+        if isinstance(model, Exported):
+            if request.protocol:
+                raise InputError(f"--protocol {request.protocol} is for networks, and {name} is an exported file")
+            pairs, sizes = [(model.engine, model.precision)], (model.preprocess.image_size,)
+        else:
+            pairs, sizes = pairs_here, request.image_sizes or (model.preprocess.image_size,)
+        for size, batch, (engine, precision) in product(sizes, request.batch_sizes, pairs):
+            if precision == "int8" and not isinstance(model, Exported) and not has_random_weights(name):
+                reason = "int8 needs calibration images: give the file that shvit export --precision int8 writes"
+                omitted[Omitted(f"{name}, {engine} int8", reason)] = None
+            else:
+                case = Case(name, engine, precision, batch, size, request.device, request.threads)
+                cases[case] = None
+    if not cases:
+        raise InputError("; ".join(f"{row.what}: {row.reason}" for row in omitted))
+    return list(cases), list(omitted)
+
+
+def _pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
+    """The pairs of engine and precision that are wanted and can run, and the engines left out."""
+    if request.protocol and request.engines == (TRACED,):
+        return [(TRACED, request.precisions[0])], []
+    reasons = {name: kind.unavailable(request.device) for name, kind in engines.ENGINES.items()}
+    offers = {name: kind.precisions(request.device) for name, kind in engines.ENGINES.items() if reasons[name] is None}
+    here = "here can run " + "; ".join(f"{name} in {', '.join(precisions)}" for name, precisions in offers.items())
+    for name in request.engines:
+        if name not in offers:
+            raise EngineError(f"engine {name!r} cannot run: {reasons.get(name, 'there is no such engine')}; {here}")
+    wanted = request.engines or tuple(offers)
+    for precision in request.precisions:
+        if not any(precision in offers[name] for name in wanted):
+            raise EngineError(f"{' and '.join(wanted)} on {request.device} cannot run in {precision!r}; {here}")
+    pairs = [(name, p) for name in wanted for p in offers[name] if p in (request.precisions or offers[name])]
+    missing = [Omitted(name, reason) for name, reason in reasons.items() if reason and not request.engines]
+    lacking = [
+        Omitted(f"{name} {p}", f"{name} on {request.device} has {', '.join(offers[name])}")
+        for name in wanted
+        for p in request.precisions
+        if p not in offers[name]
+    ]
+    return pairs, missing + lacking
+
+
+def _flag(name: str) -> str:
+    return "--" + (name if name in ("threads", "rounds") else name.removesuffix("s")).replace("_", "-")

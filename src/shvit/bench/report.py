@@ -1,0 +1,133 @@
+"""What a person sees of a benchmark: progress, a table, a file. Only this file and figures.py format."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..errors import InputError
+from ..files import replacing
+from ..screen import say, show_table
+from .run import Result, Row
+
+Column = tuple[str, Callable[[Row], str]]
+
+CASE_COLUMNS: tuple[Column, ...] = (
+    ("engine", lambda row: row.case.engine),
+    ("precision", lambda row: row.case.precision + ("*" if row.random_calibration else "")),
+    ("batch", lambda row: str(row.case.batch_size)),
+    ("pixels", lambda row: str(row.case.image_size)),
+)
+"""Shown as columns only where the rows differ."""
+
+COLUMNS: tuple[Column, ...] = (
+    ("images/s", lambda row: f"{row.images_per_second:,.{0 if row.images_per_second >= 100 else 1}f}"),
+    ("ms a call", lambda row: f"{row.timing.median * 1e3:.2f}"),
+    ("p95", lambda row: f"{row.timing.p95 * 1e3:.2f}"),
+    ("spread", lambda row: f"{row.timing.spread:.1%}"),
+    ("of ceiling", lambda row: f"{row.share:.0%}" if row.share else "-"),
+    ("memory", lambda row: f"{row.memory / 1e6:.0f} MB" if row.memory is not None else "-"),
+    ("params", lambda row: f"{row.cost.params / 1e6:.1f} M" if row.cost else "-"),
+    ("MACs", lambda row: f"{row.cost.macs / 1e6:.0f} M" if row.cost else "-"),
+    ("top-1", lambda row: f"{row.top1.percent:.1f}%{'†' if row.top1.distilled else ' '}" if row.top1 else "- "),
+)  # fmt: skip
+
+NOTES = (
+    "ms a call: the median of the rounds' medians, for one batch; p95 is of all calls; half of the rounds lie within "
+    "the spread.\n"
+    "of ceiling: operations/s over the machine's rate of matrix products in that precision.\n"
+    "memory: the most held while running, the runtime included, less what Python with torch held before loading.\n"
+    "params, MACs: of the folded network.\n"
+    "top-1: published, on ImageNet-1K († distilled); timed were random weights, unless a file was given."
+)
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for `bench` to move, while a terminal watches."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("")
+        yield lambda what, done, total: progress.update(bar, description=what, completed=done, total=total)
+
+
+def show(console: Console, result: Result) -> None:
+    """The machine, the table, and what has no row."""
+    hardware, machine = result.about["hardware"], result.machine
+    threads = result.request.threads
+    say(
+        console,
+        f"{hardware.get('gpu', hardware['processor'])}, {hardware['cores']} cores; threads: "
+        f"{threads or 'as many as each engine takes by itself'}; {result.request.rounds} interleaved rounds",
+    )
+    products = (f"{name} {p.rate / 1e9:,.0f} G/s ({p.by})" for name, p in machine.products.items())
+    say(console, f"matrix products, operations/s: {', '.join(products)}")
+    say(
+        console,
+        f"copies, read and written: {machine.copy_cache / 1e9:.1f} GB/s in the caches, "
+        f"{machine.copy_memory / 1e9:.1f} GB/s in memory",
+    )
+    if result.protocol:
+        say(console, f"protocol {result.request.protocol}: {result.protocol.about}")
+    differing = [column for column in CASE_COLUMNS if len({column[1](row) for row in result.rows}) > 1]
+    same = [f"{name} {cell(result.rows[0])}" for name, cell in CASE_COLUMNS if (name, cell) not in differing]
+    if same:
+        say(console, f"in every row: {', '.join(same)}")
+    columns = [("model", lambda row: row.case.model), *differing, *COLUMNS, *_paper_columns(result)]
+    rows = [[cell(row) for _, cell in columns] for row in result.rows]
+    show_table(console, [name for name, _ in columns], rows)
+    say(console, NOTES, style="dim")
+    if any(row.random_calibration for row in result.rows):
+        say(console, "* quantised on random images, for its speed alone", style="dim")
+    for title, group in (("left out", result.skipped), ("failed", result.failed)):
+        for omitted in group:
+            say(console, f"{title}: {omitted.what}: {omitted.reason}", style="yellow")
+
+
+def _paper_columns(result: Result) -> list[Column]:
+    if not result.protocol:
+        return []
+
+    def ratios(row: Row) -> str:
+        here, published = result.ratio_to_s1(row), result.published_speed(row)
+        return f"{f'{here:.2f}' if here else '-'} / {f'{published[1]:.2f}' if published else '-'}"
+
+    def speed(row: Row) -> str:
+        published = result.published_speed(row)
+        return f"{published[0]:,}" if published else "-"
+
+    return [("ratio to shvit_s1, here / paper", ratios), ("paper's images/s", speed)]
+
+
+def check_paths(out: Path | None, plot: Path | None) -> None:
+    """Refuses, before any work, names that are no JSON file or folder, and no PNG."""
+    if out and not _is_folder(out) and out.suffix != ".json":
+        raise InputError(f"--out must be a folder or end in .json, got {out}")
+    if plot and plot.suffix.lower() != ".png":
+        raise InputError(f"--plot must end in .png, got {plot}")
+
+
+def write_json(result: Result, out: Path) -> Path:
+    """The result as a file; in a folder, under a name that says what, where and when. Returns its path."""
+    if _is_folder(out):
+        out = out / f"bench_{hardware_name(result.about['hardware'])}_{result.about['date'][:10]}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+    return out
+
+
+def hardware_name(hardware: dict[str, Any]) -> str:
+    """Short, for the name of a file: amd-epyc-2core."""
+    words = re.sub(r"\((r|tm|c)\)|\bcpu\b|@.*", " ", hardware.get("gpu", hardware["processor"]).lower())
+    name = "-".join(re.findall(r"[a-z0-9.]+", words))
+    return name if "gpu" in hardware else f"{name}-{hardware['cores']}core"
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ""

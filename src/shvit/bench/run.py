@@ -1,0 +1,211 @@
+"""From a request to numbers: every case in its process, rounds of all of them, and a row of facts for each."""
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from ..engines import Exported, Runnable
+from ..errors import Failure, InputError
+from ..model.architecture import Architecture, Model
+from ..model.cost import Cost, cost
+from ..model.fuse import fuse
+from ..provenance import facts
+from .machine import Machine, measure
+from .peers import PROTOCOLS, Protocol, Top1, published_top1
+from .plan import Omitted, Request, plan, settle
+from .subject import Case, Subject, Worker, has_random_weights, open_model
+from .timing import Timing, interleave
+
+RUNTIMES = ("openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
+"""Whose versions belong to a result, where they are installed."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done now, and how many of how many steps were done before."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case, measured."""
+
+    case: Case
+    timing: Timing
+    memory: int | None
+    """Bytes, see `Subject.memory`."""
+    cost: Cost | None
+    """Of one image through the folded network; None for exported files that do not say what they hold."""
+    share: float | None
+    """Of the machine's rate of matrix products in this precision."""
+
+    @property
+    def images_per_second(self) -> float:
+        return self.case.batch_size / self.timing.median
+
+    @property
+    def top1(self) -> Top1 | None:
+        return published_top1(self.case.model, self.case.image_size)
+
+    @property
+    def random_calibration(self) -> bool:
+        """Whether it was quantised on noise, for its speed alone."""
+        return self.case.precision == "int8" and has_random_weights(self.case.model)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole run."""
+
+    request: Request
+    """Settled."""
+    machine: Machine
+    rows: tuple[Row, ...]
+    skipped: tuple[Omitted, ...]
+    """Not tried."""
+    failed: tuple[Omitted, ...]
+    """Tried."""
+    about: Mapping[str, Any]
+    """Versions, commit, hardware, command, date."""
+
+    @property
+    def protocol(self) -> Protocol | None:
+        return PROTOCOLS[self.request.protocol] if self.request.protocol else None
+
+    def ratio_to_s1(self, row: Row) -> float | None:
+        """Images/s over those of shvit_s1; None where that has no row."""
+        s1 = [other for other in self.rows if other.case.model == "shvit_s1"]
+        return row.images_per_second / s1[0].images_per_second if s1 else None
+
+    def published_speed(self, row: Row) -> tuple[int, float] | None:
+        """Images/s as the paper has them for this protocol, and their ratio to those of shvit_s1."""
+        published = self.protocol.images_per_second if self.protocol else {}
+        speed = published.get(row.case.model)
+        return (speed, speed / published["shvit_s1"]) if speed else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For results/: every row with the raw medians of its rounds, and how and where they were measured."""
+        fastest = max(self.rows, key=lambda row: row.images_per_second)
+        return {
+            "what": f"the fastest of {len(self.rows)} rows: {describe(fastest.case)}",
+            "value": fastest.images_per_second,
+            "unit": "images/s",
+            "threads": self.request.threads,
+            "request": asdict(self.request),
+            "machine": self.machine.to_dict(),
+            "rows": [self._row_to_dict(row) for row in self.rows],
+            "skipped": [asdict(omitted) for omitted in self.skipped],
+            "failed": [asdict(omitted) for omitted in self.failed],
+            **self.about,
+        }
+
+    def _row_to_dict(self, row: Row) -> dict[str, Any]:
+        speed, ratio = self.published_speed(row) or (None, None)
+        paper = {
+            "ratio_to_shvit_s1": self.ratio_to_s1(row),
+            "paper_images_per_second": speed,
+            "paper_ratio_to_shvit_s1": ratio,
+        }
+        return {
+            **asdict(row.case),
+            "images_per_second": row.images_per_second,
+            "seconds": row.timing.median,
+            "p95_seconds": row.timing.p95,
+            "spread": row.timing.spread,
+            "round_seconds": list(row.timing.rounds),
+            "share_of_ceiling": row.share,
+            "memory_bytes": row.memory,
+            "params": row.cost.params if row.cost else None,
+            "macs": row.cost.macs if row.cost else None,
+            "weights": "random" if has_random_weights(row.case.model) else "given",
+            "calibration": "random images" if row.random_calibration else None,
+            "published_top1": asdict(row.top1) if row.top1 else None,
+            **(paper if self.protocol else {}),
+        }
+
+
+def bench(request: Request, progress: Progress = lambda what, done, total: None) -> Result:
+    """Measure the machine, load every case that can run on it, and time them against each other.
+
+    Raises:
+        InputError: What was asked for by name does not exist or cannot run here; the message says what can.
+        Failure: Not one case could run.
+    """
+    request = settle(request)
+    models = {name: open_model(name) for name in request.models}
+    cases, skipped = plan(request, models)
+    progress("counting operations", 0, 1)
+    costs, failed = _costs(models, cases)
+    del models
+    progress("measuring the machine", 0, 1)
+    machine = measure(request.threads, request.device)
+    waiting = [case for case in cases if case not in failed]
+    subjects: dict[Case, Worker | Subject] = {}
+    try:
+        for number, case in enumerate(waiting):
+            progress(f"loading {describe(case)}", number, len(waiting))
+            try:
+                # a GPU has no memory to spare for a context of every process
+                subjects[case] = Worker(case) if request.device == "cpu" else Subject(case)
+            except Failure as failure:
+                failed[case] = str(failure)
+        rounds = iter(range(1, request.rounds + 1))
+        progress("timing", 0, request.rounds)
+        timings, broken = interleave(subjects, request.rounds, lambda: progress("timing", next(rounds), request.rounds))
+    finally:
+        for subject in subjects.values():
+            subject.close()
+    failed |= broken
+    if not timings:
+        case, reason = next(iter(failed.items()))
+        raise Failure(f"none of {len(cases)} configurations could run; {describe(case)}: {reason}")
+    rows = []
+    for case, timing in timings.items():
+        total = costs[case.model, case.image_size]
+        operations = 2 * total.macs * case.batch_size / timing.median if total else None
+        share = machine.share(case.precision, operations) if operations else None
+        rows.append(Row(case, timing, subjects[case].memory, total, share))
+    omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
+    return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))
+
+
+def describe(case: Case) -> str:
+    """A case in words."""
+    return f"{case.model}, {case.engine} {case.precision}, batch {case.batch_size}, {case.image_size} pixels"
+
+
+def _costs(
+    models: Mapping[str, Runnable], cases: list[Case]
+) -> tuple[dict[tuple[str, int], Cost | None], dict[Case, str]]:
+    """What each network costs at each size; and, of the cases, those whose network takes no such size."""
+    folded: dict[str, Model | None] = {}
+    costs: dict[tuple[str, int], Cost | None] = {}
+    failed: dict[Case, str] = {}
+    for case in cases:
+        name, size = case.model, case.image_size
+        try:
+            model = folded[name] = folded[name] if name in folded else _folded(models[name])
+            costs[name, size] = cost(model, (size, size), name) if model else None
+        except (InputError, Failure) as error:
+            failed[case] = str(error)
+    return costs, failed
+
+
+def _folded(model: Runnable) -> Model | None:
+    """The network as it runs; one of the same build where the file holds none; None where it does not say which."""
+    network: Any
+    if isinstance(model, Exported):
+        described = model.provenance.get("architecture")
+        network = Architecture.from_dict(described).build() if described else None
+    else:
+        network = model.model
+    return fuse(network) if network else None
+
+
+def about(device: str) -> dict[str, Any]:
+    about = facts()
+    about["versions"] |= {name: importlib.metadata.version(name) for name in RUNTIMES if find_spec(name)}
+    if device.startswith("cuda"):
+        about["hardware"]["gpu"] = torch.cuda.get_device_name(device)
+    return about

@@ -1,0 +1,232 @@
+"""What is timed: one network in one engine at one size, in a process of its own; and the memory that it takes."""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from .. import engines
+from ..engines import Exported, Runnable
+from ..errors import Failure, InputError
+from ..model.architecture import TIMM_PREFIX, Architecture
+from ..model.fuse import fuse
+from ..modelfile import ModelFile
+from ..pretrained import default_preprocess, load
+from .machine import synchronize
+from .peers import TRACED
+from .timing import sample, warm_up
+
+CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration."""
+
+    model: str
+    engine: str
+    """A key of `engines.ENGINES`, or `TRACED`."""
+    precision: str
+    batch_size: int
+    image_size: int
+    device: str
+    threads: int | None
+    """None: as many as the engine takes by itself."""
+
+
+def has_random_weights(name: str) -> bool:
+    """Whether this is the name of a variant or `timm/NAME`, not a file's: of a network without weights."""
+    return not Path(name).exists() and (name.startswith(TIMM_PREFIX) or not Path(name).suffix)
+
+
+def open_model(name: str, image_size: int | None = None) -> Runnable:
+    """The model; a bare name's with random weights, an exported file's as it was written.
+
+    Raises:
+        InputError: No such model, or a file that is not usable.
+    """
+    if engines.is_exported(name):
+        return engines.read(name)
+    if not has_random_weights(name):
+        model_file = load(name)
+        assert isinstance(model_file, ModelFile)
+        size = image_size or model_file.preprocess.image_size
+        return replace(model_file, preprocess=replace(model_file.preprocess, image_size=size))
+    torch.manual_seed(0)
+    model = Architecture(name).build().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine:
+            nn.init.ones_(module.weight)  # some start at zero, and zeros are no work
+    classes = tuple(str(index) for index in range(model.architecture.num_classes))
+    return ModelFile(model, classes, default_preprocess(model, image_size))
+
+
+class Traced:
+    """Runs a network as the paper's scripts did. The images are made on the device once; outputs stay there."""
+
+    @torch.inference_mode()
+    def __init__(self, model_file: ModelFile, case: Case) -> None:
+        self.case = case
+        size = case.image_size
+        self.images = torch.randn(case.batch_size, 3, size, size, device=case.device)
+        network: Any = model_file.model
+        with warnings.catch_warnings(action="ignore"):  # torch would rather have it exported
+            self.network: Any = torch.jit.trace(fuse(network).to(case.device), self.images)
+
+    @torch.inference_mode()
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        with torch.autocast(torch.device(self.case.device).type, torch.float16, self.case.precision == "fp16"):
+            outputs = self.network(self.images)
+        synchronize(self.case.device)
+        return outputs
+
+
+class Subject:
+    """A case, loaded and warm.
+
+    Raises:
+        Failure: It cannot run; the message is the reason. So does `time`.
+    """
+
+    def __init__(self, case: Case) -> None:
+        with _as_failure():
+            memory = _Memory(case.device)
+            if case.threads:
+                torch.set_num_threads(case.threads)
+            engine = _start(case)
+            shape = (case.batch_size, 3, case.image_size, case.image_size)
+            images = torch.randint(0, 256, shape, dtype=torch.uint8)
+            self._call: Callable[[], object] = lambda: engine(images)
+            gc.collect()
+            memory.loaded()
+            self._repetitions = warm_up(self._call)
+            self.memory = memory.peak()
+            """Bytes: the most that was held while it ran, less what was held before it was loaded. None: not known."""
+
+    def time(self) -> list[float]:
+        with _as_failure():
+            return sample(self._call, self._repetitions)
+
+    def close(self) -> None:
+        del self._call
+
+
+def _start(case: Case) -> Callable[[Tensor], Tensor]:
+    model = open_model(case.model, case.image_size)
+    if case.engine == TRACED:
+        assert isinstance(model, ModelFile)
+        return Traced(model, case)
+    options: dict[str, Any] = {}
+    if case.precision == "int8" and not isinstance(model, Exported):
+        shape = (CALIBRATION_SIZE, 3, case.image_size, case.image_size)
+        options["calibration"] = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(CALIBRATION_BATCHES)]
+    return engines.load(model, case.engine, case.precision, case.device, case.threads, **options)
+
+
+class _Memory:
+    """Of this process, on the CPU; on CUDA what torch's allocator handed out there."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.before = self._read("VmRSS", "allocated_bytes.all.current")
+
+    def loaded(self) -> None:
+        """From here on the peak counts: loading takes memory that running does not need."""
+        if self.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif self.before is not None:
+            give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if give_back:  # glibc keeps what loading has freed, several times the network, and would count it
+                give_back(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak, from now
+
+    def peak(self) -> int | None:
+        after = self._read("VmHWM", "allocated_bytes.all.peak")
+        return None if self.before is None or after is None else after - self.before
+
+    def _read(self, of_process: str, of_cuda: str) -> int | None:
+        if self.device.startswith("cuda"):
+            return torch.cuda.memory_stats(self.device).get(of_cuda, 0)
+        status = Path("/proc/self/status")
+        if self.device != "cpu" or not status.is_file():
+            return None
+        [line] = [line for line in status.read_text().splitlines() if line.startswith(of_process)]
+        return int(line.split()[1]) * 1024
+
+
+class Worker:
+    """A `Subject` in a process of its own: what it does to itself or to memory costs nobody else.
+
+    Raises:
+        Failure: It cannot run; the message is the reason.
+    """
+
+    def __init__(self, case: Case) -> None:
+        context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        if sys.platform == "linux":
+            context.set_forkserver_preload([__name__])  # torch is imported once, not by each
+        self._pipe, pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(pipe, case), daemon=True)
+        self._process.start()
+        pipe.close()
+        self.memory: int | None = self._answer()
+
+    def time(self) -> list[float]:
+        return self._answer("time")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def _answer(self, question: str | None = None) -> Any:
+        try:
+            if question:
+                self._pipe.send(question)
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode
+            cause = "killed, perhaps for want of memory" if code == -signal.SIGKILL else f"exit code {code}"
+            raise Failure(f"its process ended ({cause})") from None
+        if isinstance(answer, Failure):
+            raise answer
+        return answer
+
+
+def _serve(pipe: Connection, case: Case) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.dup2(2, 1)  # stdout is for the parent's JSON
+    try:
+        subject = Subject(case)
+        pipe.send(subject.memory)
+        while True:
+            pipe.recv()
+            pipe.send(subject.time())
+    except EOFError:
+        return
+    except Failure as failure:
+        pipe.send(failure)
+
+
+@contextmanager
+def _as_failure() -> Iterator[None]:
+    """Whatever a runtime raises, it is the reason of one row, in one line."""
+    try:
+        yield
+    except (Failure, InputError) as error:
+        raise Failure(" ".join(str(error).split())) from None
+    except Exception as error:
+        raise Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error

@@ -1,0 +1,238 @@
+"""Core ML, for Apple's devices: a `.mlpackage` with an image input and class labels. Written anywhere, run on macOS."""
+
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from ..modelfile import HEADER_KEY, ModelFile
+from .base import EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, missing
+from .decompose import MEANS
+from .portable import portable
+from .quiet import quiet
+
+IMAGE, LABEL, PROBABILITIES, LOGITS = "image", "classLabel", "classLabel_probs", "logits"
+DIGEST_KEY = f"{HEADER_KEY}.weights"
+DTYPES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
+"""As coremltools names them."""
+
+
+class CoreMLEngine:
+    """Runs a `.mlpackage` on macOS: on the processor alone for `cpu`, wherever Core ML thinks best for `mps`.
+
+    No test has run it: that needs a Mac.
+    """
+
+    name: ClassVar[str] = "coreml"
+    suffix: ClassVar[str] = ".mlpackage"
+    extra: ClassVar[str | None] = "coreml"
+
+    def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
+        if threads is not None:
+            raise EngineError(f"Core ML takes the threads it wants: leave threads out, got {threads}")
+        self.precision = precision
+        ct = _coremltools()
+        units = ct.ComputeUnit.CPU_ONLY if device == "cpu" else ct.ComputeUnit.ALL
+        with TemporaryDirectory() as folder:
+            path = Path(folder, "model.mlpackage")
+            if isinstance(model, Exported):
+                path = model.path
+            else:
+                self.export(model, path, precision, Shapes())
+            self._model = ct.models.MLModel(str(path), compute_units=units)
+
+    @classmethod
+    def absent(cls) -> str | None:
+        return missing("coreml", "coremltools")
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        if sys.platform != "darwin":
+            return "runs on macOS only"
+        return cls.absent() if device in ("cpu", "mps") else f"does not run on {device}"
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        return ("fp16", "fp32")
+
+    @classmethod
+    def exports(cls) -> tuple[str, ...]:
+        return tuple(DTYPES)
+
+    @classmethod
+    def export(
+        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+    ) -> None:
+        """The file takes one image and gives its label, the probability of each class, and the logits.
+
+        Raises:
+            EngineError: Core ML cannot have these class names or shapes.
+        """
+        check_export(cls, precision, "coremltools")
+        if shapes.dynamic_size or shapes.batch not in (None, 1):
+            raise EngineError(f"{cls.suffix} files take one image of one size")
+        _check_labels(model_file.classes)
+        with quiet():
+            model = _convert(model_file, precision)
+            preprocess = model_file.preprocess
+            side, resized = preprocess.image_size, math.floor(preprocess.image_size / preprocess.crop)
+            model.short_description = f"{model_file.architecture.name}: which of {len(model_file.classes)} classes"
+            model.input_description[IMAGE] = (
+                f"The middle {side} x {side} pixels of an image whose shorter side was made {resized} pixels long "
+                f"({preprocess.interpolation}, with antialiasing)"
+            )
+            model.user_defined_metadata[DIGEST_KEY] = _digest(Path(model.weights_dir))
+            model.user_defined_metadata[HEADER_KEY] = described(model_file, path, cls.name, precision).to_json()
+            model.save(str(path))
+
+    @classmethod
+    def read(cls, path: Path) -> Exported:
+        """Works on every system that coremltools is on."""
+        facts = _specification(path).description.metadata.userDefined
+        if HEADER_KEY not in facts:
+            raise EngineError(f"{path} was not written by shvit export")
+        if _digest(path) != facts[DIGEST_KEY]:
+            raise EngineError(f"{path} is damaged: its weights were changed since it was written")
+        return Exported.from_json(path, facts[HEADER_KEY])
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        pictures = [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
+        return torch.cat([torch.from_numpy(self._model.predict({IMAGE: picture})[LOGITS]) for picture in pictures])
+
+
+def check(path: Path) -> dict[str, Any]:
+    """What the specification promises, as plain data: the check that is left where Core ML cannot run.
+
+    Raises:
+        InputError: shvit did not write the file.
+        ExportError: The file takes or gives something else than its own metadata says.
+    """
+    facts = CoreMLEngine.read(path)
+    specification = _specification(path)
+    description = specification.description
+    main = specification.mlProgram.functions["main"]
+    operations = main.block_specializations[main.opset].operations
+    [classify] = [operation for operation in operations if operation.type == "classify"]
+    labels = classify.inputs["classes"].arguments[0].value.immediateValue.list.values
+    convolutions = [operation.outputs[0].type.tensorType for operation in operations if operation.type == "conv"]
+    found = {
+        "inputs": {feature.name: _described(feature.type) for feature in description.input},
+        "outputs": {feature.name: _described(feature.type) for feature in description.output},
+        "label": description.predictedFeatureName,
+        "probabilities": description.predictedProbabilitiesName,
+        "classes": [label.immediateValue.tensor.strings.values[0] for label in labels],
+        "precision": sorted({_name(tensor, "dataType") for tensor in convolutions}),
+    }
+    side = facts.preprocess.image_size
+    expected = {
+        "inputs": {IMAGE: f"image {side}x{side} RGB"},
+        "outputs": {LABEL: "string", PROBABILITIES: "dictionary", LOGITS: f"array 1x{len(facts.classes)} FLOAT32"},
+        "label": LABEL,
+        "probabilities": PROBABILITIES,
+        "classes": list(facts.classes),
+        "precision": [DTYPES[facts.precision]],
+    }
+    for key, value in expected.items():
+        if found[key] != value:
+            raise ExportError(f"{path} is not what it should be: its {key} are {found[key]}, expected {value}")
+    return {**found, "specification": specification.specificationVersion}
+
+
+def _described(kind: Any) -> str:
+    """A type of a feature in a few words."""
+    which = kind.WhichOneof("Type")
+    if which == "imageType":
+        image = kind.imageType
+        return f"image {image.height}x{image.width} {_name(image, 'colorSpace')}"
+    if which == "multiArrayType":
+        array = kind.multiArrayType
+        return f"array {'x'.join(map(str, array.shape))} {_name(array, 'dataType')}"
+    return which.removesuffix("Type")
+
+
+def _name(message: Any, field: str) -> str:
+    """What the number in such a field of a protobuf message stands for."""
+    return message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number[getattr(message, field)].name
+
+
+class _Classifier(nn.Module):
+    """The probabilities beside the logits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, pixels: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
+        logits = self.network(pixels)
+        return logits, logits.softmax(1)
+
+
+def _convert(model_file: ModelFile, precision: str) -> Any:
+    """The network as coremltools' `MLModel`."""
+    ct = _coremltools()
+    side = model_file.preprocess.image_size
+    pixels = torch.zeros(1, 3, side, side)
+    program = torch.export.export(_Classifier(portable(model_file)), (pixels,)).run_decompositions(dict(MEANS))
+    logits, probabilities = program.graph_signature.user_outputs
+    model = ct.convert(
+        program,
+        inputs=[ct.ImageType(IMAGE, shape=pixels.shape, color_layout=ct.colorlayout.RGB)],
+        classifier_config=ct.ClassifierConfig(list(model_file.classes), LABEL, probabilities),
+        # coremltools 9.0 gives classifiers a further output for this target only, not for later ones
+        minimum_deployment_target=ct.target.iOS15,
+        compute_precision=getattr(ct.precision, DTYPES[precision]),
+        skip_model_load=True,
+    )
+    specification = model.get_spec()
+    ct.utils.rename_feature(specification, logits, LOGITS)
+    return ct.models.MLModel(specification, weights_dir=model.weights_dir, skip_model_load=True)
+
+
+def _check_labels(classes: Sequence[str]) -> None:
+    """Core ML gives probabilities by label, and writes labels in UTF-8."""
+    for index, label in enumerate(classes):
+        if label in classes[:index]:
+            raise EngineError(f"Core ML needs a name of its own for each class, got {label!r} twice")
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise EngineError(f"Core ML needs class names that UTF-8 can write, got {label!r}") from None
+
+
+def _specification(path: Path) -> Any:
+    """The file's protobuf message."""
+    ct = _coremltools()
+    from google.protobuf.message import DecodeError
+
+    if not (path / "Manifest.json").is_file():
+        raise EngineError(f"{path} is no .mlpackage: it is no folder with a Manifest.json")
+    try:
+        return ct.utils.load_spec(str(path))
+    except (RuntimeError, OSError, DecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise EngineError(f"{path} is damaged ({reason})") from None
+
+
+def _digest(folder: Path) -> str:
+    """Of the files with weights anywhere in this folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("weight*.bin")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _coremltools() -> Any:
+    """The module, which complains when it is imported: of versions, and of what is on macOS only."""
+    with quiet():
+        import coremltools
+    return coremltools

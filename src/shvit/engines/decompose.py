@@ -1,0 +1,52 @@
+"""Operations that small runtimes lack, in terms of those that they have: tables for `run_decompositions`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Decompositions = Mapping[Any, Callable[..., Any]]
+
+
+def _group_norm(
+    x: Float[Tensor, "b c h w"], groups: int, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5, *_: bool
+) -> Any:
+    if groups != 1 or x.ndim != 4:
+        return NotImplemented
+    centred = x - x.mean((1, 2, 3), keepdim=True)
+    variance = (centred * centred).mean((1, 2, 3), keepdim=True)
+    normed = centred * torch.rsqrt(variance + eps)
+    if weight is not None:
+        normed = normed * weight.view(1, -1, 1, 1)
+    return normed if bias is None else normed + bias.view(1, -1, 1, 1)
+
+
+def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    """Only of maps (b, c, h, w), over height and width, which stay as 1; then over the channels."""
+    over = sorted(dim % x.ndim for dim in dims or ())
+    if x.ndim != 4 or dtype is not None or over not in ([2, 3], [1, 2, 3]) or (over == [2, 3] and keepdim):
+        return NotImplemented
+    mean = x.mean((2, 3), keepdim=True)
+    if 1 in over:
+        mean = mean.view(len(x), 1, -1, 1).mean((2, 3), keepdim=True)
+    return mean if keepdim else mean.view([size for dim, size in enumerate(mean.shape) if dim not in over])
+
+
+def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    return [x.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+    """Of four-dimensional tensors in three: XNNPACK may lay out the former with the channels last, and takes them."""
+    if x.ndim != 4 or dim not in (-1, 3) or dtype is not None:
+        return NotImplemented
+    return x.flatten(0, 2).softmax(-1).view_as(x)
+
+
+aten = torch.ops.aten
+MEANS: Decompositions = {aten.group_norm.default: _group_norm, aten.mean.dim: _mean}
+"""Means in two steps: no sum is of more than one channel, so that none overflows fp16."""
+XNNPACK: Decompositions = {**MEANS, aten.split_with_sizes.default: _split, aten.softmax.int: _softmax}

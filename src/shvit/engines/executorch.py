@@ -1,0 +1,179 @@
+"""ExecuTorch, for phones and small boards: one `.pte` file, run by XNNPACK on the CPU in fp32 or int8."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from ..modelfile import HEADER_KEY, ModelFile
+from .base import (
+    EngineError,
+    Exported,
+    Runnable,
+    Shapes,
+    check_export,
+    described,
+    in_batches,
+    missing,
+    need_calibration,
+)
+from .decompose import XNNPACK
+from .portable import portable
+from .quiet import quiet, silent
+
+
+class ExecuTorchEngine:
+    """Runs a `.pte` file. A model file is first lowered to one in memory, which takes some seconds.
+
+    XNNPACK has one pool of threads for the whole process, and a program keeps to the pool that it was loaded with. So
+    an engine that wants another number of threads makes a new pool when it is called, and loads its program again: let
+    such engines take turns seldom, and never from two threads of Python at once.
+    """
+
+    name: ClassVar[str] = "executorch"
+    suffix: ClassVar[str] = ".pte"
+    extra: ClassVar[str | None] = "executorch"
+
+    _pools: ClassVar[int] = 0
+    """How many pools were made. A program that was loaded with an earlier one than the last must not run."""
+
+    def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
+        self.precision = precision
+        default = _default_threads()  # asked first of all, before an engine changes it
+        self.threads = threads or default
+        self.path = model.path if isinstance(model, Exported) else Path("in memory")
+        if isinstance(model, Exported):
+            self._file = model.path.read_bytes()
+        else:
+            self._file = _lower(model, described(model, self.path, self.name, precision))
+        self._load()
+
+    @classmethod
+    def absent(cls) -> str | None:
+        return missing("executorch", "executorch")
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        return cls.absent() if device == "cpu" else "runs on the CPU only"
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        return ("fp32",)
+
+    @classmethod
+    def exports(cls) -> tuple[str, ...]:
+        return ("fp32", "int8")
+
+    @classmethod
+    def export(
+        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+    ) -> None:
+        """The file takes `shapes.batch` images at once, or one: XNNPACK wants constant shapes."""
+        check_export(cls, precision, "executorch")
+        if shapes.dynamic_size:
+            raise EngineError(f"{cls.suffix} files take images of one size only")
+        if precision == "int8":
+            need_calibration(calibration)
+        facts = described(model_file, path, cls.name, precision)
+        path.write_bytes(_lower(model_file, facts, shapes.batch or 1, calibration))
+
+    @classmethod
+    def read(cls, path: Path) -> Exported:
+        program = _program(path.read_bytes(), path)
+        if HEADER_KEY not in program.method_names:
+            raise EngineError(f"{path} was not written by shvit export")
+        [facts] = program.load_method(HEADER_KEY).execute([])
+        return Exported.from_json(path, facts)
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        if self._pool != ExecuTorchEngine._pools:
+            self._load()
+        return in_batches(lambda lot: self._method.execute([lot.contiguous()])[0], images, self._batch)
+
+    def _load(self) -> None:
+        bindings = _bindings()
+        with silent():
+            if bindings._threadpool_get_thread_count() != self.threads:
+                bindings._unsafe_reset_threadpool(self.threads)
+                ExecuTorchEngine._pools += 1
+        self._pool = ExecuTorchEngine._pools
+        program = _program(self._file, self.path)
+        try:
+            with silent():
+                self._method = program.load_method("forward")
+        except RuntimeError as error:
+            raise EngineError(f"{self.path} is damaged ({error})") from None
+        self._batch = self._method.metadata.input_tensor_meta(0).sizes()[0]
+
+
+def _bindings() -> Any:
+    """The runtime's module of C++."""
+    with quiet():
+        from executorch.extension.pybindings import portable_lib
+    return portable_lib
+
+
+@cache
+def _default_threads() -> int:
+    with silent():
+        return _bindings()._threadpool_get_thread_count()
+
+
+def _program(file: bytes, path: Path) -> Any:
+    """The runtime's own object; it needs the bytes for as long as it lives, and keeps them."""
+    _bindings()
+    from executorch.runtime import Runtime
+
+    try:
+        with silent():
+            return Runtime.get().load_program(file)
+    except RuntimeError as error:
+        raise EngineError(f"{path} is cut short or no .pte file ({error})") from None
+
+
+def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: Sequence[Tensor] = ()) -> bytes:
+    """The bytes of a `.pte` file, in int8 where there are images for calibration."""
+    side = model_file.preprocess.image_size
+    images = torch.zeros(batch, 3, side, side, dtype=torch.uint8)
+    with quiet():
+        program = torch.export.export(portable(model_file), (images,)).run_decompositions(dict(XNNPACK))
+        if calibration:
+            program = _quantize(program, images, torch.cat(list(calibration)))
+        return delegate(program, {HEADER_KEY: facts.to_json()}).to_executorch().buffer
+
+
+def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
+    """ExecuTorch's `EdgeProgramManager` with all that XNNPACK can run given to it. `constants` become methods."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.utils.configs import get_transform_passes
+    from executorch.exir import to_edge_transform_and_lower
+
+    return to_edge_transform_and_lower(
+        program,
+        transform_passes=get_transform_passes(),
+        partitioner=[XnnpackPartitioner()],
+        constant_methods=constants,
+    )
+
+
+def _quantize(
+    program: ExportedProgram, example: UInt8[Tensor, "b 3 h w"], images: UInt8[Tensor, "n 3 h w"]
+) -> ExportedProgram:
+    """Weights in int8 for each output channel, activations in int8 of the ranges that these images show."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    observed = prepare_pt2e(program.module(), quantizer)
+    batch = len(example)
+    for start in range(0, len(images), batch):
+        observed(images[torch.arange(start, start + batch) % len(images)])  # the last lot is filled from the first
+    return torch.export.export(convert_pt2e(observed), (example,))

@@ -1,0 +1,242 @@
+"""Write a model in another runtime's format, and prove that the file computes what the model does."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from . import engines, floor, provenance
+from .data.decode import decode
+from .data.loader import Batch, Loader
+from .data.sources import Source, Split
+from .data.transforms import eval_transform
+from .engines import coreml, openvino
+from .engines.base import EngineError, ExportError, Shapes, described, need_calibration
+from .engines.check import latency, run_all
+from .engines.quantize import CALIBRATION_IMAGES
+from .errors import Failure, InputError
+from .evaluate import choose_split, labelled
+from .files import replacing
+from .modelfile import ModelFile
+
+BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
+"""Largest difference of a logit that is rounding, as a share of the largest logit."""
+AGREEMENT = 0.9
+"""Share of the images whose first label must be PyTorch's. Where two labels tie within the bound, either is."""
+PARITY_IMAGES = 64
+KEPT_BYTES = 2 << 30
+"""Of decoded validation images; where there are more, they are decoded anew for each evaluation."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an exported file compares with PyTorch on real images."""
+
+    images: int
+    max_difference: float
+    """Largest absolute difference of a logit."""
+    relative_difference: float
+    """The same, as a share of PyTorch's largest logit."""
+    top1_agreement: float
+    bound: float
+    """What `relative_difference` may be in this precision."""
+    batch: int
+    threads: int | None
+    latency_ms: float
+    """Of one batch, median, in a process of its own."""
+    torch_latency_ms: float
+
+    @property
+    def fault(self) -> str | None:
+        """Why the file is not to be trusted; None where it is."""
+        if not self.relative_difference <= self.bound:  # also catches NaN
+            return f"its logits differ by {self.relative_difference:.2g} of the largest, allowed is {self.bound:g}"
+        if self.top1_agreement < AGREEMENT:
+            return f"only {self.top1_agreement:.1%} of its first labels are PyTorch's, required are {AGREEMENT:.0%}"
+        return None
+
+
+def export(
+    model_file: ModelFile,
+    engine: str,
+    out: Path,
+    precision: str | None = None,
+    shapes: Shapes | None = None,
+    source: Source | None = None,
+    max_drop: float = 0.5,
+    threads: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Write `out` and, beside it, a report of its parity with PyTorch. Whole or not at all: a bad file never appears.
+
+    Args:
+        model_file: What to export.
+        engine: Whose format: a key of `ENGINES`.
+        out: The file; a report `OUT.parity.json` goes beside it.
+        precision: One of the format's own; None for its default.
+        shapes: Sizes of input that the file takes.
+        source: Labelled images. int8 is calibrated on its training images and held to the floor on the others, which
+            are also what the file is compared with PyTorch on. Without it, two photographs are cut up for that.
+        max_drop: Points of top-1 that int8 may lose on the labelled images.
+        threads: CPU threads of both sides; None leaves the choice to the engines.
+        tell: Called with each step, for people.
+
+    Returns:
+        The report: file, bytes, parity, floor (int8), specification (formats that cannot run here), and provenance.
+
+    Raises:
+        EngineError: No such format or precision, an extra is missing, or int8 without images.
+        FloorError: int8 cannot hold `max_drop`.
+        ExportError: The file does not compute what the model does.
+    """
+    kind = engines.format_of(engine)
+    precision = precision or kind.exports()[0]
+    if precision not in kind.exports():
+        raise EngineError(f"{engine} has no precision {precision!r}: allowed are {', '.join(kind.exports())}")
+    if out.suffix != kind.suffix:
+        raise InputError(f"the format {engine} is a file *{kind.suffix}, got {out}")
+    shapes = shapes or Shapes()
+    calibration = calibration_batches(model_file, source) if source and precision == "int8" else []
+    if precision == "int8":
+        need_calibration(calibration)
+    validation = validation_batches(model_file, source) if source and precision == "int8" else []
+    images = parity_images(model_file, source) if source else sample_images(model_file)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"file": str(out), "engine": engine, "precision": precision, "shapes": vars(shapes)}
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder:
+        file = Path(folder) / out.name
+        tell(f"writing {out.name}")
+        if kind is openvino.OpenVINOEngine and precision == "int8":
+            network = openvino.convert(model_file, shapes)
+            network, held = floor.quantize_within(model_file, network, calibration, validation, max_drop, threads, tell)
+            openvino.write(network, described(model_file, file, engine, precision))
+            report["floor"] = held.to_dict()
+        else:
+            kind.export(model_file, file, precision, shapes, calibration)
+        report["bytes"] = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
+        tell("comparing it with PyTorch, in a process of its own")
+        report |= prove(model_file, file, images, precision, shapes.batch or 1, threads)
+        for part in Path(folder).iterdir():
+            place(part, out.parent / part.name)
+    report["provenance"] = provenance.facts()
+    parity_file = out.with_name(f"{out.name}.parity.json")
+    with replacing(parity_file) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def prove(
+    model_file: ModelFile,
+    file: Path,
+    images: UInt8[Tensor, "n 3 h w"],
+    precision: str,
+    batch: int,
+    threads: int | None,
+) -> dict[str, Any]:
+    """`{"parity": …}` of an exported file, or `{"specification": …}` where its runtime does not run here.
+
+    Raises:
+        ExportError: The file disagrees with PyTorch, fails in its runtime, or its specification is not the model's.
+    """
+    exported = engines.read(file)
+    kind = engines.ENGINES[exported.engine]
+    if kind.unavailable("cpu"):  # Core ML, away from a Mac
+        return {"ran": False, "specification": coreml.check(file)}
+    with tempfile.TemporaryDirectory() as folder:
+        pixels, result = Path(folder) / "images.npy", Path(folder) / "result.npz"
+        np.save(pixels, images.numpy())
+        command = [sys.executable, "-m", "shvit.engines.check", file, pixels, result, batch, threads or 0]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ExportError(f"{file.name} does not run in {exported.engine}: {last}")
+        with np.load(result) as found:
+            outputs, milliseconds = torch.from_numpy(found["outputs"]), float(found["latency"])
+    torch_engine = engines.load(model_file, "torch", "fp32", "cpu", threads)
+    expected = run_all(torch_engine, images, 16)
+    bound = BOUNDS[precision]
+    parity = Parity(
+        len(images),
+        float((outputs - expected).abs().max()),
+        float((outputs - expected).abs().max() / expected.abs().max()),
+        agreement(outputs, expected, bound),
+        bound,
+        batch,
+        threads,
+        milliseconds,
+        latency(torch_engine, images[:batch].contiguous()),
+    )
+    if parity.fault:
+        raise ExportError(f"{file.name} is not kept: {parity.fault}")
+    return {"ran": True, "parity": vars(parity)}
+
+
+def agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], bound: float) -> float:
+    """Share of the images whose first label is the expected one, or as good within the bound."""
+    chosen = expected.gather(1, outputs.argmax(1, keepdim=True))[:, 0]
+    best = expected.amax(1)
+    tie = min(bound, 1e-3) * expected.abs().max()
+    return float((best - chosen <= tie).float().mean())
+
+
+def calibration_batches(model_file: ModelFile, source: Source) -> list[Tensor]:
+    """Up to 300 training images, drawn evenly, as the network sees them; bad ones are left out."""
+    split = _spread(source.train if len(source.train) else source.val, CALIBRATION_IMAGES)
+    return [images for images in _images(model_file, split).split(10) if len(images) == min(10, len(split))]
+
+
+def parity_images(model_file: ModelFile, source: Source) -> UInt8[Tensor, "n 3 h w"]:
+    """Up to 64 of the images that accuracy is judged on, drawn evenly."""
+    _, split = choose_split(model_file, source, "auto")
+    return _images(model_file, _spread(split, PARITY_IMAGES))
+
+
+def validation_batches(model_file: ModelFile, source: Source) -> Iterable[Batch]:
+    """The labelled images that accuracy is judged on: decoded once, where they fit into memory."""
+    _, split = choose_split(model_file, source, "auto")
+    split = labelled(model_file, source, split)
+    loader = Loader(
+        split, eval_transform(model_file.preprocess), 50
+    )  # worker processes beside OpenVINO crashed (LOG.md)
+    kept = 3 * model_file.preprocess.image_size**2 * len(split) <= KEPT_BYTES
+    return list(loader) if kept else loader
+
+
+def _images(model_file: ModelFile, split: Split) -> UInt8[Tensor, "n 3 h w"]:
+    batches = [batch.images for batch in Loader(split, eval_transform(model_file.preprocess), 50) if len(batch)]
+    if not batches:
+        raise Failure(f"none of the {len(split)} images could be used")
+    return torch.cat(batches)
+
+
+def _spread(split: Split, count: int) -> Split:
+    order = np.random.default_rng(0).permutation(len(split))[:count]
+    return split.subset(sorted(int(index) for index in order))
+
+
+def sample_images(model_file: ModelFile) -> UInt8[Tensor, "n 3 h w"]:
+    """Parts of the two photographs that scikit-learn brings, at several scales: real images where none are given."""
+    from sklearn.datasets import load_sample_images
+
+    transform = eval_transform(model_file.preprocess)
+    photographs = [decode(np.ascontiguousarray(pixels)) for pixels in load_sample_images().images]
+    boxes = [(x, y, x + side, y + side) for side in (160, 240, 320) for x in range(0, 320, 80) for y in (0, 60, 100)]
+    return torch.stack([transform(photo.crop(box)) for photo in photographs for box in boxes])[:PARITY_IMAGES]
+
+
+def place(part: Path, target: Path) -> None:
+    """Move a file or folder to where another may lie already."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    part.replace(target)

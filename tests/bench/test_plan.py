@@ -1,0 +1,150 @@
+"""What is asked for runs as asked, or is refused in one line; what was not asked for is left out and listed."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from shvit import engines
+from shvit.bench.peers import DEFAULT_MODELS, PROTOCOLS, TRACED, published_top1
+from shvit.bench.plan import Request, plan, settle
+from shvit.bench.subject import Case, open_model
+from shvit.data.transforms import Preprocess
+from shvit.engines import Exported, TorchEngine
+from shvit.errors import InputError
+from shvit.model.config import VARIANTS
+
+
+class Quantising(TorchEngine):
+    name: ClassVar[str] = "quantising"
+
+    @classmethod
+    def precisions(cls, device):
+        return ("int8", "fp32")
+
+
+class Absent(TorchEngine):
+    name: ClassVar[str] = "absent"
+
+    @classmethod
+    def unavailable(cls, device):
+        return "not installed: pip install 'shvit[absent]'"
+
+
+@pytest.fixture
+def many_engines(monkeypatch):
+    monkeypatch.setattr(engines, "ENGINES", {"quantising": Quantising, "absent": Absent, "torch": TorchEngine})
+
+
+def cases_of(request, tiny=None):
+    request = settle(request)
+    return plan(request, {name: tiny or open_model(name) for name in request.models})
+
+
+def test_the_default_is_shvit_beside_its_peers():
+    request = settle(Request())
+    assert request.models == DEFAULT_MODELS
+    assert set(VARIANTS) < set(request.models)
+    assert len(request.models) == 13
+
+
+def test_all_that_can_run_here_runs(many_engines, tiny):
+    cases, omitted = cases_of(Request(("shvit_s1",), batch_sizes=(1, 4), device="cpu"), tiny)
+    pairs = [(engine, p) for engine in ("quantising", "torch") for p in engines.ENGINES[engine].precisions("cpu")]
+    assert [(case.engine, case.precision, case.batch_size) for case in cases] == [
+        (*pair, batch) for batch in (1, 4) for pair in pairs
+    ]
+    assert {case.image_size for case in cases} == {32}
+    assert [(row.what, row.reason) for row in omitted] == [("absent", Absent.unavailable("cpu"))]
+
+
+def test_named_engines_and_precisions_that_have_one_another(many_engines, tiny):
+    request = Request(("shvit_s1",), ("torch", "quantising"), ("fp32", "int8"), image_sizes=(64, 96), device="cpu")
+    cases, omitted = cases_of(request, tiny)
+    pairs = [("torch", "fp32"), ("quantising", "int8"), ("quantising", "fp32")]
+    assert [(case.engine, case.precision, case.image_size) for case in cases] == [
+        (*pair, size) for size in (64, 96) for pair in pairs
+    ]
+    assert [row.what for row in omitted] == ["torch int8"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engines": ("abacus",)}, "engine 'abacus' cannot run: there is no such engine; here can run quantising"),
+        ({"engines": ("absent",)}, r"pip install 'shvit\[absent\]'; here can run quantising"),
+        ({"precisions": ("fp4",)}, "cannot run in 'fp4'; here can run quantising in int8, fp32; torch in"),
+        ({"engines": ("torch",), "precisions": ("int8",)}, "torch on cpu cannot run in 'int8'"),
+        ({"threads": 0}, "--threads must be at least 1, got 0"),
+        ({"rounds": 0}, "--rounds must be at least 1"),
+        ({"batch_sizes": (4, 0)}, "--batch-size must be at least 1, got 0"),
+        ({"image_sizes": (16,)}, "--image-size must be at least 32, got 16"),
+        ({"device": "tpu"}, "no device 'tpu' here"),
+        ({"protocol": "paper-tpu"}, "unknown protocol 'paper-tpu': allowed are paper-cpu, paper-onnx, paper-gpu"),
+    ],
+)  # fmt: skip
+def test_refusals(many_engines, tiny, settings, message):
+    with pytest.raises(InputError, match=message):
+        cases_of(Request(("shvit_s1",), **{"device": "cpu", **settings}), tiny)
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"engines": ("onnx",)}, "--engine"),
+        ({"precisions": ("bf16",)}, "--precision"),
+        ({"batch_sizes": (1,)}, "--batch-size"),
+        ({"image_sizes": (512,)}, "--image-size"),
+        ({"threads": 2}, "--threads"),
+        ({"device": "cuda"}, "--device"),
+    ],
+)
+def test_a_protocol_fixes_everything_but_the_models(settings, flag):
+    with pytest.raises(InputError, match=f"--protocol paper-cpu fixes {flag}: leave it out"):
+        settle(Request(protocol="paper-cpu", **settings))
+
+
+def test_what_a_protocol_means():
+    cases, omitted = cases_of(Request(("shvit_s1", "shvit_s4"), protocol="paper-cpu", threads=1, batch_sizes=(16,)))
+    assert cases == [
+        Case("shvit_s1", TRACED, "fp32", 16, 224, "cpu", 1),
+        Case("shvit_s4", TRACED, "fp32", 16, 256, "cpu", 1),
+    ]
+    assert omitted == []
+    assert settle(Request(protocol="paper-cpu")).models == PROTOCOLS["paper-cpu"].models
+    assert PROTOCOLS["paper-onnx"].images_per_second["shvit_s4"] == 509
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_gpu_protocol_needs_a_gpu():
+    with pytest.raises(InputError, match="--protocol paper-gpu needs cuda: no device 'cuda' here"):
+        settle(Request(protocol="paper-gpu"))
+
+
+def test_exported_files_run_as_they_were_written():
+    exported = Exported(Path("a.pt2"), "torch", "bf16", ("a",), Preprocess(96))
+    request = settle(Request(("a.pt2",), ("torch",), ("fp32",), (2,), (32, 64), device="cpu"))
+    cases, _ = plan(request, {"a.pt2": exported})
+    assert cases == [Case("a.pt2", "torch", "bf16", 2, 96, "cpu", None)]
+    with pytest.raises(InputError, match=r"is for networks, and a\.pt2 is an exported file"):
+        plan(settle(Request(("a.pt2",), protocol="paper-cpu")), {"a.pt2": exported})
+
+
+def test_only_networks_without_weights_are_quantised_on_noise(many_engines, tiny):
+    cases, omitted = cases_of(Request(("best.safetensors",), ("quantising",), device="cpu"), tiny)
+    assert [case.precision for case in cases] == ["fp32"]
+    assert "shvit export --precision int8" in omitted[0].reason
+    with pytest.raises(InputError, match="int8 needs calibration images"):
+        cases_of(Request(("best.safetensors",), ("quantising",), ("int8",), device="cpu"), tiny)
+
+
+def test_published_accuracies_are_of_one_size():
+    assert published_top1("shvit_s4", 256).percent == 79.362
+    assert (
+        published_top1("shvit_s4.in1k", 256) == published_top1("timm/shvit_s4", 256) == published_top1("shvit_s4", 256)
+    )
+    assert published_top1("shvit_s4", 512) is None
+    assert published_top1("timm/levit_192", 224).distilled
+    assert published_top1("timm/resnet50", 224) is None
+    assert all(published_top1(name, open_model(name).preprocess.image_size) for name in DEFAULT_MODELS[:6])

@@ -1,0 +1,77 @@
+"""A whole run, small and real."""
+
+import json
+
+import pytest
+
+import shvit
+from shvit.bench.plan import Request
+from shvit.bench.run import bench
+from shvit.engines import TorchEngine
+from shvit.engines.base import Shapes
+from shvit.errors import Failure, InputError
+
+ROW = {
+    "model", "engine", "precision", "batch_size", "image_size", "device", "threads", "images_per_second", "seconds",
+    "p95_seconds", "spread", "round_seconds", "share_of_ceiling", "memory_bytes", "params", "macs", "weights",
+    "calibration", "published_top1",
+}  # fmt: skip
+
+
+@pytest.fixture
+def model(tiny, tmp_path):
+    shvit.save(tiny, tmp_path / "tiny.safetensors")
+    return str(tmp_path / "tiny.safetensors")
+
+
+def test_a_failing_configuration_costs_only_its_row(quick_machine, model):
+    told = []
+    request = Request((model, "timm/levit_128s"), ("torch",), ("fp32",), (1, 2), (64,), 1, "cpu", rounds=2)
+    result = bench(request, lambda *step: told.append(step))
+    assert [(row.case.model, row.case.batch_size) for row in result.rows] == [(model, 1), (model, 2)]
+    assert [row.what for row in result.failed] == [
+        f"timm/levit_128s, torch fp32, batch {batch}, 64 pixels" for batch in (1, 2)
+    ]
+    assert "takes no 64x64" in result.failed[0].reason
+    assert told[-1] == ("timing", 2, 2)
+
+    document = json.loads(json.dumps(result.to_dict()))
+    assert {"what", "value", "unit", "threads", "commit", "versions", "hardware", "command", "date"} <= set(document)
+    assert {"machine", "request", "rows", "skipped", "failed"} <= set(document)
+    for row in document["rows"]:
+        assert set(row) == ROW
+        assert row["images_per_second"] == pytest.approx(row["batch_size"] / row["seconds"])
+        assert len(row["round_seconds"]) == 2
+        assert row["share_of_ceiling"] > 0
+        assert row["weights"] == "given"
+    assert document["value"] == max(row["images_per_second"] for row in document["rows"])
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor found")  # of torch.export.save
+def test_an_exported_file_brings_its_size_and_costs(quick_machine, tiny, tmp_path):
+    path = str(tmp_path / "tiny.pt2")
+    TorchEngine.export(tiny, path, "fp32", Shapes())
+    [row] = bench(Request((path,), batch_sizes=(2,), rounds=1, device="cpu")).rows
+    assert (row.case.image_size, row.case.engine, row.case.precision) == (32, "torch", "fp32")
+    assert row.cost.params == sum(p.numel() for p in shvit.fuse(tiny.model).parameters())
+
+
+@pytest.mark.slow
+def test_the_papers_protocol(quick_machine):
+    result = bench(Request(("shvit_s1", "timm/mobilenetv3_small_100"), protocol="paper-cpu", rounds=1))
+    ours, peer = result.to_dict()["rows"]
+    assert ours["ratio_to_shvit_s1"] == ours["paper_ratio_to_shvit_s1"] == 1.0
+    assert peer["paper_images_per_second"] == 167
+    assert peer["paper_ratio_to_shvit_s1"] == pytest.approx(167 / 143)
+    assert peer["published_top1"]["percent"] == 67.638
+    assert (ours["weights"], ours["engine"], ours["batch_size"]) == ("random", "torch-traced", 16)
+
+
+def test_nothing_that_runs_is_a_failure(quick_machine):
+    with pytest.raises(Failure, match="none of 1 configurations could run; timm/levit_128s, torch fp32"):
+        bench(Request(("timm/levit_128s",), ("torch",), ("fp32",), image_sizes=(64,), device="cpu"))
+
+
+def test_unknown_models_are_refused():
+    with pytest.raises(InputError, match="timm has no model"):
+        bench(Request(("timm/no_such_network",)))

@@ -1,0 +1,206 @@
+"""The contract of engines.base.Engine, for each engine that can run here."""
+
+import json
+
+import pytest
+import torch
+
+import shvit
+from conftest import randomize_norms
+from shvit import engines
+from shvit.data.transforms import Preprocess
+from shvit.engines.base import EngineError, Shapes
+from shvit.engines.portable import portable
+from shvit.modelfile import ModelFile
+
+BOUNDS = {"fp32": 1e-4, "bf16": 0.1, "int8": 0.5}
+
+
+@pytest.fixture(params=engines.ENGINES)
+def name(request) -> str:
+    if reason := engines.ENGINES[request.param].unavailable("cpu"):
+        pytest.skip(reason)
+    return request.param
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def normalized(images: torch.Tensor, preprocess: Preprocess) -> torch.Tensor:
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    return (images / 255 - mean) / std
+
+
+def options(precision: str, images: torch.Tensor) -> dict:
+    return {"calibration": [images]} if precision == "int8" else {}
+
+
+@pytest.fixture(scope="module")
+def s1() -> ModelFile:
+    torch.manual_seed(0)
+    model = randomize_norms(shvit.create_model("shvit_s1", num_classes=5)).eval()
+    return ModelFile(model, ("a", "b", "c", "d", "é"), Preprocess(64), provenance={"data_fingerprint": "f"})
+
+
+def test_outputs_are_those_of_pytorch(name, s1):
+    images = pixels(3, 3, 64, 64)
+    expected = s1.model(normalized(images, s1.preprocess))
+    for precision in engines.ENGINES[name].precisions("cpu"):
+        engine = engines.load(s1, name, precision, "cpu", **options(precision, images))
+        assert (engine.name, engine.precision) == (name, precision)
+        outputs = engine(images)
+        assert outputs.dtype == torch.float32
+        assert (outputs - expected).abs().max() < BOUNDS[precision] * expected.abs().max(), precision
+
+
+def test_any_batch_size_and_memory_format(name, tiny):
+    engine = engines.load(tiny, name, "fp32", "cpu")
+    images = pixels(7, 3, 32, 32)
+    whole = engine(images)
+    for size in (1, 3):
+        torch.testing.assert_close(engine(images[:size]), whole[:size], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(engine(images.contiguous(memory_format=torch.channels_last)), whole)
+    torch.testing.assert_close(engine(images.flip(3)), engine(images.flip(3).contiguous()))
+
+
+def test_the_model_is_untouched_and_threads_are_kept(name, tiny):
+    before = {key: value.clone() for key, value in tiny.model.state_dict().items()}
+    threads = torch.get_num_threads()
+    engines.load(tiny, name, "fp32", "cpu", threads=1)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert torch.get_num_threads() == threads
+    assert all(torch.equal(value, before[key]) for key, value in tiny.model.state_dict().items())
+
+
+def test_an_exported_file_says_and_computes_the_same(name, s1, tmp_path):
+    kind = engines.ENGINES[name]
+    path = tmp_path / f"m{kind.suffix}"
+    kind.export(s1, path, "fp32", Shapes(), ())
+    exported = engines.read(path)
+    assert (exported.engine, exported.precision, exported.task) == (name, "fp32", "classify")
+    assert (exported.classes, exported.preprocess) == (s1.classes, s1.preprocess)
+    assert exported.provenance["data_fingerprint"] == "f"
+    assert exported.provenance["architecture"]["name"] == "shvit_s1"
+    images = pixels(2, 3, 64, 64)
+    expected = s1.model(normalized(images, s1.preprocess))
+    engine = engines.load(shvit.load(path), threads=1)
+    assert engine.name == name
+    for size in (2, 1):
+        torch.testing.assert_close(engine(images[:size]), expected[:size], rtol=1e-3, atol=1e-4)
+
+
+def test_other_engines_and_precisions_of_an_exported_file_are_refused(name, tiny, tmp_path):
+    path = tmp_path / f"m{engines.ENGINES[name].suffix}"
+    engines.ENGINES[name].export(tiny, path, "fp32", Shapes(), ())
+    exported = engines.read(path)
+    other = next(other for other in engines.ENGINES if other != name)
+    with pytest.raises(EngineError, match=f"runs on the engine {name} only, not on '{other}'"):
+        engines.load(exported, other)
+    with pytest.raises(EngineError, match="was exported in fp32, not in 'int8'"):
+        engines.load(exported, precision="int8")
+    with pytest.raises(shvit.InputError, match="can be run but not changed"):
+        shvit.pretrained.load_model(path)
+
+
+def test_damaged_and_foreign_files_are_refused(name, tmp_path):
+    path = tmp_path / f"m{engines.ENGINES[name].suffix}"
+    with pytest.raises(EngineError, match="no such file"):
+        engines.read(path)
+    path.write_bytes(b"not a network")
+    with pytest.raises(EngineError, match=f"m{path.suffix}"):
+        engines.read(path)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino", "torch"])
+def test_any_height_and_width(engine, tiny, tmp_path):
+    kind = engines.ENGINES[engine]
+    if reason := kind.unavailable("cpu"):
+        pytest.skip(reason)
+    path = tmp_path / f"m{kind.suffix}"
+    kind.export(tiny, path, "fp32", Shapes(dynamic_size=True), ())
+    run = engines.load(engines.read(path))
+    for shape in ((1, 3, 65, 80), (2, 3, 97, 161)):
+        images = pixels(*shape)
+        expected = tiny.model(normalized(images, tiny.preprocess))
+        torch.testing.assert_close(run(images), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_images_of_another_size_than_the_files_are_refused_in_one_line(engine, tiny, tmp_path):
+    kind = engines.ENGINES[engine]
+    if reason := kind.unavailable("cpu"):
+        pytest.skip(reason)
+    path = tmp_path / f"m{kind.suffix}"
+    kind.export(tiny, path, "fp32", Shapes(), ())
+    with pytest.raises(EngineError, match=r"takes .* of shape"):
+        engines.load(engines.read(path))(pixels(1, 3, 64, 64))
+
+
+def test_more_shapes_than_are_compiled_alone(tiny):
+    pytest.importorskip("openvino")
+    engine = engines.load(tiny, "openvino", "fp32", "cpu")
+    images = pixels(12, 3, 32, 32)
+    whole = engine(images)
+    for size in range(1, 12):
+        torch.testing.assert_close(engine(images[:size]), whole[:size], rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_is_subtracted_so_that_borders_are_padded_with_it(tiny):
+    """An image of the mean's own colour is zero after normalising, and must look so up to its borders."""
+    even = ModelFile(tiny.model, tiny.classes, Preprocess(32, mean=(0.4, 0.6, 0.2), std=(0.3, 0.1, 0.2)))
+    images = (255 * torch.tensor([0.4, 0.6, 0.2])).view(1, 3, 1, 1).expand(1, 3, 32, 32).to(torch.uint8)
+    network = portable(even)
+    stem = network.network.stem[0](network.divide(images.float() - network.mean))
+    torch.testing.assert_close(stem, stem[:, :, 1:2, 1:2].expand_as(stem), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(network(images), tiny.model(torch.zeros(1, 3, 32, 32)), atol=1e-4, rtol=1e-4)
+
+
+def test_peers_of_timm_take_pixels_too():
+    peer = shvit.create_model("timm/test_resnet", num_classes=3).eval()
+    model_file = ModelFile(peer, ("a", "b", "c"), Preprocess(64))
+    images = pixels(2, 3, 64, 64)
+    expected = peer(normalized(images, model_file.preprocess))
+    for engine in ("torch", "onnx", "openvino"):
+        if not engines.ENGINES[engine].unavailable("cpu"):
+            torch.testing.assert_close(
+                engines.load(model_file, engine, "fp32", "cpu")(images), expected, atol=1e-3, rtol=1e-3
+            )
+
+
+def test_auto_takes_bf16_where_the_processor_has_it(tiny, monkeypatch):
+    kinds = engines.ENGINES
+    monkeypatch.setattr(kinds["torch"], "precisions", classmethod(lambda cls, device: ("bf16", "fp32")))
+    monkeypatch.setattr(kinds["openvino"], "precisions", classmethod(lambda cls, device: ("fp32", "int8")))
+    assert (engines.load(tiny, device="cpu").name, engines.load(tiny, device="cpu").precision) == ("torch", "bf16")
+    first = next(name for name in kinds if not kinds[name].unavailable("cpu"))
+    assert engines.load(tiny, precision="fp32", device="cpu").name == first
+
+
+def test_int8_without_images_is_refused(tiny):
+    pytest.importorskip("openvino")
+    with pytest.raises(EngineError, match="int8 needs calibration images: give --calibrate DATA"):
+        engines.load(tiny, "openvino", "int8")
+
+
+def test_a_missing_extra_is_named(tiny, monkeypatch):
+    from shvit.engines import base
+
+    monkeypatch.setattr(base, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=r"openvino and nncf not installed: pip install 'shvit\[openvino\]'"):
+        engines.load(tiny, "openvino")
+    with pytest.raises(
+        EngineError, match=r"onnx and onnxscript and onnxruntime not installed: pip install 'shvit\[onnx\]'"
+    ):
+        engines.format_of("onnx")
+    assert engines.load(tiny, device="cpu").name == "torch"
+
+
+def test_metadata_of_another_version_is_refused(tiny, tmp_path):
+    described = engines.base.described(tiny, tmp_path / "m.xml", "openvino", "fp32")
+    data = json.loads(json.dumps(described.to_dict()))
+    assert engines.Exported.from_dict(described.path, data) == described
+    with pytest.raises(shvit.InputError, match="metadata of version 7"):
+        engines.Exported.from_dict(described.path, {**data, "version": 7})
+    del data["classes"]
+    with pytest.raises(shvit.InputError, match="lacks 'classes'"):
+        engines.Exported.from_dict(described.path, data)
