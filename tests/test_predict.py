@@ -1,5 +1,10 @@
 """Files in, labels out; a bad image costs only itself."""
 
+import itertools
+import threading
+import weakref
+from contextlib import closing
+
 import numpy as np
 import pytest
 import timm.data
@@ -54,7 +59,7 @@ def test_transparent_greyscale_and_rotated_images_work(tiny):
     assert [r.error for r in results] == [None] * 4
 
 
-def test_stream_takes_only_a_batch_at_a_time(tiny):
+def test_stream_takes_only_a_few_batches_ahead(tiny):
     taken = []
 
     def endless():
@@ -62,10 +67,94 @@ def test_stream_takes_only_a_batch_at_a_time(tiny):
             taken.append(None)
             yield picture(100)
 
-    stream = Predictor(tiny, batch_size=4).stream(endless())
-    for _ in range(5):
-        next(stream)
-    assert len(taken) == 8
+    predictor = Predictor(tiny, batch_size=4, workers=3)
+    assert predictor.batches_ahead == predictor.at_once + 3
+    with closing(predictor.stream(endless())) as stream:
+        for _ in range(5):
+            next(stream)
+    assert len(taken) == 4 * (predictor.batches_ahead + 1)
+
+
+def test_memory_is_that_of_the_batches_ahead(tiny):
+    given, most = [], 0
+
+    def pictures():
+        nonlocal most
+        for _ in range(200):
+            image = picture(100)
+            given.append(weakref.ref(image))
+            most = max(most, sum(alive() is not None for alive in given))
+            yield image
+
+    predictor = Predictor(tiny, batch_size=4)
+    assert sum(1 for _ in predictor.stream(pictures())) == 200
+    assert most <= 4 * (predictor.batches_ahead + 1)
+
+
+def test_order_is_kept_whatever_takes_long(tiny, tmp_path):
+    paths = []
+    for index in range(50):
+        size = (600, 700) if index % 7 == 0 else (30, 40)
+        paths.append(tmp_path / f"{index}.png")
+        if index % 5:
+            picture(5 * index, size=size).save(paths[-1])
+    predictor = Predictor(tiny, batch_size=4, workers=4)
+    results = predictor(paths)
+    assert [result.path for result in results] == [str(path) for path in paths]
+    assert [result.error for result in results] == [None if index % 5 else "no such file" for index in range(50)]
+    for index in (1, 14, 49):
+        assert results[index].scores == pytest.approx(predictor(paths[index])[0].scores, abs=1e-5)
+
+
+def threads_of_predictors():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("shvit-")]
+
+
+def test_closing_stops_the_threads(tiny):
+    stream = Predictor(tiny, batch_size=4).stream(picture(100) for _ in itertools.count())
+    next(stream)
+    assert threads_of_predictors()
+    stream.close()
+    assert threads_of_predictors() == []
+
+
+class Engine:
+    """Like the predictor's own, but it keeps the shapes of its images or fails."""
+
+    def __init__(self, engine, fails=False):
+        self.engine, self.fails, self.shapes = engine, fails, []
+
+    def __call__(self, images):
+        self.shapes.append(tuple(images.shape))
+        if self.fails:
+            raise RuntimeError("out of memory")
+        return self.engine(images)
+
+
+def test_errors_of_the_engine_and_of_the_caller_come_through(tiny):
+    predictor = Predictor(tiny, batch_size=4)
+    predictor.engine = Engine(predictor.engine, fails=True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        predictor(picture(100) for _ in itertools.count())
+
+    def torn():
+        yield from [picture(100)] * 30
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        Predictor(tiny, batch_size=4)(torn())
+    assert threads_of_predictors() == []
+
+
+def test_engines_meet_few_sizes_of_batch(tiny, tmp_path):
+    predictor = Predictor(tiny, batch_size=4)
+    predictor.engine = engine = Engine(predictor.engine)
+    assert len(predictor([picture(100), tmp_path / "none.png"] * 5)) == 10
+    assert engine.shapes == [(4, 3, 32, 32)] * 3
+    predictor(picture(100))
+    assert engine.shapes[3:] == [(1, 3, 32, 32)]
+    predictor([tmp_path / "none.png"] * 9)
+    assert len(engine.shapes) == 4
 
 
 def test_top_k(tmp_path):
@@ -109,6 +198,7 @@ def test_names_with_glob_marks_are_found(tmp_path):
         ({"batch_size": 0}, "at least 1"),
         ({"top_k": 0}, "at least 1"),
         ({"threads": 0}, "at least 1"),
+        ({"workers": 0}, "at least 1"),
     ],
 )
 def test_impossible_options(tiny, options, reason):

@@ -1,6 +1,5 @@
 """Every kind of image file that real folders hold, and every way in which one can be bad."""
 
-import contextlib
 import io
 import struct
 import zlib
@@ -10,7 +9,8 @@ import pytest
 from PIL import Image
 
 from conftest import picture
-from shvit.data.decode import BadImage, decode
+from shvit.data import decode as module
+from shvit.data.decode import BadImage, decode, decode_small
 
 RED, GREEN = (250, 10, 10), (10, 250, 10)
 
@@ -121,6 +121,9 @@ def bad(source, **options):
     with pytest.raises(BadImage) as caught:
         decode(source, **options)
     assert "\n" not in str(caught.value)
+    with pytest.raises(BadImage) as small:
+        decode_small(source, 1, **options)
+    assert str(small.value) == str(caught.value)
     return str(caught.value)
 
 
@@ -132,6 +135,13 @@ def test_truncated(kind, share):
     assert bad(data[: int(len(data) * share)])
 
 
+def outcome(decoder, data):
+    try:
+        return decoder(data).tobytes()
+    except BadImage as error:
+        return str(error)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on damaged metadata
 def test_flipped_bytes_never_crash():
     rng = np.random.default_rng(0)
@@ -141,8 +151,9 @@ def test_flipped_bytes_never_crash():
             data = bytearray(whole)
             for place in rng.integers(0, len(data), 8):
                 data[place] = rng.integers(256)
-            with contextlib.suppress(BadImage):
-                decode(bytes(data), max_pixels=1_000_000)
+            one = outcome(lambda data: decode(data, 1_000_000), bytes(data))
+            other = outcome(lambda data: decode_small(data, 1000, 1_000_000).values, bytes(data))
+            assert one == other
 
 
 def test_empty(tmp_path):
@@ -177,3 +188,53 @@ def test_pixels_without_eight_bit_meaning():
     assert "floating-point" in bad(data_of(Image.new("F", (4, 4), 0.5), "TIFF"))
     assert "uint8" in bad(np.zeros((4, 4, 3), np.float32))
     assert "uint8" in bad(np.zeros((4, 4, 4), np.uint8))
+
+
+@pytest.fixture(params=["with simplejpeg", "Pillow alone"])
+def decoders(request, monkeypatch):
+    """Runs a test with both decoders of JPEG files."""
+    if request.param == "Pillow alone":
+        monkeypatch.setattr(module, "SIMPLEJPEG", False)
+    else:
+        pytest.importorskip("simplejpeg")
+
+
+def kinds_of_jpeg():
+    image = picture(130, size=(52, 75))
+    turned = [Image.Exif() for _ in range(8)]
+    for orientation, exif in enumerate(turned, 1):
+        exif[0x0112] = orientation
+    options = {
+        "4:2:0": {"subsampling": 2},
+        "4:4:4": {"subsampling": 0, "quality": 95},
+        "progressive": {"progressive": True},
+        "restarts": {"restart_marker_rows": 1},
+        "RGB": {"keep_rgb": True},
+        **{f"turned {orientation}": {"exif": exif} for orientation, exif in enumerate(turned, 1)},
+    }
+    kinds = {name: data_of(image, "JPEG", **chosen) for name, chosen in options.items()}
+    return kinds | {mode: data_of(image.convert(mode), "JPEG") for mode in ("L", "CMYK")}
+
+
+@pytest.mark.parametrize(("name", "data"), kinds_of_jpeg().items(), ids=kinds_of_jpeg().keys())
+def test_small_images_are_decoded_as_ever(decoders, name, data):
+    whole, small = np.asarray(decode(data)), decode_small(data, 27)
+    np.testing.assert_array_equal(small.values, whole)
+    assert (small.height, small.width) == whole.shape[:2]
+
+
+@pytest.mark.parametrize(("name", "data"), kinds_of_jpeg().items(), ids=kinds_of_jpeg().keys())
+def test_large_jpegs_are_decoded_at_a_part_of_their_size(decoders, name, data):
+    whole, small = np.asarray(decode(data)), decode_small(data, 13)  # 52 x 75 pixels, at a quarter
+    height, width = (side / 4 for side in whole.shape[:2])
+    assert (small.height, small.width) == (height, width)
+    assert small.values.shape == (-(-whole.shape[0] // 4), -(-whole.shape[1] // 4), 3)
+    means = np.asarray(Image.fromarray(whole).reduce(4)).astype(int)
+    assert np.abs(small.values - means).mean() < 3
+
+
+def test_other_formats_keep_their_size():
+    for source in (data_of(halves(), "PNG"), halves(), np.asarray(halves())):
+        small = decode_small(source, 1)
+        assert (small.height, small.width) == small.values.shape[:2] == (16, 32)
+        np.testing.assert_array_equal(small.values, np.asarray(halves()))

@@ -1,0 +1,210 @@
+"""Labels for a folder of photographs: `Predictor` beside a plain loop, in images a second; memory; agreement.
+
+The plain loop is what one writes with timm alone: PIL, its evaluation transform, a DataLoader with two workers, its
+shvit_s1 in eager fp32, 16 images at a time, torch's own number of threads. Both label the same files, in turns, since
+these machines are shared; models are loaded and run once before the clock starts. Reported are the medians of the
+rounds, and the median of the ratios within a round.
+
+An image costs its decoding and its inference, and with every core busy the two costs add up. For photographs of 200,000
+pixels in 100 kB, Huffman codes alone are two thirds of the decoding, so that is the floor: LOG.md has the parts.
+
+Memory is the peak of a fresh process that labels 2,000 files, then of one that labels ten times as many. Agreement
+compares the labels of the fast path from file to pixels with those of PIL and timm's transform, by the same engine in
+fp32: on images of a classification data set, and on random parts of photographs at random scales, half of them so large
+that their JPEG is decoded at a part of its size.
+
+    python benchmarks/predict.py ../shared/data/photos --model s1_int8.xml \\
+        --agreement runs/full/best.safetensors --images ../shared/data/imagenette160/val
+"""
+
+import argparse
+import io
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from shvit import engines
+from shvit.data.decode import SIMPLEJPEG, Source, decode
+from shvit.data.transforms import SHRINK_UNTIL, eval_transform, fast_eval_decoder
+from shvit.predict import Predictor, cores
+from shvit.pretrained import load, load_model
+from shvit.provenance import facts
+
+BATCH = 16
+
+
+class Photographs(torch.utils.data.Dataset):
+    """Files, opened and transformed as timm's own loaders do it."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        from timm.data import create_transform
+
+        self.paths = paths
+        self.transform: Any = create_transform(224, crop_pct=0.875, interpolation="bicubic")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(Image.open(self.paths[index]).convert("RGB"))
+
+
+class PlainLoop:
+    """Labels by timm's shvit_s1 in eager fp32."""
+
+    def __init__(self) -> None:
+        import timm
+
+        self.model = timm.create_model("shvit_s1").eval()
+
+    @torch.inference_mode()
+    def __call__(self, paths: list[Path]) -> list[int]:
+        batches = torch.utils.data.DataLoader(Photographs(paths), batch_size=BATCH, num_workers=2)
+        return [label for images in batches for label in self.model(images).argmax(1).tolist()]
+
+
+def folder_of_links(photos: list[Path], count: int, folder: Path) -> list[Path]:
+    """That many files, which are links to the photographs in turn."""
+    folder.mkdir()
+    links = [folder / f"{index:06}{photos[index % len(photos)].suffix}" for index in range(count)]
+    for index, link in enumerate(links):
+        link.symlink_to(photos[index % len(photos)].resolve())
+    return links
+
+
+def speeds(predictor: Predictor, paths: list[Path], rounds: int) -> dict[str, Any]:
+    """Both in turns, images a second."""
+    programs = {"plain": PlainLoop(), "shvit": predictor}
+    for program in programs.values():
+        program(paths[: 4 * BATCH])
+    measured: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            started = time.perf_counter()
+            labels = program(paths)
+            measured[name].append(len(labels) / (time.perf_counter() - started))
+            print(name, f"{measured[name][-1]:.1f} images/s", flush=True)
+    return {
+        "images_per_second": {name: statistics.median(values) for name, values in measured.items()},
+        "rounds": measured,
+        "ratio": statistics.median(s / p for s, p in zip(measured["shvit"], measured["plain"], strict=True)),
+    }
+
+
+def peak_memory(options: list[str], paths: int, folder: Path) -> float:
+    """MiB, of a new process that labels so many files of the folder."""
+    command = [sys.executable, __file__, str(folder), *options, "--only-label", str(paths)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)["peak_mib"]
+
+
+def parts(photos: list[Path], count: int, least_side: int, seed: int = 0) -> Iterator[bytes]:
+    """JPEG files of random parts of the photographs at random sizes, qualities and subsamplings.
+
+    Every other one is small, its shorter side 0.5 to 2 times what it is resized to; those between are so large that
+    they are decoded at a half or a quarter of their size.
+    """
+    draw = random.Random(seed)
+    for index in range(count):
+        image = Image.open(draw.choice(photos)).convert("RGB")
+        width, height = (int(side * draw.uniform(0.5, 1)) for side in image.size)
+        left, top = draw.randint(0, image.width - width), draw.randint(0, image.height - height)
+        part = image.crop((left, top, left + width, top + height))
+        wanted = least_side * draw.uniform(2, 5) if index % 2 else least_side / SHRINK_UNTIL * draw.uniform(0.5, 2)
+        scale = wanted / min(part.size)
+        part = part.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        part.save(buffer, "JPEG", quality=draw.choice([75, 85, 92, 96]), subsampling=draw.choice([0, 2]))
+        yield buffer.getvalue()
+
+
+def agreement(model: str, sources: Iterable[Source]) -> dict[str, Any]:
+    """How alike labels, probabilities and pixels of the two paths are."""
+    model_file = load_model(model)
+    engine = engines.load(model_file, "torch", "fp32", "cpu")
+    fast, exact = fast_eval_decoder(model_file.preprocess), eval_transform(model_file.preprocess)
+    same, changes, levels = 0, [], []
+    queue = iter(sources)
+    while batch := list(islice(queue, BATCH)):
+        pixels = [torch.stack([path(source) for source in batch]) for path in (fast, lambda s: exact(decode(s)))]
+        one, other = (engine(images).softmax(1) for images in pixels)
+        same += int((one.argmax(1) == other.argmax(1)).sum())
+        changes += (one - other).abs().amax(1).tolist()
+        levels += (pixels[0].float() - pixels[1].float()).abs().mean((1, 2, 3)).tolist()
+    return {
+        "images": len(levels),
+        "top1_agreement": same / len(levels),
+        "probability_change_mean": statistics.mean(changes),
+        "probability_change_max": max(changes),
+        "levels_of_255_mean": statistics.mean(levels),
+        "levels_of_255_worst_image": max(levels),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--model", required=True, help="a model file, an exported file or published weights")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory-files", type=int, nargs="*", default=[2000, 20_000], help="none: not measured")
+    parser.add_argument("--agreement", help="a model file whose labels are compared; none: not measured")
+    parser.add_argument("--images", type=Path, help="a folder of images to compare labels on, beside the photographs")
+    parser.add_argument("--parts", type=int, default=1000, help="parts of photographs to compare labels on")
+    parser.add_argument("--hardware", default="cpu", help="short name of the machine, for the result's file name")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--only-label", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+
+    about = facts()
+    photos = sorted(path for path in args.photos.iterdir() if path.is_file())
+    if args.only_label:
+        predictor = Predictor(load(args.model), args.engine, args.precision, threads=args.threads, batch_size=BATCH)
+        for _ in predictor.stream(photos[: args.only_label]):
+            pass
+        print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        return
+
+    result: dict[str, Any] = {"what": "labels for photographs: Predictor beside a plain loop of timm's shvit_s1"}
+    predictor = Predictor(load(args.model), args.engine, args.precision, threads=args.threads, batch_size=BATCH)
+    result |= {"engine": predictor.engine.name, "precision": predictor.engine.precision}
+    with tempfile.TemporaryDirectory() as name:
+        paths = folder_of_links(photos, args.files, Path(name) / "photos")
+        measured = speeds(predictor, paths, args.rounds)
+        result |= {"value": measured.pop("ratio"), "unit": "images a second, as a ratio to the plain loop", **measured}
+        if args.memory_files:
+            many = Path(name) / "many"
+            folder_of_links(photos, max(args.memory_files), many)
+            options = ["--model", args.model, "--engine", args.engine, "--precision", args.precision]
+            result["peak_mib"] = {count: peak_memory(options, count, many) for count in args.memory_files}
+    if args.agreement:
+        preprocess = load_model(args.agreement).preprocess
+        least = int(SHRINK_UNTIL * preprocess.image_size / preprocess.crop)
+        result["agreement"] = {"parts of photographs": agreement(args.agreement, parts(photos, args.parts, least))}
+        result["agreement"]["photographs"] = agreement(args.agreement, photos)
+        if args.images:
+            files = sorted(path for path in args.images.rglob("*") if path.is_file())
+            result["agreement"][f"{args.images.parent.name}/{args.images.name}"] = agreement(args.agreement, files)
+    result |= {"files": args.files, "simplejpeg": SIMPLEJPEG, "cores": cores(), "torch_threads": torch.get_num_threads(), **about}
+    path = args.results / f"predict_{args.hardware}_{about['date'][:10]}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
