@@ -18,12 +18,9 @@ from shvit.pretrained import load_model
 ROWS = [
     ("onnx", "fp32"),
     ("openvino", "fp32"),
-    ("openvino", "fp16"),
     ("openvino", "int8"),
     ("coreml", "fp16"),
-    ("coreml", "fp32"),
     ("executorch", "fp32"),
-    ("executorch", "int8"),
     ("torch", "fp32"),
 ]
 
@@ -37,6 +34,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     model_file, source = load_model(arguments.model), open_source(arguments.data)
+    facts = provenance.facts()
+    path = Path("results") / f"parity-{arguments.name}_{hardware_name(facts['hardware'])}_{facts['date'][:10]}.json"
     reports = []
     for name, precision in ROWS:
         print(name, precision, flush=True)
@@ -49,10 +48,7 @@ def main() -> None:
             except Failure as error:
                 report = {"engine": name, "precision": precision, "failed": str(error)}
         reports.append({key: value for key, value in report.items() if key not in ("file", "provenance")})
-    facts = provenance.facts()
-    path = Path("results") / f"parity-{arguments.name}_{hardware_name(facts['hardware'])}_{facts['date'][:10]}.json"
-    path.write_text(json.dumps({"model": dict(model_file.metrics), "reports": reports, **facts}, indent=2) + "\n")
-    print(path)
+        path.write_text(json.dumps({"model": dict(model_file.metrics), "reports": reports, **facts}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
