@@ -44,6 +44,16 @@ def randomize_norms(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def trained_looking(model: torch.nn.Module) -> torch.nn.Module:
+    """Random weights, and BatchNorm statistics of random images: with other ones the outputs hardly depend on the images."""
+    for module in randomize_norms(model).modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()((random_images(16, 64) / 255 - 0.45) / 0.225)
+    return model.eval()
+
+
 def tiny_architecture(num_classes: int = 2, **options) -> Architecture:
     return Architecture("tiny", num_classes, config=TINY, **options)
 
@@ -56,8 +66,9 @@ def tiny() -> ModelFile:
 
 
 def random_images(count: int, height: int, width: int | None = None) -> torch.Tensor:
-    """Pixels (count, 3, height, width) whose outermost rows and columns are the darkest and the brightest."""
-    images = torch.randint(0, 256, (count, 3, height, width or height), dtype=torch.uint8)
+    """Patches of colour (count, 3, height, width) whose outermost rows and columns are the darkest and the brightest."""
+    blocks = torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8)
+    images = torch.nn.functional.interpolate(blocks, (height, width or height))
     images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1] = 0, 255, 255, 0
     return images
 

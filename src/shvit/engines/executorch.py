@@ -137,12 +137,12 @@ def _program(file: bytes, path: Path) -> Any:
 
 
 def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: Sequence[Tensor] = ()) -> bytes:
-    """The bytes of a `.pte` file, in int8 where there are images for calibration."""
+    """The bytes of a `.pte` file of that precision and with those facts inside."""
     side = model_file.preprocess.image_size
     images = torch.zeros(batch, 3, side, side, dtype=torch.uint8)
     with quiet():
         program = torch.export.export(portable(model_file), (images,)).run_decompositions(dict(XNNPACK))
-        if calibration:
+        if facts.precision == "int8":
             program = _quantize(program, images, torch.cat(list(calibration)))
         return delegate(program, {HEADER_KEY: facts.to_json()}).to_executorch().buffer
 

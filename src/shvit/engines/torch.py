@@ -1,7 +1,6 @@
 """PyTorch, on any device it has: the network folded, in channels_last, in fp32 or bf16. Its format is `.pt2`."""
 
 import os
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch.export.passes import move_to_device_pass
 from ..modelfile import HEADER_KEY, ModelFile
 from .base import EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, in_batches
 from .portable import portable
+from .quiet import quiet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MIN_SIDE, MAX_SIDE = 65, 8192
@@ -69,16 +69,14 @@ class TorchEngine:
         if shapes.dynamic_size:
             side = max(side, MIN_SIDE)
         images = torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
-        try:
-            program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
-        except torch._dynamo.exc.UserError as error:  # pyright: ignore[reportAttributeAccessIssue]: no public name
-            reason = str(error).partition("\n")[0]
-            raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
-        program.example_inputs = None  # they would be stored, as a pickle
-        facts = described(model_file, path, cls.name, precision).to_json()
-        with warnings.catch_warnings():
-            # it takes weights in channels_last for parts of larger ones, but saves all of them and their strides
-            warnings.filterwarnings("ignore", "No complete tensor found", UserWarning)
+        with quiet():
+            try:
+                program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
+            except torch._dynamo.exc.UserError as error:  # torch has no public name for this
+                reason = str(error).partition("\n")[0]
+                raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
+            program.example_inputs = None  # they would be stored, as a pickle
+            facts = described(model_file, path, cls.name, precision).to_json()
             torch.export.save(program, path, extra_files={HEADER_KEY: facts})
 
     @classmethod
