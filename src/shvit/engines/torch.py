@@ -72,7 +72,7 @@ class TorchEngine:
         with quiet():
             try:
                 program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
-            except torch._dynamo.exc.UserError as error:  # torch has no public name for this
+            except torch._dynamo.exc.UserError as error:  # pyright: ignore[reportAttributeAccessIssue]: no public name
                 reason = str(error).partition("\n")[0]
                 raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
             program.example_inputs = None  # they would be stored, as a pickle
