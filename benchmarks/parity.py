@@ -48,7 +48,15 @@ def main() -> None:
             except Failure as error:
                 report = {"engine": name, "precision": precision, "failed": str(error)}
         reports.append({key: value for key, value in report.items() if key not in ("file", "provenance")})
-        path.write_text(json.dumps({"model": dict(model_file.metrics), "reports": reports, **facts}, indent=2) + "\n")
+        passed = [report for report in reports if "failed" not in report]
+        summary = {
+            "what": f"files of {arguments.name} that agree with PyTorch, or whose specification does",
+            "value": len(passed),
+            "unit": f"of {len(ROWS)} files",
+            "threads": arguments.threads,
+            "model": dict(model_file.metrics),
+        }
+        path.write_text(json.dumps({**summary, "reports": reports, **facts}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
