@@ -124,6 +124,10 @@ def export(
             report["floor"] = held.to_dict()
         else:
             kind.export(model_file, file, precision, shapes, calibration)
+            if precision == "int8":
+                quantized = engines.load(engines.read(file), threads=threads)
+                exact = engines.load(model_file, "torch", "fp32", "cpu", threads)
+                report["floor"] = floor.check_within(model_file, quantized, exact, validation, max_drop).to_dict()
         report["bytes"] = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
         tell("comparing it with PyTorch, in a process of its own")
         report |= prove(model_file, file, images, precision, shapes.batch or 1, threads)

@@ -13,6 +13,7 @@ from .engines.openvino import Compiled
 from .errors import Failure
 from .modelfile import ModelFile
 from .tasks import task_of
+from .tasks.base import Predict
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -34,7 +35,7 @@ class Floor:
     top1: float
     images: int
     layers: int
-    """That could run in int8."""
+    """That could run in int8 and be given back one by one."""
     given_back: dict[str, float] = field(default_factory=dict)
     """Layers in higher precision, the costliest first, and the share of int8's logit error that each alone is worth."""
     tried: list[tuple[int, float]] = field(default_factory=list)
@@ -44,6 +45,10 @@ class Floor:
     def drop(self) -> float:
         """Points of top-1 lost."""
         return 100 * (self.reference - self.top1)
+
+    @property
+    def holds(self) -> bool:
+        return self.drop <= self.max_drop + 1e-9  # which shares of whole numbers of images may be off
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "drop": self.drop}
@@ -94,7 +99,7 @@ def quantize_within(
     best, tried = mixed(()), []
     result = Floor(max_drop, reference, top1(best)[0], images, len(layers), {}, tried)
     tell(f"int8: top-1 {result.top1:.2%}, fp32 {reference:.2%}: {result.drop:+.2f} points lost of {max_drop} allowed")
-    if result.drop <= max_drop:
+    if result.holds:
         return best, result
 
     tell(f"ranking {len(layers)} layers by what each costs")
@@ -108,7 +113,7 @@ def quantize_within(
         results[count] = candidate, Floor(max_drop, reference, top1(candidate)[0], images, len(layers), share, tried)
         tried.append((count, results[count][1].top1))
         tell(f"{count} of {len(layers)} layers given back: {results[count][1].drop:+.2f} points lost")
-        return results[count][1].drop <= max_drop
+        return results[count][1].holds
 
     count = fewest(holds, int(MOST * len(layers)))
     if count is None:
@@ -118,6 +123,25 @@ def quantize_within(
             f"layers given back; allowed were {max_drop}. Nothing was written"
         )
     return results[count]
+
+
+def check_within(
+    model_file: ModelFile, quantized: Predict, exact: Predict, validation: Iterable[Batch], max_drop: float
+) -> Floor:
+    """The floor of a network that is in int8 whole, as formats have it whose layers cannot be given back.
+
+    Raises:
+        FloorError: It loses more than `max_drop` points of top-1.
+    """
+    task = task_of(model_file)
+    reference, found = task.evaluate(exact, validation), task.evaluate(quantized, validation)
+    result = Floor(max_drop, reference.top1, found.top1, found.images, 0)
+    if not result.holds:
+        raise FloorError(
+            f"int8 loses {result.drop:.2f} points of top-1, allowed were {max_drop}. Nothing was written; the format "
+            "openvino can give layers back to higher precision"
+        )
+    return result
 
 
 def rank(

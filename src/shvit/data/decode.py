@@ -8,8 +8,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -110,7 +112,7 @@ def _by_libjpeg(data: bytes, least_side: int, max_pixels: int) -> Pixels | None:
     """A sound JPEG in plain colours that is not to be turned; None for all others, which are Pillow's to judge."""
     if not SIMPLEJPEG or (any(mark in data for mark in _TURNED) and _orientation(_open(data)) != 1):
         return None
-    import simplejpeg  # pyright: ignore[reportMissingImports]: it need not be there
+    simplejpeg: Any = import_module("simplejpeg")  # it need not be there, and its types say less than it does
 
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)

@@ -1,0 +1,59 @@
+"""Exports a model to every format, and keeps the reports of how each compares with PyTorch in one file.
+
+python benchmarks/parity.py runs/mine/best.safetensors my_images --name s1
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from shvit import engines, provenance
+from shvit.bench.report import hardware_name
+from shvit.data.sources import open_source
+from shvit.errors import Failure
+from shvit.export import export
+from shvit.pretrained import load_model
+
+ROWS = [
+    ("onnx", "fp32"),
+    ("openvino", "fp32"),
+    ("openvino", "fp16"),
+    ("openvino", "int8"),
+    ("coreml", "fp16"),
+    ("coreml", "fp32"),
+    ("executorch", "fp32"),
+    ("executorch", "int8"),
+    ("torch", "fp32"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--name", required=True, help="of the model, in the file's name")
+    parser.add_argument("--max-drop", type=float, default=0.5)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    model_file, source = load_model(arguments.model), open_source(arguments.data)
+    reports = []
+    for name, precision in ROWS:
+        print(name, precision, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / f"{arguments.name}{engines.ENGINES[name].suffix}"
+            try:
+                report = export(
+                    model_file, name, out, precision, None, source, arguments.max_drop, arguments.threads, print
+                )
+            except Failure as error:
+                report = {"engine": name, "precision": precision, "failed": str(error)}
+        reports.append({key: value for key, value in report.items() if key not in ("file", "provenance")})
+    facts = provenance.facts()
+    path = Path("results") / f"parity-{arguments.name}_{hardware_name(facts['hardware'])}_{facts['date'][:10]}.json"
+    path.write_text(json.dumps({"model": dict(model_file.metrics), "reports": reports, **facts}, indent=2) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
