@@ -200,8 +200,8 @@ def main() -> None:
         if args.images:
             files = sorted(path for path in args.images.rglob("*") if path.is_file())
             result["agreement"][f"{args.images.parent.name}/{args.images.name}"] = agreement(args.agreement, files)
-    machine = {"cores": cores(), "torch_threads": torch.get_num_threads(), "simplejpeg": SIMPLEJPEG}
-    result |= {"files": args.files, **machine, **about}
+    result |= {"files": args.files, "simplejpeg": SIMPLEJPEG, "cores": cores()}
+    result |= {"torch_threads": torch.get_num_threads(), **about}
     path = args.results / f"predict_{args.hardware}_{about['date'][:10]}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
