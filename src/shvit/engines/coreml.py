@@ -166,7 +166,9 @@ class _Classifier(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
+    def forward(
+        self, pixels: Float[Tensor, "b 3 h w"]
+    ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
         logits = self.network(pixels)
         return logits, logits.softmax(1)
 
@@ -176,7 +178,7 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
     ct = _coremltools()
     side = model_file.preprocess.image_size
     pixels = torch.zeros(1, 3, side, side)
-    program = torch.export.export(_Classifier(portable(model_file)), (pixels,)).run_decompositions(dict(MEANS))
+    program = torch.export.export(_Classifier(portable(model_file)), (pixels,)).run_decompositions(MEANS)
     logits, probabilities = program.graph_signature.user_outputs
     model = ct.convert(
         program,
