@@ -45,7 +45,7 @@ def randomize_norms(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def trained_looking(model: torch.nn.Module) -> torch.nn.Module:
-    """Random weights, and BatchNorm statistics of random images: with others the outputs hardly depend on images."""
+    """BatchNorm statistics of random images: with random ones the outputs hardly depend on the images."""
     for module in randomize_norms(model).modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.momentum = 1.0
@@ -66,7 +66,7 @@ def tiny() -> ModelFile:
 
 
 def random_images(count: int, height: int, width: int | None = None) -> torch.Tensor:
-    """Patches of colour (count, 3, height, width); the outermost rows and columns are the darkest and the brightest."""
+    """Patches of colour (count, 3, height, width) with the outermost rows and columns as dark or bright as can be."""
     blocks = torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8)
     images = torch.nn.functional.interpolate(blocks, (height, width or height))
     images[:, :, 0], images[:, :, -1], images[..., 0], images[..., -1] = 0, 255, 255, 0

@@ -206,9 +206,19 @@ def test_impossible_options(tiny, options, reason):
         Predictor(tiny, **options)
 
 
-@pytest.mark.parametrize("name", engines.ENGINES)
+SLOW = {"executorch"}  # some seconds for each network
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in engines.ENGINES]
+)
 class TestEveryEngine:
     """The contract of engines.base.Engine."""
+
+    @pytest.fixture(autouse=True)
+    def _can_run(self, name):
+        if reason := engines.ENGINES[name].unavailable("cpu"):
+            pytest.skip(reason)
 
     def test_outputs_are_those_of_pytorch(self, name):
         model_file = ModelFile(

@@ -86,18 +86,11 @@ def test_outputs_of_s1(tmp_path):
     assert (engine(images) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_a_fixed_batch_serves_any(small, tmp_path):
-    engine = engines.load(exported(small, tmp_path / "m.pte", batch=2), device="cpu")
-    for count in (1, 2, 5):
-        images = random_images(count, 48)
-        torch.testing.assert_close(engine(images), plain_outputs(small, images), rtol=1e-4, atol=1e-5)
-
-
 def test_int8(small, tmp_path):
     calibration = [random_images(4, 48), random_images(3, 48)]
     engine = engines.load(exported(small, tmp_path / "m.pte", "int8", calibration, batch=2), device="cpu")
     assert engine.precision == "int8"
-    images = torch.cat(calibration)
+    images = torch.cat(calibration)  # seven, of which the file takes two at once
     expected = plain_outputs(small, images)
     error = (engine(images) - expected).abs().max() / expected.abs().max()
     assert 1e-4 < error < 0.1  # quantised, and well
@@ -136,7 +129,7 @@ def test_decompositions(tmp_path):
 
     network, images = Maps().eval(), random_images(1, 8, 6)
     with quiet():
-        program = torch.export.export(network, (images,)).run_decompositions(dict(XNNPACK))
+        program = torch.export.export(network, (images,)).run_decompositions(XNNPACK)
         file = delegate(program, {}).to_executorch().buffer
     [outputs] = Runtime.get().load_program(file).load_method("forward").execute([images])
     torch.testing.assert_close(outputs, network(images), rtol=1e-4, atol=1e-4)
@@ -150,12 +143,6 @@ def test_threads(model_file, facts):
     assert (one.threads, two.threads, again.threads) == (1, 2, 1)
     for engine in (one, two, again, default, one, again, two):
         torch.testing.assert_close(engine(images), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_model_file_needs_no_export(small):
-    images = random_images(2, 48)
-    engine = engines.load(small, "executorch", device="cpu")
-    torch.testing.assert_close(engine(images), plain_outputs(small, images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -183,19 +170,14 @@ def unusable(path, data):
 def test_truncated(facts, tmp_path, keep):
     whole = facts.path.read_bytes()
     kept = whole[: int(len(whole) * keep)] if isinstance(keep, float) else whole[:keep]
-    assert "cut short or no .pte file" in unusable(tmp_path / "m.pte", kept)
+    assert "cut short, damaged or no .pte file" in unusable(tmp_path / "m.pte", kept)
 
 
 def test_foreign(tmp_path):
     program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))
-    for facts, reason in (
-        ({}, "was not written by shvit export"),
-        ({"shvit": "{broken"}, "metadata is no JSON"),
-        ({"shvit": '{"version": 1}'}, "lacks 'engine'"),
-    ):
-        with quiet():
-            file = delegate(program, facts).to_executorch().buffer
-        assert reason in unusable(tmp_path / "m.pte", file)
+    with quiet():
+        file = delegate(program, {}).to_executorch().buffer
+    assert "was not written by shvit export" in unusable(tmp_path / "m.pte", file)
 
 
 def test_what_is_refused(model_file, tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ class Exported:
         """Inverse of `to_json`. Raises InputError where shvit did not write the text."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise InputError(f"{path} was not written by shvit export: its metadata is no JSON ({error})") from None
         return cls.from_dict(path, data)
 

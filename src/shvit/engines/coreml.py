@@ -182,7 +182,7 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
     ct = _coremltools()
     side = model_file.preprocess.image_size
     pixels = torch.zeros(1, 3, side, side)
-    program = torch.export.export(_Classifier(portable(model_file)), (pixels,)).run_decompositions(dict(MEANS))
+    program = torch.export.export(_Classifier(portable(model_file)), (pixels,)).run_decompositions(MEANS)
     logits, probabilities = program.graph_signature.user_outputs
     model = ct.convert(
         program,

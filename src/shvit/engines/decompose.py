@@ -1,13 +1,13 @@
 """Operations that small runtimes lack, in terms of those that they have: tables for `run_decompositions`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Decompositions = Mapping[Any, Callable[..., Any]]
+Decompositions = dict[Any, Callable[..., Any]]
 
 
 def _group_norm(

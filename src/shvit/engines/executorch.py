@@ -1,6 +1,7 @@
 """ExecuTorch, for phones and small boards: one `.pte` file, run by XNNPACK on the CPU in fp32 or int8."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,10 +85,12 @@ class ExecuTorchEngine:
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        program = _program(path.read_bytes(), path)
-        if HEADER_KEY not in program.method_names:
-            raise EngineError(f"{path} was not written by shvit export")
-        [facts] = program.load_method(HEADER_KEY).execute([])
+        runtime = _runtime()
+        with _reading(path):
+            program = runtime.load_program(path.read_bytes())
+            if HEADER_KEY not in program.method_names:
+                raise EngineError(f"{path} was not written by shvit export")
+            [facts] = program.load_method(HEADER_KEY).execute([])
         return Exported.from_json(path, facts)
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -96,23 +99,25 @@ class ExecuTorchEngine:
         return in_batches(lambda lot: self._method.execute([lot.contiguous()])[0], images, self._batch)
 
     def _load(self) -> None:
-        bindings = _bindings()
-        with silent():
-            if bindings._threadpool_get_thread_count() != self.threads:
-                bindings._unsafe_reset_threadpool(self.threads)
+        runtime, pool = _runtime(), _pool()
+        with _reading(self.path):
+            if pool._threadpool_get_thread_count() != self.threads:
+                pool._unsafe_reset_threadpool(self.threads)
                 ExecuTorchEngine._pools += 1
+            self._method = runtime.load_program(self._file).load_method("forward")
         self._pool = ExecuTorchEngine._pools
-        program = _program(self._file, self.path)
-        try:
-            with silent():
-                self._method = program.load_method("forward")
-        except RuntimeError as error:
-            raise EngineError(f"{self.path} is damaged ({error})") from None
         self._batch = self._method.metadata.input_tensor_meta(0).sizes()[0]
 
 
-def _bindings() -> Any:
-    """The runtime's module of C++."""
+def _runtime() -> Any:
+    """What loads programs. A program needs the bytes that it was loaded from for as long as it lives."""
+    with quiet():
+        from executorch.runtime import Runtime
+    return Runtime.get()
+
+
+def _pool() -> Any:
+    """The module that knows of the pool of threads."""
     with quiet():
         from executorch.extension.pybindings import portable_lib
     return portable_lib
@@ -120,20 +125,19 @@ def _bindings() -> Any:
 
 @cache
 def _default_threads() -> int:
+    pool = _pool()
     with silent():
-        return _bindings()._threadpool_get_thread_count()
+        return pool._threadpool_get_thread_count()
 
 
-def _program(file: bytes, path: Path) -> Any:
-    """The runtime's own object; it needs the bytes for as long as it lives, and keeps them."""
-    _bindings()
-    from executorch.runtime import Runtime
-
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """The runtime's errors, told in one line."""
     try:
         with silent():
-            return Runtime.get().load_program(file)
+            yield
     except RuntimeError as error:
-        raise EngineError(f"{path} is cut short or no .pte file ({error})") from None
+        raise EngineError(f"{path} is cut short, damaged or no .pte file ({error})") from None
 
 
 def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: Sequence[Tensor] = ()) -> bytes:
@@ -141,7 +145,7 @@ def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: 
     side = model_file.preprocess.image_size
     images = torch.zeros(batch, 3, side, side, dtype=torch.uint8)
     with quiet():
-        program = torch.export.export(portable(model_file), (images,)).run_decompositions(dict(XNNPACK))
+        program = torch.export.export(portable(model_file), (images,)).run_decompositions(XNNPACK)
         if facts.precision == "int8":
             program = _quantize(program, images, torch.cat(list(calibration)))
         return delegate(program, {HEADER_KEY: facts.to_json()}).to_executorch().buffer

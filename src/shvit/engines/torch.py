@@ -69,10 +69,12 @@ class TorchEngine:
         if shapes.dynamic_size:
             side = max(side, MIN_SIDE)
         images = torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
+        from torch._dynamo.exc import UserError  # torch has no public name for it
+
         with quiet():
             try:
                 program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
-            except torch._dynamo.exc.UserError as error:  # pyright: ignore[reportAttributeAccessIssue]: no public name
+            except UserError as error:
                 reason = str(error).partition("\n")[0]
                 raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
             program.example_inputs = None  # they would be stored, as a pickle
