@@ -210,9 +210,7 @@ def validation_batches(model_file: ModelFile, source: Source) -> Iterable[Batch]
     """The labelled images that accuracy is judged on: decoded once, where they fit into memory."""
     _, split = choose_split(model_file, source, "auto")
     split = labelled(model_file, source, split)
-    loader = Loader(
-        split, eval_transform(model_file.preprocess), 50
-    )  # worker processes beside OpenVINO crashed (LOG.md)
+    loader = Loader(split, eval_transform(model_file.preprocess), 50, workers=2)
     kept = 3 * model_file.preprocess.image_size**2 * len(split) <= KEPT_BYTES
     return list(loader) if kept else loader
 

@@ -88,6 +88,7 @@ OPERATIONS = {
     "classify": lambda probabilities, classes: probabilities,
     "concat": lambda values, axis, interleave: torch.cat(values, axis),
     "conv": pad_and_convolve,
+    "expand_dims": lambda x, axes: x[(..., *[None] * len(axes))] if tuple(axes) == (-2, -1) else x.unsqueeze(*axes),
     "linear": lambda x, weight, bias: F.linear(x, weight, bias),
     "matmul": matmul,
     "mul": lambda x, y: x * y,

@@ -1,6 +1,9 @@
 """The contract of engines.base.Engine, for each engine that can run here."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +148,32 @@ def test_more_shapes_than_are_compiled_alone(tiny):
         torch.testing.assert_close(engine(images[:size]), whole[:size], rtol=1e-4, atol=1e-5)
 
 
+def test_signals_are_safe_after_engines_have_come_and_gone(tmp_path):
+    """Plugins of OpenVINO that end in the order in which they began leave the thread without a stack for signals."""
+    pytest.importorskip("openvino")
+    script = """
+import os, signal
+import torch
+from conftest import tiny_architecture
+from shvit import engines
+from shvit.data.transforms import Preprocess
+from shvit.modelfile import ModelFile
+
+model_file = ModelFile(tiny_architecture().build().eval(), ("a", "b"), Preprocess(32))
+images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first, second = (engines.load(model_file, "openvino", "fp32") for _ in range(2))
+first(images), second(images)
+del first
+del second
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_the_mean_is_subtracted_so_that_borders_are_padded_with_it(tiny):
     """An image of the mean's own colour is zero after normalising, and must look so up to its borders."""
     even = ModelFile(tiny.model, tiny.classes, Preprocess(32, mean=(0.4, 0.6, 0.2), std=(0.3, 0.1, 0.2)))
@@ -196,11 +225,11 @@ def test_a_missing_extra_is_named(tiny, monkeypatch):
 
 
 def test_metadata_of_another_version_is_refused(tiny, tmp_path):
-    described = engines.base.described(tiny, tmp_path / "m.xml", "openvino", "fp32")
-    data = json.loads(json.dumps(described.to_dict()))
-    assert engines.Exported.from_dict(described.path, data) == described
+    path = tmp_path / "m.xml"
+    data = json.loads(engines.base.described(tiny, path, "openvino", "fp32").to_json())
+    assert json.loads(engines.Exported.from_dict(path, data).to_json()) == data
     with pytest.raises(shvit.InputError, match="metadata of version 7"):
-        engines.Exported.from_dict(described.path, {**data, "version": 7})
+        engines.Exported.from_dict(path, {**data, "version": 7})
     del data["classes"]
     with pytest.raises(shvit.InputError, match="lacks 'classes'"):
-        engines.Exported.from_dict(described.path, data)
+        engines.Exported.from_dict(path, data)

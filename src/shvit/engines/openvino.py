@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +23,19 @@ HINTS = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECIS
 """In int8, what is not quantised runs in what OpenVINO finds best: bf16 where the processor has it."""
 
 
+@cache
+def core() -> "ov.Core":
+    """The one `Core` of this process.
+
+    Each `Core` gives the thread a stack for signals, and on its end gives back the stack it found. Of two that end in
+    the order in which they began, the second gives back what the first has freed already, and the next signal that
+    Python handles (Ctrl-C, the end of a child process) is a segmentation fault or writes into others' memory.
+    """
+    import openvino as ov
+
+    return ov.Core()
+
+
 class OpenVINOEngine:
     """OpenVINO's CPU plugin, one stream: the least time for each batch."""
 
@@ -37,14 +51,10 @@ class OpenVINOEngine:
         threads: int | None = None,
         calibration: Sequence[Tensor] = (),
     ) -> None:
-        import openvino as ov
-
         self.precision = precision
         self.threads = threads
-        if isinstance(model, Exported):
-            network = ov.Core().read_model(model.path)
-        else:
-            network = build(model, precision, calibration)
+        exported = isinstance(model, Exported)
+        network = core().read_model(model.path) if exported else build(model, precision, calibration)
         self._run = Compiled(network, precision, threads)
 
     @classmethod
@@ -59,9 +69,7 @@ class OpenVINOEngine:
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        import openvino as ov
-
-        bf16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return ("bf16", "fp32", "int8") if bf16 else ("fp32", "int8")
 
     @classmethod
@@ -77,10 +85,8 @@ class OpenVINOEngine:
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        import openvino as ov
-
         try:
-            network = ov.Core().read_model(path)
+            network = core().read_model(path)
         except RuntimeError as error:
             raise EngineError(f"{path} is no usable OpenVINO file ({_first_line(error)})") from None
         if not network.has_rt_info([HEADER_KEY]):
@@ -126,15 +132,14 @@ class Compiled:
         import openvino as ov
 
         network = self._network.clone()
+        allowed = network.input(0).partial_shape
         if shape is not None:
-            try:
-                network.reshape(list(shape))
-            except RuntimeError:
-                allowed = network.input(0).partial_shape
-                raise EngineError(f"the network takes images of shape {allowed}, got {shape}") from None
+            if not allowed.compatible(ov.PartialShape(shape)):
+                raise EngineError(f"the network takes images of shape {allowed}, got {shape}")
+            network.reshape(list(shape))
         if channels_last:
             network = takes_channels_last(network)
-        return ov.Core().compile_model(network, "CPU", self._config).create_infer_request()
+        return core().compile_model(network, "CPU", self._config).create_infer_request()
 
 
 def build(

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from .openvino import core
+
 if TYPE_CHECKING:
     import openvino as ov
 
@@ -145,7 +147,7 @@ def _value(output: Any) -> np.ndarray:
 
     part: Any = ov.Model([ops.result(output)], [])  # pyright: ignore[reportGeneralTypeIssues]: openvino's own stubs
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    return ov.Core().compile_model(part, "CPU", exact)([])[0].astype(np.float32)
+    return core().compile_model(part, "CPU", exact)([])[0].astype(np.float32)
 
 
 @contextlib.contextmanager
