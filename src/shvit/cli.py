@@ -1,28 +1,20 @@
-"""The verbs. Heavy imports happen inside them, so that help is instant; numbers come from elsewhere, words are here."""
+"""The verbs. Heavy imports happen inside them, so that help is instant; what they say is in wording.py."""
 
-import json
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import fields, make_dataclass
 from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.markup import escape
 
+from . import wording
 from .errors import Failure, InputError
-from .screen import say, show_table
+from .screen import images_progress, say
 from .train.recipe import RECIPES, Recipe
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from .predict import Prediction
-    from .train.loop import Result
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of any program that a shell stops."""
@@ -136,7 +128,7 @@ def train(
         resume=resume,
         reporter=Reporter(console),
     )
-    _print_result(console, result, data)
+    wording.trained(console, result, data)
     _finish(json, {"out": str(out), "best": str(out / "best.safetensors") if result.best else None, **result.to_dict()})
     if result.interrupted:
         sys.exit(INTERRUPTED)
@@ -187,22 +179,16 @@ def evaluate(
     source = open_source(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
     runner = engines.load(model_file, engine, precision, device, threads)
     report = run(model_file, runner, source, split, batch_size, workers)
-    result = report.to_dict()
-    files = [str(path) for path in write_report(report, out)] if out else []
-    say(
-        console,
-        f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · {result['images']} images of split {report.split}"
-        f" · {runner.name} {runner.precision} · {result['images_per_second']:.0f} images/s",
-    )
-    if result["bad_images"]:
-        say(console, f"{result['bad_images']} images could not be used" + ("" if out else "; --out lists them"))
-    if len(result["per_class"]) <= 20:
-        rows = [[name, f"{share:.1%}"] for name, share in result["per_class"].items()]
-        show_table(console, ["class", "top-1"], rows)
-    for path in files:
-        say(console, f"wrote {path}")
-    about = {"model": model, "data": str(data), "engine": runner.name, "precision": runner.precision, "files": files}
-    _finish(json, {**result, **about})
+    files = write_report(report, out) if out else []
+    wording.evaluated(console, report, runner, files)
+    about = {
+        "model": model,
+        "data": str(data),
+        "engine": runner.name,
+        "precision": runner.precision,
+        "files": [str(path) for path in files],
+    }
+    _finish(json, {**report.to_dict(), **about})
 
 
 @app.command
@@ -253,9 +239,9 @@ def predict(
     bad, first_error = 0, None
     started = time.perf_counter()
     with (
-        writer or nullcontext(lambda shown: say(console, _prediction_line(shown))) as write,
+        writer or nullcontext(lambda shown: say(console, wording.prediction(shown))) as write,
         closing(predictor.stream(images)) as stream,
-        _progress(shown=bool(out) or not console.is_terminal) as progress,
+        images_progress(shown=bool(out) or not console.is_terminal) as progress,
     ):
         for prediction in progress.track(stream, len(images)):
             write(prediction)
@@ -347,7 +333,7 @@ def export(
         threads,
         lambda text: say(console, text),
     )
-    for line in _export_lines(report):
+    for line in wording.exported(report):
         say(console, line)
     _finish(json, report)
 
@@ -377,14 +363,8 @@ def models(*, json: Json = False) -> None:
                 "published_top1": PUBLISHED_TOP1[published] / 100,
             }
         )
-    table = [
-        [r["name"], str(r["image_size"]), f"{r['params'] / 1e6:.1f} M", f"{r['macs'] / 1e6:.0f} M",
-         r["published_weights"], f"{r['published_top1']:.1%}"]
-        for r in rows
-    ]  # fmt: skip
     console = _console(json)
-    show_table(console, ["name", "pixels", "params", "MACs", "published weights", "their top-1"], table)
-    say(console, "timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")
+    wording.models(console, rows)
     _finish(json, rows)
 
 
@@ -467,21 +447,7 @@ def info(model: str, *, image_size: int | None = None, json: Json = False) -> No
 
     facts = describe(model, image_size)
     console = _console(json)
-    size = facts["image_size"]
-    say(
-        console,
-        f"{facts['name']} at {size}x{size}: {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs"
-        f", {facts['activations'] / 1e6:.2f} M activations",
-    )
-    if facts["stages"]:
-        rows = [[r["name"], f"{r['params']:,}", f"{r['macs']:,}", f"{r['activations']:,}"] for r in facts["stages"]]
-        show_table(console, ["part", "parameters", "MACs", "activations"], rows)
-    if "file" in facts:
-        classes = facts["file"]["classes"]
-        shown = "; ".join(classes[:8]) + (f"; … ({len(classes)} in all)" if len(classes) > 8 else "")
-        say(console, f"task: {facts['file']['task']}\nclasses: {shown}")
-        for part in ("preprocess", "metrics", "provenance"):
-            say(console, f"{part}: {_json(facts['file'][part])}")
+    wording.described(console, facts)
     _finish(json, facts)
 
 
@@ -490,28 +456,6 @@ def _export_path(model: str, suffix: str, precision: str | None) -> Path:
     path = Path(model)
     stem = path.with_suffix("") if path.suffix == ".safetensors" else Path(path.name)
     return stem.with_name("".join([stem.name, f"_{precision}" if precision else "", suffix]))
-
-
-def _export_lines(report: dict[str, Any]) -> Iterator[str]:
-    if held := report.get("floor"):
-        yield (
-            f"top-1 {held['top1']:.2%} in int8, {held['reference']:.2%} in fp32, on {held['images']} images: "
-            f"{held['drop']:+.2f} points lost of {held['max_drop']} allowed"
-        )
-        for name, share in held["given_back"].items():
-            yield f"  in higher precision: {name}, worth {share:.1%} of the logits' error"
-    if report["ran"]:
-        parity = report["parity"]
-        yield (
-            f"as PyTorch on {parity['images']} images: logits within {parity['relative_difference']:.1e} of their "
-            f"size (allowed {parity['bound']:g}), first label alike on {parity['top1_agreement']:.1%}"
-        )
-        yield (
-            f"a batch of {parity['batch']}: {parity['latency_ms']:.2f} ms, PyTorch {parity['torch_latency_ms']:.2f} ms"
-        )
-    else:
-        yield "converted, not run: its runtime is not on this machine; its specification is the model's"
-    yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
 
 
 def _free_folder(path: Path) -> Path:
@@ -532,43 +476,6 @@ def _console(as_json: bool) -> Console:
     return Console(stderr=as_json)
 
 
-def _progress(shown: bool) -> "Progress":
-    """Images done, images a second and the time left: on stderr, and only where that is a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.finished_speed or task.speed or 0:.0f} images/s")
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    disable = not (shown and console.is_terminal)
-    return Progress(*columns, console=console, disable=disable, transient=True, redirect_stdout=False)
-
-
 def _finish(as_json: bool, document: Any) -> None:
     if as_json:
-        sys.stdout.write(_json(document) + "\n")
-
-
-def _json(document: Any) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False, default=str)
-
-
-def _print_result(console: Console, result: "Result", data: str) -> None:
-    out, best = quote(str(result.out)), quote(str(result.out / "best.safetensors"))
-    if result.interrupted:
-        say(
-            console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(data)} --out {out} --resume"
-        )
-    if result.best:
-        say(console, f"best top-1 {result.best['top1']:.2%} in epoch {result.best['epoch']}: {best}")
-        say(console, f"try it: shvit predict {best} IMAGES…")
-
-
-def _prediction_line(prediction: "Prediction") -> str:
-    if prediction.error is not None:
-        return f"{prediction.path}  {prediction.error}"
-    labels = "  ".join(f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True))
-    return f"{prediction.path}  {labels}"
+        sys.stdout.write(wording.as_json(document) + "\n")

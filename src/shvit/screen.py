@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
@@ -18,3 +20,18 @@ def show_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[
         blanks = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
         cells = [row[0] + blanks[0], *(blank + cell for blank, cell in zip(blanks[1:], row[1:], strict=True))]
         say(console, "  ".join(cells).rstrip(), style="bold" if index == 0 else None)
+
+
+class ImagesPerSecond(ProgressColumn):
+    """Of a progress bar that counts images."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.0f} images/s")
+
+
+def images_progress(shown: bool) -> Progress:
+    """Images done, images a second and the time left: on stderr, and only where that is a terminal."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), ImagesPerSecond(), TimeRemainingColumn())
+    disable = not (shown and console.is_terminal)
+    return Progress(*columns, console=console, disable=disable, transient=True, redirect_stdout=False)

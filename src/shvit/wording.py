@@ -1,0 +1,114 @@
+"""What the verbs say to people: plain data and results in, sentences and tables out."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from .screen import say, show_table
+
+if TYPE_CHECKING:
+    from .engines.base import Engine
+    from .evaluate import Report
+    from .predict import Prediction
+    from .train.loop import Result
+
+SHOWN_CLASSES = 20
+"""Where there are more, the table of classes is left to --out."""
+
+
+def trained(console: Console, result: "Result", data: str) -> None:
+    """Where the run's best is, or how to go on with it."""
+    out, best = quote(str(result.out)), quote(str(result.out / "best.safetensors"))
+    if result.interrupted:
+        say(
+            console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(data)} --out {out} --resume"
+        )
+    if result.best:
+        say(console, f"best top-1 {result.best['top1']:.2%} in epoch {result.best['epoch']}: {best}")
+        say(console, f"try it: shvit predict {best} IMAGES…")
+
+
+def evaluated(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
+    """Accuracy, in all and of each class where they are few; what was left out, and what was written."""
+    result = report.to_dict()
+    say(
+        console,
+        f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · {result['images']} images of split {report.split}"
+        f" · {engine.name} {engine.precision} · {result['images_per_second']:.0f} images/s",
+    )
+    if result["bad_images"]:
+        say(console, f"{result['bad_images']} images could not be used" + ("" if files else "; --out lists them"))
+    if len(result["per_class"]) <= SHOWN_CLASSES:
+        rows = [[name, f"{share:.1%}"] for name, share in result["per_class"].items()]
+        show_table(console, ["class", "top-1"], rows)
+    for path in files:
+        say(console, f"wrote {path}")
+
+
+def prediction(prediction: "Prediction") -> str:
+    """One image's line."""
+    if prediction.error is not None:
+        return f"{prediction.path}  {prediction.error}"
+    labels = "  ".join(f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True))
+    return f"{prediction.path}  {labels}"
+
+
+def exported(report: dict[str, Any]) -> Iterator[str]:
+    """The lines of a report of `export`."""
+    if held := report.get("floor"):
+        yield (
+            f"top-1 {held['top1']:.2%} in int8, {held['reference']:.2%} in fp32, on {held['images']} images: "
+            f"{held['drop']:+.2f} points lost of {held['max_drop']} allowed"
+        )
+        for name, share in held["given_back"].items():
+            yield f"  in higher precision: {name}, worth {share:.1%} of the logits' error"
+    if report["ran"]:
+        parity = report["parity"]
+        yield (
+            f"as PyTorch on {parity['images']} images: logits within {parity['relative_difference']:.1e} of their "
+            f"size (allowed {parity['bound']:g}), first label alike on {parity['top1_agreement']:.1%}"
+        )
+        yield (
+            f"a batch of {parity['batch']}: {parity['latency_ms']:.2f} ms, PyTorch {parity['torch_latency_ms']:.2f} ms"
+        )
+    else:
+        yield "converted, not run: its runtime is not on this machine; its specification is the model's"
+    yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
+
+
+def models(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """The networks and their published weights."""
+    table = [
+        [r["name"], str(r["image_size"]), f"{r['params'] / 1e6:.1f} M", f"{r['macs'] / 1e6:.0f} M",
+         r["published_weights"], f"{r['published_top1']:.1%}"]
+        for r in rows
+    ]  # fmt: skip
+    show_table(console, ["name", "pixels", "params", "MACs", "published weights", "their top-1"], table)
+    say(console, "timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")
+
+
+def described(console: Console, facts: dict[str, Any]) -> None:
+    """What a network costs; of a model file also what its header says."""
+    size = facts["image_size"]
+    say(
+        console,
+        f"{facts['name']} at {size}x{size}: {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs"
+        f", {facts['activations'] / 1e6:.2f} M activations",
+    )
+    if facts["stages"]:
+        rows = [[r["name"], f"{r['params']:,}", f"{r['macs']:,}", f"{r['activations']:,}"] for r in facts["stages"]]
+        show_table(console, ["part", "parameters", "MACs", "activations"], rows)
+    if "file" in facts:
+        classes = facts["file"]["classes"]
+        shown = "; ".join(classes[:8]) + (f"; … ({len(classes)} in all)" if len(classes) > 8 else "")
+        say(console, f"task: {facts['file']['task']}\nclasses: {shown}")
+        for part in ("preprocess", "metrics", "provenance"):
+            say(console, f"{part}: {as_json(facts['file'][part])}")
+
+
+def as_json(document: Any) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False, default=str)
