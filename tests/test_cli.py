@@ -260,6 +260,9 @@ def test_demo(tmp_path):
     assert summary["images"] >= 350
     assert (tmp_path / "runs" / "demo" / "best.safetensors").exists()
     assert "shvit train my_images" in done.stderr
+    assert summary["export"]["parity"]["top1_agreement"] >= 0.9
+    assert (tmp_path / summary["export"]["file"]).exists()
+    assert len(summary["speeds"]) == 2
     assert sum(p["true"] == p["label"] for p in summary["predictions"]) >= 5
 
 

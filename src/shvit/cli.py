@@ -68,7 +68,7 @@ def main() -> None:
 
 @app.command
 def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
-    """The whole journey on 1,797 handwritten digits: train, evaluate, predict. Some two minutes, no network needed.
+    """The whole journey on 1,797 handwritten digits: train, eval, export, bench, predict. No network needed.
 
     Parameters
     ----------
