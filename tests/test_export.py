@@ -68,6 +68,7 @@ def test_a_file_that_does_not_run_never_appears(tiny, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_int8_is_calibrated_held_to_the_floor_and_reported(folder, tmp_path):
     model = tiny_architecture().build().eval()
     model_file = ModelFile(model, ("dark", "light"), Preprocess(32))
@@ -82,6 +83,7 @@ def test_int8_is_calibrated_held_to_the_floor_and_reported(folder, tmp_path):
     assert report["bytes"] == out.stat().st_size + (tmp_path / "m.bin").stat().st_size
 
 
+@pytest.mark.slow
 def test_a_floor_that_cannot_be_held_writes_nothing(tiny, folder, tmp_path):
     with pytest.raises(FloorError, match="Nothing was written"):
         export(tiny, "openvino", tmp_path / "out" / "m.xml", "int8", source=open_source(folder), max_drop=-101)
@@ -122,6 +124,7 @@ def run(capsys, *command: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_from_the_command_line_and_back(tiny, folder, tmp_path, capsys):
     """export, then eval and predict of the exported file in place of the model."""
     model = tmp_path / "best.safetensors"

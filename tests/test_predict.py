@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import shvit
-from conftest import picture, randomize_norms
+from conftest import picture
 from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile
@@ -204,50 +204,6 @@ def test_names_with_glob_marks_are_found(tmp_path):
 def test_impossible_options(tiny, options, reason):
     with pytest.raises(shvit.InputError, match=reason):
         Predictor(tiny, **options)
-
-
-SLOW = {"executorch"}  # some seconds for each network
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in engines.ENGINES]
-)
-class TestEveryEngine:
-    """The contract of engines.base.Engine."""
-
-    @pytest.fixture(autouse=True)
-    def _can_run(self, name):
-        if reason := engines.ENGINES[name].unavailable("cpu"):
-            pytest.skip(reason)
-
-    def test_outputs_are_those_of_pytorch(self, name):
-        model_file = ModelFile(
-            randomize_norms(shvit.create_model("shvit_s1", num_classes=5)).eval(), tuple("abcde"), Preprocess(64)
-        )
-        images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (model_file.preprocess.mean, model_file.preprocess.std))
-        expected = model_file.model((images / 255 - mean) / std)
-        for precision, bound in (("fp32", 1e-4), ("bf16", 0.1)):
-            if precision in engines.ENGINES[name].precisions("cpu"):
-                engine = engines.load(model_file, name, precision, "cpu")
-                assert (engine.name, engine.precision) == (name, precision)
-                outputs = engine(images)
-                assert outputs.dtype == torch.float32
-                assert (outputs - expected).abs().max() < bound * expected.abs().max()
-
-    def test_any_batch_size(self, name, tiny):
-        engine = engines.load(tiny, name, "fp32", "cpu")
-        images = torch.randint(0, 256, (7, 3, 32, 32), dtype=torch.uint8)
-        whole = engine(images)
-        for size in (1, 3):
-            torch.testing.assert_close(engine(images[:size]), whole[:size], rtol=1e-4, atol=1e-5)
-
-    def test_the_model_is_untouched_and_threads_are_kept(self, name, tiny):
-        before = {key: value.clone() for key, value in tiny.model.state_dict().items()}
-        threads = torch.get_num_threads()
-        engines.load(tiny, name, "fp32", "cpu", threads=1)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-        assert torch.get_num_threads() == threads
-        assert all(torch.equal(value, before[key]) for key, value in tiny.model.state_dict().items())
 
 
 def test_bf16_stays_close(tiny):

@@ -129,6 +129,7 @@ def test_a_floor_that_holds_gives_nothing_back(model_file, exact, images):
     assert floor.to_dict()["drop"] == pytest.approx(100 * (1 - floor.top1))
 
 
+@pytest.mark.slow
 def test_a_floor_is_held_by_giving_layers_back(model_file, exact, images, monkeypatch):
     """Where int8 is judged worse than it is until two layers are back."""
     from shvit import floor as module
@@ -154,6 +155,7 @@ def test_a_floor_is_held_by_giving_layers_back(model_file, exact, images, monkey
     assert any("2 of" in line and "given back" in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_floor_that_cannot_be_held_fails_and_names_the_best(model_file, exact, images):
     with pytest.raises(FloorError, match=r"loses -?[\d.]+ points of top-1 at best, with \d+ of \d+ layers given back"):
         quantize_within(model_file, exact, [images], labelled(exact, images), -1.0, 1)
