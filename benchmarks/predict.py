@@ -201,7 +201,7 @@ def main() -> None:
             files = sorted(path for path in args.images.rglob("*") if path.is_file())
             result["agreement"][f"{args.images.parent.name}/{args.images.name}"] = agreement(args.agreement, files)
     result |= {"files": args.files, "simplejpeg": SIMPLEJPEG, "cores": cores()}
-    result |= {"torch_threads": torch.get_num_threads(), **about}
+    result |= {"threads": args.threads, "torch_threads": torch.get_num_threads(), **about}
     path = args.results / f"predict_{args.hardware}_{about['date'][:10]}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
