@@ -396,7 +396,7 @@ def bench(
         shvit_s1 to shvit_s4 and timm/NAME (random weights), published names, model files, exported files; default:
         SHViT and nine peers. Exported files run as they were written, at their own size.
     engine
-        Engines by name; default: all that can run here.
+        Engines by name; default: all that can run here, or, where no models are named, the fastest of them in fp32.
     precision
         fp32, bf16, int8, …; default: all that each engine has here. Bare names are quantised on random images.
     batch_size

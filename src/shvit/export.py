@@ -129,7 +129,11 @@ def export(
                 exact = engines.load(model_file, "torch", "fp32", "cpu", threads)
                 report["floor"] = floor.check_within(model_file, quantized, exact, validation, max_drop).to_dict()
         report["bytes"] = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
-        tell("comparing it with PyTorch, in a process of its own")
+        tell(
+            "checking its specification"
+            if kind.unavailable("cpu")
+            else "comparing it with PyTorch, in a process of its own"
+        )
         report |= prove(model_file, file, images, precision, shapes.batch or 1, threads)
         for part in Path(folder).iterdir():
             place(part, out.parent / part.name)

@@ -42,11 +42,13 @@ def cases_of(request, tiny=None):
     return plan(request, {name: tiny or open_model(name) for name in request.models})
 
 
-def test_the_default_is_shvit_beside_its_peers():
+def test_the_default_is_shvit_beside_its_peers(tiny):
     request = settle(Request())
     assert request.models == DEFAULT_MODELS
     assert set(VARIANTS) < set(request.models)
     assert len(request.models) == 13
+    assert request.engines == (engines.load(tiny, precision="fp32", device="cpu").name,)
+    assert settle(Request(engines=("torch",))).engines == ("torch",)
 
 
 def test_all_that_can_run_here_runs(many_engines, tiny):

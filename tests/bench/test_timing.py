@@ -54,6 +54,24 @@ def test_a_failure_costs_only_its_own_row():
     assert turns.count("a") == turns.count("c") == 3
 
 
+@pytest.mark.parametrize("calls", [0, 2])
+def test_ctrl_c_keeps_what_was_timed(calls):
+    class Interrupted(Fake):
+        def time(self):
+            if self.count == calls:
+                raise KeyboardInterrupt
+            return super().time()
+
+    subjects = {"a": Interrupted("a", []), "b": Fake("b", [])}
+    if calls == 0:
+        with pytest.raises(KeyboardInterrupt):
+            interleave(subjects, 5)
+    else:
+        timings, failed = interleave(subjects, 5)
+        assert failed == {}
+        assert {name: len(timing.rounds) for name, timing in timings.items()} == {"a": 2, "b": 2}
+
+
 def test_the_median_gives_every_round_the_same_weight():
     timing = Timing.of([[1.0] * 100, [2.0, 2.0, 9.0], [4.0]])
     assert timing.rounds == (1.0, 2.0, 4.0)

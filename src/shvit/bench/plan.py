@@ -22,6 +22,7 @@ class Request:
     models: tuple[str, ...] = ()
     """Variants and `timm/NAME` (random weights), published names, model files, exported files."""
     engines: tuple[str, ...] = ()
+    """Default: all that can run; of the default models, which are many, the first of them alone."""
     precisions: tuple[str, ...] = ()
     batch_sizes: tuple[int, ...] = ()
     image_sizes: tuple[int, ...] = ()
@@ -54,8 +55,11 @@ def settle(request: Request) -> Request:
                 raise InputError(f"{_flag(name)} must be at least {least}, got {number}")
     if request.protocol is None:
         device = engines.pick_device(request.device)
-        batch_sizes = request.batch_sizes or (16,)
-        return replace(request, models=request.models or DEFAULT_MODELS, batch_sizes=batch_sizes, device=device)
+        request = replace(request, batch_sizes=request.batch_sizes or (16,), device=device)
+        if request.models:
+            return request
+        fastest = next(name for name, kind in engines.ENGINES.items() if not kind.unavailable(device))
+        return replace(request, models=DEFAULT_MODELS, engines=request.engines or (fastest,))
     if request.protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {request.protocol!r}: allowed are {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[request.protocol]

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -166,6 +166,7 @@ def bench(request: Request, progress: Progress = lambda what, done, total: None)
         operations = 2 * total.macs * case.batch_size / timing.median if total else None
         share = machine.share(case.precision, operations) if operations else None
         rows.append(Row(case, timing, subjects[case].memory, total, share))
+    request = replace(request, rounds=max(len(timing.rounds) for timing in timings.values()))
     omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
     return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))
 

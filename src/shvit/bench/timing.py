@@ -55,23 +55,29 @@ def interleave(
 ) -> tuple[dict[Key, Timing], dict[Key, str]]:
     """Time each subject once in every round; each round starts one subject further on.
 
+    Ctrl-C ends the rounds; what was timed until then is kept.
+
     Returns:
         The timings, and for each subject that failed the reason; the others go on without it.
     """
     samples: dict[Key, list[list[float]]] = {key: [] for key in subjects}
     failed: dict[Key, str] = {}
     keys = list(subjects)
-    for number in range(rounds):
-        start = number % max(1, len(keys))
-        for key in keys[start:] + keys[:start]:
-            if key in failed:
-                continue
-            try:
-                samples[key].append(subjects[key].time())
-            except Failure as failure:
-                failed[key] = str(failure)
-        after_round()
-    return {key: Timing.of(samples[key]) for key in keys if key not in failed}, failed
+    try:
+        for number in range(rounds):
+            start = number % max(1, len(keys))
+            for key in keys[start:] + keys[:start]:
+                if key in failed:
+                    continue
+                try:
+                    samples[key].append(subjects[key].time())
+                except Failure as failure:
+                    failed[key] = str(failure)
+            after_round()
+    except KeyboardInterrupt:
+        if not any(samples.values()):
+            raise
+    return {key: Timing.of(samples[key]) for key in keys if samples[key] and key not in failed}, failed
 
 
 def warm_up(call: Callable[[], object], clock: Clock = time.perf_counter) -> int:

@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +13,7 @@ from torch import Tensor
 from ..modelfile import HEADER_KEY, ModelFile
 from .base import EngineError, Exported, Runnable, Shapes, described, missing
 from .portable import portable
+from .quiet import quiet
 from .torch import MIN_SIDE, dynamic_dims
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ class OnnxEngine:
 
 def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
     """An ONNX file's bytes, with the facts in its metadata."""
-    with _quiet():
+    with quiet(), contextlib.redirect_stdout(None):  # the exporter tells of each step
         program: Any = torch.onnx.export(
             portable(model_file),
             (_example(model_file, shapes),),
@@ -135,7 +134,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
 def traced(model_file: ModelFile) -> bytes:
     """The network as ONNX to run at once: by torch's older exporter, which takes a second where the newer takes ten."""
     buffer = io.BytesIO()
-    with _quiet():
+    with quiet(), contextlib.redirect_stdout(None):  # the exporter tells of each step
         torch.onnx.export(
             portable(model_file),
             (_example(model_file, Shapes()),),
@@ -153,19 +152,3 @@ def _example(model_file: ModelFile, shapes: Shapes) -> UInt8[Tensor, "b 3 h w"]:
     if shapes.dynamic_size:
         side = max(side, MIN_SIDE)
     return torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints its progress and warns of what concerns its authors only."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -6,14 +6,14 @@ because one of two readers wants that. Each function here removes one of these a
 """
 
 import contextlib
-import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from .openvino import core
+from .quiet import quiet
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -34,11 +34,11 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
     Left in floating point are matrix products: attention's and squeeze-excite's are too small for int8 kernels to gain
     anything over their conversions, and the classifier's cost nothing.
     """
-    import nncf
-
     products = [node.get_friendly_name() for node in network.get_ops() if node.get_type_name() == "MatMul"]
     batches = [batch.numpy() for batch in calibration]
-    with _quiet():
+    with quiet(), contextlib.redirect_stdout(None):  # it tells of each step, on both
+        import nncf
+
         return nncf.quantize(
             network.clone(),
             nncf.Dataset(batches),
@@ -148,13 +148,3 @@ def _value(output: Any) -> np.ndarray:
     part: Any = ov.Model([ops.result(output)], [])  # pyright: ignore[reportGeneralTypeIssues]: openvino's own stubs
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     return core().compile_model(part, "CPU", exact)([])[0].astype(np.float32)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """NNCF logs each step and draws bars; what counts is how it ends."""
-    import nncf
-
-    nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(None):
-        yield
