@@ -192,6 +192,31 @@ os.kill(os.getpid(), signal.SIGUSR1)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_the_first_calls_may_come_from_several_threads_at_once(engine, tmp_path):
+    if reason := engines.ENGINES[engine].unavailable("cpu"):
+        pytest.skip(reason)
+    script = f"""
+from threading import Barrier, Thread
+import torch
+from conftest import tiny_architecture
+from shvit import engines
+from shvit.data.transforms import Preprocess
+from shvit.modelfile import ModelFile
+
+engine = engines.load(ModelFile(tiny_architecture().build().eval(), ("a", "b"), Preprocess(32)), "{engine}", "fp32")
+start = Barrier(4)
+def call():
+    start.wait()
+    engine(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+threads = [Thread(target=call) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=True, timeout=120)
+
+
 def test_the_mean_is_subtracted_so_that_borders_are_padded_with_it(tiny):
     """An image of the mean's own colour is zero after normalising, and must look so up to its borders."""
     even = ModelFile(tiny.model, tiny.classes, Preprocess(32, mean=(0.4, 0.6, 0.2), std=(0.3, 0.1, 0.2)))

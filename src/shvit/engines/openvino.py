@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -25,15 +26,24 @@ HINTS = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECIS
 
 @cache
 def core() -> "ov.Core":
-    """The one `Core` of this process.
+    """The one `Core` of this process, after a first inference.
 
-    Each `Core` gives the thread a stack for signals, and on its end gives back the stack it found. Of two that end in
-    the order in which they began, the second gives back what the first has freed already, and the next signal that
+    One: each `Core` gives the thread a stack for signals, and on its end gives back the stack it found. Of two that end
+    in the order in which they began, the second gives back what the first has freed already, and the next signal that
     Python handles (Ctrl-C, the end of a child process) is a segmentation fault or writes into others' memory.
+
+    A first inference: OpenVINO's Python side makes its table of types when it first needs it, and two threads that both
+    come first wait for each other forever, one with the table's lock, one with Python's.
     """
     import openvino as ov
+    import openvino.opset13 as ops
 
-    return ov.Core()
+    the_one = ov.Core()
+    pixel = ops.parameter([1], np.uint8)
+    smallest = ov.Model([ops.result(pixel)], [pixel])  # pyright: ignore[reportGeneralTypeIssues]: openvino's own stubs
+    request = the_one.compile_model(smallest, "CPU").create_infer_request()
+    request.infer([np.zeros(1, np.uint8)], share_inputs=True)[0]
+    return the_one
 
 
 class OpenVINOEngine:
