@@ -33,25 +33,86 @@ One seed; the saved weights are the better of the last ones and their average, j
 def cpu_ratio() -> str:
     result = latest("cpu_ratio")
     machine, rates = result["hardware"], result["machine"]["products"]
+    ratios = {
+        (row["engine"], row["precision"], row["model"], row["batch_size"]): row["ratio"] for row in result["rows"]
+    }
     lines = [
-        f"S1 at 224 pixels on {machine['cores']} cores of {machine['processor']} (AVX2 without VNNI), "
-        f"{result['threads']} thread: images a second as a multiple of",
-        "timm's plain port in ONNX Runtime fp32, timed in turn, medians. A matrix product in int8 is "
+        f"On {machine['cores']} cores of {machine['processor']} (AVX2 without VNNI), {result['threads']} thread: "
+        "images a second as a multiple of timm's plain port of the",
+        "same network in ONNX Runtime fp32, timed in turn, medians. A matrix product in int8 is "
         f"{rates['int8']['rate'] / rates['fp32']['rate']:.1f} times as fast as",
         "one in fp32 on this processor; with VNNI or AMX it would be some five times, which is not measured here.",
         "",
-        "| engine | precision | batch of 16 | one image |",
-        "|---|---|---|---|",
+        "| engine | precision | S1, batch of 16 | S1, one image | S4, batch of 16 | S4, one image |",
+        "|---|---|---|---|---|---|",
     ]
-    ratios = {(row["engine"], row["precision"], row["batch_size"]): row["ratio"] for row in result["rows"]}
-    for engine, precision in dict.fromkeys(key[:2] for key in ratios):
-        lines.append(
-            f"| {engine} | {precision} | {ratios[engine, precision, 16]:.2f} | {ratios[engine, precision, 1]:.2f} |"
-        )
+    for pair in dict.fromkeys(key[:2] for key in ratios):
+        cells = [f"{ratios[*pair, model, batch]:.2f}" for model in ("shvit_s1", "shvit_s4") for batch in (16, 1)]
+        lines.append(f"| {' | '.join([*pair, *cells])} |")
     return "\n".join(lines)
 
 
-SECTIONS = {"cpu_ratio": cpu_ratio, "train_small": train_small}
+def predict() -> str:
+    result = latest("predict")
+    speed, machine = result["images_per_second"], result["hardware"]
+    few, many = result["peak_mib"].items()
+    agreed = "; ".join(
+        f"{part['top1_agreement']:.2%} of {part['images']:,} ({name})" for name, part in result["agreement"].items()
+    )
+    return f"""\
+`shvit predict` with an int8 file labels {result["files"]:,} photographs at {speed["shvit"]:.0f} images a second on \
+{machine["cores"]} cores of {machine["processor"]},
+{result["value"]:.1f} times a plain loop (PIL, timm's transform, two workers of a DataLoader, timm's shvit_s1 eager, \
+in turns).
+Its peak memory is {few[1]:.0f} MiB for {int(few[0]):,} files and {many[1]:.0f} MiB for {int(many[0]):,}. \
+Its faster way from file to pixels gives the labels of PIL and
+timm's transform on {agreed}."""
+
+
+def parity() -> str:
+    lines = [
+        "| network | format | precision | largest difference of a logit, of the largest logit | first labels alike |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("s1", "s4"):
+        for report in latest(f"parity-{name}")["reports"]:
+            found = report.get("parity")
+            cells = ["converted, not run: its specification is the model's", "-"]
+            if found:
+                cells = [f"{found['relative_difference']:.0e}", f"{found['top1_agreement']:.0%} of {found['images']}"]
+            lines.append(f"| {' | '.join([name.upper(), report['engine'], report['precision'], *cells])} |")
+    return "\n".join(lines)
+
+
+def bench() -> str:
+    result = latest("bench")
+    machine = result["hardware"]
+    lines = [
+        f"On {machine['cores']} cores of {machine['processor']}, {result['threads']} thread, batches of "
+        f"{result['request']['batch_sizes'][0]}, each at its own resolution, timed in turn:",
+        "",
+        "| network | pixels | engine | images/s | of the matrix product's rate | published top-1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(result["rows"], key=lambda row: -row["images_per_second"]):
+        top1 = row["published_top1"]
+        cells = [
+            f"`{row['model']}`",
+            str(row["image_size"]),
+            f"{row['engine']} {row['precision']}",
+            f"{row['images_per_second']:.0f}",
+            f"{row['share_of_ceiling']:.0%}",
+            f"{top1['percent']:.1f} %{'†' if top1['distilled'] else ''}" if top1 else "-",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "† with distillation. The top-1 are those that timm lists, on ImageNet-1K."])
+
+
+SECTIONS = {
+    "cpu_ratio": cpu_ratio,
+    "parity": parity,
+    "train_small": train_small,
+}
 
 
 def filled(text: str) -> str:
