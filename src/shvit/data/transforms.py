@@ -20,7 +20,7 @@ INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
 SHRINK_UNTIL = 4
 """How many times its final shorter side an image keeps when it is decoded at less than its size. Fewer times would be
-faster for large photographs and change more labels than one in a hundred (LOG.md)."""
+faster for large photographs, and further from their pixels; LOG.md has how far these are."""
 
 
 @dataclass(frozen=True)
