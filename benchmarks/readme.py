@@ -84,7 +84,32 @@ def parity() -> str:
     return "\n".join(lines)
 
 
+def bench() -> str:
+    result = latest("bench")
+    machine = result["hardware"]
+    lines = [
+        f"On {machine['cores']} cores of {machine['processor']}, {result['threads']} thread, batches of "
+        f"{result['request']['batch_sizes'][0]}, each at its own resolution, timed in turn:",
+        "",
+        "| network | pixels | engine | images/s | of the matrix product's rate | published top-1 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(result["rows"], key=lambda row: -row["images_per_second"]):
+        top1 = row["published_top1"]
+        cells = [
+            f"`{row['model']}`",
+            str(row["image_size"]),
+            f"{row['engine']} {row['precision']}",
+            f"{row['images_per_second']:.0f}",
+            f"{row['share_of_ceiling']:.0%}",
+            f"{top1['percent']:.1f} %{'†' if top1['distilled'] else ''}" if top1 else "-",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", "† with distillation. The top-1 are those that timm lists, on ImageNet-1K."])
+
+
 SECTIONS = {
+    "bench": bench,
     "cpu_ratio": cpu_ratio,
     "parity": parity,
     "predict": predict,
