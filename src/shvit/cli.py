@@ -5,7 +5,7 @@ import time
 from contextlib import closing, nullcontext
 from dataclasses import fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -15,6 +15,10 @@ from . import wording
 from .errors import Failure, InputError
 from .screen import images_progress, say
 from .train.recipe import RECIPES, Recipe
+
+if TYPE_CHECKING:
+    from .data.sources import Source
+    from .engines import Runnable
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of any program that a shell stops."""
@@ -165,7 +169,6 @@ def evaluate(
         A folder for metrics.json, per_class.csv, confusion.csv and confusion.png.
     """
     from . import engines
-    from .data.sources import open_source
     from .evaluate import evaluate as run
     from .evaluate import write_report
     from .files import check_folder
@@ -175,8 +178,7 @@ def evaluate(
     if out:
         check_folder(out)
     model_file = load(model)
-    recipe = model_file.provenance.get("recipe", {})
-    source = open_source(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
+    source = _divided_as_trained(data, model_file)
     runner = engines.load(model_file, engine, precision, device, threads)
     report = run(model_file, runner, source, split, batch_size, workers)
     files = write_report(report, out) if out else []
@@ -300,13 +302,12 @@ def export(
     batch_size
         Images at once; default: any number, where the format can.
     dynamic_size
-        Take images of any height and width from 32 pixels: onnx, openvino and torch.
+        Take images of any height and width: onnx and torch from 65 pixels, openvino from 32.
     threads
         CPU threads for the comparison of speed.
     """
     from dataclasses import replace
 
-    from .data.sources import open_source
     from .engines import format_of
     from .engines.base import Shapes
     from .export import export as run
@@ -317,10 +318,7 @@ def export(
     model_file = load_model(model)
     if image_size is not None:
         model_file = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size))
-    recipe = model_file.provenance.get("recipe", {})
-    source = None
-    if calibrate:
-        source = open_source(calibrate, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
+    source = _divided_as_trained(calibrate, model_file) if calibrate else None
     target = out or _export_path(model, kind.suffix, precision if precision != kind.exports()[0] else None)
     report = run(
         model_file,
@@ -449,6 +447,14 @@ def info(model: str, *, image_size: int | None = None, json: Json = False) -> No
     console = _console(json)
     wording.described(console, facts)
     _finish(json, facts)
+
+
+def _divided_as_trained(data: str, model_file: "Runnable") -> "Source":
+    """The data; one pile is divided by the seed and share that the model was trained with."""
+    from .data.sources import open_source
+
+    recipe = model_file.provenance.get("recipe", {})
+    return open_source(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
 
 
 def _export_path(model: str, suffix: str, precision: str | None) -> Path:

@@ -15,6 +15,9 @@ from ..data.transforms import Preprocess
 from ..errors import Failure, InputError
 from ..modelfile import ModelFile
 
+STATIC_SHAPES = 6
+"""Input shapes for which an engine readies the network alone; all others share one that is slower."""
+
 
 class EngineError(InputError):
     """An engine, precision or format that does not exist or cannot run here; the message says what can."""

@@ -1,6 +1,5 @@
 """ONNX Runtime, on CPUs, in fp32. Its format is `.onnx`."""
 
-import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import EngineError, Exported, Runnable, Shapes, described, missing
+from .base import STATIC_SHAPES, EngineError, Exported, Runnable, Shapes, described, missing
 from .portable import portable
 from .quiet import quiet
 from .torch import MIN_SIDE, dynamic_dims
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 DIMENSIONS = ("batch", None, "height", "width")
 """What the dimensions of the images are called where they may vary."""
-STATIC_SHAPES = 6
-"""Input shapes that get a session for them alone; all others share a slower one."""
 
 
 class OnnxEngine:
@@ -84,16 +81,15 @@ class OnnxEngine:
 
         shape = tuple(images.shape)
         key = shape if shape in self._sessions or len(self._sessions) < STATIC_SHAPES else None
-        if key not in self._sessions:
-            self._sessions[key] = self._session(key)
+        session = self._sessions.get(key) or self._session(key)
         try:
-            [outputs] = self._sessions[key].run(None, {"images": images.contiguous().numpy()})
+            [outputs] = session.run(None, {"images": images.contiguous().numpy()})
         except errors.InvalidArgument:  # pyright: ignore[reportAttributeAccessIssue]
-            del self._sessions[key]
             takes = self._session(None).get_inputs()[0]
             raise EngineError(
                 f"the file takes {takes.type} images of shape {takes.shape}, got {images.dtype} {shape}"
             ) from None
+        self._sessions[key] = session
         return torch.from_numpy(outputs)
 
     def _session(self, shape: tuple[int, ...] | None) -> "ort.InferenceSession":
@@ -115,7 +111,7 @@ class OnnxEngine:
 
 def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
     """An ONNX file's bytes, with the facts in its metadata."""
-    with quiet(), contextlib.redirect_stdout(None):  # the exporter tells of each step
+    with quiet():
         program: Any = torch.onnx.export(
             portable(model_file),
             (_example(model_file, shapes),),
@@ -134,7 +130,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
 def traced(model_file: ModelFile) -> bytes:
     """The network as ONNX to run at once: by torch's older exporter, which takes a second where the newer takes ten."""
     buffer = io.BytesIO()
-    with quiet(), contextlib.redirect_stdout(None):  # the exporter tells of each step
+    with quiet():
         torch.onnx.export(
             portable(model_file),
             (_example(model_file, Shapes()),),

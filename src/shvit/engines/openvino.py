@@ -12,14 +12,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import EngineError, Exported, Runnable, Shapes, described, missing, need_calibration
+from .base import STATIC_SHAPES, EngineError, Exported, Runnable, Shapes, described, missing, need_calibration
 from .portable import portable
 
 if TYPE_CHECKING:
     import openvino as ov
 
-STATIC_SHAPES = 6
-"""Input shapes that get a network compiled for them alone; all others share a slower one."""
 HINTS = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}, "int8": {}}
 """In int8, what is not quantised runs in what OpenVINO finds best: bf16 where the processor has it."""
 

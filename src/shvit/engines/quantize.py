@@ -5,7 +5,6 @@ back, squeeze-excite and attention's small matrix products in kernels that are s
 because one of two readers wants that. Each function here removes one of these and gives a new network.
 """
 
-import contextlib
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,7 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
     """
     products = [node.get_friendly_name() for node in network.get_ops() if node.get_type_name() == "MatMul"]
     batches = [batch.numpy() for batch in calibration]
-    with quiet(), contextlib.redirect_stdout(None):  # it tells of each step, on both
+    with quiet():
         import nncf
 
         return nncf.quantize(
