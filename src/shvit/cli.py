@@ -2,8 +2,11 @@
 
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import fields, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -12,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import wording
-from .errors import Failure, InputError
+from .errors import Failure, InputError, Notice
 from .screen import images_progress, say
 from .train.recipe import RECIPES, Recipe
 
@@ -32,8 +35,10 @@ app = App(
 )
 
 Json = Annotated[bool, Parameter("--json", help="Print one JSON document on stdout, and nothing else there.")]
-Engine = Annotated[str, Parameter(help="auto, or an engine by name: onnx, openvino, torch, executorch, coreml.")]
-Precision = Annotated[str, Parameter(help="auto, fp32, or bf16 where the processor has it; an int8 file is int8.")]
+Engine = Annotated[str, Parameter(help="auto, or an engine by name: cuda, onnx, openvino, torch, executorch, coreml.")]
+Precision = Annotated[
+    str, Parameter(help="auto, fp32, bf16 where the processor has it, fp16 on GPUs; an int8 file is int8.")
+]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps.")]
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
@@ -58,6 +63,7 @@ RecipeSettings = make_dataclass(
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a failure, 2 the user's input is wrong."""
     errors = Console(stderr=True, soft_wrap=True)
+    warnings.showwarning = partial(_show_warning, errors, warnings.showwarning)
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (InputError, CycloptsError) as error:
@@ -471,6 +477,14 @@ def _free_folder(path: Path) -> Path:
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free
+
+
+def _show_warning(console: Console, others: Callable[..., None], message: Warning | str, *about: Any) -> None:
+    """Notices as one line; other warnings as Python shows them."""
+    if isinstance(message, Notice):
+        console.print(f"[bold yellow]note:[/bold yellow] {escape(_one_line(message))}", highlight=False)
+    else:
+        others(message, *about)
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,4 +1,6 @@
-"""The two kinds of error that are told in one line, without a traceback."""
+"""What is told in one line, without a traceback: two kinds of error, and notices."""
+
+import warnings
 
 
 class InputError(ValueError):
@@ -7,3 +9,11 @@ class InputError(ValueError):
 
 class Failure(RuntimeError):
     """The work cannot go on for a reason outside the program; the message says why and what is kept. Exit code 1."""
+
+
+class Notice(UserWarning):
+    """The work goes on, but not in the way that was to be expected; the message says how. Told once."""
+
+
+def notice(text: str) -> None:
+    warnings.warn(text, Notice, stacklevel=3)

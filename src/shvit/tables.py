@@ -86,5 +86,7 @@ def _parquet_writer(path: Path, top_k: int) -> Iterator[Write]:
             if len(rows) == PARQUET_ROWS:
                 flush()
 
-        yield write
-        flush()
+        try:
+            yield write
+        finally:  # also where the work ends in a failure: what was done is kept
+            flush()

@@ -6,21 +6,27 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import notice
 from .base import Engine, EngineError, Exported, Runnable
 from .coreml import CoreMLEngine
+from .cuda import CudaEngine
 from .executorch import ExecuTorchEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine
 from .torch import TorchEngine
 
 ENGINES: dict[str, type[Engine]] = {
+    "cuda": CudaEngine,
     "onnx": OnnxEngine,
     "openvino": OpenVINOEngine,
     "torch": TorchEngine,
     "executorch": ExecuTorchEngine,
     "coreml": CoreMLEngine,
 }
-"""The fastest in fp32 first: `auto` takes the first that can run and has the precision; bf16 goes before fp32."""
+"""The fastest first: `auto` takes the first that can run and has the precision; of those, fp16 and bf16 before fp32."""
+
+FORMATS = {name: kind for name, kind in ENGINES.items() if kind.exports()}
+"""The engines that have a file format."""
 
 __all__ = ["ENGINES", "Engine", "EngineError", "Exported", "Runnable", "is_exported", "load", "read"]
 
@@ -38,7 +44,7 @@ def load(
     Args:
         model: What to run: a model file, or what `read` found in an exported one.
         engine: A key of `ENGINES`, or `auto` for the fastest that can run here.
-        precision: `fp32`, `bf16`, `int8`, or `auto` for the engine's fastest that loses nothing to speak of.
+        precision: `fp32`, `fp16`, `bf16`, `int8`, or `auto` for the engine's fastest that loses nothing to speak of.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a GPU where there is one.
         threads: CPU threads; None leaves the choice to the engine.
         calibration: Batches of uint8 images (b, 3, h, w), for int8 of a model file; an exported int8 file needs none.
@@ -68,8 +74,10 @@ def load(
         allowed = "; ".join(f"{name} has {', '.join(has)}" for name, has in able.items())
         raise EngineError(f"no precision {precision!r} on {picked}: {allowed}")
     if precision == "auto":
-        fit.sort(key=lambda name: able[name][0] != "bf16")
+        fit.sort(key=lambda name: able[name][0] == "fp32")
         precision = able[fit[0]][0]
+    if engine == "auto" and picked.startswith("cuda") and (reason := reasons["cuda"]):
+        notice(f"engine cuda on {picked}: {reason}; {fit[0]} runs instead")
     kind: Any = ENGINES[fit[0]]
     extra = {"calibration": calibration} if precision == "int8" and not isinstance(model, Exported) else {}
     return kind(model, precision, picked, threads, **extra)
@@ -77,16 +85,16 @@ def load(
 
 def format_of(name: str) -> type[Engine]:
     """The engine whose format is meant. Raises EngineError where there is none or its libraries are missing."""
-    if name not in ENGINES:
-        raise EngineError(f"unknown format {name!r}: allowed are {', '.join(ENGINES)}")
-    if reason := ENGINES[name].absent():
+    if name not in FORMATS:
+        raise EngineError(f"unknown format {name!r}: allowed are {', '.join(FORMATS)}")
+    if reason := FORMATS[name].absent():
         raise EngineError(f"the format {name} cannot be written: {reason}")
-    return ENGINES[name]
+    return FORMATS[name]
 
 
 def is_exported(path: str | Path) -> bool:
     """Whether the name is that of a file in some engine's format."""
-    return Path(path).suffix in {kind.suffix for kind in ENGINES.values()}
+    return Path(path).suffix in {kind.suffix for kind in FORMATS.values()}
 
 
 def read(path: str | Path) -> Exported:
@@ -96,14 +104,14 @@ def read(path: str | Path) -> Exported:
         EngineError: Its suffix is no engine's, the engine is not installed, or shvit did not write it.
     """
     path = Path(path)
-    for name, kind in ENGINES.items():
+    for name, kind in FORMATS.items():
         if kind.suffix == path.suffix:
             if not path.exists():
                 raise EngineError(f"{path}: no such file")
             if reason := kind.absent():
                 raise EngineError(f"{path} needs the engine {name}: {reason}")
             return kind.read(path)
-    allowed = ", ".join(kind.suffix for kind in ENGINES.values())
+    allowed = ", ".join(kind.suffix for kind in FORMATS.values())
     raise EngineError(f"{path} is in no format of an engine: allowed are {allowed}")
 
 

@@ -23,6 +23,10 @@ class EngineError(InputError):
     """An engine, precision or format that does not exist or cannot run here; the message says what can."""
 
 
+class TooLarge(Exception):
+    """A part of the network has no kernel that the device can hold; the message says which."""
+
+
 class ExportError(Failure):
     """A file could not be written, or does not compute what the network does."""
 
@@ -107,7 +111,7 @@ class Engine(Protocol):
 
     name: ClassVar[str]
     suffix: ClassVar[str]
-    """Of the files of its format, such as `.onnx`."""
+    """Of the files of its format, such as `.onnx`. An engine without a format has no `exports`."""
     extra: ClassVar[str | None]
     """What `pip install 'shvit[EXTRA]'` must bring; None where the core suffices."""
     precision: str
@@ -150,7 +154,9 @@ class Engine(Protocol):
         """The metadata of such a file. Raises InputError where shvit did not write it."""
         ...
 
-    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]: ...
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        """fp32 outputs, on the device where the images are."""
+        ...
 
 
 def need_calibration(batches: Sequence[Tensor]) -> None:

@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +13,13 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
+from ..errors import Failure
 from ..modelfile import HEADER_KEY, ModelFile
 from .base import EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, in_batches
 from .portable import portable
 from .quiet import quiet
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_SIDE, MAX_SIDE = 65, 8192
 """Of images of any size. Up to 64 pixels leave one row in the last stage, which torch.export holds for a constant."""
 
@@ -34,6 +36,8 @@ class TorchEngine:
         self.threads = threads
         self.device = device
         self.batch: int | None = None
+        self.how = "operation by operation"
+        """On GPUs, where Triton is there to compile for them, the network is compiled."""
         if isinstance(model, Exported):
             with _no_pickle():
                 program = torch.export.load(model.path)
@@ -42,6 +46,9 @@ class TorchEngine:
         else:
             network = portable(model).to(device, DTYPES[precision])
             self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            if torch.device(device).type == "cuda" and not no_triton():
+                self.network = torch.compile(self.network)  # pyright: ignore[reportAttributeAccessIssue]
+                self.how = "compiled"
 
     @classmethod
     def absent(cls) -> str | None:
@@ -53,7 +60,8 @@ class TorchEngine:
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        return ("bf16", "fp32") if has_bf16(device) else ("fp32",)
+        half = ("bf16",) if has_bf16(device) else ()
+        return (*half, "fp32", *(("fp16",) if torch.device(device).type == "cuda" else ()))
 
     @classmethod
     def exports(cls) -> tuple[str, ...]:
@@ -100,8 +108,11 @@ class TorchEngine:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
-            images = images.to(self.device, memory_format=torch.channels_last)
-            return in_batches(self.network, images, self.batch).float().cpu()
+            with gpu_failures(torch.device(self.device)):
+                there = images.to(self.device, memory_format=torch.channels_last)
+                return in_batches(self.network, there, self.batch).float().to(images.device)
+        except torch.OutOfMemoryError:
+            raise Failure(f"{self.device} has not enough memory for {len(images)} images at once") from None
         finally:
             torch.set_num_threads(before)
 
@@ -121,6 +132,27 @@ def has_bf16(device: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()  # torch has no public name for this
+
+
+def no_triton() -> str | None:
+    """Why kernels cannot be compiled for a GPU; None where they can."""
+    return None if find_spec("triton") else "triton not installed: pip install triton"
+
+
+@contextmanager
+def gpu_failures(device: torch.device) -> Iterator[None]:
+    """A GPU that fails is a `Failure` in words; that its memory is full stays torch's own error."""
+    try:
+        yield
+    except (Failure, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:
+        if device.type != "cuda" or "CUDA" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise Failure(
+            f"{device} failed in the middle of the work ({reason}); what was written so far is kept"
+        ) from error
 
 
 def _fixed_batch(program: torch.export.ExportedProgram) -> int | None:

@@ -1,0 +1,301 @@
+"""SHViT on the kernels: which launches make each of its layers, and with which tiles they are tried."""
+
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from ..model.attention import SingleHeadAttention
+from ..model.layers import FeedForward, InvertedResidual, LinearSqueezeExcite, Residual
+from ..model.shvit import Block, Downsample, SHViT
+from .launches import (
+    Attend,
+    Classify,
+    Convolve,
+    Depthwise,
+    FeedForwards,
+    Project,
+    Put,
+    SqueezeExcite,
+    Stem,
+    Tiles,
+    halved,
+    memory_width,
+    power,
+    two_tiles,
+)
+from .plan import Map, Plan
+from .portable import Portable
+
+STEM_IMAGES = 256
+"""At once in the stem, whose maps are the largest: its 51 MB at 224 pixels are about what a large GPU's cache holds."""
+MAX_TILE_WIDTH = 512
+"""Channels up to which a multiprocessor holds a tile of rows with all of them."""
+MAX_ELEMENTS = 2**31 - 1
+"""Of a map: the kernels count in 32 bits."""
+
+
+class UnsupportedNetwork(Exception):
+    """The kernels do not compute this network; the message says why."""
+
+
+class KernelNetwork:
+    """A network's weights on a device, from which runs on any number and size of images are planned.
+
+    Args:
+        portable: The network, folded, in fp32.
+        dtype: float16 or bfloat16.
+        device: A CUDA device; the CPU under Triton's interpreter.
+
+    Raises:
+        UnsupportedNetwork: It is no SHViT of three channels, or its mixers are not the paper's.
+    """
+
+    def __init__(self, portable: Portable, dtype: torch.dtype, device: str) -> None:
+        network = _supported(portable.network)
+        self._dtype = dtype
+        self._device = device
+        put = Put(dtype, device)
+        first, second, *rest = [module for module in network.stem if isinstance(module, nn.Conv2d)]
+        self._stem = Stem(put, portable.mean, first, second)
+        self._rest = [Convolve(put, f"stem {n}", conv, relu=n < len(rest) + 2) for n, conv in enumerate(rest, 3)]
+        self._layers: list[BlockLayers | DownsampleLayers] = []
+        for number, stage in enumerate(network.stages, 1):
+            for module in stage.modules():
+                if isinstance(module, Downsample):
+                    self._layers.append(DownsampleLayers(put, f"downsample {number - 1}", module))
+                elif isinstance(module, Block):
+                    self._layers.append(BlockLayers(put, f"stage {number}", module))
+        assert isinstance(network.head, nn.Linear)
+        self._head = Classify(put, network.head)
+
+    def plan(self, images: UInt8[Tensor, "b 3 h w"], processors: int) -> tuple[Plan, Tensor]:
+        """The launches for images in this memory, of any strides, and where they leave the logits (b, classes) fp32"""
+        plan = Plan(self._dtype, self._device, processors)
+        x = self._plan_stem(plan, images)
+        for layer in self._layers:
+            x = layer(plan, x)
+        logits = plan.take(x.images, 1, 1, self._head.classes, torch.float32)
+        small = x.images < 16 * processors
+        ways = [_tiles(BM=16, BN=width, BK=64, num_warps=4) for width in ((32, 64) if small else (64, 128))]
+        plan.add(("classify", x.places, x.channels, small), [[self._head(x, logits, tiles)] for tiles in ways])
+        return plan, logits.rows
+
+    def most_images(self, height: int, width: int) -> int:
+        """How many of this size fit one plan."""
+        elements = halved(halved(height)) * halved(halved(width)) * self._stem.width
+        return max(1, MAX_ELEMENTS // max(elements, 3 * height * width))
+
+    def _plan_stem(self, plan: Plan, images: Tensor) -> Map:
+        count, _, height, width = images.shape
+        height, width = halved(halved(height)), halved(halved(width))
+        out = plan.take(count, halved(halved(height)), halved(halved(width)), self._rest[-1].width)
+        for start in range(0, count, STEM_IMAGES):
+            stop = min(count, start + STEM_IMAGES)
+            x = plan.take(stop - start, height, width, self._stem.width)
+            tiles = [_tiles(BLOCK=rows, num_warps=warps) for rows, warps in ((128, 4), (64, 4), (128, 8))]
+            key = ("stem", *images.shape[2:], images.stride()[1:], stop - start)
+            plan.add(key, [[self._stem(images[start:stop], x, way)] for way in tiles])
+            for conv in self._rest:
+                last = conv is self._rest[-1]
+                y = (
+                    out.part(start, stop)
+                    if last
+                    else plan.take(x.images, halved(x.height), halved(x.width), conv.width)
+                )
+                ways = [[conv(x, y, tiles)] for tiles in _matrix_tiles(plan, len(y.rows), conv.width, x.channels)]
+                plan.add(("convolve", x.height, x.width, x.channels, conv.width, x.images), ways)
+                plan.give(x)
+                x = y
+        return out
+
+
+class BlockLayers:
+    """Depthwise convolution, attention in stages that attend, feed-forward."""
+
+    def __init__(self, put: Put, name: str, block: Block) -> None:
+        self._local = Depthwise(put, f"{name} depthwise", _conv(block.local))
+        attention: Any = block.mixer.branch if isinstance(block.mixer, Residual) else None
+        self._attend = Attend(put, f"{name} attention", self._local, attention) if attention else None
+        self._feed_forward = FeedForwardLayers(put, name, _branch(block.feed_forward), attention)
+
+    def __call__(self, plan: Plan, x: Map) -> Map:
+        if self._attend is None:
+            return self._feed_forward.after_local(plan, x, self._local)
+        y, mixed = plan.take_like(x), plan.take_like(x, self._attend.width)
+        ways = [[self._attend(x, y, mixed, tiles)] for tiles in _attention_tiles(plan, x, mixed.channels)]
+        plan.add(("attend", x.height, x.width, x.channels, mixed.channels, x.images < plan.processors), ways)
+        plan.give(x)
+        return self._feed_forward.after_attention(plan, y, mixed)
+
+
+class DownsampleLayers:
+    """Depthwise convolution and feed-forward, an inverted residual of half the height and width, and both again."""
+
+    def __init__(self, put: Put, name: str, module: Downsample) -> None:
+        reduce: InvertedResidual = module.reduce
+        assert isinstance(reduce.squeeze_excite, LinearSqueezeExcite)
+        self._local_before = Depthwise(put, f"{name} depthwise before", _conv(module.local_before))
+        self._before = FeedForwardLayers(put, f"{name} before", _branch(module.feed_forward_before))
+        self._expand = Project(put, f"{name} expand", _conv(reduce.expand), relu=True)
+        self._depthwise = Depthwise(put, f"{name} depthwise", _conv(reduce.depthwise), relu=True)
+        self._gate = SqueezeExcite(put, f"{name} squeeze-excite", reduce.squeeze_excite)
+        self._project = Project(put, f"{name} project", _conv(reduce.project))
+        self._local_after = Depthwise(put, f"{name} depthwise after", _conv(module.local_after))
+        self._after = FeedForwardLayers(put, f"{name} after", _branch(module.feed_forward_after))
+
+    def __call__(self, plan: Plan, x: Map) -> Map:
+        x = self._before.after_local(plan, x, self._local_before)
+        wide = plan.take_like(x, self._expand.width)
+        _add_projection(plan, self._expand, x, wide)
+        plan.give(x)
+        narrow = plan.take(x.images, halved(x.height), halved(x.width), wide.channels)
+        mean, gate = (plan.take(x.images, 1, 1, wide.channels, torch.float32) for _ in range(2))
+        _add_depthwise(plan, self._depthwise, wide, narrow, mean)
+        plan.give(wide)
+        small = x.images < 16 * plan.processors
+        tiles = [_tiles(BM=16, BN=32 if small else 128, BK=32, num_warps=4, num_stages=2)]
+        plan.add(("squeeze_excite", wide.channels, small), [[self._gate(mean, gate, way)] for way in tiles])
+        out = plan.take_like(narrow, self._project.width)
+        _add_projection(plan, self._project, narrow, out, gate=gate)
+        plan.give(narrow, mean, gate)
+        return self._after.after_local(plan, out, self._local_after)
+
+
+class FeedForwardLayers:
+    """A residual feed-forward and what comes before it, in one launch or in several."""
+
+    def __init__(self, put: Put, name: str, branch: FeedForward, attention: SingleHeadAttention | None = None) -> None:
+        blend, attended = (_conv(attention.project), attention.attended) if attention else (None, 0)
+        layer = f"{name} feed-forward"
+        self._fused = FeedForwards(put, layer, branch, blend, attended)
+        self._blend = Project(put, f"{name} projection", blend, attended=attended) if blend else None
+        self._expand = Project(put, f"{layer}, expand", _conv(branch.expand), relu=True)
+        self._shrink = Project(put, f"{layer}, shrink", _conv(branch.project))
+
+    def after_local(self, plan: Plan, x: Map, local: Depthwise) -> Map:
+        """Its input is the depthwise convolution of `x`."""
+        out, y = plan.take_like(x), plan.take_like(x)
+        before = [local(x, y, tiles) for tiles in _depthwise_tiles(plan, x)][:1]
+        at_once = [[self._fused(plan, x, out, tiles, local=local)] for tiles in self._tiles(plan, x, registers=True)]
+        self._add(plan, ("local", x.height, x.width), at_once, before, y, out)
+        plan.give(x, y)
+        return out
+
+    def after_attention(self, plan: Plan, x: Map, mixed: Map) -> Map:
+        """Its input is `x` plus the projection of attention's channels and the others."""
+        assert self._blend is not None
+        out, y = plan.take_like(x), plan.take_like(x)
+        matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)[0]
+        before = [self._blend(x, y, matrix, mixed=mixed, residual=x)]
+        at_once = [[self._fused(plan, x, out, tiles, mixed=mixed)] for tiles in self._tiles(plan, x, registers=True)]
+        self._add(plan, ("attention", mixed.channels), at_once, before, y, out)
+        plan.give(x, mixed, y)
+        return out
+
+    def _add(self, plan: Plan, key: tuple[Any, ...], at_once: list[Any], before: list[Any], y: Map, out: Map) -> None:
+        """The ways: at once, in two launches, in three."""
+        in_two = [[*before, self._fused(plan, y, out, tiles)] for tiles in self._tiles(plan, y, registers=False)]
+        hidden = plan.take_like(y, self._expand.width)
+        rows = len(y.rows)
+        in_three = [
+            [*before, self._expand(y, hidden, wide), self._shrink(hidden, out, narrow, residual=y)]
+            for wide, narrow in zip(
+                _matrix_tiles(plan, rows, hidden.channels, y.channels),
+                _matrix_tiles(plan, rows, y.channels, hidden.channels),
+                strict=True,
+            )
+        ]
+        plan.give(hidden)
+        plan.add(("feed_forward", *key, y.channels, plan.tile(rows)), [*at_once, *in_two, *in_three])
+
+    def _tiles(self, plan: Plan, x: Map, registers: bool) -> list[Tiles]:
+        """For the kernel that keeps the hidden map on chip, and in `registers` its input, where it was computed there."""
+        across = sum(two_tiles(x.channels))
+        if across > (MAX_TILE_WIDTH // 2 + 128 if registers else MAX_TILE_WIDTH):
+            return []
+        rows = plan.tile(len(x.rows))
+        ways = [(64, 64 if across <= 320 else 32, 8)]
+        if rows < 64:
+            ways.insert(0, (rows, 64 if across <= 256 else 32, 4 if across <= 256 else 8))
+        elif across <= 256 and not registers:
+            ways.append((128, 64 if across <= 128 else 32, 8))
+        return [_tiles(BM=rows, BH=hidden, BK=32, num_warps=warps, num_stages=2) for rows, hidden, warps in ways]
+
+
+def _add_projection(plan: Plan, project: Project, x: Map, out: Map, gate: Map | None = None) -> None:
+    key = ("project", x.channels, out.channels, x.places if gate else 0, plan.tile(len(x.rows)))
+    tiles = _matrix_tiles(plan, len(x.rows), out.channels, x.channels)
+    plan.add(key, [[project(x, out, way, gate=gate)] for way in tiles])
+
+
+def _add_depthwise(plan: Plan, depthwise: Depthwise, x: Map, out: Map, mean: Map | None) -> None:
+    key = ("depthwise", x.height, x.width, x.channels, depthwise.stride, x.images < plan.processors)
+    plan.add(key, [[depthwise(x, out, tiles, mean)] for tiles in _depthwise_tiles(plan, out)])
+
+
+def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[Tiles]:
+    """For matrix products of (rows, inner) and (inner, columns): two to choose from."""
+    deep = 64 if inner > 32 else 32
+    if rows * columns >= 128 * 128 * plan.processors:
+        return [
+            _tiles(BM=128, BN=128 if columns > 64 else 64, BK=deep, num_warps=8, num_stages=3),
+            _tiles(BM=128, BN=64, BK=deep, num_warps=4, num_stages=4),
+        ]
+    side = 64
+    while side > 16 and (rows / side) * (columns / side) < plan.processors:
+        side //= 2
+    return [
+        _tiles(BM=side, BN=side, BK=max(deep, 64), num_warps=4, num_stages=4),
+        _tiles(BM=side, BN=max(16, side // 2), BK=128, num_warps=4, num_stages=3),
+    ]
+
+
+def _depthwise_tiles(plan: Plan, out: Map) -> list[Tiles]:
+    rows = min(64, power(out.places))
+    if out.images * out.channels < 64 * plan.processors:
+        return [_tiles(BM=rows, BC=16, num_warps=4)]
+    return [_tiles(BM=rows, BC=64, num_warps=8), _tiles(BM=rows, BC=32, num_warps=4)]
+
+
+def _attention_tiles(plan: Plan, x: Map, attended: int) -> list[Tiles]:
+    """A tile holds as many images as fit 64 rows, while each multiprocessor has a group of its own; or one image, up to
+    128 rows; or 64 rows of one image.
+    """
+    together = max(1, min(64 // x.places, x.images // plan.processors))
+    rows = together * x.places
+    tile = power(rows) if rows <= 128 else 64
+    return [
+        _tiles(TOGETHER=together, TILE=tile, BC=channels, num_warps=warps)
+        for channels, warps in ((64, 4 if tile * power(attended) <= 64 * 64 else 8), (128, 8))
+    ]
+
+
+def _tiles(**sides: int) -> Tiles:
+    return sides
+
+
+def _supported(network: nn.Module) -> SHViT:
+    """The network. Raises UnsupportedNetwork."""
+    if not isinstance(network, SHViT):
+        raise UnsupportedNetwork(f"they compute SHViT, not {type(network).__name__}")
+    if network.in_channels != 3:
+        raise UnsupportedNetwork(f"they take images of 3 channels, not of {network.in_channels}")
+    for block in network.modules():
+        if isinstance(block, Block) and isinstance(block.mixer, Residual):
+            mixer = block.mixer.branch
+            if not isinstance(mixer, SingleHeadAttention) or mixer.norm.affine:
+                raise UnsupportedNetwork(f"they mix tokens by SingleHeadAttention, not by {type(mixer).__name__}")
+    return network
+
+
+def _conv(module: nn.Module) -> nn.Conv2d:
+    assert isinstance(module, nn.Conv2d), "the network is not folded"
+    return module
+
+
+def _branch(module: nn.Module) -> FeedForward:
+    assert isinstance(module, Residual)
+    assert isinstance(module.branch, FeedForward)
+    return module.branch

@@ -1,0 +1,156 @@
+"""What a run of the kernels is: launches on memory laid out ahead, and for each part the fastest of several ways."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import TooLarge
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel on fixed memory."""
+
+    layer: str
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    """By their names in kernels.py; and Triton's `num_warps` and `num_stages`."""
+    operations: int
+    """Of the layer as it is defined: two a multiply-accumulate, without what a kernel computes twice or in vain."""
+    bytes: int
+    """The least that must move: each map and weight once."""
+
+    def __call__(self) -> None:
+        self.kernel[self.grid](**self.arguments)
+
+    def compile(self) -> Any:
+        """Without running; what Triton made of it. Several threads may do so at once."""
+        return self.kernel.warmup(grid=self.grid, **self.arguments)
+
+
+Way = Sequence[Launch]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the network and the ways to run it, which read the same maps and write the same."""
+
+    key: tuple[Any, ...]
+    """Equal for parts that differ in weights and memory alone."""
+    ways: tuple[Way, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """Channels of images: rows are (images * height * width, channels)."""
+
+    rows: Tensor
+    images: int
+    height: int
+    width: int
+
+    @property
+    def places(self) -> int:
+        """Of one image."""
+        return self.height * self.width
+
+    @property
+    def channels(self) -> int:
+        return self.rows.shape[1]
+
+    def part(self, start: int, stop: int) -> "Map":
+        """The images from `start` to `stop`, in the same memory."""
+        return Map(self.rows[start * self.places : stop * self.places], stop - start, self.height, self.width)
+
+
+class Plan:
+    """Parts in their order, and the memory that they share.
+
+    Maps that are read no more leave their place to later ones: less to hold, and more of it stays in the GPU's cache.
+
+    Args:
+        processors: Multiprocessors to find work for.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: str, processors: int) -> None:
+        self.parts: list[Part] = []
+        self.processors = processors
+        self._dtype = dtype
+        self._device = device
+        self._free: list[Tensor] = []
+        self._taken: dict[int, Tensor] = {}
+
+    def take(self, images: int, height: int, width: int, channels: int, dtype: torch.dtype | None = None) -> Map:
+        """A map, with whatever its memory held before."""
+        dtype = dtype or self._dtype
+        count = images * height * width * channels
+        size = ceil(count * dtype.itemsize / 256) * 256
+        block = min((block for block in self._free if len(block) >= size), key=len, default=None)
+        if block is None:
+            block = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self._free = [other for other in self._free if other is not block]
+        rows = block[: count * dtype.itemsize].view(dtype).view(-1, channels)
+        self._taken[rows.data_ptr()] = block
+        return Map(rows, images, height, width)
+
+    def take_like(self, x: Map, channels: int | None = None) -> Map:
+        """As high and wide as `x`."""
+        return self.take(x.images, x.height, x.width, channels or x.channels)
+
+    def give(self, *maps: Map) -> None:
+        """These are read by no launch that is planned from here on."""
+        self._free += [self._taken.pop(one.rows.data_ptr()) for one in maps]
+
+    def add(self, key: tuple[Any, ...], ways: Sequence[Way]) -> None:
+        self.parts.append(Part(key, tuple(ways)))
+
+    def tile(self, rows: int, most: int = 64) -> int:
+        """The largest power of two, from 16 to `most` rows, that still gives each multiprocessor a tile."""
+        tile = most
+        while tile > 16 and ceil(rows / tile) < self.processors:
+            tile //= 2
+        return tile
+
+
+class Choices:
+    """Which way of each part is taken: the first, until `tune` has found a faster one."""
+
+    def __init__(self) -> None:
+        self._picked: dict[tuple[Any, ...], int] = {}
+
+    def launches(self, plan: Plan) -> list[Launch]:
+        return [launch for part in plan.parts for launch in part.ways[self._picked.get(part.key, 0)]]
+
+    def tune(self, plan: Plan, seconds: Callable[[Way], float], shared_memory: int, threads: int) -> None:
+        """Compile every way, and of those that fit keep the fastest; parts met before keep what was found for them.
+
+        Args:
+            seconds: How long a way takes.
+            shared_memory: Bytes that a kernel may have.
+            threads: That compile.
+
+        Raises:
+            TooLarge: A part has no way that fits.
+        """
+        new = {part.key: part.ways for part in plan.parts if part.key not in self._picked}
+        with ThreadPoolExecutor(threads) as pool:
+            compiled = {
+                key: [[pool.submit(launch.compile) for launch in way] for way in ways] for key, ways in new.items()
+            }
+        for part in plan.parts:  # in their order, so that each is timed on what those before it leave behind
+            if part.key not in self._picked:
+                ways = zip(part.ways, compiled[part.key], strict=True)
+                fits = [all(done.result().metadata.shared <= shared_memory for done in built) for _, built in ways]
+                if not any(fits):
+                    layer = part.ways[0][0].layer
+                    raise TooLarge(f"the tiles of {layer} do not fit {shared_memory} bytes of shared memory")
+                usable = [number for number, fit in enumerate(fits) if fit]
+                self._picked[part.key] = min(usable, key=lambda number: seconds(part.ways[number]))
+            for launch in part.ways[self._picked[part.key]]:
+                launch()
