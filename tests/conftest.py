@@ -1,11 +1,19 @@
 """Small networks, small pictures, and the real photographs where they lie beside the checkout."""
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+if find_spec("triton") and not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it meets a kernel, its own among them: before all else
+    import shvit.engines.kernels  # noqa: F401
+
+    del os.environ["TRITON_INTERPRET"]
 
 from shvit.data.transforms import Preprocess
 from shvit.model.architecture import Architecture
@@ -111,3 +119,31 @@ def quick_machine(monkeypatch):
     monkeypatch.setattr(machine, "CPU_SIDES", (32, 64))
     monkeypatch.setattr(machine, "MEMORY_BYTES", 2**18)
     monkeypatch.setattr(machine, "SECONDS", 0.001)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def kernel_device(request, monkeypatch) -> str:
+    """Where kernels run: in Triton's interpreter where there is no GPU."""
+    pytest.importorskip("triton")
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU here")
+        return "cuda"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from triton.runtime import interpreter
+
+    def create_dot(self, a, b, d, *options):
+        """The interpreter holds bf16 as its bits, and multiplies these; here it multiplies the numbers."""
+        numbers = [
+            (one.data.astype(np.uint32) << 16).view(np.float32) if one.data.dtype == np.uint16 else one.data
+            for one in (a, b)
+        ]
+        return interpreter.TensorHandle(np.matmul(*numbers, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    return "cpu"

@@ -21,7 +21,6 @@ from .launches import (
     Stem,
     Tiles,
     halved,
-    memory_width,
     power,
     two_tiles,
 )
@@ -211,7 +210,7 @@ class FeedForwardLayers:
         plan.add(("feed_forward", *key, y.channels, plan.tile(rows)), [*at_once, *in_two, *in_three])
 
     def _tiles(self, plan: Plan, x: Map, registers: bool) -> list[Tiles]:
-        """For the kernel that keeps the hidden map on chip, and in `registers` its input, where it was computed there."""
+        """For the kernel that keeps the hidden map on chip; in `registers` its input, too, if it is computed there."""
         across = sum(two_tiles(x.channels))
         if across > (MAX_TILE_WIDTH // 2 + 128 if registers else MAX_TILE_WIDTH):
             return []

@@ -8,7 +8,7 @@ Triton's tiles have powers of two for sides, and SHViT's widths do not. Where a 
 chip, they are two tiles, `C0` and `C1` channels wide (`C1` may be 0): 320 is 256 and 64. Weights are padded with zeros
 to what the tiles cover, so only maps are read under masks.
 
-Indices are 32 bits wide: no map may have 2**31 elements. Names in capitals are known when a kernel is compiled. Pointers that may be None leave their part of a kernel out.
+Indices are 32 bits wide: no map may have 2**31 elements. Names in capitals are known when a kernel is compiled.
 """
 
 import triton
@@ -115,7 +115,7 @@ def _blended(x, mixed, row, valid, k, K: tl.constexpr, ATTENDED: tl.constexpr, M
     """ReLU of what attention made of the first channels beside the others as they were; `mixed` is past its ReLU."""
     passed = tl.load(x + row[:, None] * K + k[None, :], mask=valid[:, None] & (k >= ATTENDED) & (k < K), other=0.0)
     made = tl.load(mixed + row[:, None] * MIXED + k[None, :], mask=valid[:, None] & (k < ATTENDED), other=0.0)
-    return tl.maximum(passed, 0.0).to(made.dtype) + made
+    return tl.where((k < ATTENDED)[None, :], made, tl.maximum(passed.to(tl.float32), 0.0).to(made.dtype))
 
 
 @triton.jit
