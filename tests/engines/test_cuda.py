@@ -56,7 +56,7 @@ def test_every_way_of_a_part_computes_the_same(processors, kernel_device):
     for part in plan.parts:
         results = []
         for way in part.ways[: 1 if part.key in seen else None]:
-            out = way[-1].arguments["out" if "out" in way[-1].arguments else "gate"]
+            out = way[-1].arguments["out"]
             out.fill_(float("nan"))
             for launch in way:
                 launch()
@@ -198,9 +198,7 @@ def test_the_fastest_way_that_fits_is_kept():
     plan = Plan(torch.float16, "cpu", 1)
     slow, fast, large = Step("a", 3), Step("a", 1), Step("a", 0.5, shared=2000)
     plan.add(("a",), [[slow], [fast], [large]])
-    plan.add(
-        ("a",), [[Step("b", 3)], [Step("b", 1)], [Step("b", 0.5, shared=2000)]]
-    )  # alike
+    plan.add(("a",), [[Step("b", 3)], [Step("b", 1)], [Step("b", 0.5, shared=2000)]])  # alike
     choices = Choices()
     choices.tune(plan, lambda way: sum(step.seconds for step in way), 1000, 2)
     assert [step.seconds for step in choices.launches(plan)] == [1, 1]

@@ -7,7 +7,7 @@ from torch import nn
 from conftest import randomize_norms
 from shvit.model.attention import SingleHeadAttention
 from shvit.model.fuse import _fold
-from shvit.model.layers import ConvNorm, FeedForward, LinearSqueezeExcite, SqueezeExcite, depthwise_residual
+from shvit.model.layers import ConvNorm, FeedForward, depthwise_residual
 
 pytest.importorskip("triton")
 
@@ -21,9 +21,6 @@ from shvit.engines.launches import (
     Put,
     Stem,
     memory_width,
-)
-from shvit.engines.launches import (
-    SqueezeExcite as Gate,
 )
 from shvit.engines.plan import Map, Plan
 
@@ -132,7 +129,7 @@ def test_project(bench, channels):
     Project(bench.put, "", conv)(map_of_x, out, tiles, residual=residual)()
     bench.check(out, plain + other)
 
-    gate = torch.rand(3, memory_width(channels[0]))
+    gate = torch.rand(3, memory_width(channels[0])).to(bench.dtype)
     with torch.no_grad():
         gated = conv((x * gate[:, : channels[0], None, None].double()).to(bench.dtype).double())
     out = bench.out(3, 3, 5, channels[1])
@@ -215,28 +212,23 @@ def test_depthwise(bench, size, stride):
     x, map_of_x = bench.map(2, *size, 44)
     with torch.no_grad():
         expected = conv(x)
-    out, mean = bench.out(2, *expected.shape[2:], 44), bench.out(2, 1, 1, 48, torch.float32)
+    out, mean = bench.out(2, *expected.shape[2:], 44), bench.out(2, 1, 1, 44)
     Depthwise(bench.put, "", conv, relu=True)(map_of_x, out, {"BM": 16, "BC": 32}, mean)()
     bench.check(out, expected.relu())
-    bench.check(mean, nn.functional.pad(expected.relu().mean((2, 3)), (0, 4)))
+    bench.check(mean, expected.relu().mean((2, 3)))
     out = bench.out(2, *expected.shape[2:], 44)
     Depthwise(bench.put, "", conv)(map_of_x, out, {"BM": 64, "BC": 64})()
     bench.check(out, expected)
 
 
-@pytest.mark.parametrize("width", [40, 200])
-def test_squeeze_excite(bench, width):
-    module = SqueezeExcite(width).double().fold()
-    assert isinstance(module, LinearSqueezeExcite)
-    for parameter in module.parameters():
-        parameter.data = parameter.data.bfloat16().double()
-    mean = torch.rand(19, width).to(bench.dtype).float()
+def test_project_means_to_gates(bench):
+    linear = folded(nn.Linear(40, 11))
+    x, map_of_x = bench.map(19, 1, 1, 40)
     with torch.no_grad():
-        expected = module.expand(module.act(module.reduce(mean.double()))).sigmoid()
-    gate = bench.out(19, 1, 1, width, torch.float32)
-    launch = Gate(bench.put, "", module)
-    launch(Map(mean.to(bench.device), 19, 1, 1), gate, {"BM": 16, "BN": 32, "BK": 32})()
-    bench.check(gate, expected)
+        expected = linear(x.flatten(1)).sigmoid()
+    gate = bench.out(19, 1, 1, 11)
+    Project(bench.put, "", linear, sigmoid=True)(map_of_x, gate, {"BM": 16, "BN": 16, "BK": 32})()
+    bench.check(Map(gate.rows[:, :11], 19, 1, 1), expected)
 
 
 def test_classify(bench):

@@ -17,7 +17,6 @@ from .launches import (
     FeedForwards,
     Project,
     Put,
-    SqueezeExcite,
     Stem,
     Tiles,
     halved,
@@ -139,7 +138,8 @@ class DownsampleLayers:
         self._before = FeedForwardLayers(put, f"{name} before", _branch(module.feed_forward_before))
         self._expand = Project(put, f"{name} expand", _conv(reduce.expand), relu=True)
         self._depthwise = Depthwise(put, f"{name} depthwise", _conv(reduce.depthwise), relu=True)
-        self._gate = SqueezeExcite(put, f"{name} squeeze-excite", reduce.squeeze_excite)
+        self._squeeze = Project(put, f"{name} squeeze", reduce.squeeze_excite.reduce, relu=True)
+        self._excite = Project(put, f"{name} excite", reduce.squeeze_excite.expand, sigmoid=True)
         self._project = Project(put, f"{name} project", _conv(reduce.project))
         self._local_after = Depthwise(put, f"{name} depthwise after", _conv(module.local_after))
         self._after = FeedForwardLayers(put, f"{name} after", _branch(module.feed_forward_after))
@@ -150,15 +150,15 @@ class DownsampleLayers:
         _add_projection(plan, self._expand, x, wide)
         plan.give(x)
         narrow = plan.take(x.images, halved(x.height), halved(x.width), wide.channels)
-        mean, gate = (plan.take(x.images, 1, 1, wide.channels, torch.float32) for _ in range(2))
+        mean, gate = (plan.take(x.images, 1, 1, wide.channels) for _ in range(2))
         _add_depthwise(plan, self._depthwise, wide, narrow, mean)
-        plan.give(wide)
-        small = x.images < 16 * plan.processors
-        tiles = [_tiles(BM=16, BN=32 if small else 128, BK=32, num_warps=4, num_stages=2)]
-        plan.add(("squeeze_excite", wide.channels, small), [[self._gate(mean, gate, way)] for way in tiles])
+        squeezed = plan.take(x.images, 1, 1, self._squeeze.width)
+        _add_projection(plan, self._squeeze, mean, squeezed)
+        _add_projection(plan, self._excite, squeezed, gate)
+        plan.give(wide, mean, squeezed)
         out = plan.take_like(narrow, self._project.width)
         _add_projection(plan, self._project, narrow, out, gate=gate)
-        plan.give(narrow, mean, gate)
+        plan.give(narrow, gate)
         return self._after.after_local(plan, out, self._local_after)
 
 

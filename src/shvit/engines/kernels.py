@@ -122,10 +122,11 @@ def _blended(x, mixed, row, valid, k, K: tl.constexpr, ATTENDED: tl.constexpr, M
 def project(
     x, mixed, gate, weight, bias, residual, out, rows,
     K: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, ATTENDED: tl.constexpr, MIXED: tl.constexpr,
-    PLACES: tl.constexpr, RELU: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PLACES: tl.constexpr, RELU: tl.constexpr, SIGMOID: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """1x1 convolution: `weight` is (KP, NP). Before it, attention's `mixed` channels are put in the place of the first,
-    or each image's channels are multiplied by its `gate`; after it come ReLU and the sum with `residual`.
+    or each image's channels are multiplied by its `gate`; after it come ReLU or sigmoid, and the sum with `residual`.
     """
     dtype = weight.dtype.element_ty
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -141,11 +142,13 @@ def project(
             pixel = tl.load(x + row[:, None] * K + k[None, :], mask=mask, other=0.0)
             if gate is not None:
                 scale = tl.load(gate + (row // PLACES)[:, None] * K + k[None, :], mask=mask, other=0.0)
-                pixel = (pixel.to(tl.float32) * scale).to(dtype)
+                pixel = (pixel.to(tl.float32) * scale.to(tl.float32)).to(dtype)
         total = tl.dot(pixel, tl.load(weight + k[:, None] * NP + n[None, :]), total)
     total += tl.load(bias + n)[None, :]
     if RELU:
         total = tl.maximum(total, 0.0)
+    if SIGMOID:
+        total = tl.sigmoid(total)
     mask = valid[:, None] & (n < N)[None, :]
     if residual is not None:
         total += tl.load(residual + row[:, None] * N + n[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -336,7 +339,7 @@ def depthwise(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Depthwise 3x3 of one image's channels; where `mean` is given, it gets each channel's mean after ReLU, in fp32."""
+    """Depthwise 3x3 of one image's channels; where `mean` is given, it gets each channel's mean after ReLU."""
     H2: tl.constexpr = (H + STRIDE - 1) // STRIDE
     W2: tl.constexpr = (W + STRIDE - 1) // STRIDE
     image = tl.program_id(0)
@@ -353,29 +356,7 @@ def depthwise(
         tl.store(out + at[:, None] + channel[None, :], y.to(out.dtype.element_ty), mask=mask)
         total += tl.sum(tl.where(mask, y, 0.0), 0)
     if mean is not None:
-        tl.store(mean + image * C + channel, total / (H2 * W2), mask=channel < C)
-
-
-@triton.jit
-def squeeze_excite(
-    mean, reduce, reduce_bias, expand, expand_bias, gate, images,
-    C: tl.constexpr, CP: tl.constexpr, R: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """Each image's gate, sigmoid(expand(ReLU(reduce(mean)))) in fp32; `reduce` is (CP, R), `expand` (R, CP)."""
-    dtype = reduce.dtype.element_ty
-    image = tl.program_id(0) * BM + tl.arange(0, BM)
-    r = tl.arange(0, R)
-    hidden = tl.zeros([BM, R], tl.float32)
-    for k0 in range(0, C, BK):
-        k = k0 + tl.arange(0, BK)
-        mask = (image < images)[:, None] & (k < C)[None, :]
-        value = tl.load(mean + image[:, None] * C + k[None, :], mask=mask, other=0.0).to(dtype)
-        hidden = tl.dot(value, tl.load(reduce + k[:, None] * R + r[None, :]), hidden)
-    hidden = tl.maximum(hidden + tl.load(reduce_bias + r)[None, :], 0.0).to(dtype)
-    n = tl.program_id(1) * BN + tl.arange(0, BN)
-    total = tl.dot(hidden, tl.load(expand + r[:, None] * CP + n[None, :])) + tl.load(expand_bias + n)[None, :]
-    mask = (image < images)[:, None] & (n < C)[None, :]
-    tl.store(gate + image[:, None] * C + n[None, :], tl.sigmoid(total), mask=mask)
+        tl.store(mean + image * C + channel, (total / (H2 * W2)).to(mean.dtype.element_ty), mask=channel < C)
 
 
 @triton.jit

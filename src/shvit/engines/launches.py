@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..model.attention import SingleHeadAttention
-from ..model.layers import FeedForward, LinearSqueezeExcite
+from ..model.layers import FeedForward
 from . import kernels
 from .plan import Launch, Map, Plan
 
@@ -79,18 +79,27 @@ class Convolve:
 
 
 class Project:
-    """A 1x1 convolution, or one after attention: of `attended` channels that it made and the others."""
+    """A 1x1 convolution or linear layer; or one after attention: of `attended` channels that it made and the others."""
 
-    def __init__(self, put: "Put", layer: str, conv: nn.Conv2d, relu: bool = False, attended: int = 0) -> None:
+    def __init__(
+        self,
+        put: "Put",
+        layer: str,
+        module: nn.Conv2d | nn.Linear,
+        relu: bool = False,
+        sigmoid: bool = False,
+        attended: int = 0,
+    ) -> None:
+        matrix = module.weight.flatten(1).T
         self.layer = layer
-        self.width = memory_width(conv.out_channels)
+        self.width = memory_width(matrix.shape[1])
         self._weights = {
-            "weight": put.matrix(conv.weight[:, :, 0, 0].T, blocks(conv.in_channels), blocks(self.width)),
-            "bias": put.vector(_bias(conv), blocks(self.width)),
+            "weight": put.matrix(matrix, blocks(len(matrix)), blocks(self.width)),
+            "bias": put.vector(_bias(module), blocks(self.width)),
         }
-        self._relu = relu
+        self._acts = {"RELU": relu, "SIGMOID": sigmoid}
         self._attended = attended
-        self._macs = conv.weight.numel()
+        self._macs = matrix.numel()
 
     def __call__(
         self,
@@ -106,7 +115,7 @@ class Project:
             **{name: one.rows if one else None for name, one in maps.items()},
             **{**self._weights, "rows": len(x.rows), "K": x.channels, "N": self.width},
             **{"NP": self._weights["weight"].shape[1], "ATTENDED": self._attended},
-            **{"MIXED": mixed.channels if mixed else 0, "PLACES": x.places, "RELU": self._relu, **tiles},
+            **{"MIXED": mixed.channels if mixed else 0, "PLACES": x.places, **self._acts, **tiles},
         }
         grid = (ceil(self.width / tiles["BN"]), ceil(len(x.rows) / tiles["BM"]))
         different = {one.rows.data_ptr(): one for one in maps.values() if one}.values()
@@ -232,31 +241,6 @@ class Attend:
         return Launch(self.layer, kernels.attend, grid, arguments, 2 * each * len(x.rows), moved)
 
 
-class SqueezeExcite:
-    """The gate of each image's channels, from their means."""
-
-    def __init__(self, put: "Put", layer: str, module: LinearSqueezeExcite) -> None:
-        reduce, expand = module.reduce, module.expand
-        self.layer = layer
-        self._inner, across = power(reduce.out_features), blocks(reduce.in_features)
-        self._weights = {
-            "reduce": put.matrix(reduce.weight.T, across, self._inner),
-            "reduce_bias": put.vector(reduce.bias, self._inner),
-            "expand": put.matrix(expand.weight.T, self._inner, across),
-            "expand_bias": put.vector(expand.bias, across),
-        }
-        self._macs = reduce.weight.numel() + expand.weight.numel()
-
-    def __call__(self, mean: Map, gate: Map, tiles: Tiles) -> Launch:
-        arguments = {
-            **{"mean": mean.rows, **self._weights, "gate": gate.rows, "images": mean.images, "C": mean.channels},
-            **{"CP": blocks(mean.channels), "R": self._inner, **tiles},
-        }
-        grid = (ceil(mean.images / tiles["BM"]), ceil(mean.channels / tiles["BN"]))
-        moved = mean.rows.nbytes + gate.rows.nbytes + 2 * self._macs
-        return Launch(self.layer, kernels.squeeze_excite, grid, arguments, 2 * self._macs * mean.images, moved)
-
-
 class Classify:
     """Mean over positions, then the classifier."""
 
@@ -326,9 +310,9 @@ def _by_tap(conv: nn.Conv2d) -> Float[Tensor, "9 k n"]:
     return conv.weight.permute(2, 3, 1, 0).flatten(0, 1)
 
 
-def _bias(conv: nn.Conv2d) -> Float[Tensor, " n"]:
-    assert conv.bias is not None
-    return conv.bias
+def _bias(module: nn.Conv2d | nn.Linear) -> Float[Tensor, " n"]:
+    assert module.bias is not None
+    return module.bias
 
 
 def _folded(module: nn.Module) -> nn.Conv2d:
