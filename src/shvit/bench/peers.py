@@ -76,6 +76,18 @@ class Protocol:
 
 TRACED = "torch-traced"
 """PyTorch as the paper's scripts ran it: the network folded and traced, fp32 images that are already on the device."""
+EAGER = "torch-eager"
+"""PyTorch operation by operation: the network folded, in channels_last."""
+COMPILED = "torch-compiled"
+"""torch.compile at its best: the network folded, mode max-autotune, the faster of NCHW and channels_last."""
+
+
+def yardsticks(device: str) -> dict[str, tuple[str, ...]]:
+    """What engines are compared with when it is asked for by name, and the precisions that each has."""
+    if device == "cpu":
+        return {TRACED: ("fp32",), EAGER: ("fp32", "bf16"), COMPILED: ("fp32", "bf16")}
+    return {TRACED: ("fp16", "fp32"), EAGER: ("fp16", "bf16", "fp32"), COMPILED: ("fp16", "bf16", "fp32")}
+
 
 _PAPER = {
     "shvit_s1": (33489, 143, 1111),

@@ -8,7 +8,9 @@ from typing import Any
 from .. import engines
 from ..engines import EngineError, Exported, Runnable
 from ..errors import InputError
-from .peers import DEFAULT_MODELS, PROTOCOLS, TRACED
+from ..model.shvit import SHViT
+from ..modelfile import ModelFile
+from .peers import DEFAULT_MODELS, PROTOCOLS, yardsticks
 from .subject import Case, has_random_weights
 
 
@@ -58,8 +60,9 @@ def settle(request: Request) -> Request:
         request = replace(request, batch_sizes=request.batch_sizes or (16,), device=device)
         if request.models:
             return request
-        fastest = next(name for name, kind in engines.ENGINES.items() if not kind.unavailable(device))
-        return replace(request, models=DEFAULT_MODELS, engines=request.engines or (fastest,))
+        able = [name for name, kind in engines.ENGINES.items() if not kind.unavailable(device)]
+        fastest = able[: 2 if able[0] == "cuda" else 1]  # whose kernels compute SHViT alone
+        return replace(request, models=DEFAULT_MODELS, engines=request.engines or tuple(fastest))
     if request.protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {request.protocol!r}: allowed are {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[request.protocol]
@@ -103,7 +106,9 @@ def plan(request: Request, models: Mapping[str, Runnable]) -> tuple[list[Case], 
         else:
             pairs, sizes = pairs_here, request.image_sizes or (model.preprocess.image_size,)
         for size, batch, (engine, precision) in product(sizes, request.batch_sizes, pairs):
-            if precision == "int8" and not isinstance(model, Exported) and not has_random_weights(name):
+            if engine == "cuda" and not _has_kernels(model):
+                omitted[Omitted(f"{name}, cuda", "its kernels compute SHViT; others run on --engine torch")] = None
+            elif precision == "int8" and not isinstance(model, Exported) and not has_random_weights(name):
                 reason = "int8 needs calibration images: give the file that shvit export --precision int8 writes"
                 omitted[Omitted(f"{name}, {engine} int8", reason)] = None
             else:
@@ -116,10 +121,9 @@ def plan(request: Request, models: Mapping[str, Runnable]) -> tuple[list[Case], 
 
 def _pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
     """The pairs of engine and precision that are wanted and can run, and the engines left out."""
-    if request.protocol and request.engines == (TRACED,):
-        return [(TRACED, request.precisions[0])], []
     reasons = {name: kind.unavailable(request.device) for name, kind in engines.ENGINES.items()}
     offers = {name: kind.precisions(request.device) for name, kind in engines.ENGINES.items() if reasons[name] is None}
+    offers |= {name: has for name, has in yardsticks(request.device).items() if name in request.engines}
     here = "here can run " + "; ".join(f"{name} in {', '.join(precisions)}" for name, precisions in offers.items())
     for name in request.engines:
         if name not in offers:
@@ -137,6 +141,10 @@ def _pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
         if p not in offers[name]
     ]
     return pairs, missing + lacking
+
+
+def _has_kernels(model: Runnable) -> bool:
+    return isinstance(model, ModelFile) and isinstance(model.model, SHViT)
 
 
 def _flag(name: str) -> str:

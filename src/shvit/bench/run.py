@@ -20,7 +20,7 @@ from .plan import Omitted, Request, plan, settle
 from .subject import Case, Subject, Worker, has_random_weights, open_model
 from .timing import Timing, interleave
 
-RUNTIMES = ("openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
+RUNTIMES = ("triton", "openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
 """Whose versions belong to a result, where they are installed."""
 
 Progress = Callable[[str, int, int], None]
@@ -39,6 +39,8 @@ class Row:
     """Of one image through the folded network; None for exported files that do not say what they hold."""
     share: float | None
     """Of the machine's rate of matrix products in this precision."""
+    detail: str | None = None
+    """What else is to be known of how it ran."""
 
     @property
     def images_per_second(self) -> float:
@@ -115,6 +117,7 @@ class Result:
             "spread": row.timing.spread,
             "round_seconds": list(row.timing.rounds),
             "share_of_ceiling": row.share,
+            "detail": row.detail,
             "memory_bytes": row.memory,
             "params": row.cost.params if row.cost else None,
             "macs": row.cost.macs if row.cost else None,
@@ -125,8 +128,12 @@ class Result:
         }
 
 
-def bench(request: Request, progress: Progress = lambda what, done, total: None) -> Result:
-    """Measure the machine, load every case that can run on it, and time them against each other.
+def bench(
+    request: Request,
+    progress: Progress = lambda what, done, total: None,
+    wanted: Callable[[Case], bool] = lambda case: True,
+) -> Result:
+    """Measure the machine, load every case that can run on it and is wanted, and time them against each other.
 
     Raises:
         InputError: What was asked for by name does not exist or cannot run here; the message says what can.
@@ -135,6 +142,7 @@ def bench(request: Request, progress: Progress = lambda what, done, total: None)
     request = settle(request)
     models = {name: open_model(name) for name in request.models}
     cases, skipped = plan(request, models)
+    cases = [case for case in cases if wanted(case)]
     progress("counting operations", 0, 1)
     costs, failed = _costs(models, cases)
     del models
@@ -165,7 +173,8 @@ def bench(request: Request, progress: Progress = lambda what, done, total: None)
         total = costs[case.model, case.image_size]
         operations = 2 * total.macs * case.batch_size / timing.median if total else None
         share = machine.share(case.precision, operations) if operations else None
-        rows.append(Row(case, timing, subjects[case].memory, total, share))
+        subject = subjects[case]
+        rows.append(Row(case, timing, subject.memory, total, share, subject.detail))
     request = replace(request, rounds=max(len(timing.rounds) for timing in timings.values()))
     omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
     return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))

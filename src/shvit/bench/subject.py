@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,13 +21,15 @@ from torch import Tensor, nn
 
 from .. import engines
 from ..engines import Exported, Runnable
+from ..engines.portable import portable
+from ..engines.torch import DTYPES
 from ..errors import Failure, InputError
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..pretrained import default_preprocess, load
 from .machine import synchronize
-from .peers import TRACED
+from .peers import COMPILED, EAGER, TRACED
 from .timing import sample, warm_up
 
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 8
@@ -38,7 +41,7 @@ class Case:
 
     model: str
     engine: str
-    """A key of `engines.ENGINES`, or `TRACED`."""
+    """A key of `engines.ENGINES`, or of `YARDSTICKS`."""
     precision: str
     batch_size: int
     image_size: int
@@ -94,6 +97,52 @@ class Traced:
         return outputs
 
 
+class Eager:
+    """PyTorch without an engine's care: uint8 images and the network's outputs stay on the device."""
+
+    def __init__(self, model_file: ModelFile, case: Case) -> None:
+        self.network: Any = portable(model_file).to(case.device, DTYPES[case.precision])
+        self.network.to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        return self.network(images)
+
+
+class Compiled:
+    """`Eager`, compiled in both memory formats; `detail` says which is the faster and runs."""
+
+    def __init__(self, model_file: ModelFile, case: Case) -> None:
+        torch._dynamo.config.recompile_limit = 10**6  # else the ninth network of a process runs as if not compiled
+        shape = (case.batch_size, 3, case.image_size, case.image_size)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, device=case.device)
+        seconds: dict[str, float] = {}
+        networks: dict[str, tuple[Any, torch.memory_format]] = {}
+        for name, layout in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
+            network = portable(model_file).to(case.device, DTYPES[case.precision])
+            network = network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+            networks[name] = torch.compile(network, mode="max-autotune", fullgraph=True, dynamic=False), layout
+            self._network, self._layout = networks[name]
+            call = self._to_the_end(images, case.device)
+            seconds[name] = median(sample(call, warm_up(call)))
+        self.detail = min(seconds, key=lambda name: seconds[name])
+        self._network, self._layout = networks[self.detail]
+
+    def _to_the_end(self, images: Tensor, device: str) -> Callable[[], object]:
+        return lambda: (self(images), synchronize(device))
+
+    @torch.inference_mode()
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        return self._network(images.contiguous(memory_format=self._layout))
+
+
+YARDSTICKS: dict[str, Callable[[ModelFile, Case], Callable[[Tensor], Tensor]]] = {
+    TRACED: Traced,
+    EAGER: Eager,
+    COMPILED: Compiled,
+}
+
+
 class Subject:
     """A case, loaded and warm.
 
@@ -108,8 +157,10 @@ class Subject:
                 torch.set_num_threads(case.threads)
             engine = _start(case)
             shape = (case.batch_size, 3, case.image_size, case.image_size)
-            images = torch.randint(0, 256, shape, dtype=torch.uint8)
-            self._call: Callable[[], object] = lambda: engine(images)
+            images = torch.randint(0, 256, shape, dtype=torch.uint8).to(case.device)
+            self._call: Callable[[], object] = lambda: (engine(images), synchronize(case.device))
+            self.detail: str | None = getattr(engine, "detail", None)
+            """What else is to be known of how it runs."""
             gc.collect()
             memory.loaded()
             self._repetitions = warm_up(self._call)
@@ -126,9 +177,9 @@ class Subject:
 
 def _start(case: Case) -> Callable[[Tensor], Tensor]:
     model = open_model(case.model, case.image_size)
-    if case.engine == TRACED:
+    if case.engine in YARDSTICKS:
         assert isinstance(model, ModelFile)
-        return Traced(model, case)
+        return YARDSTICKS[case.engine](model, case)
     options: dict[str, Any] = {}
     if case.precision == "int8" and not isinstance(model, Exported):
         shape = (CALIBRATION_SIZE, 3, case.image_size, case.image_size)
@@ -182,7 +233,9 @@ class Worker:
         self._process = context.Process(target=_serve, args=(pipe, case), daemon=True)
         self._process.start()
         pipe.close()
-        self.memory: int | None = self._answer()
+        self.memory: int | None
+        self.detail: str | None
+        self.memory, self.detail = self._answer()
 
     def time(self) -> list[float]:
         return self._answer("time")
@@ -211,7 +264,7 @@ def _serve(pipe: Connection, case: Case) -> None:
     os.dup2(2, 1)  # stdout is for the parent's JSON
     try:
         subject = Subject(case)
-        pipe.send(subject.memory)
+        pipe.send((subject.memory, subject.detail))
         while True:
             pipe.recv()
             pipe.send(subject.time())
