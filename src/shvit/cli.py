@@ -385,6 +385,7 @@ def bench(
     device: Device = "auto",
     protocol: str | None = None,
     rounds: int = 10,
+    profile: bool = False,
     out: Path | None = None,
     plot: Path | None = None,
     json: Json = False,
@@ -400,7 +401,9 @@ def bench(
         shvit_s1 to shvit_s4 and timm/NAME (random weights), published names, model files, exported files; default:
         SHViT and nine peers. Exported files run as they were written, at their own size.
     engine
-        Engines by name; default: all that can run here, or, where no models are named, the fastest of them in fp32.
+        Engines by name; default: all that can run here, or, where no models are named, the fastest of them. By name
+        only: torch-eager, torch-compiled (max-autotune, the better of NCHW and channels_last) and torch-traced (as the
+        paper measured).
     precision
         fp32, bf16, int8, …; default: all that each engine has here. Bare names are quantised on random images.
     batch_size
@@ -413,6 +416,8 @@ def bench(
         How the paper measured: paper-cpu, paper-onnx or paper-gpu; fixes all but the models, and shows its numbers.
     rounds
         How often each is timed.
+    profile
+        Also show where the time of each goes: kernels, and for the engine cuda what each must do at least.
     out
         A .json file, or a folder for bench_<hardware>_<date>.json.
     plot
@@ -425,7 +430,7 @@ def bench(
 
     console = _console(json)
     check_paths(out, plot)
-    request = Request(models, engine, precision, batch_size, image_size, threads, device, rounds, protocol)
+    request = Request(models, engine, precision, batch_size, image_size, threads, device, rounds, protocol, profile)
     with watching(console) as progress:
         result = run(request, progress)
     show(console, result)

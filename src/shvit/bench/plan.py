@@ -34,6 +34,8 @@ class Request:
     device: str = "auto"
     rounds: int = 10
     protocol: str | None = None
+    profile: bool = False
+    """Also find out what each spends its time on, once all are timed."""
 
 
 @dataclass(frozen=True)

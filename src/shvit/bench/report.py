@@ -13,12 +13,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ..errors import InputError
 from ..files import replacing
 from ..screen import say, show_table
-from .run import Result, Row
+from .run import Result, Row, describe
+
+SHOWN_KERNELS, NAME_LENGTH = 40, 60
+"""Of a profile; a file has all of it."""
 
 Column = tuple[str, Callable[[Row], str]]
 
 CASE_COLUMNS: tuple[Column, ...] = (
-    ("engine", lambda row: row.case.engine),
+    ("engine", lambda row: row.case.engine + (f" ({row.detail})" if row.detail else "")),
     ("precision", lambda row: row.case.precision + ("*" if row.random_calibration else "")),
     ("batch", lambda row: str(row.case.batch_size)),
     ("pixels", lambda row: str(row.case.image_size)),
@@ -84,9 +87,35 @@ def show(console: Console, result: Result) -> None:
     say(console, NOTES, style="dim")
     if any(row.random_calibration for row in result.rows):
         say(console, "* quantised on random images, for its speed alone", style="dim")
+    if result.request.profile:
+        for row in result.rows:
+            _show_profile(console, result, row)
     for title, group in (("left out", result.skipped), ("failed", result.failed)):
         for omitted in group:
             say(console, f"{title}: {omitted.what}: {omitted.reason}", style="yellow")
+
+
+def _show_profile(console: Console, result: Result, row: Row) -> None:
+    """What one row's call spends its time on; on the cuda engine, beside the least that it must."""
+    say(console, f"\n{describe(row.case)}: where the time of a call goes", style="bold")
+    if not row.profile:
+        say(console, f"{row.case.engine} does not show it to PyTorch's profiler")
+        return
+    total = sum(spent.seconds for spent in row.profile)
+    rows = []
+    for spent in row.profile[:SHOWN_KERNELS]:
+        floor = spent.floor(result.machine, row.case.precision)
+        known = (
+            [f"{spent.operations / 1e9:.2f}", f"{spent.bytes / 1e6:.1f}", f"{floor / spent.seconds:.0%}"]
+            if floor and spent.operations is not None and spent.bytes is not None
+            else ["-", "-", "-"]
+        )
+        name = spent.what if len(spent.what) <= NAME_LENGTH else f"{spent.what[: NAME_LENGTH - 1]}…"
+        rows.append([name, str(spent.times), f"{spent.seconds * 1e6:.1f}", f"{spent.seconds / total:.1%}", *known])
+    show_table(console, ["what", "times", "µs", "of all", "G operations", "MB", "of floor"], rows)
+    floors = [spent.floor(result.machine, row.case.precision) or 0.0 for spent in row.profile]
+    floor = f"; the floor of its layers, one by one, is {sum(floors) * 1e6:.1f} µs" if any(floors) else ""
+    say(console, f"in all {total * 1e6:.1f} µs of {row.timing.median * 1e6:.1f} µs a call{floor}")
 
 
 def _paper_columns(result: Result) -> list[Column]:

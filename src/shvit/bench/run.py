@@ -17,6 +17,7 @@ from ..provenance import facts
 from .machine import Machine, measure
 from .peers import PROTOCOLS, Protocol, Top1, published_top1
 from .plan import Omitted, Request, plan, settle
+from .profile import Spent
 from .subject import Case, Subject, Worker, has_random_weights, open_model
 from .timing import Timing, interleave
 
@@ -41,6 +42,8 @@ class Row:
     """Of the machine's rate of matrix products in this precision."""
     detail: str | None = None
     """What else is to be known of how it ran."""
+    profile: tuple[Spent, ...] = ()
+    """Where it was asked for, and the engine shows it."""
 
     @property
     def images_per_second(self) -> float:
@@ -125,7 +128,12 @@ class Result:
             "calibration": "random images" if row.random_calibration else None,
             "published_top1": asdict(row.top1) if row.top1 else None,
             **(paper if self.protocol else {}),
+            **({"profile": self._profile_to_dict(row)} if self.request.profile else {}),
         }
+
+    def _profile_to_dict(self, row: Row) -> list[dict[str, Any]]:
+        floors = [spent.floor(self.machine, row.case.precision) for spent in row.profile]
+        return [{**asdict(spent), "floor_seconds": floor} for spent, floor in zip(row.profile, floors, strict=True)]
 
 
 def bench(
@@ -161,6 +169,7 @@ def bench(
         rounds = iter(range(1, request.rounds + 1))
         progress("timing", 0, request.rounds)
         timings, broken = interleave(subjects, request.rounds, lambda: progress("timing", next(rounds), request.rounds))
+        profiles = {case: tuple(subjects[case].profile()) for case in timings if request.profile}
     finally:
         for subject in subjects.values():
             subject.close()
@@ -174,7 +183,7 @@ def bench(
         operations = 2 * total.macs * case.batch_size / timing.median if total else None
         share = machine.share(case.precision, operations) if operations else None
         subject = subjects[case]
-        rows.append(Row(case, timing, subject.memory, total, share, subject.detail))
+        rows.append(Row(case, timing, subject.memory, total, share, subject.detail, profiles.get(case, ())))
     request = replace(request, rounds=max(len(timing.rounds) for timing in timings.values()))
     omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
     return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))

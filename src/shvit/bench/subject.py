@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .. import engines
 from ..engines import Exported, Runnable
+from ..engines.cuda import CudaEngine
 from ..engines.portable import portable
 from ..engines.torch import DTYPES
 from ..errors import Failure, InputError
@@ -30,6 +31,7 @@ from ..modelfile import ModelFile
 from ..pretrained import default_preprocess, load
 from .machine import synchronize
 from .peers import COMPILED, EAGER, TRACED
+from .profile import Spent, profiled
 from .timing import sample, warm_up
 
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 8
@@ -151,6 +153,7 @@ class Subject:
     """
 
     def __init__(self, case: Case) -> None:
+        self._case = case
         with _as_failure():
             memory = _Memory(case.device)
             if case.threads:
@@ -159,6 +162,9 @@ class Subject:
             shape = (case.batch_size, 3, case.image_size, case.image_size)
             images = torch.randint(0, 256, shape, dtype=torch.uint8).to(case.device)
             self._call: Callable[[], object] = lambda: (engine(images), synchronize(case.device))
+            self._profile = lambda: profiled(
+                self._call, case.device, engine.launches(images) if isinstance(engine, CudaEngine) else ()
+            )
             self.detail: str | None = getattr(engine, "detail", None)
             """What else is to be known of how it runs."""
             gc.collect()
@@ -171,8 +177,15 @@ class Subject:
         with _as_failure():
             return sample(self._call, self._repetitions)
 
+    def profile(self) -> list[Spent]:
+        """What a call spends its time on; empty where the engine does not show it to PyTorch's profiler."""
+        if self._case.device == "cpu" and self._case.engine not in (*YARDSTICKS, "torch"):
+            return []
+        with _as_failure():
+            return self._profile()
+
     def close(self) -> None:
-        del self._call
+        del self._call, self._profile
 
 
 def _start(case: Case) -> Callable[[Tensor], Tensor]:
@@ -240,6 +253,9 @@ class Worker:
     def time(self) -> list[float]:
         return self._answer("time")
 
+    def profile(self) -> list[Spent]:
+        return self._answer("profile")
+
     def close(self) -> None:
         self._process.kill()
         self._process.join()
@@ -266,8 +282,8 @@ def _serve(pipe: Connection, case: Case) -> None:
         subject = Subject(case)
         pipe.send((subject.memory, subject.detail))
         while True:
-            pipe.recv()
-            pipe.send(subject.time())
+            question = pipe.recv()
+            pipe.send(subject.profile() if question == "profile" else subject.time())
     except EOFError:
         return
     except Failure as failure:

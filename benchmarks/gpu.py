@@ -1,0 +1,175 @@
+"""SHViT on a GPU: the engine of its own kernels beside what a user has without it, and how exact it is.
+
+For each variant, in one run, in turn, round after round: the cuda engine on shvit_sN; and of timm's port of the same
+network, folded, torch.compile at its best (max-autotune, the faster of NCHW and channels_last), eager, and as the
+paper's scripts measured (traced, fp16 autocast). Images lie on the GPU as uint8 (the paper's way: as fp32), logits stay
+there. Weights are random with lively norms: speed does not depend on them.
+
+Exactness: logits of the cuda engine, and of PyTorch in the same precision, against PyTorch in fp32 without TF32.
+
+The floor of each row is its operations over the rate of fp16 matrix products, measured in the same run; the profile has
+it for each layer, with the layer's bytes over the rate of a large copy.
+
+Each variant's result is written when it is there; none is begun that would end after --seconds, if it took as long as
+the one before.
+
+    python benchmarks/gpu.py shvit_s1 shvit_s2 shvit_s3 shvit_s4
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from shvit.bench.peers import COMPILED, EAGER, TRACED
+from shvit.bench.plan import Request
+from shvit.bench.report import hardware_name, show
+from shvit.bench.run import Result, Row, bench
+from shvit.bench.subject import Case
+from shvit.data.transforms import Preprocess
+from shvit.engines.cuda import CudaEngine
+from shvit.engines.portable import portable
+from shvit.engines.torch import DTYPES
+from shvit.model.architecture import TIMM_PREFIX, Architecture
+from shvit.modelfile import ModelFile
+from shvit.screen import say
+
+BATCHES = (1, 32, 256, 1024, 2048)
+COMPILED_BATCHES = (1, 1024)
+"""Of torch.compile, which takes a minute for each."""
+PAPER_BATCHES = (256, 1024)
+CHECKED = 64
+
+
+def lively(name: str) -> ModelFile:
+    """Random weights, and norms that do something."""
+    torch.manual_seed(0)
+    model = Architecture(name).build().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.2)
+    return ModelFile(model, tuple(map(str, range(1000))), Preprocess(model.image_size))
+
+
+def exactness(name: str, device: str) -> dict[str, dict[str, float]]:
+    """Distance of logits from those in fp32, as a share of these, by norm; and the share of first labels alike."""
+    model_file = lively(name)
+    side = model_file.preprocess.image_size
+    coarse = torch.randint(0, 256, (CHECKED, 3, 8, 8), dtype=torch.uint8)
+    images = nn.functional.interpolate(coarse, (side, side)).to(device)
+    torch.backends.cudnn.allow_tf32 = False
+    exact = eager(model_file, "fp32", images)
+    torch.backends.cudnn.allow_tf32 = True
+    found = {}
+    for precision in ("fp16", "bf16"):
+        ways = {
+            "cuda": CudaEngine(model_file, precision, device)(images),
+            "torch": eager(model_file, precision, images),
+        }
+        for way, logits in ways.items():
+            found[f"{way} {precision}"] = {
+                "distance": ((logits - exact).norm() / exact.norm()).item(),
+                "largest": ((logits - exact).abs().max() / exact.abs().max()).item(),
+                "top1_agreement": (logits.argmax(1) == exact.argmax(1)).float().mean().item(),
+            }
+    return found
+
+
+@torch.inference_mode()
+def eager(model_file: ModelFile, precision: str, images: torch.Tensor) -> torch.Tensor:
+    network = portable(model_file).to(images.device, DTYPES[precision])
+    return network(images).float()
+
+
+def wanted(case: Case, batches: tuple[int, ...]) -> bool:
+    """Ours on all batches, timm's port on those that its way takes."""
+    if case.batch_size not in batches:
+        return False
+    if not case.model.startswith(TIMM_PREFIX):
+        return case.engine == CudaEngine.name
+    return case.batch_size in {COMPILED: COMPILED_BATCHES, EAGER: BATCHES, TRACED: PAPER_BATCHES}.get(case.engine, ())
+
+
+def row_of(result: Result, engine: str, batch: int) -> Row | None:
+    rows = [row for row in result.rows if (row.case.engine, row.case.batch_size) == (engine, batch)]
+    return rows[0] if rows else None
+
+
+def ratios(result: Result) -> dict[str, float]:
+    """Images/s of the cuda engine over those of each other way, by way and batch."""
+    found = {}
+    for batch in BATCHES:
+        ours = row_of(result, CudaEngine.name, batch)
+        for engine in (COMPILED, EAGER, TRACED):
+            other = row_of(result, engine, batch)
+            if ours and other:
+                found[f"{engine}, batch {batch}"] = other.timing.median / ours.timing.median
+    return found
+
+
+def run(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    error = exactness(name, args.device)
+    for way, one in error.items():
+        say(console, f"{name} {way}: logits differ by {one['distance']:.1e} of their size")
+    engines = (CudaEngine.name, COMPILED, EAGER, TRACED)
+    batches = tuple(args.batch_size)
+    models = (name, f"{TIMM_PREFIX}{name}")
+    request = Request(models, engines, ("fp16",), batches, (), None, args.device, args.rounds, profile=True)
+    started = time.perf_counter()
+
+    def progress(what: str, done: int, total: int) -> None:
+        print(f"{time.perf_counter() - started:6.0f} s  {what} {done}/{total}", file=sys.stderr, flush=True)
+
+    result = bench(request, progress, lambda case: wanted(case, batches))
+    show(console, result)
+    compared = ratios(result)
+    for what, ratio in compared.items():
+        say(console, f"{name}: {ratio:.2f} times {what}")
+    largest = max((batch for batch in batches if batch in COMPILED_BATCHES), default=max(batches))
+    return {
+        **result.to_dict(),
+        "what": f"{name}, cuda fp16, batch {largest}",
+        "value": compared.get(f"{COMPILED}, batch {largest}"),
+        "unit": "times the images/s of timm's fused port under torch.compile(max-autotune)",
+        "ratios": compared,
+        "exactness": error,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="shvit_s1 to shvit_s4")
+    parser.add_argument("--batch-size", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would end later")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
+    args = parser.parse_args()
+
+    console = Console(width=200)
+    args.results.mkdir(parents=True, exist_ok=True)
+    started = last = time.perf_counter()
+    took = 0.0
+    for name in args.models:
+        if last - started + took > args.seconds:
+            say(console, f"no time left for {name}")
+            continue
+        result = run(name, args, console)
+        took, last = time.perf_counter() - last, time.perf_counter()
+        variant = name.removeprefix("shvit_")
+        path = args.results / f"gpu-{variant}_{hardware_name(result['hardware'])}_{result['date'][:10]}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        say(console, f"wrote {path} after {last - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

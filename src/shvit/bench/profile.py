@@ -1,0 +1,96 @@
+"""Where a network's time goes: its kernels on a GPU, its operations on a CPU, as PyTorch's profiler sees them.
+
+The kernels of the cuda engine are known by their layers, with the operations and bytes that each needs at least.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+if TYPE_CHECKING:
+    from ..engines.plan import Launch
+    from .machine import Machine
+
+CALLS = 10
+
+
+@dataclass(frozen=True)
+class Spent:
+    """One kernel or operation, over one call of the network."""
+
+    what: str
+    """The layer, where it is known; else the name that the profiler gives."""
+    times: int
+    """That it ran in the call, to the nearest whole number."""
+    seconds: float
+    operations: int | None = None
+    bytes: int | None = None
+
+    def floor(self, machine: "Machine", precision: str) -> float | None:
+        """The least seconds that its operations and bytes take on this machine; None where these are not known."""
+        if self.operations is None or self.bytes is None or precision not in machine.products:
+            return None
+        return max(self.operations / machine.products[precision].rate, self.bytes / machine.copy_memory)
+
+
+Seen = tuple[str, float]
+"""A kernel's name and seconds, once."""
+
+
+def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch]" = ()) -> list[Spent]:
+    """What one call spends its time on, averaged over several.
+
+    Args:
+        call: It has run before, and ends when its work has ended.
+        launches: What it launches on a GPU, in order, where that is known.
+    """
+    on_gpu = device.startswith("cuda")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's library tells of its steps on stderr
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as watched:
+        for _ in range(CALLS):
+            call()
+    events: Any = watched.events()
+    if not on_gpu:
+        return by_name([(event.name, event.self_cpu_time_total / 1e6) for event in events])
+    there = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    there.sort(key=lambda event: event.time_range.start)
+    seen = [(event.name, event.time_range.elapsed_us() / 1e6) for event in there]
+    return by_layer(seen, launches) if launches else by_name(seen)
+
+
+def by_name(seen: Sequence[Seen]) -> list[Spent]:
+    """The most time first."""
+    seconds: dict[str, float] = defaultdict(float)
+    for name, spent in seen:
+        seconds[name] += spent
+    times = Counter(name for name, _ in seen)
+    rows = [Spent(name, round(times[name] / CALLS), spent / CALLS) for name, spent in seconds.items()]
+    return sorted((row for row in rows if row.seconds), key=lambda row: -row.seconds)
+
+
+def by_layer(seen: Sequence[Seen], launches: "Sequence[Launch]") -> list[Spent]:
+    """In the network's order, layers of one name together; last what is not of the network, such as copies.
+
+    Where the kernels seen are not those launched, all are told by their own names.
+    """
+    names = {launch.kernel.__name__ for launch in launches}
+    ours = [one for one in seen if one[0] in names]
+    expected = [launch.kernel.__name__ for launch in launches] * CALLS
+    if [name for name, _ in ours] != expected:
+        return by_name(seen)
+    return [*_layers(ours, launches), *by_name([one for one in seen if one[0] not in names])]
+
+
+def _layers(ours: Sequence[Seen], launches: "Sequence[Launch]") -> Iterator[Spent]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, launch in enumerate(launches):
+        groups[launch.layer].append(number)
+    for layer, numbers in groups.items():
+        seconds = sum(spent for at, (_, spent) in enumerate(ours) if at % len(launches) in numbers) / CALLS
+        operations = sum(launches[number].operations for number in numbers)
+        yield Spent(layer, len(numbers), seconds, operations, sum(launches[number].bytes for number in numbers))
