@@ -4,13 +4,17 @@ import csv
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
+import torch
 
 import shvit
 from conftest import picture, tiny_architecture, write_pictures
 from shvit import cli
 from shvit.data.transforms import Preprocess
+from shvit.engines.torch import gpu_failures
+from shvit.errors import notice
 from shvit.modelfile import ModelFile
 
 
@@ -273,3 +277,45 @@ def test_a_picture_that_is_not_one_is_told_apart_from_one_that_is(run, model, tm
     assert code == 0
     assert "fine.png  dark" in text or "fine.png  light" in text
     assert "torn.png  cannot be decoded" in text
+
+
+def test_a_notice_is_one_line_and_other_warnings_are_as_ever(run, monkeypatch):
+    def warn(*_, **__):
+        notice("this GPU has 7.5:\ntorch runs [instead]")
+        warnings.warn("something else", UserWarning, stacklevel=1)
+        return {"name": "x", "image_size": 1, "params": 1, "macs": 1, "activations": 1, "stages": []}
+
+    monkeypatch.setattr("shvit.describe.describe", warn)
+    with pytest.warns(UserWarning, match="something else") as others:
+        code, _, err = run("info", "shvit_s1", "--json")
+    assert code == 0
+    assert "note: this GPU has 7.5: torch runs [instead]\n" in err
+    assert len(others) == 1
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_what_was_labelled_before_the_gpu_was_lost_is_kept(run, folder, tiny, tmp_path, monkeypatch, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    calls = []
+
+    def lost_after_two(self, images):
+        calls.append(images)
+        if len(calls) > 2:
+            with gpu_failures(torch.device("cuda")):
+                raise RuntimeError("CUDA error: unspecified launch failure")
+        return torch.zeros(len(images), 2)
+
+    monkeypatch.setattr("shvit.engines.torch.TorchEngine.__call__", lost_after_two)
+    shvit.save(tiny, tmp_path / "tiny.safetensors")
+    out = tmp_path / f"labels.{suffix}"
+    flags = ["--engine", "torch", "--batch-size", 4, "--threads", 1, "--out", out]
+    code, _, err = run("predict", tmp_path / "tiny.safetensors", folder, *flags)
+    assert code == 1
+    assert "failed: cuda failed in the middle of the work (CUDA error: unspecified launch failure)" in err
+    if suffix == "parquet":
+        import pyarrow.parquet
+
+        assert pyarrow.parquet.read_table(out).num_rows == 8
+    else:
+        assert len(out.read_text().splitlines()) == 8 + (suffix == "csv")

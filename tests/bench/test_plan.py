@@ -1,5 +1,6 @@
 """What is asked for runs as asked, or is refused in one line; what was not asked for is left out and listed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -150,3 +151,28 @@ def test_published_accuracies_are_of_one_size():
     assert published_top1("timm/levit_192", 224).distilled
     assert published_top1("timm/resnet50", 224) is None
     assert all(published_top1(name, open_model(name).preprocess.image_size) for name in DEFAULT_MODELS[:6])
+
+
+def test_yardsticks_are_there_by_name(many_engines, tiny):
+    request = Request(("shvit_s1",), ("torch-eager", "torch-compiled", "torch"), ("fp32",), device="cpu")
+    cases, _ = cases_of(request, tiny)
+    assert [case.engine for case in cases] == ["torch-eager", "torch-compiled", "torch"]
+    with pytest.raises(InputError, match="there is no such engine"):
+        cases_of(replace(request, engines=("torch-clever",)), tiny)
+    with pytest.raises(InputError, match="torch-traced on cpu cannot run in 'bf16'"):
+        cases_of(replace(request, engines=("torch-traced",), precisions=("bf16",)), tiny)
+
+
+def test_the_kernels_are_for_shvit_alone(monkeypatch):
+    class OnGpu(TorchEngine):
+        name: ClassVar[str] = "cuda"
+
+    monkeypatch.setattr(engines, "ENGINES", {"cuda": OnGpu, "torch": TorchEngine})
+    cases, omitted = cases_of(Request(("shvit_s1", "timm/resnet10t"), precisions=("fp32",), device="cpu"))
+    assert [(case.model, case.engine) for case in cases] == [
+        ("shvit_s1", "cuda"),
+        ("shvit_s1", "torch"),
+        ("timm/resnet10t", "torch"),
+    ]
+    assert [row.what for row in omitted] == ["timm/resnet10t, cuda"]
+    assert settle(Request(device="cpu")).engines == ("cuda", "torch")

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import shvit
+from conftest import plain_outputs, random_images
 from shvit import engines
 from shvit.bench import subject
-from shvit.bench.peers import TRACED
-from shvit.bench.subject import Case, Subject, Traced, Worker, has_random_weights, open_model
+from shvit.bench.peers import COMPILED, EAGER, TRACED
+from shvit.bench.subject import Case, Compiled, Eager, Subject, Traced, Worker, has_random_weights, open_model
 from shvit.engines import TorchEngine
 from shvit.engines.base import Shapes
 from shvit.errors import Failure, InputError
@@ -116,6 +117,20 @@ def test_traced_computes_what_the_network_does(tiny):
     traced = Traced(tiny, case("tiny", engine=TRACED))
     with torch.inference_mode():
         torch.testing.assert_close(traced(torch.empty(0)), tiny.model(traced.images), rtol=1e-4, atol=1e-4)
+
+
+def test_eager_computes_what_the_network_does(tiny):
+    images = random_images(3, 32)
+    eager = Eager(tiny, case("tiny", engine=EAGER))
+    torch.testing.assert_close(eager(images), plain_outputs(tiny, images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_is_the_faster_of_two_layouts_and_says_which(tiny):
+    images = random_images(2, 32)
+    compiled = Compiled(tiny, case("tiny", engine=COMPILED))
+    assert compiled.detail in ("NCHW", "channels_last")
+    torch.testing.assert_close(compiled(images), plain_outputs(tiny, images), rtol=1e-4, atol=1e-4)
 
 
 def test_json_takes_a_case(model):

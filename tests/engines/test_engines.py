@@ -14,6 +14,7 @@ from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import EngineError, Shapes
 from shvit.engines.portable import portable
+from shvit.errors import Notice
 from shvit.modelfile import ModelFile
 
 BOUNDS = {"fp32": 1e-4, "bf16": 0.2, "int8": 0.5}
@@ -276,3 +277,23 @@ def test_metadata_of_another_version_is_refused(tiny, tmp_path):
     del data["classes"]
     with pytest.raises(shvit.InputError, match="lacks 'classes'"):
         engines.Exported.from_dict(path, data)
+
+
+def test_what_runs_instead_of_the_cuda_engine_is_told(tiny, monkeypatch):
+    class TooOld(engines.CudaEngine):
+        @classmethod
+        def unavailable(cls, device):
+            return "needs compute capability 8.0, this GPU has 7.5"
+
+    class OnGpu(engines.TorchEngine):
+        def __init__(self, model, precision, device, threads=None):
+            super().__init__(model, precision, "cpu", threads)
+
+    monkeypatch.setattr(engines, "ENGINES", {"cuda": TooOld, "torch": OnGpu})
+    monkeypatch.setattr(engines, "pick_device", lambda device: "cuda")
+    told = "engine cuda on cuda: needs compute capability 8.0, this GPU has 7.5; torch runs instead"
+    with pytest.warns(Notice, match=told):
+        assert engines.load(tiny, precision="fp32").name == "torch"
+    with pytest.raises(EngineError, match="cuda: needs compute capability"):
+        engines.load(tiny, "cuda", device="cuda")
+    engines.load(tiny, "torch", "fp32", "cuda")  # asked for by name: nothing to tell

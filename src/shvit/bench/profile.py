@@ -3,7 +3,6 @@
 The kernels of the cuda engine are known by their layers, with the operations and bytes that each needs at least.
 """
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+from ..engines.quiet import silent
 
 if TYPE_CHECKING:
     from ..engines.plan import Launch
@@ -50,8 +51,8 @@ def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch
         launches: What it launches on a GPU, in order, where that is known.
     """
     on_gpu = device.startswith("cuda")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's library tells of its steps on stderr
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as watched:
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with silent(), profile(activities=[activity]) as watched:  # the profiler's library tells of its steps
         for _ in range(CALLS):
             call()
     events: Any = watched.events()

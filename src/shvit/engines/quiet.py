@@ -25,7 +25,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Without anything on the process's standard error, where C++ writes past Python. For milliseconds only."""
+    """Without anything on the process's standard error, where C++ writes past Python. For short calls only."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
