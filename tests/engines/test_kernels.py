@@ -1,5 +1,11 @@
 """Each kernel against PyTorch in fp64: random inputs, poisoned outputs, odd sizes, and nothing written beyond."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -239,3 +245,16 @@ def test_classify(bench):
     logits = bench.out(19, 1, 1, 11, torch.float32)
     Classify(bench.put, linear)(map_of_x, logits, {"BM": 16, "BN": 16, "BK": 64})()
     bench.check(logits, expected)
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path):
+    """The interpreter takes what the compiler refuses, such as factors of different types."""
+    script = Path(__file__).parents[2] / "benchmarks" / "compile_kernels.py"
+    arguments = ["shvit_s1", "--batch-size", "1024", "--arch", "90", "--first", "--out", tmp_path / "kernels.json"]
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True, env=environment)
+    rows = json.loads((tmp_path / "kernels.json").read_text())
+    assert {row["layer"] for row in rows} > {"stem 1+2", "stage 2 attention", "classifier"}
+    assert all(row["fits"] and not row["stack"] for row in rows)
+    assert all(row["matrix_instructions"] for row in rows if not row["layer"].endswith("depthwise"))

@@ -28,8 +28,9 @@ from .portable import Portable
 
 STEM_IMAGES = 256
 """At once in the stem, whose maps are the largest: its 51 MB at 224 pixels are about what a large GPU's cache holds."""
-MAX_TILE_WIDTH = 512
-"""Channels up to which a multiprocessor holds a tile of rows with all of them."""
+WIDEST = {"depthwise": 256, "attention": 384, "nothing": 512}
+"""Channels up to which a tile of rows with all of them stays in registers and shared memory, by what the feed-forward's
+kernel does before: benchmarks/compile_kernels.py tells."""
 MAX_ELEMENTS = 2**31 - 1
 """Of a map: the kernels count in 32 bits."""
 
@@ -177,7 +178,7 @@ class FeedForwardLayers:
         """Its input is the depthwise convolution of `x`."""
         out, y = plan.take_like(x), plan.take_like(x)
         before = [local(x, y, tiles) for tiles in _depthwise_tiles(plan, x)][:1]
-        at_once = [[self._fused(plan, x, out, tiles, local=local)] for tiles in self._tiles(plan, x, registers=True)]
+        at_once = [[self._fused(plan, x, out, tiles, local=local)] for tiles in self._tiles(plan, x, "depthwise")]
         self._add(plan, ("local", x.height, x.width), at_once, before, y, out)
         plan.give(x, y)
         return out
@@ -188,14 +189,14 @@ class FeedForwardLayers:
         out, y = plan.take_like(x), plan.take_like(x)
         matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)[0]
         before = [self._blend(x, y, matrix, mixed=mixed, residual=x)]
-        at_once = [[self._fused(plan, x, out, tiles, mixed=mixed)] for tiles in self._tiles(plan, x, registers=True)]
+        at_once = [[self._fused(plan, x, out, tiles, mixed=mixed)] for tiles in self._tiles(plan, x, "attention")]
         self._add(plan, ("attention", mixed.channels), at_once, before, y, out)
         plan.give(x, mixed, y)
         return out
 
     def _add(self, plan: Plan, key: tuple[Any, ...], at_once: list[Any], before: list[Any], y: Map, out: Map) -> None:
         """The ways: at once, in two launches, in three."""
-        in_two = [[*before, self._fused(plan, y, out, tiles)] for tiles in self._tiles(plan, y, registers=False)]
+        in_two = [[*before, self._fused(plan, y, out, tiles)] for tiles in self._tiles(plan, y, "nothing")]
         hidden = plan.take_like(y, self._expand.width)
         rows = len(y.rows)
         in_three = [
@@ -209,16 +210,16 @@ class FeedForwardLayers:
         plan.give(hidden)
         plan.add(("feed_forward", *key, y.channels, plan.tile(rows)), [*at_once, *in_two, *in_three])
 
-    def _tiles(self, plan: Plan, x: Map, registers: bool) -> list[Tiles]:
-        """For the kernel that keeps the hidden map on chip; in `registers` its input, too, if it is computed there."""
+    def _tiles(self, plan: Plan, x: Map, before: str) -> list[Tiles]:
+        """For the kernel that keeps the hidden map on chip, by what else it does before; none where `x` is too wide."""
         across = sum(two_tiles(x.channels))
-        if across > (MAX_TILE_WIDTH // 2 + 128 if registers else MAX_TILE_WIDTH):
+        if across > WIDEST[before]:
             return []
         rows = plan.tile(len(x.rows))
         ways = [(64, 64 if across <= 320 else 32, 8)]
         if rows < 64:
             ways.insert(0, (rows, 64 if across <= 256 else 32, 4 if across <= 256 else 8))
-        elif across <= 256 and not registers:
+        elif across <= 256 and before == "nothing":
             ways.append((128, 64 if across <= 128 else 32, 8))
         return [_tiles(BM=rows, BH=hidden, BK=32, num_warps=warps, num_stages=2) for rows, hidden, warps in ways]
 
