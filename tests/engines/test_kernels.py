@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 
 from shvit.engines.launches import (
     Attend,
+    Center,
     Classify,
     Convolve,
     Depthwise,
@@ -101,9 +102,12 @@ def test_stem(bench, size, widths, layout):
     images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     with torch.no_grad():
         expected = second(first(images.double() - MEAN.double()).relu()).relu()
-    stem = Stem(bench.put, MEAN, first.float(), second.float())
+    pixels = bench.out(2, *(2 * ((side + 1) // 2) + 2 for side in size), 4, bench.dtype)
+    Center(bench.put, MEAN)(images.to(bench.device, memory_format=layout), pixels, {"BLOCK": 64})()
+    inner = pixels.rows.view(2, pixels.height, pixels.width, 4)[:, 1 : size[0] + 1, 1 : size[1] + 1, :3]
+    assert inner.permute(0, 3, 1, 2).double().cpu().equal(images.double() - MEAN.round().double())
     out = bench.out(2, *expected.shape[2:], widths[1])
-    stem(images.to(bench.device, memory_format=layout), out, {"BLOCK": 64})()
+    Stem(bench.put, MEAN, first.float(), second.float())(pixels, size, out, {"BLOCK": 64})()
     bench.check(out, expected)
 
 

@@ -11,6 +11,7 @@ from ..model.layers import FeedForward, InvertedResidual, LinearSqueezeExcite, R
 from ..model.shvit import Block, Downsample, SHViT
 from .launches import (
     Attend,
+    Center,
     Classify,
     Convolve,
     Depthwise,
@@ -26,8 +27,9 @@ from .launches import (
 from .plan import Map, Plan
 from .portable import Portable
 
-STEM_IMAGES = 256
-"""At once in the stem, whose maps are the largest: its 51 MB at 224 pixels are about what a large GPU's cache holds."""
+STEM_IMAGES = 64
+"""At once in the stem, whose maps are the largest: at 224 pixels 26 MB of pixels and 13 MB after two convolutions. A
+large GPU's cache holds these, so that they need not go through memory."""
 WIDEST = {"depthwise": 256, "attention": 384, "nothing": 512}
 """Channels up to which a tile of rows with all of them stays in registers and shared memory, by what the feed-forward's
 kernel does before: benchmarks/compile_kernels.py tells."""
@@ -57,6 +59,7 @@ class KernelNetwork:
         self._device = device
         put = Put(dtype, device)
         first, second, *rest = [module for module in network.stem if isinstance(module, nn.Conv2d)]
+        self._center = Center(put, portable.mean)
         self._stem = Stem(put, portable.mean, first, second)
         self._rest = [Convolve(put, f"stem {n}", conv, relu=n < len(rest) + 2) for n, conv in enumerate(rest, 3)]
         self._layers: list[BlockLayers | DownsampleLayers] = []
@@ -83,30 +86,30 @@ class KernelNetwork:
 
     def most_images(self, height: int, width: int) -> int:
         """How many of this size fit one plan."""
-        elements = halved(halved(height)) * halved(halved(width)) * self._stem.width
-        return max(1, MAX_ELEMENTS // max(elements, 3 * height * width))
+        border = 4 * (2 * halved(height) + 2) * (2 * halved(width) + 2)
+        return max(1, MAX_ELEMENTS // max(border, halved(halved(height)) * halved(halved(width)) * self._stem.width))
 
     def _plan_stem(self, plan: Plan, images: Tensor) -> Map:
+        """Some images at a time up to the third convolution, whose maps are small enough for the fourth to take all."""
         count, _, height, width = images.shape
-        height, width = halved(halved(height)), halved(halved(width))
-        out = plan.take(count, halved(halved(height)), halved(halved(width)), self._rest[-1].width)
+        third, fourth = self._rest
+        sides = [(height, width)]
+        for _ in range(4):
+            sides.append((halved(sides[-1][0]), halved(sides[-1][1])))
+        y = plan.take(count, *sides[3], third.width)
         for start in range(0, count, STEM_IMAGES):
-            stop = min(count, start + STEM_IMAGES)
-            x = plan.take(stop - start, height, width, self._stem.width)
+            some = images[start : start + STEM_IMAGES]
+            pixels = plan.take(len(some), 2 * sides[1][0] + 2, 2 * sides[1][1] + 2, 4)
+            x = plan.take(len(some), *sides[2], self._stem.width)
+            key = (*some.shape, some.stride()[1:])
+            plan.add(("center", *key), [[self._center(some, pixels, _tiles(BLOCK=256, num_warps=4))]])
             tiles = [_tiles(BLOCK=rows, num_warps=warps) for rows, warps in ((128, 4), (64, 4), (128, 8))]
-            key = ("stem", *images.shape[2:], images.stride()[1:], stop - start)
-            plan.add(key, [[self._stem(images[start:stop], x, way)] for way in tiles])
-            for conv in self._rest:
-                last = conv is self._rest[-1]
-                y = (
-                    out.part(start, stop)
-                    if last
-                    else plan.take(x.images, halved(x.height), halved(x.width), conv.width)
-                )
-                ways = [[conv(x, y, tiles)] for tiles in _matrix_tiles(plan, len(y.rows), conv.width, x.channels)]
-                plan.add(("convolve", x.height, x.width, x.channels, conv.width, x.images), ways)
-                plan.give(x)
-                x = y
+            plan.add(("stem", *key), [[self._stem(pixels, sides[0], x, way)] for way in tiles])
+            _add_convolution(plan, third, x, y.part(start, start + len(some)))
+            plan.give(pixels, x)
+        out = plan.take(count, *sides[4], fourth.width)
+        _add_convolution(plan, fourth, y, out)
+        plan.give(y)
         return out
 
 
@@ -222,6 +225,11 @@ class FeedForwardLayers:
         elif across <= 256 and before == "nothing":
             ways.append((128, 64 if across <= 128 else 32, 8))
         return [_tiles(BM=rows, BH=hidden, BK=32, num_warps=warps, num_stages=2) for rows, hidden, warps in ways]
+
+
+def _add_convolution(plan: Plan, convolve: Convolve, x: Map, out: Map) -> None:
+    tiles = _matrix_tiles(plan, len(out.rows), out.channels, x.channels)
+    plan.add(("convolve", x.height, x.width, x.channels, x.images), [[convolve(x, out, way)] for way in tiles])
 
 
 def _add_projection(plan: Plan, project: Project, x: Map, out: Map, gate: Map | None = None) -> None:

@@ -20,36 +20,52 @@ BLOCK = 128
 """What weights are padded to a multiple of, where a kernel goes through them in tiles: the longest side of a tile."""
 
 
+class Center:
+    """Pixels as the stem takes them: less the mean's whole part, in four channels, with a border."""
+
+    def __init__(self, put: "Put", mean: Float[Tensor, "1 3 1 1"]) -> None:
+        whole = mean.flatten().round()
+        self._weights = {"offset": put.vector(whole, 4), "padding": put.vector(mean.flatten() - whole, 4)}
+
+    def __call__(self, images: Tensor, out: Map, tiles: Tiles) -> Launch:
+        strides = zip(("image_stride", "channel_stride", "line_stride", "column_stride"), images.stride(), strict=True)
+        arguments = {
+            **{"images": images, **dict(strides), **self._weights, "out": out.rows, "places": len(out.rows)},
+            **{"H": images.shape[2], "W": images.shape[3], **tiles},
+        }
+        grid = (ceil(len(out.rows) / tiles["BLOCK"]),)
+        moved = images.numel() + out.rows.nbytes
+        return Launch("stem, pixels", kernels.center, grid, arguments, 0, moved)
+
+
 class Stem:
-    """The first two convolutions."""
+    """The first two convolutions, on what `Center` makes of images."""
 
     def __init__(self, put: "Put", mean: Float[Tensor, "1 3 1 1"], first: nn.Conv2d, second: nn.Conv2d) -> None:
         self.width = memory_width(second.out_channels)
         self._sides = {"C1": power(first.out_channels), "C2": self.width, "N": power(self.width)}
         c1, n = self._sides["C1"], self._sides["N"]
-        whole = mean.flatten().round()
-        over = mean.flatten() - whole
+        over = mean.flatten() - mean.flatten().round()
         by_tap = first.weight.permute(2, 3, 1, 0)  # line, column, channel, out
         shift = _bias(first) - (by_tap * over[:, None]).sum((0, 1, 2))
+        patch = pad(by_tap, (0, 0, 0, 1, 0, 1, 0, 1)).flatten(0, 2)
         self._weights = {
-            "first": put.matrix(by_tap.reshape(27, -1), kernels.PIXELS, c1),
+            "first": put.matrix(patch, kernels.PATCH, c1),
             "first_bias": put.vector(shift, c1),
-            "offset": put.vector(whole.repeat(9), kernels.PIXELS),
-            "padding": put.vector(over.repeat(9), kernels.PIXELS),
             "second": put.matrix(_by_tap(second), c1, n),
             "second_bias": put.vector(_bias(second), n),
         }
         self._macs = first.weight.numel(), second.weight.numel()
 
-    def __call__(self, images: Tensor, out: Map, tiles: Tiles) -> Launch:
-        count, _, height, width = images.shape
-        strides = zip(("image_stride", "channel_stride", "line_stride", "column_stride"), images.stride(), strict=True)
+    def __call__(self, x: Map, size: tuple[int, int], out: Map, tiles: Tiles) -> Launch:
+        """`size` is the images' height and width."""
+        height, width = size
         arguments = {
-            **{"images": images, **dict(strides), **self._weights, "out": out.rows, "places": len(out.rows)},
+            **{"x": x.rows, **self._weights, "out": out.rows, "places": len(out.rows)},
             **{"H": height, "W": width, **self._sides, **tiles},
         }
-        macs = count * (halved(height) * halved(width) * self._macs[0] + out.places * self._macs[1])
-        moved = images.numel() + out.rows.nbytes + 2 * sum(self._macs)
+        macs = x.images * halved(height) * halved(width) * self._macs[0] + len(out.rows) * self._macs[1]
+        moved = x.rows.nbytes + out.rows.nbytes + 2 * sum(self._macs)
         return Launch("stem 1+2", kernels.stem, (ceil(len(out.rows) / tiles["BLOCK"]),), arguments, 2 * macs, moved)
 
 
