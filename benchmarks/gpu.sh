@@ -16,7 +16,8 @@ mkdir -p "$results"
 started=$SECONDS
 
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
-timeout 150 python3 -m pytest -q -m gpu tests/engines -p no:cacheprovider 2>&1 | tail -15
+timeout 150 python3 -m pytest -q -m gpu -W default -p no:cacheprovider tests/engines/test_kernels.py \
+  tests/engines/test_cuda.py 2>&1 | tail -15
 echo "== tests: $((SECONDS - started)) s"
 
 # the training step first: it is short

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("shvit", "torch", "torchvision", "timm", "numpy", "pillow")
-OPTIONAL = ("openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
+ENGINES = ("triton", "openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
 
 
 def facts() -> dict[str, Any]:
@@ -27,8 +27,8 @@ def facts() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of this package and of the libraries that its results depend on, as far as they are installed."""
-    found = {name: metadata.version(name) for name in PACKAGES}
-    for name in OPTIONAL:
+    found = {}
+    for name in PACKAGES + ENGINES:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -58,7 +58,8 @@ def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch
     events: Any = watched.events()
     if not on_gpu:
         return by_name([(event.name, event.self_cpu_time_total / 1e6) for event in events])
-    there = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
+    on_device = [event for event in events if event.device_type == DeviceType.CUDA]
+    there = [event for event in on_device if not getattr(event, "is_user_annotation", False)]  # spans, not kernels
     there.sort(key=lambda event: event.time_range.start)
     seen = [(event.name, event.time_range.elapsed_us() / 1e6) for event in there]
     return by_layer(seen, launches) if launches else by_name(seen)

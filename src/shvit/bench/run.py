@@ -1,9 +1,7 @@
 """From a request to numbers: every case in its process, rounds of all of them, and a row of facts for each."""
 
-import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,9 +18,6 @@ from .plan import Omitted, Request, plan, settle
 from .profile import Spent
 from .subject import Case, Subject, Worker, has_random_weights, open_model
 from .timing import Timing, interleave
-
-RUNTIMES = ("triton", "openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
-"""Whose versions belong to a result, where they are installed."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is done now, and how many of how many steps were done before."""
@@ -224,7 +219,6 @@ def _folded(model: Runnable) -> Model | None:
 
 def about(device: str) -> dict[str, Any]:
     about = facts()
-    about["versions"] |= {name: importlib.metadata.version(name) for name in RUNTIMES if find_spec(name)}
     if device.startswith("cuda"):
         about["hardware"]["gpu"] = torch.cuda.get_device_name(device)
     return about
