@@ -13,7 +13,8 @@ from shvit.errors import Failure, InputError
 
 ROW = {
     "model", "engine", "precision", "batch_size", "image_size", "device", "threads", "images_per_second", "seconds",
-    "p95_seconds", "spread", "round_seconds", "share_of_ceiling", "memory_bytes", "params", "macs", "weights",
+    "p95_seconds", "spread", "round_seconds", "share_of_ceiling",
+    "detail", "memory_bytes", "params", "macs", "weights",
     "calibration", "published_top1",
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The cuda engine, whole: on a GPU where there is one, else its launches one by one in Triton's interpreter."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -183,8 +184,9 @@ class Compiled:
 class Step:
     """A launch that costs what it says."""
 
-    def __init__(self, layer, seconds, shared=0):
+    def __init__(self, layer, seconds, shared=0, key=None):
         self.layer, self.seconds, self.shared = layer, seconds, shared
+        self.key = (key, seconds)
         self.runs = 0
 
     def compile(self):
@@ -197,15 +199,38 @@ class Step:
 def test_the_fastest_way_that_fits_is_kept():
     plan = Plan(torch.float16, "cpu", 1)
     slow, fast, large = Step("a", 3), Step("a", 1), Step("a", 0.5, shared=2000)
-    plan.add(("a",), [[slow], [fast], [large]])
-    plan.add(("a",), [[Step("b", 3)], [Step("b", 1)], [Step("b", 0.5, shared=2000)]])  # alike
+    plan.add([[slow], [fast], [large]])
+    plan.add([[Step("b", 3)], [Step("b", 1)], [Step("b", 0.5, shared=2000)]])  # alike
+    plan.add([[Step("c", 3, key="c")], [Step("c", 4, key="c")]])
     choices = Choices()
-    choices.tune(plan, lambda way: sum(step.seconds for step in way), 1000, 2)
-    assert [step.seconds for step in choices.launches(plan)] == [1, 1]
-    assert fast.runs == 1
-    plan.add(("c",), [[Step("c", 1, shared=2000)]])
-    with pytest.raises(TooLarge, match="the tiles of c do not fit 1000 bytes"):
-        choices.tune(plan, lambda way: 0.0, 1000, 2)
+    with ThreadPoolExecutor(2) as pool:
+        choices.tune(plan, lambda way: sum(step.seconds for step in way), 1000, pool)
+        assert [step.seconds for step in choices.launches(plan)] == [1, 1, 3]
+        assert fast.runs == 1
+        plan.add([[Step("d", 1, shared=2000, key="d")]])
+        with pytest.raises(TooLarge, match="the tiles of d do not fit 1000 bytes"):
+            choices.tune(plan, lambda way: 0.0, 1000, pool)
+
+
+def test_a_choice_holds_for_launches_that_differ_in_memory_alone():
+    """A smaller batch has other tiles, and other ways to choose from."""
+    network = KernelNetwork(portable(model_file(Architecture("shvit_s1", 10).build().eval())), torch.float16, "cpu")
+    keys = []
+    for count in (1, 1, 32):
+        images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8).expand(count, -1, -1, -1)
+        plan, _ = network.plan(images, 132)
+        keys.append([part.key for part in plan.parts])
+    assert keys[0] == keys[1]
+    assert not set(keys[0]) & set(keys[2])
+    assert len(set(keys[0])) < len(keys[0])
+
+
+def test_no_map_has_more_elements_than_kernels_count(tiny):
+    network = KernelNetwork(portable(tiny), torch.float16, "cpu")
+    most = network.most_images(512, 512)
+    plan, _ = network.plan(torch.zeros(1, 3, 512, 512, dtype=torch.uint8), 1)
+    assert plan.largest == 514 * 514 * 4
+    assert most * plan.largest < 2**31 <= (most + 1) * plan.largest
 
 
 def test_maps_share_memory_when_they_are_done_with():
@@ -220,7 +245,12 @@ def test_maps_share_memory_when_they_are_done_with():
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((1, 3, 31, 64), torch.uint8), ((1, 1, 64, 64), torch.uint8), ((1, 3, 64, 64), torch.float32)],
+    [
+        ((0, 3, 64, 64), torch.uint8),
+        ((1, 3, 31, 64), torch.uint8),
+        ((1, 1, 64, 64), torch.uint8),
+        ((1, 3, 64, 64), torch.float32),
+    ],
 )
 def test_refuses_other_images(tiny, shape, dtype):
     with pytest.raises(EngineError, match="images must be"):

@@ -3,6 +3,7 @@
 The kernels of the cuda engine are known by their layers, with the operations and bytes that each needs at least.
 """
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch
         launches: What it launches on a GPU, in order, where that is known.
     """
     on_gpu = device.startswith("cuda")
+    os.environ.setdefault("TEARDOWN_CUPTI", "0")  # a second session in a process with CUDA graphs may see nothing else
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with silent(), profile(activities=[activity]) as watched:  # the profiler's library tells of its steps
         for _ in range(CALLS):

@@ -164,7 +164,7 @@ def bench(
         rounds = iter(range(1, request.rounds + 1))
         progress("timing", 0, request.rounds)
         timings, broken = interleave(subjects, request.rounds, lambda: progress("timing", next(rounds), request.rounds))
-        profiles = {case: tuple(subjects[case].profile()) for case in timings if request.profile}
+        profiles = {case: _profile(subjects[case]) for case in timings if request.profile}
     finally:
         for subject in subjects.values():
             subject.close()
@@ -182,6 +182,14 @@ def bench(
     request = replace(request, rounds=max(len(timing.rounds) for timing in timings.values()))
     omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
     return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))
+
+
+def _profile(subject: Worker | Subject) -> tuple[Spent, ...]:
+    """Empty where the profiler fails: that costs no timings."""
+    try:
+        return tuple(subject.profile())
+    except Failure:
+        return ()
 
 
 def describe(case: Case) -> str:

@@ -119,23 +119,22 @@ class Compiled:
         shape = (case.batch_size, 3, case.image_size, case.image_size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, device=case.device)
         seconds: dict[str, float] = {}
-        networks: dict[str, tuple[Any, torch.memory_format]] = {}
+        networks: dict[str, Any] = {}
         for name, layout in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
             network = portable(model_file).to(case.device, DTYPES[case.precision])
             network = network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-            networks[name] = torch.compile(network, mode="max-autotune", fullgraph=True, dynamic=False), layout
-            self._network, self._layout = networks[name]
+            networks[name] = self._network = torch.compile(network, mode="max-autotune", fullgraph=True, dynamic=False)
             call = self._to_the_end(images, case.device)
             seconds[name] = median(sample(call, warm_up(call)))
         self.detail = min(seconds, key=lambda name: seconds[name])
-        self._network, self._layout = networks[self.detail]
+        self._network = networks[self.detail]
 
     def _to_the_end(self, images: Tensor, device: str) -> Callable[[], object]:
         return lambda: (self(images), synchronize(device))
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        return self._network(images.contiguous(memory_format=self._layout))
+        return self._network(images)
 
 
 YARDSTICKS: dict[str, Callable[[ModelFile, Case], Callable[[Tensor], Tensor]]] = {

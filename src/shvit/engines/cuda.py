@@ -6,6 +6,7 @@ when a size is first met, of the ways through the kernels that are the fastest f
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
@@ -32,8 +33,8 @@ CAPABILITY = (8, 0)
 MAX_BATCH = 1024
 MAX_GRAPHS = 32
 """Each holds memory of its own; the oldest goes when another is needed."""
-QUEUED_LAUNCHES, QUEUE_CYCLES = 30, 2_000_000
-"""When ways are timed: so many launches, some 20 microseconds of the CPU each, while the GPU waits a millisecond."""
+QUEUED_LAUNCHES, QUEUE_CYCLES = 30, 8_000_000
+"""When ways are timed: so many launches, some 30 microseconds of the CPU each, while the GPU waits 4 ms."""
 
 
 class Size(NamedTuple):
@@ -66,10 +67,11 @@ class CudaEngine:
         self.precision = precision
         self.most = MAX_BATCH
         """Images at once, at most."""
-        self._device = torch.device(device)
+        self._device = _with_index(torch.device(device))
         self._choices: Choices = Choices()
         self._graphs: dict[Size, Graph] = {}
         self._lock = Lock()
+        self._most_images: dict[tuple[int, int], int] = {}
         self._torch: TorchEngine | None = None
         self._make_torch = lambda: TorchEngine(model, precision, device, threads)
         try:
@@ -111,7 +113,7 @@ class CudaEngine:
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+        if images.ndim != 4 or not len(images) or images.shape[1] != 3 or images.dtype != torch.uint8:
             raise EngineError(f"images must be (batch, 3, height, width) in uint8, got {images.dtype} {images.shape}")
         if min(images.shape[2:]) < MIN_SIDE:
             size = f"{images.shape[2]}x{images.shape[3]}"
@@ -143,17 +145,21 @@ class CudaEngine:
             if size not in self._graphs:
                 self._graphs[size] = self._make(size)
             return self._graphs[size](images[: size.batch])
-        except torch.OutOfMemoryError:
-            self._halve(size.batch)
         except TooLarge as reason:
             self._use_torch(reason)
+        except RuntimeError as error:  # torch's own and those of CUDA's other parts
+            if "out of memory" not in str(error):
+                raise
+            self._halve(size.batch)
         return None
 
     def _size(self, images: Tensor) -> Size:
         assert self._kernels is not None
         _, _, height, width = images.shape
         channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
-        most = min(self.most, self._kernels.most_images(height, width))
+        if (height, width) not in self._most_images:
+            self._most_images[height, width] = self._kernels.most_images(height, width)
+        most = min(self.most, self._most_images[height, width])
         return Size(bucket(len(images), most), height, width, channels_last)
 
     def _make(self, size: Size) -> "Graph":
@@ -197,16 +203,30 @@ class Graph:
         about: Any = torch.cuda.get_device_properties(device) if on_gpu else None
         plan, self._logits = kernels.plan(self._images, about.multi_processor_count if on_gpu else 1)
         if on_gpu:
-            choices.tune(plan, _seconds, about.shared_memory_per_block_optin, min(16, os.cpu_count() or 1))
+            threads = min(16, os.cpu_count() or 1)
+            with ThreadPoolExecutor(threads, "shvit-compile", torch.cuda.set_device, (device,)) as pool:
+                choices.tune(plan, _seconds, about.shared_memory_per_block_optin, pool)
         self.launches = choices.launches(plan)
-        self._run: Callable[[], None] = _captured(self.launches) if on_gpu else lambda: _launch(self.launches)
+        self._run: Callable[[], None] = _captured(self.launches, device) if on_gpu else lambda: _launch(self.launches)
+        self._done = torch.cuda.Event() if on_gpu else None
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """For as many images as it was made for, or less."""
+        if self._done:  # with the call before, which may have been on another stream
+            torch.cuda.current_stream().wait_event(self._done)
         self._images[: len(images)].copy_(images, non_blocking=True)
         self._run()
-        logits = self._logits[: len(images)]
-        return logits.clone() if logits.device == images.device else logits.to(images.device)
+        logits = self._logits[: len(images)].clone()
+        if self._done:
+            self._done.record()
+        return logits.to(images.device)
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """The GPU that is meant for good, where none is named."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def bucket(images: int, most: int) -> int:
@@ -226,12 +246,12 @@ def _launch(launches: "Way") -> None:
         launch()
 
 
-def _captured(launches: "Way") -> Callable[[], None]:
+def _captured(launches: "Way", device: torch.device) -> Callable[[], None]:
     """All of them as one CUDA graph."""
     _launch(launches)  # kernels are loaded when they are first run, which a capture cannot hold
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
         _launch(launches)
     return graph.replay
 

@@ -27,9 +27,9 @@ from .launches import (
 from .plan import Map, Plan
 from .portable import Portable
 
-STEM_IMAGES = 64
-"""At once in the stem, whose maps are the largest: at 224 pixels 26 MB of pixels and 13 MB after two convolutions. A
-large GPU's cache holds these, so that they need not go through memory."""
+STEM_PIXELS = 64 * 224 * 224
+"""At once in the stem, whose maps are the largest: 26 MB of pixels, centred, and 13 MB after two convolutions. A large
+GPU's cache holds these, so that they need not go through memory."""
 WIDEST = {"depthwise": 256, "attention": 384, "nothing": 512}
 """Channels up to which a tile of rows with all of them stays in registers and shared memory, by what the feed-forward's
 kernel does before: benchmarks/compile_kernels.py tells."""
@@ -81,13 +81,14 @@ class KernelNetwork:
         logits = plan.take(x.images, 1, 1, self._head.classes, torch.float32)
         small = x.images < 16 * processors
         ways = [_tiles(BM=16, BN=width, BK=64, num_warps=4) for width in ((32, 64) if small else (64, 128))]
-        plan.add(("classify", x.places, x.channels, small), [[self._head(x, logits, tiles)] for tiles in ways])
+        plan.add([[self._head(x, logits, tiles)] for tiles in ways])
         return plan, logits.rows
 
     def most_images(self, height: int, width: int) -> int:
         """How many of this size fit one plan."""
-        border = 4 * (2 * halved(height) + 2) * (2 * halved(width) + 2)
-        return max(1, MAX_ELEMENTS // max(border, halved(halved(height)) * halved(halved(width)) * self._stem.width))
+        one = torch.empty(1, 3, height, width, dtype=torch.uint8, device=self._device)
+        plan, _ = self.plan(one, processors=1)
+        return max(1, MAX_ELEMENTS // plan.largest)
 
     def _plan_stem(self, plan: Plan, images: Tensor) -> Map:
         """Some images at a time up to the third convolution, whose maps are small enough for the fourth to take all."""
@@ -97,14 +98,14 @@ class KernelNetwork:
         for _ in range(4):
             sides.append((halved(sides[-1][0]), halved(sides[-1][1])))
         y = plan.take(count, *sides[3], third.width)
-        for start in range(0, count, STEM_IMAGES):
-            some = images[start : start + STEM_IMAGES]
+        together = max(1, STEM_PIXELS // (height * width))
+        for start in range(0, count, together):
+            some = images[start : start + together]
             pixels = plan.take(len(some), 2 * sides[1][0] + 2, 2 * sides[1][1] + 2, 4)
             x = plan.take(len(some), *sides[2], self._stem.width)
-            key = (*some.shape, some.stride()[1:])
-            plan.add(("center", *key), [[self._center(some, pixels, _tiles(BLOCK=256, num_warps=4))]])
+            plan.add([[self._center(some, pixels, _tiles(BLOCK=256, num_warps=4))]])
             tiles = [_tiles(BLOCK=rows, num_warps=warps) for rows, warps in ((128, 4), (64, 4), (128, 8))]
-            plan.add(("stem", *key), [[self._stem(pixels, sides[0], x, way)] for way in tiles])
+            plan.add([[self._stem(pixels, sides[0], x, way)] for way in tiles])
             _add_convolution(plan, third, x, y.part(start, start + len(some)))
             plan.give(pixels, x)
         out = plan.take(count, *sides[4], fourth.width)
@@ -127,7 +128,7 @@ class BlockLayers:
             return self._feed_forward.after_local(plan, x, self._local)
         y, mixed = plan.take_like(x), plan.take_like(x, self._attend.width)
         ways = [[self._attend(x, y, mixed, tiles)] for tiles in _attention_tiles(plan, x, mixed.channels)]
-        plan.add(("attend", x.height, x.width, x.channels, mixed.channels, x.images < plan.processors), ways)
+        plan.add(ways)
         plan.give(x)
         return self._feed_forward.after_attention(plan, y, mixed)
 
@@ -182,7 +183,7 @@ class FeedForwardLayers:
         out, y = plan.take_like(x), plan.take_like(x)
         before = [local(x, y, tiles) for tiles in _depthwise_tiles(plan, x)][:1]
         at_once = [[self._fused(plan, x, out, tiles, local=local)] for tiles in self._tiles(plan, x, "depthwise")]
-        self._add(plan, ("local", x.height, x.width), at_once, before, y, out)
+        self._add(plan, at_once, before, y, out)
         plan.give(x, y)
         return out
 
@@ -193,11 +194,11 @@ class FeedForwardLayers:
         matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)[0]
         before = [self._blend(x, y, matrix, mixed=mixed, residual=x)]
         at_once = [[self._fused(plan, x, out, tiles, mixed=mixed)] for tiles in self._tiles(plan, x, "attention")]
-        self._add(plan, ("attention", mixed.channels), at_once, before, y, out)
+        self._add(plan, at_once, before, y, out)
         plan.give(x, mixed, y)
         return out
 
-    def _add(self, plan: Plan, key: tuple[Any, ...], at_once: list[Any], before: list[Any], y: Map, out: Map) -> None:
+    def _add(self, plan: Plan, at_once: list[Any], before: list[Any], y: Map, out: Map) -> None:
         """The ways: at once, in two launches, in three."""
         in_two = [[*before, self._fused(plan, y, out, tiles)] for tiles in self._tiles(plan, y, "nothing")]
         hidden = plan.take_like(y, self._expand.width)
@@ -211,7 +212,7 @@ class FeedForwardLayers:
             )
         ]
         plan.give(hidden)
-        plan.add(("feed_forward", *key, y.channels, plan.tile(rows)), [*at_once, *in_two, *in_three])
+        plan.add([*at_once, *in_two, *in_three])
 
     def _tiles(self, plan: Plan, x: Map, before: str) -> list[Tiles]:
         """For the kernel that keeps the hidden map on chip, by what else it does before; none where `x` is too wide."""
@@ -229,18 +230,16 @@ class FeedForwardLayers:
 
 def _add_convolution(plan: Plan, convolve: Convolve, x: Map, out: Map) -> None:
     tiles = _matrix_tiles(plan, len(out.rows), out.channels, x.channels)
-    plan.add(("convolve", x.height, x.width, x.channels, x.images), [[convolve(x, out, way)] for way in tiles])
+    plan.add([[convolve(x, out, way)] for way in tiles])
 
 
 def _add_projection(plan: Plan, project: Project, x: Map, out: Map, gate: Map | None = None) -> None:
-    key = ("project", x.channels, out.channels, x.places if gate else 0, plan.tile(len(x.rows)))
     tiles = _matrix_tiles(plan, len(x.rows), out.channels, x.channels)
-    plan.add(key, [[project(x, out, way, gate=gate)] for way in tiles])
+    plan.add([[project(x, out, way, gate=gate)] for way in tiles])
 
 
 def _add_depthwise(plan: Plan, depthwise: Depthwise, x: Map, out: Map, mean: Map | None) -> None:
-    key = ("depthwise", x.height, x.width, x.channels, depthwise.stride, x.images < plan.processors)
-    plan.add(key, [[depthwise(x, out, tiles, mean)] for tiles in _depthwise_tiles(plan, out)])
+    plan.add([[depthwise(x, out, tiles, mean)] for tiles in _depthwise_tiles(plan, out)])
 
 
 def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[Tiles]:

@@ -1,7 +1,7 @@
 """What a run of the kernels is: launches on memory laid out ahead, and for each part the fastest of several ways."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -32,6 +32,12 @@ class Launch:
     def __call__(self) -> None:
         self.kernel[self.grid](**self.arguments, **OPTIONS)
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for launches that differ in layer, weights and memory alone."""
+        fixed = (v.dtype if isinstance(v, Tensor) else v for v in self.arguments.values())
+        return (self.kernel.__name__, self.grid, *fixed)
+
     def compile(self) -> Any:
         """Without running; what Triton made of it. Several threads may do so at once."""
         return self.kernel.warmup(grid=self.grid, **self.arguments, **OPTIONS)
@@ -44,9 +50,12 @@ Way = Sequence[Launch]
 class Part:
     """One part of the network and the ways to run it, which read the same maps and write the same."""
 
-    key: tuple[Any, ...]
-    """Equal for parts that differ in weights and memory alone."""
     ways: tuple[Way, ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for parts that differ in layer, weights and memory alone."""
+        return tuple(launch.key for way in self.ways for launch in way)
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,8 @@ class Plan:
     def __init__(self, dtype: torch.dtype, device: str, processors: int) -> None:
         self.parts: list[Part] = []
         self.processors = processors
+        self.largest = 0
+        """Elements of its largest map."""
         self._dtype = dtype
         self._device = device
         self._free: list[Tensor] = []
@@ -93,6 +104,7 @@ class Plan:
         """A map, with whatever its memory held before."""
         dtype = dtype or self._dtype
         count = images * height * width * channels
+        self.largest = max(self.largest, count)
         size = ceil(count * dtype.itemsize / 256) * 256
         block = min((block for block in self._free if len(block) >= size), key=len, default=None)
         if block is None:
@@ -110,8 +122,8 @@ class Plan:
         """These are read by no launch that is planned from here on."""
         self._free += [self._taken.pop(one.rows.data_ptr()) for one in maps]
 
-    def add(self, key: tuple[Any, ...], ways: Sequence[Way]) -> None:
-        self.parts.append(Part(key, tuple(ways)))
+    def add(self, ways: Sequence[Way]) -> None:
+        self.parts.append(Part(tuple(ways)))
 
     def tile(self, rows: int, most: int = 64) -> int:
         """The largest power of two, from 16 to `most` rows, that still gives each multiprocessor a tile."""
@@ -130,26 +142,27 @@ class Choices:
     def launches(self, plan: Plan) -> list[Launch]:
         return [launch for part in plan.parts for launch in part.ways[self._picked.get(part.key, 0)]]
 
-    def tune(self, plan: Plan, seconds: Callable[[Way], float], shared_memory: int, threads: int) -> None:
+    def tune(self, plan: Plan, seconds: Callable[[Way], float], shared_memory: int, pool: Executor) -> None:
         """Compile every way, and of those that fit keep the fastest; parts met before keep what was found for them.
 
         Args:
             seconds: How long a way takes.
             shared_memory: Bytes that a kernel may have.
-            threads: That compile.
+            pool: Compiles.
 
         Raises:
             TooLarge: A part has no way that fits.
         """
-        new = {part.key: part.ways for part in plan.parts if part.key not in self._picked}
-        with ThreadPoolExecutor(threads) as pool:
-            compiled = {
-                key: [[pool.submit(launch.compile) for launch in way] for way in ways] for key, ways in new.items()
-            }
+        new = [part for part in plan.parts if part.key not in self._picked]
+        compiled: dict[tuple[Any, ...], Future[Any]] = {}
+        for launch in (launch for part in new for way in part.ways for launch in way):
+            compiled[launch.key] = compiled.get(launch.key) or pool.submit(launch.compile)
         for part in plan.parts:  # in their order, so that each is timed on what those before it leave behind
             if part.key not in self._picked:
-                ways = zip(part.ways, compiled[part.key], strict=True)
-                fits = [all(done.result().metadata.shared <= shared_memory for done in built) for _, built in ways]
+                fits = [
+                    all(compiled[launch.key].result().metadata.shared <= shared_memory for launch in way)
+                    for way in part.ways
+                ]
                 if not any(fits):
                     layer = part.ways[0][0].layer
                     raise TooLarge(f"the tiles of {layer} do not fit {shared_memory} bytes of shared memory")
