@@ -10,8 +10,8 @@ Exactness: logits of the cuda engine, and of PyTorch in the same precision, agai
 The floor of each row is its operations over the rate of fp16 matrix products, measured in the same run; the profile has
 it for each layer, with the layer's bytes over the rate of a large copy.
 
-Each variant's result is written when it is there; none is begun that would end after --seconds, if it took as long as
-the one before.
+Each variant's file is written after each of its stages; no variant is begun that would end after --seconds, if it took
+as long as the one before.
 
     python benchmarks/gpu.py shvit_s1 shvit_s2 shvit_s3 shvit_s4
 """
@@ -30,7 +30,7 @@ from torch import nn
 from shvit.bench.peers import COMPILED, EAGER, TRACED
 from shvit.bench.plan import Request
 from shvit.bench.report import hardware_name, show
-from shvit.bench.run import Result, Row, bench
+from shvit.bench.run import Result, bench
 from shvit.bench.subject import Case
 from shvit.data.transforms import Preprocess
 from shvit.engines.cuda import CudaEngine
@@ -40,10 +40,11 @@ from shvit.model.architecture import TIMM_PREFIX, Architecture
 from shvit.modelfile import ModelFile
 from shvit.screen import say
 
-BATCHES = (1, 32, 256, 1024, 2048)
-COMPILED_BATCHES = (1, 1024)
-"""Of torch.compile, which takes a minute for each."""
-PAPER_BATCHES = (256, 1024)
+STAGES = {
+    "": ((CudaEngine.name, EAGER, TRACED), (1, 32, 256, 1024, 2048)),
+    "compiled": ((CudaEngine.name, COMPILED, TRACED), (1024,)),
+}
+"""What is timed together, and at which batches: torch.compile, which takes a minute for each, comes last and once."""
 CHECKED = 64
 
 
@@ -90,65 +91,57 @@ def eager(model_file: ModelFile, precision: str, images: torch.Tensor) -> torch.
     return network(images).float()
 
 
-def wanted(case: Case, batches: tuple[int, ...]) -> bool:
-    """Ours on all batches, timm's port on those that its way takes."""
-    if case.batch_size not in batches:
-        return False
-    if not case.model.startswith(TIMM_PREFIX):
-        return case.engine == CudaEngine.name
-    return case.batch_size in {COMPILED: COMPILED_BATCHES, EAGER: BATCHES, TRACED: PAPER_BATCHES}.get(case.engine, ())
-
-
-def row_of(result: Result, engine: str, batch: int) -> Row | None:
-    rows = [row for row in result.rows if (row.case.engine, row.case.batch_size) == (engine, batch)]
-    return rows[0] if rows else None
-
-
 def ratios(result: Result) -> dict[str, float]:
     """Images/s of the cuda engine over those of each other way, by way and batch."""
-    found = {}
-    for batch in BATCHES:
-        ours = row_of(result, CudaEngine.name, batch)
-        for engine in (COMPILED, EAGER, TRACED):
-            other = row_of(result, engine, batch)
-            if ours and other:
-                found[f"{engine}, batch {batch}"] = other.timing.median / ours.timing.median
-    return found
+    seconds = {(row.case.engine, row.case.batch_size): row.timing.median for row in result.rows}
+    return {
+        f"{engine}, batch {batch}": spent / seconds[CudaEngine.name, batch]
+        for (engine, batch), spent in seconds.items()
+        if engine != CudaEngine.name and (CudaEngine.name, batch) in seconds
+    }
 
 
-def run(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
+def run(name: str, args: argparse.Namespace, console: Console) -> None:
+    """All of one variant; its file is written anew after each stage."""
     error = exactness(name, args.device)
     for way, one in error.items():
         say(console, f"{name} {way}: logits differ by {one['distance']:.1e} of their size")
-    engines = (CudaEngine.name, COMPILED, EAGER, TRACED)
-    batches = tuple(args.batch_size)
-    models = (name, f"{TIMM_PREFIX}{name}")
-    request = Request(models, engines, ("fp16",), batches, (), None, args.device, args.rounds, profile=True)
+    compared: dict[str, float] = {}
+    document: dict[str, Any] = {}
     started = time.perf_counter()
 
     def progress(what: str, done: int, total: int) -> None:
         print(f"{time.perf_counter() - started:6.0f} s  {what} {done}/{total}", file=sys.stderr, flush=True)
 
-    result = bench(request, progress, lambda case: wanted(case, batches))
-    show(console, result)
-    compared = ratios(result)
+    def wanted(case: Case) -> bool:
+        """Ours on our network, the others on timm's port of it."""
+        return case.model.startswith(TIMM_PREFIX) != (case.engine == CudaEngine.name)
+
+    models = (name, f"{TIMM_PREFIX}{name}")
+    for stage, (engines, batches) in STAGES.items():
+        request = Request(models, engines, ("fp16",), batches, (), None, args.device, args.rounds, profile=True)
+        result = bench(request, progress, wanted)
+        show(console, result)
+        compared |= ratios(result)
+        document |= {stage: result.to_dict()} if stage else result.to_dict()
+        document |= {
+            "what": f"{name}, cuda fp16, batch 1024",
+            "value": compared.get(f"{COMPILED}, batch 1024"),
+            "unit": "times the images/s of timm's fused port under torch.compile(max-autotune)",
+            "ratios": compared,
+            "exactness": error,
+        }
+        variant = name.removeprefix("shvit_")
+        path = args.results / f"gpu-{variant}_{hardware_name(document['hardware'])}_{document['date'][:10]}.json"
+        path.write_text(json.dumps(document, indent=2) + "\n")
+        say(console, f"wrote {path}")
     for what, ratio in compared.items():
         say(console, f"{name}: {ratio:.2f} times {what}")
-    largest = max((batch for batch in batches if batch in COMPILED_BATCHES), default=max(batches))
-    return {
-        **result.to_dict(),
-        "what": f"{name}, cuda fp16, batch {largest}",
-        "value": compared.get(f"{COMPILED}, batch {largest}"),
-        "unit": "times the images/s of timm's fused port under torch.compile(max-autotune)",
-        "ratios": compared,
-        "exactness": error,
-    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="shvit_s1 to shvit_s4")
-    parser.add_argument("--batch-size", nargs="+", type=int, default=BATCHES)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would end later")
@@ -163,12 +156,8 @@ def main() -> None:
         if last - started + took > args.seconds:
             say(console, f"no time left for {name}")
             continue
-        result = run(name, args, console)
+        run(name, args, console)
         took, last = time.perf_counter() - last, time.perf_counter()
-        variant = name.removeprefix("shvit_")
-        path = args.results / f"gpu-{variant}_{hardware_name(result['hardware'])}_{result['date'][:10]}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        say(console, f"wrote {path} after {last - started:.0f} s")
 
 
 if __name__ == "__main__":
