@@ -1,5 +1,6 @@
 """SHViT on the kernels: which launches make each of its layers, and with which tiles they are tried."""
 
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -181,7 +182,7 @@ class FeedForwardLayers:
     def after_local(self, plan: Plan, x: Map, local: Depthwise) -> Map:
         """Its input is the depthwise convolution of `x`."""
         out, y = plan.take_like(x), plan.take_like(x)
-        before = [local(x, y, tiles) for tiles in _depthwise_tiles(plan, x)][:1]
+        before = [local(x, y, tiles) for tiles in _depthwise_tiles(plan, x)]
         at_once = [[self._fused(plan, x, out, tiles, local=local)] for tiles in self._tiles(plan, x, "depthwise")]
         self._add(plan, at_once, before, y, out)
         plan.give(x, y)
@@ -191,8 +192,8 @@ class FeedForwardLayers:
         """Its input is `x` plus the projection of attention's channels and the others."""
         assert self._blend is not None
         out, y = plan.take_like(x), plan.take_like(x)
-        matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)[0]
-        before = [self._blend(x, y, matrix, mixed=mixed, residual=x)]
+        matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)
+        before = [self._blend(x, y, tiles, mixed=mixed, residual=x) for tiles in matrix]
         at_once = [[self._fused(plan, x, out, tiles, mixed=mixed)] for tiles in self._tiles(plan, x, "attention")]
         self._add(plan, at_once, before, y, out)
         plan.give(x, mixed, y)
@@ -200,16 +201,18 @@ class FeedForwardLayers:
 
     def _add(self, plan: Plan, at_once: list[Any], before: list[Any], y: Map, out: Map) -> None:
         """The ways: at once, in two launches, in three."""
-        in_two = [[*before, self._fused(plan, y, out, tiles)] for tiles in self._tiles(plan, y, "nothing")]
+        in_two = [[before[0], self._fused(plan, y, out, tiles)] for tiles in self._tiles(plan, y, "nothing")]
         hidden = plan.take_like(y, self._expand.width)
         rows = len(y.rows)
+        wide = _matrix_tiles(plan, rows, hidden.channels, y.channels)
+        narrow = _matrix_tiles(plan, rows, y.channels, hidden.channels)
         in_three = [
-            [*before, self._expand(y, hidden, wide), self._shrink(hidden, out, narrow, residual=y)]
-            for wide, narrow in zip(
-                _matrix_tiles(plan, rows, hidden.channels, y.channels),
-                _matrix_tiles(plan, rows, y.channels, hidden.channels),
-                strict=True,
-            )
+            [
+                before[min(number, len(before) - 1)],
+                self._expand(y, hidden, first),
+                self._shrink(hidden, out, second, residual=y),
+            ]
+            for number, (first, second) in enumerate(zip_longest(wide, narrow, fillvalue=narrow[-1]))
         ]
         plan.give(hidden)
         plan.add([*at_once, *in_two, *in_three])
@@ -243,12 +246,13 @@ def _add_depthwise(plan: Plan, depthwise: Depthwise, x: Map, out: Map, mean: Map
 
 
 def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[Tiles]:
-    """For matrix products of (rows, inner) and (inner, columns): two to choose from."""
+    """For matrix products of (rows, inner) and (inner, columns)."""
     deep = 64 if inner > 32 else 32
     if rows * columns >= 128 * 128 * plan.processors:
         return [
             _tiles(BM=128, BN=128 if columns > 64 else 64, BK=deep, num_warps=8, num_stages=3),
             _tiles(BM=128, BN=64, BK=deep, num_warps=4, num_stages=4),
+            _tiles(BM=64, BN=64, BK=deep, num_warps=4, num_stages=2),  # fits where shared memory is 99 KB
         ]
     side = 64
     while side > 16 and (rows / side) * (columns / side) < plan.processors:
