@@ -192,7 +192,7 @@ def test_names_with_glob_marks_are_found(tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"engine": "tensorrt"}, "unknown engine 'tensorrt': allowed are auto, onnx"),
+        ({"engine": "tensorrt"}, "unknown engine 'tensorrt': allowed are auto, cuda, onnx"),
         ({"precision": "int3"}, "no precision 'int3' on"),
         ({"device": "tpu"}, "no device 'tpu' here: allowed are auto"),
         ({"batch_size": 0}, "at least 1"),
