@@ -30,7 +30,7 @@ from torch import nn
 from shvit.bench.peers import COMPILED, EAGER, TRACED
 from shvit.bench.plan import Request
 from shvit.bench.report import hardware_name, show
-from shvit.bench.run import Result, bench
+from shvit.bench.run import Result, about, bench
 from shvit.bench.subject import Case
 from shvit.data.transforms import Preprocess
 from shvit.engines.cuda import CudaEngine
@@ -41,7 +41,7 @@ from shvit.modelfile import ModelFile
 from shvit.screen import say
 
 STAGES = {
-    "": ((CudaEngine.name, EAGER, TRACED), (1, 32, 256, 1024, 2048)),
+    "eager": ((CudaEngine.name, EAGER, TRACED), (1, 32, 256, 1024, 2048)),
     "compiled": ((CudaEngine.name, COMPILED, TRACED), (1024,)),
 }
 """What is timed together, and at which batches: torch.compile, which takes a minute for each, comes last and once."""
@@ -107,7 +107,7 @@ def run(name: str, args: argparse.Namespace, console: Console) -> None:
     for way, one in error.items():
         say(console, f"{name} {way}: logits differ by {one['distance']:.1e} of their size")
     compared: dict[str, float] = {}
-    document: dict[str, Any] = {}
+    stages: dict[str, Any] = {}
     started = time.perf_counter()
 
     def progress(what: str, done: int, total: int) -> None:
@@ -123,13 +123,16 @@ def run(name: str, args: argparse.Namespace, console: Console) -> None:
         result = bench(request, progress, wanted)
         show(console, result)
         compared |= ratios(result)
-        document |= {stage: result.to_dict()} if stage else result.to_dict()
-        document |= {
+        stages[stage] = result.to_dict()
+        document = {
             "what": f"{name}, cuda fp16, batch 1024",
             "value": compared.get(f"{COMPILED}, batch 1024"),
             "unit": "times the images/s of timm's fused port under torch.compile(max-autotune)",
             "ratios": compared,
             "exactness": error,
+            "stages": stages,
+            "threads": None,
+            **about(args.device),
         }
         variant = name.removeprefix("shvit_")
         path = args.results / f"gpu-{variant}_{hardware_name(document['hardware'])}_{document['date'][:10]}.json"

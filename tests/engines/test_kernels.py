@@ -23,7 +23,7 @@ from shvit.engines.launches import (
     Classify,
     Convolve,
     Depthwise,
-    FeedForwards,
+    FusedFeedForward,
     Project,
     Put,
     Stem,
@@ -182,7 +182,7 @@ def test_feed_forward(bench, before, width, processors):
         }[before]()
         expected = y + branch(y)
     plan = bench.plan(processors)
-    layer = FeedForwards(bench.put, "", branch, blend, attended)
+    layer = FusedFeedForward(bench.put, "", branch, blend, attended)
     out = bench.out(3, 5, 3, width)
     given = {"depthwise": {"local": Depthwise(bench.put, "", local)}, "attention": {"mixed": mixed}}.get(before, {})
     launch = layer(plan, map_of_x, out, {"BM": 16, "BH": 32, "BK": 32}, **given)

@@ -68,14 +68,14 @@ class CudaEngine:
         self.most = MAX_BATCH
         """Images at once, at most."""
         self._device = _with_index(torch.device(device))
-        self._choices: Choices = Choices()
+        self._choices = Choices()
         self._graphs: dict[Size, Graph] = {}
         self._lock = Lock()
         self._most_images: dict[tuple[int, int], int] = {}
         self._torch: TorchEngine | None = None
         self._make_torch = lambda: TorchEngine(model, precision, device, threads)
         try:
-            self._kernels: KernelNetwork | None = KernelNetwork(portable(model), DTYPES[precision], device)
+            self._kernels: KernelNetwork | None = KernelNetwork(portable(model), DTYPES[precision], str(self._device))
         except UnsupportedNetwork as reason:
             self._kernels = None
             self._use_torch(reason)
@@ -142,9 +142,7 @@ class CudaEngine:
         """The first of these images' logits; None where the batch or the engine had to be changed."""
         size = self._size(images)
         try:
-            if size not in self._graphs:
-                self._graphs[size] = self._make(size)
-            return self._graphs[size](images[: size.batch])
+            return self._graph(size)(images[: size.batch])
         except TooLarge as reason:
             self._use_torch(reason)
         except RuntimeError as error:  # torch's own and those of CUDA's other parts
@@ -162,11 +160,13 @@ class CudaEngine:
         most = min(self.most, self._most_images[height, width])
         return Size(bucket(len(images), most), height, width, channels_last)
 
-    def _make(self, size: Size) -> "Graph":
+    def _graph(self, size: Size) -> "Graph":
         assert self._kernels is not None
-        if len(self._graphs) >= MAX_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
-        return Graph(self._kernels, self._choices, size, self._device)
+        if size not in self._graphs:
+            if len(self._graphs) >= MAX_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[size] = Graph(self._kernels, self._choices, size, self._device)
+        return self._graphs[size]
 
     def _halve(self, batch: int) -> None:
         self._graphs.clear()

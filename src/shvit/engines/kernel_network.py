@@ -16,7 +16,7 @@ from .launches import (
     Classify,
     Convolve,
     Depthwise,
-    FeedForwards,
+    FusedFeedForward,
     Project,
     Put,
     Stem,
@@ -74,7 +74,7 @@ class KernelNetwork:
         self._head = Classify(put, network.head)
 
     def plan(self, images: UInt8[Tensor, "b 3 h w"], processors: int) -> tuple[Plan, Tensor]:
-        """The launches for images in this memory, of any strides, and where they leave the logits (b, classes) fp32"""
+        """The launches for images in this memory, of any strides, and where they leave logits (b, classes) in fp32."""
         plan = Plan(self._dtype, self._device, processors)
         x = self._plan_stem(plan, images)
         for layer in self._layers:
@@ -128,8 +128,7 @@ class BlockLayers:
         if self._attend is None:
             return self._feed_forward.after_local(plan, x, self._local)
         y, mixed = plan.take_like(x), plan.take_like(x, self._attend.width)
-        ways = [[self._attend(x, y, mixed, tiles)] for tiles in _attention_tiles(plan, x, mixed.channels)]
-        plan.add(ways)
+        plan.add([[self._attend(x, y, mixed, tiles)] for tiles in _attention_tiles(plan, x, mixed.channels)])
         plan.give(x)
         return self._feed_forward.after_attention(plan, y, mixed)
 
@@ -157,7 +156,7 @@ class DownsampleLayers:
         plan.give(x)
         narrow = plan.take(x.images, halved(x.height), halved(x.width), wide.channels)
         mean, gate = (plan.take(x.images, 1, 1, wide.channels) for _ in range(2))
-        _add_depthwise(plan, self._depthwise, wide, narrow, mean)
+        plan.add([[self._depthwise(wide, narrow, tiles, mean)] for tiles in _depthwise_tiles(plan, narrow)])
         squeezed = plan.take(x.images, 1, 1, self._squeeze.width)
         _add_projection(plan, self._squeeze, mean, squeezed)
         _add_projection(plan, self._excite, squeezed, gate)
@@ -174,7 +173,7 @@ class FeedForwardLayers:
     def __init__(self, put: Put, name: str, branch: FeedForward, attention: SingleHeadAttention | None = None) -> None:
         blend, attended = (_conv(attention.project), attention.attended) if attention else (None, 0)
         layer = f"{name} feed-forward"
-        self._fused = FeedForwards(put, layer, branch, blend, attended)
+        self._fused = FusedFeedForward(put, layer, branch, blend, attended)
         self._blend = Project(put, f"{name} projection", blend, attended=attended) if blend else None
         self._expand = Project(put, f"{layer}, expand", _conv(branch.expand), relu=True)
         self._shrink = Project(put, f"{layer}, shrink", _conv(branch.project))
@@ -239,10 +238,6 @@ def _add_convolution(plan: Plan, convolve: Convolve, x: Map, out: Map) -> None:
 def _add_projection(plan: Plan, project: Project, x: Map, out: Map, gate: Map | None = None) -> None:
     tiles = _matrix_tiles(plan, len(x.rows), out.channels, x.channels)
     plan.add([[project(x, out, way, gate=gate)] for way in tiles])
-
-
-def _add_depthwise(plan: Plan, depthwise: Depthwise, x: Map, out: Map, mean: Map | None) -> None:
-    plan.add([[depthwise(x, out, tiles, mean)] for tiles in _depthwise_tiles(plan, out)])
 
 
 def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[Tiles]:

@@ -28,14 +28,25 @@ class Center:
         self._weights = {"offset": put.vector(whole, 4), "padding": put.vector(mean.flatten() - whole, 4)}
 
     def __call__(self, images: Tensor, out: Map, tiles: Tiles) -> Launch:
-        strides = zip(("image_stride", "channel_stride", "line_stride", "column_stride"), images.stride(), strict=True)
-        arguments = {
-            **{"images": images, **dict(strides), **self._weights, "out": out.rows, "places": len(out.rows)},
-            **{"H": images.shape[2], "W": images.shape[3], **tiles},
-        }
-        grid = (ceil(len(out.rows) / tiles["BLOCK"]),)
-        moved = images.numel() + out.rows.nbytes
-        return Launch("stem, pixels", kernels.center, grid, arguments, 0, moved)
+        image, channel, line, column = images.stride()
+        return Launch.of(
+            "stem, pixels",
+            kernels.center,
+            (ceil(len(out.rows) / tiles["BLOCK"]),),
+            0,
+            images.numel() + out.rows.nbytes,
+            images=images,
+            image_stride=image,
+            channel_stride=channel,
+            line_stride=line,
+            column_stride=column,
+            **self._weights,
+            out=out.rows,
+            places=len(out.rows),
+            H=images.shape[2],
+            W=images.shape[3],
+            **tiles,
+        )
 
 
 class Stem:
@@ -60,13 +71,22 @@ class Stem:
     def __call__(self, x: Map, size: tuple[int, int], out: Map, tiles: Tiles) -> Launch:
         """`size` is the images' height and width."""
         height, width = size
-        arguments = {
-            **{"x": x.rows, **self._weights, "out": out.rows, "places": len(out.rows)},
-            **{"H": height, "W": width, **self._sides, **tiles},
-        }
         macs = x.images * halved(height) * halved(width) * self._macs[0] + len(out.rows) * self._macs[1]
-        moved = x.rows.nbytes + out.rows.nbytes + 2 * sum(self._macs)
-        return Launch("stem 1+2", kernels.stem, (ceil(len(out.rows) / tiles["BLOCK"]),), arguments, 2 * macs, moved)
+        return Launch.of(
+            "stem 1+2",
+            kernels.stem,
+            (ceil(len(out.rows) / tiles["BLOCK"]),),
+            2 * macs,
+            x.rows.nbytes + out.rows.nbytes + 2 * sum(self._macs),
+            x=x.rows,
+            **self._weights,
+            out=out.rows,
+            places=len(out.rows),
+            H=height,
+            W=width,
+            **self._sides,
+            **tiles,
+        )
 
 
 class Convolve:
@@ -84,14 +104,25 @@ class Convolve:
 
     def __call__(self, x: Map, out: Map, tiles: Tiles) -> Launch:
         _, rows, columns = self._weights["weight"].shape
-        arguments = {
-            **{"x": x.rows, **self._weights, "out": out.rows, "places": len(out.rows)},
-            **{"H": x.height, "W": x.width, "K": x.channels, "N": self.width, "KP": rows, "NP": columns},
-            **{"RELU": self._relu, **tiles},
-        }
-        grid = (ceil(self.width / tiles["BN"]), ceil(len(out.rows) / tiles["BM"]))
-        moved = x.rows.nbytes + out.rows.nbytes + 2 * self._macs
-        return Launch(self.layer, kernels.convolve, grid, arguments, 2 * self._macs * len(out.rows), moved)
+        return Launch.of(
+            self.layer,
+            kernels.convolve,
+            (ceil(self.width / tiles["BN"]), ceil(len(out.rows) / tiles["BM"])),
+            2 * self._macs * len(out.rows),
+            x.rows.nbytes + out.rows.nbytes + 2 * self._macs,
+            x=x.rows,
+            **self._weights,
+            out=out.rows,
+            places=len(out.rows),
+            H=x.height,
+            W=x.width,
+            K=x.channels,
+            N=self.width,
+            KP=rows,
+            NP=columns,
+            RELU=self._relu,
+            **tiles,
+        )
 
 
 class Project:
@@ -127,20 +158,29 @@ class Project:
         residual: Map | None = None,
     ) -> Launch:
         maps = {"x": x, "mixed": mixed, "gate": gate, "residual": residual, "out": out}
-        arguments = {
-            **{name: one.rows if one else None for name, one in maps.items()},
-            **{**self._weights, "rows": len(x.rows), "K": x.channels, "N": self.width},
-            **{"NP": self._weights["weight"].shape[1], "ATTENDED": self._attended},
-            **{"MIXED": mixed.channels if mixed else 0, "PLACES": x.places, **self._acts, **tiles},
-        }
-        grid = (ceil(self.width / tiles["BN"]), ceil(len(x.rows) / tiles["BM"]))
         different = {one.rows.data_ptr(): one for one in maps.values() if one}.values()
-        moved = sum(one.rows.nbytes for one in different) + 2 * self._macs
-        return Launch(self.layer, kernels.project, grid, arguments, 2 * self._macs * len(x.rows), moved)
+        return Launch.of(
+            self.layer,
+            kernels.project,
+            (ceil(self.width / tiles["BN"]), ceil(len(x.rows) / tiles["BM"])),
+            2 * self._macs * len(x.rows),
+            sum(one.rows.nbytes for one in different) + 2 * self._macs,
+            **{name: one.rows if one else None for name, one in maps.items()},
+            **self._weights,
+            rows=len(x.rows),
+            K=x.channels,
+            N=self.width,
+            NP=self._weights["weight"].shape[1],
+            ATTENDED=self._attended,
+            MIXED=mixed.channels if mixed else 0,
+            PLACES=x.places,
+            **self._acts,
+            **tiles,
+        )
 
 
-class FeedForwards:
-    """A residual feed-forward in one, with attention's projection or a depthwise convolution before it or not."""
+class FusedFeedForward:
+    """A residual feed-forward as one kernel, after attention's projection, a depthwise convolution or neither."""
 
     def __init__(self, put: "Put", layer: str, branch: FeedForward, blend: nn.Conv2d | None, attended: int = 0) -> None:
         expand, shrink = _folded(branch.expand), _folded(branch.project)
@@ -157,7 +197,7 @@ class FeedForwards:
             "shrink_bias": put.vector(_bias(shrink), across),
         }
         self._blend: dict[str, Any] = {"blend": None, "blend_bias": None}
-        self._macs = [expand.weight.numel() + shrink.weight.numel(), blend.weight.numel() if blend else 0]
+        self._macs = expand.weight.numel() + shrink.weight.numel(), blend.weight.numel() if blend else 0
         if blend:
             self._blend["blend"] = put.matrix(blend.weight[:, :, 0, 0].T, blocks(blend.in_channels), across)
             self._blend["blend_bias"] = put.vector(_bias(blend), across)
@@ -179,22 +219,38 @@ class FeedForwards:
             partial = plan.take(splits, programs, tiles["BM"], sum(self._sides), torch.float32)
             plan.give(partial)  # to launches after this one
             arrived = torch.zeros(programs, dtype=torch.int32, device=x.rows.device)
-        blend = self._blend if mixed else dict.fromkeys(self._blend)
-        arguments = {
-            **{"x": x.rows, "local": None, "local_bias": None, "mixed": mixed.rows if mixed else None},
-            **{**blend, **self._weights, "out": out.rows, "partial": partial.rows if partial else None},
-            **{"arrived": arrived, "rows": len(x.rows), "H": x.height, "W": x.width, "C": self.width},
-            **{"C0": self._sides[0], "C1": self._sides[1], "ATTENDED": self._attended},
-            **{"MIXED": mixed.channels if mixed else 0, "HIDDEN": self._hidden, "SPLITS": splits, **tiles},
-        }
         macs, layer = self._macs[0], self.layer
         if mixed:
             macs, layer = macs + self._macs[1], f"{layer}, projection before"
         if local:
-            arguments |= {"local": local.weight, "local_bias": local.bias}
             macs, layer = macs + local.weight.numel(), f"{layer}, depthwise before"
-        moved = x.rows.nbytes + out.rows.nbytes + (mixed.rows.nbytes if mixed else 0) + 2 * macs
-        return Launch(layer, kernels.feed_forward, (programs, splits), arguments, 2 * macs * len(x.rows), moved)
+        return Launch.of(
+            layer,
+            kernels.feed_forward,
+            (programs, splits),
+            2 * macs * len(x.rows),
+            x.rows.nbytes + out.rows.nbytes + (mixed.rows.nbytes if mixed else 0) + 2 * macs,
+            x=x.rows,
+            local=local.weight if local else None,
+            local_bias=local.bias if local else None,
+            mixed=mixed.rows if mixed else None,
+            **(self._blend if mixed else dict.fromkeys(self._blend)),
+            **self._weights,
+            out=out.rows,
+            partial=partial.rows if partial else None,
+            arrived=arrived,
+            rows=len(x.rows),
+            H=x.height,
+            W=x.width,
+            C=self.width,
+            C0=self._sides[0],
+            C1=self._sides[1],
+            ATTENDED=self._attended,
+            MIXED=mixed.channels if mixed else 0,
+            HIDDEN=self._hidden,
+            SPLITS=splits,
+            **tiles,
+        )
 
 
 class Depthwise:
@@ -209,14 +265,24 @@ class Depthwise:
         self._relu = relu
 
     def __call__(self, x: Map, out: Map, tiles: Tiles, mean: Map | None = None) -> Launch:
-        arguments = {
-            **{"x": x.rows, "weight": self.weight, "bias": self.bias, "out": out.rows},
-            **{"mean": mean.rows if mean else None, "H": x.height, "W": x.width, "C": self.width},
-            **{"STRIDE": self.stride, "RELU": self._relu, **tiles},
-        }
-        grid = (x.images, ceil(self.width / tiles["BC"]))
-        moved = x.rows.nbytes + out.rows.nbytes + (mean.rows.nbytes if mean else 0) + self.weight.nbytes
-        return Launch(self.layer, kernels.depthwise, grid, arguments, 18 * out.rows.numel(), moved)
+        return Launch.of(
+            self.layer,
+            kernels.depthwise,
+            (x.images, ceil(self.width / tiles["BC"])),
+            18 * out.rows.numel(),
+            x.rows.nbytes + out.rows.nbytes + (mean.rows.nbytes if mean else 0) + self.weight.nbytes,
+            x=x.rows,
+            weight=self.weight,
+            bias=self.bias,
+            out=out.rows,
+            mean=mean.rows if mean else None,
+            H=x.height,
+            W=x.width,
+            C=self.width,
+            STRIDE=self.stride,
+            RELU=self._relu,
+            **tiles,
+        )
 
 
 class Attend:
@@ -247,14 +313,24 @@ class Attend:
         """`tiles` has the images of a group, too."""
         groups = ceil(x.images / tiles["TOGETHER"])
         parts = ceil(tiles["TOGETHER"] * x.places / tiles["TILE"])
-        arguments = {
-            **{"x": x.rows, **self._weights, "out": out.rows, "mixed": mixed.rows, "images": x.images},
-            **{"H": x.height, "W": x.width, "C": out.channels, **self._sides, **tiles},
-        }
-        grid = (groups * parts, 1 + ceil(out.channels / tiles["BC"]))
         each = self._macs + x.places * (16 + self._attended) + self._local.weight.numel()
-        moved = x.rows.nbytes + out.rows.nbytes + mixed.rows.nbytes + 2 * self._macs
-        return Launch(self.layer, kernels.attend, grid, arguments, 2 * each * len(x.rows), moved)
+        return Launch.of(
+            self.layer,
+            kernels.attend,
+            (groups * parts, 1 + ceil(out.channels / tiles["BC"])),
+            2 * each * len(x.rows),
+            x.rows.nbytes + out.rows.nbytes + mixed.rows.nbytes + 2 * self._macs,
+            x=x.rows,
+            **self._weights,
+            out=out.rows,
+            mixed=mixed.rows,
+            images=x.images,
+            H=x.height,
+            W=x.width,
+            C=out.channels,
+            **self._sides,
+            **tiles,
+        )
 
 
 class Classify:
@@ -270,13 +346,22 @@ class Classify:
         self._macs = linear.weight.numel()
 
     def __call__(self, x: Map, out: Map, tiles: Tiles) -> Launch:
-        arguments = {
-            **{"x": x.rows, **self._weights, "out": out.rows, "images": x.images, "PLACES": x.places},
-            **{"K": x.channels, "N": self.classes, "NP": blocks(self.classes), **tiles},
-        }
-        grid = (ceil(self.classes / tiles["BN"]), ceil(x.images / tiles["BM"]))
-        moved = x.rows.nbytes + out.rows.nbytes + 2 * self._macs
-        return Launch("classifier", kernels.classify, grid, arguments, 2 * self._macs * x.images, moved)
+        return Launch.of(
+            "classifier",
+            kernels.classify,
+            (ceil(self.classes / tiles["BN"]), ceil(x.images / tiles["BM"])),
+            2 * self._macs * x.images,
+            x.rows.nbytes + out.rows.nbytes + 2 * self._macs,
+            x=x.rows,
+            **self._weights,
+            out=out.rows,
+            images=x.images,
+            PLACES=x.places,
+            K=x.channels,
+            N=self.classes,
+            NP=blocks(self.classes),
+            **tiles,
+        )
 
 
 class Put:

@@ -29,6 +29,13 @@ class Launch:
     bytes: int
     """The least that must move: each map and weight once."""
 
+    @classmethod
+    def of(
+        cls, layer: str, kernel: Any, grid: tuple[int, ...], operations: int, moved: int, /, **arguments: Any
+    ) -> "Launch":
+        """One that moves so many bytes; arguments by name."""
+        return cls(layer, kernel, grid, arguments, operations, moved)
+
     def __call__(self) -> None:
         self.kernel[self.grid](**self.arguments, **OPTIONS)
 
