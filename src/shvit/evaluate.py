@@ -11,7 +11,7 @@ import numpy as np
 
 from .data.loader import Loader
 from .data.sources import Source, Split, merge
-from .data.transforms import eval_transform
+from .data.transforms import Decoded, eval_transform
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError
@@ -57,7 +57,7 @@ def evaluate(
     """
     name, split = choose_split(model_file, source, which)
     split = labelled(model_file, source, split)
-    loader = Loader(split, eval_transform(model_file.preprocess), batch_size, workers)
+    loader = Loader(split, Decoded(eval_transform(model_file.preprocess)), batch_size, workers)
     started = time.perf_counter()
     evaluation = task_of(model_file).evaluate(engine, loader)
     return Report(evaluation, name, tuple(split.names), time.perf_counter() - started)

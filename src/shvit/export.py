@@ -19,7 +19,7 @@ from . import engines, floor, provenance
 from .data.decode import decode
 from .data.loader import Batch, Loader
 from .data.sources import Source, Split
-from .data.transforms import eval_transform
+from .data.transforms import Decoded, eval_transform
 from .engines import coreml, openvino
 from .engines.base import EngineError, ExportError, Shapes, described, need_calibration
 from .engines.check import latency, run_all
@@ -214,13 +214,15 @@ def validation_batches(model_file: ModelFile, source: Source) -> Iterable[Batch]
     """The labelled images that accuracy is judged on: decoded once, where they fit into memory."""
     _, split = choose_split(model_file, source, "auto")
     split = labelled(model_file, source, split)
-    loader = Loader(split, eval_transform(model_file.preprocess), 50, workers=2)
+    loader = Loader(split, Decoded(eval_transform(model_file.preprocess)), 50, workers=2)
     kept = 3 * model_file.preprocess.image_size**2 * len(split) <= KEPT_BYTES
     return list(loader) if kept else loader
 
 
 def _images(model_file: ModelFile, split: Split) -> UInt8[Tensor, "n 3 h w"]:
-    batches = [batch.images for batch in Loader(split, eval_transform(model_file.preprocess), 50) if len(batch)]
+    batches = [
+        batch.images for batch in Loader(split, Decoded(eval_transform(model_file.preprocess)), 50) if len(batch)
+    ]
     if not batches:
         raise Failure(f"none of the {len(split)} images could be used")
     return torch.cat(batches)

@@ -11,10 +11,10 @@ from PIL import Image
 from conftest import picture
 from shvit.data.loader import Loader, probe, seeded
 from shvit.data.sources import open_source
-from shvit.data.transforms import Preprocess, eval_transform, train_transform
+from shvit.data.transforms import Decoded, Preprocess, eval_transform, train_transform
 
-TRANSFORM = train_transform(32, color_jitter=0.4)
-STRONG = train_transform(32, rand_augment="rand-m9-mstd0.5-inc1")
+TRANSFORM = Decoded(train_transform(32, color_jitter=0.4))
+STRONG = Decoded(train_transform(32, rand_augment="rand-m9-mstd0.5-inc1"))
 
 
 def by_index(loader, epoch=0):

@@ -4,7 +4,7 @@ import random
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import InputError
 from .decode import MAX_PIXELS, BadImage, decode
 from .sources import Split
-from .transforms import Transform
+from .transforms import Reader
+
+Key = tuple[int, int, int]
+"""Which view of which image, and which of its copies in the epoch: what its random choices follow from."""
+
+WINDOW = 16
+"""Shards whose images are shuffled among one another; as many as must be at hand at once."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,15 @@ class Batch:
     """Place of each image in its split."""
     bad: dict[int, str]
     """Place of each image that was skipped, and why."""
+    view: int = 0
+    """Which of the images' augmented versions these are: the epoch, or less where there are fewer views than epochs."""
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def pin_memory(self) -> "Batch":
+        """For torch's loader: copies to a GPU need not wait for one another."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
 
 
 @contextmanager
@@ -54,51 +66,103 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 class ImageDataset(Dataset):
-    """Item (epoch, index) is an image, label and index; or the reason why there is none."""
+    """Item (view, index, copy) is an image, its label and key; or the reason why there is none."""
 
-    def __init__(self, split: Split, transform: Transform, seed: int, max_pixels: int) -> None:
+    def __init__(self, split: Split, read: Reader, seed: int) -> None:
         self.split = split
-        self.transform = transform
+        self.read = read
         self.seed = seed
-        self.max_pixels = max_pixels
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[UInt8[Tensor, "3 h w"], int, int] | tuple[str, int]:
-        epoch, index = key
-        try:
-            image = decode(self.split.images[index], self.max_pixels)
-        except BadImage as error:
-            return str(error), index
-        with seeded(self.seed, epoch, index):
-            return self.transform(image), self.split.labels[index], index
+    def __getitem__(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], int, Key] | tuple[str, Key]:
+        _, index, _ = key
+        with seeded(self.seed, *key):
+            try:
+                return self.read(self.split.source(index)), self.split.labels[index], key
+            except BadImage as error:
+                return str(error), key
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index); shuffled by (seed, epoch), or in order."""
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that one of several processes takes, and in how many pieces."""
 
-    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool, drop_last: bool) -> None:
-        self.allowed = np.arange(count)
+    rank: int = 0
+    ranks: int = 1
+    pieces: int = 1
+
+    def of(self, batch: np.ndarray) -> list[np.ndarray]:
+        return np.array_split(batch[self.rank :: self.ranks], self.pieces)
+
+
+class EpochSampler(Sampler[list[Key]]):
+    """Pieces of batches of keys; shuffled by (seed, epoch), or in order.
+
+    Args:
+        split: The images; those of few shards stay together in the order where it says in which shard they are.
+        batch_size: Images a batch, over all processes and pieces.
+        seed: Of the order.
+        shuffle: Whether there is a new order every epoch, and no last batch smaller than the others.
+        share: What of each batch is yielded here.
+        repeats: How often an image comes in an epoch, which then has as many times fewer images (M. Berman et al.,
+            "MultiGrain", 2019; as DeiT trains).
+        views: Augmented versions of each image; None for a new one every epoch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        share: Share | None = None,
+        repeats: int = 1,
+        views: int | None = None,
+    ) -> None:
+        self.split = split
+        self.allowed = np.arange(len(split))
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
-        self.drop_last = drop_last
+        self.share = share or Share()
+        self.repeats = repeats
+        self.views = views
         self.epoch = 0
         self.start = 0
         """Batches of the epoch to leave out, because they were done before."""
 
     def exclude(self, indices: set[int]) -> None:
         """Leave these images out from the next epoch on."""
-        self.allowed = np.array([index for index in self.allowed if index not in indices])
+        self.allowed = np.setdiff1d(self.allowed, np.fromiter(indices, np.int64, len(indices)))
+
+    @property
+    def batches(self) -> int:
+        """In an epoch, those before `start` included."""
+        count = len(self.allowed)
+        return count // self.batch_size if self.shuffle else -(-count // self.batch_size)
 
     def __len__(self) -> int:
-        count = len(self.allowed)
-        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+        return (self.batches - self.start) * self.share.pieces
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.allowed
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
-        for start in range(self.start * self.batch_size, len(self) * self.batch_size, self.batch_size):
-            yield [(self.epoch, int(index)) for index in order[start : start + self.batch_size]]
+    def __iter__(self) -> Iterator[list[Key]]:
+        order = self._order()
+        copies = np.arange(len(order)) % self.repeats
+        view = self.epoch % self.views if self.views else self.epoch
+        for batch in range(self.start, self.batches):
+            places = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(order)))
+            for piece in self.share.of(places):
+                yield [(view, int(order[place]), int(copies[place])) for place in piece]
+
+    def _order(self) -> np.ndarray:
+        if not self.shuffle:
+            return self.allowed
+        generator = np.random.default_rng((self.seed, self.epoch))
+        if self.split.shards is None:
+            order = generator.permutation(self.allowed)
+        else:
+            shards = self.split.shards[self.allowed]
+            turns = generator.permutation(int(shards.max(initial=0)) + 1) // WINDOW
+            order = self.allowed[np.lexsort((generator.random(len(shards)), turns[shards]))]
+        return order.repeat(self.repeats)[: len(order)]
 
 
 class Loader:
@@ -106,38 +170,46 @@ class Loader:
 
     Args:
         split: The images.
-        transform: Applied to each decoded image, with the random generators seeded for (seed, epoch, index).
+        read: Makes a tensor of each, with the random generators seeded for (seed, view, image, copy).
         batch_size: Images a batch. A batch with bad images in it is smaller.
         workers: Processes that decode; 0 decodes in this one. The batches are the same, whatever the number.
         shuffle: A new order every epoch, and no last batch smaller than the others; else in order, and all of them.
-        seed: Of the order and of the transforms' choices.
-        max_pixels: Images with more are bad.
+        seed: Of the order and of the random choices.
+        share: What of each batch is wanted here, and in how many pieces; default: all, in one.
+        repeats: How often an image comes in an epoch.
+        views: Augmented versions of each image; None for a new one every epoch.
+        pinned: Whether batches are to lie in memory that a GPU copies from by itself.
     """
 
     def __init__(
         self,
         split: Split,
-        transform: Transform,
+        read: Reader,
         batch_size: int,
         workers: int = 0,
         shuffle: bool = False,
         seed: int = 0,
-        max_pixels: int = MAX_PIXELS,
+        share: Share | None = None,
+        repeats: int = 1,
+        views: int | None = None,
+        pinned: bool = False,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise InputError(f"batch size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
-        self.sampler = EpochSampler(len(split), batch_size, seed, shuffle, drop_last=shuffle)
+        self.sampler = EpochSampler(split, batch_size, seed, shuffle, share, repeats, views)
         self._loader = DataLoader(
-            ImageDataset(split, transform, seed, max_pixels),
-            batch_sampler=self.sampler,  # pyright: ignore[reportArgumentType]: keys are (epoch, index) here
+            ImageDataset(split, read, seed),
+            batch_sampler=self.sampler,  # pyright: ignore[reportArgumentType]: keys are (view, index, copy) here
             num_workers=workers,
             collate_fn=collate,
             persistent_workers=workers > 0,
+            pin_memory=pinned,
             worker_init_fn=_init_worker,
         )
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        """Batches in an epoch, each of as many pieces as the share has."""
+        return self.sampler.batches
 
     @property
     def images(self) -> int:
@@ -152,11 +224,12 @@ class Loader:
         return self.epoch(0)
 
 
-def collate(items: list[tuple[Tensor, int, int] | tuple[str, int]]) -> Batch:
+def collate(items: list[tuple[Tensor, int, Key] | tuple[str, Key]]) -> Batch:
     good = [item for item in items if len(item) == 3]
-    bad = {index: reason for item in items if len(item) == 2 for reason, index in [item]}
+    bad = {key[1]: reason for item in items if len(item) == 2 for reason, key in [item]}
     images = torch.stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    return Batch(images, torch.tensor([label for _, label, _ in good]), [index for _, _, index in good], bad)
+    view = items[0][-1][0] if items else 0
+    return Batch(images, torch.tensor([label for _, label, _ in good]), [key[1] for *_, key in good], bad, view)
 
 
 def _init_worker(_: int) -> None:
@@ -171,7 +244,7 @@ def probe(split: Split, count: int, seed: int, max_pixels: int = MAX_PIXELS) -> 
     bad = {}
     for index in sorted(indices):
         try:
-            decode(split.images[index], max_pixels)
+            decode(split.source(index), max_pixels)
         except BadImage as error:
             bad[index] = str(error)
     return bad

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -24,22 +25,40 @@ class DataError(InputError):
     """The data given cannot be used; the message says, in one line, what was found and what is needed."""
 
 
+class Stored(Protocol):
+    """An image within something larger than a file of its own."""
+
+    def read(self) -> bytes:
+        """The bytes of an image file. Raises BadImage where they cannot be had."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
     """Images with labels, in a fixed order."""
 
-    images: Sequence[Path | np.ndarray]
+    images: Sequence[Path | np.ndarray | Stored]
     labels: Sequence[int]
     names: Sequence[str]
     """How each image is called in reports: its path, or `digits/17`."""
+    shards: np.ndarray | None = None
+    """Number of the shard that each image lies in; None where it costs the same to read them in any order."""
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def source(self, index: int) -> Path | np.ndarray | bytes:
+        """What to decode. Raises BadImage where a stored image cannot be had."""
+        image = self.images[index]
+        return image if isinstance(image, Path | np.ndarray) else image.read()
+
     def subset(self, indices: Iterable[int]) -> "Split":
         picked = list(indices)
         return Split(
-            [self.images[i] for i in picked], [self.labels[i] for i in picked], [self.names[i] for i in picked]
+            [self.images[i] for i in picked],
+            [self.labels[i] for i in picked],
+            [self.names[i] for i in picked],
+            None if self.shards is None else self.shards[picked],
         )
 
 
@@ -226,7 +245,7 @@ def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
     for split in splits:
         sizes = _file_sizes(split)
         for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
-            content = image.tobytes() if isinstance(image, np.ndarray) else image.name.encode()
+            content = image.tobytes() if isinstance(image, np.ndarray) else Path(split.names[index]).name.encode()
             digest.update(content + f"\0{sizes.get(index)}\0{label}\n".encode())
         digest.update(b"split\n")
     return digest.hexdigest()[:16]
@@ -243,16 +262,16 @@ def _file_sizes(split: Split) -> dict[int, int]:
     return sizes
 
 
-def _tail(path: Path | np.ndarray) -> bytes | None:
+def _tail(path: Path | np.ndarray | Stored) -> bytes | None:
     """The last 4 KiB: headers are often alike, last bytes seldom."""
     return _read(path, 4096)
 
 
-def _whole(path: Path | np.ndarray) -> bytes | None:
+def _whole(path: Path | np.ndarray | Stored) -> bytes | None:
     return _read(path, None)
 
 
-def _read(path: Path | np.ndarray, last: int | None) -> bytes | None:
+def _read(path: Path | np.ndarray | Stored, last: int | None) -> bytes | None:
     """Digest of a file or of its last bytes; None where it cannot be read, which decoding will report."""
     assert isinstance(path, Path)
     try:

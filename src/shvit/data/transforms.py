@@ -14,10 +14,12 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import Compose
 
 from ..errors import InputError
-from .decode import Pixels, Source, decode, decode_small
+from .decode import MAX_PIXELS, Pixels, Source, decode, decode_small
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
+Reader = Callable[[Source], UInt8[Tensor, "3 h w"]]
+"""From what holds an image to the tensor; raises BadImage."""
 SHRINK_UNTIL = 4
 """How many times its final shorter side an image keeps when it is decoded at less than its size. Fewer times would be
 faster for large photographs, and further from their pixels; LOG.md has how far these are."""
@@ -95,6 +97,17 @@ def eval_transform(preprocess: Preprocess) -> Transform:
         use_prefetcher=True,
     )
     return Compose([to_pixels, torch.as_tensor])
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Reads an image whole, then applies a transform to it."""
+
+    transform: Transform
+    max_pixels: int = MAX_PIXELS
+
+    def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
+        return self.transform(decode(source, self.max_pixels))
 
 
 def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor, "3 h w"]]:
