@@ -54,12 +54,12 @@ class Ours:
         task = Classify(source.classes, *mixing, device)
         self._trainer = Trainer(task, start, source, recipe, folder, device)
         self._trainer.model.train()
-        self.bf16, self.compiled = self._trainer.bf16, self._trainer.compiled
+        self.precision, self.compiled = self._trainer.precision, self._trainer.compiled
         self._batch, self._device = batch, device
         self._repetitions = warm_up(self._step)
 
     def _step(self) -> None:
-        self._trainer._train_step(self._batch)
+        self._trainer._train_step([self._batch])
         synchronize(self._device)
 
     def time(self) -> list[float]:
@@ -128,7 +128,6 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     assert not failed, failed
     side = (args.image_size, args.image_size)
     macs = cost(shvit.create_model(args.model, 10), side).macs
-    precision = "bf16" if ours.bf16 else "fp32"
     seconds = timings["ours"].median
     return {
         "value": timings["timm"].median / seconds,
@@ -136,9 +135,9 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "seconds": {name: timing.median for name, timing in timings.items()},
         "spread": {name: timing.spread for name, timing in timings.items()},
         "round_seconds": {name: timing.rounds for name, timing in timings.items()},
-        "precision": precision,
+        "precision": ours.precision,
         "compiled": ours.compiled,
-        "share_of_ceiling": machine.share(precision, 6 * macs * args.batch_size / seconds),
+        "share_of_ceiling": machine.share(ours.precision, 6 * macs * args.batch_size / seconds),
         "machine": machine.to_dict(),
     }
 

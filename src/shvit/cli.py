@@ -1,5 +1,6 @@
 """The verbs. Heavy imports happen inside them, so that help is instant; what they say is in wording.py."""
 
+import signal
 import sys
 import time
 import warnings
@@ -22,9 +23,12 @@ from .train.recipe import RECIPES, Recipe
 if TYPE_CHECKING:
     from .data.sources import Source
     from .engines import Runnable
+    from .train.loop import Result
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of any program that a shell stops."""
+RESUME_ME = 75
+"""Exit code after SIGTERM, which clusters send before they take a machine away: EX_TEMPFAIL, to be tried again."""
 
 app = App(
     name="shvit",
@@ -103,10 +107,16 @@ def train(
     resume: bool = False,
     device: Device = "auto",
     workers: Workers = 2,
+    save_every: int = 500,
+    teacher_cache: Path | None = None,
+    track: Literal["tensorboard"] | None = None,
     settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,  # pyright: ignore
     json: Json = False,
 ) -> None:
     """Train a network on your labelled images.
+
+    Exit codes: 0 done; 75 stopped by SIGTERM and 130 by Ctrl-C, both to be gone on with by --resume; 1 a failure;
+    2 wrong input. Several GPUs, or machines: torchrun --nproc-per-node 8 -m shvit train …
 
     Parameters
     ----------
@@ -120,10 +130,18 @@ def train(
     task
         What is learnt.
     resume
-        Continue the run in --out at the step where it stopped.
+        Continue the run in --out at the step where it stopped, or was killed, from the last state that was saved.
+    save_every
+        Steps from one state on disk to the next; one is also saved at the end of each epoch.
+    teacher_cache
+        A folder for what the teacher of a distillation says, so that it sees each view of an image once: for runs that
+        mix no images, best with --views.
+    track
+        tensorboard: write curves into the run's folder tensorboard, too.
     """
     from .train.report import Reporter
     from .train.run import train as run
+    from .train.world import World
 
     chosen = {entry.name: getattr(settings, entry.name) for entry in fields(RecipeSettings)} if settings else {}
     console = _console(json)
@@ -133,15 +151,20 @@ def train(
         recipe,
         out,
         settings=chosen,
-        device=device,
-        workers=workers,
         resume=resume,
         reporter=Reporter(console),
+        device=device,
+        workers=workers,
+        save_every=save_every,
+        teacher_cache=teacher_cache,
+        track=track,
     )
+    if not World.from_environment().leads:
+        sys.exit(_exit_code(result))
     wording.trained(console, result, data)
     _finish(json, {"out": str(out), "best": str(out / "best.safetensors") if result.best else None, **result.to_dict()})
     if result.interrupted:
-        sys.exit(INTERRUPTED)
+        sys.exit(_exit_code(result))
 
 
 @app.command(name="eval")
@@ -490,6 +513,11 @@ def _show_warning(console: Console, others: Callable[..., None], message: Warnin
         console.print(f"[bold yellow]note:[/bold yellow] {escape(_one_line(message))}", highlight=False)
     else:
         others(message, *about)
+
+
+def _exit_code(result: "Result") -> int:
+    """Of a training run."""
+    return {None: 0, signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESUME_ME}[result.stopped_by]
 
 
 def _one_line(error: BaseException) -> str:

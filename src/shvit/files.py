@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what `replacing` left behind in this folder, in processes that were killed."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\..+\.\d+", path.name):
+            path.unlink(missing_ok=True)
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table in UTF-8, whatever the system's own encoding."""
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -31,5 +39,5 @@ def check_folder(path: Path, new: bool = False) -> None:
     """Refuses, before any work, an output folder that is a file or, where it must be `new`, holds something."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: --out must be a folder")
-    if new and path.exists() and any(path.iterdir()):
+    if new and path.exists() and any(not child.name.startswith(".") for child in path.iterdir()):
         raise InputError(f"{path} is not empty: give another --out, or --resume to continue the run in it")

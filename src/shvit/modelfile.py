@@ -151,6 +151,11 @@ def _empty(architecture: Architecture) -> Model:
         return architecture.build()
 
 
+def digest_of(model_file: ModelFile) -> str:
+    """Of its weights: says whether two networks are the same."""
+    return _digest({}, {name: tensor.detach().cpu() for name, tensor in model_file.model.state_dict().items()})
+
+
 def _digest(header: dict[str, Any], weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(weights):

@@ -23,7 +23,7 @@ from shvit.data.transforms import Preprocess
 from shvit.evaluate import evaluate
 from shvit.modelfile import ModelFile
 from shvit.tasks.classify import Classify
-from shvit.train import loop
+from shvit.train import bad, loop
 from shvit.train.report import read_metrics
 from shvit.train.run import train
 
@@ -59,7 +59,8 @@ def test_it_learns_and_leaves_everything(folder, start, tmp_path):
     assert result.best["top1"] == 1.0
     assert not result.interrupted
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"best.safetensors", "last.safetensors", "state.pt", "recipe.json", "metrics.jsonl", "curves.png"}
+    states = {"state.pt", "state.previous.pt"}
+    assert names == states | {"best.safetensors", "last.safetensors", "recipe.json", "metrics.jsonl", "curves.png"}
     best = shvit.load(tmp_path / "run" / "best.safetensors")
     assert best.classes == ("dark", "light")
     assert best.metrics["top1"] == 1.0
@@ -106,7 +107,7 @@ def test_stopped_and_resumed_equals_uninterrupted(folder, start, tmp_path, monke
     def stopping(self, batch):
         step(self, batch)
         done.append(batch)
-        self.stop_asked = len(done) == stop_after
+        self.stopped_by = signal.SIGINT if len(done) == stop_after else None
 
     with monkeypatch.context() as patched:
         patched.setattr(loop.Trainer, "_train_step", stopping)
@@ -126,7 +127,7 @@ def test_the_average_is_saved_where_it_is_better(folder, start, tmp_path, monkey
     for preferred, other in (("ema", "model"), ("model", "ema")):
         calls = []
 
-        def scored(self, predict, batches, _order=preferred, _calls=calls):
+        def scored(self, predict, batches, gather, _order=preferred, _calls=calls):
             _calls.append(None)
             is_ema = len(_calls) % 2 == 1  # the average is judged first
             score = 0.9 if (_order == "ema") == is_ema else 0.1
@@ -180,7 +181,7 @@ def test_bad_images_are_listed_and_counted(folder, start, tmp_path):
 
 
 def test_an_image_that_turns_bad_later_is_skipped_from_then_on(folder, start, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "PROBED", 0)
+    monkeypatch.setattr(bad, "PROBED", 0)
     for name in ("004.png", "009.png"):
         (folder / "train" / "light" / name).write_bytes(b"")
     run(folder, start, tmp_path / "a", workers=0)
@@ -219,9 +220,6 @@ def test_resuming_what_is_not_there_or_not_the_same(folder, start, tmp_path):
         train(folder, start, out=tmp_path / "run", settings={"epochs": 7}, resume=True)
     write_pictures(folder / "train" / "dark", 60, 1, first=800)
     with pytest.raises(shvit.Failure, match="not the data"):
-        run(folder, start, tmp_path / "run", resume=True)
-    (tmp_path / "run" / "state.pt").write_bytes((tmp_path / "run" / "state.pt").read_bytes()[:1000])
-    with pytest.raises(shvit.InputError, match="damaged"):
         run(folder, start, tmp_path / "run", resume=True)
 
 

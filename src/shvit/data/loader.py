@@ -91,7 +91,7 @@ class Share:
     pieces: int = 1
 
     def of(self, batch: np.ndarray) -> list[np.ndarray]:
-        return np.array_split(batch[self.rank :: self.ranks], self.pieces)
+        return [batch[self.rank :: self.ranks][piece :: self.pieces] for piece in range(self.pieces)]
 
 
 class EpochSampler(Sampler[list[Key]]):

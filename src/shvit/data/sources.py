@@ -6,7 +6,7 @@ import io
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +43,8 @@ class Split:
     """How each image is called in reports: its path, or `digits/17`."""
     shards: np.ndarray | None = None
     """Number of the shard that each image lies in; None where it costs the same to read them in any order."""
+    bad: Mapping[int, str] = field(default_factory=dict)
+    """Place of each image that is known not to be usable, and why."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -77,6 +79,8 @@ class Source:
     """Whether the validation images were drawn here, because the data came as one pile."""
     fingerprint: str = field(default="", compare=False)
     """Of names, sizes and labels of all images, whatever the split: says later whether two runs saw the same data."""
+    warnings: tuple[str, ...] = ()
+    """What is wrong with the data as a whole, a line each."""
 
     def check_trainable(self) -> None:
         """Refuses, before an epoch is spent, what cannot be trained on or judged.

@@ -1,7 +1,7 @@
 """What a task is to the training loop and to the verbs: a loss, an evaluation, and names for outputs."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -10,6 +10,15 @@ from ..data.loader import Batch
 
 Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
 """Any callable from uint8 images to the task's raw outputs: an engine, or a network still in training."""
+
+
+Gather = Callable[[Any], list[Any]]
+"""From one process's counts to those of all."""
+
+
+def alone(counts: Any) -> list[Any]:
+    """The gather of a single process."""
+    return [counts]
 
 
 class Evaluation(Protocol):
@@ -28,17 +37,18 @@ class Evaluation(Protocol):
 class Task(Protocol):
     """One thing that can be learnt from labelled images."""
 
-    name: ClassVar[str]
-    headline: ClassVar[str]
+    headline: str
     """The metric by which two models are compared; more is better."""
 
-    def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, Any]:
         """Normalised training images, mixed among themselves perhaps, and the targets to match."""
         ...
 
-    def loss(self, outputs: Any, targets: Tensor) -> Tensor: ...
+    def loss(self, outputs: Any, targets: Any) -> Tensor: ...
 
-    def evaluate(self, predict: Predict, batches: Iterable[Batch]) -> Evaluation: ...
+    def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = ...) -> Evaluation:
+        """Of the images of all processes that `gather` speaks to; each has batches of its own."""
+        ...
 
     def decode(self, outputs: Tensor) -> list[Any]:
         """One result for each image."""

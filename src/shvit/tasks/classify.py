@@ -1,5 +1,6 @@
 """Classification: one label for each image."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from ..data.loader import Batch
 from ..errors import Failure
-from .base import Predict
+from .base import Gather, Predict, alone
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Classify:
     """
 
     name: ClassVar[str] = "classify"
-    headline: ClassVar[str] = "top1"
+    headline = "top1"
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Classify:
     def loss(self, outputs: Float[Tensor, "b classes"], targets: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:
         return F.cross_entropy(outputs.float(), targets)
 
-    def evaluate(self, predict: Predict, batches: Iterable[Batch]) -> ClassifyEvaluation:
+    def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ClassifyEvaluation:
         """Every usable image of the batches is counted once.
 
         Raises:
@@ -128,10 +129,14 @@ class Classify:
             confusion += torch.bincount(batch.labels * count + top[:, 0], minlength=count * count)
             top5_correct += int((top == batch.labels[:, None]).sum())
             loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
-        images = int(confusion.sum())
-        if not images:
+        confusions, tops, losses, bads = zip(*gather((confusion.numpy(), top5_correct, loss, bad)), strict=True)
+        confusion = np.sum(confusions, axis=0)
+        bad = {index: reason for part in bads for index, reason in part.items()}
+        if not (images := int(confusion.sum())):
             raise Failure(f"none of the {len(bad)} images could be used")
-        return ClassifyEvaluation(self.classes, confusion.view(count, count).numpy(), top5_correct, loss / images, bad)
+        return ClassifyEvaluation(
+            self.classes, confusion.reshape(count, count), sum(tops), math.fsum(losses) / images, bad
+        )
 
     def decode(self, outputs: Float[Tensor, "b classes"], top_k: int = 5) -> list[Labels]:
         probabilities, indices = outputs.float().softmax(dim=1).topk(min(top_k, len(self.classes)))

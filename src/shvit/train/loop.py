@@ -8,34 +8,33 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.scheduler.scheduler import Scheduler
 from timm.utils.agc import adaptive_clip_grad
 from timm.utils.model_ema import ModelEmaV3
 
 from .. import modelfile
-from ..data.loader import Batch, Loader, probe, seeded
+from ..data.loader import Batch, Loader, Share, seeded
 from ..data.sources import Source
 from ..data.transforms import Decoded, Normalize, eval_transform, train_transform
-from ..errors import Failure
-from ..files import write_csv
+from ..files import replacing, sweep
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Task
+from .bad import BadImages, TrainError
 from .recipe import Recipe
-from .report import Reporter, draw_curves
-from .setup import make_optimizer, make_schedule, picks_bf16, picks_compile, rand_augment
+from .report import Reporter, draw_curves, read_metrics
+from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_precision, rand_augment
 from .state import State
+from .world import World
 
-PROBED = 512
-"""Images of each split that are decoded before the first step, so that hopeless data is refused at once."""
-
-
-class TrainError(Failure):
-    """Training cannot go on; the message says why, and what is kept."""
+SAVE_EVERY = 500
+"""Steps from one state on disk to the next."""
+LOSSES_KEPT = 20
+"""Steps for which a GPU's losses wait to be looked at, so that the GPU need not wait for whoever looks."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,27 @@ class Result:
     """Epochs done, those of earlier sittings included."""
     best: dict[str, Any]
     """Metrics of best.safetensors; empty before the first evaluation."""
-    interrupted: bool
+    stopped_by: signal.Signals | None
+    """SIGINT (Ctrl-C) or SIGTERM, where one of them ended the run before its time."""
     seconds: float
     images_per_second: float
-    """Of the training steps of this sitting, waiting for data included."""
+    """Of the training steps of this sitting, waiting for data included, over all processes."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether there is something left to resume."""
+        return self.stopped_by is not None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without the folder."""
-        return {**self.best, **{key: value for key, value in vars(self).items() if key not in ("out", "best")}}
+        return {
+            **self.best,
+            "epochs": self.epochs,
+            "interrupted": self.interrupted,
+            "stopped_by": self.stopped_by and self.stopped_by.name,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+        }
 
 
 class Trainer:
@@ -67,9 +79,11 @@ class Trainer:
         recipe: How, as `fit` gave it.
         out: The run's folder.
         device: Where to train.
-        workers: Processes that decode.
+        workers: Processes that decode, for each process that trains.
         reporter: Told of what happens.
         facts: Goes into the provenance of the model files.
+        world: The processes that train together; each has a trainer, and the first one's writes.
+        save_every: Steps from one state on disk to the next.
     """
 
     def __init__(
@@ -83,120 +97,169 @@ class Trainer:
         workers: int = 0,
         reporter: Reporter | None = None,
         facts: dict[str, Any] | None = None,
+        world: World | None = None,
+        save_every: int = SAVE_EVERY,
     ) -> None:
         self.task, self.source, self.recipe, self.out = task, source, recipe, out
         self.device = torch.device(device)
         self.reporter = reporter or Reporter()
         self.start = start
         self.facts = facts or {}
-        self.bf16 = picks_bf16(recipe, device)
-        size = start.preprocess.image_size
+        self.world = world or World()
+        self.save_every = save_every
+        self.precision = picks_precision(recipe, device)
+        self.autocast = torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore
         self.compiled = picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
         self.model = start.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
         self.normalize = Normalize(start.preprocess).to(self.device)
-        self.network = torch.compile(self.model, dynamic=False) if self.compiled else self.model
+        self.wrapped = self.world.wrap(self.model)
+        self.network = torch.compile(self.wrapped, dynamic=False) if self.compiled else self.wrapped
         self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self.optimizer = make_optimizer(self.model, recipe)
-        transform = train_transform(
-            size, (recipe.crop_min, 1.0), recipe.flip, recipe.color_jitter, rand_augment(recipe)
-        )
-        self.train_loader = Loader(
-            source.train,
-            Decoded(transform, recipe.max_pixels),
-            recipe.batch_size,
-            workers,
-            shuffle=True,
-            seed=recipe.seed,
-        )
-        self.val_loader = Loader(
-            source.val,
-            Decoded(eval_transform(start.preprocess), recipe.max_pixels),
-            2 * min(recipe.batch_size, 128),
-            workers,
-        )
-        self.excluded: set[int] = set()
-        self.bad_images: dict[int, str] = {}
-        self.bad_val: dict[int, str] = {}
+        self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
+        self.train_loader, self.val_loader = self._loaders(workers)
+        self.bad = BadImages(source, out, recipe.max_bad_share)
         self.epoch = self.step = 0
         self.best = -1.0
         self.best_metrics: dict[str, Any] = {}
         self.loss_sum = self.seconds = 0.0
-        self.stop_asked = False
+        self._losses: list[torch.Tensor] = []
+        self.stopped_by: signal.Signals | None = None
+
+    def _loaders(self, workers: int) -> tuple[Loader, Loader]:
+        recipe, preprocess, world = self.recipe, self.start.preprocess, self.world
+        augment = train_transform(
+            preprocess.image_size,
+            (recipe.crop_min, 1.0),
+            recipe.flip,
+            recipe.color_jitter,
+            rand_augment(recipe),
+        )
+        train = Loader(
+            self.source.train,
+            Decoded(augment, recipe.max_pixels),
+            recipe.batch_size,
+            workers,
+            shuffle=True,
+            seed=recipe.seed,
+            share=Share(world.rank, world.size, recipe.accumulate),
+            repeats=recipe.repeats,
+            views=recipe.views,
+            pinned=self.device.type == "cuda",
+        )
+        val = Loader(
+            self.source.val,
+            Decoded(eval_transform(preprocess), recipe.max_pixels),
+            2 * min(recipe.batch_size, 128 * world.size),
+            workers,
+            share=Share(world.rank, world.size),
+        )
+        return train, val
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
     def run(self, resume: bool = False) -> Result:
-        """Train to the end, or until Ctrl-C.
+        """Train to the end, or until Ctrl-C or SIGTERM.
+
+        Args:
+            resume: Go on from the last sound state in `out`; from the beginning where none was written yet.
 
         Raises:
             TrainError: The loss is no number any more, or too many images cannot be used.
-            StateError: `resume`, and there is nothing to continue from.
+            StateError: `resume`, and there are states but no sound one.
         """
-        if resume:
-            self._restore()
-        else:
-            self._probe()
+        if not (resume and self._restore()):
+            self.bad.train, self.bad.val = self.world.first(self._probe)
+            self._exclude(set(self.bad.train))
             self._save_state()
         if len(self.train_loader) == 0:
             raise TrainError(
                 f"{self.train_loader.images} usable training images do not fill one batch of {self.recipe.batch_size}"
             )
-        schedule = make_schedule(self.optimizer, self.recipe, self.steps_per_epoch)
         images_done, train_seconds = 0, 0.0
-        with self._stops_on_ctrl_c(), self.reporter.training(self):
+        with self._stops_on_signals(), self.reporter.training(self):
             while self.epoch < self.recipe.epochs:
-                done, seconds, wait = self._train_epoch(schedule)
+                done, seconds, wait = self._train_epoch()
                 images_done, train_seconds = images_done + done, train_seconds + seconds
-                if self.stop_asked:
+                if self.step < len(self.train_loader):
                     break
                 self._end_epoch(done / seconds, wait / seconds)
-        self._save_state()
+        finished = self.epoch == self.recipe.epochs
+        if not finished:
+            self._save_state()
         speed = images_done / train_seconds if train_seconds else 0.0
-        return Result(self.out, self.epoch, self.best_metrics, self.epoch < self.recipe.epochs, self.seconds, speed)
+        stopped_by = None if finished else self.stopped_by or signal.SIGTERM  # by another process's, perhaps
+        return Result(self.out, self.epoch, self.best_metrics, stopped_by, self.seconds, speed)
 
-    def _train_epoch(self, schedule: Scheduler) -> tuple[int, float, float]:
+    def _train_epoch(self) -> tuple[int, float, float]:
         """The steps of this epoch that are left. Returns images, seconds, and seconds spent waiting for data."""
         self.model.train()
-        images, wait = 0, 0.0
         self.train_loader.sampler.start = self.step
         batches = self.train_loader.epoch(self.epoch)
-        steps = len(self.train_loader)
+        steps, images, wait = len(self.train_loader), 0, 0.0
         started = last = time.perf_counter()
-        while self.step < steps and not self.stop_asked:
+        while self.step < steps:
             asked = time.perf_counter()
-            batch = next(batches)
+            pieces = list(islice(batches, self.recipe.accumulate))
             wait += time.perf_counter() - asked
-            self.bad_images |= batch.bad
-            if len(batch):
+            for piece in pieces:
+                self.bad.train |= piece.bad
+            stop, empty = self.world.sum(self.stopped_by is not None, not all(map(len, pieces)))
+            if stop:
+                break
+            if not empty:
                 progress = self.epoch + self.step / steps
-                schedule.step_update(round(progress * self.steps_per_epoch))
-                key = (self.recipe.seed, self.epoch, len(self.source.train) + self.step)
+                self.schedule.step_update(round(progress * self.steps_per_epoch))
+                key = (self.recipe.seed, self.epoch, len(self.source.train) + self.step, self.world.rank)
                 with seeded(*key, device=self.device):
-                    self._train_step(batch)
-                images += len(batch)
+                    self._train_step(pieces)
+                images += self.recipe.batch_size
             self.step += 1
             now = time.perf_counter()
             self.seconds, last = self.seconds + now - last, now
-            self.reporter.step(self, images / (now - started))
+            if self.step % self.save_every == 0 and self.step < steps:
+                self._save_state()
+            self.reporter.step(self, images / (now - started), wait / (now - started))
+        self._add_losses()
         return images, max(time.perf_counter() - started, 1e-9), wait
 
-    def _train_step(self, batch: Batch) -> None:
-        images = _fill(batch, self.recipe.batch_size)
-        inputs, targets = self.task.augment(self.normalize(images.images), images)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            outputs = self.network(inputs)
-        loss = self.task.loss(outputs, targets)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise self._diverged(f"the loss became {value}")
-        loss.backward()
+    def _train_step(self, pieces: list[Batch]) -> None:
+        size = self.recipe.batch_size // (self.world.size * len(pieces))
+        loss = torch.zeros((), device=self.device)
+        for number, piece in enumerate(pieces, 1):
+            with contextlib.nullcontext() if number == len(pieces) else self.world.without_sync(self.wrapped):
+                loss += self._add_gradients(_fill(piece, size)) / len(pieces)
+        self._losses.append(loss)
+        if len(self._losses) >= LOSSES_KEPT or self.device.type == "cpu":
+            self._add_losses()
         if self.recipe.clip:
+            self.scaler.unscale_(self.optimizer)
             adaptive_clip_grad(self.model.parameters(), self.recipe.clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model, step=self.epoch * self.steps_per_epoch + self.step)
-        self.loss_sum += value
+
+    def _add_gradients(self, batch: Batch) -> torch.Tensor:
+        """Of a piece of a batch. Returns its loss."""
+        inputs, targets = self.task.augment(self.normalize(batch.images), batch)
+        with self.autocast:
+            outputs = self.network(inputs)
+        loss = self.task.loss(outputs, targets)
+        self.scaler.scale(loss / self.recipe.accumulate).backward()
+        return loss.detach()
+
+    def _add_losses(self) -> None:
+        """Adds up the losses that were not looked at yet, each the mean of all processes; all must be numbers."""
+        if not self._losses:
+            return
+        for loss in self.world.sum(*torch.stack(self._losses).tolist()):
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss became {loss}")
+            self.loss_sum += loss / self.world.size
+        self._losses.clear()
 
     def _diverged(self, what: str) -> TrainError:
         kept = f"the weights of epoch {self.epoch} are kept in {self.out / 'last.safetensors'}"
@@ -210,24 +273,25 @@ class Trainer:
         started = time.perf_counter()
         if not all(value.isfinite().all() for value in self.model.state_dict().values()):
             raise self._diverged("the weights became infinite")
-        self._check_bad_share(len(self.bad_images), self.train_loader.images + len(self.excluded), "training")
+        self._gather_bad()
+        self.bad.check("train")
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "train_loss": self.loss_sum / max(1, self.step),
             "rate": self.optimizer.param_groups[0]["lr"],
         }
         candidates = self._candidates()
+        self.world.share_buffers(*candidates.values())
         judged = {}
         for name, network in candidates.items():
-            evaluation = self.task.evaluate(self._predictor(network), self.val_loader)
-            self.bad_val |= evaluation.bad
+            evaluation = self.task.evaluate(self._predictor(network), self.val_loader, self.world.gather)
+            self.bad.val |= evaluation.bad
             judged[name] = evaluation.metrics()
             row[f"{name}_{self.task.headline}"] = judged[name][self.task.headline]
         which = max(judged, key=lambda name: judged[name][self.task.headline])
         metrics, network = judged[which], candidates[which]
         score = metrics[self.task.headline]
-        self._check_bad_share(len(self.bad_val), len(self.source.val), "validation")
-        self._write_bad_images()
+        self.bad.check("val")
         saved = {**metrics, "weights": which, "epoch": self.epoch + 1}
         self._save_model("last", network, saved)
         if score > self.best:
@@ -235,12 +299,9 @@ class Trainer:
             self._save_model("best", network, saved)
         self.seconds += time.perf_counter() - started
         row |= {**saved, "images_per_second": speed, "data_wait": wait_share, "seconds": self.seconds}
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        draw_curves(self.out, self.task.headline)
+        self._write_row(row)
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
-        self.excluded |= set(self.bad_images)
-        self.train_loader.sampler.exclude(self.excluded)
+        self._exclude(set(self.bad.train))
         self._save_state()
         self.reporter.epoch(self, row)
 
@@ -258,7 +319,7 @@ class Trainer:
 
         @torch.inference_mode()
         def predict(images: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            with self.autocast:
                 return folded(self.normalize(images))
 
         return predict
@@ -266,72 +327,96 @@ class Trainer:
     # -- what is written ----------------------------------------------------------------------------------------------
 
     def _save_model(self, name: str, network: Any, metrics: dict[str, Any]) -> None:
+        if not self.world.leads:
+            return
         provenance = {"recipe": self.recipe.to_dict(), "data_fingerprint": self.source.fingerprint, **self.facts}
         trained = replace(self.start, model=network, metrics=metrics, provenance=provenance)
         modelfile.save(trained, self.out / f"{name}.safetensors")
 
+    def _write_row(self, row: dict[str, Any]) -> None:
+        if self.world.leads:
+            self.bad.write()
+            with (self.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            draw_curves(self.out, self.task.headline)
+
     def _save_state(self) -> None:
+        """All processes must come here; the first one writes."""
+        self._add_losses()
+        self._gather_bad()
+        if not self.world.leads:
+            return
         State(
             epoch=self.epoch,
             step=self.step,
+            processes=self.world.size,
             model=self.model.state_dict(),
             ema=self.ema.module.state_dict() if self.ema is not None else None,
             optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
             best=self.best,
             best_metrics=self.best_metrics,
-            bad_images=self.bad_images,
-            bad_val=self.bad_val,
-            excluded=sorted(self.excluded),
+            bad_images=self.bad.train,
+            bad_val=self.bad.val,
+            excluded=sorted(self.bad.excluded),
             loss_sum=self.loss_sum,
             seconds=self.seconds,
             fingerprint=self.source.fingerprint,
-        ).save(self.out / "state.pt")
+        ).save(self.out)
 
-    def _restore(self) -> None:
-        state = State.load(self.out / "state.pt")
+    def _restore(self) -> bool:
+        """Whether there was a state to go on from."""
+        state, problems = State.load(self.out)
+        for problem in problems:
+            self.reporter.warn(f"{problem}; going on from the state before it")
+        if state is None:
+            return False
         if state.fingerprint != self.source.fingerprint:
             raise TrainError(
                 f"{self.source.name} is not the data that {self.out} was trained on; a new run needs another --out"
+            )
+        if state.processes != self.world.size:
+            self.reporter.warn(
+                f"{self.world.size} processes go on where {state.processes} stopped: the images of each step are the "
+                "same, the last bits of the weights will not be"
             )
         self.model.load_state_dict(state.model)
         if self.ema is not None and state.ema is not None:
             self.ema.module.load_state_dict(state.ema)
         self.optimizer.load_state_dict(state.optimizer)
+        self.scaler.load_state_dict(state.scaler)
         self.epoch, self.step = state.epoch, state.step
         self.best, self.best_metrics = state.best, state.best_metrics
-        self.bad_images, self.bad_val = state.bad_images, state.bad_val
+        self.bad.train, self.bad.val = state.bad_images, state.bad_val
         self.loss_sum, self.seconds = state.loss_sum, state.seconds
-        self.excluded = set(state.excluded)
-        self.train_loader.sampler.exclude(self.excluded)
+        self._exclude(set(state.excluded))
+        if self.world.leads:
+            sweep(self.out)
+            self._forget_rows()
+        return True
 
-    # -- bad images ---------------------------------------------------------------------------------------------------
-
-    def _probe(self) -> None:
-        """Decode some images of each split before the first step; all of them where there are few."""
-        for which, split in (("training", self.source.train), ("validation", self.source.val)):
-            bad = probe(split, PROBED, self.recipe.seed, self.recipe.max_pixels)
-            (self.bad_images if which == "training" else self.bad_val).update(bad)
-            self._write_bad_images()
-            self._check_bad_share(len(bad), min(PROBED, len(split)), which)
-        self.excluded = set(self.bad_images)
-        self.train_loader.sampler.exclude(self.excluded)
-
-    def _check_bad_share(self, bad: int, seen: int, which: str) -> None:
-        if bad > self.recipe.max_bad_share * seen:
-            raise TrainError(
-                f"{bad} of {seen} {which} images cannot be used, "
-                f"more than --max-bad-share {self.recipe.max_bad_share:g}; "
-                f"{self.out / 'bad_images.csv'} lists them with reasons"
-            )
-
-    def _write_bad_images(self) -> None:
-        if not self.bad_images and not self.bad_val:
-            return
-        splits = (("train", self.source.train, self.bad_images), ("val", self.source.val, self.bad_val))
-        rows = [[name, split.names[i], bad[i]] for name, split, bad in splits for i in sorted(bad)]
-        write_csv(self.out / "bad_images.csv", ["split", "image", "reason"], rows)
+    def _forget_rows(self) -> None:
+        """Rows of epochs that a killed process ended without writing its state: they come again."""
+        path = self.out / "metrics.jsonl"
+        if path.exists():
+            rows = [row for row in read_metrics(self.out) if row["epoch"] <= self.epoch]
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     # -- helpers of the run -------------------------------------------------------------------------------------------
+
+    def _probe(self) -> tuple[dict[int, str], dict[int, str]]:
+        self.bad.probe(self.recipe.seed, self.recipe.max_pixels)
+        self.bad.write()
+        return self.bad.train, self.bad.val
+
+    def _exclude(self, bad: set[int]) -> None:
+        self.bad.excluded = bad
+        self.train_loader.sampler.exclude(bad)
+
+    def _gather_bad(self) -> None:
+        for known in self.world.gather(self.bad.train):
+            self.bad.train |= known
 
     @property
     def steps_per_epoch(self) -> int:
@@ -339,26 +424,28 @@ class Trainer:
         return max(1, len(self.source.train) // self.recipe.batch_size)
 
     @contextlib.contextmanager
-    def _stops_on_ctrl_c(self) -> Iterator[None]:
-        """The first Ctrl-C ends training after the step in progress; the second ends the program."""
+    def _stops_on_signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends training after the step in progress; a second Ctrl-C ends the program."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def ask(signum: int, frame: Any) -> None:
-            self.stop_asked = True
+            self.stopped_by = signal.Signals(signum)
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        before = signal.signal(signal.SIGINT, ask)
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _fill(batch: Batch, batch_size: int) -> Batch:
+def _fill(batch: Batch, size: int) -> Batch:
     """A batch that bad images made smaller, filled up with its own first images, so that all steps are alike."""
-    if len(batch) == batch_size:
+    if len(batch) == size:
         return batch
-    picked = torch.arange(batch_size) % len(batch)
-    return Batch(batch.images[picked], batch.labels[picked], [batch.indices[i] for i in picked.tolist()], batch.bad)
+    picked = torch.arange(size) % len(batch)
+    indices = [batch.indices[i] for i in picked.tolist()]
+    return replace(batch, images=batch.images[picked], labels=batch.labels[picked], indices=indices)

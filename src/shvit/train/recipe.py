@@ -26,7 +26,8 @@ class Recipe:
     name: str = "scratch"
     epochs: int = _documented(300, "Passes over the training images.")
     image_size: int | None = _documented(None, "Side of the square images, in pixels; default: the network's own.")
-    batch_size: int = _documented(2048, "Images a step.")
+    batch_size: int = _documented(2048, "Images a step, over all processes.")
+    accumulate: int = _documented(1, "Pieces that each process takes its part of a batch in, where memory is short.")
     rate: float = _documented(1e-3, "Learning rate for every --rate-batch images of the batch.")
     rate_batch: int = _documented(512, "The effective learning rate is rate x batch size / this.")
     schedule: Literal["cosine", "linear"] = _documented("cosine", "How the rate falls after the warm-up.")
@@ -47,7 +48,15 @@ class Recipe:
     cutmix: float = _documented(1.0, "Strength of pasting one image's part into another; 0: none.")
     label_smoothing: float = _documented(0.1, "Share of a target spread over all classes.")
     random_erasing: float = _documented(0.25, "Probability of filling a rectangle with noise.")
-    precision: Literal["auto", "fp32", "bf16"] = _documented("auto", "auto: bf16 where the processor computes in it.")
+    repeats: int = _documented(1, "How often an image comes in an epoch, of as many times fewer images.")
+    views: int | None = _documented(None, "Augmented versions of each image; default: a new one every epoch.")
+    teacher: str | None = _documented(None, "Distillation: a model file, or published weights such as timm/NAME.")
+    distillation: Literal["hard", "soft"] = _documented("hard", "The teacher's first class, or its probabilities.")
+    distillation_share: float = _documented(0.5, "Share of the loss that is the teacher's; the rest is the labels'.")
+    temperature: float = _documented(1.0, "Of soft distillation: divides both sides' logits.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _documented(
+        "auto", "auto: bf16 where the processor computes in it, fp16 on other GPUs."
+    )
     compile: Literal["auto", "on", "off"] = _documented(
         "auto", "torch.compile; auto: where it saves more than it costs."
     )
@@ -60,6 +69,9 @@ class Recipe:
         least = {
             "epochs": 1,
             "batch_size": 1,
+            "accumulate": 1,
+            "repeats": 1,
+            "views": 1,
             "rate_batch": 1,
             "max_pixels": 1,
             "image_size": 32,
@@ -80,13 +92,16 @@ class Recipe:
             "max_bad_share",
             "beta2",
             "crop_min",
+            "distillation_share",
             "val_share",
         ):
             _check_range(self, name, 0.0, 1.0)
         for name in ("color_jitter", "mixup", "cutmix"):
             _check_range(self, name, 0.0, 10.0)
+        _check_range(self, "temperature", 0.01, 100.0)
         for name, allowed in (
-            ("precision", ("auto", "fp32", "bf16")),
+            ("precision", ("auto", "fp32", "bf16", "fp16")),
+            ("distillation", ("hard", "soft")),
             ("compile", ("auto", "on", "off")),
             ("schedule", ("cosine", "linear")),
         ):
@@ -97,6 +112,18 @@ class Recipe:
                 f"warmup_epochs {self.warmup_epochs} and cooldown_epochs {self.cooldown_epochs} "
                 f"are more than the {self.epochs} epochs"
             )
+
+    def check_divisible(self, processes: int) -> None:
+        """Raises InputError where a batch cannot be dealt out to so many processes, in equal pieces of whole pairs."""
+        pieces = processes * self.accumulate
+        if self.batch_size % pieces:
+            raise InputError(
+                f"batch_size {self.batch_size} cannot be divided among {processes} processes "
+                f"in {self.accumulate} pieces each: it must be a multiple of {pieces}"
+            )
+        each = self.batch_size // pieces
+        if each % 2 and (self.mixup or self.cutmix):
+            raise InputError(f"mixup and cutmix mix pairs: the batch size must be even, got {each}{_each(pieces)}")
 
     @property
     def effective_rate(self) -> float:
@@ -112,6 +139,10 @@ class Recipe:
         return cls(**{key: value for key, value in data.items() if key != "effective_rate"})
 
 
+def _each(pieces: int) -> str:
+    return " for each process and piece" if pieces > 1 else ""
+
+
 def _check_range(recipe: Recipe, name: str, low: float, high: float) -> None:
     value = getattr(recipe, name)
     if value is not None and (not isinstance(value, int | float) or not low <= value <= high):
@@ -125,19 +156,91 @@ WEIGHT_DECAY = {"shvit_s1": 0.025, "shvit_s2": 0.032, "shvit_s3": 0.035, "shvit_
 def scratch(model: str = "shvit_s1") -> Recipe:
     """The paper's training from fresh weights, on ImageNet-1K: 300 epochs, AdamW, DeiT's augmentation.
 
-    The authors' code multiplies the paper's 1e-3 by batch / 512, so the published networks had 4e-3 at batch 2048.
-    Published outcome: top-1 72.8, 75.2, 77.4, 79.4 % for S1 to S4. Not yet run here at that scale.
+    One machine of 8 GPUs (256 images each a step), for any of shvit_s1 to shvit_s4:
 
-    DeiT's repeated augmentation, which the published networks were trained with, is not in it yet.
+        torchrun --nproc-per-node 8 -m shvit train imagenet --model shvit_s1 --out runs/s1 --workers 12
+
+    Several machines, here 2 of 8 GPUs: the same on each, which must all see the folders `imagenet` and `runs`:
+
+        torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d \\
+            --rdzv-endpoint FIRST_MACHINE:29500 -m shvit train imagenet --model shvit_s1 --out runs/s1 --workers 12
+
+    Where a GPU's memory is short: `--accumulate 2`. The batch of 2048 stays what it is, however it is divided.
+
+    The authors' code multiplies the paper's 1e-3 by batch / 512, so the published networks had 4e-3 at batch 2048:
+    that is what `effective_rate` says, and what is used.
+
+    Cost: docs/training.md estimates it. Published outcome: top-1 72.8, 75.2, 77.4, 79.4 % for S1 to S4.
+    Not yet run here at that scale.
 
     On a small budget (see `fit`): `shvit train imagenette160 --image-size 160 --epochs 10` gave 80.05 % in 27 minutes
     on two cores of a CPU; LOG.md has what else was tried.
     """
-    return Recipe(weight_decay=WEIGHT_DECAY.get(model, Recipe.weight_decay))
+    return Recipe(weight_decay=WEIGHT_DECAY.get(model, Recipe.weight_decay), repeats=3)
+
+
+def distill(model: str = "shvit_s1") -> Recipe:
+    """`scratch`, taught by another network as well: DeiT's hard distillation, by RegNetY-160, half of the loss.
+
+        torchrun --nproc-per-node 8 -m shvit train imagenet --model shvit_s1 --recipe distill --out runs/s1-distilled \\
+            --workers 12
+
+    On several machines as `scratch`. The student's second head learns from the teacher, its first one from the labels;
+    their mean is the network's answer, and `shvit.fuse` makes them one. `--teacher` takes any model file or timm/NAME,
+    `--distillation soft` the teacher's probabilities instead of its first class.
+
+    Cost: `scratch` and a forward pass of the teacher for each image. Published outcome: top-1 74.0, 76.2, 78.3, 80.2 %
+    for S1 to S4. Not yet run here at that scale; LOG.md has it on imagenette160.
+    """
+    return replace(scratch(model), name="distill", teacher="timm/regnety_160.deit_in1k")
+
+
+def highres(model: str = "shvit_s1") -> Recipe:
+    """From weights trained at 224 or 256 to images of 384 (or `--image-size 512`): 30 epochs, hardly any weight decay.
+
+        torchrun --nproc-per-node 8 -m shvit train imagenet --model runs/s4/best.safetensors --recipe highres \\
+            --image-size 512 --out runs/s4-512 --workers 12
+
+    On several machines as `scratch`. Two settings were published. These are the arguments that the authors posted with
+    their network for 512: batch 256, rate 4e-5, warm-up from 2e-8, least rate 2e-7, taken as effective rates. The
+    other one, which the paper's text gives, is `highres_paper`.
+
+    Cost: docs/training.md. Published outcome: top-1 82.0 % for S4 at 512. Not yet run here at that scale.
+    """
+    return replace(
+        scratch(model),
+        name="highres",
+        epochs=30,
+        image_size=384,
+        batch_size=256,
+        rate=4e-5,
+        rate_batch=256,
+        min_rate=2e-7,
+        warmup_rate=2e-8,
+        weight_decay=1e-8,
+    )
+
+
+def highres_paper(model: str = "shvit_s1") -> Recipe:
+    """`highres` as the paper's text has it: rate 0.004, a hundred times that of the arguments that the authors posted.
+
+        torchrun --nproc-per-node 8 -m shvit train imagenet --model runs/s4/best.safetensors --recipe highres-paper \\
+            --image-size 512 --out runs/s4-512 --workers 12
+
+    The text names no batch; it is taken for the effective rate at 2048, as in `scratch`, which 0.004 equals: then the
+    network is trained anew rather than tuned. Which of the two made the published network is not known. Cost and
+    outcome as `highres`; not yet run here at that scale.
+    """
+    return replace(scratch(model), name="highres-paper", epochs=30, image_size=384, weight_decay=1e-8)
 
 
 def finetune(model: str = "shvit_s1") -> Recipe:
-    """From trained weights to new classes: fewer epochs, a tenth of the rate. Not yet run at scale."""
+    """From trained weights to new classes: fewer epochs, a tenth of the rate.
+
+        torchrun --nproc-per-node 8 -m shvit train my_images --model shvit_s1.in1k --recipe finetune --out runs/mine
+
+    On several machines as `scratch`; most data sets need one GPU, or none. Not yet run here at scale.
+    """
     return replace(
         scratch(model),
         name="finetune",
@@ -147,11 +250,20 @@ def finetune(model: str = "shvit_s1") -> Recipe:
         cooldown_epochs=0.0,
         mixup=0.0,
         cutmix=0.0,
+        repeats=1,
     )
 
 
-RECIPES = {"scratch": scratch, "finetune": finetune}
+RECIPES = {
+    "scratch": scratch,
+    "finetune": finetune,
+    "distill": distill,
+    "highres": highres,
+    "highres-paper": highres_paper,
+}
 
+PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
+"""Training images of ImageNet-1K, and the share of its budget from which a recipe stays as it was published."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
 """Up to the first, an image is seen too seldom for strong augmentation to pay; from the second on, it pays in full."""
 ENOUGH_STEPS = 1400
@@ -166,6 +278,9 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Rec
         images: Training images there are.
         named: Fields that the user set, which stay as they are.
     """
+    published = RECIPES[recipe.name]()
+    if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
+        return recipe
     batch = recipe.batch_size
     if "batch_size" not in named:
         while batch > 32 and images * recipe.epochs < ENOUGH_STEPS * batch:
@@ -174,9 +289,9 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Rec
             batch //= 2
     steps = max(1, images // batch) * recipe.epochs
     changes: dict[str, Any] = {"batch_size": batch}
-    if batch < Recipe.batch_size:
+    if batch < published.batch_size:
         # Adam's rate goes with the root of the batch; 3e-3 at 64 is what was run to the end (LOG.md)
-        share = recipe.rate / Recipe.rate
+        share = published.effective_rate / Recipe().effective_rate
         changes |= {
             "rate": min(4e-3, 3e-3 * math.sqrt(batch / 64)) * share,
             "rate_batch": batch,
@@ -189,6 +304,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Rec
     strength = min(1.0, max(0.0, (recipe.epochs - LIGHT_EPOCHS) / (FULL_EPOCHS - LIGHT_EPOCHS)))
     if strength < 1:
         changes |= {
+            "repeats": 1,
             "crop_min": recipe.crop_min * strength + 0.35 * (1 - strength),
             "rand_augment": round(recipe.rand_augment * strength),
             **{

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -21,8 +22,22 @@ if TYPE_CHECKING:
     from .loop import Trainer
 
 
+LINE_SECONDS = 60.0
+"""From one line about an epoch in progress to the next, where no terminal shows a bar."""
+
+
+class Tracker(Protocol):
+    """Keeps what it is told for people to look at elsewhere."""
+
+    def begin(self, trainer: "Trainer") -> None: ...
+
+    def step(self, trainer: "Trainer", images_per_second: float, waited: float) -> None: ...
+
+    def epoch(self, trainer: "Trainer", row: dict[str, Any]) -> None: ...
+
+
 class Reporter:
-    """Prints a bar while a terminal watches, and a line for each epoch everywhere.
+    """Prints a bar while a terminal watches, a line each minute where none does, and one for each epoch everywhere.
 
     Args:
         console: Where to; None for silence.
@@ -30,17 +45,22 @@ class Reporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
+        self.trackers: list[Tracker] = []
         self._progress: Progress | None = None
         self._bar: Any = None
+        self._said = 0.0
 
     @contextlib.contextmanager
     def training(self, trainer: "Trainer") -> Iterator[None]:
         """Announces the run, shows its progress, and says at its end what matters."""
         self._announce(trainer)
+        for tracker in self.trackers:
+            tracker.begin(trainer)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[speed]:.0f} images/s · loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[speed]:.0f} images/s · data wait {task.fields[waited]:.0%}"),
+            TextColumn("· loss {task.fields[loss]:.3f} ·"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -48,60 +68,75 @@ class Reporter:
         with Progress(
             *columns, console=self.console, disable=not self.console.is_terminal, transient=True
         ) as self._progress:
+            self._said = time.monotonic()
             steps = len(trainer.train_loader)
-            done = trainer.epoch * steps + trainer.step
             self._bar = self._progress.add_task(
-                "", total=trainer.recipe.epochs * steps, completed=done, speed=0.0, loss=0.0
+                "", total=trainer.recipe.epochs * steps, completed=_done(trainer), speed=0.0, waited=0.0, loss=0.0
             )
             yield
 
-    def step(self, trainer: "Trainer", images_per_second: float) -> None:
+    def step(self, trainer: "Trainer", images_per_second: float, waited: float) -> None:
+        """After each step; `waited` is the share of this epoch's time that went by waiting for data."""
+        loss = trainer.loss_sum / max(1, trainer.step)
         if self._progress is not None:
             self._progress.update(
                 self._bar,
-                completed=trainer.epoch * len(trainer.train_loader) + trainer.step,
+                completed=_done(trainer),
                 description=f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}",
                 speed=images_per_second,
-                loss=trainer.loss_sum / max(1, trainer.step),
+                waited=waited,
+                loss=loss,
             )
+        if not self.console.is_terminal and time.monotonic() - self._said > LINE_SECONDS:
+            self._said = time.monotonic()
+            steps = len(trainer.train_loader)
+            left = (trainer.recipe.epochs * steps - _done(trainer)) * trainer.recipe.batch_size / images_per_second
+            say(
+                self.console,
+                f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}, step {trainer.step}/{steps} · loss {loss:.3f} · "
+                f"{images_per_second:.0f} images/s · data wait {waited:.0%} · {_duration(left)} left",
+            )
+        for tracker in self.trackers:
+            tracker.step(trainer, images_per_second, waited)
 
     def epoch(self, trainer: "Trainer", row: dict[str, Any]) -> None:
         headline = trainer.task.headline
         names = {f"model_{headline}": headline, f"ema_{headline}": f"{headline} of averaged weights"}
         scores = [f"{name} {row[key]:.2%}" for key, name in names.items() if key in row]
-        bad = (
-            f" · {len(trainer.bad_images) + len(trainer.bad_val)} bad images"
-            if trainer.bad_images or trainer.bad_val
-            else ""
-        )
+        bad = f" · {len(trainer.bad)} bad images" if trainer.bad else ""
         say(
             self.console,
             f"epoch {row['epoch']}/{trainer.recipe.epochs} · loss {row['train_loss']:.3f} · {' · '.join(scores)}"
-            f" · {row['images_per_second']:.0f} images/s · {_duration(row['seconds'])}{bad}",
+            f" · {row['images_per_second']:.0f} images/s · data wait {row['data_wait']:.0%} · "
+            f"{_duration(row['seconds'])}{bad}",
         )
+        for tracker in self.trackers:
+            tracker.epoch(trainer, row)
 
     def warn(self, message: str) -> None:
         say(self.console, message, style="yellow")
 
     def _announce(self, trainer: "Trainer") -> None:
         recipe, source = trainer.recipe, trainer.source
-        precision = "bf16" if trainer.bf16 else "fp32"
+        recipe_of = f"recipe {recipe.name}" + (f", taught by {recipe.teacher}" if recipe.teacher else "")
+        where = f"{trainer.device}" + (f" by {trainer.world.size} processes" if trainer.world.size > 1 else "")
         compiled = "compiled (the first step takes minutes)" if trainer.compiled else "not compiled"
         say(
             self.console,
             f"{len(source.train)} training and {len(source.val)} validation images of {len(source.classes)} classes"
-            + (
-                f"; {len(trainer.bad_images) + len(trainer.bad_val)} bad ones found so far, see bad_images.csv"
-                if trainer.bad_images or trainer.bad_val
-                else ""
-            ),
+            + (f"; {len(trainer.bad)} bad ones found so far, see bad_images.csv" if trainer.bad else ""),
         )
         say(
             self.console,
-            f"{trainer.start.architecture.name} at {trainer.start.preprocess.image_size} pixels on {trainer.device}, "
-            f"{precision}, channels_last, {compiled}; recipe {recipe.name}: {recipe.epochs} epochs, batch "
+            f"{trainer.start.architecture.name} at {trainer.start.preprocess.image_size} pixels on {where}, "
+            f"{trainer.precision}, channels_last, {compiled}; {recipe_of}: {recipe.epochs} epochs, batch "
             f"{recipe.batch_size}, effective rate {recipe.effective_rate:.2g}, weight decay {recipe.weight_decay:g}",
         )
+
+
+def _done(trainer: "Trainer") -> int:
+    """Steps since the beginning of the run."""
+    return trainer.epoch * len(trainer.train_loader) + trainer.step
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

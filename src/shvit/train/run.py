@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,38 @@ from ..data.sources import Source, duplicates, open_source
 from ..data.transforms import Preprocess
 from ..engines import pick_device
 from ..errors import InputError
-from ..files import check_folder, write_csv
-from ..model.architecture import Architecture
+from ..files import check_folder, replacing, write_csv
+from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.cost import cost
-from ..modelfile import ModelFile
+from ..modelfile import ModelFile, digest_of
 from ..pretrained import create_model, default_preprocess, is_published, load_model, transfer
 from ..provenance import facts
+from ..tasks.base import Task
 from ..tasks.classify import Classify
-from .loop import Result, Trainer
+from .distill import AnswerCache, Distill, Teacher
+from .loop import SAVE_EVERY, Result, Trainer
 from .recipe import RECIPES, Recipe, fit
 from .report import Reporter
+from .setup import DTYPES, picks_precision
+from .state import NAMES as STATES
+from .track import check_tracker, tracking
+from .world import World
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is carried out; nothing here changes what comes out of it."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, …; under torchrun `cuda` is a GPU for each process."""
+    workers: int = 2
+    """Processes that decode, for each process that trains."""
+    save_every: int = SAVE_EVERY
+    """Steps from one state on disk to the next."""
+    teacher_cache: str | Path | None = None
+    """A folder for the teacher's answers, so that no image is shown to it twice; for recipes that mix no images."""
+    track: str | None = None
+    """`tensorboard`: also write what is in metrics.jsonl, and the steps between, for TensorBoard."""
 
 
 def train(
@@ -30,69 +52,139 @@ def train(
     out: str | Path = "runs/train",
     *,
     settings: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    workers: int = 2,
     resume: bool = False,
     reporter: Reporter | None = None,
+    **options: Any,
 ) -> Result:
     """Train a classifier on labelled images, and write best.safetensors and all that belongs to it into `out`.
 
+    Several processes that torchrun started train one network together. Where torchrun starts them anew, after one was
+    lost, they go on from the last state.
+
     Args:
-        data: A folder, a CSV or `digits`; see `shvit.data.sources.open_source`.
+        data: A folder, a CSV, shards, `hf://NAME` or `digits`; see `shvit.data.sources.open_source`.
         model: A variant, `timm/NAME`, published weights (`shvit_s1.in1k`), or a model file to go on from; default:
             shvit_s1.
         recipe: A key of `RECIPES`; default: scratch.
         out: A new folder; with `resume`, that of the run to continue.
         settings: Fields of the recipe to set; the others are fitted to the data (`recipe.fit`).
-        device: `auto`, `cpu`, `cuda`, …
-        workers: Processes that decode.
         resume: Continue at the step where the run in `out` stopped, with its own model and recipe.
         reporter: Told of what happens; default: nobody.
+        options: Fields of `Options`.
 
     Raises:
         InputError: Anything that was given is wrong; nothing was trained.
         Failure: Training cannot go on.
     """
-    out, reporter = Path(out), reporter or Reporter()
-    device = pick_device(device)
+    world, how = World.from_environment(), Options(**options)
+    check_options(how)
+    device = world.device(pick_device(how.device))
+    out = Path(out)
+    with world.joined(device):
+        [restarts] = world.sum(world.restarts)
+        resume = resume or (restarts > 0 and (out / RECORD).exists())
+        check_folder(out, new=not resume)
+        plan = _resumed(data, model, recipe, out, settings or {}) if resume else _planned(data, model, recipe, settings)
+        plan.check(world.size)
+        task = make_task(plan, how, device)
+        reporter = reporter if reporter and world.leads else Reporter()
+        about = facts()
+        trainer = Trainer(
+            task, plan.start, plan.source, plan.recipe, out, device, how.workers, reporter, about, world, how.save_every
+        )
+        world.first(lambda: _prepare(plan, str(data), out, about, reporter) if not resume else None)
+        with tracking(reporter, how.track if world.leads else None, out):
+            return trainer.run(resume)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained, on what, and how."""
+
+    model: str
+    recipe: Recipe
+    source: Source
+    start: ModelFile
+
+    def check(self, processes: int = 1) -> None:
+        """Raises InputError where batch, images and processes do not go together."""
+        images, batch = len(self.source.train), self.recipe.batch_size
+        if batch > images:
+            raise InputError(f"batch_size {batch} is more than the {images} training images")
+        self.recipe.check_divisible(processes)
+
+
+RECORD = "recipe.json"
+"""In a run's folder: what the run was begun with."""
+
+
+def _planned(data: str | Path, model: str | None, recipe: str | None, settings: Mapping[str, Any] | None) -> Plan:
+    model = model or "shvit_s1"
     named = {key: value for key, value in (settings or {}).items() if value is not None}
-    check_folder(out, new=not resume)
-    if resume:
-        record = _recorded(out, {**named, "model": model, "name": recipe})
-        chosen = Recipe.from_dict(record["recipe"])
-        source = open_source(data, chosen.seed, chosen.val_share)
-        source.check_trainable()
+    draft = make_recipe(recipe or "scratch", model, named)
+    source = open_source(data, draft.seed, draft.val_share)
+    source.check_trainable()
+    chosen = fit(draft, len(source.train), frozenset(named))
+    return Plan(model, chosen, source, starting_point(model, source, chosen))
+
+
+def _resumed(data: str | Path, model: str | None, recipe: str | None, out: Path, settings: Mapping[str, Any]) -> Plan:
+    """As the run in `out` was begun. Raises InputError where something else is named now."""
+    record = _recorded(out, {**settings, "model": model, "name": recipe})
+    chosen = Recipe.from_dict(record["recipe"])
+    source = open_source(data, chosen.seed, chosen.val_share)
+    source.check_trainable()
+    if any((out / name).exists() for name in STATES):
         network = Architecture.from_dict(record["architecture"]).build()
         start = ModelFile(network, source.classes, Preprocess.from_dict(record["preprocess"]))
-    else:
-        model = model or "shvit_s1"
-        draft = make_recipe(recipe or "scratch", model, named)
-        source = open_source(data, draft.seed, draft.val_share)
-        source.check_trainable()
-        chosen = fit(draft, len(source.train), frozenset(named))
-        with seeded(chosen.seed):
-            start = starting_point(model, source, chosen)
-    if chosen.batch_size > len(source.train):
-        raise InputError(f"batch_size {chosen.batch_size} is more than the {len(source.train)} training images")
-    if chosen.batch_size % 2 and (chosen.mixup or chosen.cutmix):
-        raise InputError(f"mixup and cutmix mix pairs: the batch size must be even, got {chosen.batch_size}")
-    task = Classify(source.classes, chosen.label_smoothing, chosen.mixup, chosen.cutmix, chosen.random_erasing, device)
-    about = facts()
-    trainer = Trainer(task, start, source, chosen, out, device, workers, reporter, about)
-    if not resume:
-        out.mkdir(parents=True, exist_ok=True)
-        record = {
-            "recipe": chosen.to_dict(),
-            "model": model,
-            "architecture": start.architecture.to_dict(),
-            "preprocess": start.preprocess.to_dict(),
-            "data": str(data),
-            "classes": source.classes,
-            **about,
-        }
-        (out / "recipe.json").write_text(json.dumps(record, indent=2) + "\n")
-        _report_duplicates(source, out, reporter)
-    return trainer.run(resume)
+    else:  # killed before its first state
+        start = starting_point(record["model"], source, chosen)
+    return Plan(record["model"], chosen, source, start)
+
+
+def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
+    """The folder, with the record of how the run was begun; warnings about the data."""
+    out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "recipe": plan.recipe.to_dict(),
+        "model": plan.model,
+        "architecture": plan.start.architecture.to_dict(),
+        "preprocess": plan.start.preprocess.to_dict(),
+        "data": data,
+        "classes": plan.source.classes,
+        **about,
+    }
+    with replacing(out / RECORD) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    for warning in plan.source.warnings:
+        reporter.warn(warning)
+    _report_duplicates(plan.source, out, reporter)
+
+
+def make_task(plan: Plan, options: Options, device: str) -> Task:
+    """What is learnt: from labels, and from a teacher where the recipe names one."""
+    recipe, source = plan.recipe, plan.source
+    mixing = recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing
+    task = Classify(source.classes, *mixing, device)
+    if recipe.teacher is None:
+        if options.teacher_cache is not None:
+            raise InputError(f"a cache of a teacher's answers needs a teacher, and recipe {recipe.name} has none")
+        return task
+    trained = load_model(recipe.teacher)
+    cache = None
+    if options.teacher_cache is not None:
+        about = {"teacher": digest_of(trained), "data": source.fingerprint, "classes": source.classes}
+        cache = AnswerCache(Path(options.teacher_cache), recipe, plan.start.preprocess, about, len(source.train))
+    dtype = DTYPES[picks_precision(recipe, device)]
+    teacher = Teacher(trained, source.classes, plan.start.preprocess, device, dtype, cache)
+    return Distill(task, teacher, recipe.distillation, recipe.distillation_share, recipe.temperature)
+
+
+def check_options(options: Options) -> None:
+    """Raises InputError for a value that is not allowed."""
+    if options.save_every < 1:
+        raise InputError(f"save_every must be at least 1 step, got {options.save_every}")
+    check_tracker(options.track)
 
 
 def make_recipe(name: str, model: str, settings: Mapping[str, Any]) -> Recipe:
@@ -111,16 +203,25 @@ def make_recipe(name: str, model: str, settings: Mapping[str, Any]) -> Recipe:
 
 
 def starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
-    """The network to train, with the data's classes: fresh, or trained weights under a head that fits."""
+    """The network to train, with the data's classes: fresh, or trained weights under a head that fits.
+
+    It has a second head where a teacher is to be learnt from, and the network can have one.
+    """
+    with seeded(recipe.seed):
+        return _starting_point(model, source, recipe)
+
+
+def _starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
     count = len(source.classes)
     if is_published(model) or Path(model).suffix == ".safetensors" or Path(model).is_file():
         trained = load_model(model)
-        architecture = replace(trained.architecture, num_classes=count, distilled=False)
+        distilled = recipe.teacher is not None and trained.architecture.config is not None
+        architecture = replace(trained.architecture, num_classes=count, distilled=distilled)
         network = transfer(trained.model, architecture, fresh_head=trained.classes != source.classes)
         size = recipe.image_size or trained.preprocess.image_size
         preprocess = replace(trained.preprocess, image_size=size)
     else:
-        network = create_model(model, count)
+        network = create_model(model, count, distilled=recipe.teacher is not None and not model.startswith(TIMM_PREFIX))
         preprocess = default_preprocess(network, recipe.image_size)
     cost(network, (preprocess.image_size, preprocess.image_size))  # refuses what timm's model cannot take
     return ModelFile(network, source.classes, preprocess)
@@ -128,7 +229,7 @@ def starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
 
 def _recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     """recipe.json of the run in `out`. Raises InputError where something else is named now."""
-    path = out / "recipe.json"
+    path = out / RECORD
     try:
         record = json.loads(path.read_text())
         begun = {**record["recipe"], "model": record["model"]}

@@ -18,6 +18,8 @@ from ..modelfile import ModelFile
 from .muon import Muon
 from .recipe import Recipe
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Weight decay for weights alone. Raises InputError for what timm does not have or the optimiser does not take."""
@@ -39,9 +41,13 @@ def rand_augment(recipe: Recipe) -> str | None:
     return f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
 
 
-def picks_bf16(recipe: Recipe, device: str) -> bool:
-    """Whether training computes in bf16."""
-    return recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(device))
+def picks_precision(recipe: Recipe, device: str) -> str:
+    """What networks compute in: fp32, bf16 or fp16. Weights and optimiser are in fp32 always."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if has_bf16(device):
+        return "bf16"
+    return "fp16" if torch.device(device).type == "cuda" else "fp32"
 
 
 COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}

@@ -1,0 +1,228 @@
+"""A run that is killed, at any moment, ends with the weights of one that was not."""
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import shvit
+from conftest import tiny_architecture
+from shvit.data.transforms import Preprocess
+from shvit.modelfile import ModelFile
+from shvit.train import state as state_module
+from shvit.train.loop import Trainer
+from shvit.train.report import Reporter, read_metrics
+from shvit.train.run import train
+from shvit.train.state import NAMES, State
+
+SETTINGS = {"epochs": 3, "batch_size": 8, "rate": 1e-2, "compile": "off", "precision": "fp32", "mixup": 0.5}
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A small network to begin with, and another to be taught by."""
+    for name, distilled in (("start", False), ("teacher", True)):
+        network = tiny_architecture(distilled=distilled).build()
+        shvit.save(ModelFile(network, ("dark", "light"), Preprocess(32)), tmp_path / f"{name}.safetensors")
+    return tmp_path / "start.safetensors"
+
+
+def go(folder, start, out, resume=False, workers=0, save_every=2, reporter=None, **settings):
+    options = {"device": "cpu", "workers": workers, "save_every": save_every}
+    if resume:
+        return train(folder, out=out, resume=True, reporter=reporter, **options)
+    return train(folder, str(start), out=out, settings={**SETTINGS, **settings}, **options)
+
+
+def in_child(work, kill_after=None):
+    """Runs `work` in a process of its own, perhaps killed after so many seconds. Whether it came to its end."""
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)  # threads of the parent's do not live on in a fork
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            sys.stderr.write(f"{error!r}\n")
+            os._exit(1)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code == 0
+
+
+def resume_or_begin(folder, start, out, **options):
+    """As a script on a cluster would."""
+    return go(folder, start, out, resume=(out / "recipe.json").exists(), **options)
+
+
+def assert_same(one, other):
+    for name in ("last", "best"):
+        ours, theirs = load_file(one / f"{name}.safetensors"), load_file(other / f"{name}.safetensors")
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert [row["train_loss"] for row in read_metrics(one)] == [row["train_loss"] for row in read_metrics(other)]
+    assert len((one / "metrics.jsonl").read_text().splitlines()) == SETTINGS["epochs"]
+    ours, theirs = State.load(one)[0], State.load(other)[0]
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, getattr(theirs, part)[key]) for key, value in getattr(ours, part).items())
+
+
+@pytest.mark.parametrize(("workers", "settings"), [(0, {}), (2, {}), (0, {"teacher": "teacher"})], ids=str)
+def test_killed_at_random_moments(folder, start, tmp_path, workers, settings):
+    if "teacher" in settings:
+        settings = {"teacher": str(start.with_stem("teacher"))}
+    began = time.monotonic()
+    assert in_child(lambda: go(folder, start, tmp_path / "whole", workers=workers, **settings))
+    whole = time.monotonic() - began
+    moments = random.Random(f"{workers} {settings}")
+    for _ in range(3):
+        moment = moments.uniform(0.05, 0.7) * whole
+        in_child(lambda: resume_or_begin(folder, start, tmp_path / "parts", workers=workers, **settings), moment)
+    assert in_child(lambda: resume_or_begin(folder, start, tmp_path / "parts", workers=workers, **settings))
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    assert not list((tmp_path / "parts").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("where", "nth"),
+    [("half a state", 1), ("half a state", 5), ("between two names", 4), ("after the weights", 2), ("before any", 1)],
+)
+def test_killed_while_writing(folder, start, tmp_path, monkeypatch, where, nth):
+    assert in_child(lambda: go(folder, start, tmp_path / "whole"))
+    calls = []
+
+    def die(*_):
+        calls.append(None)
+        if len(calls) == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def half(content, file):
+        save(content, buffer := io.BytesIO())
+        whole = buffer.getvalue()
+        file.write(whole[: len(whole) // 2])
+        file.flush()
+        die()
+        file.write(whole[len(whole) // 2 :])
+
+    save = torch.save
+    with monkeypatch.context() as patched:
+        if where == "half a state":
+            patched.setattr(state_module.torch, "save", half)
+        elif where == "between two names":
+            patched.setattr(state_module, "suppress", lambda *_: _Then(die))
+        elif where == "after the weights":
+            write = Trainer._write_row
+            patched.setattr(Trainer, "_write_row", lambda self, row: (write(self, row), die()))
+        else:
+            patched.setattr(Trainer, "_probe", die)
+        assert not in_child(lambda: go(folder, start, tmp_path / "parts"))
+    assert in_child(lambda: resume_or_begin(folder, start, tmp_path / "parts"))
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+class _Then:
+    """Stands for `suppress`: what is within happens, then something else."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, *_):
+        self.after()
+        return kind is FileNotFoundError
+
+
+class Heard(Reporter):
+    """Keeps the warnings."""
+
+    def __init__(self):
+        super().__init__()
+        self.warnings = []
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "gone"])
+def test_a_damaged_state_falls_back_to_the_one_before(folder, start, tmp_path, harm):
+    go(folder, start, tmp_path / "run")
+    before = load_file(tmp_path / "run" / "last.safetensors")
+    newest = tmp_path / "run" / NAMES[0]
+    content = bytearray(newest.read_bytes())
+    if harm == "flipped":
+        place = content.index(b"data/0") + 20_000
+        content[place] ^= 1
+    newest.unlink() if harm == "gone" else newest.write_bytes(content[: 5000 if harm == "cut" else None])
+    reporter = Heard()
+    go(folder, start, tmp_path / "run", resume=True, reporter=reporter)
+    if harm != "gone":
+        assert "state.pt is damaged" in reporter.warnings[0]
+        assert "the state before it" in reporter.warnings[0]
+    after = load_file(tmp_path / "run" / "last.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_two_damaged_states_are_refused(folder, start, tmp_path):
+    go(folder, start, tmp_path / "run")
+    for name in NAMES:
+        (tmp_path / "run" / name).write_bytes(b"nothing")
+    with pytest.raises(shvit.InputError, match=r"state\.pt is damaged.*state\.previous\.pt is damaged") as caught:
+        go(folder, start, tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_states_are_saved_every_so_many_steps(folder, start, tmp_path, monkeypatch):
+    saved = []
+    save = State.save
+    monkeypatch.setattr(State, "save", lambda self, out: saved.append((self.epoch, self.step)) or save(self, out))
+    go(folder, start, tmp_path / "run", save_every=2, epochs=2)
+    assert saved == [(0, 0), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]
+    with pytest.raises(shvit.InputError, match="save_every must be at least 1 step, got 0"):
+        go(folder, start, tmp_path / "other", save_every=0)
+
+
+def test_other_data_is_refused(folder, start, tmp_path):
+    go(folder, start, tmp_path / "run", epochs=1)
+    (folder / "train" / "dark" / "000.png").rename(folder / "train" / "light" / "other.png")
+    with pytest.raises(shvit.Failure, match="not the data"):
+        go(folder, start, tmp_path / "run", resume=True)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "shvit",
+        "train",
+        str(folder),
+        "--model",
+        str(start),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    flags = ["--epochs", "500", "--batch-size", "8", "--compile", "off", "--workers", "0"]
+    process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "--resume" in out
+    assert "Traceback" not in err
+    assert State.load(tmp_path / "run")[0].epoch >= 1

@@ -1,0 +1,187 @@
+"""Several processes train what one would: the same images a step, each validation image once, one folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import shvit
+from conftest import tiny_architecture, write_pictures
+from shvit.data.loader import EpochSampler, Share
+from shvit.data.sources import Split
+from shvit.data.transforms import Preprocess
+from shvit.modelfile import ModelFile
+from shvit.train.recipe import Recipe
+from shvit.train.report import read_metrics
+from shvit.train.state import State
+from shvit.train.world import World
+
+
+def split_of(count, shards=None):
+    return Split([None] * count, [0] * count, [""] * count, shards)
+
+
+def test_processes_and_pieces_share_every_batch():
+    whole = list(EpochSampler(split_of(50), 8, seed=3, shuffle=True))
+    for share in ({"ranks": 2}, {"ranks": 4}, {"pieces": 2}, {"ranks": 2, "pieces": 2}):
+        parts = [
+            list(EpochSampler(split_of(50), 8, 3, True, Share(rank=rank, **share)))
+            for rank in range(share.get("ranks", 1))
+        ]
+        pieces = share.get("pieces", 1)
+        for step, batch in enumerate(whole):
+            shared = [key for part in parts for piece in part[step * pieces : (step + 1) * pieces] for key in piece]
+            assert sorted(shared) == sorted(batch)
+        assert {len(part) for part in parts} == {len(whole) * pieces}
+
+
+def test_evaluation_shares_every_image_once_and_each_process_has_as_many_batches():
+    parts = [list(EpochSampler(split_of(19), 8, share=Share(rank, 4))) for rank in range(4)]
+    assert sorted(key[1] for part in parts for batch in part for key in batch) == list(range(19))
+    assert {len(part) for part in parts} == {3}
+
+
+def test_repeated_images_are_different_copies_on_different_processes():
+    keys = [
+        [
+            key
+            for batch in EpochSampler(split_of(60), 12, shuffle=True, share=Share(rank, 3), repeats=3)
+            for key in batch
+        ]
+        for rank in range(3)
+    ]
+    everything = [key for part in keys for key in part]
+    assert len(everything) == len(set(everything)) == 60
+    images, counts = np.unique([index for _, index, _ in everything], return_counts=True)
+    assert len(images) == 20
+    assert set(counts) == {3}
+    for rank in range(3):
+        assert len({index for _, index, _ in keys[rank]}) == len(keys[rank])
+
+
+def test_views_come_round_again_and_orders_do_not():
+    sampler = EpochSampler(split_of(10), 5, shuffle=True, views=2)
+    epochs = []
+    for sampler.epoch in range(4):
+        epochs.append([key for batch in sampler for key in batch])
+    assert [epoch[0][0] for epoch in epochs] == [0, 1, 0, 1]
+    assert epochs[0] != epochs[2]
+    assert sorted(epochs[0]) == sorted(epochs[2])
+
+
+def test_images_of_few_shards_are_together(monkeypatch):
+    shards = np.arange(400) // 10
+    monkeypatch.setattr("shvit.data.loader.WINDOW", 4)
+    sampler = EpochSampler(split_of(400, shards), 40, shuffle=True)
+    orders = []
+    for sampler.epoch in range(2):
+        batches = [[index for _, index, _ in batch] for batch in sampler]
+        assert sorted(index for batch in batches for index in batch) == list(range(400))
+        assert all(len(set(shards[batch])) <= 4 for batch in batches)
+        orders.append(batches)
+    assert orders[0] != orders[1]
+    assert orders[0][0] != sorted(orders[0][0])
+
+
+def test_a_world_of_one_is_as_none():
+    world = World()
+    assert world.sum(1.5, True) == [1.5, 1]
+    assert world.gather("x") == ["x"]
+    assert world.first(lambda: 3) == 3
+    assert world.device("cuda") == "cuda"
+    assert World(rank=3, size=8, local_rank=1).device("cuda") == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "reason"),
+    [
+        ({"batch_size": 10}, 4, "batch_size 10 cannot be divided among 4 processes in 1 pieces each: .* multiple of 4"),
+        ({"batch_size": 12, "accumulate": 2, "mixup": 0.1}, 2, "must be even, got 3 for each process and piece"),
+    ],
+)
+def test_batches_that_cannot_be_shared(settings, processes, reason):
+    with pytest.raises(shvit.InputError, match=reason):
+        Recipe(**{"mixup": 0.0, "cutmix": 0.0, **settings}).check_divisible(processes)
+
+
+FLAGS = ["--epochs", "3", "--batch-size", "8", "--compile", "off", "--precision", "fp32", "--workers", "0"]
+
+
+@pytest.fixture
+def start(tmp_path):
+    shvit.save(
+        ModelFile(tiny_architecture().build(), ("dark", "light"), Preprocess(32)), tmp_path / "start.safetensors"
+    )
+    return tmp_path / "start.safetensors"
+
+
+def torchrun(folder, start, out, *flags, restarts=0, **popen):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
+    train = ["-m", "shvit", "train", str(folder), "--model", str(start), "--out", str(out), *FLAGS, *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *launch, *train], env=environment, **pipes, **popen)
+
+
+@pytest.mark.slow
+def test_two_processes_lose_one_and_end_with_the_same_weights(folder, start, tmp_path):
+    write_pictures(folder / "val" / "light", 190, 1, first=300)  # 13 images: one process has more than the other
+    (folder / "val" / "dark" / "101.png").write_bytes(b"")
+    (folder / "train" / "dark" / "003.png").write_bytes(b"")
+    whole = torchrun(folder, start, tmp_path / "whole", "--json")
+    out, err = whole.communicate(timeout=240)
+    assert whole.returncode == 0, err
+    result = json.loads(out)  # one document, though two processes ran
+    assert (result["images"], result["bad_images"]) == (12, 1)
+    state = State.load(tmp_path / "whole")[0]
+    assert state.processes == 2
+    assert len(state.bad_images) == len(state.bad_val) == 1
+
+    process = torchrun(folder, start, tmp_path / "parts", "--save-every", "2", restarts=1)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "parts" / "metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    second = [pid for pid in children(process.pid) if "RANK=1" in environment(pid)]
+    os.kill(second[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    for name in ("last", "best"):
+        one, other = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert out.count("epoch 3/3") == 1  # only the first process speaks
+
+
+@pytest.mark.slow
+def test_two_processes_and_one_that_accumulates_see_the_same_images(folder, start, tmp_path):
+    """Norms see halves of the batch either way, and nothing is random on the way: so the losses are alike."""
+    calm = ["--crop-min", "1", "--flip", "0", "--color-jitter", "0", "--ema", "0", "--clip", "0"]
+    two = torchrun(folder, start, tmp_path / "two", *calm)
+    _, err = two.communicate(timeout=240)
+    assert two.returncode == 0, err
+    settings = {"epochs": 3, "batch_size": 8, "accumulate": 2, "compile": "off", "precision": "fp32", "crop_min": 1.0}
+    settings |= {"flip": 0.0, "color_jitter": 0.0, "ema": 0.0, "clip": 0.0}
+    from shvit.train.run import train
+
+    train(folder, str(start), out=tmp_path / "one", settings=settings, device="cpu", workers=0)
+    for one, two in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
+        assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-3)
+        assert one["rate"] == two["rate"]
+
+
+def children(pid):
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line) for line in listed.split()]
+
+
+def environment(pid):
+    with open(f"/proc/{pid}/environ") as file:  # noqa: PTH123
+        return file.read().split("\0")
