@@ -162,18 +162,18 @@ def test_two_processes_lose_one_and_end_with_the_same_weights(folder, start, tmp
 
 @pytest.mark.slow
 def test_two_processes_and_one_that_accumulates_see_the_same_images(folder, start, tmp_path):
-    """Norms see halves of the batch either way, and nothing is random on the way: so the losses are alike."""
-    calm = ["--crop-min", "1", "--flip", "0", "--color-jitter", "0", "--ema", "0", "--clip", "0"]
+    """Norms see the same halves of a batch either way; SGD, since Adam makes steps of the least rounding."""
+    calm = ["--crop-min", "1", "--flip", "0", "--color-jitter", "0", "--ema", "0", "--clip", "0", "--optimizer", "sgd"]
     two = torchrun(folder, start, tmp_path / "two", *calm)
     _, err = two.communicate(timeout=240)
     assert two.returncode == 0, err
     settings = {"epochs": 3, "batch_size": 8, "accumulate": 2, "compile": "off", "precision": "fp32", "crop_min": 1.0}
-    settings |= {"flip": 0.0, "color_jitter": 0.0, "ema": 0.0, "clip": 0.0}
+    settings |= {"flip": 0.0, "color_jitter": 0.0, "ema": 0.0, "clip": 0.0, "optimizer": "sgd"}
     from shvit.train.run import train
 
     train(folder, str(start), out=tmp_path / "one", settings=settings, device="cpu", workers=0)
     for one, two in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
-        assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-3)
+        assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-4)
         assert one["rate"] == two["rate"]
 
 
