@@ -19,7 +19,7 @@ from timm.utils.model_ema import ModelEmaV3
 from .. import modelfile
 from ..data.loader import Batch, Loader, probe, seeded
 from ..data.sources import Source
-from ..data.transforms import Decoded, Normalize, eval_transform, train_transform
+from ..data.transforms import Decoded, Normalize, TrainReader, eval_transform
 from ..errors import Failure
 from ..files import write_csv
 from ..model.fuse import fuse
@@ -97,12 +97,10 @@ class Trainer:
         self.network = torch.compile(self.model, dynamic=False) if self.compiled else self.model
         self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
         self.optimizer = make_optimizer(self.model, recipe)
-        transform = train_transform(
-            size, (recipe.crop_min, 1.0), recipe.flip, recipe.color_jitter, rand_augment(recipe)
-        )
+        crop = recipe.crop_min, 1.0
         self.train_loader = Loader(
             source.train,
-            Decoded(transform, recipe.max_pixels),
+            TrainReader(size, crop, recipe.flip, recipe.color_jitter, rand_augment(recipe), recipe.max_pixels),
             recipe.batch_size,
             workers,
             shuffle=True,
