@@ -190,7 +190,7 @@ class TrainReader:
         )
         for operation in getattr(changes.transforms[0], "ops", []):  # RandAugment's
             if operation.aug_fn is posterize:
-                operation.aug_fn = _posterize
+                operation.aug_fn = posterize_to_black
         return changes.transforms
 
     def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
@@ -210,7 +210,7 @@ class TrainReader:
         return pil_to_tensor(changed)
 
 
-def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+def posterize_to_black(image: Image.Image, bits: int, **options: Any) -> Image.Image:
     """As timm does, which asks for no bits at all now and then. That is black; Pillow refuses it from version 13 on."""
     return posterize(image, bits, **options) if bits else Image.new("RGB", image.size)
 
