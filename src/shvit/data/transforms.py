@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import InputError
 from .decode import MAX_PIXELS, Opened, Pixels, Source, decode, decode_small, open_small
+from .slide import FASTER
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
@@ -189,8 +190,7 @@ class TrainReader:
             separate=True,
         )
         for operation in getattr(changes.transforms[0], "ops", []):  # RandAugment's
-            if operation.aug_fn is posterize:
-                operation.aug_fn = posterize_to_black
+            operation.aug_fn = SAME.get(operation.aug_fn, operation.aug_fn)
         return changes.transforms
 
     def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
@@ -213,6 +213,10 @@ class TrainReader:
 def posterize_to_black(image: Image.Image, bits: int, **options: Any) -> Image.Image:
     """As timm does, which asks for no bits at all now and then. That is black; Pillow refuses it from version 13 on."""
     return posterize(image, bits, **options) if bits else Image.new("RGB", image.size)
+
+
+SAME = {**FASTER, posterize: posterize_to_black}
+"""Operations of timm's, and what is done here instead."""
 
 
 class Box(NamedTuple):
