@@ -8,9 +8,10 @@ machines are shared; a ratio is the median of the ratios within a round.
 
 The floor is the decoding, which no crop avoids: Huffman codes follow upon one another, so all of a file's bytes (100 kB
 in a photograph of 500x375) have to be gone through, and they are two thirds of the decoding. The paper's augmentation
-adds Pillow's rotations, shears and translations, which take 2 to 3 ms each for 224x224 pixels, and come once in three
-images: this part is the same for both. What is left is bytes: a normalised fp32 image of 224x224 is 602 kB, which are
-written at least once and four times as many as in uint8.
+adds rotations, shears and translations, which take Pillow 1 to 3 ms each for 224x224 pixels, and come once in three
+images; shears and translations are our own here (data/slide.py), rotations Pillow's in both. What is left is bytes: a
+normalised fp32 image of 224x224 is 602 kB, which are written at least once and four times as many as in uint8. Batches of
+more than 32 MiB are new memory to the process each time, and cost as much again in page faults.
 
 Pillow refuses to posterize to no bits from version 13 on, and timm's RandAugment asks for it in one image of 700: both
 loaders give black there.
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("others", type=Path, nargs="*", help="folders of other images, whose ratios are listed only")
     parser.add_argument("--augmentations", nargs="*", default=list(AUGMENTATIONS), choices=AUGMENTATIONS)
     parser.add_argument("--images", type=int, default=2048, help="in an epoch")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--hardware", default="cpu", help="short name of the machine, for the result's file name")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
