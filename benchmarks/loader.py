@@ -10,8 +10,8 @@ The floor is the decoding, which no crop avoids: Huffman codes follow upon one a
 in a photograph of 500x375) have to be gone through, and they are two thirds of the decoding. The paper's augmentation
 adds rotations, shears and translations, which take Pillow 1 to 3 ms each for 224x224 pixels, and come once in three
 images; shears and translations are our own here (data/slide.py), rotations Pillow's in both. What is left is bytes: a
-normalised fp32 image of 224x224 is 602 kB, which are written at least once and four times as many as in uint8. Batches of
-more than 32 MiB are new memory to the process each time, and cost as much again in page faults.
+normalised fp32 image of 224x224 is 602 kB, which are written at least once and four times as many as in uint8. Batches
+of more than 32 MiB are new memory to the process each time, and cost as much again in page faults.
 
 Pillow refuses to posterize to no bits from version 13 on, and timm's RandAugment asks for it in one image of 700: both
 loaders give black there.
