@@ -11,10 +11,10 @@ from PIL import Image
 from conftest import picture
 from shvit.data.loader import Loader, probe, seeded
 from shvit.data.sources import open_source
-from shvit.data.transforms import Decoded, Preprocess, eval_transform, train_transform
+from shvit.data.transforms import Preprocess, TrainReader, eval_transform
 
-TRANSFORM = Decoded(train_transform(32, color_jitter=0.4))
-STRONG = Decoded(train_transform(32, rand_augment="rand-m9-mstd0.5-inc1"))
+TRANSFORM = TrainReader(32, color_jitter=0.4)
+STRONG = TrainReader(32, rand_augment="rand-m9-mstd0.5-inc1")
 
 
 def by_index(loader, epoch=0):
@@ -33,6 +33,25 @@ def test_workers_change_nothing(folder, workers, transform):
     for (indices, images), batch in zip(reference, loader.epoch(2), strict=True):
         assert batch.indices == indices
         assert torch.equal(batch.images, images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_in_channels_last(folder, workers):
+    [batch] = Loader(open_source(folder).train, TRANSFORM, 40, workers)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    for index, image in zip(batch.indices[:3], batch.images, strict=False):
+        with seeded(0, 0, index, 0):
+            assert torch.equal(TRANSFORM(open_source(folder).train.source(index)), image)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_main_process_keeps_its_generators(folder, workers):
+    loader = Loader(open_source(folder).train, STRONG, 20, workers)
+    list(loader)  # a new iterator of torch's draws its workers' seed from the generator; ours do not depend on it
+    batches = iter(loader)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert sum(len(batch) for batch in batches) == 40
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
 
 
 def test_an_image_is_the_same_whatever_the_batch_it_is_in(folder):

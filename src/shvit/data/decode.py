@@ -5,7 +5,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -85,44 +85,88 @@ class Pixels:
     less of the image than the others."""
 
 
-def decode_small(source: Source, least_side: int, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """What `decode` gives, faster, for an image that is to be made smaller.
+@dataclass(frozen=True)
+class Opened:
+    """An image of which only the header was read: its size is known before its pixels are decoded."""
+
+    height: int
+    width: int
+    """Of the upright image."""
+    decode: Callable[[float], Pixels]
+    """The pixels, where they may be that many times smaller. Raises BadImage as `decode` does."""
+
+
+def open_small(source: Source, max_pixels: int = MAX_PIXELS) -> Opened:
+    """What `decode` gives, faster, for an image that is to be made smaller: how much may depend on its size.
 
     A JPEG's decoder can give it at a half, a quarter or an eighth of its size for less work, each pixel the mean of
-    those it stands for; it does as long as the shorter side keeps `least_side` pixels.
+    those it stands for; other images keep their size.
+
+    Raises:
+        BadImage: As `decode`, where the header shows it; what is wrong further on, `Opened.decode` raises.
+    """
+    if isinstance(source, np.ndarray | Image.Image):
+        values = np.array(decode(source, max_pixels))
+        height, width, _ = values.shape
+        return Opened(height, width, lambda _: Pixels(values, height, width))
+    with _reasons():
+        data = _read(source)
+        return _opened_by_libjpeg(data, max_pixels) or _opened_by_pillow(data, max_pixels)
+
+
+def decode_small(source: Source, least_side: int, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """What `decode` gives, at a part of its size as long as the shorter side keeps `least_side` pixels.
 
     Raises:
         BadImage: As `decode`.
     """
-    if isinstance(source, np.ndarray | Image.Image):
-        values = np.array(decode(source, max_pixels))
-        return Pixels(values, *values.shape[:2])
-    with _reasons():
-        data = _read(source)
-        if (pixels := _by_libjpeg(data, least_side, max_pixels)) is not None:
-            return pixels
-        image = _open(data)
-        _check_size(image.size, max_pixels)
-        _, box = image.draft(None, (least_side, least_side)) or (None, (0, 0, *image.size))
-        height, width = box[2:] if _orientation(image) in (5, 6, 7, 8) else box[:1:-1]
-        return Pixels(np.array(_to_upright_rgb(image)), height, width)
+    image = open_small(source, max_pixels)
+    return image.decode(min(image.height, image.width) / least_side)
 
 
-def _by_libjpeg(data: bytes, least_side: int, max_pixels: int) -> Pixels | None:
-    """A sound JPEG in plain colours that is not to be turned; None for all others, which are Pillow's to judge."""
+def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
+    """A JPEG in plain colours that is not to be turned; None for all others, which are Pillow's to judge."""
     if not SIMPLEJPEG or (any(mark in data for mark in _TURNED) and _orientation(_open(data)) != 1):
         return None
     simplejpeg: Any = import_module("simplejpeg")  # it need not be there, and its types say less than it does
 
+    def pixels(at_most: float) -> Pixels:
+        shrink = _shrink(at_most)
+        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)} if shrink > 1 else {}
+        try:
+            return Pixels(simplejpeg.decode_jpeg(data, **least), height / shrink, width / shrink)
+        except ValueError:  # it is not sound: Pillow knows the reason
+            return _opened_by_pillow(data, max_pixels).decode(at_most)
+
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "Gray") or width * height > max_pixels:
-            return None
-        shrink = next((s for s in (8, 4, 2) if min(height, width) >= s * least_side), 1)
-        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)} if shrink > 1 else {}
-        return Pixels(simplejpeg.decode_jpeg(data, **least), height / shrink, width / shrink)
     except ValueError:
         return None
+    return Opened(height, width, pixels) if colours in ("YCbCr", "Gray") and height * width <= max_pixels else None
+
+
+def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
+    image = _open(data)
+    _check_size(image.size, max_pixels)
+    width, height = image.size
+
+    def pixels(at_most: float) -> Pixels:
+        shrink = _shrink(at_most)
+        with _reasons():
+            small = shrink > 1 and image.draft(None, (width // shrink, height // shrink)) is not None
+            values = np.array(_to_upright_rgb(image))
+        if small:
+            return Pixels(values, upright.height / shrink, upright.width / shrink)
+        return Pixels(values, *values.shape[:2])
+
+    turned = _orientation(image) in (5, 6, 7, 8)
+    upright = Opened(width, height, pixels) if turned else Opened(height, width, pixels)
+    return upright
+
+
+def _shrink(at_most: float) -> int:
+    """The greatest of the decoders' divisors."""
+    return next((shrink for shrink in (8, 4, 2) if shrink <= at_most), 1)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ..errors import InputError
 from .decode import MAX_PIXELS, BadImage, decode
@@ -51,18 +51,23 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
 
     Those of torch are the CPU's and, where one is given, the device's.
     """
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     states = random.getstate(), np.random.get_state()
     others = [device] if device is not None and device.type != "cpu" else []
     with torch.random.fork_rng(devices=others, device_type=others[0].type if others else "cuda"):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed) if others else torch.default_generator.manual_seed(seed)
         try:
+            seed(*key, everywhere=bool(others))
             yield
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def seed(*key: int, everywhere: bool = False) -> None:
+    """Start Python's, numpy's and torch's global generators, those of the CPU or of all devices, from `key`."""
+    number = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number) if everywhere else torch.default_generator.manual_seed(number)
 
 
 class ImageDataset(Dataset):
@@ -74,12 +79,18 @@ class ImageDataset(Dataset):
         self.seed = seed
 
     def __getitem__(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], int, Key] | tuple[str, Key]:
+        if get_worker_info() is None:
+            with seeded(self.seed, *key):
+                return self._read(key)
+        seed(self.seed, *key)  # a worker's generators are nobody else's: nothing to restore
+        return self._read(key)
+
+    def _read(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], int, Key] | tuple[str, Key]:
         _, index, _ = key
-        with seeded(self.seed, *key):
-            try:
-                return self.read(self.split.source(index)), self.split.labels[index], key
-            except BadImage as error:
-                return str(error), key
+        try:
+            return self.read(self.split.source(index)), self.split.labels[index], key
+        except BadImage as error:
+            return str(error), key
 
 
 @dataclass(frozen=True)
@@ -227,9 +238,14 @@ class Loader:
 def collate(items: list[tuple[Tensor, int, Key] | tuple[str, Key]]) -> Batch:
     good = [item for item in items if len(item) == 3]
     bad = {key[1]: reason for item in items if len(item) == 2 for reason, key in [item]}
-    images = torch.stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    images = _stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     view = items[0][-1][0] if items else 0
     return Batch(images, torch.tensor([label for _, label, _ in good]), [key[1] for *_, key in good], bad, view)
+
+
+def _stack(images: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
+    """In channels_last, as readers give them and networks want them; in a worker, where the main process sees it."""
+    return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def _init_worker(_: int) -> None:

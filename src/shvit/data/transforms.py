@@ -1,20 +1,26 @@
 """From an image to the uint8 tensor that the network's input is made of: timm's transforms, and a faster one."""
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data.auto_augment import posterize
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import Compose
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import InputError
-from .decode import MAX_PIXELS, Pixels, Source, decode, decode_small
+from .decode import MAX_PIXELS, Opened, Pixels, Source, decode, decode_small, open_small
+from .slide import FASTER
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
@@ -70,17 +76,20 @@ class Normalize(nn.Module):
     Images move to the module's device first.
     """
 
-    mean: Tensor
-    std: Tensor
+    mean: Float[Tensor, " c"]
+    std: Float[Tensor, " c"]
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
-        self.register_buffer("mean", per_channel(preprocess.mean), persistent=False)
-        self.register_buffer("std", per_channel(preprocess.std), persistent=False)
+        self.register_buffer("mean", per_channel(preprocess.mean).flatten(), persistent=False)
+        self.register_buffer("std", per_channel(preprocess.std).flatten(), persistent=False)
 
-    def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        floats = images.to(self.mean.device, torch.float32, memory_format=torch.channels_last)
-        return floats.sub_(self.mean).div_(self.std)
+    def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        channels, width = images.shape[1], images.shape[3]
+        # whole rows, since broadcasting over three channels at a time leaves a CPU's vector units idle
+        rows = images.to(self.mean.device).permute(0, 2, 3, 1).flatten(2).float()  # (b, h, w·c)
+        rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
+        return rows.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
 
 
 def per_channel(values: tuple[float, ...]) -> Float[Tensor, "1 c 1 1"]:
@@ -143,32 +152,93 @@ def _resize_crop(image: Pixels, shorter: int, side: int, interpolation: str) -> 
     return resized[0, :, top : top + side, left : left + side]
 
 
-def train_transform(
-    image_size: int,
-    crop_scale: tuple[float, float] = (0.08, 1.0),
-    flip: float = 0.5,
-    color_jitter: float = 0.0,
-    rand_augment: str | None = None,
-) -> Transform:
-    """A random part of the image, resized, perhaps mirrored, its colours or more changed.
+@dataclass(frozen=True)
+class TrainReader:
+    """A random part of the image, resized, perhaps mirrored, its colours or more changed: timm's training transform.
 
-    Args:
-        image_size: Side of the square result, in pixels.
-        crop_scale: Least and greatest share of the image's area that the part has.
-        flip: Probability of mirroring.
-        color_jitter: Strength; used only without RandAugment, as in DeiT.
-        rand_augment: timm's description, such as `rand-m9-mstd0.5-inc1`; None for none.
+    With the same generators the choices are timm's, and the pixels are but for rounding. Where the part is several
+    times as large as the result, a JPEG is decoded at a half or less of its size, as long as no pixel of the result
+    has to be made up; the part's edges then lie on whole pixels of the smaller image. The tensor is in channels_last.
 
     The random choices come from the global generators: call it within `loader.seeded`.
     """
-    to_pixels: Any = create_transform(
-        image_size,
-        is_training=True,
-        scale=crop_scale,
-        hflip=flip,
-        color_jitter=color_jitter,
-        auto_augment=rand_augment,
-        interpolation="random",
-        use_prefetcher=True,
-    )
-    return Compose([to_pixels, torch.as_tensor])
+
+    image_size: int
+    """Side of the square result, in pixels."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Least and greatest share of the image's area that the part has."""
+    flip: float = 0.5
+    """Probability of mirroring."""
+    color_jitter: float = 0.0
+    """Strength; used only without RandAugment, as in DeiT."""
+    rand_augment: str | None = None
+    """timm's description, such as `rand-m9-mstd0.5-inc1`; None for none."""
+    max_pixels: int = MAX_PIXELS
+
+    @cached_property
+    def changes(self) -> list[Callable[[Image.Image], Image.Image]]:
+        """What timm does to the resized image."""
+        if not self.color_jitter and not self.rand_augment:
+            return []
+        _, changes, _ = create_transform(  # pyright: ignore[reportGeneralTypeIssues]: three, as they are separate
+            self.image_size,
+            is_training=True,
+            color_jitter=self.color_jitter,
+            auto_augment=self.rand_augment,
+            interpolation="random",
+            use_prefetcher=True,
+            separate=True,
+        )
+        for operation in getattr(changes.transforms[0], "ops", []):  # RandAugment's
+            operation.aug_fn = SAME.get(operation.aug_fn, operation.aug_fn)
+        return changes.transforms
+
+    def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
+        """Raises BadImage as `decode` does."""
+        image = open_small(source, self.max_pixels)
+        box = draw_crop(image.height, image.width, self.crop_scale)
+        interpolation = random.choice(("bilinear", "bicubic"))
+        part = _part(image, box, min(box.height, box.width) / self.image_size)
+        tensor = interpolate(part, (self.image_size, self.image_size), mode=interpolation, antialias=True)[0]
+        if self.flip and torch.rand(()) < self.flip:
+            tensor = tensor.flip(2)
+        if not self.changes:
+            return tensor
+        changed = Image.fromarray(tensor.permute(1, 2, 0).numpy())
+        for change in self.changes:
+            changed = change(changed)
+        return pil_to_tensor(changed)
+
+
+def posterize_to_black(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """As timm does, which asks for no bits at all now and then. That is black; Pillow refuses it from version 13 on."""
+    return posterize(image, bits, **options) if bits else Image.new("RGB", image.size)
+
+
+SAME = {**FASTER, posterize: posterize_to_black}
+"""Operations of timm's, and what is done here instead."""
+
+
+class Box(NamedTuple):
+    """A part of an image, in whole pixels of it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_crop(height: int, width: int, scale: tuple[float, float]) -> Box:
+    """As timm does for an image of this size, but for tiny ones, of which a row and a column remain at least."""
+    image: Any = torch.empty(height, width, device="meta")
+    top, left, *sides = RandomResizedCropAndInterpolation.get_params(image, scale, (3 / 4, 4 / 3))
+    return Box(min(top, height - 1), min(left, width - 1), *(max(1, side) for side in sides))
+
+
+def _part(image: Opened, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
+    """A view of the part, where the image is decoded at its size or at most so many times smaller."""
+    pixels = image.decode(at_most)
+    down, across = pixels.height / image.height, pixels.width / image.width
+    rows = slice(round(down * box.top), round(down * (box.top + box.height)))
+    columns = slice(round(across * box.left), round(across * (box.left + box.width)))
+    return torch.from_numpy(pixels.values)[None].permute(0, 3, 1, 2)[..., rows, columns]

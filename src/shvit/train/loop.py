@@ -19,7 +19,7 @@ from timm.utils.model_ema import ModelEmaV3
 from .. import modelfile
 from ..data.loader import Batch, Loader, Share, seeded
 from ..data.sources import Source
-from ..data.transforms import Decoded, Normalize, eval_transform, train_transform
+from ..data.transforms import Decoded, Normalize, TrainReader, eval_transform
 from ..files import replacing, sweep
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
@@ -129,16 +129,10 @@ class Trainer:
 
     def _loaders(self, workers: int) -> tuple[Loader, Loader]:
         recipe, preprocess, world = self.recipe, self.start.preprocess, self.world
-        augment = train_transform(
-            preprocess.image_size,
-            (recipe.crop_min, 1.0),
-            recipe.flip,
-            recipe.color_jitter,
-            rand_augment(recipe),
-        )
+        crop, augment = (recipe.crop_min, 1.0), rand_augment(recipe)
         train = Loader(
             self.source.train,
-            Decoded(augment, recipe.max_pixels),
+            TrainReader(preprocess.image_size, crop, recipe.flip, recipe.color_jitter, augment, recipe.max_pixels),
             recipe.batch_size,
             workers,
             shuffle=True,

@@ -1,0 +1,148 @@
+"""Training images a second from files to normalised batches: `Loader` beside timm's `create_loader`.
+
+Both read the same files with two workers, draw the same augmentation and end with fp32 batches on the CPU, normalised:
+timm in its workers (`use_prefetcher=False`), which hand fp32 on; ours in the main process, after workers that hand on
+uint8. `paper` is that of SHViT, 224 pixels: crops of 8 to 100 % of the area, mirroring, RandAugment, bilinear or
+bicubic by chance. `light`, 160 pixels: crops of 35 to 100 %, mirroring. The two take turns, an epoch each, since these
+machines are shared; a ratio is the median of the ratios within a round.
+
+The floor is the decoding, which no crop avoids: Huffman codes follow upon one another, so all of a file's bytes (100 kB
+in a photograph of 500x375) have to be gone through, and they are two thirds of the decoding. The paper's augmentation
+adds rotations, shears and translations, which take Pillow 1 to 3 ms each for 224x224 pixels, and come once in three
+images; shears and translations are our own here (data/slide.py), rotations Pillow's in both. What is left is bytes: a
+normalised fp32 image of 224x224 is 602 kB, which are written at least once and four times as many as in uint8. Batches
+of more than 32 MiB are new memory to the process each time, and cost as much again in page faults.
+
+Pillow refuses to posterize to no bits from version 13 on, and timm's RandAugment asks for it in one image of 700: both
+loaders give black there.
+
+    python benchmarks/loader.py ../shared/data/photos ../shared/data/imagenette160/train
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import auto_augment, create_dataset, create_loader
+
+from shvit.data.decode import SIMPLEJPEG
+from shvit.data.loader import Loader
+from shvit.data.sources import merge, open_source
+from shvit.data.transforms import Normalize, Preprocess, TrainReader, posterize_to_black
+from shvit.provenance import facts
+
+AUGMENTATIONS = {
+    "paper": TrainReader(224, rand_augment="rand-m9-mstd0.5-inc1"),
+    "light": TrainReader(160, crop_scale=(0.35, 1.0)),
+}
+WORKERS = 2
+
+Epoch = Callable[[int], Iterable[torch.Tensor]]
+
+
+def folder_of_links(source: Path, count: int, folder: Path) -> None:
+    """That many links in two classes: to files drawn evenly from the source, or to each of its files several times."""
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    for index in range(count):
+        file = files[index * len(files) // count]
+        place = folder / str(index % 2) / f"{index:06}{file.suffix}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(file.resolve())
+
+
+def ours(folder: Path, reader: TrainReader, batch_size: int) -> Epoch:
+    """What `shvit train` does before a step."""
+    source = open_source(folder)
+    loader = Loader(merge(source.train, source.val), reader, batch_size, WORKERS, shuffle=True)
+    normalize = Normalize(Preprocess(reader.image_size))
+    return lambda epoch: (normalize(batch.images) for batch in loader.epoch(epoch))
+
+
+def timms(folder: Path, reader: TrainReader, batch_size: int) -> Epoch:
+    """What timm's train.py does on a CPU."""
+    loader = create_loader(
+        create_dataset("", str(folder), is_training=True),
+        (3, reader.image_size, reader.image_size),
+        batch_size,
+        is_training=True,
+        use_prefetcher=False,
+        scale=reader.crop_scale,
+        hflip=reader.flip,
+        color_jitter=None,  # pyright: ignore[reportArgumentType]: it means none
+        auto_augment=reader.rand_augment,
+        interpolation="random",
+        num_workers=WORKERS,
+    )
+    return lambda _: (images for images, _ in loader)
+
+
+def compare(folder: Path, reader: TrainReader, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Both in turns, images a second; the first round starts the workers and is not counted."""
+    loaders = {"timm": timms(folder, reader, batch_size), "shvit": ours(folder, reader, batch_size)}
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for epoch in range(rounds + 1):
+        for name, images in loaders.items():
+            started = time.perf_counter()
+            count = sum(len(batch) for batch in islice(images(epoch), None if epoch else 2))
+            rate = count / (time.perf_counter() - started)
+            if epoch:
+                rates[name].append(rate)
+                print(f"{name} {rate:.0f} images/s", flush=True)
+    return {
+        "images_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        "rounds": rates,
+        "ratio": statistics.median(s / t for s, t in zip(rates["shvit"], rates["timm"], strict=True)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, help="a folder of photographs")
+    parser.add_argument("others", type=Path, nargs="*", help="folders of other images, whose ratios are listed only")
+    parser.add_argument("--augmentations", nargs="*", default=list(AUGMENTATIONS), choices=AUGMENTATIONS)
+    parser.add_argument("--images", type=int, default=2048, help="in an epoch")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--hardware", default="cpu", help="short name of the machine, for the result's file name")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
+    args = parser.parse_args()
+
+    about = facts()
+    auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize_to_black
+    rows = []
+    for source in (args.photos, *args.others):
+        for name in args.augmentations:
+            with tempfile.TemporaryDirectory() as folder:
+                folder_of_links(source, args.images, Path(folder))
+                measured = compare(Path(folder), AUGMENTATIONS[name], args.batch_size, args.rounds)
+            rows.append({"data": f"{source.parent.name}/{source.name}", "augmentation": name, **measured})
+            print(f"{rows[-1]['data']}, {name}: {measured['ratio']:.2f} times timm's images/s", flush=True)
+    result = {
+        "what": "training images from files to normalised batches: Loader beside timm's create_loader, two workers",
+        "value": min(row["ratio"] for row in rows[: len(args.augmentations)]),
+        "unit": "images a second, as a ratio to timm's loader; the least over photographs",
+        "rows": rows,
+        "images": args.images,
+        "batch_size": args.batch_size,
+        "simplejpeg": SIMPLEJPEG,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "workers": WORKERS,
+        **about,
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    path = args.results / f"loader_{args.hardware}_{about['date'][:10]}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
