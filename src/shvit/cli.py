@@ -110,6 +110,7 @@ def train(
     save_every: int = 500,
     teacher_cache: Path | None = None,
     track: Literal["tensorboard"] | None = None,
+    profile: bool = False,
     settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,  # pyright: ignore
     json: Json = False,
 ) -> None:
@@ -138,28 +139,32 @@ def train(
         mix no images, best with --views.
     track
         tensorboard: write curves into the run's folder tensorboard, too.
+    profile
+        Do not train: tell how fast images are read, how fast they are learnt from, and which of the two is the
+        bottleneck.
     """
     from .train.report import Reporter
+    from .train.run import profile as measure
     from .train.run import train as run
     from .train.world import World
 
     chosen = {entry.name: getattr(settings, entry.name) for entry in fields(RecipeSettings)} if settings else {}
-    console = _console(json)
-    result = run(
-        data,
-        model,
-        recipe,
-        out,
-        settings=chosen,
-        resume=resume,
-        reporter=Reporter(console),
-        device=device,
-        workers=workers,
-        save_every=save_every,
-        teacher_cache=teacher_cache,
-        track=track,
-    )
-    if not World.from_environment().leads:
+    console, leads = _console(json), World.from_environment().leads
+    options = {
+        "device": device,
+        "workers": workers,
+        "save_every": save_every,
+        "teacher_cache": teacher_cache,
+        "track": track,
+    }
+    if profile:
+        found = measure(data, model, recipe, settings=chosen, **options)
+        if leads:
+            wording.profiled(console, found)
+            _finish(json, found.to_dict())
+        return
+    result = run(data, model, recipe, out, settings=chosen, resume=resume, reporter=Reporter(console), **options)
+    if not leads:
         sys.exit(_exit_code(result))
     wording.trained(console, result, data)
     _finish(json, {"out": str(out), "best": str(out / "best.safetensors") if result.best else None, **result.to_dict()})
@@ -363,6 +368,48 @@ def export(
     for line in wording.exported(report):
         say(console, line)
     _finish(json, report)
+
+
+@app.command(name="calibrate-bn")
+def calibrate_bn(
+    model: str,
+    data: str,
+    *,
+    image_size: int,
+    out: Path | None = None,
+    images: int = 4096,
+    batch_size: int = 64,
+    device: Device = "auto",
+    workers: Workers = 2,
+    json: Json = False,
+) -> None:
+    """Adapt a model to another image size without training: measure the statistics of its BatchNorms anew.
+
+    Parameters
+    ----------
+    model
+        A model file, or published weights such as shvit_s1.in1k.
+    data
+        As for train; statistics come from training images, the top-1 before and after from validation images.
+    image_size
+        Side of the images in pixels.
+    out
+        The new model file; default: beside the old one, its name with the size.
+    images
+        Training images used at most.
+    """
+    from .calibrate import calibrate_bn as run
+    from .modelfile import save
+    from .pretrained import load_model
+
+    console = _console(json)
+    model_file = load_model(model)
+    source = _divided_as_trained(data, model_file)
+    result = run(model_file, source, image_size, images, batch_size, workers, device)
+    target = out or _export_path(model, ".safetensors", str(image_size))
+    save(result.model_file, target)
+    wording.calibrated(console, result, target)
+    _finish(json, {"out": str(target), **result.to_dict()})
 
 
 @app.command

@@ -11,10 +11,12 @@ from rich.console import Console
 from .screen import say, show_table
 
 if TYPE_CHECKING:
+    from .calibrate import Calibration
     from .engines.base import Engine
     from .evaluate import Report
     from .predict import Prediction
     from .train.loop import Result
+    from .train.profile import Profile
 
 SHOWN_CLASSES = 20
 """Where there are more, the table of classes is left to --out."""
@@ -30,6 +32,36 @@ def trained(console: Console, result: "Result", data: str) -> None:
     if result.best:
         say(console, f"best top-1 {result.best['top1']:.2%} in epoch {result.best['epoch']}: {best}")
         say(console, f"try it: shvit predict {best} IMAGES…")
+
+
+def profiled(console: Console, profile: "Profile") -> None:
+    """Both rates, the slower one, and what to do about it."""
+    rows = [
+        ["reading alone", f"{profile.data:.0f}"],
+        ["learning alone", f"{profile.compute:.0f}"],
+        ["together", f"{profile.together:.0f}"],
+    ]
+    show_table(console, [f"batch {profile.batch_size}, {profile.workers} workers", "images/s"], rows)
+    advice = {
+        "data": "more --workers, or smaller files once and for all: shvit shard",
+        "compute": "reading has time to spare; a larger machine, --precision or --compile on would tell",
+    }
+    say(
+        console,
+        f"{profile.bottleneck} is the bottleneck; {profile.data_wait:.0%} of the time goes by waiting for data. "
+        f"{advice[profile.bottleneck]}",
+    )
+
+
+def calibrated(console: Console, result: "Calibration", path: Path) -> None:
+    """What it brought."""
+    before, after = result.before["top1"], result.after["top1"]
+    say(
+        console,
+        f"top-1 at {result.model_file.preprocess.image_size} pixels: {before:.2%} before, {after:.2%} after, on "
+        f"{result.after['images']} images; statistics of {result.images} training images",
+    )
+    say(console, f"wrote {path}")
 
 
 def evaluated(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:

@@ -21,6 +21,8 @@ from ..tasks.base import Task
 from ..tasks.classify import Classify
 from .distill import AnswerCache, Distill, Teacher
 from .loop import SAVE_EVERY, Result, Trainer
+from .profile import Profile
+from .profile import profile as measure
 from .recipe import RECIPES, Recipe, fit
 from .report import Reporter
 from .setup import DTYPES, picks_precision
@@ -43,6 +45,12 @@ class Options:
     """A folder for the teacher's answers, so that no image is shown to it twice; for recipes that mix no images."""
     track: str | None = None
     """`tensorboard`: also write what is in metrics.jsonl, and the steps between, for TensorBoard."""
+
+    def check(self) -> None:
+        """Raises InputError for a value that is not allowed."""
+        if self.save_every < 1:
+            raise InputError(f"save_every must be at least 1 step, got {self.save_every}")
+        check_tracker(self.track)
 
 
 def train(
@@ -76,25 +84,40 @@ def train(
         InputError: Anything that was given is wrong; nothing was trained.
         Failure: Training cannot go on.
     """
-    world, how = World.from_environment(), Options(**options)
-    check_options(how)
+    out, how, world = Path(out), Options(**options), World.from_environment()
+    how.check()
     device = world.device(pick_device(how.device))
-    out = Path(out)
     with world.joined(device):
         [restarts] = world.sum(world.restarts)
         resume = resume or (restarts > 0 and (out / RECORD).exists())
         check_folder(out, new=not resume)
         plan = _resumed(data, model, recipe, out, settings or {}) if resume else _planned(data, model, recipe, settings)
-        plan.check(world.size)
-        task = make_task(plan, how, device)
         reporter = reporter if reporter and world.leads else Reporter()
-        about = facts()
-        trainer = Trainer(
-            task, plan.start, plan.source, plan.recipe, out, device, how.workers, reporter, about, world, how.save_every
-        )
-        world.first(lambda: _prepare(plan, str(data), out, about, reporter) if not resume else None)
+        trainer = _trainer(plan, how, out, device, reporter, world)
+        world.first(lambda: _prepare(plan, str(data), out, trainer.facts, reporter) if not resume else None)
         with tracking(reporter, how.track if world.leads else None, out):
             return trainer.run(resume)
+
+
+def profile(
+    data: str | Path,
+    model: str | None = None,
+    recipe: str | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Profile:
+    """What would hold back `train` with the same arguments, here. Nothing is written.
+
+    Raises:
+        InputError: As `train`.
+    """
+    how, world = Options(**options), World.from_environment()
+    how.check()
+    device = world.device(pick_device(how.device))
+    with world.joined(device):
+        plan = _planned(data, model, recipe, settings)
+        return measure(_trainer(plan, how, Path(), device, Reporter(), world), how.workers)
 
 
 @dataclass(frozen=True)
@@ -161,6 +184,13 @@ def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: 
     _report_duplicates(plan.source, out, reporter)
 
 
+def _trainer(plan: Plan, how: Options, out: Path, device: str, reporter: Reporter, world: World) -> Trainer:
+    plan.check(world.size)
+    task = make_task(plan, how, device)
+    where = out, device, how.workers
+    return Trainer(task, plan.start, plan.source, plan.recipe, *where, reporter, facts(), world, how.save_every)
+
+
 def make_task(plan: Plan, options: Options, device: str) -> Task:
     """What is learnt: from labels, and from a teacher where the recipe names one."""
     recipe, source = plan.recipe, plan.source
@@ -178,13 +208,6 @@ def make_task(plan: Plan, options: Options, device: str) -> Task:
     dtype = DTYPES[picks_precision(recipe, device)]
     teacher = Teacher(trained, source.classes, plan.start.preprocess, device, dtype, cache)
     return Distill(task, teacher, recipe.distillation, recipe.distillation_share, recipe.temperature)
-
-
-def check_options(options: Options) -> None:
-    """Raises InputError for a value that is not allowed."""
-    if options.save_every < 1:
-        raise InputError(f"save_every must be at least 1 step, got {options.save_every}")
-    check_tracker(options.track)
 
 
 def make_recipe(name: str, model: str, settings: Mapping[str, Any]) -> Recipe:

@@ -1,0 +1,121 @@
+"""A model for another resolution, without training: only the statistics of its norms are measured anew."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import engines
+from .data.loader import Batch, Loader
+from .data.sources import Source
+from .data.transforms import Decoded, Normalize, Preprocess, eval_transform
+from .errors import InputError
+from .evaluate import evaluate
+from .model.architecture import Model
+from .model.cost import cost
+from .modelfile import ModelFile
+
+LEAST = 2
+"""Images that a batch needs, for a norm to have a variance."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The model at its new resolution, and what it gained."""
+
+    model_file: ModelFile
+    before: dict[str, Any]
+    """Metrics at the new resolution with the statistics as they were."""
+    after: dict[str, Any]
+    images: int
+    """That the statistics come from."""
+
+    def to_dict(self) -> dict[str, Any]:
+        size = self.model_file.preprocess.image_size
+        return {"image_size": size, "images": self.images, "before": self.before, "after": self.after}
+
+
+def calibrate_bn(
+    model_file: ModelFile,
+    source: Source,
+    image_size: int,
+    images: int = 4096,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "auto",
+    seed: int = 0,
+) -> Calibration:
+    """Measure the BatchNorm statistics of a trained network at another image size.
+
+    Training images pass as they would in evaluation, each norm using the statistics of the batch at hand, and the mean
+    of these over all batches is kept. Other weights stay as they are; `model_file` is not changed.
+
+    Args:
+        model_file: A trained network.
+        source: Labelled images; the training split gives the statistics, the validation split the accuracies.
+        image_size: Side of the square images, in pixels.
+        images: Training images used, drawn by seed; all where there are no more.
+        batch_size: Images a batch.
+        workers: Processes that decode.
+        device: `auto`, `cpu`, `cuda`, …
+
+    Raises:
+        InputError: The network has no BatchNorm or cannot take this size, or the data has no training images, or
+            classes that the network does not know.
+    """
+    if images < LEAST or batch_size < LEAST:
+        raise InputError(f"images and batch size must be at least {LEAST}, got {images} and {batch_size}")
+    if not len(source.train):
+        raise InputError(f"{source.name} has no training images to measure statistics on")
+    picked = engines.pick_device(device)
+    resized = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size))
+    cost(model_file.model, (image_size, image_size))
+    drawn = np.random.default_rng(seed).permutation(len(source.train))[:images]
+    reader = Decoded(eval_transform(resized.preprocess))
+    loader = Loader(source.train.subset(drawn.tolist()), reader, batch_size, workers)
+    network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)
+    calibrated = replace(resized, model=network)
+    before, after = (
+        evaluate(each, engines.load(each, "torch", "auto", picked), source, "val", batch_size, workers).to_dict()
+        for each in (resized, calibrated)
+    )
+    provenance = {
+        **model_file.provenance,
+        "calibrated": {"from_image_size": model_file.preprocess.image_size, "images": seen, "seed": seed},
+    }
+    metrics = {key: after[key] for key in ("top1", "top5", "loss", "images")}
+    return Calibration(replace(calibrated, metrics=metrics, provenance=provenance), before, after, seen)
+
+
+@torch.no_grad()
+def with_statistics_of(
+    model: Model, preprocess: Preprocess, batches: Iterable[Batch], device: str = "cpu"
+) -> tuple[Model, int]:
+    """A copy of the network whose norms have the statistics of these images; and how many images these were.
+
+    Raises:
+        InputError: The network has no BatchNorm, or there were no two usable images in a batch.
+    """
+    network: Any = copy.deepcopy(model).eval().to(device, memory_format=torch.channels_last)  # pyright: ignore
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        raise InputError(f"{model.architecture.name} has no BatchNorm to calibrate")
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    normalize, seen = Normalize(preprocess).to(device), 0
+    for batch in batches:
+        if len(batch) >= LEAST:
+            network(normalize(batch.images))
+            seen += len(batch)
+    if not seen:
+        raise InputError(f"no batch had {LEAST} usable images")
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return network.eval().cpu(), seen
