@@ -125,6 +125,12 @@ def _by_libjpeg(data: bytes, least_side: int, max_pixels: int) -> Pixels | None:
         return None
 
 
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a file that can be decoded is a JPEG in RGB, YCbCr or grey that is not to be turned."""
+    image = _open(data)
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
+
+
 @contextmanager
 def _reasons() -> Iterator[None]:
     """What goes wrong inside becomes a BadImage."""

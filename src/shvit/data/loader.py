@@ -77,7 +77,7 @@ class ImageDataset(Dataset):
         _, index, _ = key
         with seeded(self.seed, *key):
             try:
-                return self.read(self.split.source(index)), self.split.labels[index], key
+                return self.read(self.split.source(index)), int(self.split.labels[index]), key
             except BadImage as error:
                 return str(error), key
 
