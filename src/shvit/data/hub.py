@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,10 +58,10 @@ class RowNames(Lazy[str]):
     """`train/17`."""
 
     split: str
-    count: int
+    rows: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.rows
 
     def item(self, place: int) -> str:
         return f"{self.split}/{place}"
@@ -152,13 +152,14 @@ def _split(name: str, rows: "Dataset", labels: np.ndarray) -> Split:
 
 def _fingerprint(classes: tuple[str, ...], splits: Iterable[Split]) -> str:
     """Of classes, labels and lengths."""
-    import pyarrow.compute as pc
+    from pyarrow import compute
 
+    functions: Any = compute  # made when it is imported, so that its types do not know them
     digest = hashlib.sha256("\0".join(classes).encode())
     for split in splits:
         assert isinstance(split.images, HubImages)
         [column] = split.images.rows.data.columns
-        lengths = pc.binary_length(pc.struct_field(column, "bytes")).fill_null(0).to_numpy()
+        lengths = functions.binary_length(functions.struct_field(column, "bytes")).fill_null(0).to_numpy()
         digest.update(lengths.astype("<i8").tobytes() + np.asarray(split.labels, "<i8").tobytes())
     return digest.hexdigest()[:16]
 

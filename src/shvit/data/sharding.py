@@ -189,8 +189,9 @@ def _claim(out: Path, made: dict[str, Any]) -> None:
     begun = None
     for path in (out / INDEX, plan):
         if path.exists():
+            text = path.read_bytes()
             try:
-                begun = json.loads(path.read_bytes())["made"]
+                begun = Index.from_json(text).made if path.name == INDEX else json.loads(text)["made"]
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path} cannot be read, so the run cannot be continued: {error}") from None
             break

@@ -192,7 +192,7 @@ class StoredImage:
         return self.shards.read(self.shard, self.member, self.offset, self.length)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredImages(Lazy[StoredImage]):
     """Images in shards, by where they lie: arrays of the shard's number, of the first byte and of the length."""
 
@@ -215,7 +215,7 @@ class StoredImages(Lazy[StoredImage]):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredNames(Lazy[str]):
     """`train-000003.tar/KEY` of each of these images."""
 
