@@ -23,10 +23,8 @@ from ..errors import Failure, InputError
 from ..files import check_folder, replacing, write_csv
 from .decode import BadImage, decode, is_plain_jpeg
 from .shards import Index, Record
-from .sources import INDEX, Source, Split, open_source
+from .sources import INDEX, UNFINISHED, Source, Split, open_source
 
-UNFINISHED = ".unfinished"
-"""Folder within the output that holds the plan and the records of shards, until there is an index."""
 LONGEST = 65_535
 """Pixels of the longest side that a JPEG can have."""
 Progress = Callable[[int, int], None]

@@ -17,7 +17,7 @@ import numpy as np
 
 from .lazy import Texts
 from .remote import FetchError, expand, is_remote, read_remote
-from .sources import EMPTY, INDEX, TRAIN_NAMES, VAL_NAMES, DataError, Source, Split, draw
+from .sources import EMPTY, INDEX, TRAIN_NAMES, UNFINISHED, VAL_NAMES, DataError, Source, Split, draw
 from .tars import Place, Sample, Shards, StoredImages, StoredNames, scan
 
 VERSION = 1
@@ -92,6 +92,8 @@ def open_shards(data: str | Path, seed: int, val_share: float) -> Source:
     place = str(data)
     if not is_remote(place) and (Path(place) / INDEX).is_file():
         return _indexed(place, str(Path(place) / INDEX))
+    if not is_remote(place) and (Path(place) / UNFINISHED).is_dir():
+        raise DataError(f"{place} holds shards that are not all written: run shvit shard again as it was begun")
     return _indexed(place, place) if place.endswith(INDEX) else _unindexed(place, seed, val_share)
 
 

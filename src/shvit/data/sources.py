@@ -21,6 +21,8 @@ TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
 INDEX = "shards.json"
 """Name of the file that lists the images of shards written here."""
+UNFINISHED = ".unfinished"
+"""Folder that lies among such shards until all are written."""
 NOT_IMAGES = {".csv", ".json", ".jsonl", ".md", ".txt", ".xml", ".yaml", ".yml", ".db", ".ini", ".npy", ".html"}
 """Files that lie beside images in real folders and are passed over; any other file is taken for an image."""
 
@@ -165,7 +167,7 @@ def is_sharded(data: str | Path) -> bool:
 
 def _holds_shards(folder: Path) -> bool:
     """Archives that lie beside folders of images are taken for what these were unpacked from."""
-    if (folder / INDEX).exists():
+    if (folder / INDEX).exists() or (folder / UNFINISHED).exists():
         return True
     visible = [child for child in folder.iterdir() if not child.name.startswith(".")]
     return any(child.suffix == ".tar" for child in visible) and not any(child.is_dir() for child in visible)
