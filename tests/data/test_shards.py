@@ -7,10 +7,12 @@ import json
 import multiprocessing
 import os
 import pickle
+import select
 import shutil
 import signal
 import tarfile
 import threading
+import time
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -197,6 +199,7 @@ def killed_run(data, out, workers, victim):
             done.value += 1
         if done.value == 13:
             os.kill(victim(), signal.SIGKILL)
+        time.sleep(0.02)
         return encode(*arguments)
 
     sharding.as_jpeg = deadly
@@ -207,9 +210,14 @@ def killed_run(data, out, workers, victim):
 def test_a_run_that_was_killed_goes_on(jpegs, shards, tmp_path, workers, victim):
     out = tmp_path / "killed"
     process = multiprocessing.Process(target=killed_run, args=(jpegs, out, workers, victim))
+    ended, held = os.pipe()
     process.start()
+    os.close(held)
     process.join(30)
     assert process.exitcode != 0
+    assert select.select([ended], [], [], 10)[0], "its processes go on without it"
+    os.close(ended)
+    assert len(list((out / ".unfinished").glob("*.tar.json"))) < 7
     assert not (out / "shards.json").exists()
     with pytest.raises(DataError, match="not all written"):
         open_source(out).check_trainable()
@@ -320,6 +328,16 @@ def test_one_pile_is_divided_as_in_training(jpegs, tmp_path):
     assert labelled_bytes(given, "val") == labelled_bytes(packed, "val")
     with pytest.raises(InputError, match="val_share"):
         write_shards(jpegs / "train", tmp_path / "out", workers=0, seed=3, val_share=0.5)
+
+
+def test_validation_images_alone(jpegs, tmp_path):
+    shutil.rmtree(jpegs / "train")
+    written = write_shards(jpegs, tmp_path / "out", workers=0)
+    assert written.to_dict()["shards"] == {"train": 0, "val": 1}
+    source = open_source(tmp_path / "out")
+    assert (len(source.train), len(merge(source.train, source.val))) == (0, 8)
+    with pytest.raises(DataError, match="no training images"):
+        source.check_trainable()
 
 
 def test_shards_of_shards_hold_the_same(shards, jpegs, tmp_path):
@@ -629,6 +647,23 @@ def test_compressed_and_absent_shards(tmp_path):
         open_source(f"{tmp_path}/x-{{0..1}}.tar")
 
 
+def test_names_are_numbered_by_classes_txt_and_must_be_in_it(tmp_path):
+    make_tar(tmp_path / "x.tar", [("1.jpg", jpeg(1)), ("1.cls", b"cat"), ("2.jpg", jpeg(2)), ("2.cls", b"dog")])
+    (tmp_path / "classes.txt").write_text("dog\nbird\ncat\n")
+    source = open_source(tmp_path)
+    pile = merge(source.train, source.val)
+    assert source.classes == ("dog", "bird", "cat")
+    assert sorted((pile.source(i), pile.labels[i]) for i in range(2)) == sorted([(jpeg(1), 2), (jpeg(2), 0)])
+    (tmp_path / "classes.txt").write_text("dog\nbird\n")
+    with pytest.raises(DataError, match=r"has the label 'cat', which is not in its classes.txt"):
+        open_source(tmp_path)
+
+
+def test_braces_that_are_not_closed(tmp_path):
+    with pytest.raises(InputError, match="cannot be expanded"):
+        open_source(f"{tmp_path}/x-{{0..1.tar")
+
+
 def test_archives_beside_folders_of_images_are_not_the_data(jpegs):
     make_tar(jpegs / "original.tar", [("1.jpg", b"x")])
     assert len(open_source(jpegs).train) == 24
@@ -698,6 +733,8 @@ def test_a_pattern_by_url_is_fetched_whole(server, bare):
     assert Counter(server.requests).most_common(1)[0][1] == 1
     open_source(pattern)
     assert Counter(server.requests)["/shards/train-000000.tar"] == 1
+    with_query = open_source(f"{server.url}/shards/val-000000.tar?token=1")
+    assert with_query.val.names[0].startswith("val-000000.tar/")
 
 
 def test_one_process_fetches_and_the_others_wait(server, shards):

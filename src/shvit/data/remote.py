@@ -77,7 +77,10 @@ def expand(pattern: str) -> list[str]:
         from braceexpand import braceexpand
     except ImportError:
         raise _not_installed(pattern) from None
-    return list(braceexpand(pattern))
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise InputError(f"{pattern} cannot be expanded: {error}") from None
 
 
 def _fetch(url: str, path: Path, sha256: str | None) -> None:

@@ -310,9 +310,9 @@ def _work(maker: Maker, todo: Sequence[Task], workers: int) -> Generator[int]:
     try:
         for _ in range(min(workers, len(todo))):
             reader, writer = multiprocessing.Pipe(duplex=False)
-            process = multiprocessing.Process(target=_run, args=(maker, todo, taken, writer), daemon=True)
+            process = multiprocessing.Process(target=_run, args=(maker, todo, taken, reader, writer), daemon=True)
             process.start()
-            writer.close()  # the process holds the only other one: its end is the pipe's
+            writer.close()  # now the process alone holds that end: when it is gone, nothing can be read
             running[reader] = process
         while running:
             for reader in wait(list(running)):
@@ -344,9 +344,10 @@ def _heard(reader: Connection, running: dict[Connection, BaseProcess]) -> int:
     return message
 
 
-def _run(maker: Maker, todo: Sequence[Task], taken: Any, writer: Connection) -> None:
+def _run(maker: Maker, todo: Sequence[Task], taken: Any, reader: Connection, writer: Connection) -> None:
     """What a process does: shard after shard, as long as somebody listens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    reader.close()  # the main process alone holds that end: when it is gone, nothing can be written
     try:
         while (task := _next(todo, taken)) is not None:
             for done in maker.make(task):

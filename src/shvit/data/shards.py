@@ -237,9 +237,10 @@ def _classes(name: str, labels: Sequence[Any], first: str) -> tuple[tuple[str, .
             raise DataError(f"{name} has the label {max(distinct)}, but its {CLASSES} names {len(classes)} classes")
         return classes, {number: number for number in range(len(classes))}
     classes = listed or tuple(sorted(map(str, distinct)))
-    if unknown := sorted(set(map(str, distinct)) - set(classes)):
+    places = {known: number for number, known in enumerate(classes)}
+    if unknown := sorted(set(map(str, distinct)) - set(places)):
         raise DataError(f"{name} has the label {unknown[0]!r}, which is not in its {CLASSES}")
-    return classes, {label: classes.index(str(label)) for label in distinct}
+    return classes, {label: places[str(label)] for label in distinct}
 
 
 def _listed_classes(first: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import InputError
 from .decode import BadImage
 from .lazy import join, pick
+from .remote import is_remote
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
@@ -158,11 +159,13 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Sour
 
 
 def is_sharded(data: str | Path) -> bool:
-    """Whether `data` names WebDataset shards: by its ending, or as a folder that holds some."""
+    """Whether `data` names WebDataset shards: by its ending, as a URL that is not the hub's, or as a folder of them."""
     text = str(data)
-    if text.startswith("pipe:") or ".tar" in Path(text).suffixes[-2:] or text.endswith((".tgz", INDEX)):
+    if ".tar" in Path(text).suffixes[-2:] or text.endswith((".tgz", INDEX)):
         return True
-    return "://" not in text and Path(data).is_dir() and _holds_shards(Path(data))
+    if is_remote(text):
+        return not text.startswith("hf://")
+    return Path(data).is_dir() and _holds_shards(Path(data))
 
 
 def _holds_shards(folder: Path) -> bool:
