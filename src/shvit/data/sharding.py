@@ -25,6 +25,7 @@ from .decode import BadImage, decode, is_plain_jpeg
 from .shards import Index, Record
 from .sources import INDEX, UNFINISHED, Source, Split, open_source
 
+BAD = "bad_images.csv"
 LONGEST = 65_535
 """Pixels of the longest side that a JPEG can have."""
 Progress = Callable[[int, int], None]
@@ -133,14 +134,9 @@ def write_shards(
                 progress(done, total)
     known = _records(out)
     splits = {split: [known[task.name] for task in tasks if task.split == split] for split in ("train", "val")}
-    bad = [row for records in splits.values() for record in records for row in record.bad]
-    if bad:
-        write_csv(out / "bad_images.csv", ["image", "reason"], bad)
-    if len(bad) > max_bad_share * total:
-        raise Failure(
-            f"{len(bad):,} of {total:,} images cannot be used, more than the share of {max_bad_share:g} that is "
-            f"allowed; the first, {bad[0][0]}: {bad[0][1]}; {out / 'bad_images.csv'} lists all"
-        )
+    _check_bad(
+        out, [row for records in splits.values() for record in records for row in record.bad], total, max_bad_share
+    )
     index = Index(source.classes, size, made, splits)
     if todo or not (out / INDEX).exists():
         with replacing(out / INDEX) as temporary:
@@ -221,10 +217,22 @@ def _intact(out: Path, record: Record | None) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
 
 
+def _check_bad(out: Path, bad: list[tuple[str, str]], total: int, max_share: float) -> None:
+    """Lists them in a file. Raises Failure where they are too many."""
+    if bad:
+        with replacing(out / BAD) as temporary:
+            write_csv(temporary, ["image", "reason"], bad)
+    if len(bad) > max_share * total:
+        raise Failure(
+            f"{len(bad):,} of {total:,} images cannot be used, more than the share of {max_share:g} that is allowed; "
+            f"the first, {bad[0][0]}: {bad[0][1]}; {out / BAD} lists all"
+        )
+
+
 def _clean(out: Path) -> None:
     """Removes what runs that were killed have left."""
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    for path in (*out.glob(".*.tar.*"), *out.glob(f".{INDEX}.*")):
+    for path in (*out.glob(".*.tar.*"), *out.glob(f".{INDEX}.*"), *out.glob(f".{BAD}.*")):
         path.unlink(missing_ok=True)
 
 
