@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from . import wording
-from .errors import Failure, InputError, Notice
+from .errors import Failure, InputError, Notice, notice
 from .screen import images_progress, say
 from .train.recipe import RECIPES, Recipe
 
@@ -122,7 +122,9 @@ def train(
     Parameters
     ----------
     data
-        A folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV of path,label, or digits.
+        A folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV of path,label, WebDataset shards
+        (a folder of them, shards.json or data-{000..127}.tar, each by path or URL), hf://NAME or hf://./FOLDER for a
+        data set of the Hugging Face hub, or digits.
     out
         A new folder for the run: best.safetensors, last.safetensors, metrics.jsonl, curves.png and more.
     model
@@ -194,7 +196,7 @@ def evaluate(
     model
         A model file, or published weights such as shvit_s1.in1k.
     data
-        As for train. Classes are matched with the model's by name.
+        As for train: folder, CSV, shards, hf://NAME or digits. Classes are matched with the model's by name.
     threads
         CPU threads of the engine.
     split
@@ -225,6 +227,69 @@ def evaluate(
         "files": [str(path) for path in files],
     }
     _finish(json, {**report.to_dict(), **about})
+
+
+@app.command
+def shard(
+    data: str,
+    *,
+    out: Path,
+    size: int = 512,
+    per_shard: int = 1000,
+    quality: int = 95,
+    workers: Workers = 2,
+    seed: int = 0,
+    val_share: float = Recipe.val_share,
+    max_bad_share: float = 0.2,
+    json: Json = False,
+) -> None:
+    """Pack labelled images, resized once, into WebDataset shards: for data that is large or lies elsewhere.
+
+    Started again after a stop, it goes on where it was; a folder that is complete is only checked.
+
+    Parameters
+    ----------
+    data
+        As for train: folder, CSV, shards, hf://NAME or digits.
+    out
+        A new folder for train-000000.tar, …, val-000000.tar, … and shards.json; or that of the run to continue.
+    size
+        Shorter side of the images in pixels. None is enlarged, and JPEGs that are small enough are copied as they are.
+    per_shard
+        Images a shard, at most.
+    quality
+        Of the JPEGs that are written anew, 1 to 100.
+    seed
+        Shuffles the training images, and draws validation images where the data is one pile.
+    val_share
+        Share of the images that are held out where the data is one pile.
+    max_bad_share
+        Share of the images that may be unusable; bad_images.csv lists them.
+    """
+    from .data.sharding import write_shards
+
+    console = _console(json)
+    options = {"seed": seed, "val_share": val_share, "max_bad_share": max_bad_share}
+    try:
+        with images_progress(shown=True) as progress:
+            bar = progress.add_task("", total=None)
+            written = write_shards(
+                data,
+                out,
+                size,
+                per_shard,
+                quality,
+                workers,
+                progress=lambda done, total: progress.update(bar, completed=done, total=total),
+                **options,
+            )
+    except KeyboardInterrupt:
+        say(console, f"stopped; the same command goes on with the shards that are missing in {out}")
+        sys.exit(INTERRUPTED)
+    for text in written.warnings:
+        notice(text)
+    wording.sharded(console, written)
+    _finish(json, written.to_dict())
 
 
 @app.command
@@ -535,7 +600,10 @@ def _divided_as_trained(data: str, model_file: "Runnable") -> "Source":
     from .data.sources import open_source
 
     recipe = model_file.provenance.get("recipe", {})
-    return open_source(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
+    source = open_source(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
+    for text in source.warnings:
+        notice(text)
+    return source
 
 
 def _export_path(model: str, suffix: str, precision: str | None) -> Path:

@@ -12,6 +12,7 @@ from .screen import say, show_table
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
+    from .data.sharding import Written
     from .engines.base import Engine
     from .evaluate import Report
     from .predict import Prediction
@@ -79,6 +80,21 @@ def evaluated(console: Console, report: "Report", engine: "Engine", files: Seque
         show_table(console, ["class", "top-1"], rows)
     for path in files:
         say(console, f"wrote {path}")
+
+
+def sharded(console: Console, written: "Written") -> None:
+    """What lies in the folder, what was left out, and what to do with it."""
+    result = written.to_dict()
+    out = quote(str(written.out))
+    images, shards = (sum(result[key].values()) for key in ("images", "shards"))
+    kept = f" ({written.found} of them were there)" if written.found else ""
+    left_out = f" · {result['bad_images']} images left out, see bad_images.csv" if result["bad_images"] else ""
+    done = "" if written.made else "nothing was to be done, all checksums are right: "
+    say(
+        console,
+        f"{done}{images:,} images in {shards} shards{kept} · {result['bytes'] / 1e6:,.1f} MB{left_out} · "
+        f"train on them: shvit train {out} --out RUN",
+    )
 
 
 def prediction(prediction: "Prediction") -> str:

@@ -169,6 +169,12 @@ def _shrink(at_most: float) -> int:
     return next((shrink for shrink in (8, 4, 2) if shrink <= at_most), 1)
 
 
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether a file that can be decoded is a JPEG in RGB, YCbCr or grey that is not to be turned."""
+    image = _open(data)
+    return image.format == "JPEG" and image.mode in ("RGB", "L") and _orientation(image) == 1
+
+
 @contextmanager
 def _reasons() -> Iterator[None]:
     """What goes wrong inside becomes a BadImage."""

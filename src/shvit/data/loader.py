@@ -88,7 +88,7 @@ class ImageDataset(Dataset):
     def _read(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], int, Key] | tuple[str, Key]:
         _, index, _ = key
         try:
-            return self.read(self.split.source(index)), self.split.labels[index], key
+            return self.read(self.split.source(index)), int(self.split.labels[index]), key
         except BadImage as error:
             return str(error), key
 

@@ -1,4 +1,4 @@
-"""What a user may call data: a folder, a CSV or `digits`, read into two lists of labelled images. Decodes nothing."""
+"""What a user may call data: folders, a CSV, shards, a hub's name or `digits`; read into two sequences of images."""
 
 import csv
 import hashlib
@@ -14,9 +14,16 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import InputError
+from .decode import BadImage
+from .lazy import join, pick
+from .remote import is_remote
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
+INDEX = "shards.json"
+"""Name of the file that lists the images of shards written here."""
+UNFINISHED = ".unfinished"
+"""Folder that lies among such shards until all are written."""
 NOT_IMAGES = {".csv", ".json", ".jsonl", ".md", ".txt", ".xml", ".yaml", ".yml", ".db", ".ini", ".npy", ".html"}
 """Files that lie beside images in real folders and are passed over; any other file is taken for an image."""
 
@@ -35,33 +42,41 @@ class Stored(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels, in a fixed order."""
+    """Images with labels, in a fixed order. What is long may be lazy, and labels an array."""
 
     images: Sequence[Path | np.ndarray | Stored]
-    labels: Sequence[int]
+    labels: Sequence[int] | np.ndarray
     names: Sequence[str]
     """How each image is called in reports: its path, or `digits/17`."""
     shards: np.ndarray | None = None
     """Number of the shard that each image lies in; None where it costs the same to read them in any order."""
     bad: Mapping[int, str] = field(default_factory=dict)
-    """Place of each image that is known not to be usable, and why."""
+    """Place of each image that is known to be unusable before it is read, and why. It may lack a label, which is -1."""
 
     def __len__(self) -> int:
         return len(self.images)
 
     def source(self, index: int) -> Path | np.ndarray | bytes:
         """What to decode. Raises BadImage where a stored image cannot be had."""
+        if index in self.bad:
+            raise BadImage(self.bad[index])
         image = self.images[index]
         return image if isinstance(image, Path | np.ndarray) else image.read()
 
     def subset(self, indices: Iterable[int]) -> "Split":
         picked = list(indices)
         return Split(
-            [self.images[i] for i in picked],
-            [self.labels[i] for i in picked],
-            [self.names[i] for i in picked],
+            pick(self.images, picked),
+            pick(self.labels, picked),
+            pick(self.names, picked),
             None if self.shards is None else self.shards[picked],
+            {place: self.bad[i] for place, i in enumerate(picked) if i in self.bad} if self.bad else {},
         )
+
+    def usable_labels(self) -> set[int]:
+        """The labels of all images but the bad."""
+        labels = np.asarray(self.labels, np.int64)
+        return set(np.unique(np.delete(labels, list(self.bad))).tolist())
 
 
 EMPTY = Split([], [], [])
@@ -80,7 +95,7 @@ class Source:
     fingerprint: str = field(default="", compare=False)
     """Of names, sizes and labels of all images, whatever the split: says later whether two runs saw the same data."""
     warnings: tuple[str, ...] = ()
-    """What is wrong with the data as a whole, a line each."""
+    """What is amiss with the data as a whole, a line each: a shard that is missing, for one."""
 
     def check_trainable(self) -> None:
         """Refuses, before an epoch is spent, what cannot be trained on or judged.
@@ -90,11 +105,11 @@ class Source:
         """
         if len(self.classes) < 2:
             raise DataError(f"{self.name} has only the class {_few(self.classes)}: training needs at least two")
-        if not len(self.train):
+        seen, judged = self.train.usable_labels(), self.val.usable_labels()
+        if not seen:
             raise DataError(f"{self.name} has no training images")
-        if not len(self.val):
+        if not judged:
             raise DataError(f"{self.name} has no validation images: add them, or give the training images alone")
-        seen, judged = set(self.train.labels), set(self.val.labels)
         if unknown := [self.classes[i] for i in sorted(judged - seen)]:
             raise DataError(f"{self.name}: validation has classes that training lacks: {_few(unknown)}")
         if missing := [self.classes[i] for i in sorted(seen - judged)]:
@@ -105,9 +120,13 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Sour
     """Read what `data` names.
 
     Args:
-        data: A folder with `train/<class>/…` and `val/<class>/…` (or `validation`, `valid`, `test`), a folder with
-            `<class>/…`, a CSV of `path,label` with an optional third column `split`, or the word `digits` (for
-            a folder of that name say `./digits`).
+        data: One of these:
+            - a folder with `<class>/…`, or with `train/<class>/…` and `val/<class>/…` (`validation`, `valid`, `test`);
+            - a CSV of `path,label` with an optional third column `split`;
+            - WebDataset shards (see `shvit.data.shards`): a folder of them, the path or URL of their `shards.json`, or
+              paths or URLs of `.tar` files with braces for the numbers (`https://host/data-{000..127}.tar`);
+            - `hf://name` or `hf://name/config`: a data set of the Hugging Face hub, or `hf://./folder`, a local one;
+            - the word `digits` (for a folder of that name say `./digits`).
         seed: Draws the validation images where the data comes as one pile, the same share of each class.
         val_share: That share, between 0 and 1. Every class with two images or more keeps one on both sides.
 
@@ -118,13 +137,42 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Sour
         raise DataError(f"the share of validation images must lie between 0 and 1, got {val_share}")
     if data == "digits":
         return _digits(seed, val_share)
+    if is_sharded(data):
+        from .shards import open_shards
+
+        return open_shards(data, seed, val_share)
+    if str(data).startswith("hf://"):
+        from .hub import open_hub
+
+        return open_hub(str(data), seed, val_share)
     path = Path(data)
     if path.is_dir():
         return _folder(path, seed, val_share)
     if path.is_file() and path.suffix.lower() == ".csv":
         return _csv(path, seed, val_share)
-    found = "no such file or folder" if not path.exists() else "neither a folder nor a CSV file"
-    raise DataError(f"{data}: {found}; data is a folder of class folders, a CSV of path,label or the word digits")
+    found = "no such file or folder" if not path.exists() else "neither a folder nor a CSV file nor shards"
+    raise DataError(
+        f"{data}: {found}; data is a folder of class folders, a CSV of path,label, shards (.tar or shards.json), "
+        "hf://name or the word digits"
+    )
+
+
+def is_sharded(data: str | Path) -> bool:
+    """Whether `data` names WebDataset shards: by its ending, as a URL that is not the hub's, or as a folder of them."""
+    text = str(data)
+    if ".tar" in Path(text).suffixes[-2:] or text.endswith((".tgz", INDEX)):
+        return True
+    if is_remote(text):
+        return not text.startswith("hf://")
+    return Path(data).is_dir() and _holds_shards(Path(data))
+
+
+def _holds_shards(folder: Path) -> bool:
+    """Archives that lie beside folders of images are taken for what these were unpacked from."""
+    if (folder / INDEX).exists() or (folder / UNFINISHED).exists():
+        return True
+    visible = [child for child in folder.iterdir() if not child.name.startswith(".")]
+    return any(child.suffix == ".tar" for child in visible) and not any(child.is_dir() for child in visible)
 
 
 def duplicates(one: Split, other: Split) -> list[tuple[str, str]]:
@@ -212,7 +260,8 @@ def _digits(seed: int, val_share: float) -> Source:
     images = [(pixels * 255 / 16).round().astype(np.uint8) for pixels in loaded.images]  # pyright: ignore
     labels = [int(label) for label in loaded.target]  # pyright: ignore
     pile = Split(images, labels, [f"digits/{index}" for index in range(len(images))])
-    return _draw("digits", tuple("0123456789"), pile, seed, val_share)
+    classes = tuple("0123456789")
+    return draw("digits", classes, pile, seed, val_share, _fingerprint(classes, pile))
 
 
 def _given(name: str, train: list[tuple[Path, str]], val: list[tuple[Path, str]]) -> Source:
@@ -223,10 +272,15 @@ def _given(name: str, train: list[tuple[Path, str]], val: list[tuple[Path, str]]
 
 def _drawn(name: str, rows: list[tuple[Path, str]], seed: int, val_share: float) -> Source:
     classes = tuple(sorted({label for _, label in rows}))
-    return _draw(name, classes, _split(rows, classes), seed, val_share)
+    pile = _split(rows, classes)
+    return draw(name, classes, pile, seed, val_share, _fingerprint(classes, pile))
 
 
-def _draw(name: str, classes: tuple[str, ...], pile: Split, seed: int, val_share: float) -> Source:
+def draw(
+    name: str, classes: tuple[str, ...], pile: Split, seed: int, val_share: float, fingerprint: str,
+    warnings: tuple[str, ...] = (),
+) -> Source:  # fmt: skip
+    """The data set of one pile, whose validation images are drawn: the same share of each class."""
     by_class = defaultdict(list)
     for index, label in enumerate(pile.labels):
         by_class[label].append(index)
@@ -236,7 +290,7 @@ def _draw(name: str, classes: tuple[str, ...], pile: Split, seed: int, val_share
         held_out.update(random.Random(f"{seed} {label}").sample(indices, count))
     train = pile.subset(i for i in range(len(pile)) if i not in held_out)
     val = pile.subset(sorted(held_out))
-    return Source(name, classes, train, val, drawn=True, fingerprint=_fingerprint(classes, pile))
+    return Source(name, classes, train, val, True, fingerprint, warnings)
 
 
 def _split(rows: list[tuple[Path, str]], classes: tuple[str, ...]) -> Split:
@@ -293,4 +347,15 @@ def _few(names: Sequence[str]) -> str:
 
 def merge(one: Split, other: Split) -> Split:
     """The images of both."""
-    return Split([*one.images, *other.images], [*one.labels, *other.labels], [*one.names, *other.names])
+    if not (len(one) and len(other)):
+        return one if len(one) else other
+    shards = None
+    if one.shards is not None and other.shards is not None:
+        shards = np.concatenate([one.shards, other.shards + int(one.shards.max(initial=-1)) + 1])
+    return Split(
+        join(one.images, other.images),
+        join(one.labels, other.labels),
+        join(one.names, other.names),
+        shards,
+        {**one.bad, **{len(one) + index: reason for index, reason in other.bad.items()}},
+    )

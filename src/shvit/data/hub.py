@@ -1,0 +1,186 @@
+"""Data sets of the Hugging Face hub, or saved for it: `hf://name`, `hf://name/config`, `hf://./folder`."""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InputError
+from .decode import BadImage
+from .lazy import Lazy
+from .sources import EMPTY, TRAIN_NAMES, VAL_NAMES, DataError, Source, Split, draw
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, Features
+
+PREFIX = "hf://"
+
+
+@dataclass(frozen=True, slots=True)
+class HubImage:
+    """A row's image."""
+
+    rows: "Dataset"
+    row: int
+
+    def read(self) -> bytes:
+        [cell] = self.rows[self.row].values()
+        if cell and cell["bytes"]:
+            return cell["bytes"]
+        if not cell or not cell["path"]:
+            raise BadImage("the row has no image")
+        try:
+            return Path(cell["path"]).read_bytes()
+        except OSError as error:
+            raise BadImage(f"{cell['path']}: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class HubImages(Lazy[HubImage]):
+    """The images of all rows."""
+
+    rows: "Dataset"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def item(self, place: int) -> HubImage:
+        return HubImage(self.rows, place)
+
+
+@dataclass(frozen=True)
+class RowNames(Lazy[str]):
+    """`train/17`."""
+
+    split: str
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def item(self, place: int) -> str:
+        return f"{self.split}/{place}"
+
+
+def open_hub(data: str, seed: int, val_share: float) -> Source:
+    """The data set, whose one image column and one column of class labels are found by their types.
+
+    Raises:
+        DataError: There is no such data set, it cannot be had, or its columns leave open what is meant.
+        InputError: datasets is not installed.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{data} needs datasets, which is not installed: pip install 'shvit[hf]'") from None
+    with _quiet():
+        loaded = _load(data)
+        train, val = (next((n for n in names if n in loaded), None) for names in (TRAIN_NAMES, VAL_NAMES))
+        named = [name for name in (train, val) if name]
+        if not named:
+            raise DataError(f"{data} has the splits {', '.join(map(str, loaded))}: needed is train, validation or test")
+        features = loaded[named[0]].features
+        image, label = (_only(data, features, kind) for kind in (datasets.Image, datasets.ClassLabel))
+        bytes_only = datasets.Image(decode=False)
+        splits = {
+            name: _split(name, loaded[name].select_columns([image]).cast_column(image, bytes_only), labels)
+            for name in named
+            for labels in [loaded[name].data.column(label).fill_null(-1).to_numpy()]
+        }
+    classes = tuple(features[label].names)
+    fingerprint = _fingerprint(classes, splits.values())
+    if val is None:
+        return draw(data, classes, splits[named[0]], seed, val_share, fingerprint)
+    return Source(data, classes, splits[train] if train else EMPTY, splits[val], fingerprint=fingerprint)
+
+
+def _load(data: str) -> "DatasetDict":
+    """Raises DataError."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
+
+    reason = ""
+    for path, config in _meanings(data):
+        try:
+            loaded = datasets.load_dataset(path, config)
+            assert isinstance(loaded, datasets.DatasetDict)  # as without `split` and `streaming` it is
+            return loaded
+        except DatasetNotFoundError as error:
+            reason = reason or str(error)
+        except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
+            reason = str(error)
+            break
+    raise DataError(f"{data} cannot be opened: {' '.join(reason.split())}")
+
+
+def _meanings(data: str) -> list[tuple[str, str | None]]:
+    """Path or name, and configuration, that may be meant. Raises DataError."""
+    name = data.removeprefix(PREFIX)
+    if name.startswith((".", "/", "~")):
+        if not (folder := Path(name).expanduser()).is_dir():
+            raise DataError(f"{data}: there is no folder {folder}")
+        return [(str(folder), None)]
+    match name.split("/"):
+        case [name] if name:
+            return [(name, None)]
+        case [owner, name] if owner and name:
+            return [(f"{owner}/{name}", None), (owner, name)]
+        case [owner, name, config] if owner and name and config:
+            return [(f"{owner}/{name}", config)]
+    raise DataError(f"{data}: expected hf://name, hf://owner/name, either with /config, or hf://./folder")
+
+
+def _only(data: str, features: "Features", kind: type) -> str:
+    """The one column of that kind. Raises DataError."""
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(found) != 1:
+        columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+        raise DataError(f"{data} must have one column of type {kind.__name__}, it has {len(found)}: {columns}")
+    return found[0]
+
+
+def _split(name: str, rows: "Dataset", labels: np.ndarray) -> Split:
+    bad = dict.fromkeys(np.flatnonzero(labels < 0).tolist(), "the row has no label")
+    return Split(HubImages(rows), labels, RowNames(name, len(rows)), bad=bad)
+
+
+def _fingerprint(classes: tuple[str, ...], splits: Iterable[Split]) -> str:
+    """Of classes, labels and lengths."""
+    from pyarrow import compute
+
+    functions: Any = compute  # made when it is imported, so that its types do not know them
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for split in splits:
+        assert isinstance(split.images, HubImages)
+        [column] = split.images.rows.data.columns
+        lengths = functions.binary_length(functions.struct_field(column, "bytes")).fill_null(0).to_numpy()
+        digest.update(lengths.astype("<i8").tobytes() + np.asarray(split.labels, "<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Progress bars for people only, and errors instead of warnings on the way to them."""
+    import datasets
+    from huggingface_hub.utils import logging as hub_logging
+
+    logging = datasets.utils.logging
+    shown = not datasets.utils.are_progress_bars_disabled()
+    levels = logging.get_verbosity(), hub_logging.get_verbosity()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(levels[0])
+        hub_logging.set_verbosity(levels[1])
+        if shown:
+            datasets.enable_progress_bars()

@@ -1,0 +1,273 @@
+"""WebDataset shards, read at random: by the index that `shvit shard` wrote, or by the headers of the tars.
+
+The index, `shards.json`, holds for each split its shards, and for each of these its name, checksum and length in bytes,
+and of every image the key (KEY.jpg and KEY.cls are its members), the label, and where its bytes begin and how many
+they are.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .lazy import Texts
+from .remote import FetchError, expand, is_remote, read_remote
+from .sources import EMPTY, INDEX, TRAIN_NAMES, UNFINISHED, VAL_NAMES, DataError, Source, Split, draw
+from .tars import Place, Sample, Shards, StoredImages, StoredNames, scan
+
+VERSION = 1
+SPLITS = {"train": set(TRAIN_NAMES), "val": set(VAL_NAMES) - {"test"}, "test": {"test"}}
+"""Words, one of which the name of a shard must hold to belong to a split."""
+CLASSES = "classes.txt"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A shard, as the index describes it."""
+
+    name: str
+    sha256: str
+    bytes: int
+    keys: list[str]
+    labels: list[int]
+    offsets: list[int]
+    lengths: list[int]
+    bad: list[tuple[str, str]]
+    """Names of the images that were to be in it and could not be used, and why."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `shards.json` says."""
+
+    classes: tuple[str, ...]
+    size: int
+    """Of the images' shorter sides in pixels, at most."""
+    made: dict[str, Any]
+    """From what, and with which arguments."""
+    splits: dict[str, list[Record]]
+
+    def to_json(self) -> str:
+        splits = {name: [vars(record) for record in records] for name, records in self.splits.items()}
+        fingerprint = _fingerprint(self.classes, *(_stored(records, "") for records in self.splits.values()))
+        about = {"version": VERSION, "classes": self.classes, "size": self.size, "fingerprint": fingerprint}
+        return json.dumps({**about, "made": self.made, "splits": splits}, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Index":
+        """Inverse of `to_json`. Raises ValueError, whose message says what is wrong."""
+        try:
+            document = json.loads(text)
+            if document["version"] != VERSION:
+                raise ValueError(f"its version is {document['version']}, this program reads {VERSION}")
+            splits = {name: [Record(**record) for record in document["splits"][name]] for name in ("train", "val")}
+            index = cls(tuple(document["classes"]), document["size"], document["made"], splits)
+            fingerprint = _fingerprint(index.classes, *(_stored(records, "") for records in splits.values()))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it does not have the form of an index ({error})") from None
+        if fingerprint != document["fingerprint"]:
+            raise ValueError("its fingerprint is not that of its content")
+        return index
+
+
+def open_shards(data: str | Path, seed: int, val_share: float) -> Source:
+    """The data set in shards.
+
+    Args:
+        data: A folder of shards; a path or URL of `shards.json`; or paths or URLs of tars, with braces for several.
+            Tars without an index are divided by `train`, `val` (or `test`) in their names; where not both are
+            there, and not val alone, validation images are drawn.
+        seed: Draws the validation images.
+        val_share: Share of these.
+
+    Raises:
+        DataError: There is nothing there, or nothing that can be used.
+        InputError: webdataset is needed and not installed.
+    """
+    place = str(data)
+    if not is_remote(place) and (Path(place) / INDEX).is_file():
+        return _indexed(place, str(Path(place) / INDEX))
+    if not is_remote(place) and (Path(place) / UNFINISHED).is_dir():
+        raise DataError(f"{place} holds shards that are not all written: run shvit shard again as it was begun")
+    return _indexed(place, place) if place.endswith(INDEX) else _unindexed(place, seed, val_share)
+
+
+def _indexed(name: str, path: str) -> Source:
+    try:
+        content = read_remote(path) if is_remote(path) else Path(path).read_bytes()
+        index = Index.from_json(content)
+    except (FetchError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    except ValueError as error:
+        raise DataError(f"{path} cannot be used: {error}") from None
+    base = _beside(path, "")
+    splits, warnings = {}, []
+    for split, records in index.splits.items():
+        stored = _stored(records, base)
+        splits[split] = _with_missing(stored, records, base, warnings)
+    fingerprint = _fingerprint(index.classes, splits["train"], splits["val"])
+    return Source(name, index.classes, splits["train"], splits["val"], False, fingerprint, tuple(warnings))
+
+
+def _beside(place: str, name: str) -> str:
+    """The path or URL of what lies beside another."""
+    folder, slash, _ = place.rpartition("/")
+    return f"{folder}{slash}{name}"
+
+
+def _stored(records: Sequence[Record], base: str) -> Split:
+    """The images of these shards, which lie at `base`."""
+    places = [Place(record.name, base + record.name, record.sha256) for record in records]
+    members = Texts(f"{key}.jpg" for record in records for key in record.keys)
+    columns = [
+        np.array([value for record in records for value in column(record)], np.int64)
+        for column in (lambda r: r.labels, lambda r: r.offsets, lambda r: r.lengths)
+    ]
+    if len({len(members), *map(len, columns)}) > 1:
+        raise ValueError("its columns differ in length")
+    labels, offsets, lengths = columns
+    shard = np.repeat(np.arange(len(records), dtype=np.int32), [len(record.keys) for record in records])
+    return _split(StoredImages(Shards(places), members, shard, offsets, lengths), labels)
+
+
+def _split(images: StoredImages, labels: np.ndarray, bad: dict[int, str] | None = None) -> Split:
+    return Split(images, labels, StoredNames(images), images.shard, bad or {})
+
+
+def _with_missing(split: Split, records: Sequence[Record], base: str, warnings: list[str]) -> Split:
+    """The split, with what local shards lack among the bad, and a warning for each such shard."""
+    assert isinstance(split.images, StoredImages)
+    bad: dict[int, str] = {}
+    ends = split.images.offsets + split.images.lengths
+    for number, record in enumerate([] if is_remote(base) else records):
+        path = Path(base + record.name)
+        size = path.stat().st_size if path.is_file() else None
+        if size == record.bytes:
+            continue
+        lost = np.flatnonzero((split.images.shard == number) & (ends > (size or 0)))
+        state = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
+        bad.update(dict.fromkeys(lost.tolist(), f"{record.name} {state}"))
+        warnings.append(f"{record.name} {state}: {len(lost):,} images are left out")
+    return _split(split.images, np.asarray(split.labels), bad)
+
+
+def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
+    """Of classes, keys, lengths and labels, wherever the shards lie."""
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for split in splits:
+        assert isinstance(split.images, StoredImages)
+        members = split.images.members
+        for column in (members.ends, split.images.lengths, np.asarray(split.labels)):
+            digest.update(column.astype("<i8").tobytes())
+        digest.update(members.data)
+    return digest.hexdigest()[:16]
+
+
+def _unindexed(name: str, seed: int, val_share: float) -> Source:
+    folder = not is_remote(name) and Path(name).is_dir()
+    found = [str(path) for path in sorted(Path(name).glob("*.tar"))] if folder else expand(name)
+    if packed := [place for place in found if re.search(r"\.(tgz|tar\.\w+)$", place)]:
+        raise DataError(f"{packed[0]} is compressed, so that its images cannot be read one by one: unpack it to .tar")
+    places = [Place(_name(place), place) for place in found]
+    scanned, warnings = [], []
+    for place in places:
+        samples, fault = _scan(place)
+        scanned.append(samples)
+        if fault:
+            warnings.append(f"{place.name} {fault}: {len(samples):,} samples are before it, any others are left out")
+    if not any(scanned):
+        raise DataError(f"{name}: no samples in {len(places)} shards; {warnings[0] if warnings else 'they are empty'}")
+    unusable = [sample.bad for samples in scanned for sample in samples if sample.bad]
+    if unusable:
+        warnings.append(f"{len(unusable):,} samples cannot be used, the first because {unusable[0]}")
+    classes, numbers = _classes(name, [s.label for samples in scanned for s in samples if not s.bad], found[0])
+    groups = _by_split([place.name for place in places], name)
+    splits = {
+        split: _scanned([places[i] for i in shards], [scanned[i] for i in shards], numbers)
+        for split, shards in groups.items()
+    }
+    fingerprint = _fingerprint(classes, *splits.values())
+    if "all" in splits:
+        return draw(name, classes, splits["all"], seed, val_share, fingerprint, tuple(warnings))
+    train, val = splits.get("train", EMPTY), splits["val"]
+    return Source(name, classes, train, val, False, fingerprint, tuple(warnings))
+
+
+def _name(place: str) -> str:
+    """The file's name in a path, a URL or a command."""
+    names = re.findall(r"[^/\s'\"?&=:]+\.tar\b", place)
+    return names[-1] if names else place.rstrip("/").rpartition("/")[2]
+
+
+def _scan(place: Place) -> tuple[list[Sample], str | None]:
+    try:
+        samples, fault = scan(place.local())
+    except FetchError as error:
+        return [], f"cannot be fetched ({error})"
+    except FileNotFoundError:
+        return [], "is missing"
+    except OSError as error:
+        return [], f"cannot be read ({error.strerror or error})"
+    return samples, fault and f"is damaged ({fault})"
+
+
+def _scanned(places: Sequence[Place], scanned: Sequence[list[Sample]], numbers: dict[int | str, int]) -> Split:
+    samples = [sample for of_shard in scanned for sample in of_shard]
+    shard = np.repeat(np.arange(len(places), dtype=np.int32), [len(of_shard) for of_shard in scanned])
+    offsets, lengths = (np.array([getattr(s, key) for s in samples], np.int64) for key in ("offset", "length"))
+    images = StoredImages(Shards(places), Texts(s.member for s in samples), shard, offsets, lengths)
+    labels = np.array([-1 if s.bad or s.label is None else numbers[s.label] for s in samples], np.int64)
+    return _split(images, labels, {index: s.bad for index, s in enumerate(samples) if s.bad})
+
+
+def _classes(name: str, labels: Sequence[Any], first: str) -> tuple[tuple[str, ...], dict[int | str, int]]:
+    """The classes, and the number of each label. Raises DataError where these do not go together."""
+    listed = _listed_classes(first)
+    distinct = set(labels)
+    if all(isinstance(label, int) for label in distinct):
+        if distinct and min(distinct) < 0:
+            raise DataError(f"{name} has the label {min(distinct)}: classes are counted from 0")
+        classes = listed or tuple(str(number) for number in range(max(distinct, default=-1) + 1))
+        if distinct and max(distinct) >= len(classes):
+            raise DataError(f"{name} has the label {max(distinct)}, but its {CLASSES} names {len(classes)} classes")
+        return classes, {number: number for number in range(len(classes))}
+    classes = listed or tuple(sorted(map(str, distinct)))
+    places = {known: number for number, known in enumerate(classes)}
+    if unknown := sorted(set(map(str, distinct)) - set(places)):
+        raise DataError(f"{name} has the label {unknown[0]!r}, which is not in its {CLASSES}")
+    return classes, {label: places[str(label)] for label in distinct}
+
+
+def _listed_classes(first: str) -> tuple[str, ...]:
+    """The lines of the file beside the shards; none where there is no such file."""
+    if first.startswith("pipe:"):
+        return ()
+    try:
+        beside = _beside(first, CLASSES)
+        text = (read_remote(beside) if is_remote(beside) else Path(beside).read_bytes()).decode()
+    except FileNotFoundError:
+        return ()
+    except FetchError as error:
+        if error.missing:
+            return ()
+        raise DataError(f"{CLASSES} beside {first} cannot be fetched: {error}") from None
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _by_split(names: Sequence[str], data: str) -> dict[str, list[int]]:
+    """Which shards belong to `train` and `val`, or all to `all`."""
+    held = [set(re.findall(r"[a-z]+", name.lower())) for name in names]
+    kinds = {kind: [index for index, has in enumerate(held) if has & words] for kind, words in SPLITS.items()}
+    train, val = kinds["train"], kinds["val"] or kinds["test"]
+    if not val:
+        return {"all": list(range(len(names)))}
+    if nowhere := set(range(len(names))).difference(train, kinds["val"], kinds["test"]):
+        raise DataError(f"{data}: {names[min(nowhere)]} says neither train nor val in its name, and others do")
+    if both := set(train) & set(val):
+        raise DataError(f"{data}: {names[min(both)]} says both train and val in its name")
+    return {"train": train, "val": val} if train else {"val": val}

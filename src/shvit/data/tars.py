@@ -1,0 +1,230 @@
+"""Tar files as WebDataset fills them: what lies where in one, and images read from where they lie."""
+
+import json
+import os
+import tarfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .decode import BadImage
+from .lazy import Lazy, Texts
+from .remote import FetchError, fetched, is_remote
+
+IMAGES = frozenset(
+    {"jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "pnm", "bmp", "gif", "tif", "tiff", "jp2", "avif"}
+)
+BLOCK = tarfile.BLOCKSIZE
+OPEN_FILES = 64
+"""Shards that a process keeps open."""
+SHORT_NAME = 100
+"""Bytes of a name that the block before the data holds in every kind of tar; longer ones may be elsewhere."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The members of a tar that share their name up to the first dot."""
+
+    member: str
+    """Name of the image; where there is none, what the sample's members share."""
+    offset: int
+    """Of the image's bytes from the start of the tar."""
+    length: int
+    label: int | str | None
+    """A class by number or by name."""
+    bad: str | None = None
+    """Why it cannot be used."""
+
+
+def scan(path: Path) -> tuple[list[Sample], str | None]:
+    """The samples of a tar in order, and what is wrong with it: those after the damage are unknown then."""
+    groups: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
+    samples: list[Sample] = []
+    fault = None
+    size = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:
+            try:
+                while member := tar.next():
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, ending = base.partition(".")
+                    if member.isfile() and stem and not stem.startswith("__"):
+                        groups[f"{folder}/{stem}" if folder else stem].setdefault(ending.lower(), member)
+                if _block(path, tar.offset).strip(b"\0"):
+                    fault = f"no header at byte {tar.offset}"
+            except tarfile.TarError as error:
+                fault = str(error)
+            samples = [_sample(tar, key, members, size) for key, members in groups.items()]
+    except (tarfile.TarError, EOFError) as error:
+        fault = str(error) or "not a tar file"
+    return samples, fault
+
+
+def _sample(tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo], size: int) -> Sample:
+    image = next((member for ending, member in members.items() if ending in IMAGES), None)
+    if image is None:
+        return Sample(key, 0, 0, None, "it has no image")
+    place = (image.name, image.offset_data, image.size)
+    if image.offset_data + image.size > size:
+        return Sample(*place, None, "the shard ends within it")
+    try:
+        label = _label(tar, members)
+    except (ValueError, tarfile.TarError) as error:
+        return Sample(*place, None, f"its label cannot be read: {error}")
+    return Sample(*place, label, "it has no label" if label is None else None)
+
+
+def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> int | str | None:
+    """Of `.cls`, or of `label` or `cls` in `.json`. Raises ValueError."""
+    value: Any = None
+    if "cls" in members:
+        value = _content(tar, members["cls"])
+    elif "json" in members and isinstance(document := json.loads(_content(tar, members["json"])), dict):
+        value = document.get("label", document.get("cls"))
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is neither a number nor a name")
+    text = value.strip()
+    return int(text) if text.removeprefix("-").isdecimal() else text or None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    file = tar.extractfile(member)
+    assert file is not None  # only files are among the members
+    with file:
+        return file.read().decode()
+
+
+def _block(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(BLOCK)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a shard is."""
+
+    name: str
+    """What it is called in reports."""
+    where: str
+    """A path, or what `webdataset.gopen` opens."""
+    sha256: str | None = None
+
+    def local(self) -> Path:
+        """Its path here, fetched if it is elsewhere. Raises FetchError."""
+        return fetched(self.where, self.name, self.sha256) if is_remote(self.where) else Path(self.where)
+
+
+class Shards:
+    """Shards that are opened, and fetched, when something is read from them; in each process anew."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = places
+        self._opened = lru_cache(OPEN_FILES)(_Opened)
+        self._failed: dict[int, str] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.places,)
+
+    def read(self, shard: int, member: str, offset: int, length: int) -> bytes:
+        """The bytes of a member. Raises BadImage where they are not there, or the shard is another than it was."""
+        place = self.places[shard]
+        try:
+            data = os.pread(self._file(shard).number, BLOCK + length, offset - BLOCK)
+        except OSError as error:
+            raise BadImage(f"{place.name} cannot be read: {error.strerror or error}") from None
+        if len(data) < BLOCK + length:
+            raise BadImage(f"{place.name} ends before it")
+        if not _heads(data[:BLOCK], member, length):
+            raise BadImage(f"{place.name} is damaged, or another than was indexed: {member} is not where it was")
+        return data[BLOCK:]
+
+    def _file(self, shard: int) -> "_Opened":
+        if shard in self._failed:
+            raise BadImage(self._failed[shard])
+        try:
+            return self._opened(self.places[shard])
+        except FetchError as error:
+            self._failed[shard] = f"{self.places[shard].name} cannot be fetched: {error}"
+            raise BadImage(self._failed[shard]) from None
+
+
+class _Opened:
+    """A file that is closed when nobody uses it any more."""
+
+    def __init__(self, place: Place) -> None:
+        self.number = -1
+        self.number = os.open(place.local(), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+def _heads(block: bytes, member: str, length: int) -> bool:
+    """Whether this is the header of that member with that length."""
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    named = len(member) > SHORT_NAME or not member.isascii() or header.name == member
+    return named and header.size == length
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image in a shard."""
+
+    shards: Shards
+    shard: int
+    member: str
+    offset: int
+    length: int
+
+    def read(self) -> bytes:
+        return self.shards.read(self.shard, self.member, self.offset, self.length)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImages(Lazy[StoredImage]):
+    """Images in shards, by where they lie: arrays of the shard's number, of the first byte and of the length."""
+
+    shards: Shards
+    members: Texts
+    shard: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def item(self, place: int) -> StoredImage:
+        return StoredImage(
+            self.shards,
+            int(self.shard[place]),
+            self.members[place],
+            int(self.offsets[place]),
+            int(self.lengths[place]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StoredNames(Lazy[str]):
+    """`train-000003.tar/KEY` of each of these images."""
+
+    images: StoredImages
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def item(self, place: int) -> str:
+        folder, slash, base = self.images.members[place].rpartition("/")
+        shard = self.images.shards.places[int(self.images.shard[place])]
+        return f"{shard.name}/{folder}{slash}{base.partition('.')[0]}"
