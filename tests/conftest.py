@@ -29,6 +29,13 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Tests of training look at no curves, which take longer than their epochs, but those marked `drawn`."""
+    if request.path.parent.name == "train" and "drawn" not in request.keywords:
+        monkeypatch.setattr("shvit.train.loop.draw_curves", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def photos() -> Path:
     if not (SHARED / "photos").is_dir():

@@ -54,6 +54,7 @@ def state(out):
     return torch.load(out / "state.pt", weights_only=True)
 
 
+@pytest.mark.drawn
 def test_it_learns_and_leaves_everything(folder, start, tmp_path):
     result = run(folder, start, tmp_path / "run", epochs=8)
     assert result.best["top1"] == 1.0

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from .decode import BadImage
-from .lazy import join, pick
+from .lazy import Lazy, join, pick
 from .remote import is_remote
 
 TRAIN_NAMES = ("train", "training")
@@ -311,7 +311,7 @@ def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
 
 def _file_sizes(split: Split) -> dict[int, int]:
     sizes = {}
-    for index, image in enumerate(split.images):
+    for index, image in enumerate([] if isinstance(split.images, Lazy) else split.images):  # no files of their own
         if isinstance(image, Path):
             try:
                 sizes[index] = image.stat().st_size

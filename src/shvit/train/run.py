@@ -93,6 +93,8 @@ def train(
         check_folder(out, new=not resume)
         plan = _resumed(data, model, recipe, out, settings or {}) if resume else _planned(data, model, recipe, settings)
         reporter = reporter if reporter and world.leads else Reporter()
+        for warning in plan.source.warnings:
+            reporter.warn(warning)
         trainer = _trainer(plan, how, out, device, reporter, world)
         world.first(lambda: _prepare(plan, str(data), out, trainer.facts, reporter) if not resume else None)
         with tracking(reporter, how.track if world.leads else None, out):
@@ -131,7 +133,7 @@ class Plan:
 
     def check(self, processes: int = 1) -> None:
         """Raises InputError where batch, images and processes do not go together."""
-        images, batch = len(self.source.train), self.recipe.batch_size
+        images, batch = len(self.source.train) - len(self.source.train.bad), self.recipe.batch_size
         if batch > images:
             raise InputError(f"batch_size {batch} is more than the {images} training images")
         self.recipe.check_divisible(processes)
@@ -179,8 +181,6 @@ def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: 
     }
     with replacing(out / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
-    for warning in plan.source.warnings:
-        reporter.warn(warning)
     _report_duplicates(plan.source, out, reporter)
 
 
