@@ -134,7 +134,7 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
         shrink = _shrink(at_most)
         least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)} if shrink > 1 else {}
         try:
-            return Pixels(simplejpeg.decode_jpeg(data, **least), height / shrink, width / shrink)
+            return Pixels(simplejpeg.decode_jpeg(data, fastdct=True, **least), height / shrink, width / shrink)
         except ValueError:  # it is not sound: Pillow knows the reason
             return _opened_by_pillow(data, max_pixels).decode(at_most)
 

@@ -16,6 +16,7 @@ from ..errors import InputError
 from .decode import MAX_PIXELS, BadImage, decode
 from .sources import Split
 from .transforms import Reader
+from .warp import use_one_thread
 
 Key = tuple[int, int, int]
 """Which view of which image, and which of its copies in the epoch: what its random choices follow from."""
@@ -252,6 +253,7 @@ def _init_worker(_: int) -> None:
     """Ctrl-C is for the process that trains; it ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    use_one_thread()
 
 
 def probe(split: Split, count: int, seed: int, max_pixels: int = MAX_PIXELS) -> dict[int, str]:

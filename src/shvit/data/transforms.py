@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import InputError
 from .decode import MAX_PIXELS, Opened, Pixels, Source, decode, decode_small, open_small
-from .slide import FASTER
+from .warp import FASTER
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
