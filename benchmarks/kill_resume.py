@@ -1,0 +1,142 @@
+"""Killed at random moments and resumed each time, a run ends with the weights of one that was left alone, to the bit.
+
+Each way to train runs once undisturbed; then again, ended by SIGKILL at random moments, all its processes at once, and
+started anew with --resume. What is compared are the bytes of the weights in last.safetensors and best.safetensors, and
+of weights, average and optimiser in the last state. The ways: no worker processes, two of them, two training processes
+under torchrun, and distillation (from the first way's network). States are saved every few steps of a fraction of a
+second, so that kills fall into the writing of states, too; how many did is told by the unfinished files they left.
+
+    python benchmarks/kill_resume.py ../shared/data/imagenette160 --kills 10
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from shvit.bench.report import hardware_name
+from shvit.provenance import facts
+from shvit.train.state import State
+
+TRAIN = ["--model", "shvit_s1", "--image-size", "64", "--epochs", "4", "--batch-size", "64", "--save-every", "3"]
+FIXED = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def links(data: Path, out: Path, counts: dict[str, int]) -> None:
+    """A part of the data: of each split so many images, evenly drawn."""
+    for split, count in counts.items():
+        files = sorted(path for path in (data / split).rglob("*") if path.is_file())
+        for file in files[:: max(1, len(files) // count)][:count]:
+            place = out / split / file.parent.name / file.name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file.resolve())
+
+
+def run(command: list[str], kill_after: float | None = None) -> bool:
+    """Whether it came to its end; it is killed, with all its processes, after so many seconds."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, err = process.communicate(timeout=kill_after)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(1)  # for processes of its own that notice a little later
+        return False
+    assert process.returncode == 0, err
+    return True
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def same_runs(one: Path, other: Path) -> bool:
+    files = all(
+        same(load_file(one / name), load_file(other / name)) for name in ("last.safetensors", "best.safetensors")
+    )
+    states = [State.load(folder)[0] for folder in (one, other)]
+    assert all(states)
+    return files and all(
+        same(getattr(states[0], part), getattr(states[1], part)) for part in ("model", "ema", "optimizer")
+    )
+
+
+def try_way(launch: list[str], flags: list[str], data: Path, out: Path, kills: int, moments: random.Random) -> dict:
+    """The undisturbed run, the killed one, and whether they are the same."""
+    train = [sys.executable, *launch, "-m", "shvit", "train", str(data)]
+    began = time.monotonic()
+    assert run([*train, "--out", str(out / "whole"), *TRAIN, *FIXED, *flags])
+    whole = time.monotonic() - began
+    parts, after, cut, finished = out / "parts", [], 0, False
+    while len(after) < kills:
+        begun = (parts / "recipe.json").exists()
+        command = [*train, "--out", str(parts), *(["--resume"] if begun else [*TRAIN, *FIXED, *flags])]
+        after.append(moments.uniform(0.1, 0.35) * whole)
+        finished = run(command, after[-1])
+        cut += len(list(parts.glob(".state.pt.*")))
+        if finished:  # before it could be killed: the last one counts for nothing
+            after.pop()
+            break
+    if not finished:
+        assert run([*train, "--out", str(parts), "--resume"])
+    return {"kills": len(after), "seconds": after, "states_cut": cut, "same": same_runs(out / "whole", parts)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--images", type=int, default=1280, help="training images used")
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
+    args = parser.parse_args()
+
+    about, rows = facts(), {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        links(args.data, data, {"train": args.images, "val": args.images // 5})
+        teacher = str(Path(folder) / "no workers" / "whole" / "best.safetensors")
+        ways = {
+            "no workers": ([], ["--workers", "0"]),
+            "two workers": ([], ["--workers", "2"]),
+            "two processes": (TORCHRUN, ["--workers", "1"]),
+            "distillation": ([], ["--workers", "0", "--recipe", "distill", "--teacher", teacher]),
+        }
+        for name, (launch, flags) in ways.items():
+            moments = random.Random(f"{args.seed} {name}")
+            rows[name] = try_way(launch, flags, data, Path(folder) / name, args.kills, moments)
+            print(name, rows[name], flush=True)
+    result = {
+        "what": f"shvit_s1 on {args.images} images of {args.data.name}: killed and resumed, against left alone",
+        "value": sum(row["same"] for row in rows.values()) / len(rows),
+        "unit": "share of the ways to train whose weights are the same to the bit",
+        "rows": rows,
+        "flags": [*TRAIN, *FIXED],
+        "threads": torch.get_num_threads(),
+        **about,
+    }
+    path = args.results / f"kill-resume_{hardware_name(about['hardware'])}_{about['date'][:10]}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
