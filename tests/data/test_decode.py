@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import picture
 from shvit.data import decode as module
-from shvit.data.decode import BadImage, decode, decode_small
+from shvit.data.decode import BadImage, decode, decode_small, open_small
 
 RED, GREEN = (250, 10, 10), (10, 250, 10)
 
@@ -238,3 +238,28 @@ def test_other_formats_keep_their_size():
         small = decode_small(source, 1)
         assert (small.height, small.width) == small.values.shape[:2] == (16, 32)
         np.testing.assert_array_equal(small.values, np.asarray(halves()))
+
+
+@pytest.mark.parametrize("at_most", [1, 2.5])
+@pytest.mark.parametrize("rows", [1, 40, 77, 120, 190, 200])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"subsampling": 0}, {"subsampling": 1}, {"restart_marker_blocks": 3}, {"progressive": True}],
+    ids=str,
+)
+def test_the_upper_rows_are_those_of_the_whole(decoders, rows, at_most, options):
+    data = data_of(picture(110, size=(200, 144)), "JPEG", quality=90, **options)
+    whole, top = open_small(data).decode(at_most), open_small(data).decode_top(rows, at_most)
+    assert (top.height, top.width) == (whole.height, whole.width)
+    wanted = -(-rows * len(whole.values) // 200)
+    assert len(top.values) >= wanted
+    assert np.array_equal(top.values[:wanted], whole.values[:wanted])
+
+
+def test_decoding_ends_after_the_rows_that_are_wanted():
+    pytest.importorskip("simplejpeg")
+    data = data_of(picture(110, size=(400, 144)), "JPEG", quality=90)
+    assert 100 <= len(open_small(data).decode_top(100, 1).values) < 150
+    for share in (0.125, 0.75):  # before and after what is wanted
+        with pytest.raises(BadImage, match="truncated"):
+            open_small(data[: int(share * len(data))]).decode_top(100, 1)

@@ -46,6 +46,9 @@ SIMPLEJPEG = find_spec("simplejpeg") is not None
 _TURNED = (b"Exif\0", b"tiff:Orientation")
 """One of these is in every file that says how its image is to be turned."""
 
+_AFTER_THE_CUT = "extraneous bytes before marker 0xd9"
+"""What libjpeg has to say of a sound JPEG that ends before its data do."""
+
 _open_lock = threading.Lock()
 
 
@@ -92,8 +95,18 @@ class Opened:
     height: int
     width: int
     """Of the upright image."""
-    decode: Callable[[float], Pixels]
-    """The pixels, where they may be that many times smaller. Raises BadImage as `decode` does."""
+    _decode: Callable[[float, int | None], Pixels]
+
+    def decode(self, at_most: float) -> Pixels:
+        """The pixels, where they may be that many times smaller. Raises BadImage as `decode` does."""
+        return self._decode(at_most, None)
+
+    def decode_top(self, rows: int, at_most: float) -> Pixels:
+        """The upper rows at least, for less work where a JPEG's decoder may stop after them.
+
+        What is damaged further down is not noticed, unless it is missing. Raises BadImage as `decode` does.
+        """
+        return self._decode(at_most, rows)
 
 
 def open_small(source: Source, max_pixels: int = MAX_PIXELS) -> Opened:
@@ -108,7 +121,7 @@ def open_small(source: Source, max_pixels: int = MAX_PIXELS) -> Opened:
     if isinstance(source, np.ndarray | Image.Image):
         values = np.array(decode(source, max_pixels))
         height, width, _ = values.shape
-        return Opened(height, width, lambda _: Pixels(values, height, width))
+        return Opened(height, width, lambda *_: Pixels(values, height, width))
     with _reasons():
         data = _read(source)
         return _opened_by_libjpeg(data, max_pixels) or _opened_by_pillow(data, max_pixels)
@@ -130,13 +143,18 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
         return None
     simplejpeg: Any = import_module("simplejpeg")  # it need not be there, and its types say less than it does
 
-    def pixels(at_most: float) -> Pixels:
+    def pixels(at_most: float, rows: int | None) -> Pixels:
         shrink = _shrink(at_most)
-        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)} if shrink > 1 else {}
+        top, seen = (data, height) if rows is None else _cut(data, height, rows)
+        size = -(-seen // shrink), -(-width // shrink)
+        least = {"min_height": size[0], "min_width": size[1]} if shrink > 1 else {}
+        values = np.empty((*size, 3), np.uint8)
         try:
-            return Pixels(simplejpeg.decode_jpeg(data, fastdct=True, **least), height / shrink, width / shrink)
-        except ValueError:  # it is not sound: Pillow knows the reason
-            return _opened_by_pillow(data, max_pixels).decode(at_most)
+            simplejpeg.decode_jpeg(top, buffer=values, **least)
+        except ValueError as error:
+            if seen == height or _AFTER_THE_CUT not in str(error):  # it is not sound: Pillow knows the reason
+                return _opened_by_pillow(data, max_pixels).decode(at_most)
+        return Pixels(values, height / shrink, width / shrink)
 
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -145,12 +163,30 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
     return Opened(height, width, pixels) if colours in ("YCbCr", "Gray") and height * width <= max_pixels else None
 
 
+def _cut(data: bytes, height: int, rows: int) -> tuple[bytes, int]:
+    """A JPEG that claims to have fewer rows, so that decoding ends there; and how many.
+
+    These are enough for the rows that are wanted to come out as they are: upsampling looks at neighbours. Only
+    sequential JPEGs can end early.
+    """
+    enough = 16 * (rows // 16 + 2)
+    place = 2
+    while enough < height and data[place : place + 1] == b"\xff":
+        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
+        if kind in (0xC0, 0xC1):
+            return b"".join((data[: place + 5], enough.to_bytes(2), data[place + 7 :])), enough
+        if kind == 0xC2:
+            break
+        place += 2 + length
+    return data, height
+
+
 def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
     image = _open(data)
     _check_size(image.size, max_pixels)
     width, height = image.size
 
-    def pixels(at_most: float) -> Pixels:
+    def pixels(at_most: float, _: int | None) -> Pixels:
         shrink = _shrink(at_most)
         with _reasons():
             small = shrink > 1 and image.draft(None, (width // shrink, height // shrink)) is not None

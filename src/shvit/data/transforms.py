@@ -237,7 +237,7 @@ def draw_crop(height: int, width: int, scale: tuple[float, float]) -> Box:
 
 def _part(image: Opened, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
     """A view of the part, where the image is decoded at its size or at most so many times smaller."""
-    pixels = image.decode(at_most)
+    pixels = image.decode_top(box.top + box.height, at_most)
     down, across = pixels.height / image.height, pixels.width / image.width
     rows = slice(round(down * box.top), round(down * (box.top + box.height)))
     columns = slice(round(across * box.left), round(across * (box.left + box.width)))

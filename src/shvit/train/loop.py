@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils.agc import adaptive_clip_grad
 from timm.utils.model_ema import ModelEmaV3
 
 from .. import modelfile
@@ -25,6 +24,7 @@ from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Task
 from .bad import BadImages, TrainError
+from .clip import clip_adaptively
 from .recipe import Recipe
 from .report import Reporter, draw_curves, read_metrics
 from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_precision, rand_augment
@@ -229,7 +229,7 @@ class Trainer:
             self._add_losses()
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
-            adaptive_clip_grad(self.model.parameters(), self.recipe.clip)
+            clip_adaptively(self.model.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()

@@ -30,6 +30,8 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
     rate, decay = recipe.effective_rate, recipe.weight_decay
     if recipe.optimizer == "muon":
         return Muon(param_groups_weight_decay(model, decay), rate, **options)
+    if recipe.optimizer == "adamw":
+        options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass instead of ten
     try:
         return create_optimizer_v2(model, recipe.optimizer, lr=rate, weight_decay=decay, **options)
     except (TypeError, ValueError) as error:
