@@ -133,7 +133,8 @@ def step() -> str:
         f"A training step of S1 at 160 pixels on {result['hardware']['cores']} cores of "
         f"{result['hardware']['processor']} ({result['precision']}, compiled, channels_last, with the\n"
         f"recipe's mixing, clipping and averaging) learns from {rates['ours']:.0f} images a second, "
-        f"{result['value']:.2f} times timm's eager fp32 step; that is {result['share_of_ceiling']:.0%}\nof the rate of matrix products. "
+        f"{result['value']:.2f} times timm's eager fp32 step; that is {result['share_of_ceiling']:.0%}\n"
+        "of the rate of matrix products. "
         "Not measured on a GPU."
     )
 
@@ -165,7 +166,7 @@ def estimate() -> str:
     lines = [
         "An estimate, not a measurement. 300 epochs are 384 million images. A step is three forward passes, so a GPU",
         "learns from at most a third of the images that it can classify: of the paper's rates on an A100. Reading was",
-        f"measured above: {core:.0f} images a second and core, photographs of 500x375 pixels, the paper's augmentation.",
+        f"measured above: {core:.0f} images a second and core, photographs of 500x375, the paper's augmentation.",
         "",
         "| | S1 at 224 | S4 at 256 |",
         "|---|---|---|",
@@ -183,10 +184,10 @@ def estimate() -> str:
         [
             *lines,
             "",
-            "So one machine of 8 GPUs is bound by reading for both, unless it has several hundred cores: shards of smaller",
-            "images (`shvit shard --size 256`), and more machines, whose cores add up, help more than faster GPUs. A",
-            "teacher of 16 G multiply-accumulates costs 22 times the step of S1, and 5 times that of S4: distillation is",
-            "bound by the teacher.",
+            "So one machine of 8 GPUs is bound by reading for both, unless it has several hundred cores: shards of",
+            "smaller images (`shvit shard --size 256`), and more machines, whose cores add up, help more than faster",
+            "GPUs. A teacher of 16 G multiply-accumulates costs 22 times the step of S1, and 5 times that of S4:",
+            "distillation is bound by the teacher.",
         ]
     )
 

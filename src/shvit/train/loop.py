@@ -25,7 +25,6 @@ from ..modelfile import ModelFile
 from ..tasks.base import Task
 from .bad import BadImages, TrainError
 from .clip import clip_adaptively
-from .products import use_products
 from .recipe import Recipe
 from .report import Reporter, draw_curves, read_metrics
 from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_precision, rand_augment
@@ -113,8 +112,6 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore
         self.compiled = picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
         self.model = start.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
-        if self.device.type == "cpu":
-            use_products(self.model)
         self.normalize = Normalize(start.preprocess).to(self.device)
         self.wrapped = self.world.wrap(self.model)
         self.network = torch.compile(self.wrapped, dynamic=False) if self.compiled else self.wrapped
