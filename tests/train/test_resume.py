@@ -20,6 +20,7 @@ from shvit.train import state as state_module
 from shvit.train.loop import Trainer
 from shvit.train.report import Reporter, read_metrics
 from shvit.train.run import train
+from shvit.train.setup import DTYPES
 from shvit.train.state import NAMES, State
 
 SETTINGS = {"epochs": 3, "batch_size": 8, "rate": 1e-2, "compile": "off", "precision": "fp32", "mixup": 0.5}
@@ -172,6 +173,28 @@ def test_a_damaged_state_falls_back_to_the_one_before(folder, start, tmp_path, h
         assert "the state before it" in reporter.warnings[0]
     after = load_file(tmp_path / "run" / "last.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_scale_of_losses_is_resumed(folder, start, tmp_path, monkeypatch):
+    """As in fp16 on a GPU; the network computes in bf16 here, since fp16 takes minutes on a CPU."""
+    monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)
+    go(folder, start, tmp_path / "whole", precision="fp16", epochs=1)
+    step, done = Trainer._train_step, []
+
+    def stopping(self, pieces):
+        step(self, pieces)
+        done.append(pieces)
+        self.stopped_by = signal.SIGTERM if len(done) == 3 else None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_train_step", stopping)
+        assert go(folder, start, tmp_path / "parts", precision="fp16", epochs=1).stopped_by == signal.SIGTERM
+    assert State.load(tmp_path / "parts")[0].scaler["_growth_tracker"] == 3
+    go(folder, start, tmp_path / "parts", resume=True)
+    one, other = (State.load(tmp_path / name)[0] for name in ("whole", "parts"))
+    assert one.scaler == other.scaler
+    assert one.scaler["scale"] > 1
+    assert all(torch.equal(value, other.model[key]) for key, value in one.model.items())
 
 
 def test_two_damaged_states_are_refused(folder, start, tmp_path):

@@ -48,12 +48,12 @@ class Teacher:
         dtype: torch.dtype = torch.float32,
         cache: "AnswerCache | None" = None,
     ) -> None:
-        self._places = torch.tensor(match_classes(classes, trained.classes), device=device)
         size = preprocess.image_size
         try:
+            self._places = torch.tensor(match_classes(classes, trained.classes), device=device)
             cost(trained.model, (size, size))
         except InputError as error:
-            raise InputError(f"the teacher {trained.architecture.name} cannot take {size} pixels: {error}") from None
+            raise InputError(f"the teacher {trained.architecture.name} cannot teach this student: {error}") from None
         self._network: Any = fuse(trained.model).to(device, memory_format=torch.channels_last)  # pyright: ignore
         mine, theirs = (
             tuple(per_channel(values).to(device) for values in (each.mean, each.std))
