@@ -82,14 +82,13 @@ def same_runs(one: Path, other: Path) -> bool:
 
 def try_way(launch: list[str], flags: list[str], data: Path, out: Path, kills: int, moments: random.Random) -> dict:
     """The undisturbed run, the killed one, and whether they are the same."""
-    train = [sys.executable, *launch, "-m", "shvit", "train", str(data)]
+    train = [sys.executable, *launch, "-m", "shvit", "train", str(data), *TRAIN, *FIXED, *flags]
     began = time.monotonic()
-    assert run([*train, "--out", str(out / "whole"), *TRAIN, *FIXED, *flags])
+    assert run([*train, "--out", str(out / "whole")])
     whole = time.monotonic() - began
     parts, after, cut, finished = out / "parts", [], 0, False
     while len(after) < kills:
-        begun = (parts / "recipe.json").exists()
-        command = [*train, "--out", str(parts), *(["--resume"] if begun else [*TRAIN, *FIXED, *flags])]
+        command = [*train, "--out", str(parts), *(["--resume"] if (parts / "recipe.json").exists() else [])]
         after.append(moments.uniform(0.1, 0.35) * whole)
         finished = run(command, after[-1])
         cut += len(list(parts.glob(".state.pt.*")))
@@ -104,7 +103,7 @@ def try_way(launch: list[str], flags: list[str], data: Path, out: Path, kills: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--images", type=int, default=1280, help="training images used")
+    parser.add_argument("--images", type=int, default=512, help="training images used")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
