@@ -90,11 +90,12 @@ class Reporter:
         if not self.console.is_terminal and time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             steps = len(trainer.train_loader)
-            left = (trainer.recipe.epochs * steps - _done(trainer)) * trainer.recipe.batch_size / images_per_second
+            to_do = (trainer.recipe.epochs * steps - _done(trainer)) * trainer.recipe.batch_size
+            left = _duration(to_do / max(images_per_second, 1e-9))
             say(
                 self.console,
                 f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}, step {trainer.step}/{steps} · loss {loss:.3f} · "
-                f"{images_per_second:.0f} images/s · data wait {waited:.0%} · {_duration(left)} left",
+                f"{images_per_second:.0f} images/s · data wait {waited:.0%} · {left} left",
             )
         for tracker in self.trackers:
             tracker.step(trainer, images_per_second, waited)
