@@ -159,6 +159,7 @@ def main() -> None:
         "what": f"a training step of {args.model}, batch {args.batch_size}, {args.image_size} pixels, {args.device}",
         "unit": "times the images/s of timm's eager step",
         **measured,
+        "threads": torch.get_num_threads(),
         **facts,
     }
     args.results.mkdir(parents=True, exist_ok=True)
