@@ -41,6 +41,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def filled(self, size: int) -> "Batch":
+        """One that bad images made smaller, filled up with its own first images, so that all steps are alike."""
+        if len(self) == size:
+            return self
+        picked = torch.arange(size) % len(self)
+        indices = [self.indices[i] for i in picked.tolist()]
+        return replace(self, images=self.images[picked], labels=self.labels[picked], indices=indices)
+
     def pin_memory(self) -> "Batch":
         """For torch's loader: copies to a GPU need not wait for one another."""
         return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())

@@ -4,9 +4,7 @@ import contextlib
 import json
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,6 +26,7 @@ from .clip import clip_adaptively
 from .recipe import Recipe
 from .report import Reporter, draw_curves, read_metrics
 from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_precision, rand_augment
+from .signals import heeded
 from .state import State
 from .world import World
 
@@ -172,7 +171,7 @@ class Trainer:
                 f"{self.train_loader.images} usable training images do not fill one batch of {self.recipe.batch_size}"
             )
         images_done, train_seconds = 0, 0.0
-        with self._stops_on_signals(), self.reporter.training(self):
+        with heeded(self._stop), self.reporter.training(self):
             while self.epoch < self.recipe.epochs:
                 done, seconds, wait = self._train_epoch()
                 images_done, train_seconds = images_done + done, train_seconds + seconds
@@ -223,7 +222,7 @@ class Trainer:
         loss = torch.zeros((), device=self.device)
         for number, piece in enumerate(pieces, 1):
             with contextlib.nullcontext() if number == len(pieces) else self.world.without_sync(self.wrapped):
-                loss += self._add_gradients(_fill(piece, size)) / len(pieces)
+                loss += self._add_gradients(piece.filled(size)) / len(pieces)
         self._losses.append(loss)
         if len(self._losses) >= LOSSES_KEPT or self.device.type == "cpu":
             self._add_losses()
@@ -417,29 +416,5 @@ class Trainer:
         """As planned, before any image turned out to be bad."""
         return max(1, len(self.source.train) // self.recipe.batch_size)
 
-    @contextlib.contextmanager
-    def _stops_on_signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends training after the step in progress; a second Ctrl-C ends the program."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(signum: int, frame: Any) -> None:
-            self.stopped_by = signal.Signals(signum)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _fill(batch: Batch, size: int) -> Batch:
-    """A batch that bad images made smaller, filled up with its own first images, so that all steps are alike."""
-    if len(batch) == size:
-        return batch
-    picked = torch.arange(size) % len(batch)
-    indices = [batch.indices[i] for i in picked.tolist()]
-    return replace(batch, images=batch.images[picked], labels=batch.labels[picked], indices=indices)
+    def _stop(self, by: signal.Signals) -> None:
+        self.stopped_by = by
