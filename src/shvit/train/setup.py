@@ -62,6 +62,8 @@ def picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images
         return recipe.compile == "on"
     if sys.platform == "win32" or device.type not in COMPILE_PAYS or not shutil.which("g++"):
         return False
+    if device.type == "cpu" and start.architecture.config is None:
+        return False  # timm's may get slower: regnety_004's grouped convolutions do, by a half (LOG.md)
     size = start.preprocess.image_size
     return cost(start.model, (size, size)).macs * images > COMPILE_PAYS[device.type]
 
