@@ -1,6 +1,10 @@
 """Small networks, small pictures, and the real photographs where they lie beside the checkout."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # each worker has a core; OpenMP reads it when it is loaded
+
 from importlib.util import find_spec
 from pathlib import Path
 
