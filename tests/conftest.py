@@ -5,6 +5,8 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # each worker has a core; OpenMP reads it when it is loaded
 
+import sys
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,7 +21,9 @@ if find_spec("triton") and not torch.cuda.is_available():
 
     del os.environ["TRITON_INTERPRET"]
 
+from shvit import cli
 from shvit.data.transforms import Preprocess
+from shvit.errors import Notice
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import ModelFile
@@ -120,6 +124,26 @@ def folder(tmp_path) -> Path:
         write_pictures(root / "train" / name, shade, 20)
         write_pictures(root / "val" / name, shade, 6, first=100)
     return root
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs `shvit ARGUMENTS`; gives exit code, stdout and stderr, those of other processes included."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["shvit", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "400")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("default", Notice)
+                cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture

@@ -11,29 +11,10 @@ import torch
 
 import shvit
 from conftest import picture, tiny_architecture, write_pictures
-from shvit import cli
 from shvit.data.transforms import Preprocess
 from shvit.engines.torch import gpu_failures
 from shvit.errors import notice
 from shvit.modelfile import ModelFile
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `shvit ARGUMENTS`; gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["shvit", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "400")
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import json
 import multiprocessing
-import sys
-import warnings
 
 import pytest
 from PIL import Image
@@ -11,25 +9,6 @@ from PIL import Image
 import shvit
 from shvit import cli
 from shvit.data import sharding
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Runs `shvit ARGUMENTS`; gives exit code, stdout and stderr, those of other processes included."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["shvit", *map(str, arguments)])
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("default")
-                cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 def test_shards_are_written_then_only_checked(run, folder, tmp_path):

@@ -3,29 +3,18 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from PIL import Image
 
 import shvit
-from shvit import cli
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    """Runs `shvit bench ARGUMENTS`; gives exit code, stdout and stderr, those of other processes included."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["shvit", "bench", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(run):
+    """Runs `shvit bench ARGUMENTS`."""
+    return partial(run, "bench")
 
 
 def test_json_table_file_and_figure(run, quick_machine, tiny, tmp_path):

@@ -103,7 +103,7 @@ def test_another_seed_is_another_network(folder, start, tmp_path):
 def test_stopped_and_resumed_equals_uninterrupted(folder, start, tmp_path, monkeypatch, stop_after, workers):
     """5 steps an epoch: within the first, at its end, and in the third."""
     run(folder, start, tmp_path / "whole", workers=workers)
-    step, done = loop.Trainer._train_step, []
+    step, done = loop.Trainer.train_step, []
 
     def stopping(self, batch):
         step(self, batch)
@@ -111,7 +111,7 @@ def test_stopped_and_resumed_equals_uninterrupted(folder, start, tmp_path, monke
         self.stopped_by = signal.SIGINT if len(done) == stop_after else None
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop.Trainer, "_train_step", stopping)
+        patched.setattr(loop.Trainer, "train_step", stopping)
         assert run(folder, start, tmp_path / "parts", workers=workers).interrupted
     result = run(folder, start, tmp_path / "parts", workers=workers, resume=True)
     assert not result.interrupted
@@ -268,14 +268,14 @@ def test_a_distilled_network_is_fine_tuned_without_its_second_head(folder, tmp_p
 
 
 def test_infinite_weights_at_the_end_of_an_epoch_are_never_saved(folder, start, tmp_path, monkeypatch):
-    step = loop.Trainer._train_step
+    step = loop.Trainer.train_step
 
     def breaking(self, batch):
         step(self, batch)
         if self.epoch == 1 and self.step == 4:
             self.model.head.linear.weight.data[0, 0] = torch.inf
 
-    monkeypatch.setattr(loop.Trainer, "_train_step", breaking)
+    monkeypatch.setattr(loop.Trainer, "train_step", breaking)
     with pytest.raises(shvit.Failure, match=r"weights became infinite in epoch 2.*last\.safetensors"):
         run(folder, start, tmp_path / "run")
     assert shvit.load(tmp_path / "run" / "last.safetensors").metrics["epoch"] == 1

@@ -179,7 +179,7 @@ def test_the_scale_of_losses_is_resumed(folder, start, tmp_path, monkeypatch):
     """As in fp16 on a GPU; the network computes in bf16 here, since fp16 takes minutes on a CPU."""
     monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)
     go(folder, start, tmp_path / "whole", precision="fp16", epochs=1)
-    step, done = Trainer._train_step, []
+    step, done = Trainer.train_step, []
 
     def stopping(self, pieces):
         step(self, pieces)
@@ -187,7 +187,7 @@ def test_the_scale_of_losses_is_resumed(folder, start, tmp_path, monkeypatch):
         self.stopped_by = signal.SIGTERM if len(done) == 3 else None
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_train_step", stopping)
+        patched.setattr(Trainer, "train_step", stopping)
         assert go(folder, start, tmp_path / "parts", precision="fp16", epochs=1).stopped_by == signal.SIGTERM
     assert State.load(tmp_path / "parts")[0].scaler["_growth_tracker"] == 3
     go(folder, start, tmp_path / "parts", resume=True)

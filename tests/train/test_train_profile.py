@@ -25,7 +25,7 @@ def start(tmp_path):
 
 @pytest.mark.parametrize("slow", ["data", "compute"])
 def test_the_bottleneck_is_what_was_made_slow(folder, start, monkeypatch, slow):
-    where, name = (TrainReader, "__call__") if slow == "data" else (Trainer, "_train_step")
+    where, name = (TrainReader, "__call__") if slow == "data" else (Trainer, "train_step")
     work = getattr(where, name)
 
     def slowly(self, argument):

@@ -206,7 +206,7 @@ class Trainer:
                 self.schedule.step_update(round(progress * self.steps_per_epoch))
                 key = (self.recipe.seed, self.epoch, len(self.source.train) + self.step, self.world.rank)
                 with seeded(*key, device=self.device):
-                    self._train_step(pieces)
+                    self.train_step(pieces)
                 images += self.recipe.batch_size
             self.step += 1
             now = time.perf_counter()
@@ -217,7 +217,8 @@ class Trainer:
         self._add_losses()
         return images, max(time.perf_counter() - started, 1e-9), wait
 
-    def _train_step(self, pieces: list[Batch]) -> None:
+    def train_step(self, pieces: list[Batch]) -> None:
+        """Learn from one batch, in its pieces."""
         size = self.recipe.batch_size // (self.world.size * len(pieces))
         loss = torch.zeros((), device=self.device)
         for number, piece in enumerate(pieces, 1):
@@ -410,6 +411,11 @@ class Trainer:
     def _gather_bad(self) -> None:
         for known in self.world.gather(self.bad.train):
             self.bad.train |= known
+
+    @property
+    def steps_done(self) -> int:
+        """Since the beginning of the run."""
+        return self.epoch * len(self.train_loader) + self.step
 
     @property
     def steps_per_epoch(self) -> int:

@@ -49,7 +49,7 @@ def profile(trainer: Trainer, workers: int) -> Profile:
     waited = 0.0
 
     def learn(step: list[Batch]) -> None:
-        trainer._train_step(step)
+        trainer.train_step(step)
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
 

@@ -71,7 +71,7 @@ class Reporter:
             self._said = time.monotonic()
             steps = len(trainer.train_loader)
             self._bar = self._progress.add_task(
-                "", total=trainer.recipe.epochs * steps, completed=_done(trainer), speed=0.0, waited=0.0, loss=0.0
+                "", total=trainer.recipe.epochs * steps, completed=trainer.steps_done, speed=0.0, waited=0.0, loss=0.0
             )
             yield
 
@@ -81,7 +81,7 @@ class Reporter:
         if self._progress is not None:
             self._progress.update(
                 self._bar,
-                completed=_done(trainer),
+                completed=trainer.steps_done,
                 description=f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}",
                 speed=images_per_second,
                 waited=waited,
@@ -90,7 +90,7 @@ class Reporter:
         if not self.console.is_terminal and time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             steps = len(trainer.train_loader)
-            to_do = (trainer.recipe.epochs * steps - _done(trainer)) * trainer.recipe.batch_size
+            to_do = (trainer.recipe.epochs * steps - trainer.steps_done) * trainer.recipe.batch_size
             left = _duration(to_do / max(images_per_second, 1e-9))
             say(
                 self.console,
@@ -133,11 +133,6 @@ class Reporter:
             f"{trainer.precision}, channels_last, {compiled}; {recipe_of}: {recipe.epochs} epochs, batch "
             f"{recipe.batch_size}, effective rate {recipe.effective_rate:.2g}, weight decay {recipe.weight_decay:g}",
         )
-
-
-def _done(trainer: "Trainer") -> int:
-    """Steps since the beginning of the run."""
-    return trainer.epoch * len(trainer.train_loader) + trainer.step
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:

@@ -27,11 +27,11 @@ class TensorBoard:
         """What an earlier sitting wrote of steps that come again is hidden."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(self._folder, purge_step=_steps(trainer))
+        self._writer = SummaryWriter(self._folder, purge_step=trainer.steps_done)
 
     def step(self, trainer: "Trainer", images_per_second: float, waited: float) -> None:
         if trainer.step % EVERY == 0:
-            at = _steps(trainer)
+            at = trainer.steps_done
             self._writer.add_scalar("step/loss", trainer.loss_sum / max(1, trainer.step), at)
             self._writer.add_scalar("step/rate", trainer.optimizer.param_groups[0]["lr"], at)
             self._writer.add_scalar("step/images_per_second", images_per_second, at)
@@ -40,7 +40,7 @@ class TensorBoard:
     def epoch(self, trainer: "Trainer", row: dict[str, Any]) -> None:
         for key, value in row.items():
             if isinstance(value, int | float) and key != "epoch":
-                self._writer.add_scalar(f"epoch/{key}", value, _steps(trainer))
+                self._writer.add_scalar(f"epoch/{key}", value, trainer.steps_done)
         self._writer.flush()
 
     def close(self) -> None:
@@ -71,7 +71,3 @@ def tracking(reporter: Reporter, name: str | None, out: Path) -> Iterator[None]:
         yield
     finally:
         tracker.close()
-
-
-def _steps(trainer: "Trainer") -> int:
-    return trainer.epoch * len(trainer.train_loader) + trainer.step

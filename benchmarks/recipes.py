@@ -1,0 +1,95 @@
+"""What a teacher and a higher resolution gain: runs of `shvit train` on real images, in pairs that differ in it alone.
+
+Distilled against plain: the same network, epochs, size and seed, with the labels alone and with a teacher trained by
+the same verb. High resolution: a network trained at a lower one, tuned by the recipe, against itself. Runs are kept in
+--runs, where one that was stopped goes on and one that is done is only read.
+
+    python benchmarks/recipes.py ../shared/data/imagenette160 --runs ../runs \\
+        --teacher ../runs/teacher/best.safetensors --start ../runs/s1/best.safetensors
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from shvit.bench.report import hardware_name
+from shvit.modelfile import load
+from shvit.provenance import facts
+
+STUDENT = ["--model", "shvit_s1", "--image-size", "128", "--epochs", "5"]
+SOFT = ["--recipe", "distill", "--distillation", "soft", "--temperature", "2"]
+HIGHRES = ["--recipe", "highres", "--image-size", "224", "--epochs", "3"]
+
+
+def train(data: str, out: Path, flags: list[str]) -> dict[str, Any]:
+    """The run in `out`, begun or gone on with if it is not done: its command and what came of it."""
+    command = ["train", data, *flags, "--out", str(out)]
+    begun = (out / "recipe.json").exists()
+    recipe = json.loads((out / "recipe.json").read_text())["recipe"] if begun else None
+    if not recipe or len(rows(out)) < recipe["epochs"]:
+        again = ["train", data, "--out", str(out), "--resume"] if begun else command
+        subprocess.run([sys.executable, "-m", "shvit", *again], check=True)
+    record = json.loads((out / "recipe.json").read_text())
+    top1 = [row["top1"] for row in rows(out)]
+    seconds = rows(out)[-1]["seconds"]
+    return {"command": " ".join(["shvit", *command]), "top1": top1, "seconds": seconds, "recipe": record["recipe"]}
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    path = out / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def described(path: str) -> dict[str, Any]:
+    """A network that others start or learn from: what, and trained how."""
+    file = load(path)
+    recipe = file.provenance["recipe"]
+    kept = ("name", "epochs", "image_size", "batch_size", "optimizer", "schedule", "effective_rate", "seed")
+    return {
+        "model": file.architecture.name,
+        "image_size": file.preprocess.image_size,
+        "top1": file.metrics["top1"],
+        "recipe": {key: recipe[key] for key in kept if key in recipe},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--start", required=True, help="of the high resolution: a network trained at a lower one")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
+    args = parser.parse_args()
+
+    about = facts()
+    pairs = []
+    for seed in args.seeds:
+        flags = [*STUDENT, "--seed", str(seed)]
+        plain = train(args.data, args.runs / f"plain-{seed}", flags)
+        taught = train(args.data, args.runs / f"distilled-{seed}", [*flags, *SOFT, "--teacher", args.teacher])
+        gain = 100 * (max(taught["top1"]) - max(plain["top1"]))
+        pairs.append({"seed": seed, "plain": plain, "distilled": taught, "gain": gain})
+    start = described(args.start)
+    tuned = train(args.data, args.runs / "highres", [*HIGHRES, "--model", args.start])
+    result = {
+        "what": f"shvit_s1 on {Path(args.data).name}: distilled against plain, and tuned at a higher resolution",
+        "value": mean(pair["gain"] for pair in pairs),
+        "unit": "points of top-1 that the teacher gains, mean over seeds; the best epoch of each run",
+        "teacher": described(args.teacher),
+        "pairs": pairs,
+        "highres": {"start": start, "tuned": tuned, "gain": 100 * (max(tuned["top1"]) - start["top1"])},
+        **about,
+    }
+    path = args.results / f"recipes_{hardware_name(about['hardware'])}_{about['date'][:10]}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({"distilled": [pair["gain"] for pair in pairs], "highres": result["highres"]["gain"]}))
+
+
+if __name__ == "__main__":
+    main()
