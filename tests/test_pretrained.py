@@ -105,6 +105,13 @@ def test_transfer_keeps_all_but_the_head():
             assert torch.equal(new.state_dict()[key], value)
 
 
+def test_a_distillation_head_that_is_not_wanted_is_left_behind():
+    trained = shvit.create_model("shvit_s1", num_classes=3, distilled=True)
+    new = pretrained.transfer(trained, shvit.create_model("shvit_s1", num_classes=3).architecture)
+    assert torch.equal(new.head.linear.weight, trained.head.linear.weight)
+    assert new.distillation_head is None
+
+
 def test_transfer_between_networks_is_refused():
     with pytest.raises(shvit.InputError, match="do not fit"):
         pretrained.transfer(shvit.create_model("shvit_s1"), shvit.create_model("shvit_s2").architecture)

@@ -100,7 +100,7 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
 def train(
     data: str,
     *,
-    out: Path,
+    out: Path | None = None,
     model: str | None = None,
     recipe: Annotated[str | None, Parameter(help=f"{', '.join(RECIPES)}; default: scratch.")] = None,
     task: Literal["classify"] = "classify",
@@ -126,7 +126,8 @@ def train(
         (a folder of them, shards.json or data-{000..127}.tar, each by path or URL), hf://NAME or hf://./FOLDER for a
         data set of the Hugging Face hub, or digits.
     out
-        A new folder for the run: best.safetensors, last.safetensors, metrics.jsonl, curves.png and more.
+        A new folder for the run: best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Not needed by
+        --profile.
     model
         shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to go on from;
         default: shvit_s1.
@@ -165,6 +166,8 @@ def train(
             wording.profiled(console, found)
             _finish(json, found.to_dict())
         return
+    if out is None:
+        raise InputError("train needs --out: a new folder for the run or, with --resume, that of the run to continue")
     result = run(data, model, recipe, out, settings=chosen, resume=resume, reporter=Reporter(console), **options)
     if not leads:
         sys.exit(_exit_code(result))

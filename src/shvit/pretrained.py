@@ -118,6 +118,8 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
     if fresh_head or trained.architecture.num_classes != architecture.num_classes:
         heads = _head_prefixes(model)
         source = {key: value for key, value in source.items() if not key.startswith(heads)}
+    if trained.architecture.distilled and not architecture.distilled:
+        source = {key: value for key, value in source.items() if not key.startswith("distillation_head.")}
     for key, value in source.items():
         if (key in target and target[key].shape != value.shape) or key not in target:
             raise InputError(f"weights of {trained.architecture.name} do not fit {architecture.name}: {key}")

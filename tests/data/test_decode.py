@@ -171,6 +171,14 @@ def test_not_an_image(data):
     assert bad(data) == "not an image in a known format"
 
 
+def test_a_jpeg_of_twelve_bits(decoders):
+    data = bytearray(data_of(halves(), "JPEG"))
+    data[data.index(b"\xff\xc0") + 4] = 12
+    for read in (decode, lambda data: open_small(data).decode(2)):
+        with pytest.raises(BadImage):
+            read(bytes(data))
+
+
 def test_more_pixels_than_the_limit():
     assert bad(data_of(halves(), "PNG"), max_pixels=500) == "32x16 is more than the limit of 500 pixels"
     assert decode(data_of(halves(), "PNG"), max_pixels=512)

@@ -1,6 +1,7 @@
 """The loader's choices follow from seed, epoch and image alone; the evaluation transform is timm's."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from conftest import picture
-from shvit.data.loader import Loader, probe, seeded
+from shvit.data.loader import WINDOW, Loader, probe, seeded
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess, TrainReader, eval_transform
 
@@ -105,6 +106,14 @@ def test_a_batch_of_bad_images_is_empty(folder):
     [batch] = Loader(split, TRANSFORM, 4)
     assert len(batch) == 0
     assert len(batch.bad) == 2
+
+
+def test_few_shards_are_probed(folder):
+    split = open_source(folder).train
+    sharded = replace(split, shards=np.arange(40), bad=dict.fromkeys(range(40), "x"))
+    assert len(probe(sharded, 20, seed=0)) == WINDOW
+    assert len(probe(sharded, 40, seed=0)) == 40
+    assert len(probe(split, 20, seed=0)) == 0
 
 
 def test_excluded_images_do_not_come_back(folder):

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import select
 import shutil
 import signal
@@ -230,6 +231,18 @@ def test_a_run_that_was_killed_goes_on(jpegs, shards, tmp_path, workers, victim)
     assert contents(out) == contents(shards)
 
 
+def test_a_record_that_was_not_written_whole_costs_its_shard_alone(jpegs, shards, tmp_path):
+    out = tmp_path / "torn"
+    process = multiprocessing.Process(target=killed_run, args=(jpegs, out, 0, os.getpid))
+    process.start()
+    process.join(30)
+    [first, *_] = sorted((out / ".unfinished").glob("*.tar.json"))
+    first.write_bytes(b"")
+    written = write_shards(jpegs, out, per_shard=5, workers=0)
+    assert written.made > 0
+    assert contents(out) == contents(shards)
+
+
 def test_a_process_that_dies_is_a_failure(jpegs, tmp_path, monkeypatch):
     parent = os.getpid()
     monkeypatch.setattr(sharding, "as_jpeg", lambda *_: os.getpid() != parent and os.kill(os.getpid(), signal.SIGKILL))
@@ -384,6 +397,9 @@ def test_the_fingerprint_tells_shards_apart(jpegs, shards, tmp_path):
         (lambda text: "{}", "does not have the form of an index"),
         (lambda text: text.replace('"version":1', '"version":2'), "its version is 2, this program reads 1"),
         (lambda text: text.replace('"classes":["dark"', '"classes":["bright"'), "its fingerprint is not that of"),
+        (lambda text: text.replace("train-000000.tar", "pipe:touch x.tar"), "'pipe:touch x.tar' of .* is no shard"),
+        (lambda text: text.replace("train-000000.tar", "../train-000000.tar"), "'../train-000000.tar' of"),
+        (lambda text: re.sub('"bytes":[0-9]+', '"bytes":null', text), "of None bytes is no shard"),
     ],
 )
 def test_an_index_that_cannot_be_used(shards, change, words):
@@ -735,6 +751,20 @@ def test_a_pattern_by_url_is_fetched_whole(server, bare):
     assert Counter(server.requests)["/shards/train-000000.tar"] == 1
     with_query = open_source(f"{server.url}/shards/val-000000.tar?token=1")
     assert with_query.val.names[0].startswith("val-000000.tar/")
+
+
+def test_a_cache_without_room_is_told_once(server, shards, monkeypatch):
+    split = open_source(f"{server.url}/shards/shards.json").train
+    asked = []
+
+    def full(*_):
+        asked.append(None)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(remote, "_fetch", full)
+    for index in range(2):
+        assert reason(split, index) == "train-000000.tar cannot be read: No space left on device"
+    assert len(asked) == 1
 
 
 def test_one_process_fetches_and_the_others_wait(server, shards):

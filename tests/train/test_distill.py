@@ -87,8 +87,13 @@ def test_kept_answers_are_not_asked_for_again(tmp_path):
     again(inputs, replace(batch, view=1))
     again(inputs, replace(batch, indices=[6, 7, 8, 9]))
     assert asked == [4, 4, 4]
-    other = AnswerCache(tmp_path, replace(CALM, flip=0.1), student, about, 10)
-    assert other.get(batch) is None
+    for recipe, also, images in (
+        (replace(CALM, flip=0.1), {}, 10),
+        (replace(CALM, val_share=0.3), {}, 10),
+        (CALM, {"precision": "bf16"}, 10),
+        (CALM, {}, 11),
+    ):
+        assert AnswerCache(tmp_path, recipe, student, {**about, **also}, images).get(batch) is None
 
 
 @pytest.mark.parametrize("field", [{"mixup": 0.1}, {"random_erasing": 0.2}, {"repeats": 3}], ids=str)

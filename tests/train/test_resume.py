@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import shvit
 from conftest import tiny_architecture
-from shvit.data.transforms import Preprocess
+from shvit.data.transforms import Preprocess, TrainReader
 from shvit.modelfile import ModelFile
 from shvit.train import state as state_module
 from shvit.train.loop import Trainer
@@ -107,13 +107,12 @@ def test_killed_while_writing(folder, start, tmp_path, monkeypatch, where, nth):
         if len(calls) == nth:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def half(content, file):
+    def half(content, path):
         save(content, buffer := io.BytesIO())
         whole = buffer.getvalue()
-        file.write(whole[: len(whole) // 2])
-        file.flush()
+        path.write_bytes(whole[: len(whole) // 2])
         die()
-        file.write(whole[len(whole) // 2 :])
+        path.write_bytes(whole)
 
     save = torch.save
     with monkeypatch.context() as patched:
@@ -173,6 +172,26 @@ def test_a_damaged_state_falls_back_to_the_one_before(folder, start, tmp_path, h
         assert "the state before it" in reporter.warnings[0]
     after = load_file(tmp_path / "run" / "last.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
+    assert State.load(tmp_path / "run")[1] == []
+
+
+def test_another_precision_goes_on_and_is_told(folder, start, tmp_path, monkeypatch):
+    go(folder, start, tmp_path / "run", epochs=1)
+    state, _ = State.load(tmp_path / "run")
+    state.epoch, state.precision = 0, "bf16"
+    state.save(tmp_path / "run")
+    monkeypatch.setattr("shvit.train.loop.picks_precision", lambda *_: "fp16")
+    monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)  # fp16 takes minutes on a CPU
+    reporter = Heard()
+    assert go(folder, start, tmp_path / "run", resume=True, reporter=reporter).epochs == 1
+    assert reporter.warnings == ["begun in bf16, the run goes on in fp16"]
+
+
+def test_a_lost_worker_is_a_failure(folder, start, tmp_path, monkeypatch):
+    parent = os.getpid()
+    monkeypatch.setattr(TrainReader, "__call__", lambda *_: os.getpid() != parent and os.kill(os.getpid(), 9))
+    with pytest.raises(shvit.Failure, match=r"a process that reads images was lost, .*: fewer --workers may do"):
+        go(folder, start, tmp_path / "run", workers=1)
 
 
 def test_the_scale_of_losses_is_resumed(folder, start, tmp_path, monkeypatch):
@@ -236,14 +255,15 @@ def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path):
         "--out",
         str(tmp_path / "run"),
     ]
-    flags = ["--epochs", "500", "--batch-size", "8", "--compile", "off", "--workers", "0"]
-    process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags = ["--epochs", "500", "--batch-size", "8", "--compile", "off", "--workers", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, *flags], start_new_session=True, **pipes)
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert time.monotonic() < deadline
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.2)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)  # to all its processes, those that read images among them, as clusters do
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert "--resume" in out

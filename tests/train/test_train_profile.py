@@ -10,6 +10,7 @@ from conftest import tiny_architecture
 from shvit.cli import app
 from shvit.data.transforms import Preprocess, TrainReader
 from shvit.modelfile import ModelFile, save
+from shvit.train.bad import TrainError
 from shvit.train.loop import Trainer
 from shvit.train.profile import Profile
 from shvit.train.run import profile
@@ -41,12 +42,19 @@ def test_the_bottleneck_is_what_was_made_slow(folder, start, monkeypatch, slow):
 
 def test_the_command_trains_nothing(folder, start, tmp_path, capsys):
     flags = ["--batch-size", "8", "--compile", "off", "--epochs", "1", "--device", "cpu", "--workers", "0"]
-    command = ["train", str(folder), "--model", start, "--out", str(tmp_path / "run"), "--profile", *flags]
+    command = ["train", str(folder), "--model", start, "--profile", *flags]
     app([*command, "--json"], exit_on_error=False, result_action="return_value")
     result = json.loads(capsys.readouterr().out)
     assert result["bottleneck"] in ("data", "compute")
     assert result["batch_size"] == 8
-    assert not (tmp_path / "run").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "start.safetensors"]
+
+
+def test_nothing_to_time(folder, start):
+    for path in (folder / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(TrainError, match="no step of an epoch has images that can be used"):
+        profile(folder, start, settings=SETTINGS, device="cpu", workers=0)
 
 
 def test_the_slower_one_is_the_bottleneck():

@@ -96,7 +96,18 @@ def test_a_world_of_one_is_as_none():
     assert world.gather("x") == ["x"]
     assert world.first(lambda: 3) == 3
     assert world.device("cuda") == "cuda"
+    assert world.device("cuda:3") == "cuda:3"
+    assert not world.has_begun("run")
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert World(rank=3, size=8, local_rank=1).device("cuda") == "cuda:1"
+    assert World(rank=3, size=8, local_rank=1).device("cpu") == "cpu"
+    with pytest.raises(shvit.InputError, match="more processes than the 4 GPUs here: --nproc-per-node 4"):
+        World(rank=4, size=8, local_rank=4).device("cuda")
+    with pytest.raises(shvit.InputError, match="device cuda:0 is one GPU for 8 processes"):
+        World(rank=4, size=8, local_rank=1).device("cuda:0")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +122,9 @@ def test_batches_that_cannot_be_shared(settings, processes, reason):
         Recipe(**{"mixup": 0.0, "cutmix": 0.0, **settings}).check_divisible(processes)
 
 
-FLAGS = ["--epochs", "3", "--batch-size", "8", "--compile", "off", "--precision", "fp32", "--workers", "0"]
+FLAGS = ["--batch-size", "8", "--compile", "off", "--precision", "fp32"]
+SHORT = ["--epochs", "3", "--workers", "0"]
+LONG = ["--epochs", "500", "--workers", "1"]
 
 
 @pytest.fixture
@@ -122,16 +135,16 @@ def start(tmp_path):
     return tmp_path / "start.safetensors"
 
 
-def begin(folder, start, out, *flags, launcher=()):
-    train = ["-m", "shvit", "train", str(folder), "--model", str(start), "--out", str(out), *FLAGS, *flags]
+def begin(folder, start, out, *flags, launcher=(), length=SHORT):
+    train = ["-m", "shvit", "train", str(folder), "--model", str(start), "--out", str(out), *FLAGS, *length, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *launcher, *train], env=environment, **pipes)
 
 
-def torchrun(*args, restarts=0):
+def torchrun(*args, restarts=0, length=SHORT):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", str(restarts)]
-    return begin(*args, launcher=launch)
+    return begin(*args, launcher=launch, length=length)
 
 
 @pytest.mark.slow
@@ -149,11 +162,7 @@ def test_two_processes_lose_one_and_end_with_the_same_weights(folder, start, tmp
     assert len(state.bad_images) == len(state.bad_val) == 1
 
     process = torchrun(folder, start, tmp_path / "parts", "--save-every", "2", restarts=1)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "parts" / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
+    wait_for(tmp_path / "parts" / "metrics.jsonl", process)
     second = [pid for pid in children(process.pid) if "RANK=1" in environment(pid)]
     os.kill(second[0], signal.SIGKILL)
     out, err = process.communicate(timeout=240)
@@ -162,6 +171,28 @@ def test_two_processes_lose_one_and_end_with_the_same_weights(folder, start, tmp
         one, other = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert out.count("epoch 3/3") == 1  # only the first process speaks
+
+
+@pytest.mark.slow
+def test_torchrun_is_told_to_stop_then_called_anew(folder, start, tmp_path):
+    process = torchrun(folder, start, tmp_path / "run", restarts=1, length=LONG)
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "stopped" in out
+    assert "DataLoader worker" not in err
+    assert State.load(tmp_path / "run")[0].epoch >= 1
+
+    again = torchrun(folder, start, tmp_path / "run", restarts=1)  # without --resume: another run, by mistake
+    _, err = again.communicate(timeout=120)
+    assert again.returncode != 0
+    assert err.count("is not empty: give another --out, or --resume") >= 2  # started anew, it is none of this call's
+    (tmp_path / "run" / "state.pt").write_bytes(b"")
+    (tmp_path / "run" / "state.previous.pt").write_bytes(b"")
+    resumed = torchrun(folder, start, tmp_path / "run", "--resume", length=LONG)
+    _, err = resumed.communicate(timeout=120)
+    assert "nothing to resume from" in err
 
 
 @pytest.mark.slow
@@ -178,6 +209,14 @@ def test_two_processes_and_one_that_accumulates_see_the_same_images(folder, star
     for one, two in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
         assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)
         assert one["rate"] == two["rate"]
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
 
 
 def children(pid):

@@ -153,7 +153,8 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
             simplejpeg.decode_jpeg(top, buffer=values, **least)
         except ValueError as error:
             if seen == height or _AFTER_THE_CUT not in str(error):  # it is not sound: Pillow knows the reason
-                return _opened_by_pillow(data, max_pixels).decode(at_most)
+                with _reasons():
+                    return _opened_by_pillow(data, max_pixels).decode(at_most)
         return Pixels(values, height / shrink, width / shrink)
 
     try:

@@ -1,7 +1,9 @@
 """Batches of uint8 images, in an order and with random choices that depend on seed, epoch and image alone."""
 
+import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from ..errors import InputError
+from ..errors import Failure, InputError
 from .decode import MAX_PIXELS, BadImage, decode
 from .sources import Split
 from .transforms import Reader
@@ -237,11 +239,24 @@ class Loader:
         return len(self.sampler.allowed)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches raise Failure where a worker was lost."""
         self.sampler.epoch = epoch
-        return iter(self._loader)
+        return _unless_lost(iter(self._loader))
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
+
+
+def _unless_lost(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise Failure(
+            "a process that reads images was lost, for want of memory perhaps: fewer --workers may do "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def collate(items: list[tuple[Tensor, int, Key] | tuple[str, Key]]) -> Batch:
@@ -258,15 +273,31 @@ def _stack(images: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
 
 
 def _init_worker(_: int) -> None:
-    """Ctrl-C is for the process that trains; it ends its workers itself."""
+    """Ctrl-C and SIGTERM, which may be sent to all, are for the process that trains; it ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_by_parent, daemon=True).start()
     torch.set_num_threads(1)
     use_one_thread()
 
 
+def _end_by_parent() -> None:
+    """Ends this process at a SIGTERM of its parent, at no one else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def probe(split: Split, count: int, seed: int, max_pixels: int = MAX_PIXELS) -> dict[int, str]:
-    """Decode `count` images drawn by seed: the bad among them, and why. All images where there are no more."""
-    indices = random.Random(seed).sample(range(len(split)), min(count, len(split)))
+    """Decode `count` images drawn by seed, of few shards: the bad among them, and why. All where there are no more."""
+    generator = random.Random(seed)
+    places = range(len(split))
+    if split.shards is not None and len(split) > count:
+        shards = np.unique(split.shards).tolist()
+        drawn = generator.sample(shards, min(WINDOW, len(shards)))
+        places = np.flatnonzero(np.isin(split.shards, drawn)).tolist()
+    indices = generator.sample(places, min(count, len(places)))
     bad = {}
     for index in sorted(indices):
         try:

@@ -3,18 +3,14 @@
 import hashlib
 import io
 import json
-import multiprocessing
 import re
 import shutil
-import signal
 import tarfile
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +18,7 @@ from PIL import Image
 from ..errors import Failure, InputError
 from ..files import check_folder, replacing, write_csv
 from .decode import BadImage, decode, is_plain_jpeg
+from .pool import work
 from .shards import Index, Record
 from .sources import INDEX, UNFINISHED, Source, Split, open_source
 
@@ -127,8 +124,8 @@ def write_shards(
     todo = [task for task in tasks if not _intact(out, known.get(task.name))]
     total = sum(len(task.indices) for task in tasks)
     done = total - sum(len(task.indices) for task in todo)
-    with closing(_work(Maker(source, out, size, quality), todo, workers)) as work:
-        for images in work:
+    with closing(work(Maker(source, out, size, quality).make, todo, workers)) as steps:
+        for images in steps:
             done += images
             if progress:
                 progress(done, total)
@@ -205,8 +202,10 @@ def _records(out: Path) -> dict[str, Record]:
     """Of the shards that are written, by name: from the index, and newer ones from where they wait for it."""
     index = Index.from_json((out / INDEX).read_bytes()) if (out / INDEX).exists() else None
     records = [record for records in index.splits.values() for record in records] if index else []
-    waiting = sorted((out / UNFINISHED).glob("*.tar.json"))
-    return {record.name: record for record in (*records, *(Record(**json.loads(p.read_bytes())) for p in waiting))}
+    for path in sorted((out / UNFINISHED).glob("*.tar.json")):
+        with suppress(ValueError, TypeError):  # as a machine that went down has left it: the shard is written anew
+            records.append(Record(**json.loads(path.read_bytes())))
+    return {record.name: record for record in records}
 
 
 def _intact(out: Path, record: Record | None) -> bool:
@@ -305,68 +304,3 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
-
-
-def _work(maker: Maker, todo: Sequence[Task], workers: int) -> Generator[int]:
-    """Makes these shards; yields the number of images whenever some are done."""
-    if not workers:
-        for task in todo:
-            yield from maker.make(task)
-        return
-    taken = multiprocessing.Value("q", 0)
-    running: dict[Connection, BaseProcess] = {}
-    try:
-        for _ in range(min(workers, len(todo))):
-            reader, writer = multiprocessing.Pipe(duplex=False)
-            process = multiprocessing.Process(target=_run, args=(maker, todo, taken, reader, writer), daemon=True)
-            process.start()
-            writer.close()  # now the process alone holds that end: when it is gone, nothing can be read
-            running[reader] = process
-        while running:
-            for reader in wait(list(running)):
-                yield _heard(cast("Connection", reader), running)
-    finally:
-        for process in running.values():
-            process.terminate()
-        for reader, process in running.items():
-            process.join()
-            reader.close()
-
-
-def _heard(reader: Connection, running: dict[Connection, BaseProcess]) -> int:
-    """The number of images that a process says it has done. Raises Failure where it has failed."""
-    try:
-        message = reader.recv()
-    except EOFError:
-        process = running.pop(reader)
-        process.join()
-        reader.close()
-        if process.exitcode:
-            raise Failure(
-                f"a process that writes shards ended with code {process.exitcode}, killed perhaps for memory; what is "
-                "written is kept: start again with the same arguments"
-            ) from None
-        return 0
-    if isinstance(message, str):
-        raise Failure(f"{message}; the shards that are written are kept: start again with the same arguments")
-    return message
-
-
-def _run(maker: Maker, todo: Sequence[Task], taken: Any, reader: Connection, writer: Connection) -> None:
-    """What a process does: shard after shard, as long as somebody listens."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    reader.close()  # the main process alone holds that end: when it is gone, nothing can be written
-    try:
-        while (task := _next(todo, taken)) is not None:
-            for done in maker.make(task):
-                writer.send(done)
-    except BrokenPipeError:
-        return
-    except (OSError, InputError) as error:
-        writer.send(str(error))
-
-
-def _next(todo: Sequence[Task], taken: Any) -> Task | None:
-    with taken.get_lock():
-        taken.value += 1
-        return todo[taken.value - 1] if taken.value <= len(todo) else None

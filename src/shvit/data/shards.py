@@ -66,6 +66,9 @@ class Index:
             if document["version"] != VERSION:
                 raise ValueError(f"its version is {document['version']}, this program reads {VERSION}")
             splits = {name: [Record(**record) for record in document["splits"][name]] for name in ("train", "val")}
+            for record in (record for records in splits.values() for record in records):
+                if not re.fullmatch(r"[\w-][\w.-]*\.tar", record.name) or type(record.bytes) is not int:
+                    raise ValueError(f"{record.name!r} of {record.bytes!r} bytes is no shard beside it")
             index = cls(tuple(document["classes"]), document["size"], document["made"], splits)
             fingerprint = _fingerprint(index.classes, *(_stored(records, "") for records in splits.values()))
         except (KeyError, TypeError, AttributeError) as error:

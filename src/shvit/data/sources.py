@@ -7,9 +7,10 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +25,8 @@ INDEX = "shards.json"
 """Name of the file that lists the images of shards written here."""
 UNFINISHED = ".unfinished"
 """Folder that lies among such shards until all are written."""
+READERS = 16
+"""Files that are read at once in search of duplicates."""
 NOT_IMAGES = {".csv", ".json", ".jsonl", ".md", ".txt", ".xml", ".yaml", ".yml", ".db", ".ini", ".npy", ".html"}
 """Files that lie beside images in real folders and are passed over; any other file is taken for an image."""
 
@@ -181,10 +184,11 @@ def duplicates(one: Split, other: Split) -> list[tuple[str, str]]:
     shared_sizes = set(groups[0][1].values()) & set(groups[1][1].values())
     suspects = [{i: s for i, s in sizes.items() if s in shared_sizes} for _, sizes in groups]
     for read in (_tail, _whole):
-        keyed = [
-            {i: (size, content) for i, size in kept.items() if (content := read(split.images[i])) is not None}
-            for (split, _), kept in zip(groups, suspects, strict=True)
-        ]
+        keyed: list[dict[int, Any]] = []
+        for (split, _), kept in zip(groups, suspects, strict=True):
+            with ThreadPoolExecutor(READERS) as pool:  # where files lie far away, waiting is what takes the time
+                contents = pool.map(read, [split.images[i] for i in kept])
+            keyed.append({i: (kept[i], content) for i, content in zip(kept, contents, strict=True) if content})
         shared = set(keyed[0].values()) & set(keyed[1].values())
         suspects = [{i: key for i, key in keys.items() if key in shared} for keys in keyed]
     by_content = defaultdict(list)

@@ -152,8 +152,11 @@ class Shards:
         try:
             return self._opened(self.places[shard])
         except FetchError as error:
-            self._failed[shard] = f"{self.places[shard].name} cannot be fetched: {error}"
-            raise BadImage(self._failed[shard]) from None
+            reason = f"cannot be fetched: {error}"
+        except OSError as error:  # no place in the cache, for one
+            reason = f"cannot be read: {error.strerror or error}"
+        self._failed[shard] = f"{self.places[shard].name} {reason}"
+        raise BadImage(self._failed[shard])
 
 
 class _Opened:

@@ -23,11 +23,12 @@ class BadImages:
         source: The images.
         out: The run's folder.
         max_share: Of a split's images that may be bad.
+        writes: Whether this is the process that writes.
     """
 
-    def __init__(self, source: Source, out: Path, max_share: float) -> None:
+    def __init__(self, source: Source, out: Path, max_share: float, writes: bool = True) -> None:
         self._splits = {"train": source.train, "val": source.val}
-        self._out, self._max_share = out, max_share
+        self._out, self._max_share, self._writes = out, max_share, writes
         self.train: dict[int, str] = dict(source.train.bad)
         self.val: dict[int, str] = dict(source.val.bad)
         self.excluded: set[int] = set()
@@ -62,7 +63,7 @@ class BadImages:
 
     def write(self) -> None:
         """bad_images.csv, where there are any."""
-        if self:
+        if self and self._writes:
             rows = [*_rows("train", self._splits["train"], self.train), *_rows("val", self._splits["val"], self.val)]
             write_csv(self._out / "bad_images.csv", ["split", "image", "reason"], rows)
 

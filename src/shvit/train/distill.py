@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -74,8 +75,18 @@ class Teacher:
         return self._cache.put(batch, logits) if self._cache else logits
 
 
-CHANGES_IMAGES = ("seed", "views", "repeats", "crop_min", "flip", "color_jitter", "rand_augment", "max_pixels")
-"""Fields of a recipe that decide what a view of an image looks like."""
+CHANGES_IMAGES = (
+    "seed",
+    "val_share",
+    "views",
+    "repeats",
+    "crop_min",
+    "flip",
+    "color_jitter",
+    "rand_augment",
+    "max_pixels",
+)
+"""Fields of a recipe that decide which images there are, and what a view of one looks like."""
 
 
 class AnswerCache:
@@ -102,12 +113,14 @@ class AnswerCache:
                 f"a teacher's answers can be kept only without {', '.join(changing)}: set to 0 (repeats: 1)"
             )
         described = {name: getattr(recipe, name) for name in CHANGES_IMAGES} | preprocess.to_dict() | about
+        described["images"] = images
         text = json.dumps(described, indent=2, sort_keys=True)
         self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._shape = images, len(about["classes"])
         self._view, self._answers = -1, np.empty((0, 0), np.float16)
         self._folder.mkdir(parents=True, exist_ok=True)
-        with replacing(self._folder / "about.json") as temporary:
+        self._lock = FileLock(self._folder / ".lock")
+        with self._lock, replacing(self._folder / "about.json") as temporary:
             temporary.write_text(text + "\n")
 
     def get(self, batch: Batch) -> Float[Tensor, "b classes"] | None:
@@ -125,9 +138,10 @@ class AnswerCache:
         """Mapped from the view's file; what is not known is not a number, and so is not mistaken for known."""
         if view != self._view:
             path = self._folder / f"view-{view:04}.npy"
-            if not path.exists():
-                with replacing(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, np.full(self._shape, np.nan, np.float16))
+            with self._lock:  # another process of this run may be here, too
+                if not path.exists():
+                    with replacing(path) as temporary, temporary.open("wb") as file:
+                        np.save(file, np.full(self._shape, np.nan, np.float16))
             self._view, self._answers = view, np.load(path, mmap_mode="r+")
         return self._answers
 

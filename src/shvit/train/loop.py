@@ -27,7 +27,7 @@ from .recipe import Recipe
 from .report import Reporter, draw_curves, read_metrics
 from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_precision, rand_augment
 from .signals import heeded
-from .state import State
+from .state import NEWEST, State
 from .world import World
 
 SAVE_EVERY = 500
@@ -118,7 +118,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
         self.train_loader, self.val_loader = self._loaders(workers)
-        self.bad = BadImages(source, out, recipe.max_bad_share)
+        self.bad = BadImages(source, out, recipe.max_bad_share, self.world.leads)
         self.epoch = self.step = 0
         self.best = -1.0
         self.best_metrics: dict[str, Any] = {}
@@ -176,13 +176,13 @@ class Trainer:
                 done, seconds, wait = self._train_epoch()
                 images_done, train_seconds = images_done + done, train_seconds + seconds
                 if self.step < len(self.train_loader):
+                    self._save_state()
                     break
                 self._end_epoch(done / seconds, wait / seconds)
-        finished = self.epoch == self.recipe.epochs
-        if not finished:
-            self._save_state()
         speed = images_done / train_seconds if train_seconds else 0.0
-        stopped_by = None if finished else self.stopped_by or signal.SIGTERM  # by another process's, perhaps
+        stopped_by = (
+            None if self.epoch == self.recipe.epochs else self.stopped_by or signal.SIGTERM
+        )  # by another process's, perhaps
         return Result(self.out, self.epoch, self.best_metrics, stopped_by, self.seconds, speed)
 
     def _train_epoch(self) -> tuple[int, float, float]:
@@ -271,7 +271,7 @@ class Trainer:
         self.bad.check("train")
         row: dict[str, Any] = {
             "epoch": self.epoch + 1,
-            "train_loss": self.loss_sum / max(1, self.step),
+            "train_loss": self.mean_loss,
             "rate": self.optimizer.param_groups[0]["lr"],
         }
         candidates = self._candidates()
@@ -344,6 +344,7 @@ class Trainer:
             epoch=self.epoch,
             step=self.step,
             processes=self.world.size,
+            precision=self.precision,
             model=self.model.state_dict(),
             ema=self.ema.module.state_dict() if self.ema is not None else None,
             optimizer=self.optimizer.state_dict(),
@@ -360,11 +361,11 @@ class Trainer:
 
     def _restore(self) -> bool:
         """Whether there was a state to go on from."""
-        state, problems = State.load(self.out)
-        for problem in problems:
-            self.reporter.warn(f"{problem}; going on from the state before it")
+        state, problems = self.world.first(lambda: State.load(self.out))
         if state is None:
             return False
+        for problem in problems:
+            self.reporter.warn(f"{problem}; going on from the state before it")
         if state.fingerprint != self.source.fingerprint:
             raise TrainError(
                 f"{self.source.name} is not the data that {self.out} was trained on; a new run needs another --out"
@@ -372,13 +373,16 @@ class Trainer:
         if state.processes != self.world.size:
             self.reporter.warn(
                 f"{self.world.size} processes go on where {state.processes} stopped: the images of each step are the "
-                "same, the last bits of the weights will not be"
+                "same; how they are mixed, and what each norm sees of them, is not"
             )
+        if state.precision != self.precision:
+            self.reporter.warn(f"begun in {state.precision}, the run goes on in {self.precision}")
         self.model.load_state_dict(state.model)
         if self.ema is not None and state.ema is not None:
             self.ema.module.load_state_dict(state.ema)
         self.optimizer.load_state_dict(state.optimizer)
-        self.scaler.load_state_dict(state.scaler)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
         self.epoch, self.step = state.epoch, state.step
         self.best, self.best_metrics = state.best, state.best_metrics
         self.bad.train, self.bad.val = state.bad_images, state.bad_val
@@ -386,6 +390,8 @@ class Trainer:
         self._exclude(set(state.excluded))
         if self.world.leads:
             sweep(self.out)
+            if problems:  # so that the sound state is the newest, and the next one takes its place
+                (self.out / NEWEST).unlink()
             self._forget_rows()
         return True
 
@@ -411,6 +417,11 @@ class Trainer:
     def _gather_bad(self) -> None:
         for known in self.world.gather(self.bad.train):
             self.bad.train |= known
+
+    @property
+    def mean_loss(self) -> float:
+        """Over the steps of the epoch in progress whose losses were looked at."""
+        return self.loss_sum / max(1, self.step - len(self._losses))
 
     @property
     def steps_done(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ..data.loader import Batch
+from .bad import TrainError
 from .loop import Trainer
 
 STEPS = 10
@@ -85,10 +86,13 @@ def _steps(trainer: Trainer, pieces: int) -> Iterator[list[Batch]]:
     """Without end. Steps without usable images are left out."""
     epoch = 0
     while True:
-        batches = trainer.train_loader.epoch(epoch)
+        batches, usable = trainer.train_loader.epoch(epoch), 0
         while step := list(islice(batches, pieces)):
             if all(map(len, step)):
+                usable += 1
                 yield step
+        if not usable:
+            raise TrainError("no step of an epoch has images that can be used")
         epoch += 1
 
 

@@ -262,6 +262,9 @@ RECIPES = {
     "highres-paper": highres_paper,
 }
 
+TUNES = ("finetune", "highres", "highres-paper")
+"""Recipes for weights that were trained before."""
+
 PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
 """Training images of ImageNet-1K, and the share of its budget from which a recipe stays as it was published."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150

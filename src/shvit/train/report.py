@@ -77,7 +77,7 @@ class Reporter:
 
     def step(self, trainer: "Trainer", images_per_second: float, waited: float) -> None:
         """After each step; `waited` is the share of this epoch's time that went by waiting for data."""
-        loss = trainer.loss_sum / max(1, trainer.step)
+        loss = trainer.mean_loss
         if self._progress is not None:
             self._progress.update(
                 self._bar,

@@ -23,7 +23,7 @@ from .distill import AnswerCache, Distill, Teacher
 from .loop import SAVE_EVERY, Result, Trainer
 from .profile import Profile
 from .profile import profile as measure
-from .recipe import RECIPES, Recipe, fit
+from .recipe import RECIPES, TUNES, Recipe, fit
 from .report import Reporter
 from .setup import DTYPES, picks_precision
 from .state import NAMES as STATES
@@ -33,7 +33,7 @@ from .world import World
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out; nothing here changes what comes out of it."""
+    """How a run is carried out. What comes out is the same, but for the digits that a cache of answers rounds off."""
 
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, …; under torchrun `cuda` is a GPU for each process."""
@@ -88,15 +88,18 @@ def train(
     how.check()
     device = world.device(pick_device(how.device))
     with world.joined(device):
-        [restarts] = world.sum(world.restarts)
-        resume = resume or (restarts > 0 and (out / RECORD).exists())
+        run = str(out.resolve())
+        resume = world.first(lambda: resume or (world.has_begun(run) and (out / RECORD).exists()))
         check_folder(out, new=not resume)
         plan = _resumed(data, model, recipe, out, settings or {}) if resume else _planned(data, model, recipe, settings)
         reporter = reporter if reporter and world.leads else Reporter()
-        for warning in plan.source.warnings:
+        for warning in (*plan.source.warnings, *plan.warnings()):
             reporter.warn(warning)
         trainer = _trainer(plan, how, out, device, reporter, world)
-        world.first(lambda: _prepare(plan, str(data), out, trainer.facts, reporter) if not resume else None)
+        if not resume:
+            if world.leads:
+                world.begin(run)
+            world.first(lambda: _prepare(plan, str(data), out, trainer.facts, reporter))
         with tracking(reporter, how.track if world.leads else None, out):
             return trainer.run(resume)
 
@@ -114,7 +117,7 @@ def profile(
     Raises:
         InputError: As `train`.
     """
-    how, world = Options(**options), World.from_environment()
+    how, world = replace(Options(**options), teacher_cache=None), World.from_environment()
     how.check()
     device = world.device(pick_device(how.device))
     with world.joined(device):
@@ -137,6 +140,12 @@ class Plan:
         if batch > images:
             raise InputError(f"batch_size {batch} is more than the {images} training images")
         self.recipe.check_divisible(processes)
+
+    def warnings(self) -> list[str]:
+        """What is allowed and hardly meant."""
+        if self.recipe.name in TUNES and not _is_trained(self.model):
+            return [f"recipe {self.recipe.name} tunes trained weights, and {self.model} has none: give --model a file"]
+        return []
 
 
 RECORD = "recipe.json"
@@ -200,12 +209,16 @@ def make_task(plan: Plan, options: Options, device: str) -> Task:
         if options.teacher_cache is not None:
             raise InputError(f"a cache of a teacher's answers needs a teacher, and recipe {recipe.name} has none")
         return task
-    trained = load_model(recipe.teacher)
+    trained, dtype = load_model(recipe.teacher), DTYPES[picks_precision(recipe, device)]
     cache = None
     if options.teacher_cache is not None:
-        about = {"teacher": digest_of(trained), "data": source.fingerprint, "classes": source.classes}
+        about = {
+            "teacher": digest_of(trained),
+            "precision": str(dtype),
+            "data": source.fingerprint,
+            "classes": source.classes,
+        }
         cache = AnswerCache(Path(options.teacher_cache), recipe, plan.start.preprocess, about, len(source.train))
-    dtype = DTYPES[picks_precision(recipe, device)]
     teacher = Teacher(trained, source.classes, plan.start.preprocess, device, dtype, cache)
     return Distill(task, teacher, recipe.distillation, recipe.distillation_share, recipe.temperature)
 
@@ -236,7 +249,7 @@ def starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
 
 def _starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
     count = len(source.classes)
-    if is_published(model) or Path(model).suffix == ".safetensors" or Path(model).is_file():
+    if _is_trained(model):
         trained = load_model(model)
         distilled = recipe.teacher is not None and trained.architecture.config is not None
         architecture = replace(trained.architecture, num_classes=count, distilled=distilled)
@@ -248,6 +261,10 @@ def _starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
         preprocess = default_preprocess(network, recipe.image_size)
     cost(network, (preprocess.image_size, preprocess.image_size))  # refuses what timm's model cannot take
     return ModelFile(network, source.classes, preprocess)
+
+
+def _is_trained(model: str) -> bool:
+    return is_published(model) or Path(model).suffix == ".safetensors" or Path(model).is_file()
 
 
 def _recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:

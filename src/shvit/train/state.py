@@ -1,7 +1,6 @@
 """What the next step depends on, on disk: `state.pt`. For resuming alone; using a model never needs it."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -14,8 +13,8 @@ import torch
 from ..errors import InputError
 from ..files import replacing
 
-NAMES = ("state.pt", "state.previous.pt")
-"""The newest, and the one before it."""
+NEWEST, PREVIOUS = "state.pt", "state.previous.pt"
+NAMES = NEWEST, PREVIOUS
 
 
 class StateError(InputError):
@@ -36,6 +35,8 @@ class State:
     """Steps done in it."""
     processes: int
     """That trained together."""
+    precision: str
+    """They computed in."""
     model: dict[str, Any]
     ema: dict[str, Any] | None
     optimizer: dict[str, Any]
@@ -61,10 +62,7 @@ class State:
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         newest, previous = (folder / name for name in NAMES)
         with replacing(newest) as temporary:
-            with temporary.open("wb") as file:
-                torch.save({**content, "digest": _digest(content)}, file)
-                file.flush()
-                os.fsync(file.fileno())
+            torch.save({**content, "digest": _digest(content)}, temporary)
             with suppress(FileNotFoundError):
                 newest.replace(previous)
 

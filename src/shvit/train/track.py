@@ -32,7 +32,7 @@ class TensorBoard:
     def step(self, trainer: "Trainer", images_per_second: float, waited: float) -> None:
         if trainer.step % EVERY == 0:
             at = trainer.steps_done
-            self._writer.add_scalar("step/loss", trainer.loss_sum / max(1, trainer.step), at)
+            self._writer.add_scalar("step/loss", trainer.mean_loss, at)
             self._writer.add_scalar("step/rate", trainer.optimizer.param_groups[0]["lr"], at)
             self._writer.add_scalar("step/images_per_second", images_per_second, at)
             self._writer.add_scalar("step/data_wait", waited, at)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +14,12 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import Failure
+from ..errors import Failure, InputError
+
+LONGEST_START = timedelta(minutes=30)
+"""From the first process's start to the last one's."""
+LONGEST_WAIT = timedelta(hours=2)
+"""For another process. One that is lost is noticed at once; one may read all images of a data set for the others."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +30,11 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Among the processes of this machine: which of its GPUs is this one's."""
-    restarts: int = 0
-    """How often torchrun on this machine has started them anew, after one of them was lost."""
 
     @classmethod
     def from_environment(cls) -> "World":
         """As torchrun tells it; alone where it tells nothing."""
-        told = {
-            "rank": "RANK",
-            "size": "WORLD_SIZE",
-            "local_rank": "LOCAL_RANK",
-            "restarts": "TORCHELASTIC_RESTART_COUNT",
-        }
+        told = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
         return cls(**{key: int(os.environ[name]) for key, name in told.items() if name in os.environ})
 
     @property
@@ -44,15 +43,25 @@ class World:
         return self.rank == 0
 
     def device(self, kind: str) -> str:
-        """This process's own of the devices of a kind: `cuda` is `cuda:1` for the second process of a machine."""
-        return f"cuda:{self.local_rank}" if kind == "cuda" and self.size > 1 else kind
+        """This process's own of the devices of a kind: `cuda` is `cuda:1` for the second process of a machine.
+
+        Raises:
+            InputError: There are more processes than GPUs, or all are to take the same one.
+        """
+        if self.size == 1 or not kind.startswith("cuda"):
+            return kind
+        if kind != "cuda":
+            raise InputError(f"device {kind} is one GPU for {self.size} processes: --device cuda gives each its own")
+        if self.local_rank >= (gpus := torch.cuda.device_count()):
+            raise InputError(f"there are more processes than the {gpus} GPUs here: --nproc-per-node {gpus}")
+        return f"cuda:{self.local_rank}"
 
     @contextmanager
     def joined(self, device: str) -> Iterator[None]:
         """Connected to the others: by NCCL for what lies on GPUs, by Gloo for the rest.
 
         Raises:
-            Failure: Another process was lost.
+            Failure: Another process was lost, or did not come.
         """
         if self.size == 1:
             yield
@@ -63,7 +72,7 @@ class World:
         store, _, _ = next(rendezvous("env://"))
         store = distributed.PrefixStore(_meet(store, self.rank, self.size), store)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size)
+        distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=LONGEST_WAIT)
         try:
             yield
         except (distributed.DistBackendError, RuntimeError) as error:
@@ -101,11 +110,30 @@ class World:
         return things
 
     def first(self, make: Callable[[], Any]) -> Any:
-        """What the first process makes, in all of them."""
-        things = [make() if self.leads else None]
-        if self.size > 1:
-            distributed.broadcast_object_list(things)
+        """What the first process makes, in all of them; or the error that it raises."""
+        if self.size == 1:
+            return make()
+        made, error = None, None
+        if self.leads:
+            try:
+                made = make()
+            except Exception as raised:  # whatever it is, the others wait for it
+                error = raised
+        things = [made, error]
+        distributed.broadcast_object_list(things)
+        if (error := error or things[1]) is not None:
+            raise error
         return things[0]
+
+    def begin(self, run: str) -> None:
+        """Tell this process, and those that torchrun may start anew, that a run has begun."""
+        if (store := _launch()) is not None:
+            store.set(f"begun/{run}", "")
+
+    def has_begun(self, run: str) -> bool:
+        """Whether `begin` was told so since torchrun was called."""
+        store = _launch()
+        return store is not None and store.check([f"begun/{run}"])
 
     def share_buffers(self, *models: nn.Module) -> None:
         """Those of the first process, such as the statistics of norms, in all of them."""
@@ -128,7 +156,10 @@ def _meet(store: distributed.Store, rank: int, size: int) -> str:
         store.set(f"{name}/{rank}", "here")
         return name
     name, missing = uuid4().hex, set(range(1, size))
+    deadline = time.monotonic() + LONGEST_START.total_seconds()
     while missing:
+        if time.monotonic() > deadline:
+            raise Failure(f"processes {', '.join(map(str, sorted(missing)))} of {size} did not come")
         for other in list(missing):
             if store.check([f"hello/{other}"]):
                 store.set(f"answer/{store.get(f'hello/{other}').decode()}", name)
@@ -136,6 +167,13 @@ def _meet(store: distributed.Store, rank: int, size: int) -> str:
                 missing.remove(other)
         time.sleep(0.01)
     return name
+
+
+def _launch() -> distributed.Store | None:
+    """torchrun's own store, which outlives the processes that it starts; None where there is none."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return next(rendezvous("env://"))[0]
 
 
 def _lost_connection(error: BaseException) -> bool:
