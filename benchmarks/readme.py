@@ -153,9 +153,34 @@ def kill() -> str:
     return "\n".join(lines)
 
 
-PUBLISHED = {"S1": (33489, 241), "S4": (14283, 986)}
-"""Images a second in inference on an A100, and millions of multiply-accumulates, by the paper."""
-IMAGES = 300 * 1_281_167
+def recipes() -> str:
+    result = latest("recipes")
+    student, teacher, highres = result["pairs"][0]["plain"]["recipe"], result["teacher"], result["highres"]
+    tuned = highres["tuned"]
+    lines = [
+        f"S1 at {student['image_size']} pixels on imagenette160, {student['epochs']} epochs, with the labels alone and "
+        f"with a teacher: `{teacher['model']}`,",
+        f"trained by `shvit train` for {teacher['recipe']['epochs']} epochs to {teacher['top1']:.2%}. "
+        "Top-1 of the best epoch:",
+        "",
+        "| seed | labels alone | distilled (soft, temperature 2) | gain, points |",
+        "|---|---|---|---|",
+        *(
+            f"| {pair['seed']} | {max(pair['plain']['top1']):.2%} | {max(pair['distilled']['top1']):.2%} "
+            f"| {pair['gain']:+.2f} |"
+            for pair in result["pairs"]
+        ),
+        "",
+        f"`highres` took the S1 of {highres['start']['image_size']} pixels with {highres['start']['top1']:.2%} to "
+        f"{tuned['recipe']['image_size']} pixels, in {tuned['recipe']['epochs']} epochs: {max(tuned['top1']):.2%} "
+        f"({highres['gain']:+.2f} points).",
+    ]
+    return "\n".join(lines)
+
+
+PUBLISHED = {"S1 at 224": (33489, 241, 300), "S4 at 256": (14283, 986, 300), "S4 at 512": (3957, 3972, 30)}
+"""Images a second in inference on an A100, millions of multiply-accumulates, and epochs, by the paper."""
+IMAGES = 1_281_167
 
 
 def estimate() -> str:
@@ -164,30 +189,31 @@ def estimate() -> str:
     here = measured["images_per_second"]["ours"] * 123  # million multiply-accumulates a second of S1 at 160 pixels
     core = reading["rows"][0]["images_per_second"]["shvit"] / reading["cores"]
     lines = [
-        "An estimate, not a measurement. 300 epochs are 384 million images. A step is three forward passes, so a GPU",
+        "An estimate, not a measurement. An epoch has 1.28 million images. A step is three forward passes, so a GPU",
         "learns from at most a third of the images that it can classify: of the paper's rates on an A100. Reading was",
         f"measured above: {core:.0f} images a second and core, photographs of 500x375, the paper's augmentation.",
         "",
-        "| | S1 at 224 | S4 at 256 |",
-        "|---|---|---|",
+        f"| | {' | '.join(PUBLISHED)}, `highres` |",
+        "|---|---|---|---|",
     ]
-    rates = {name: 8 * inference / 3 for name, (inference, _) in PUBLISHED.items()}
+    runs = [(8 * inference / 3, macs, epochs * IMAGES) for inference, macs, epochs in PUBLISHED.values()]
     rows = {
-        "8 A100 learn from at most, images/s": [f"{rate:,.0f}" for rate in rates.values()],
-        "which takes, hours": [f"{IMAGES / rate / 3600:.1f}" for rate in rates.values()],
-        "cores that read as many": [f"{rate / core:.0f}" for rate in rates.values()],
-        "hours, with 96 cores to read": [f"{IMAGES / min(rate, 96 * core) / 3600:.1f}" for rate in rates.values()],
-        "days, on the two cores used here": [f"{IMAGES / (here / macs) / 86400:.0f}" for _, macs in PUBLISHED.values()],
+        "epochs": [str(epochs) for _, _, epochs in PUBLISHED.values()],
+        "8 A100 learn from at most, images/s": [f"{rate:,.0f}" for rate, _, _ in runs],
+        "which takes, hours": [f"{images / rate / 3600:.1f}" for rate, _, images in runs],
+        "cores that read as many": [f"{rate / core:.0f}" for rate, _, _ in runs],
+        "hours, with 96 cores to read": [f"{images / min(rate, 96 * core) / 3600:.1f}" for rate, _, images in runs],
+        "days, on the two cores used here": [f"{images / (here / macs) / 86400:.0f}" for _, macs, images in runs],
     }
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     return "\n".join(
         [
             *lines,
             "",
-            "So one machine of 8 GPUs is bound by reading for both, unless it has several hundred cores: shards of",
-            "smaller images (`shvit shard --size 256`), and more machines, whose cores add up, help more than faster",
-            "GPUs. A teacher of 16 G multiply-accumulates costs 22 times the step of S1, and 5 times that of S4:",
-            "distillation is bound by the teacher.",
+            "So one machine of 8 GPUs is bound by reading for S1 at 224 and S4 at 256, unless it has several hundred",
+            "cores: shards of smaller images (`shvit shard --size 256`), and more machines, whose cores add up, help",
+            "more than faster GPUs. At 512 pixels some 50 cores are enough. A teacher of 16 G multiply-accumulates costs",
+            "22 times the step of S1, and 5 times that of S4: distillation is bound by the teacher.",
         ]
     )
 
@@ -200,7 +226,7 @@ SECTIONS = {
         "predict": predict,
         "train_small": train_small,
     },
-    "docs/training.md": {"estimate": estimate, "kill": kill, "loader": loader, "step": step},
+    "docs/training.md": {"estimate": estimate, "kill": kill, "loader": loader, "recipes": recipes, "step": step},
 }
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
+
 from shvit.bench.report import hardware_name
 from shvit.modelfile import load
 from shvit.provenance import facts
@@ -36,7 +38,13 @@ def train(data: str, out: Path, flags: list[str]) -> dict[str, Any]:
     record = json.loads((out / "recipe.json").read_text())
     top1 = [row["top1"] for row in rows(out)]
     seconds = rows(out)[-1]["seconds"]
-    return {"command": " ".join(["shvit", *command]), "top1": top1, "seconds": seconds, "recipe": record["recipe"]}
+    return {
+        "command": " ".join(["shvit", *command]),
+        "commit": record["commit"],
+        "top1": top1,
+        "seconds": seconds,
+        "recipe": record["recipe"],
+    }
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -84,6 +92,7 @@ def main() -> None:
         "teacher": described(args.teacher),
         "pairs": pairs,
         "highres": {"start": start, "tuned": tuned, "gain": 100 * (max(tuned["top1"]) - start["top1"])},
+        "threads": torch.get_num_threads(),
         **about,
     }
     path = args.results / f"recipes_{hardware_name(about['hardware'])}_{about['date'][:10]}.json"

@@ -59,7 +59,7 @@ class Ours:
         self._repetitions = warm_up(self._step)
 
     def _step(self) -> None:
-        self._trainer._train_step([self._batch])
+        self._trainer.train_step([self._batch])
         synchronize(self._device)
 
     def time(self) -> list[float]:

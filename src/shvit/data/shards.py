@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ VERSION = 1
 SPLITS = {"train": set(TRAIN_NAMES), "val": set(VAL_NAMES) - {"test"}, "test": {"test"}}
 """Words, one of which the name of a shard must hold to belong to a split."""
 CLASSES = "classes.txt"
+READERS = 8
+"""Shards without an index that are looked through at once."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +181,9 @@ def _unindexed(name: str, seed: int, val_share: float) -> Source:
         raise DataError(f"{packed[0]} is compressed, so that its images cannot be read one by one: unpack it to .tar")
     places = [Place(_name(place), place) for place in found]
     scanned, warnings = [], []
-    for place in places:
-        samples, fault = _scan(place)
+    with ThreadPoolExecutor(READERS) as pool:  # of those from elsewhere, several are fetched at once
+        found_in = list(pool.map(_scan, places))
+    for place, (samples, fault) in zip(places, found_in, strict=True):
         scanned.append(samples)
         if fault:
             warnings.append(f"{place.name} {fault}: {len(samples):,} samples are before it, any others are left out")

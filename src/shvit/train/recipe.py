@@ -185,9 +185,15 @@ def distill(model: str = "shvit_s1") -> Recipe:
         torchrun --nproc-per-node 8 -m shvit train imagenet --model shvit_s1 --recipe distill --out runs/s1-distilled \\
             --workers 12
 
-    On several machines as `scratch`. The student's second head learns from the teacher, its first one from the labels;
-    their mean is the network's answer, and `shvit.fuse` makes them one. `--teacher` takes any model file or timm/NAME,
-    `--distillation soft` the teacher's probabilities instead of its first class.
+    Two machines of 8 GPUs, on each of them:
+
+        torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d \\
+            --rdzv-endpoint FIRST_MACHINE:29500 -m shvit train imagenet --model shvit_s1 --recipe distill \\
+            --out runs/s1-distilled --workers 12
+
+    The student's second head learns from the teacher, its first one from the labels; their mean is the network's
+    answer, and `shvit.fuse` makes them one. `--teacher` takes any model file or timm/NAME, `--distillation soft` the
+    teacher's probabilities instead of its first class.
 
     Cost: `scratch` and a forward pass of the teacher for each image. Published outcome: top-1 74.0, 76.2, 78.3, 80.2 %
     for S1 to S4. Not yet run here at that scale; LOG.md has it on imagenette160.
@@ -201,9 +207,15 @@ def highres(model: str = "shvit_s1") -> Recipe:
         torchrun --nproc-per-node 8 -m shvit train imagenet --model runs/s4/best.safetensors --recipe highres \\
             --image-size 512 --out runs/s4-512 --workers 12
 
-    On several machines as `scratch`. Two settings were published. These are the arguments that the authors posted with
-    their network for 512: batch 256, rate 4e-5, warm-up from 2e-8, least rate 2e-7, taken as effective rates. The
-    other one, which the paper's text gives, is `highres_paper`.
+    Two machines of 8 GPUs, on each of them:
+
+        torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d \\
+            --rdzv-endpoint FIRST_MACHINE:29500 -m shvit train imagenet --model runs/s4/best.safetensors \\
+            --recipe highres --image-size 512 --out runs/s4-512 --workers 12
+
+    Two settings were published. These are the arguments that the authors posted with their network for 512: batch 256,
+    rate 4e-5, warm-up from 2e-8, least rate 2e-7, taken as effective rates. The other one, which the paper's text
+    gives, is `highres_paper`.
 
     Cost: docs/training.md. Published outcome: top-1 82.0 % for S4 at 512. Not yet run here at that scale.
     """
@@ -227,6 +239,12 @@ def highres_paper(model: str = "shvit_s1") -> Recipe:
         torchrun --nproc-per-node 8 -m shvit train imagenet --model runs/s4/best.safetensors --recipe highres-paper \\
             --image-size 512 --out runs/s4-512 --workers 12
 
+    Two machines of 8 GPUs, on each of them:
+
+        torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d \\
+            --rdzv-endpoint FIRST_MACHINE:29500 -m shvit train imagenet --model runs/s4/best.safetensors \\
+            --recipe highres-paper --image-size 512 --out runs/s4-512 --workers 12
+
     The text names no batch; it is taken for the effective rate at 2048, as in `scratch`, which 0.004 equals: then the
     network is trained anew rather than tuned. Which of the two made the published network is not known. Cost and
     outcome as `highres`; not yet run here at that scale.
@@ -239,7 +257,13 @@ def finetune(model: str = "shvit_s1") -> Recipe:
 
         torchrun --nproc-per-node 8 -m shvit train my_images --model shvit_s1.in1k --recipe finetune --out runs/mine
 
-    On several machines as `scratch`; most data sets need one GPU, or none. Not yet run here at scale.
+    Two machines of 8 GPUs, on each of them:
+
+        torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d \\
+            --rdzv-endpoint FIRST_MACHINE:29500 -m shvit train my_images --model shvit_s1.in1k --recipe finetune \\
+            --out runs/mine
+
+    Most data sets need one GPU, or none. Not yet run here at scale.
     """
     return replace(
         scratch(model),
