@@ -212,8 +212,8 @@ def estimate() -> str:
             "",
             "So one machine of 8 GPUs is bound by reading for S1 at 224 and S4 at 256, unless it has several hundred",
             "cores: shards of smaller images (`shvit shard --size 256`), and more machines, whose cores add up, help",
-            "more than faster GPUs. At 512 pixels some 50 cores are enough. A teacher of 16 G multiply-accumulates costs",
-            "22 times the step of S1, and 5 times that of S4: distillation is bound by the teacher.",
+            "more than faster GPUs. At 512 pixels some 50 cores are enough. A teacher of 16 G multiply-accumulates",
+            "costs 22 times the step of S1, and 5 times that of S4: distillation is bound by the teacher.",
         ]
     )
 
