@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save, save_file
 
 import shvit
 from conftest import tiny_architecture
-from shvit import modelfile
 from shvit.modelfile import HEADER_KEY, ModelFile, ModelFileError
 
 
@@ -65,7 +64,7 @@ def test_a_failed_write_leaves_the_old_file(path, tiny, monkeypatch):
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(modelfile.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="disk full"):
         shvit.save(replace(tiny, metrics={"top1": 0.9}), path)
     assert path.read_bytes() == before

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,10 +76,8 @@ def save(model_file: ModelFile, path: str | Path) -> None:
     }
     header["digest"] = _digest(header, weights)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(to_safetensors(weights, {HEADER_KEY: json.dumps(header)}))
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path) as temporary:
+        temporary.write_bytes(to_safetensors(weights, {HEADER_KEY: json.dumps(header)}))
 
 
 def load(path: str | Path) -> ModelFile:
