@@ -580,21 +580,32 @@ def bench(
 
 
 @app.command
-def info(model: str, *, image_size: int | None = None, json: Json = False) -> None:
-    """Tell what a network costs, and what a model file holds.
+def info(name: str, /, *, image_size: int | None = None, json: Json = False) -> None:
+    """Tell what a network costs and what a model file holds; or what is in a data set, and amiss with it.
 
     Parameters
     ----------
-    model
-        shvit_s1 to shvit_s4, timm/NAME, a model file, or published weights such as shvit_s1.in1k.
+    name
+        shvit_s1 to shvit_s4, timm/NAME, a model file, or published weights such as shvit_s1.in1k; or data, as for
+        train, or a COCO folder.
     image_size
-        Count costs at this size instead of the model's own.
+        Count a network's costs at this size instead of its own.
     """
-    from .describe import describe
+    from .data.sources import is_data
 
-    facts = describe(model, image_size)
     console = _console(json)
-    wording.described(console, facts)
+    if is_data(name):
+        from .survey import survey
+
+        if image_size is not None:
+            raise InputError(f"--image-size is for networks, and {name} is data")
+        facts = survey(name)
+        wording.surveyed(console, facts)
+    else:
+        from .describe import describe
+
+        facts = describe(name, image_size)
+        wording.described(console, facts)
     _finish(json, facts)
 
 

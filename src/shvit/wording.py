@@ -158,5 +158,30 @@ def described(console: Console, facts: dict[str, Any]) -> None:
             say(console, f"{part}: {as_json(facts['file'][part])}")
 
 
+def surveyed(console: Console, facts: dict[str, Any]) -> None:
+    """A data set: its splits, its classes, and each problem in a line."""
+    unit = "objects" if facts["task"] == "detect" else "images"
+    drawn = ", the validation images drawn from one pile" if facts["drawn"] else ""
+    say(console, f"{facts['data']}: {len(facts['classes'])} classes{drawn}")
+    names = [key for key in facts["splits"]["train"] if key not in ("height", "width")]
+    rows = [[key.replace("_", " "), *(f"{part[key]:,}" for part in facts["splits"].values())] for key in names]
+    for key in ("height", "width"):
+        cells = ["–" if part[key] is None else " / ".join(map(str, part[key])) for part in facts["splits"].values()]
+        rows.append([f"{key}: least / median / greatest", *cells])
+    show_table(console, ["", *facts["splits"]], rows)
+    classes = sorted(facts["classes"], key=lambda row: -row["train"])
+    shown = (
+        classes if len(classes) <= SHOWN_CLASSES else [*classes[: SHOWN_CLASSES // 2], *classes[-SHOWN_CLASSES // 2 :]]
+    )
+    table = [[row["name"], f"{row['train']:,}", f"{row['val']:,}"] for row in shown]
+    if len(shown) < len(classes):
+        table.insert(SHOWN_CLASSES // 2, [f"… {len(classes) - len(shown)} more (--json has all)", "", ""])
+    show_table(console, [f"{unit} by class", *facts["splits"]], table)
+    for line in facts["problems"]:
+        say(console, line, style="yellow")
+    if not facts["problems"]:
+        say(console, "no problems found")
+
+
 def as_json(document: Any) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False, default=str)

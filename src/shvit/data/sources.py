@@ -160,6 +160,13 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Sour
     )
 
 
+def is_data(name: str) -> bool:
+    """Whether a name is one of data, and none of a model."""
+    return (
+        name == "digits" or name.endswith(".csv") or Path(name).is_dir() or name.startswith("hf://") or is_sharded(name)
+    )
+
+
 def is_sharded(data: str | Path) -> bool:
     """Whether `data` names WebDataset shards: by its ending, as a URL that is not the hub's, or as a folder of them."""
     text = str(data)

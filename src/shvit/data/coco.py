@@ -1,0 +1,398 @@
+"""COCO folders: images with boxes, masks and classes; what is amiss with them is said in a line for each kind.
+
+Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; format: https://cocodataset.org/#format-data
+"""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+from PIL import Image, UnidentifiedImageError
+
+from .sources import TRAIN_NAMES, VAL_NAMES, DataError
+
+BESIDE = "_annotations.coco.json"
+"""What Roboflow writes into the folder of each split."""
+SLACK = 1.0
+"""Pixels that a box may reach beyond its image before that is told: annotators' rounding."""
+SMALL, MEDIUM = 32**2, 96**2
+"""Areas in pixels up to which COCO calls an object small, and medium."""
+
+Segment = tuple[np.ndarray, ...] | dict[str, Any]
+"""An object's shape: polygons, each x, y, x, y, … in pixels; or COCO's run-length code, with `size` and `counts`."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is in one image. Crowds are regions of many objects, which are neither learnt nor counted."""
+
+    boxes: Float32[np.ndarray, "n 4"]
+    """Left, top, right, bottom in pixels of the image, of some width and height, within it."""
+    labels: Int64[np.ndarray, " n"]
+    """Places among the classes."""
+    crowd: Bool[np.ndarray, " n"]
+    areas: Float32[np.ndarray, " n"]
+    """In pixels, by COCO's own count of the mask."""
+    segments: Sequence[Segment | None]
+    """None for an object without a usable mask."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+NOTHING = Objects(np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, np.float32), ())
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Images with objects, in the order of their file."""
+
+    images: Sequence[Path]
+    ids: Sequence[int]
+    """Of the images, as COCO results name them."""
+    sizes: Int64[np.ndarray, "images 2"]
+    """Height and width in pixels."""
+    objects: Sequence[Objects]
+    bad: dict[int, str] = field(default_factory=dict)
+    """Place of each image that is known to be unusable, and why."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, indices: Iterable[int]) -> "Scenes":
+        picked = list(indices)
+        return Scenes(
+            [self.images[i] for i in picked],
+            [self.ids[i] for i in picked],
+            self.sizes[picked],
+            [self.objects[i] for i in picked],
+            {place: self.bad[i] for place, i in enumerate(picked) if i in self.bad},
+        )
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """A data set for detection and segmentation."""
+
+    name: str
+    classes: tuple[str, ...]
+    categories: tuple[int, ...]
+    """The id that each class has in the files."""
+    train: Scenes
+    val: Scenes
+    drawn: bool = False
+    """Whether the validation images were drawn here, because all were in one file."""
+    fingerprint: str = field(default="", compare=False)
+    """Of file names, sizes and objects."""
+    warnings: tuple[str, ...] = ()
+    """What is amiss, a line for each kind, with how often it occurs and an example."""
+
+
+def is_coco(folder: Path) -> bool:
+    """Whether a folder holds annotations as COCO, or Roboflow, names them."""
+    return bool(_annotation_files(folder))
+
+
+def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2) -> CocoSource:
+    """Read a COCO folder.
+
+    Args:
+        data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid`, `test`), whose images lie
+            in `train*/`, `images/train*/` or `images/`; or with `train/_annotations.coco.json` beside the images, and
+            `valid/` likewise. One file alone is divided.
+        seed: Draws the validation images where there is one file.
+        val_share: Share of these.
+
+    Raises:
+        DataError: There are no such files, one is no COCO file, or files disagree about the classes. Whatever is wrong
+            with single images and annotations leaves them out, and is among the warnings.
+    """
+    root = Path(data)
+    files = _by_split(root)
+    read = {split: _read(path, root) for split, path in files.items()}
+    categories = _common([one.categories for one in read.values()], root)
+    classes, ids = tuple(categories.values()), tuple(categories)
+    scenes = {split: one.scenes({key: place for place, key in enumerate(ids)}) for split, one in read.items()}
+    warnings = [f"{files[split].name}: {line}" for split, one in read.items() for line in one.problems.lines()]
+    if missing := _without_objects(classes, scenes.values()):
+        warnings.append(f"{len(missing):,} classes have no object in any image, such as {missing[0]}")
+    fingerprint = _fingerprint(classes, scenes.values())
+    drawn = "all" in scenes
+    if drawn:
+        order = random.Random(seed).sample(range(len(scenes["all"])), len(scenes["all"]))
+        count = min(max(1, round(len(order) * val_share)), len(order) - 1)
+        held_out = set(order[:count])
+        scenes = {
+            "train": scenes["all"].subset(i for i in range(len(order)) if i not in held_out),
+            "val": scenes["all"].subset(sorted(held_out)),
+        }
+    return CocoSource(str(data), classes, ids, scenes["train"], scenes["val"], drawn, fingerprint, tuple(warnings))
+
+
+def _annotation_files(root: Path) -> list[Path]:
+    return [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{BESIDE}"))]
+
+
+def _by_split(root: Path) -> dict[str, Path]:
+    """`train` and `val`, or `all`. Raises DataError."""
+    files = _annotation_files(root)
+    if not files:
+        raise DataError(f"{root} is no COCO folder: expected {root}/annotations/instances_train….json and …_val….json")
+    names = {path: path.parent.name if path.name == BESIDE else path.stem.partition("_")[2] for path in files}
+    found = {
+        split: [path for kind in kinds for path in files if names[path].lower().startswith(kind)]
+        for split, kinds in (("train", TRAIN_NAMES), ("val", VAL_NAMES))
+    }
+    if found["train"] and found["val"]:
+        return {split: paths[0] for split, paths in found.items()}
+    if len(files) == 1:
+        return {"all": files[0]}
+    listed = ", ".join(str(path.relative_to(root)) for path in files)
+    raise DataError(f"{root} needs one file named train and one named val, or a single file; it has {listed}")
+
+
+class _Problems:
+    """Counts of each kind, and its first example."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, kind: str, example: str) -> None:
+        count, first = self._found.get(kind, (0, example))
+        self._found[kind] = count + 1, first
+
+    def lines(self) -> list[str]:
+        return [f"{count:,} {kind}, such as {example}" for kind, (count, example) in self._found.items()]
+
+
+@dataclass(frozen=True)
+class _File:
+    """An annotation file whose images and categories are sound; its annotations were not yet looked at."""
+
+    path: Path
+    categories: dict[int, str]
+    images: list[Path]
+    ids: list[int]
+    sizes: Int64[np.ndarray, "images 2"]
+    bad: dict[int, str]
+    annotations: list[Any]
+    problems: _Problems
+
+    def scenes(self, numbers: dict[int, int]) -> Scenes:
+        """With the objects, whose labels are `numbers` of their categories."""
+        places = {id_: place for place, id_ in enumerate(self.ids)}
+        rows: list[list[tuple[Any, ...]]] = [[] for _ in self.ids]
+        seen: set[Any] = set()
+        for row in self.annotations:
+            if (taken := self._object(row, places, numbers, seen)) is not None:
+                place, parts = taken
+                rows[place].append(parts)
+        return Scenes(self.images, self.ids, self.sizes, [_objects(parts) for parts in rows], self.bad)
+
+    def _object(
+        self, row: Any, places: dict[int, int], numbers: dict[int, int], seen: set[Any]
+    ) -> tuple[int, tuple[Any, ...]] | None:
+        """The image's place, and box, label, crowd, area and shape; None where it cannot be used."""
+        add = self.problems.add
+        if not isinstance(row, dict):
+            return add("annotations are no JSON objects and left out", repr(row)[:40])
+        about = f"annotation {row.get('id')}"
+        place, label = places.get(_key(row, "image_id")), numbers.get(_key(row, "category_id"))
+        if place is None:
+            return add(
+                "annotations are of images that are not listed and left out", f"{about} of {row.get('image_id')}"
+            )
+        if label is None:
+            return add(
+                "annotations are of categories that are not listed and left out", f"{about} of {row.get('category_id')}"
+            )
+        box = _numbers(row.get("bbox"))
+        if box is None or len(box) != 4:
+            return add("boxes are not four numbers, and left out", about)
+        if box[2] <= 0 or box[3] <= 0:
+            return add("boxes have no width or no height and are left out", about)
+        height, width = self.sizes[place].tolist()
+        left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+        cut = max(0.0, left), max(0.0, top), min(width, right), min(height, bottom)
+        if cut[2] <= cut[0] or cut[3] <= cut[1]:
+            return add("boxes lie outside of their images and are left out", about)
+        if min(left, top) < -SLACK or right > width + SLACK or bottom > height + SLACK:
+            add("boxes reach beyond their images and are cut off", about)
+        if (same := (place, label, *box, _key(row, "id"))) in seen:
+            return add("annotations come twice and are taken once", about)
+        seen.add(same)
+        shape = _segment(row.get("segmentation"), height, width)
+        if shape is None and row.get("segmentation"):
+            add("masks are neither polygons nor run-length codes of their image's size, and not used", about)
+        area = row.get("area")
+        if not isinstance(area, int | float) or not area > 0:
+            area = (cut[2] - cut[0]) * (cut[3] - cut[1])
+        return place, (cut, label, bool(row.get("iscrowd")), area, shape)
+
+
+def _read(path: Path, root: Path) -> _File:
+    """Raises DataError where it is no COCO file, or none of its images is there."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path} is no COCO file: expected an object with images, annotations and categories")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(document.get(key), list):
+            raise DataError(f"{path} is no COCO file: it has no list named {key!r}")
+    problems = _Problems()
+    listed = _listed_images(document["images"], path, root, problems)
+    if not listed.images:
+        raise DataError(f"{path} lists no images")
+    if len(listed.bad) == len(listed.images):
+        raise DataError(f"{path}: none of its {len(listed.images):,} images can be used, {listed.bad[0]}")
+    return _File(
+        path,
+        _categories(document["categories"], path),
+        listed.images,
+        listed.ids,
+        np.array(listed.sizes, np.int64).reshape(-1, 2),
+        listed.bad,
+        document["annotations"],
+        problems,
+    )
+
+
+@dataclass
+class _Listed:
+    images: list[Path] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
+
+
+def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems) -> _Listed:
+    found, known = _Listed(), set()
+    folder = _image_folder(rows, path, root)
+    for row in rows:
+        if not isinstance(row, dict) or _key(row, "id") is None or not isinstance(row.get("file_name"), str):
+            problems.add("images lack an id or a file_name and are left out", repr(row)[:40])
+            continue
+        if row["id"] in known:
+            problems.add("images have the id of another one and are left out", f"{row['file_name']} with {row['id']}")
+            continue
+        known.add(row["id"])
+        file = folder / row["file_name"]
+        size = row.get("height"), row.get("width")
+        reason = None if file.is_file() else "no such file"
+        if reason is None and not all(isinstance(side, int) and side > 0 for side in size):
+            size, reason = _size(file)
+        if reason is not None:
+            problems.add("images cannot be used and are left out", f"{row['file_name']}: {reason}")
+            found.bad[len(found.images)] = reason
+            size = 1, 1
+        found.images.append(file)
+        found.ids.append(row["id"])
+        found.sizes.append((int(size[0]), int(size[1])))  # pyright: ignore[reportArgumentType]
+    return found
+
+
+def _image_folder(rows: list[Any], path: Path, root: Path) -> Path:
+    """Where the first of the images that is found lies; else where they are expected."""
+    if path.name == BESIDE:
+        return path.parent
+    name = path.stem.partition("_")[2]
+    places = [root / name, root / "images" / name, root / "images", root]
+    names = [row["file_name"] for row in rows if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
+    return next((place for file in names[:100] for place in places if (place / file).is_file()), places[0])
+
+
+def _size(file: Path) -> tuple[tuple[int, int], str | None]:
+    """Height and width by the file's header, or why not."""
+    try:
+        with Image.open(file) as image:
+            return (image.height, image.width), None
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return (1, 1), " ".join(str(error).split())
+
+
+def _categories(rows: list[Any], path: Path) -> dict[int, str]:
+    """Name of each id, in the order of ids. Raises DataError."""
+    found: dict[int, str] = {}
+    for row in rows:
+        key, name = (_key(row, "id"), row.get("name")) if isinstance(row, dict) else (None, None)
+        if key is None or not isinstance(name, str) or not name:
+            raise DataError(f"{path}: a category needs an id, which is a whole number, and a name; got {row!r}")
+        if key in found:
+            raise DataError(f"{path}: the categories {found[key]!r} and {name!r} have the same id {key}")
+        if name in found.values():
+            raise DataError(f"{path}: two categories are named {name!r}")
+        found[key] = name
+    if not found:
+        raise DataError(f"{path} has no categories")
+    return dict(sorted(found.items()))
+
+
+def _common(given: Sequence[dict[int, str]], root: Path) -> dict[int, str]:
+    """The categories of all files. Raises DataError where they differ."""
+    first, *others = given
+    for other in others:
+        if other != first:
+            [(key, name), *_] = sorted(set(first.items()) ^ set(other.items()))
+            raise DataError(f"{root}: its files disagree about the categories, such as {key}: {name}")
+    return first
+
+
+def _without_objects(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> list[str]:
+    seen = {label for one in scenes for objects in one.objects for label in objects.labels.tolist()}
+    return [name for label, name in enumerate(classes) if label not in seen]
+
+
+def _key(row: dict[str, Any], name: str) -> Any:
+    """A whole number; None for anything else."""
+    value = row.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _numbers(value: Any) -> list[float] | None:
+    """A list of finite numbers, or None."""
+    if not isinstance(value, list) or not all(isinstance(x, int | float) and math.isfinite(x) for x in value):
+        return None
+    return [float(x) for x in value]
+
+
+def _segment(value: Any, height: int, width: int) -> Segment | None:
+    """None where it is no shape in an image of this size."""
+    if isinstance(value, dict):
+        size, counts = value.get("size"), value.get("counts")
+        if size != [height, width] or not isinstance(counts, str | list):
+            return None
+        if isinstance(counts, list) and (_numbers(counts) is None or sum(counts) != height * width):
+            return None
+        return {"size": size, "counts": counts}
+    if not isinstance(value, list):
+        return None
+    polygons = [points for part in value if (points := _numbers(part)) and len(points) >= 6 and len(points) % 2 == 0]
+    return tuple(np.array(points, np.float32) for points in polygons) or None
+
+
+def _objects(rows: list[tuple[Any, ...]]) -> Objects:
+    if not rows:
+        return NOTHING
+    boxes, labels, crowd, areas, segments = zip(*rows, strict=True)
+    return Objects(
+        np.array(boxes, np.float32), np.array(labels), np.array(crowd), np.array(areas, np.float32), segments
+    )
+
+
+def _fingerprint(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> str:
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for one in scenes:
+        digest.update(b"split\n" + one.sizes.astype("<i8").tobytes())
+        for path, objects in zip(one.images, one.objects, strict=True):
+            digest.update(path.name.encode() + objects.boxes.astype("<f4").tobytes())
+            digest.update(objects.labels.astype("<i8").tobytes() + objects.crowd.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,205 @@
+"""A COCO folder gives what its files say; whatever is amiss with single entries leaves these out, and is told."""
+
+import json
+import re
+from copy import deepcopy
+
+import numpy as np
+import pytest
+
+from conftest import SHARED, picture
+from shvit.data.coco import Scenes, is_coco, open_coco
+from shvit.data.sources import DataError
+
+POLYGON = [[4, 4, 24, 4, 24, 20, 4, 20]]
+FILE = {
+    "images": [
+        {"id": 5, "file_name": "a.png", "height": 40, "width": 64},
+        {"id": 3, "file_name": "b.png", "height": 40, "width": 64},
+    ],
+    "categories": [{"id": 7, "name": "tree"}, {"id": 0, "name": "cat"}],
+    "annotations": [
+        {"id": 1, "image_id": 5, "category_id": 7, "bbox": [4, 4, 20, 16], "area": 300.5, "segmentation": POLYGON},
+        {"id": 2, "image_id": 5, "category_id": 0, "bbox": [30.5, 2, 8, 9], "iscrowd": 1,
+         "segmentation": {"size": [40, 64], "counts": [0, 2560]}},
+    ],
+}  # fmt: skip
+
+
+def write(root, file=FILE, splits=("train2017", "val2017"), images="{split}"):
+    for split in splits:
+        folder = root / images.format(split=split)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("a.png", "b.png"):
+            picture(90, size=(40, 64)).save(folder / name)
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(file))
+    return root
+
+
+@pytest.mark.parametrize("images", ["{split}", "images/{split}", "images", "."])
+def test_objects_are_what_the_file_says(tmp_path, images):
+    source = open_coco(write(tmp_path, images=images))
+    assert (source.classes, source.categories) == (("cat", "tree"), (0, 7))
+    assert source.warnings == ()
+    for scenes in (source.train, source.val):
+        assert [path.name for path in scenes.images] == ["a.png", "b.png"]
+        assert scenes.ids == [5, 3]
+        assert scenes.sizes.tolist() == [[40, 64], [40, 64]]
+        one, none = scenes.objects
+        assert one.boxes.tolist() == [[4, 4, 24, 20], [30.5, 2, 38.5, 11]]
+        assert one.labels.tolist() == [1, 0]
+        assert one.crowd.tolist() == [False, True]
+        assert one.areas.tolist() == [300.5, 72]
+        assert one.segments[0][0].tolist() == POLYGON[0]
+        assert one.segments[1] == {"size": [40, 64], "counts": [0, 2560]}
+        assert len(none) == 0
+        assert none.boxes.shape == (0, 4)
+
+
+def changed(change):
+    file = deepcopy(FILE)
+    change(file)
+    return file
+
+
+def with_annotation(**entries):
+    row = {"id": 9, "image_id": 3, "category_id": 7, "bbox": [1, 1, 5, 5], **entries}
+    return lambda file: file["annotations"].append(row)
+
+
+@pytest.mark.parametrize(
+    ("change", "warning", "objects"),
+    [
+        (with_annotation(bbox=[1, 1, 0, 5]), "1 boxes have no width or no height .* annotation 9", 2),
+        (with_annotation(bbox=[1, 1, 5, -2]), "no width or no height", 2),
+        (with_annotation(bbox=[1, 1, 5]), "not four numbers", 2),
+        (with_annotation(bbox=[1, 1, "5", 5]), "not four numbers", 2),
+        (with_annotation(bbox=[1, 1, float("nan"), 5]), "not four numbers", 2),
+        (with_annotation(bbox=None), "not four numbers", 2),
+        (with_annotation(bbox=[70, 1, 5, 5]), "outside of their images", 2),
+        (with_annotation(bbox=[60, 1, 9, 5]), "reach beyond their images and are cut off", 3),
+        (with_annotation(bbox=[60, 1, 4.5, 5]), None, 3),
+        (with_annotation(image_id=77), "images that are not listed .* annotation 9 of 77", 2),
+        (with_annotation(category_id=90), "categories that are not listed .* annotation 9 of 90", 2),
+        (with_annotation(segmentation=[[1, 2, 3, 4]]), "masks are neither polygons nor run-length codes", 3),
+        (with_annotation(segmentation={"size": [9, 9], "counts": [81]}), "masks are neither", 3),
+        (with_annotation(segmentation={"size": [40, 64], "counts": [5, 5]}), "masks are neither", 3),
+        (with_annotation(segmentation=[]), None, 3),
+        (lambda file: file["annotations"].append(file["annotations"][0]), "come twice and are taken once", 2),
+        (with_annotation(id=1), None, 3),
+        (lambda file: file["annotations"].append(None), "no JSON objects", 2),
+        (lambda file: file["images"].append({"id": 5, "file_name": "b.png"}), "have the id of another one", 2),
+        (lambda file: file["images"].append({"file_name": "b.png"}), "lack an id or a file_name", 2),
+        (lambda file: file["images"].append({"id": 8, "file_name": "c.png"}), "1 images cannot be used .* c.png", 2),
+        (lambda file: file["categories"].append({"id": 9, "name": "dog"}), "1 classes have no object .* dog", 2),
+    ],
+)
+def test_what_is_amiss_is_left_out_and_told(tmp_path, change, warning, objects):
+    source = open_coco(write(tmp_path, changed(change)))
+    assert sum(map(len, source.train.objects)) == objects
+    if warning is None:
+        assert source.warnings == ()
+    else:
+        assert re.search(warning, source.warnings[0])
+        assert len(source.warnings) <= 2
+        assert not any("\n" in line for line in source.warnings)
+
+
+def test_boxes_end_at_the_image(tmp_path):
+    source = open_coco(write(tmp_path, changed(with_annotation(bbox=[60, -3, 9, 50]))))
+    assert source.train.objects[1].boxes.tolist() == [[60, 0, 64, 40]]
+
+
+def test_sizes_that_are_not_written_are_read(tmp_path):
+    def without(file):
+        del file["images"][0]["height"]
+
+    assert open_coco(write(tmp_path, changed(without))).train.sizes.tolist() == [[40, 64], [40, 64]]
+
+
+def test_a_missing_file_keeps_its_place(tmp_path):
+    write(tmp_path)
+    (tmp_path / "train2017" / "a.png").unlink()
+    train = open_coco(tmp_path).train
+    assert train.bad == {0: "no such file"}
+    assert len(train) == 2
+    assert train.subset([1]).bad == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda file: file.pop("images"), "has no list named 'images'"),
+        (lambda file: file.pop("categories"), "has no list named 'categories'"),
+        (lambda file: file.update(images=[]), "lists no images"),
+        (lambda file: file.update(categories=[]), "has no categories"),
+        (lambda file: file["categories"].append({"id": 7, "name": "dog"}), "'tree' and 'dog' have the same id 7"),
+        (lambda file: file["categories"].append({"id": 8, "name": "cat"}), "two categories are named 'cat'"),
+        (lambda file: file["categories"].append({"id": "8", "name": "dog"}), "needs an id, which is a whole number"),
+        (lambda file: [row.update(file_name="x.png") for row in file["images"]], "none of its 2 images can be used"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, change, reason):
+    write(tmp_path, changed(change))
+    with pytest.raises(DataError, match=reason) as caught:
+        open_coco(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_not_there_or_disagree(tmp_path):
+    assert not is_coco(tmp_path)
+    with pytest.raises(DataError, match="is no COCO folder: expected"):
+        open_coco(tmp_path)
+    write(tmp_path, splits=["train2017", "more2017"])
+    with pytest.raises(DataError, match="needs one file named train and one named val"):
+        open_coco(tmp_path)
+    write(tmp_path, changed(lambda file: file["categories"].append({"id": 9, "name": "dog"})), ["val2017"])
+    with pytest.raises(DataError, match="disagree about the categories, such as 9: dog"):
+        open_coco(tmp_path)
+    (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_coco(tmp_path)
+    (tmp_path / "annotations" / "instances_val2017.json").write_text("[]")
+    with pytest.raises(DataError, match="is no COCO file: expected an object"):
+        open_coco(tmp_path)
+
+
+def test_one_file_is_divided(tmp_path):
+    file = deepcopy(FILE)
+    file["images"] = [{**FILE["images"][0], "id": number} for number in range(10)]
+    write(tmp_path, file, ["all"])
+    source = open_coco(tmp_path, seed=1, val_share=0.3)
+    assert source.drawn
+    assert (len(source.train), len(source.val)) == (7, 3)
+    assert sorted([*source.train.ids, *source.val.ids]) == list(range(10))
+    assert open_coco(tmp_path, seed=2, val_share=0.3).val.ids != source.val.ids
+    assert open_coco(tmp_path, seed=2, val_share=0.3).fingerprint == source.fingerprint
+
+
+def test_roboflows_folders(tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(FILE))
+        for name in ("a.png", "b.png"):
+            picture(90, size=(40, 64)).save(tmp_path / split / name)
+    source = open_coco(tmp_path)
+    assert (len(source.train), len(source.val), source.warnings) == (2, 2, ())
+
+
+def test_the_fingerprint_tells_objects_apart(tmp_path):
+    one = open_coco(write(tmp_path / "one"))
+    assert open_coco(write(tmp_path / "same")).fingerprint == one.fingerprint
+    assert open_coco(write(tmp_path / "other", changed(with_annotation()))).fingerprint != one.fingerprint
+
+
+def test_real_annotations(photos):
+    source = open_coco(SHARED / "coco421")
+    assert (len(source.train), len(source.val), len(source.classes)) == (215, 206, 80)
+    assert source.warnings == ()
+    for scenes, annotations, crowds in ((source.train, 2035, 19), (source.val, 1786, 21)):
+        assert isinstance(scenes, Scenes)
+        assert sum(map(len, scenes.objects)) == annotations
+        assert sum(int(one.crowd.sum()) for one in scenes.objects) == crowds
+        boxes = np.concatenate([one.boxes for one in scenes.objects])
+        assert (boxes[:, 2:] > boxes[:, :2]).all()

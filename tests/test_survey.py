@@ -1,0 +1,57 @@
+"""What `shvit info DATA` tells is what is there."""
+
+import json
+
+import pytest
+
+from conftest import SHARED
+from shvit.survey import survey
+
+
+def test_a_coco_folder(photos, run):
+    facts = survey(SHARED / "coco421")
+    assert facts["task"] == "detect"
+    assert len(facts["classes"]) == 80
+    assert sum(row["train"] for row in facts["classes"]) == facts["splits"]["train"]["objects"] == 2016
+    train = facts["splits"]["train"]
+    assert train["small"] + train["medium"] + train["large"] == 2016
+    assert (train["images"], train["crowds"], train["with_mask"]) == (215, 19, 2035)
+    assert facts["problems"] == []
+    code, text, _ = run("info", SHARED / "coco421")
+    assert code == 0
+    assert "… 60 more" in text
+    assert "no problems found" in text
+
+
+def test_a_folder_with_bad_and_shared_images(folder, run):
+    (folder / "train" / "dark" / "000.png").write_bytes(b"")
+    copied = (folder / "train" / "light" / "000.png").read_bytes()
+    (folder / "val" / "light" / "100.png").write_bytes(copied)
+    code, text, _ = run("info", folder, "--json")
+    assert code == 0
+    facts = json.loads(text)
+    assert facts["classes"] == [{"name": "dark", "train": 20, "val": 6}, {"name": "light", "train": 20, "val": 6}]
+    assert facts["splits"]["train"] == {
+        "images": 40, "unusable": 1, "looked_at": 40, "height": [40, 40, 40], "width": [36, 36, 36],
+    }  # fmt: skip
+    bad, shared = facts["problems"]
+    assert bad.startswith("train: 1 images cannot be used, such as ")
+    assert bad.endswith("000.png: file is empty")
+    assert shared.startswith("1 validation images are training images too, such as ")
+
+
+def test_one_pile(run):
+    facts = survey("digits")
+    assert facts["drawn"]
+    assert facts["splits"]["train"]["height"] == [8, 8, 8]
+    assert "validation images drawn from one pile" in run("info", "digits")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [(["digits", "--image-size", "64"], "--image-size is for networks"), (["{tmp}"], "no class folders with images")],
+)
+def test_data_that_is_none(run, tmp_path, arguments, reason):
+    code, _, err = run("info", *(text.format(tmp=tmp_path) for text in arguments))
+    assert code == 2
+    assert reason in err
