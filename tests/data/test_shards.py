@@ -700,6 +700,14 @@ def test_shards_by_url_are_fetched_when_needed_and_once(server, shards):
     assert sorted(tars) == [f"/shards/train-{number:06}.tar" for number in range(5)]
 
 
+def test_an_index_behind_a_token(server, shards):
+    source = open_source(f"{server.url}/shards/shards.json?token=1")
+    assert source.train.source(0) == open_source(shards).train.source(0)
+    assert server.requests == ["/shards/shards.json?token=1", "/shards/train-000000.tar?token=1"]
+    open_source(f"{server.url}/shards/shards.json?token=2").train.source(0)
+    assert server.requests[2:] == ["/shards/shards.json?token=2"]
+
+
 def test_a_fetch_is_tried_three_times(server, shards):
     source = open_source(f"{server.url}/shards/shards.json")
     image = source.train.images[0]

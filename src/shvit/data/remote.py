@@ -47,13 +47,13 @@ def fetched(url: str, name: str, sha256: str | None = None) -> Path:
     Args:
         url: Whatever `webdataset.gopen` opens.
         name: Of the file in the cache.
-        sha256: What the file must have; what is in the cache under another is not taken.
+        sha256: What the file must have; if it is in the cache already, it does not matter from where.
 
     Raises:
         FetchError: There is no such thing, or three attempts have failed.
         InputError: webdataset is not installed.
     """
-    key = hashlib.sha256(f"{url}\0{sha256 or ''}".encode()).hexdigest()[:20]
+    key = hashlib.sha256((sha256 or url).encode()).hexdigest()[:20]
     path = cache_folder() / "shards" / key / name
     if path.exists():
         return path

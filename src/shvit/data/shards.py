@@ -100,7 +100,7 @@ def open_shards(data: str | Path, seed: int, val_share: float) -> Source:
         return _indexed(place, str(Path(place) / INDEX))
     if not is_remote(place) and (Path(place) / UNFINISHED).is_dir():
         raise DataError(f"{place} holds shards that are not all written: run shvit shard again as it was begun")
-    return _indexed(place, place) if place.endswith(INDEX) else _unindexed(place, seed, val_share)
+    return _indexed(place, place) if place.partition("?")[0].endswith(INDEX) else _unindexed(place, seed, val_share)
 
 
 def _indexed(name: str, path: str) -> Source:
@@ -111,24 +111,23 @@ def _indexed(name: str, path: str) -> Source:
         raise DataError(f"{path} cannot be read: {error}") from None
     except ValueError as error:
         raise DataError(f"{path} cannot be used: {error}") from None
-    base = _beside(path, "")
     splits, warnings = {}, []
     for split, records in index.splits.items():
-        stored = _stored(records, base)
-        splits[split] = _with_missing(stored, records, base, warnings)
+        splits[split] = _with_missing(_stored(records, path), records, path, warnings)
     fingerprint = _fingerprint(index.classes, splits["train"], splits["val"])
     return Source(name, index.classes, splits["train"], splits["val"], False, fingerprint, tuple(warnings))
 
 
 def _beside(place: str, name: str) -> str:
-    """The path or URL of what lies beside another."""
+    """The path or URL of what lies beside another; a URL keeps its query, which may be a token."""
+    place, mark, query = place.partition("?") if is_remote(place) else (place, "", "")
     folder, slash, _ = place.rpartition("/")
-    return f"{folder}{slash}{name}"
+    return f"{folder}{slash}{name}{mark}{query}"
 
 
-def _stored(records: Sequence[Record], base: str) -> Split:
-    """The images of these shards, which lie at `base`."""
-    places = [Place(record.name, base + record.name, record.sha256) for record in records]
+def _stored(records: Sequence[Record], path: str) -> Split:
+    """The images of these shards, which lie beside their index."""
+    places = [Place(record.name, _beside(path, record.name), record.sha256) for record in records]
     members = Texts(f"{key}.jpg" for record in records for key in record.keys)
     columns = [
         np.array([value for record in records for value in column(record)], np.int64)
@@ -145,13 +144,13 @@ def _split(images: StoredImages, labels: np.ndarray, bad: dict[int, str] | None 
     return Split(images, labels, StoredNames(images), images.shard, bad or {})
 
 
-def _with_missing(split: Split, records: Sequence[Record], base: str, warnings: list[str]) -> Split:
+def _with_missing(split: Split, records: Sequence[Record], index: str, warnings: list[str]) -> Split:
     """The split, with what local shards lack among the bad, and a warning for each such shard."""
     assert isinstance(split.images, StoredImages)
     bad: dict[int, str] = {}
     ends = split.images.offsets + split.images.lengths
-    for number, record in enumerate([] if is_remote(base) else records):
-        path = Path(base + record.name)
+    for number, record in enumerate([] if is_remote(index) else records):
+        path = Path(_beside(index, record.name))
         size = path.stat().st_size if path.is_file() else None
         if size == record.bytes:
             continue
