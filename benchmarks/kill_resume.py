@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,22 @@ def run(command: list[str], kill_after: float | None = None) -> bool:
     try:
         _, err = process.communicate(timeout=kill_after)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        time.sleep(1)  # for processes of its own that notice a little later
+        pids = [process.pid, *descendants(process.pid)]  # torchrun's have process groups of their own
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+        while any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids):
+            time.sleep(0.01)
         return False
     assert process.returncode == 0, err
     return True
+
+
+def descendants(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    children = [int(line) for line in listed.split()]
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 def same(one: Any, other: Any) -> bool:
@@ -86,18 +97,18 @@ def try_way(launch: list[str], flags: list[str], data: Path, out: Path, kills: i
     began = time.monotonic()
     assert run([*train, "--out", str(out / "whole")])
     whole = time.monotonic() - began
-    parts, after, cut, finished = out / "parts", [], 0, False
+    parts, after, cut, finished = out / "parts", [], set(), False
     while len(after) < kills:
         command = [*train, "--out", str(parts), *(["--resume"] if (parts / "recipe.json").exists() else [])]
         after.append(moments.uniform(0.1, 0.35) * whole)
         finished = run(command, after[-1])
-        cut += len(list(parts.glob(".state.pt.*")))
+        cut |= {path.name for path in parts.glob(".state.pt.*")}  # by process: one is seen until the next run
         if finished:  # before it could be killed: the last one counts for nothing
             after.pop()
             break
     if not finished:
         assert run([*train, "--out", str(parts), "--resume"])
-    return {"kills": len(after), "seconds": after, "states_cut": cut, "same": same_runs(out / "whole", parts)}
+    return {"kills": len(after), "seconds": after, "states_cut": len(cut), "same": same_runs(out / "whole", parts)}
 
 
 def main() -> None:

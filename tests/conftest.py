@@ -5,8 +5,14 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # each worker has a core; OpenMP reads it when it is loaded
 
+import json
+import multiprocessing
+import signal
+import subprocess
 import sys
+import time
 import warnings
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -144,6 +150,76 @@ def run(monkeypatch, capfd):
         return code, captured.out, captured.err
 
     return call
+
+
+POLYGON = [[4, 4, 24, 4, 24, 20, 4, 20]]
+COCO = {
+    "images": [
+        {"id": 5, "file_name": "a.png", "height": 40, "width": 64},
+        {"id": 3, "file_name": "b.png", "height": 40, "width": 64},
+    ],
+    "categories": [{"id": 7, "name": "tree"}, {"id": 0, "name": "cat"}],
+    "annotations": [
+        {"id": 1, "image_id": 5, "category_id": 7, "bbox": [4, 4, 20, 16], "area": 300.5, "segmentation": POLYGON},
+        {"id": 2, "image_id": 5, "category_id": 0, "bbox": [30.5, 2, 8, 9], "iscrowd": 1,
+         "segmentation": {"size": [40, 64], "counts": [0, 2560]}},
+    ],
+}  # fmt: skip
+
+
+def write_coco(root: Path, file: dict = COCO, splits=("train2017", "val2017"), images="{split}") -> Path:
+    """A COCO folder of the same two images in each split."""
+    for split in splits:
+        folder = root / images.format(split=split)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("a.png", "b.png"):
+            picture(90, size=(40, 64)).save(folder / name)
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(file))
+    return root
+
+
+@pytest.fixture
+def begin():
+    """Starts a command, its outputs piped as text. What is left of it, and of its children, ends with the test."""
+    begun = []
+
+    def begin(command, **options) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        begun.append(subprocess.Popen(command, **pipes, **options))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        for pid in descendants(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def processes_end():
+    """The test fails where Python processes that it started go on after it."""
+    before = multiprocessing.active_children()
+    yield
+    assert [child for child in multiprocessing.active_children() if child not in before] == []
+
+
+def descendants(pid: int) -> list[int]:
+    """The process's children, and theirs."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    children = [int(line) for line in listed.split()]
+    return [*children, *(below for child in children for below in descendants(child))]
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Until the process has written it."""
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conftest import SHARED
+from conftest import SHARED, picture, write_coco
 from shvit.survey import survey
 
 
@@ -38,6 +38,22 @@ def test_a_folder_with_bad_and_shared_images(folder, run):
     assert bad.startswith("train: 1 images cannot be used, such as ")
     assert bad.endswith("000.png: file is empty")
     assert shared.startswith("1 validation images are training images too, such as ")
+
+
+def test_pictures_that_are_not_as_annotated(tmp_path):
+    folder = write_coco(tmp_path)
+    (folder / "train2017" / "a.png").write_bytes(b"")
+    picture(90, size=(30, 30)).save(folder / "val2017" / "b.png")
+    assert survey(folder)["problems"] == [
+        "train: 1 images cannot be used, such as a.png: file is empty",
+        "val: 1 images have another size than their annotations say, such as b.png: 30x30",
+    ]
+
+
+def test_a_folder_named_as_a_network_is_not_asked_about(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shvit_s1").mkdir()
+    assert "M parameters" in run("info", "shvit_s1")[1]
 
 
 def test_one_pile(run):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from . import engines
-from .data.loader import Batch, Loader
+from .data.loader import Batch, Loader, lost_workers_told
 from .data.sources import Source
 from .data.transforms import Decoded, Normalize, Preprocess, eval_transform
 from .errors import InputError
@@ -77,7 +77,8 @@ def calibrate_bn(
     drawn = np.random.default_rng(seed).permutation(len(source.train))[:images]
     reader = Decoded(eval_transform(resized.preprocess))
     loader = Loader(source.train.subset(drawn.tolist()), reader, batch_size, workers)
-    network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)
+    with lost_workers_told():
+        network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)
     calibrated = replace(resized, model=network)
     before, after = (
         evaluate(each, engines.load(each, "torch", "auto", picked), source, "val", batch_size, workers).to_dict()

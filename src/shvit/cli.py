@@ -592,9 +592,10 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False) -> 
         Count a network's costs at this size instead of its own.
     """
     from .data.sources import is_data
+    from .model.architecture import list_models
 
     console = _console(json)
-    if is_data(name):
+    if name not in list_models() and is_data(name):
         from .survey import survey
 
         if image_size is not None:

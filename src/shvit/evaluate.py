@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .data.loader import Loader
+from .data.loader import Loader, lost_workers_told
 from .data.sources import Source, Split, merge
 from .data.transforms import Decoded, eval_transform
 from .engines import Runnable
@@ -59,7 +59,8 @@ def evaluate(
     split = labelled(model_file, source, split)
     loader = Loader(split, Decoded(eval_transform(model_file.preprocess)), batch_size, workers)
     started = time.perf_counter()
-    evaluation = task_of(model_file).evaluate(engine, loader)
+    with lost_workers_told():
+        evaluation = task_of(model_file).evaluate(engine, loader)
     return Report(evaluation, name, tuple(split.names), time.perf_counter() - started)
 
 

@@ -1,14 +1,16 @@
 """What a data set holds and what is amiss with it, as plain data: to be looked at before training."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .data.coco import MEDIUM, SMALL, Scenes, is_coco, open_coco
+from .data.coco import MEDIUM, NOTHING, SMALL, Scenes, is_coco, open_coco
 from .data.decode import BadImage, decode
+from .data.loader import draw_some
 from .data.sources import Source, Split, duplicates, open_source
 
 SAMPLED = 512
@@ -30,42 +32,57 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
     Raises:
         DataError: There is no such data, or it is not usable as a whole.
     """
-    splits: dict[str, dict[str, Any]]
     if Path(data).is_dir() and is_coco(Path(data)):
         task, source = "detect", open_coco(data, seed, val_share)
-        scenes = {"train": source.train, "val": source.val}
-        splits = {name: _of_scenes(part) for name, part in scenes.items()}
-        labels = {
-            name: [int(label) for one in part.objects for label in one.labels[~one.crowd]]
-            for name, part in scenes.items()
-        }
-        problems = list(source.warnings)
+        found = {"train": _of_scenes(source.train, seed), "val": _of_scenes(source.val, seed)}
+        shared = []
     else:
         task, source = "classify", open_source(data, seed, val_share)
-        images = {"train": source.train, "val": source.val}
-        looked_at = {name: _look(part, seed) for name, part in images.items()}
-        splits = {name: looked_at[name][0] for name in images}
-        labels = {name: [label for label in part.labels if label >= 0] for name, part in images.items()}
-        problems = [*source.warnings, *(f"{name}: {line}" for name, (_, lines) in looked_at.items() for line in lines)]
-        problems += _shared(source)
-    count = len(source.classes)
-    counts = {name: np.bincount(np.array(part, np.int64), minlength=count) for name, part in labels.items()}
+        found = {"train": _of_images(source.train, seed), "val": _of_images(source.val, seed)}
+        shared = _shared(source)
+    problems = [*source.warnings, *(f"{split}: {line}" for split, part in found.items() for line in part.problems)]
+    counts = {split: np.bincount(part.labels, minlength=len(source.classes)) for split, part in found.items()}
     classes = [
         {"name": name, **{split: int(numbers[place]) for split, numbers in counts.items()}}
         for place, name in enumerate(source.classes)
     ]
+    splits = {split: part.facts for split, part in found.items()}
     about = {"data": str(data), "task": task, "drawn": source.drawn}
-    return {**about, "classes": classes, "splits": splits, "problems": problems}
+    return {**about, "classes": classes, "splits": splits, "problems": problems + shared}
 
 
-def _of_scenes(scenes: Scenes) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Part:
+    """A split."""
+
+    facts: dict[str, Any]
+    labels: np.ndarray
+    """Of its images, or of its objects but crowds."""
+    problems: list[str]
+
+
+def _of_scenes(scenes: Scenes, seed: int) -> _Part:
     """Images, objects by size as COCO counts them, crowds, masks, and sizes in pixels by the annotations."""
     usable = [place for place in range(len(scenes)) if place not in scenes.bad]
     objects = [scenes.objects[place] for place in usable]
-    areas = np.concatenate([one.areas[~one.crowd] for one in objects] or [np.empty(0)])
-    return {
+    areas, labels = (
+        np.concatenate([getattr(NOTHING, name), *(getattr(one, name)[~one.crowd] for one in objects)])
+        for name in ("areas", "labels")
+    )
+    drawn = sorted(random.Random(seed).sample(usable, min(SAMPLED, len(usable))))
+    sizes, bad = _look(drawn, lambda place: scenes.images[place])
+    other = {place: size for place, size in sizes.items() if size != tuple(scenes.sizes[place].tolist())}
+    problems = _unusable(bad, drawn, len(usable), lambda place: scenes.images[place].name)
+    if other:
+        place, (height, width) = next(iter(other.items()))
+        problems.append(
+            f"{len(other):,} images have another size than their annotations say, such as {scenes.images[place].name}: "
+            f"{width}x{height}"
+        )
+    facts = {
         "images": len(usable),
-        "unusable": len(scenes.bad),
+        "unusable": len(scenes.bad) + len(bad),
+        "looked_at": len(drawn),
         "without_objects": sum(not len(one) for one in objects),
         "objects": len(areas),
         "small": int((areas < SMALL).sum()),
@@ -75,36 +92,53 @@ def _of_scenes(scenes: Scenes) -> dict[str, Any]:
         "with_mask": sum(segment is not None for one in objects for segment in one.segments),
         **_sizes(scenes.sizes[usable]),
     }
+    return _Part(facts, labels, problems)
 
 
-def _look(split: Split, seed: int) -> tuple[dict[str, Any], list[str]]:
-    """Images, and the sizes in pixels of those that were looked at; and what is amiss with these."""
-    drawn = random.Random(seed).sample(range(len(split)), min(SAMPLED, len(split)))
-    sizes, bad = [], dict(split.bad)
-    for place in sorted(drawn):
+def _of_images(split: Split, seed: int) -> _Part:
+    """Images, and the sizes in pixels of those that were looked at."""
+    drawn = draw_some(split, SAMPLED, seed)
+    sizes, bad = _look(drawn, split.source)
+    bad |= split.bad
+    labels = np.asarray(split.labels, np.int64)
+    facts = {
+        "images": len(split),
+        "unusable": len(bad),
+        "looked_at": len(drawn),
+        **_sizes(np.array(list(sizes.values()))),
+    }
+    return _Part(facts, labels[labels >= 0], _unusable(bad, drawn, len(split), lambda place: split.names[place]))
+
+
+def _look(places: Sequence[int], source: Callable[[int], Any]) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:
+    """Height and width in pixels of these images; and why some cannot be used."""
+    sizes, bad = {}, {}
+    for place in places:
         try:
-            image = decode(split.source(place))
+            image = decode(source(place))
         except BadImage as error:
             bad[place] = str(error)
         else:
-            sizes.append((image.height, image.width))
-    problems = []
-    if bad:
-        place, reason = next(iter(bad.items()))
-        seen = f" (of {len(drawn):,} that were looked at)" if len(drawn) < len(split) else ""
-        problems.append(f"{len(bad):,} images cannot be used{seen}, such as {split.names[place]}: {reason}")
-    facts = {"images": len(split), "unusable": len(bad), "looked_at": len(drawn), **_sizes(sizes)}
-    return facts, problems
+            sizes[place] = image.height, image.width
+    return sizes, bad
 
 
-def _sizes(sizes: Sequence[tuple[int, int]] | np.ndarray) -> dict[str, Any]:
+def _unusable(bad: dict[int, str], looked_at: Sequence[int], images: int, name: Callable[[int], str]) -> list[str]:
+    """A line, where there are any."""
+    if not bad:
+        return []
+    place, reason = next(iter(bad.items()))
+    seen = f" (of {len(looked_at):,} that were looked at)" if len(looked_at) < images else ""
+    return [f"{len(bad):,} images cannot be used{seen}, such as {name(place)}: {reason}"]
+
+
+def _sizes(sizes: np.ndarray) -> dict[str, Any]:
     """Least, median and greatest height and width in pixels."""
     if not len(sizes):
         return {"height": None, "width": None}
-    columns = np.array(sizes).T
     return {
         name: [int(column.min()), int(np.median(column)), int(column.max())]
-        for name, column in zip(("height", "width"), columns, strict=True)
+        for name, column in zip(("height", "width"), sizes.T, strict=True)
     }
 
 

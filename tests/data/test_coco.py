@@ -7,39 +7,14 @@ from copy import deepcopy
 import numpy as np
 import pytest
 
-from conftest import SHARED, picture
+from conftest import COCO, POLYGON, SHARED, picture, write_coco
 from shvit.data.coco import Scenes, is_coco, open_coco
 from shvit.data.sources import DataError
-
-POLYGON = [[4, 4, 24, 4, 24, 20, 4, 20]]
-FILE = {
-    "images": [
-        {"id": 5, "file_name": "a.png", "height": 40, "width": 64},
-        {"id": 3, "file_name": "b.png", "height": 40, "width": 64},
-    ],
-    "categories": [{"id": 7, "name": "tree"}, {"id": 0, "name": "cat"}],
-    "annotations": [
-        {"id": 1, "image_id": 5, "category_id": 7, "bbox": [4, 4, 20, 16], "area": 300.5, "segmentation": POLYGON},
-        {"id": 2, "image_id": 5, "category_id": 0, "bbox": [30.5, 2, 8, 9], "iscrowd": 1,
-         "segmentation": {"size": [40, 64], "counts": [0, 2560]}},
-    ],
-}  # fmt: skip
-
-
-def write(root, file=FILE, splits=("train2017", "val2017"), images="{split}"):
-    for split in splits:
-        folder = root / images.format(split=split)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("a.png", "b.png"):
-            picture(90, size=(40, 64)).save(folder / name)
-        (root / "annotations").mkdir(exist_ok=True)
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(file))
-    return root
 
 
 @pytest.mark.parametrize("images", ["{split}", "images/{split}", "images", "."])
 def test_objects_are_what_the_file_says(tmp_path, images):
-    source = open_coco(write(tmp_path, images=images))
+    source = open_coco(write_coco(tmp_path, images=images))
     assert (source.classes, source.categories) == (("cat", "tree"), (0, 7))
     assert source.warnings == ()
     for scenes in (source.train, source.val):
@@ -58,7 +33,7 @@ def test_objects_are_what_the_file_says(tmp_path, images):
 
 
 def changed(change):
-    file = deepcopy(FILE)
+    file = deepcopy(COCO)
     change(file)
     return file
 
@@ -96,7 +71,7 @@ def with_annotation(**entries):
     ],
 )
 def test_what_is_amiss_is_left_out_and_told(tmp_path, change, warning, objects):
-    source = open_coco(write(tmp_path, changed(change)))
+    source = open_coco(write_coco(tmp_path, changed(change)))
     assert sum(map(len, source.train.objects)) == objects
     if warning is None:
         assert source.warnings == ()
@@ -107,7 +82,7 @@ def test_what_is_amiss_is_left_out_and_told(tmp_path, change, warning, objects):
 
 
 def test_boxes_end_at_the_image(tmp_path):
-    source = open_coco(write(tmp_path, changed(with_annotation(bbox=[60, -3, 9, 50]))))
+    source = open_coco(write_coco(tmp_path, changed(with_annotation(bbox=[60, -3, 9, 50]))))
     assert source.train.objects[1].boxes.tolist() == [[60, 0, 64, 40]]
 
 
@@ -115,13 +90,18 @@ def test_sizes_that_are_not_written_are_read(tmp_path):
     def without(file):
         del file["images"][0]["height"]
 
-    assert open_coco(write(tmp_path, changed(without))).train.sizes.tolist() == [[40, 64], [40, 64]]
+    assert open_coco(write_coco(tmp_path, changed(without))).train.sizes.tolist() == [[40, 64], [40, 64]]
 
 
 def test_a_missing_file_keeps_its_place(tmp_path):
-    write(tmp_path)
+    write_coco(tmp_path)
     (tmp_path / "train2017" / "a.png").unlink()
-    train = open_coco(tmp_path).train
+    source = open_coco(tmp_path)
+    train = source.train
+    assert source.warnings == (
+        "instances_train2017.json: 1 images cannot be used and are left out, such as a.png: no such file",
+    )
+    assert len(train.objects[0]) == 2
     assert train.bad == {0: "no such file"}
     assert len(train) == 2
     assert train.subset([1]).bad == {}
@@ -141,7 +121,7 @@ def test_a_missing_file_keeps_its_place(tmp_path):
     ],
 )
 def test_files_that_cannot_be_used(tmp_path, change, reason):
-    write(tmp_path, changed(change))
+    write_coco(tmp_path, changed(change))
     with pytest.raises(DataError, match=reason) as caught:
         open_coco(tmp_path)
     assert "\n" not in str(caught.value)
@@ -151,10 +131,18 @@ def test_files_that_are_not_there_or_disagree(tmp_path):
     assert not is_coco(tmp_path)
     with pytest.raises(DataError, match="is no COCO folder: expected"):
         open_coco(tmp_path)
-    write(tmp_path, splits=["train2017", "more2017"])
+    write_coco(tmp_path, splits=["train2017", "more2017"])
     with pytest.raises(DataError, match="needs one file named train and one named val"):
         open_coco(tmp_path)
-    write(tmp_path, changed(lambda file: file["categories"].append({"id": 9, "name": "dog"})), ["val2017"])
+    write_coco(tmp_path, splits=["train2014", "val2017"])
+    with pytest.raises(DataError, match=r"instances_train2014\.json, annotations/instances_train2017\.json"):
+        open_coco(tmp_path)
+    (tmp_path / "annotations" / "instances_train2014.json").unlink()
+    write_coco(tmp_path, splits=["test2017"])
+    assert open_coco(tmp_path).warnings == (
+        "not used: annotations/instances_more2017.json, annotations/instances_test2017.json",
+    )
+    write_coco(tmp_path, changed(lambda file: file["categories"].append({"id": 9, "name": "dog"})), ["val2017"])
     with pytest.raises(DataError, match="disagree about the categories, such as 9: dog"):
         open_coco(tmp_path)
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
@@ -166,9 +154,9 @@ def test_files_that_are_not_there_or_disagree(tmp_path):
 
 
 def test_one_file_is_divided(tmp_path):
-    file = deepcopy(FILE)
-    file["images"] = [{**FILE["images"][0], "id": number} for number in range(10)]
-    write(tmp_path, file, ["all"])
+    file = deepcopy(COCO)
+    file["images"] = [{**COCO["images"][0], "id": number} for number in range(10)]
+    write_coco(tmp_path, file, ["all"])
     source = open_coco(tmp_path, seed=1, val_share=0.3)
     assert source.drawn
     assert (len(source.train), len(source.val)) == (7, 3)
@@ -180,7 +168,7 @@ def test_one_file_is_divided(tmp_path):
 def test_roboflows_folders(tmp_path):
     for split in ("train", "valid"):
         (tmp_path / split).mkdir()
-        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(FILE))
+        (tmp_path / split / "_annotations.coco.json").write_text(json.dumps(COCO))
         for name in ("a.png", "b.png"):
             picture(90, size=(40, 64)).save(tmp_path / split / name)
     source = open_coco(tmp_path)
@@ -188,9 +176,9 @@ def test_roboflows_folders(tmp_path):
 
 
 def test_the_fingerprint_tells_objects_apart(tmp_path):
-    one = open_coco(write(tmp_path / "one"))
-    assert open_coco(write(tmp_path / "same")).fingerprint == one.fingerprint
-    assert open_coco(write(tmp_path / "other", changed(with_annotation()))).fingerprint != one.fingerprint
+    one = open_coco(write_coco(tmp_path / "one"))
+    assert open_coco(write_coco(tmp_path / "same")).fingerprint == one.fingerprint
+    assert open_coco(write_coco(tmp_path / "other", changed(with_annotation()))).fingerprint != one.fingerprint
 
 
 def test_real_annotations(photos):

@@ -183,12 +183,12 @@ def test_other_images_are_encoded_upright_and_only_made_smaller(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.usefixtures("processes_end")
 def test_the_bytes_are_the_same_whatever_the_workers(jpegs, shards, tmp_path, workers):
     seen = []
     write_shards(jpegs, tmp_path / "other", per_shard=5, workers=workers, progress=lambda *now: seen.append(now))
     assert contents(tmp_path / "other") == contents(shards)
     assert seen[-1] == (32, 32)
-    assert multiprocessing.active_children() == []
 
 
 def killed_run(data, out, workers, victim):
@@ -198,7 +198,8 @@ def killed_run(data, out, workers, victim):
     def deadly(*arguments):
         with done.get_lock():
             done.value += 1
-        if done.value == 13:
+            number = done.value
+        if number == 13:
             os.kill(victim(), signal.SIGKILL)
         time.sleep(0.02)
         return encode(*arguments)
@@ -214,8 +215,8 @@ def test_a_run_that_was_killed_goes_on(jpegs, shards, tmp_path, workers, victim)
     ended, held = os.pipe()
     process.start()
     os.close(held)
-    process.join(30)
-    assert process.exitcode != 0
+    process.join(120)
+    assert process.exitcode in (1, -signal.SIGKILL)
     assert select.select([ended], [], [], 10)[0], "its processes go on without it"
     os.close(ended)
     assert len(list((out / ".unfinished").glob("*.tar.json"))) < 7
@@ -235,7 +236,8 @@ def test_a_record_that_was_not_written_whole_costs_its_shard_alone(jpegs, shards
     out = tmp_path / "torn"
     process = multiprocessing.Process(target=killed_run, args=(jpegs, out, 0, os.getpid))
     process.start()
-    process.join(30)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     [first, *_] = sorted((out / ".unfinished").glob("*.tar.json"))
     first.write_bytes(b"")
     written = write_shards(jpegs, out, per_shard=5, workers=0)
@@ -243,12 +245,12 @@ def test_a_record_that_was_not_written_whole_costs_its_shard_alone(jpegs, shards
     assert contents(out) == contents(shards)
 
 
+@pytest.mark.usefixtures("processes_end")
 def test_a_process_that_dies_is_a_failure(jpegs, tmp_path, monkeypatch):
     parent = os.getpid()
     monkeypatch.setattr(sharding, "as_jpeg", lambda *_: os.getpid() != parent and os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(Failure, match="ended with code -9"):
         write_shards(jpegs, tmp_path / "out", workers=2)
-    assert multiprocessing.active_children() == []
 
 
 def test_an_error_in_a_process_is_told(jpegs, tmp_path, monkeypatch):
@@ -260,6 +262,7 @@ def test_an_error_in_a_process_is_told(jpegs, tmp_path, monkeypatch):
         write_shards(jpegs, tmp_path / "out", workers=2)
 
 
+@pytest.mark.usefixtures("processes_end")
 def test_ctrl_c_ends_the_processes_and_the_run_goes_on(jpegs, shards, tmp_path):
     def stop(done, _):
         if done > 12:
@@ -268,7 +271,6 @@ def test_ctrl_c_ends_the_processes_and_the_run_goes_on(jpegs, shards, tmp_path):
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
         write_shards(jpegs, out, per_shard=5, workers=2, progress=stop)
-    assert multiprocessing.active_children() == []
     write_shards(jpegs, out, per_shard=5, workers=0)
     assert contents(out) == contents(shards)
 
@@ -400,6 +402,10 @@ def test_the_fingerprint_tells_shards_apart(jpegs, shards, tmp_path):
         (lambda text: text.replace("train-000000.tar", "pipe:touch x.tar"), "'pipe:touch x.tar' of .* is no shard"),
         (lambda text: text.replace("train-000000.tar", "../train-000000.tar"), "'../train-000000.tar' of"),
         (lambda text: re.sub('"bytes":[0-9]+', '"bytes":null', text), "of None bytes is no shard"),
+        (lambda text: re.sub('"sha256":"[0-9a-f]+"', '"sha256":7', text), "is no shard beside it"),
+        (lambda text: re.sub(r'"labels":\[\d', '"labels":[2', text), "labels that are no classes' numbers"),
+        (lambda text: re.sub(r'"lengths":\[\d+', f'"lengths":[{10**30}', text), "images that lie outside of it"),
+        (lambda text: re.sub(r'"offsets":\[\d+', '"offsets":[-512', text), "images that lie outside of it"),
     ],
 )
 def test_an_index_that_cannot_be_used(shards, change, words):

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import shvit
-from conftest import SHARED, tiny_architecture, write_pictures
+from conftest import SHARED, tiny_architecture, wait_for, write_pictures
 from shvit import engines
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
@@ -317,20 +316,14 @@ def test_fine_tuning_goes_on_from_the_weights(folder, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(folder, start, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_go_on(folder, start, tmp_path, begin):
     """A real signal to a real process group, workers included, as a terminal sends it."""
     command = [sys.executable, "-m", "shvit", "train", str(folder), "--model", start, "--out", str(tmp_path / "run")]
     flags = ["--epochs", "500", "--batch-size", "8", "--compile", "off", "--workers", "2"]
-    process = subprocess.Popen(
-        [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.2)
+    process = begin([*command, *flags], start_new_session=True)
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert "--resume" in out
     assert "Traceback" not in err

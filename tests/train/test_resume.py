@@ -4,7 +4,6 @@ import io
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
@@ -13,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 import shvit
-from conftest import tiny_architecture
-from shvit.data.transforms import Preprocess, TrainReader
+from conftest import tiny_architecture, wait_for
+from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile
 from shvit.train import state as state_module
 from shvit.train.loop import Trainer
@@ -56,7 +55,13 @@ def in_child(work, kill_after=None):
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    deadline = time.monotonic() + 240
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            raise AssertionError("the process does not end")
+        time.sleep(0.01)
+    code = os.waitstatus_to_exitcode(ended[1])
     assert code in (0, -signal.SIGKILL)
     return code == 0
 
@@ -128,6 +133,8 @@ def test_killed_while_writing(folder, start, tmp_path, monkeypatch, where, nth):
         assert not in_child(lambda: go(folder, start, tmp_path / "parts"))
     assert in_child(lambda: resume_or_begin(folder, start, tmp_path / "parts"))
     assert_same(tmp_path / "whole", tmp_path / "parts")
+    names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("whole", "parts")]
+    assert names[0] == names[1]
 
 
 class _Then:
@@ -187,9 +194,13 @@ def test_another_precision_goes_on_and_is_told(folder, start, tmp_path, monkeypa
     assert reporter.warnings == ["begun in bf16, the run goes on in fp16"]
 
 
-def test_a_lost_worker_is_a_failure(folder, start, tmp_path, monkeypatch):
-    parent = os.getpid()
-    monkeypatch.setattr(TrainReader, "__call__", lambda *_: os.getpid() != parent and os.kill(os.getpid(), 9))
+def test_a_worker_that_is_lost_while_nobody_reads_is_a_failure(folder, start, tmp_path, monkeypatch):
+    def lose_it(self, _):
+        [worker] = self.train_loader._loader._iterator._workers
+        os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(5)
+
+    monkeypatch.setattr(Trainer, "train_step", lose_it)
     with pytest.raises(shvit.Failure, match=r"a process that reads images was lost, .*: fewer --workers may do"):
         go(folder, start, tmp_path / "run", workers=1)
 
@@ -243,7 +254,7 @@ def test_other_data_is_refused(folder, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path):
+def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path, begin):
     command = [
         sys.executable,
         "-m",
@@ -256,15 +267,10 @@ def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path):
         str(tmp_path / "run"),
     ]
     flags = ["--epochs", "500", "--batch-size", "8", "--compile", "off", "--workers", "2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*command, *flags], start_new_session=True, **pipes)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.2)
+    process = begin([*command, *flags], start_new_session=True)
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
     os.killpg(process.pid, signal.SIGTERM)  # to all its processes, those that read images among them, as clusters do
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 75, err
     assert "--resume" in out
     assert "Traceback" not in err

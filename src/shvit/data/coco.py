@@ -58,7 +58,7 @@ class Scenes:
     ids: Sequence[int]
     """Of the images, as COCO results name them."""
     sizes: Int64[np.ndarray, "images 2"]
-    """Height and width in pixels."""
+    """Height and width in pixels; 0 where they are not known, of images that cannot be used."""
     objects: Sequence[Objects]
     bad: dict[int, str] = field(default_factory=dict)
     """Place of each image that is known to be unusable, and why."""
@@ -121,6 +121,8 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2) -> CocoSo
     classes, ids = tuple(categories.values()), tuple(categories)
     scenes = {split: one.scenes({key: place for place, key in enumerate(ids)}) for split, one in read.items()}
     warnings = [f"{files[split].name}: {line}" for split, one in read.items() for line in one.problems.lines()]
+    if unused := [str(path.relative_to(root)) for path in _annotation_files(root) if path not in files.values()]:
+        warnings.append(f"not used: {', '.join(unused)}")
     if missing := _without_objects(classes, scenes.values()):
         warnings.append(f"{len(missing):,} classes have no object in any image, such as {missing[0]}")
     fingerprint = _fingerprint(classes, scenes.values())
@@ -146,16 +148,16 @@ def _by_split(root: Path) -> dict[str, Path]:
     if not files:
         raise DataError(f"{root} is no COCO folder: expected {root}/annotations/instances_train….json and …_val….json")
     names = {path: path.parent.name if path.name == BESIDE else path.stem.partition("_")[2] for path in files}
-    found = {
-        split: [path for kind in kinds for path in files if names[path].lower().startswith(kind)]
-        for split, kinds in (("train", TRAIN_NAMES), ("val", VAL_NAMES))
-    }
-    if found["train"] and found["val"]:
-        return {split: paths[0] for split, paths in found.items()}
     if len(files) == 1:
         return {"all": files[0]}
-    listed = ", ".join(str(path.relative_to(root)) for path in files)
-    raise DataError(f"{root} needs one file named train and one named val, or a single file; it has {listed}")
+    found = {}
+    for split, kinds in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
+        groups = ([path for path in files if names[path].lower().startswith(kind)] for kind in kinds)
+        found[split] = next((group for group in groups if group), [])
+    if any(len(group) != 1 for group in found.values()):
+        listed = ", ".join(str(path.relative_to(root)) for path in files)
+        raise DataError(f"{root} needs one file named train and one named val, or a single file; it has {listed}")
+    return {split: group[0] for split, group in found.items()}
 
 
 class _Problems:
@@ -219,6 +221,8 @@ class _File:
         if box[2] <= 0 or box[3] <= 0:
             return add("boxes have no width or no height and are left out", about)
         height, width = self.sizes[place].tolist()
+        if not height:  # of an image that cannot be used
+            return None
         left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
         cut = max(0.0, left), max(0.0, top), min(width, right), min(height, bottom)
         if cut[2] <= cut[0] or cut[3] <= cut[1]:
@@ -288,12 +292,11 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems)
         file = folder / row["file_name"]
         size = row.get("height"), row.get("width")
         reason = None if file.is_file() else "no such file"
-        if reason is None and not all(isinstance(side, int) and side > 0 for side in size):
-            size, reason = _size(file)
+        if not all(isinstance(side, int) and side > 0 for side in size):
+            size, reason = ((0, 0), reason) if reason else _size(file)
         if reason is not None:
             problems.add("images cannot be used and are left out", f"{row['file_name']}: {reason}")
             found.bad[len(found.images)] = reason
-            size = 1, 1
         found.images.append(file)
         found.ids.append(row["id"])
         found.sizes.append((int(size[0]), int(size[1])))  # pyright: ignore[reportArgumentType]
@@ -316,7 +319,7 @@ def _size(file: Path) -> tuple[tuple[int, int], str | None]:
         with Image.open(file) as image:
             return (image.height, image.width), None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return (1, 1), " ".join(str(error).split())
+        return (0, 0), " ".join(str(error).split())
 
 
 def _categories(rows: list[Any], path: Path) -> dict[int, str]:

@@ -239,19 +239,20 @@ class Loader:
         return len(self.sampler.allowed)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches raise Failure where a worker was lost."""
         self.sampler.epoch = epoch
-        return _unless_lost(iter(self._loader))
+        return iter(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
 
-def _unless_lost(batches: Iterator[Batch]) -> Iterator[Batch]:
+@contextmanager
+def lost_workers_told() -> Iterator[None]:
+    """Inside, a worker that is lost is a Failure. torch tells it at any moment, not only when a batch is asked for."""
     try:
-        yield from batches
+        yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):
             raise
         raise Failure(
             "a process that reads images was lost, for want of memory perhaps: fewer --workers may do "
@@ -290,18 +291,22 @@ def _end_by_parent() -> None:
 
 
 def probe(split: Split, count: int, seed: int, max_pixels: int = MAX_PIXELS) -> dict[int, str]:
-    """Decode `count` images drawn by seed, of few shards: the bad among them, and why. All where there are no more."""
+    """Decode images as `draw_some` draws them: the bad among them, and why."""
+    bad = {}
+    for index in draw_some(split, count, seed):
+        try:
+            decode(split.source(index), max_pixels)
+        except BadImage as error:
+            bad[index] = str(error)
+    return bad
+
+
+def draw_some(split: Split, count: int, seed: int) -> list[int]:
+    """Places of `count` images, in order, of few shards, which may have to be fetched; all where there are no more."""
     generator = random.Random(seed)
     places = range(len(split))
     if split.shards is not None and len(split) > count:
         shards = np.unique(split.shards).tolist()
         drawn = generator.sample(shards, min(WINDOW, len(shards)))
         places = np.flatnonzero(np.isin(split.shards, drawn)).tolist()
-    indices = generator.sample(places, min(count, len(places)))
-    bad = {}
-    for index in sorted(indices):
-        try:
-            decode(split.source(index), max_pixels)
-        except BadImage as error:
-            bad[index] = str(error)
-    return bad
+    return sorted(generator.sample(places, min(count, len(places))))

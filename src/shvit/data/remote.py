@@ -3,8 +3,10 @@
 import hashlib
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -111,15 +113,30 @@ def _chunks(url: str) -> Iterator[bytes]:
     except ImportError:
         raise _not_installed(url) from None
     try:
-        with gopen(url, "rb") as stream:
+        with _heeding_sigterm():
+            opened = gopen(url, "rb")
+        with opened as stream:
             while chunk := stream.read(CHUNK):
                 yield chunk
     except (OSError, ValueError) as error:
-        if not (found := re.search(r"exit (\d+)", str(error))):
+        if not (found := re.search(r"exit (-?\d+)", str(error))):
             raise FetchError(" ".join(str(error).split())) from error
         code = int(found[1])
         missing = code == NOT_THERE and not url.startswith("pipe:")
         raise FetchError(CURL_SAYS.get(code, f"its reader ended with exit code {code}"), missing) from error
+
+
+@contextmanager
+def _heeding_sigterm() -> Iterator[None]:
+    """For programs that are started inside: a worker has SIGTERM blocked (see `loader`), and they would inherit it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _not_installed(place: str) -> InputError:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ VERSION = 1
 SPLITS = {"train": set(TRAIN_NAMES), "val": set(VAL_NAMES) - {"test"}, "test": {"test"}}
 """Words, one of which the name of a shard must hold to belong to a split."""
 CLASSES = "classes.txt"
-READERS = 8
-"""Shards without an index that are looked through at once."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,17 @@ class Record:
     lengths: list[int]
     bad: list[tuple[str, str]]
     """Names of the images that were to be in it and could not be used, and why."""
+
+    def check(self, classes: int) -> None:
+        """Raises ValueError for what `shvit shard` does not write: an index may come from anywhere."""
+        kinds = (self.name, str), (self.bytes, int), (self.sha256, str)
+        if any(type(value) is not kind for value, kind in kinds) or not re.fullmatch(r"[\w-][\w.-]*\.tar", self.name):
+            raise ValueError(f"{self.name!r} of {self.bytes!r} bytes is no shard beside it")
+        if not all(0 <= label < classes for label in self.labels):
+            raise ValueError(f"{self.name} has labels that are no classes' numbers")
+        places = zip(self.offsets, self.lengths, strict=False)  # of how many is checked with the other columns
+        if not all(begin > 0 and 0 < length <= self.bytes - begin for begin, length in places):
+            raise ValueError(f"{self.name} has images that lie outside of it")
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,10 @@ class Index:
                 raise ValueError(f"its version is {document['version']}, this program reads {VERSION}")
             splits = {name: [Record(**record) for record in document["splits"][name]] for name in ("train", "val")}
             for record in (record for records in splits.values() for record in records):
-                if not re.fullmatch(r"[\w-][\w.-]*\.tar", record.name) or type(record.bytes) is not int:
-                    raise ValueError(f"{record.name!r} of {record.bytes!r} bytes is no shard beside it")
+                record.check(len(document["classes"]))
             index = cls(tuple(document["classes"]), document["size"], document["made"], splits)
             fingerprint = _fingerprint(index.classes, *(_stored(records, "") for records in splits.values()))
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"it does not have the form of an index ({error})") from None
         if fingerprint != document["fingerprint"]:
             raise ValueError("its fingerprint is not that of its content")
@@ -180,9 +187,8 @@ def _unindexed(name: str, seed: int, val_share: float) -> Source:
         raise DataError(f"{packed[0]} is compressed, so that its images cannot be read one by one: unpack it to .tar")
     places = [Place(_name(place), place) for place in found]
     scanned, warnings = [], []
-    with ThreadPoolExecutor(READERS) as pool:  # of those from elsewhere, several are fetched at once
-        found_in = list(pool.map(_scan, places))
-    for place, (samples, fault) in zip(places, found_in, strict=True):
+    for place in places:
+        samples, fault = _scan(place)
         scanned.append(samples)
         if fault:
             warnings.append(f"{place.name} {fault}: {len(samples):,} samples are before it, any others are left out")

@@ -14,7 +14,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from .. import modelfile
-from ..data.loader import Batch, Loader, Share, seeded
+from ..data.loader import Batch, Loader, Share, lost_workers_told, seeded
 from ..data.sources import Source
 from ..data.transforms import Decoded, Normalize, TrainReader, eval_transform
 from ..files import replacing, sweep
@@ -171,7 +171,7 @@ class Trainer:
                 f"{self.train_loader.images} usable training images do not fill one batch of {self.recipe.batch_size}"
             )
         images_done, train_seconds = 0, 0.0
-        with heeded(self._stop), self.reporter.training(self):
+        with lost_workers_told(), heeded(self._stop), self.reporter.training(self):
             while self.epoch < self.recipe.epochs:
                 done, seconds, wait = self._train_epoch()
                 images_done, train_seconds = images_done + done, train_seconds + seconds
@@ -362,6 +362,8 @@ class Trainer:
     def _restore(self) -> bool:
         """Whether there was a state to go on from."""
         state, problems = self.world.first(lambda: State.load(self.out))
+        if self.world.leads:
+            sweep(self.out)
         if state is None:
             return False
         for problem in problems:
@@ -389,7 +391,6 @@ class Trainer:
         self.loss_sum, self.seconds = state.loss_sum, state.seconds
         self._exclude(set(state.excluded))
         if self.world.leads:
-            sweep(self.out)
             if problems:  # so that the sound state is the newest, and the next one takes its place
                 (self.out / NEWEST).unlink()
             self._forget_rows()

@@ -69,11 +69,12 @@ class World:
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu:
             torch.cuda.set_device(device)
-        store, _, _ = next(rendezvous("env://"))
-        store = distributed.PrefixStore(_meet(store, self.rank, self.size), store)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        distributed.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=LONGEST_WAIT)
+        group: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": LONGEST_WAIT}
         try:
+            store, _, _ = next(rendezvous("env://"))
+            store = distributed.PrefixStore(_meet(store, self.rank, self.size), store)
+            distributed.init_process_group(backend, store=store, **group)
             yield
         except (distributed.DistBackendError, RuntimeError) as error:
             if isinstance(error, Failure) or not _lost_connection(error):
@@ -83,7 +84,8 @@ class World:
                 "the last state is kept"
             ) from error
         finally:
-            distributed.destroy_process_group()
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network whose gradients are the mean over all processes, and whose buffers are those of the first."""
@@ -177,6 +179,8 @@ def _launch() -> distributed.Store | None:
 
 
 def _lost_connection(error: BaseException) -> bool:
+    if isinstance(error, distributed.DistStoreError | distributed.DistNetworkError):
+        return True
     text = str(error)
     return any(
         sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
