@@ -24,15 +24,18 @@ from shvit.provenance import facts
 
 STUDENT = ["--model", "shvit_s1", "--image-size", "128", "--epochs", "5"]
 SOFT = ["--recipe", "distill", "--distillation", "soft", "--temperature", "2"]
-HIGHRES = ["--recipe", "highres", "--image-size", "224", "--epochs", "3"]
+HIGHRES = ["--recipe", "highres", "--image-size", "224", "--epochs", "2"]
 
 
 def train(data: str, out: Path, flags: list[str]) -> dict[str, Any]:
-    """The run in `out`, begun or gone on with: its command and what came of it."""
+    """The run in `out`, begun or gone on with if it is not done: its command and what came of it."""
     command = ["train", data, *flags, "--out", str(out)]
-    resume = ["--resume"] if (out / "recipe.json").exists() else []  # refused if it was begun in another way
-    subprocess.run([sys.executable, "-m", "shvit", *command, *resume], check=True)
-    record = json.loads((out / "recipe.json").read_text())
+    begun = recorded(out)
+    if begun and begun["command"].split()[1:] != command:
+        sys.exit(f"{out} was begun by {begun['command']}, not by {' '.join(command)}: give another --runs")
+    if not begun or len(rows(out)) < begun["recipe"]["epochs"]:
+        subprocess.run([sys.executable, "-m", "shvit", *command, *(["--resume"] if begun else [])], check=True)
+    record = recorded(out)
     top1 = [row["top1"] for row in rows(out)]
     seconds = rows(out)[-1]["seconds"]
     return {
@@ -42,6 +45,12 @@ def train(data: str, out: Path, flags: list[str]) -> dict[str, Any]:
         "seconds": seconds,
         "recipe": record["recipe"],
     }
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """recipe.json, or nothing."""
+    path = out / "recipe.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
