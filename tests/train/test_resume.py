@@ -1,6 +1,7 @@
 """A run that is killed, at any moment, ends with the weights of one that was not."""
 
 import io
+import multiprocessing
 import os
 import random
 import signal
@@ -15,6 +16,7 @@ import shvit
 from conftest import tiny_architecture, wait_for
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile
+from shvit.train import loop
 from shvit.train import state as state_module
 from shvit.train.loop import Trainer
 from shvit.train.report import Reporter, read_metrics
@@ -41,29 +43,29 @@ def go(folder, start, out, resume=False, workers=0, save_every=2, reporter=None,
     return train(folder, str(start), out=out, settings={**SETTINGS, **settings}, **options)
 
 
-def in_child(work, kill_after=None):
-    """Runs `work` in a process of its own, perhaps killed after so many seconds. Whether it came to its end."""
-    child = os.fork()
-    if not child:
-        torch.set_num_threads(1)  # threads of the parent's do not live on in a fork
-        try:
-            work()
-            os._exit(0)
-        except BaseException as error:
-            sys.stderr.write(f"{error!r}\n")
-            os._exit(1)
+CLEAN = multiprocessing.get_context("forkserver")
+"""Where nothing was compiled: a fork of a process in which something was cannot go back through a network."""
+CLEAN.set_forkserver_preload(["torch", "shvit.train.run"])
+
+
+def in_child(work, *args, kill_after=None, **options):
+    """Calls `work` in a process of its own, perhaps killed after so many seconds. Whether it came to its end."""
+    child = CLEAN.Process(target=alone, args=(work, args, options))
+    child.start()
     if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
-    deadline = time.monotonic() + 240
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            raise AssertionError("the process does not end")
-        time.sleep(0.01)
-    code = os.waitstatus_to_exitcode(ended[1])
-    assert code in (0, -signal.SIGKILL)
-    return code == 0
+        child.join(kill_after)
+        child.kill()
+    child.join(240)
+    if child.exitcode is None:
+        child.kill()
+    assert child.exitcode in (0, -signal.SIGKILL)
+    return child.exitcode == 0
+
+
+def alone(work, args, options):
+    torch.set_num_threads(1)
+    loop.draw_curves = lambda *_: None
+    work(*args, **options)
 
 
 def resume_or_begin(folder, start, out, **options):
@@ -87,14 +89,15 @@ def assert_same(one, other):
 def test_killed_at_random_moments(folder, start, tmp_path, workers, settings):
     if "teacher" in settings:
         settings = {"teacher": str(start.with_stem("teacher"))}
+    settings = {"workers": workers, **settings}
     began = time.monotonic()
-    assert in_child(lambda: go(folder, start, tmp_path / "whole", workers=workers, **settings))
+    assert in_child(go, folder, start, tmp_path / "whole", **settings)
     whole = time.monotonic() - began
-    moments = random.Random(f"{workers} {settings}")
+    moments = random.Random(str(settings))
     for _ in range(3):
         moment = moments.uniform(0.05, 0.7) * whole
-        in_child(lambda: resume_or_begin(folder, start, tmp_path / "parts", workers=workers, **settings), moment)
-    assert in_child(lambda: resume_or_begin(folder, start, tmp_path / "parts", workers=workers, **settings))
+        in_child(resume_or_begin, folder, start, tmp_path / "parts", kill_after=moment, **settings)
+    assert in_child(resume_or_begin, folder, start, tmp_path / "parts", **settings)
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert not list((tmp_path / "parts").glob(".*"))
 
@@ -103,8 +106,17 @@ def test_killed_at_random_moments(folder, start, tmp_path, workers, settings):
     ("where", "nth"),
     [("half a state", 1), ("half a state", 5), ("between two names", 4), ("after the weights", 2), ("before any", 1)],
 )
-def test_killed_while_writing(folder, start, tmp_path, monkeypatch, where, nth):
-    assert in_child(lambda: go(folder, start, tmp_path / "whole"))
+def test_killed_while_writing(folder, start, tmp_path, where, nth):
+    assert in_child(go, folder, start, tmp_path / "whole")
+    assert not in_child(go_and_die, where, nth, folder, start, tmp_path / "parts")
+    assert in_child(resume_or_begin, folder, start, tmp_path / "parts")
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("whole", "parts")]
+    assert names[0] == names[1]
+
+
+def go_and_die(where, nth, *args):
+    """Killed at the nth time that it comes there."""
     calls = []
 
     def die(*_):
@@ -119,22 +131,16 @@ def test_killed_while_writing(folder, start, tmp_path, monkeypatch, where, nth):
         die()
         path.write_bytes(whole)
 
-    save = torch.save
-    with monkeypatch.context() as patched:
-        if where == "half a state":
-            patched.setattr(state_module.torch, "save", half)
-        elif where == "between two names":
-            patched.setattr(state_module, "suppress", lambda *_: _Then(die))
-        elif where == "after the weights":
-            write = Trainer._write_row
-            patched.setattr(Trainer, "_write_row", lambda self, row: (write(self, row), die()))
-        else:
-            patched.setattr(Trainer, "_probe", die)
-        assert not in_child(lambda: go(folder, start, tmp_path / "parts"))
-    assert in_child(lambda: resume_or_begin(folder, start, tmp_path / "parts"))
-    assert_same(tmp_path / "whole", tmp_path / "parts")
-    names = [{path.name for path in (tmp_path / run).iterdir()} for run in ("whole", "parts")]
-    assert names[0] == names[1]
+    save, write = torch.save, Trainer._write_row
+    if where == "half a state":
+        state_module.torch.save = half
+    elif where == "between two names":
+        state_module.suppress = lambda *_: _Then(die)
+    elif where == "after the weights":
+        Trainer._write_row = lambda self, row: (write(self, row), die())
+    else:
+        Trainer._probe = die
+    go(*args)
 
 
 class _Then:
