@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--images", type=int, default=512, help="training images used")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--ways", nargs="+", help="those alone, in a file of their own; distillation needs no workers")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
@@ -131,7 +132,8 @@ def main() -> None:
             "two processes": (TORCHRUN, ["--workers", "1"]),
             "distillation": ([], ["--workers", "0", "--recipe", "distill", "--teacher", teacher]),
         }
-        for name, (launch, flags) in ways.items():
+        for name in args.ways or ways:
+            launch, flags = ways[name]
             moments = random.Random(f"{args.seed} {name}")
             rows[name] = try_way(launch, flags, data, Path(folder) / name, args.kills, moments)
             print(name, rows[name], flush=True)
@@ -144,7 +146,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         **about,
     }
-    path = args.results / f"kill-resume_{hardware_name(about['hardware'])}_{about['date'][:10]}.json"
+    what = "-".join(["kill-resume", *(way.replace(" ", "-") for way in args.ways or ())])
+    path = args.results / f"{what}_{hardware_name(about['hardware'])}_{about['date'][:10]}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -217,8 +217,8 @@ def highres(model: str = "shvit_s1") -> Recipe:
     rate 4e-5, warm-up from 2e-8, least rate 2e-7, taken as effective rates. The other one, which the paper's text
     gives, is `highres_paper`.
 
-    Cost: docs/training.md. Published outcome: top-1 82.0 % for S4 at 512. Not yet run here at that scale; on imagenette160
-    S1 gained 1.0 points from 160 to 224 pixels in 2 epochs, all of it by the pixels (docs/training.md).
+    Cost: docs/training.md. Published outcome: top-1 82.0 % for S4 at 512. Not yet run here at that scale; S1 on
+    imagenette160 gained 1.0 points from 160 to 224 pixels in 2 epochs, all of it by the pixels (docs/training.md).
     """
     return replace(
         scratch(model),
