@@ -180,9 +180,8 @@ class Trainer:
                     break
                 self._end_epoch(done / seconds, wait / seconds)
         speed = images_done / train_seconds if train_seconds else 0.0
-        stopped_by = (
-            None if self.epoch == self.recipe.epochs else self.stopped_by or signal.SIGTERM
-        )  # by another process's, perhaps
+        finished = self.epoch == self.recipe.epochs
+        stopped_by = None if finished else self.stopped_by or signal.SIGTERM  # by another process's, perhaps
         return Result(self.out, self.epoch, self.best_metrics, stopped_by, self.seconds, speed)
 
     def _train_epoch(self) -> tuple[int, float, float]:
