@@ -1,8 +1,8 @@
 """What is told to be the bottleneck is what is slow."""
 
 import json
-import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,19 +24,28 @@ def start(tmp_path):
     return str(tmp_path / "start.safetensors")
 
 
-@pytest.mark.parametrize("slow", ["data", "compute"])
-def test_the_bottleneck_is_what_was_made_slow(folder, start, monkeypatch, slow):
-    where, name = (TrainReader, "__call__") if slow == "data" else (Trainer, "train_step")
-    work = getattr(where, name)
+@pytest.mark.parametrize(("seconds_an_image", "slow"), [(0.01, "data"), (0.001, "compute")])
+def test_the_bottleneck_is_what_was_made_slow(folder, start, monkeypatch, seconds_an_image, slow):
+    """By a clock that only reading and computing move, so that no other work on the machine counts."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("shvit.train.profile.time", clock)
 
-    def slowly(self, argument):
-        time.sleep(0.01 if slow == "data" else 0.1)
-        return work(self, argument)
+    def takes(seconds, where, name):
+        work = getattr(where, name)
 
-    monkeypatch.setattr(where, name, slowly)
+        def timed(self, argument):
+            clock.now += seconds
+            return work(self, argument)
+
+        monkeypatch.setattr(where, name, timed)
+
+    takes(seconds_an_image, TrainReader, "__call__")
+    takes(0.02, Trainer, "train_step")
     found = profile(folder, start, settings=SETTINGS, device="cpu", workers=0)
     assert found.bottleneck == slow
-    assert (found.data_wait > 0.5) == (slow == "data")
+    assert found.data == pytest.approx(1 / seconds_an_image)
+    assert found.compute == pytest.approx(8 / 0.02)
+    assert found.data_wait == pytest.approx(8 * seconds_an_image / (8 * seconds_an_image + 0.02))
 
 
 def test_the_command_trains_nothing(folder, start, tmp_path, capsys):
