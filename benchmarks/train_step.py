@@ -88,7 +88,7 @@ class Plain:
 
     def _step(self) -> None:
         images = self._batch.images.float().sub_(self._mean).div_(self._std)
-        images, targets = self._mixup(self._erase(images), self._batch.labels)
+        images, targets = self._mixup(self._erase(images), self._batch.targets)
         with torch.autocast(torch.device(self._device).type, torch.float16, enabled=self._scaler is not None):
             loss = self._loss(self._model(images), targets)
         self._optimizer.zero_grad()

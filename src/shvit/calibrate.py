@@ -17,7 +17,7 @@ from .errors import InputError
 from .evaluate import evaluate
 from .model.architecture import Model
 from .model.cost import cost
-from .modelfile import ModelFile
+from .modelfile import ModelFile, need_classifier
 
 LEAST = 2
 """Images that a batch needs, for a norm to have a variance."""
@@ -67,6 +67,7 @@ def calibrate_bn(
         InputError: The network has no BatchNorm or cannot take this size, or the data has no training images, or
             classes that the network does not know.
     """
+    need_classifier(model_file, "calibrate-bn")
     if images < LEAST or batch_size < LEAST:
         raise InputError(f"images and batch size must be at least {LEAST}, got {images} and {batch_size}")
     if not len(source.train):

@@ -21,7 +21,6 @@ from .screen import images_progress, say
 from .train.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
-    from .data.sources import Source
     from .engines import Runnable
     from .train.loop import Result
 
@@ -102,8 +101,10 @@ def train(
     *,
     out: Path | None = None,
     model: str | None = None,
-    recipe: Annotated[str | None, Parameter(help=f"{', '.join(RECIPES)}; default: scratch.")] = None,
-    task: Literal["classify"] = "classify",
+    recipe: Annotated[
+        str | None, Parameter(help=f"{', '.join(RECIPES)}; default: scratch, or small for objects.")
+    ] = None,
+    task: Literal["classify", "detect", "segment"] | None = None,
     resume: bool = False,
     device: Device = "auto",
     workers: Workers = 2,
@@ -114,7 +115,7 @@ def train(
     settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,  # pyright: ignore
     json: Json = False,
 ) -> None:
-    """Train a network on your labelled images.
+    """Train a network on your labelled images, or on images with boxes or masks.
 
     Exit codes: 0 done; 75 stopped by SIGTERM and 130 by Ctrl-C, both to be gone on with by --resume; 1 a failure;
     2 wrong input. Several GPUs, or machines: torchrun --nproc-per-node 8 -m shvit train …
@@ -124,7 +125,8 @@ def train(
     data
         A folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV of path,label, WebDataset shards
         (a folder of them, shards.json or data-{000..127}.tar, each by path or URL), hf://NAME or hf://./FOLDER for a
-        data set of the Hugging Face hub, or digits.
+        data set of the Hugging Face hub, or digits. For detect and segment a COCO folder: annotations/
+        instances_train….json and instances_val….json, or train/_annotations.coco.json and valid/ as Roboflow writes.
     out
         A new folder for the run: best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Not needed by
         --profile.
@@ -132,7 +134,7 @@ def train(
         shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to go on from;
         default: shvit_s1.
     task
-        What is learnt.
+        classify, detect (RetinaNet) or segment (Mask R-CNN); default: classify.
     resume
         Continue the run in --out at the step where it stopped, or was killed, from the last state that was saved.
     save_every
@@ -161,14 +163,15 @@ def train(
         "track": track,
     }
     if profile:
-        found = measure(data, model, recipe, settings=chosen, **options)
+        found = measure(data, model, recipe, task=task, settings=chosen, **options)
         if leads:
             wording.profiled(console, found)
             _finish(json, found.to_dict())
         return
     if out is None:
         raise InputError("train needs --out: a new folder for the run or, with --resume, that of the run to continue")
-    result = run(data, model, recipe, out, settings=chosen, resume=resume, reporter=Reporter(console), **options)
+    options |= {"task": task, "settings": chosen, "resume": resume, "reporter": Reporter(console)}
+    result = run(data, model, recipe, out, **options)
     if not leads:
         sys.exit(_exit_code(result))
     wording.trained(console, result, data)
@@ -192,20 +195,21 @@ def evaluate(
     out: Path | None = None,
     json: Json = False,
 ) -> None:
-    """Measure a model's accuracy on labelled images.
+    """Measure a model's accuracy on labelled images: top-1, or COCO's numbers for boxes and masks.
 
     Parameters
     ----------
     model
         A model file, or published weights such as shvit_s1.in1k.
     data
-        As for train: folder, CSV, shards, hf://NAME or digits. Classes are matched with the model's by name.
+        As for train: folder, CSV, shards, hf://NAME or digits; for detectors a COCO folder. Classes are matched with
+        the model's by name.
     threads
         CPU threads of the engine.
     split
         auto: the validation images, or all where the data is one pile that the model was not trained on.
     out
-        A folder for metrics.json, per_class.csv, confusion.csv and confusion.png.
+        A folder for metrics.json, per_class.csv and, of classifiers, confusion.csv and confusion.png.
     """
     from . import engines
     from .evaluate import evaluate as run
@@ -303,6 +307,8 @@ def predict(
     *,
     out: Path | None = None,
     top_k: int = 5,
+    threshold: float = 0.3,
+    draw: Path | None = None,
     engine: Engine = "auto",
     precision: Precision = "auto",
     device: Device = "auto",
@@ -311,7 +317,8 @@ def predict(
     workers: Annotated[int | None, Parameter(help="Threads that decode images; default: one a core.")] = None,
     json: Json = False,
 ) -> None:
-    """Label images. An image that cannot be read becomes a row with the reason, and stops nothing.
+    """Label images, or find objects in them. An image that cannot be read becomes a row with the reason, and stops
+    nothing.
 
     Parameters
     ----------
@@ -320,25 +327,40 @@ def predict(
     paths
         Files, folders (searched to any depth) and globs.
     out
-        A .csv, .jsonl or .parquet file for the labels; default: the screen.
+        A .csv, .jsonl or .parquet file for what was found, of detectors also .json in COCO's format of results;
+        default: the screen.
     top_k
-        Labels for each image.
+        Labels that a classifier gives each image.
+    threshold
+        Least score of the objects that a detector gives.
+    draw
+        A new folder for pictures with boxes, masks, classes and scores.
     threads
         CPU threads that one batch runs on; default: several batches at once, on few threads each.
     batch_size
         Images that run at once.
     """
+    from .draw import draw_file
+    from .files import check_folder
     from .predict import Predictor, find_images
     from .pretrained import load
     from .tables import table_writer
 
     console = _console(json)
-    writer = table_writer(out, top_k) if out else None
     images = find_images(paths)
     if not images:
         raise InputError(f"no images in {', '.join(paths)}")
-    options = {"batch_size": batch_size, "top_k": top_k, "threads": threads, "workers": workers}
-    predictor = Predictor(load(model), engine, precision, device, **options)
+    runnable = load(model)
+    categories = _categories(runnable)
+    if draw:
+        if categories is None:
+            raise InputError(f"--draw is for detectors, and {model} is a classifier")
+        check_folder(draw, new=True)
+    writer = table_writer(out, top_k, categories) if out else None
+    options = {"batch_size": batch_size, "top_k": top_k, "threshold": threshold}
+    predictor = Predictor(runnable, engine, precision, device, **options, threads=threads, workers=workers)
+    if draw:
+        draw.mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     bad, first_error = 0, None
     started = time.perf_counter()
@@ -349,16 +371,20 @@ def predict(
     ):
         for prediction in progress.track(stream, len(images)):
             write(prediction)
+            if draw and prediction.error is None:
+                draw_file(prediction, runnable.classes, draw)
             if prediction.error is not None:
                 bad += 1
                 first_error = first_error or prediction.error
             if json and not out:
                 rows.append(prediction.to_dict())
     speed = len(images) / (time.perf_counter() - started)
+    done = "labelled" if categories is None else "searched"
     say(
         console,
-        f"{len(images) - bad} images labelled, {bad} could not be read · {predictor.engine.name} "
-        f"{predictor.engine.precision} · {speed:.0f} images/s" + (f" · wrote {out}" if out else ""),
+        f"{len(images) - bad} images {done}, {bad} could not be read · {predictor.engine.name} "
+        f"{predictor.engine.precision} · {speed:.0f} images/s"
+        + "".join(f" · wrote {path}" for path in (out, draw) if path),
     )
     summary = {"images": len(images), "bad_images": bad, "out": str(out) if out else None, "images_per_second": speed}
     _finish(json, summary if out else {**summary, "predictions": rows})
@@ -610,12 +636,20 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False) -> 
     _finish(json, facts)
 
 
-def _divided_as_trained(data: str, model_file: "Runnable") -> "Source":
+def _categories(model: "Runnable") -> dict[str, int] | None:
+    """The ids that a detector's classes had in the data it was trained on; None of a classifier."""
+    if model.task == "classify":
+        return None
+    ids = model.provenance.get("categories") or range(1, 1 + len(model.classes))
+    return dict(zip(model.classes, ids, strict=True))
+
+
+def _divided_as_trained(data: str, model_file: "Runnable") -> Any:
     """The data; one pile is divided by the seed and share that the model was trained with."""
-    from .data.sources import open_source
+    from .tasks import task_of
 
     recipe = model_file.provenance.get("recipe", {})
-    source = open_source(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
+    source = task_of(model_file).open(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
     for text in source.warnings:
         notice(text)
     return source

@@ -57,7 +57,7 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
     engine = engines.load(model_file)
     report = evaluate(model_file, engine, source)
     write_report(report, out / "eval")
-    top1 = report.evaluation.top1
+    top1 = report.evaluation.metrics()["top1"]
     say(
         console,
         f"top-1 {top1:.2%} on {report.evaluation.images} held-out digits; {out / 'eval' / 'confusion.png'} shows which",

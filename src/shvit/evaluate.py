@@ -3,21 +3,22 @@
 import json
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from .data.coco import CocoSource, Scenes
 from .data.loader import Loader, lost_workers_told
-from .data.sources import Source, Split, merge
-from .data.transforms import Decoded, eval_transform
+from .data.sources import Source, Split
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError
 from .files import write_csv
 from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation
+from .tasks.objects import ObjectsEvaluation
 
 Which = Literal["auto", "train", "val", "all"]
 
@@ -26,7 +27,7 @@ Which = Literal["auto", "train", "val", "all"]
 class Report:
     """An evaluation, and what it was made on."""
 
-    evaluation: ClassifyEvaluation
+    evaluation: ClassifyEvaluation | ObjectsEvaluation
     split: str
     names: tuple[str, ...]
     """Of the images, in the order that `evaluation.bad` counts in."""
@@ -35,20 +36,26 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: shares from 0 to 1, images, and images a second with decoding included."""
         metrics = self.evaluation.metrics()
-        judged = {name: share for name, share in self.evaluation.per_class().items() if share is not None}
+        judged = {name: value for name, value in self.evaluation.per_class().items() if value is not None}
         speed = self.evaluation.images / self.seconds
         return {**metrics, "per_class": judged, "split": self.split, "images_per_second": speed}
 
 
 def evaluate(
-    model_file: Runnable, engine: Engine, source: Source, which: Which = "auto", batch_size: int = 64, workers: int = 0
+    model_file: Runnable,
+    engine: Engine,
+    source: Source | CocoSource,
+    which: Which = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
 ) -> Report:
-    """Top-1, top-5, confusion matrix.
+    """Top-1, top-5, confusion matrix; of detectors COCO's numbers.
 
     Args:
         model_file: Gives classes and preprocessing.
         engine: Runs the network.
-        source: Labelled images; their classes are found among the model's by name (see `match_classes`).
+        source: Labelled images, as the model's task opens them; their classes are found among the model's by name (see
+            `match_classes`).
         which: Images to use. `auto`: the validation images where the data has them by itself or the model was trained
             on this very data; else all of them.
 
@@ -57,28 +64,28 @@ def evaluate(
     """
     name, split = choose_split(model_file, source, which)
     split = labelled(model_file, source, split)
-    loader = Loader(split, Decoded(eval_transform(model_file.preprocess)), batch_size, workers)
+    task = task_of(model_file)
+    loader = Loader(split, task.eval_reader(model_file.preprocess), batch_size, workers)
     started = time.perf_counter()
     with lost_workers_told():
-        evaluation = task_of(model_file).evaluate(engine, loader)
+        evaluation = task.evaluate(engine, loader)
     return Report(evaluation, name, tuple(split.names), time.perf_counter() - started)
 
 
-def choose_split(model_file: Runnable, source: Source, which: Which) -> tuple[str, Split]:
+def choose_split(model_file: Runnable, source: Source | CocoSource, which: Which) -> tuple[str, Split | Scenes]:
     """The images meant by `which`, and what to call them. Raises InputError where there are none."""
     if which == "auto":
         trained_on = model_file.provenance.get("data_fingerprint") == source.fingerprint
         which = "all" if (source.drawn and not trained_on) or not len(source.val) else "val"
-    split = {"train": source.train, "val": source.val, "all": merge(source.train, source.val)}[which]
+    split = source.whole() if which == "all" else {"train": source.train, "val": source.val}[which]
     if not len(split):
         raise InputError(f"{source.name} has no images in its split {which!r}")
     return which, split
 
 
-def labelled(model: Described, source: Source, split: Split) -> Split:
+def labelled(model: Described, source: Source | CocoSource, split: Split | Scenes) -> Split | Scenes:
     """The same images, their labels counted as the model counts its classes. Raises InputError as `match_classes`."""
-    numbers = match_classes(source.classes, model.classes)
-    return replace(split, labels=[numbers[label] for label in split.labels])
+    return split.relabelled(match_classes(source.classes, model.classes))
 
 
 def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
@@ -109,10 +116,27 @@ def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
 
 
 def write_report(report: Report, out: Path) -> list[Path]:
-    """metrics.json, per_class.csv, confusion.csv and confusion.png, and bad_images.csv where there are any."""
+    """metrics.json and per_class.csv, of classifiers confusion.csv and .png, and bad_images.csv where there are any."""
     out.mkdir(parents=True, exist_ok=True)
     evaluation = report.evaluation
     (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    tables = _write_objects if isinstance(evaluation, ObjectsEvaluation) else _write_labels
+    files = [out / "metrics.json", *tables(evaluation, out)]  # pyright: ignore[reportArgumentType]
+    if evaluation.bad:
+        bad = [[report.names[index], reason] for index, reason in sorted(evaluation.bad.items())]
+        write_csv(out / "bad_images.csv", ["image", "reason"], bad)
+        files.append(out / "bad_images.csv")
+    return files
+
+
+def _write_objects(evaluation: ObjectsEvaluation, out: Path) -> list[Path]:
+    kinds = list(evaluation.numbers)
+    rows = [[name, *(f"{by_kind[kind]:.6f}" for kind in kinds)] for name, by_kind in evaluation.per_class().items()]
+    write_csv(out / "per_class.csv", ["class", *(f"{kind}_AP" for kind in kinds)], rows)
+    return [out / "per_class.csv"]
+
+
+def _write_labels(evaluation: ClassifyEvaluation, out: Path) -> list[Path]:
     counts = evaluation.confusion.sum(axis=1)
     shares = evaluation.per_class()
     rows = [[name, int(counts[i]), f"{shares[name]:.6f}"] for i, name in enumerate(evaluation.classes) if counts[i]]
@@ -120,12 +144,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
     matrix = [[name, *row] for name, row in zip(evaluation.classes, evaluation.confusion.tolist(), strict=True)]
     write_csv(out / "confusion.csv", ["true \\ predicted", *evaluation.classes], matrix)
     draw_confusion(evaluation, out / "confusion.png")
-    files = [out / name for name in ("metrics.json", "per_class.csv", "confusion.csv", "confusion.png")]
-    if evaluation.bad:
-        bad = [[report.names[index], reason] for index, reason in sorted(evaluation.bad.items())]
-        write_csv(out / "bad_images.csv", ["image", "reason"], bad)
-        files.append(out / "bad_images.csv")
-    return files
+    return [out / name for name in ("per_class.csv", "confusion.csv", "confusion.png")]
 
 
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:

@@ -16,10 +16,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from . import engines, floor, provenance
+from .data.coco import Scenes
 from .data.decode import decode
 from .data.loader import Batch, Loader
 from .data.sources import Source, Split
-from .data.transforms import Decoded, eval_transform
+from .data.transforms import eval_transform
 from .engines import coreml, openvino
 from .engines.base import EngineError, ExportError, Shapes, described, need_calibration
 from .engines.check import latency, run_all
@@ -27,7 +28,8 @@ from .engines.quantize import CALIBRATION_IMAGES
 from .errors import Failure, InputError
 from .evaluate import choose_split, labelled
 from .files import replacing
-from .modelfile import ModelFile
+from .modelfile import ModelFile, need_classifier
+from .tasks import task_of
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Largest difference of a logit that is rounding, as a share of the largest logit."""
@@ -99,6 +101,7 @@ def export(
         FloorError: int8 cannot hold `max_drop`.
         ExportError: The file does not compute what the model does.
     """
+    need_classifier(model_file, "export")
     kind = engines.format_of(engine)
     precision = precision or kind.exports()[0]
     if precision not in kind.exports():
@@ -214,21 +217,20 @@ def validation_batches(model_file: ModelFile, source: Source) -> Iterable[Batch]
     """The labelled images that accuracy is judged on: decoded once, where they fit into memory."""
     _, split = choose_split(model_file, source, "auto")
     split = labelled(model_file, source, split)
-    loader = Loader(split, Decoded(eval_transform(model_file.preprocess)), 50, workers=2)
-    kept = 3 * model_file.preprocess.image_size**2 * len(split) <= KEPT_BYTES
+    loader = Loader(split, task_of(model_file).eval_reader(model_file.preprocess), 50, workers=2)
+    kept = 3 * model_file.preprocess.input_size**2 * len(split) <= KEPT_BYTES
     return list(loader) if kept else loader
 
 
-def _images(model_file: ModelFile, split: Split) -> UInt8[Tensor, "n 3 h w"]:
-    batches = [
-        batch.images for batch in Loader(split, Decoded(eval_transform(model_file.preprocess)), 50) if len(batch)
-    ]
+def _images(model_file: ModelFile, split: Split | Scenes) -> UInt8[Tensor, "n 3 h w"]:
+    reader = task_of(model_file).eval_reader(model_file.preprocess)
+    batches = [batch.images for batch in Loader(split, reader, 50) if len(batch)]
     if not batches:
         raise Failure(f"none of the {len(split)} images could be used")
     return torch.cat(batches)
 
 
-def _spread(split: Split, count: int) -> Split:
+def _spread(split: Split | Scenes, count: int) -> Split | Scenes:
     order = np.random.default_rng(0).permutation(len(split))[:count]
     return split.subset(sorted(int(index) for index in order))
 

@@ -148,6 +148,12 @@ def _empty(architecture: Architecture) -> Model:
         return architecture.build()
 
 
+def need_classifier(model: ModelFile, verb: str) -> None:
+    """Raises InputError for a model of another task, which this verb does not know yet."""
+    if model.task != "classify":
+        raise InputError(f"{verb} is for classifiers so far, and this model's task is {model.task}")
+
+
 def digest_of(model_file: ModelFile) -> str:
     """Of its weights: says whether two networks are the same."""
     return _digest({}, {name: tensor.detach().cpu() for name, tensor in model_file.model.state_dict().items()})

@@ -1,13 +1,13 @@
-"""The Predictor: files in, labels out. A bad image becomes a result with its reason and stops nothing.
+"""The Predictor: files in; labels, boxes and masks out. A bad image becomes a result with its reason and stops nothing.
 
 Threads decode images into batches while others run the engine: decoding and engines leave Python's lock to others.
 """
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
+from torch import Tensor
 
 from . import engines
 from .data.decode import BadImage
-from .data.transforms import fast_eval_decoder
+from .data.frames import Frame
 from .engines import Runnable
 from .errors import InputError
 from .pretrained import load
 from .tasks import task_of
+from .tasks.classify import Classify
+from .tasks.objects import RunLengths
 
 Picture = str | Path | Image.Image | np.ndarray
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jpe", ".ppm"}
@@ -39,25 +42,31 @@ class Prediction:
     path: str
     """As given; empty for an image that came from memory."""
     labels: tuple[str, ...]
-    """The most probable classes, best first; empty for an image that could not be used."""
+    """The most probable classes, best first; of a detector, the class of each object. Empty for an image that could
+    not be used."""
     scores: tuple[float, ...]
     """Their probabilities, from 0 to 1."""
     error: str | None = None
     """Why the image could not be used."""
+    boxes: tuple[tuple[float, ...], ...] | None = None
+    """Of each object: left, top, right, bottom in pixels of the upright image; None of a classifier."""
+    masks: tuple[RunLengths, ...] | None = None
+    """Of each object, in COCO's packed run-length code; None where the model gives no masks."""
 
     def to_dict(self) -> dict[str, Any]:
-        """path, labels, scores, error."""
-        return asdict(self)
+        """path, labels, scores, error; boxes and masks where there can be any."""
+        return {key: value for key, value in asdict(self).items() if value is not None or key == "error"}
 
 
 class Predictor:
-    """Predicts labels of images, given as paths, PIL images or arrays (height, width, 3) in uint8 RGB.
+    """Predicts labels, or objects, of images, given as paths, PIL images or arrays (height, width, 3) in uint8 RGB.
 
     Args:
         model_file: What to predict with; a path or a published name is loaded first.
         engine, precision, device: As `shvit.engines.load` takes them.
         batch_size: Images that run at once.
-        top_k: Labels for each image.
+        top_k: Labels that a classifier gives each image.
+        threshold: Least score of the objects that a detector gives.
         threads: CPU threads that the engine runs one batch with; None for several batches at once on few threads each.
         workers: Threads that decode; None for one a core.
 
@@ -78,12 +87,15 @@ class Predictor:
         *,
         batch_size: int = 16,
         top_k: int = 5,
+        threshold: float = 0.3,
         threads: int | None = None,
         workers: int | None = None,
     ) -> None:
         for name, number in (("batch_size", batch_size), ("top_k", top_k), ("workers", workers)):
             if number is not None and number < 1:
                 raise InputError(f"{name} must be at least 1, got {number}")
+        if not 0 <= threshold <= 1:
+            raise InputError(f"threshold must lie between 0 and 1, got {threshold}")
         if isinstance(model_file, str | Path):
             model_file = load(model_file)
         self.batch_size = batch_size
@@ -94,9 +106,10 @@ class Predictor:
             self.at_once = min(cores(), MAX_AT_ONCE)
             threads = cores() // self.at_once
         self.engine = engines.load(model_file, engine, precision, device, threads)
+        self.threshold = threshold
         self._task = task_of(model_file)
-        self._to_pixels = fast_eval_decoder(model_file.preprocess)
-        self._side = model_file.preprocess.image_size
+        self._read = self._task.fast_reader(model_file.preprocess)
+        self._side = model_file.preprocess.input_size
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Prediction]:
         """One prediction for each image, in order; a single image gives a list of one."""
@@ -136,31 +149,46 @@ class Predictor:
         """
         return self.at_once + 1 + -(-2 * self.workers // self.batch_size)
 
-    def _decode(self, picture: Picture, place: UInt8[np.ndarray, "h w 3"]) -> str | None:
-        """Fills the picture's place in its batch; why it cannot."""
+    def _decode(self, picture: Picture, place: UInt8[np.ndarray, "h w 3"]) -> Frame | BadImage | None:
+        """Fills the picture's place in its batch. Returns where in it a detector's image lies; or why it cannot."""
         try:
-            place[:] = self._to_pixels(picture).permute(1, 2, 0).numpy()
+            pixels, frame = self._read(picture)
         except BadImage as error:
-            return str(error)
-        return None
+            return error
+        place[: pixels.shape[1], : pixels.shape[2]] = pixels.permute(1, 2, 0).numpy()
+        return frame
 
     def _finish(
-        self, batch: list[Picture], images: UInt8[np.ndarray, "b h w 3"], decoded: list[Future[str | None]]
+        self,
+        batch: list[Picture],
+        images: UInt8[np.ndarray, "b h w 3"],
+        decoded: list[Future[Frame | BadImage | None]],
     ) -> list[Prediction]:
         """Waits for the decoding threads and runs the engine.
 
         On as many images as in the first batch, though some be bad or missing: engines compile for the sizes they meet.
         """
-        errors = [future.result() for future in decoded]
+        read = [future.result() for future in decoded]
         paths = [str(picture) if isinstance(picture, str | Path) else "" for picture in batch]
-        if None not in errors:
-            return [Prediction(path, (), (), error) for path, error in zip(paths, errors, strict=True)]
-        outputs = self.engine(torch.from_numpy(images).permute(0, 3, 1, 2))
-        results = self._task.decode(outputs, self.top_k)
-        return [
-            Prediction(path, (), (), error) if error else Prediction(path, result.labels, result.scores)
-            for path, error, result in zip(paths, errors, results, strict=False)
-        ]
+        good = [place for place, one in enumerate(read) if not isinstance(one, BadImage)]
+        predictions = [Prediction(path, (), (), str(one)) for path, one in zip(paths, read, strict=True)]
+        if good:
+            outputs = self.engine(torch.from_numpy(images).permute(0, 3, 1, 2))[good]
+            found = self._found(outputs, [read[place] for place in good])
+            for place, result in zip(good, found, strict=True):
+                predictions[place] = replace(result, path=paths[place])
+        return predictions
+
+    def _found(self, outputs: Tensor, frames: list[Any]) -> Iterator[Prediction]:
+        if isinstance(self._task, Classify):
+            for result in self._task.decode(outputs, self.top_k):
+                yield Prediction("", result.labels, result.scores)
+            return
+        for found in self._task.decode(outputs, frames, self.threshold):
+            labels = tuple(self._task.classes[label] for label in found.labels.tolist())
+            boxes = tuple(tuple(box) for box in found.boxes.tolist())
+            masks = None if found.masks is None else tuple(found.masks)
+            yield Prediction("", labels, tuple(found.scores.tolist()), None, boxes, masks)
 
 
 def cores() -> int:

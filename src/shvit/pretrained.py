@@ -16,6 +16,7 @@ from .engines import Runnable
 from .errors import InputError
 from .model.architecture import TIMM_PREFIX, Architecture, Model, variant_config
 from .model.config import VARIANTS
+from .model.detector import Detector
 from .model.peer import TimmModel, pretrained_cfg
 from .modelfile import ModelFile, ModelFileError
 from .modelfile import load as load_file
@@ -127,6 +128,23 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
     return model
 
 
+def onto_detector(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
+    """A new detector with the backbone of a classifier or of a detector; of its own kind, with all that fits.
+
+    Args:
+        trained: Its backbone is of the same variant.
+        architecture: Of the detector.
+        fresh_head: Leave what tells classes apart fresh, as where the number of classes differs.
+    """
+    if isinstance(trained, Detector) and trained.architecture.detector == architecture.detector:
+        return transfer(trained, architecture, fresh_head)
+    model = architecture.build()
+    assert isinstance(model, Detector)
+    source = (trained.backbone if isinstance(trained, Detector) else trained).state_dict()
+    model.backbone.load_state_dict({name: source[name] for name in model.backbone.state_dict()})
+    return model
+
+
 def load(source: str | Path) -> Runnable:
     """A model file or an exported file by its path, published weights by their name (`shvit_s1.in1k`, `timm/NAME`).
 
@@ -176,6 +194,8 @@ def imagenet_classes() -> tuple[str, ...]:
 
 def default_preprocess(model: Model, image_size: int | None = None) -> Preprocess:
     """What the published weights of this kind of model expect; at another size where one is given."""
+    if isinstance(model, Detector):
+        model = model.backbone
     if not isinstance(model, TimmModel):
         return Preprocess(image_size or model.image_size)
     cfg = model.pretrained_cfg
@@ -261,6 +281,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _head_prefixes(model: Model) -> tuple[str, ...]:
+    if isinstance(model, Detector):
+        return model.class_layers
     if isinstance(model, TimmModel):
         classifier = model.pretrained_cfg["classifier"]
         names = (classifier,) if isinstance(classifier, str) else classifier

@@ -31,7 +31,8 @@ def trained(console: Console, result: "Result", data: str) -> None:
             console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(data)} --out {out} --resume"
         )
     if result.best:
-        say(console, f"best top-1 {result.best['top1']:.2%} in epoch {result.best['epoch']}: {best}")
+        name, key = ("top-1", "top1") if "top1" in result.best else ("AP", "AP")
+        say(console, f"best {name} {result.best[key]:.2%} in epoch {result.best['epoch']}: {best}")
         say(console, f"try it: shvit predict {best} IMAGES…")
 
 
@@ -68,6 +69,9 @@ def calibrated(console: Console, result: "Calibration", path: Path) -> None:
 def evaluated(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
     """Accuracy, in all and of each class where they are few; what was left out, and what was written."""
     result = report.to_dict()
+    if "bbox" in result:
+        _objects_evaluated(console, report, engine, files)
+        return
     say(
         console,
         f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · {result['images']} images of split {report.split}"
@@ -78,6 +82,27 @@ def evaluated(console: Console, report: "Report", engine: "Engine", files: Seque
     if len(result["per_class"]) <= SHOWN_CLASSES:
         rows = [[name, f"{share:.1%}"] for name, share in result["per_class"].items()]
         show_table(console, ["class", "top-1"], rows)
+    for path in files:
+        say(console, f"wrote {path}")
+
+
+def _objects_evaluated(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
+    result = report.to_dict()
+    kinds = {"bbox": "boxes", "segm": "masks"}
+    names = list(result["bbox"])
+    rows = [
+        [kinds[kind], *("–" if value < 0 else f"{value:.1%}" for value in result[kind].values())]
+        for kind in kinds
+        if kind in result
+    ]
+    show_table(console, ["", *names], rows)
+    say(
+        console,
+        f"{result['images']} images of split {report.split} · {engine.name} {engine.precision} · "
+        f"{result['images_per_second']:.1f} images/s",
+    )
+    if result["bad_images"]:
+        say(console, f"{result['bad_images']} images could not be used" + ("" if files else "; --out lists them"))
     for path in files:
         say(console, f"wrote {path}")
 
@@ -101,6 +126,10 @@ def prediction(prediction: "Prediction") -> str:
     """One image's line."""
     if prediction.error is not None:
         return f"{prediction.path}  {prediction.error}"
+    if prediction.boxes is not None:
+        found = zip(prediction.labels, prediction.scores, prediction.boxes, strict=True)
+        objects = [f"{name} {score:.0%} ({', '.join(f'{side:.0f}' for side in box)})" for name, score, box in found]
+        return f"{prediction.path}  {'  '.join(objects) or 'nothing found'}"
     labels = "  ".join(f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True))
     return f"{prediction.path}  {labels}"
 

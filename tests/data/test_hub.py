@@ -15,7 +15,7 @@ import pytest
 from conftest import picture
 from shvit.data.decode import BadImage
 from shvit.data.loader import Loader
-from shvit.data.sources import DataError, merge, open_source
+from shvit.data.sources import DataError, open_source
 from shvit.data.transforms import Decoded, Preprocess, eval_transform
 from shvit.errors import InputError
 
@@ -84,7 +84,7 @@ def test_one_pile_is_divided(saved):
     source = open_source(f"hf://{saved}", val_share=0.3)
     assert source.drawn
     assert (len(source.train), len(source.val)) == (14, 6)
-    both = merge(source.train, source.val)
+    both = source.whole()
     assert {both.source(i) for i in range(20)} == {png(i) for i in range(20)}
     assert open_source(f"hf://{saved}", val_share=0.5).fingerprint == source.fingerprint
 
@@ -101,7 +101,7 @@ def test_workers_read_it_too(saved, workers):
     loader = Loader(split, Decoded(eval_transform(Preprocess(32))), 6, workers)
     batches = list(loader.epoch(0))
     assert [index for batch in batches for index in batch.indices] == list(range(20))
-    assert [label for batch in batches for label in batch.labels.tolist()] == [0, 1] * 10
+    assert [label for batch in batches for label in batch.targets.tolist()] == [0, 1] * 10
     assert pickle.loads(pickle.dumps(split)).source(3) == png(3)
 
 

@@ -350,7 +350,7 @@ def test_validation_images_alone(jpegs, tmp_path):
     written = write_shards(jpegs, tmp_path / "out", workers=0)
     assert written.to_dict()["shards"] == {"train": 0, "val": 1}
     source = open_source(tmp_path / "out")
-    assert (len(source.train), len(merge(source.train, source.val))) == (0, 8)
+    assert (len(source.train), len(source.whole())) == (0, 8)
     with pytest.raises(DataError, match="no training images"):
         source.check_trainable()
 
@@ -596,7 +596,7 @@ def test_labels_in_json_names_and_what_has_none(tmp_path):
         ],
     )
     source = open_source(tmp_path / "x.tar", val_share=0.5)
-    pile = merge(source.train, source.val)
+    pile = source.whole()
     assert source.classes == ("cat", "dog")
     names = {name.removeprefix("x.tar/"): i for i, name in enumerate(pile.names)}
     labels = {name: int(pile.labels[i]) for name, i in names.items()}
@@ -611,7 +611,7 @@ def test_labels_in_json_names_and_what_has_none(tmp_path):
         "6": "its label cannot be read", "7": "its label cannot be read",
     }  # fmt: skip
     assert source.warnings == ("5 samples cannot be used, the first because it has no image",)
-    assert merge(source.train, source.val).usable_labels() == {0, 1}
+    assert source.whole().usable_labels() == {0, 1}
 
 
 def test_unindexed_shards_that_are_damaged(jpegs, bare):
@@ -673,7 +673,7 @@ def test_names_are_numbered_by_classes_txt_and_must_be_in_it(tmp_path):
     make_tar(tmp_path / "x.tar", [("1.jpg", jpeg(1)), ("1.cls", b"cat"), ("2.jpg", jpeg(2)), ("2.cls", b"dog")])
     (tmp_path / "classes.txt").write_text("dog\nbird\ncat\n")
     source = open_source(tmp_path)
-    pile = merge(source.train, source.val)
+    pile = source.whole()
     assert source.classes == ("dog", "bird", "cat")
     assert sorted((pile.source(i), pile.labels[i]) for i in range(2)) == sorted([(jpeg(1), 2), (jpeg(2), 0)])
     (tmp_path / "classes.txt").write_text("dog\nbird\n")

@@ -43,14 +43,14 @@ def test_losses_are_those_of_the_paper():
     task = Classify(CLASSES, label_smoothing=0.1)
     logits, taught, answers = torch.randn(3, 5, 2).unbind()
     targets = F.one_hot(torch.tensor([0, 1, 1, 0, 1]), 2).float()
-    own = task.loss(logits, targets)
-    hard = Distill(task, None, "hard", 0.3).loss((logits, taught), (targets, answers))
+    own = task.loss(lambda _: logits, None, targets)
+    hard = Distill(task, None, "hard", 0.3).loss(lambda _: (logits, taught), None, (targets, answers))
     torch.testing.assert_close(hard, 0.7 * own + 0.3 * F.cross_entropy(taught, answers.argmax(1)))
-    soft = Distill(task, None, "soft", 0.5, 3.0).loss((logits, taught), (targets, answers))
+    soft = Distill(task, None, "soft", 0.5, 3.0).loss(lambda _: (logits, taught), None, (targets, answers))
     p, q = (answers / 3).softmax(1), (taught / 3).softmax(1)
     divergence = (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(soft, 0.5 * own + 0.5 * 9 * divergence)
-    one_head = Distill(task, None, "hard", 0.5).loss(logits, (targets, answers))
+    one_head = Distill(task, None, "hard", 0.5).loss(lambda _: logits, None, (targets, answers))
     torch.testing.assert_close(one_head, 0.5 * own + 0.5 * F.cross_entropy(logits, answers.argmax(1)))
 
 

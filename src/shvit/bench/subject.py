@@ -27,7 +27,7 @@ from ..engines.torch import DTYPES
 from ..errors import Failure, InputError
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.fuse import fuse
-from ..modelfile import ModelFile
+from ..modelfile import ModelFile, need_classifier
 from ..pretrained import default_preprocess, load
 from .machine import synchronize
 from .peers import COMPILED, EAGER, TRACED
@@ -68,6 +68,7 @@ def open_model(name: str, image_size: int | None = None) -> Runnable:
     if not has_random_weights(name):
         model_file = load(name)
         assert isinstance(model_file, ModelFile)
+        need_classifier(model_file, "bench")
         size = image_size or model_file.preprocess.image_size
         return replace(model_file, preprocess=replace(model_file.preprocess, image_size=size))
     torch.manual_seed(0)

@@ -7,17 +7,19 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from PIL import Image, UnidentifiedImageError
 
+from .decode import BadImage
 from .sources import TRAIN_NAMES, VAL_NAMES, DataError
 
+T = TypeVar("T")
 BESIDE = "_annotations.coco.json"
 """What Roboflow writes into the folder of each split."""
 SLACK = 1.0
@@ -62,9 +64,31 @@ class Scenes:
     objects: Sequence[Objects]
     bad: dict[int, str] = field(default_factory=dict)
     """Place of each image that is known to be unusable, and why."""
+    shards: None = None
+    """Images are files of their own."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """How each image is called in reports."""
+        return [str(path) for path in self.images]
+
+    def source(self, index: int) -> Path:
+        """What to decode. Raises BadImage where it is known to be unusable."""
+        if index in self.bad:
+            raise BadImage(self.bad[index])
+        return self.images[index]
+
+    def example(self, index: int, read: Callable[["Scenes", int], T]) -> T:
+        """What `read` makes of an image and its objects. Raises BadImage."""
+        return read(self, index)
+
+    def relabelled(self, numbers: Sequence[int]) -> "Scenes":
+        """The same, each label replaced by the number at its place."""
+        table = np.array(numbers, np.int64)
+        return replace(self, objects=[replace(one, labels=table[one.labels]) for one in self.objects])
 
     def subset(self, indices: Iterable[int]) -> "Scenes":
         picked = list(indices)
@@ -93,6 +117,28 @@ class CocoSource:
     """Of file names, sizes and objects."""
     warnings: tuple[str, ...] = ()
     """What is amiss, a line for each kind, with how often it occurs and an example."""
+
+    def whole(self) -> Scenes:
+        """The images of both splits; where ids occur in both, those of the second are counted on from the first's."""
+        one, other = self.train, self.val
+        ids = list(other.ids)
+        if not set(ids).isdisjoint(one.ids):
+            ids = [max(one.ids) + 1 + place for place in range(len(ids))]
+        return Scenes(
+            [*one.images, *other.images],
+            [*one.ids, *ids],
+            np.concatenate([one.sizes, other.sizes]),
+            [*one.objects, *other.objects],
+            {**one.bad, **{len(one) + place: reason for place, reason in other.bad.items()}},
+        )
+
+    def check_trainable(self) -> None:
+        """Raises DataError where a split has no usable images, or training no objects."""
+        for kind, scenes in (("training", self.train), ("validation", self.val)):
+            if len(scenes) == len(scenes.bad):
+                raise DataError(f"{self.name} has no {kind} images")
+        if not any((~objects.crowd).any() for objects in self.train.objects):
+            raise DataError(f"{self.name}: no training image has an object")
 
 
 def is_coco(folder: Path) -> bool:
@@ -379,7 +425,7 @@ def _segment(value: Any, height: int, width: int) -> Segment | None:
     if not isinstance(value, list):
         return None
     polygons = [points for part in value if (points := _numbers(part)) and len(points) >= 6 and len(points) % 2 == 0]
-    return tuple(np.array(points, np.float32) for points in polygons) or None
+    return tuple(np.array(points) for points in polygons) or None
 
 
 def _objects(rows: list[tuple[Any, ...]]) -> Objects:

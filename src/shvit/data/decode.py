@@ -56,12 +56,13 @@ class BadImage(ValueError):
     """An image that cannot be used; the message is the reason, in a few words."""
 
 
-def decode(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode(source: Source, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Image.Image:
     """An upright 8-bit RGB image: EXIF orientation applied, the first frame of an animation, transparency on white.
 
     Args:
         source: A path, the bytes of a file, pixels (height, width) or (height, width, 3) in uint8, or an opened image.
         max_pixels: Larger images are refused before they are decoded.
+        upright: Whether to turn a file's image as its EXIF data say; else it comes as it is stored.
 
     Raises:
         BadImage: Missing, empty, not an image, truncated, damaged, too large, or of a kind without 8-bit meaning.
@@ -74,7 +75,7 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(source))
         image = _open(_read(source))
         _check_size(image.size, max_pixels)
-        return _to_upright_rgb(image)
+        return _to_upright_rgb(image) if upright else _to_rgb(image)
 
 
 @dataclass(frozen=True)

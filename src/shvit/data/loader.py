@@ -7,17 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ..errors import Failure, InputError
-from .decode import MAX_PIXELS, BadImage, decode
-from .sources import Split
-from .transforms import Reader
+from .decode import MAX_PIXELS, BadImage, Source, decode
+from .transforms import on_canvas
 from .warp import use_one_thread
 
 Key = tuple[int, int, int]
@@ -32,7 +32,8 @@ class Batch:
     """Images that could be used, and what became of the others."""
 
     images: UInt8[Tensor, "b 3 h w"]
-    labels: Int64[Tensor, " b"]
+    targets: Any
+    """What is to be learnt from each image: int64 labels, or a list of what the split's `example` gives."""
     indices: list[int]
     """Place of each image in its split."""
     bad: dict[int, str]
@@ -48,12 +49,15 @@ class Batch:
         if len(self) == size:
             return self
         picked = torch.arange(size) % len(self)
-        indices = [self.indices[i] for i in picked.tolist()]
-        return replace(self, images=self.images[picked], labels=self.labels[picked], indices=indices)
+        places = picked.tolist()
+        given = self.targets
+        targets = given[picked] if isinstance(given, Tensor) else [given[place] for place in places]
+        return replace(self, images=self.images[picked], targets=targets, indices=[self.indices[i] for i in places])
 
     def pin_memory(self) -> "Batch":
         """For torch's loader: copies to a GPU need not wait for one another."""
-        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+        targets = self.targets.pin_memory() if isinstance(self.targets, Tensor) else self.targets
+        return replace(self, images=self.images.pin_memory(), targets=targets)
 
 
 @contextmanager
@@ -81,25 +85,44 @@ def seed(*key: int, everywhere: bool = False) -> None:
     torch.manual_seed(number) if everywhere else torch.default_generator.manual_seed(number)
 
 
-class ImageDataset(Dataset):
-    """Item (view, index, copy) is an image, its label and key; or the reason why there is none."""
+class Examples(Protocol):
+    """Images in a fixed order, with what is to be learnt from them: a `Split`, or `Scenes`."""
 
-    def __init__(self, split: Split, read: Reader, seed: int) -> None:
+    @property
+    def shards(self) -> np.ndarray | None:
+        """As of a `Split`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, read: Any) -> tuple[UInt8[Tensor, "3 h w"], Any]:
+        """What `read` makes of an image, and its target. Raises BadImage."""
+        ...
+
+    def source(self, index: int) -> Source:
+        """What to decode. Raises BadImage where it cannot be had."""
+        ...
+
+
+class ImageDataset(Dataset):
+    """Item (view, index, copy) is an image, its target and key; or the reason why there is none."""
+
+    def __init__(self, split: Examples, read: Any, seed: int) -> None:
         self.split = split
         self.read = read
         self.seed = seed
 
-    def __getitem__(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], int, Key] | tuple[str, Key]:
+    def __getitem__(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], Any, Key] | tuple[str, Key]:
         if get_worker_info() is None:
             with seeded(self.seed, *key):
                 return self._read(key)
         seed(self.seed, *key)  # a worker's generators are nobody else's: nothing to restore
         return self._read(key)
 
-    def _read(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], int, Key] | tuple[str, Key]:
+    def _read(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], Any, Key] | tuple[str, Key]:
         _, index, _ = key
         try:
-            return self.read(self.split.source(index)), int(self.split.labels[index]), key
+            return *self.split.example(index, self.read), key
         except BadImage as error:
             return str(error), key
 
@@ -132,7 +155,7 @@ class EpochSampler(Sampler[list[Key]]):
 
     def __init__(
         self,
-        split: Split,
+        split: Examples,
         batch_size: int,
         seed: int = 0,
         shuffle: bool = False,
@@ -192,7 +215,8 @@ class Loader:
 
     Args:
         split: The images.
-        read: Makes a tensor of each, with the random generators seeded for (seed, view, image, copy).
+        read: Makes a tensor of each, in the way that the split's `example` uses it (of a `Split`: a `Reader`), with
+            the random generators seeded for (seed, view, image, copy).
         batch_size: Images a batch. A batch with bad images in it is smaller.
         workers: Processes that decode; 0 decodes in this one. The batches are the same, whatever the number.
         shuffle: A new order every epoch, and no last batch smaller than the others; else in order, and all of them.
@@ -205,8 +229,8 @@ class Loader:
 
     def __init__(
         self,
-        split: Split,
-        read: Reader,
+        split: Examples,
+        read: Any,
         batch_size: int,
         workers: int = 0,
         shuffle: bool = False,
@@ -260,16 +284,25 @@ def lost_workers_told() -> Iterator[None]:
         ) from error
 
 
-def collate(items: list[tuple[Tensor, int, Key] | tuple[str, Key]]) -> Batch:
+def collate(items: list[tuple[Tensor, Any, Key] | tuple[str, Key]]) -> Batch:
     good = [item for item in items if len(item) == 3]
     bad = {key[1]: reason for item in items if len(item) == 2 for reason, key in [item]}
     images = _stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     view = items[0][-1][0] if items else 0
-    return Batch(images, torch.tensor([label for _, label, _ in good]), [key[1] for *_, key in good], bad, view)
+    targets: Any = [target for _, target, _ in good]
+    if all(isinstance(target, int) for target in targets):
+        targets = torch.tensor(targets)
+    return Batch(images, targets, [key[1] for *_, key in good], bad, view)
 
 
 def _stack(images: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
-    """In channels_last, as readers give them and networks want them; in a worker, where the main process sees it."""
+    """In channels_last, as readers give them and networks want them; in a worker, where the main process sees it.
+
+    Images of different sizes get margins, at the right and below.
+    """
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    if any(image.shape[1:] != (height, width) for image in images):
+        images = [on_canvas(image, height, width) for image in images]
     return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
@@ -290,7 +323,7 @@ def _end_by_parent() -> None:
     os._exit(0)
 
 
-def probe(split: Split, count: int, seed: int, max_pixels: int = MAX_PIXELS) -> dict[int, str]:
+def probe(split: Examples, count: int, seed: int, max_pixels: int = MAX_PIXELS) -> dict[int, str]:
     """Decode images as `draw_some` draws them: the bad among them, and why."""
     bad = {}
     for index in draw_some(split, count, seed):
@@ -301,7 +334,7 @@ def probe(split: Split, count: int, seed: int, max_pixels: int = MAX_PIXELS) -> 
     return bad
 
 
-def draw_some(split: Split, count: int, seed: int) -> list[int]:
+def draw_some(split: Examples, count: int, seed: int) -> list[int]:
     """Places of `count` images, in order, of few shards, which may have to be fetched; all where there are no more."""
     generator = random.Random(seed)
     places = range(len(split))

@@ -8,16 +8,19 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
 
 from ..errors import InputError
 from .decode import BadImage
 from .lazy import Lazy, join, pick
 from .remote import is_remote
+from .transforms import Reader
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
@@ -66,6 +69,14 @@ class Split:
         image = self.images[index]
         return image if isinstance(image, Path | np.ndarray) else image.read()
 
+    def example(self, index: int, read: Reader) -> tuple[UInt8[Tensor, "3 h w"], int]:
+        """What `read` makes of an image, and its label. Raises BadImage."""
+        return read(self.source(index)), int(self.labels[index])
+
+    def relabelled(self, numbers: Sequence[int]) -> "Split":
+        """The same, each label replaced by the number at its place."""
+        return replace(self, labels=[numbers[label] for label in self.labels])
+
     def subset(self, indices: Iterable[int]) -> "Split":
         picked = list(indices)
         return Split(
@@ -99,6 +110,10 @@ class Source:
     """Of names, sizes and labels of all images, whatever the split: says later whether two runs saw the same data."""
     warnings: tuple[str, ...] = ()
     """What is amiss with the data as a whole, a line each: a shard that is missing, for one."""
+
+    def whole(self) -> Split:
+        """The images of both splits."""
+        return merge(self.train, self.val)
 
     def check_trainable(self) -> None:
         """Refuses, before an epoch is spent, what cannot be trained on or judged.
@@ -185,7 +200,17 @@ def _holds_shards(folder: Path) -> bool:
     return any(child.suffix == ".tar" for child in visible) and not any(child.is_dir() for child in visible)
 
 
-def duplicates(one: Split, other: Split) -> list[tuple[str, str]]:
+class Listed(Protocol):
+    """Images and what they are called."""
+
+    @property
+    def images(self) -> Sequence[Any]: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
+def duplicates(one: Listed, other: Listed) -> list[tuple[str, str]]:
     """Pairs of names, one of each split, whose files hold the same bytes. Reads only what could be the same."""
     groups = [(one, _file_sizes(one)), (other, _file_sizes(other))]
     shared_sizes = set(groups[0][1].values()) & set(groups[1][1].values())
@@ -320,7 +345,7 @@ def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
     return digest.hexdigest()[:16]
 
 
-def _file_sizes(split: Split) -> dict[int, int]:
+def _file_sizes(split: Listed) -> dict[int, int]:
     sizes = {}
     for index, image in enumerate([] if isinstance(split.images, Lazy) else split.images):  # no files of their own
         if isinstance(image, Path):

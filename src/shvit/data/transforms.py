@@ -23,6 +23,13 @@ from .decode import MAX_PIXELS, Opened, Pixels, Source, decode, decode_small, op
 from .warp import FASTER
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
+FITS = ("crop", "whole", "shorter")
+COARSEST = 64
+"""Sides of what a detector sees are multiples of this, in pixels: the stride of SHViT's last map."""
+LONGER = 5 / 3
+"""Of fit `shorter`: how many times `image_size` the longer side may be. 1333 for 800, as is usual on COCO."""
+MARGIN = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
+"""Colour around images that do not fill what the network sees: all but zero when it is normalised."""
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
 Reader = Callable[[Source], UInt8[Tensor, "3 h w"]]
 """From what holds an image to the tensor; raises BadImage."""
@@ -40,23 +47,35 @@ class Preprocess:
     """
 
     image_size: int = 224
-    """Side of the square that the network sees, in pixels."""
+    """Side of the square that the network sees, in pixels; of fit `shorter`, what the image's shorter side becomes."""
     crop: float = 0.875
     """Side of that square as a share of the resized image's shorter side."""
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     """Subtracted from each channel, whose values go from 0 to 1."""
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    fit: str = "crop"
+    """`crop`: the centre is seen. For detectors, all is: `whole` makes the longer side `image_size`; `shorter` the
+    shorter one, or less where the longer one would be more than 5/3 of that."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int) or self.image_size < 32:
             raise InputError(f"image_size must be at least 32 pixels, got {self.image_size}")
         if not 0 < self.crop <= 1:
             raise InputError(f"crop must lie above 0 and be at most 1, got {self.crop}")
+        if self.fit not in FITS:
+            raise InputError(f"fit must be one of {', '.join(FITS)}, got {self.fit!r}")
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
         if len(self.mean) != len(self.std) or not all(deviation > 0 for deviation in self.std):
             raise InputError(f"mean and std must be as long, and std positive, got {self.mean} and {self.std}")
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square that holds any image as the network sees it, margins included, in pixels."""
+        if self.fit != "shorter":
+            return self.image_size
+        return -(-math.floor(LONGER * self.image_size) // COARSEST) * COARSEST
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,6 +87,13 @@ class Preprocess:
             return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
         except (TypeError, KeyError) as error:
             raise InputError(f"not a description of preprocessing: {error}") from None
+
+
+def on_canvas(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 h2 w2"]:
+    """The image with margins at the right and below, in channels_last."""
+    canvas = torch.tensor(MARGIN, dtype=torch.uint8).repeat(height, width, 1).permute(2, 0, 1)
+    canvas[:, : image.shape[1], : image.shape[2]] = image
+    return canvas
 
 
 class Normalize(nn.Module):

@@ -1,6 +1,6 @@
 """Where a network runs. `load` is the way in; a new engine is one file and one row of `ENGINES`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ ENGINES: dict[str, type[Engine]] = {
     "coreml": CoreMLEngine,
 }
 """The fastest first: `auto` takes the first that can run and has the precision; of those, fp16 and bf16 before fp32."""
+
+TAKE_DETECTORS = {"detect": ("onnx", "openvino", "torch"), "segment": ("torch",)}
+"""The engines that run these tasks' networks: regions that depend on what is seen are PyTorch's alone so far."""
 
 FORMATS = {name: kind for name, kind in ENGINES.items() if kind.exports()}
 """The engines that have a file format."""
@@ -58,7 +61,7 @@ def load(
         engine, precision = _as_exported(model, engine, precision)
     if engine not in ("auto", *ENGINES):
         raise EngineError(f"unknown engine {engine!r}: allowed are auto, {', '.join(ENGINES)}")
-    wanted = ENGINES if engine == "auto" else {engine: ENGINES[engine]}
+    wanted = _that_take(model, ENGINES if engine == "auto" else {engine: ENGINES[engine]})
     picked = pick_device(device)
     reasons = {name: kind.unavailable(picked) for name, kind in wanted.items()}
     if device == "auto" and all(reasons.values()):
@@ -81,6 +84,21 @@ def load(
     kind: Any = ENGINES[fit[0]]
     extra = {"calibration": calibration} if precision == "int8" and not isinstance(model, Exported) else {}
     return kind(model, precision, picked, threads, **extra)
+
+
+def _that_take(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
+    """Those of the engines that run networks of this kind. Raises EngineError where none does."""
+    if model.task not in TAKE_DETECTORS:
+        return wanted
+    names = TAKE_DETECTORS[model.task]
+    if model.preprocess.fit == "shorter":  # images of many sizes
+        names = ("torch",)
+    if taking := {name: kind for name, kind in wanted.items() if name in names}:
+        return taking
+    raise EngineError(
+        f"models of task {model.task} and fit {model.preprocess.fit} run on {', '.join(names)}, not on "
+        f"{', '.join(wanted)}"
+    )
 
 
 def format_of(name: str) -> type[Engine]:

@@ -6,6 +6,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..data.transforms import Preprocess, per_channel
+from ..model.detector import Detector
 from ..model.fuse import fuse
 from ..model.shvit import SHViT
 from ..modelfile import ModelFile
@@ -24,7 +25,8 @@ class Portable(nn.Module):
         super().__init__()
         self.register_buffer("mean", per_channel(preprocess.mean), persistent=False)
         deviation = per_channel(preprocess.std)
-        first = network.stem[0] if isinstance(network, SHViT) else None  # pyright: ignore[reportIndexIssue]
+        backbone = network.backbone if isinstance(network, Detector) else network
+        first = backbone.stem[0] if isinstance(backbone, SHViT) else None
         if isinstance(first, nn.Conv2d):
             first.weight.data = (first.weight.double() / deviation).to(first.weight.dtype)
             self.divide = nn.Identity()

@@ -6,11 +6,15 @@ from typing import Any
 
 from ..errors import InputError
 from .config import VARIANTS, Config, Stage
+from .detector import Detector
+from .mask_rcnn import MaskRCNN
 from .peer import TimmModel
+from .retinanet import RetinaNet
 from .shvit import SHViT
 
 TIMM_PREFIX = "timm/"
-Model = SHViT | TimmModel
+Model = SHViT | TimmModel | Detector
+DETECTORS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,15 @@ class Architecture:
     distilled: bool = False
     config: Config | None = None
     """The sizes; filled in from the table for the named variants, always None for timm's models."""
+    detector: str | None = None
+    """`retinanet` or `mask_rcnn`, whose backbone this then is; None: a classifier."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 1 or self.in_channels < 1:
             raise InputError(f"num_classes and in_channels must be at least 1, got {self}")
+        if self.detector is not None and (self.detector not in DETECTORS or self.distilled):
+            allowed = ", ".join(DETECTORS)
+            raise InputError(f"a detector is one of {allowed}, without distillation head; got {self}")
         if self.name.startswith(TIMM_PREFIX):
             if self.distilled:
                 raise InputError(f"only shvit's own variants have a distillation head, {self.name} has none")
@@ -39,10 +48,13 @@ class Architecture:
 
     def build(self) -> Model:
         """The network with fresh weights; it carries this description as `.architecture`."""
+        logits = 0 if self.detector else self.num_classes
         if self.config is None:
-            model = TimmModel(self.name.removeprefix(TIMM_PREFIX), self.num_classes, self.in_channels)
+            model = TimmModel(self.name.removeprefix(TIMM_PREFIX), logits, self.in_channels)
         else:
-            model = SHViT(self.config, self.num_classes, self.in_channels, self.distilled)
+            model = SHViT(self.config, logits, self.in_channels, self.distilled)
+        if self.detector:
+            model = DETECTORS[self.detector](model, self.num_classes)
         model.architecture = self
         return model
 

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError
+from .detector import Detector
 from .peer import TimmModel
 from .shvit import SHViT
 
@@ -29,11 +30,11 @@ class Cost:
 
 
 @torch.no_grad()
-def cost(model: SHViT | TimmModel, image_size: tuple[int, int], name: str = "total") -> Cost:
+def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name: str = "total") -> Cost:
     """Count one image of (height, width) through the network in evaluation mode, as it is used.
 
     Raises:
-        InputError: One of timm's models does not take images of this size.
+        InputError: One of timm's models, or a detector, does not take images of this size.
     """
     parameter = next(model.parameters())
     channels = model.in_channels
@@ -41,7 +42,7 @@ def cost(model: SHViT | TimmModel, image_size: tuple[int, int], name: str = "tot
     try:
         return _count(model, images, name)[0]
     except (AssertionError, RuntimeError) as error:
-        if isinstance(model, SHViT):
+        if not isinstance(model, TimmModel):
             raise
         size = f"{image_size[0]}x{image_size[1]}"
         reason = str(error).partition("\n")[0]

@@ -1,16 +1,18 @@
 """Folding for inference: every pair of linear operations that can be one becomes one."""
 
 import copy
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ..errors import Failure
+from .detector import Detector
 from .peer import TimmModel
 from .shvit import SHViT
 
-Network = TypeVar("Network", SHViT, TimmModel)
+Network = TypeVar("Network", SHViT, TimmModel, Detector)
 CHECK_SIDE = 64
 
 
@@ -33,7 +35,8 @@ def fuse(model: Network) -> Network:
     residuals, the scale and shift of attention's norm and its softmax scale into its weights, and two distillation
     heads into one; squeeze-excite's convolutions become linear layers. Folding is done in float64 and compared with the
     original on a random batch before the weights go back to their own type and device.
-    timm's models fold by timm's own code, which is made for float32.
+    timm's models fold by timm's own code, which is made for float32. Of a detector the backbone is folded, and its
+    pyramid's maps are compared.
 
     Args:
         model: A network of `create_model`, any device, any floating type.
@@ -42,17 +45,23 @@ def fuse(model: Network) -> Network:
         FuseError: The outputs differ by more than 1e-9 of their largest magnitude (timm's: 1e-3), or are not finite.
     """
     parameter = next(model.parameters())
-    ours = isinstance(model, SHViT)
+    ours = isinstance(model.backbone if isinstance(model, Detector) else model, SHViT)
     dtype, side, tolerance = (torch.float64, CHECK_SIDE, 1e-9) if ours else (torch.float32, model.image_size, 1e-3)
     original = copy.deepcopy(model).to("cpu", dtype).eval()
     folded = cast(Network, _fold(copy.deepcopy(original)))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, model.in_channels, side, side, dtype=dtype, generator=generator)
-    expected, actual = original(images), folded(images)
-    error = (expected - actual).abs().max() / expected.abs().max().clamp_min(1e-30)
+    error = max(
+        (expected - actual).abs().max() / expected.abs().max().clamp_min(1e-30)
+        for expected, actual in zip(_seen(original, images), _seen(folded, images), strict=True)
+    )
     if not error <= tolerance:  # also catches NaN
         raise FuseError(f"folding changed the outputs by {error:.1e} of their size, allowed is {tolerance:.0e}")
     return folded.to(parameter.device, parameter.dtype).requires_grad_(False)
+
+
+def _seen(model: Any, images: Float[Tensor, "b c h w"]) -> list[Tensor]:
+    return model.features(images) if isinstance(model, Detector) else [model(images)]
 
 
 def _fold(module: nn.Module) -> nn.Module:

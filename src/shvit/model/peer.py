@@ -31,6 +31,14 @@ class TimmModel(nn.Module):
         self.network = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
 
     @property
+    def maps(self) -> list[tuple[int, int]]:
+        """Channels and stride of each map that `features` gives. Raises InputError where timm does not say."""
+        info = getattr(self.network, "feature_info", None)
+        if not info:
+            raise InputError(f"timm offers no intermediate maps of {type(self.network).__name__}")
+        return [(int(row["num_chs"]), int(row["reduction"])) for row in list(info)[-3:]]
+
+    @property
     def image_size(self) -> int:
         """Side of the images that the network was designed for, in pixels."""
         return int(self.pretrained_cfg["input_size"][-1])

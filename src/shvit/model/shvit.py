@@ -24,6 +24,7 @@ from .layers import (
 )
 
 MIN_SIDE = 32
+FIRST_STRIDE = 16
 Mixer = Callable[[int, int], nn.Module]
 """(width, attended channels) -> a module from (b, width, h, w) to the same shape."""
 
@@ -62,7 +63,7 @@ class SHViT(nn.Module):
 
     Args:
         config: Widths, depths and attended channels.
-        num_classes: Logits an image gets.
+        num_classes: Logits an image gets; 0 for a backbone without head, whose outputs are the last map's means.
         in_channels: Channels of an image.
         distilled: Add a second head, to be taught by a teacher. In training the network then returns both heads'
             logits; in evaluation, their mean.
@@ -82,6 +83,8 @@ class SHViT(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.maps = [(stage.width, FIRST_STRIDE << index) for index, stage in enumerate(config.stages)]
+        """Channels and stride of each map that `features` gives."""
         self.image_size = config.image_size
         self.stem = _stem(in_channels, config.stages[0].width)
         self.stages = nn.ModuleList()
@@ -93,7 +96,7 @@ class SHViT(nn.Module):
             parts["blocks"] = nn.Sequential(*(Block(stage.width, stage.attended, mixer) for _ in range(stage.depth)))
             self.stages.append(nn.Sequential(parts))
             width = stage.width
-        self.head = NormLinear(width, num_classes)
+        self.head = NormLinear(width, num_classes) if num_classes else nn.Identity()
         self.distillation_head = NormLinear(width, num_classes) if distilled else None
 
     def features(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b c h2 w2"]]:

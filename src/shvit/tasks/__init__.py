@@ -1,11 +1,13 @@
-"""What can be learnt from labelled images. A new task is one file and one row of `TASKS`."""
+"""What can be learnt from images. A new task is one file and one row of `TASKS`."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import InputError
 from .classify import Classify
+from .detect import Detect
+from .segment import Segment
 
-TASKS = {"classify": Classify}
+TASKS: dict[str, Any] = {"classify": Classify, "detect": Detect, "segment": Segment}
 
 
 class Described(Protocol):
@@ -17,8 +19,12 @@ class Described(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
 
-def task_of(model: Described) -> Classify:
-    """The task that a model was trained for. Raises InputError where this shvit does not have it."""
+def task_of(model: Described) -> Any:
+    """The task that a model was trained for: a `Classify`, `Detect` or `Segment`.
+
+    Raises:
+        InputError: This shvit does not have it.
+    """
     if model.task not in TASKS:
         raise InputError(f"the model's task is {model.task!r}: this shvit has {', '.join(TASKS)}")
     return TASKS[model.task](model.classes)

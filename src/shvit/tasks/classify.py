@@ -1,19 +1,24 @@
 """Classification: one label for each image."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data.decode import MAX_PIXELS
+from ..data.decode import Source as Encoded
 from ..data.loader import Batch
+from ..data.sources import Source, open_source
+from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
 from ..errors import Failure
 from .base import Gather, Predict, alone
 
@@ -66,6 +71,11 @@ class ClassifyEvaluation:
         }
 
 
+def cross_entropy(logits: Float[Tensor, "b classes"], targets: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:
+    """In fp32, whatever the network computes in."""
+    return F.cross_entropy(logits.float(), targets)
+
+
 class Classify:
     """Cross-entropy against one-hot, smoothed or mixed labels.
 
@@ -97,10 +107,37 @@ class Classify:
         )
         self._erase = RandomErasing(random_erasing, mode="pixel", device=device) if random_erasing else None
 
+    @staticmethod
+    def open(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Source:
+        """As `open_source`."""
+        return open_source(data, seed, val_share)
+
+    def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainReader:
+        random_changes = f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
+        return TrainReader(
+            preprocess.image_size,
+            (recipe.crop_min, 1.0),
+            recipe.flip,
+            recipe.color_jitter,
+            random_changes,
+            recipe.max_pixels,
+        )
+
+    def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Decoded:
+        return Decoded(eval_transform(preprocess), max_pixels)
+
+    def fast_reader(self, preprocess: Preprocess) -> Callable[[Encoded], tuple[UInt8[Tensor, "3 h w"], None]]:
+        """What `Predictor` reads with: all but the same pixels, sooner."""
+        to_pixels = fast_eval_decoder(preprocess)
+        return lambda source: (to_pixels(source), None)
+
+    def ready(self, network: Any) -> None:
+        """Nothing is to be done."""
+
     def augment(
         self, images: Float[Tensor, "b 3 h w"], batch: Batch
     ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b classes"]]:
-        targets = batch.labels.to(images.device)
+        targets = batch.targets.to(images.device)
         if self._erase is not None:
             images = self._erase(images)
         if self._mix is not None:
@@ -108,8 +145,10 @@ class Classify:
         one_hot = F.one_hot(targets, len(self.classes)).float()
         return images, one_hot * (1 - self.label_smoothing) + self.label_smoothing / len(self.classes)
 
-    def loss(self, outputs: Float[Tensor, "b classes"], targets: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:
-        return F.cross_entropy(outputs.float(), targets)
+    def loss(
+        self, network: Any, images: Float[Tensor, "b 3 h w"], targets: Float[Tensor, "b classes"]
+    ) -> Float[Tensor, ""]:
+        return cross_entropy(network(images), targets)
 
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ClassifyEvaluation:
         """Every usable image of the batches is counted once.
@@ -126,9 +165,9 @@ class Classify:
                 continue
             logits = predict(batch.images).float().cpu()
             top = logits.topk(min(5, count)).indices
-            confusion += torch.bincount(batch.labels * count + top[:, 0], minlength=count * count)
-            top5_correct += int((top == batch.labels[:, None]).sum())
-            loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+            confusion += torch.bincount(batch.targets * count + top[:, 0], minlength=count * count)
+            top5_correct += int((top == batch.targets[:, None]).sum())
+            loss += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
         confusions, tops, losses, bads = zip(*gather((confusion.numpy(), top5_correct, loss, bad)), strict=True)
         confusion = np.sum(confusions, axis=0)
         bad = {index: reason for part in bads for index, reason in part.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.coco import CocoSource, Scenes
 from ..data.loader import probe
 from ..data.sources import Source, Split
 from ..errors import Failure
@@ -26,7 +27,7 @@ class BadImages:
         writes: Whether this is the process that writes.
     """
 
-    def __init__(self, source: Source, out: Path, max_share: float, writes: bool = True) -> None:
+    def __init__(self, source: Source | CocoSource, out: Path, max_share: float, writes: bool = True) -> None:
         self._splits = {"train": source.train, "val": source.val}
         self._out, self._max_share, self._writes = out, max_share, writes
         self.train: dict[int, str] = dict(source.train.bad)
@@ -68,5 +69,5 @@ class BadImages:
             write_csv(self._out / "bad_images.csv", ["split", "image", "reason"], rows)
 
 
-def _rows(name: str, split: Split, bad: dict[int, str]) -> Sequence[Sequence[str]]:
+def _rows(name: str, split: Split | Scenes, bad: dict[int, str]) -> Sequence[Sequence[str]]:
     return [[name, split.names[index], bad[index]] for index in sorted(bad)]

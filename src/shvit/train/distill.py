@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..files import replacing
 from ..model.cost import cost
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
-from ..tasks.base import Evaluation, Gather, Predict, Task, alone
+from ..tasks.classify import Classify, cross_entropy
 from .recipe import Recipe
 
 
@@ -147,7 +146,7 @@ class AnswerCache:
 
 
 class Distill:
-    """A task whose network also learns what a teacher says: in its second head where it has one.
+    """Classification by a network that also learns what a teacher says: in its second head where it has one.
 
     The loss is (1 - share) x the task's own + share x the teacher's: cross-entropy with its first class (hard), or
     temperature^2 x the Kullback-Leibler divergence from its softened probabilities, a mean over images (soft).
@@ -157,9 +156,10 @@ class Distill:
     """
 
     def __init__(
-        self, task: Task, teacher: Teacher, kind: str = "hard", share: float = 0.5, temperature: float = 1.0
+        self, task: Classify, teacher: Teacher, kind: str = "hard", share: float = 0.5, temperature: float = 1.0
     ) -> None:
-        self.headline = task.headline
+        self.headline, self.evaluate, self.ready = task.headline, task.evaluate, task.ready
+        self.open, self.train_reader, self.eval_reader = task.open, task.train_reader, task.eval_reader
         self._task, self._teacher, self._kind = task, teacher, kind
         self._share, self._temperature = share, temperature
 
@@ -167,12 +167,12 @@ class Distill:
         inputs, targets = self._task.augment(images, batch)
         return inputs, (targets, self._teacher(inputs, batch))
 
-    def loss(self, outputs: Any, targets: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+    def loss(self, network: Any, images: Tensor, targets: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+        outputs = network(images)
         own, taught = outputs if isinstance(outputs, tuple) else (outputs, outputs)
         labels, answers = targets
-        return (1 - self._share) * self._task.loss(own, labels) + self._share * self._from_teacher(
-            taught.float(), answers
-        )
+        from_teacher = self._from_teacher(taught.float(), answers)
+        return (1 - self._share) * cross_entropy(own, labels) + self._share * from_teacher
 
     def _from_teacher(
         self, outputs: Float[Tensor, "b classes"], answers: Float[Tensor, "b classes"]
@@ -181,9 +181,3 @@ class Distill:
             return F.cross_entropy(outputs, answers.argmax(1))
         student, teacher = ((logits / self._temperature).log_softmax(1) for logits in (outputs, answers))
         return self._temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-    def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> Evaluation:
-        return self._task.evaluate(predict, batches, gather)
-
-    def decode(self, outputs: Tensor) -> list[Any]:
-        return self._task.decode(outputs)

@@ -14,9 +14,10 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from .. import modelfile
+from ..data.coco import CocoSource
 from ..data.loader import Batch, Loader, Share, lost_workers_told, seeded
 from ..data.sources import Source
-from ..data.transforms import Decoded, Normalize, TrainReader, eval_transform
+from ..data.transforms import Normalize
 from ..files import replacing, sweep
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
@@ -25,7 +26,7 @@ from .bad import BadImages, TrainError
 from .clip import clip_adaptively
 from .recipe import Recipe
 from .report import Reporter, draw_curves, read_metrics
-from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_precision, rand_augment
+from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_precision
 from .signals import heeded
 from .state import NEWEST, State
 from .world import World
@@ -89,7 +90,7 @@ class Trainer:
         self,
         task: Task,
         start: ModelFile,
-        source: Source,
+        source: Source | CocoSource,
         recipe: Recipe,
         out: Path,
         device: str = "cpu",
@@ -128,10 +129,9 @@ class Trainer:
 
     def _loaders(self, workers: int) -> tuple[Loader, Loader]:
         recipe, preprocess, world = self.recipe, self.start.preprocess, self.world
-        crop, augment = (recipe.crop_min, 1.0), rand_augment(recipe)
         train = Loader(
             self.source.train,
-            TrainReader(preprocess.image_size, crop, recipe.flip, recipe.color_jitter, augment, recipe.max_pixels),
+            self.task.train_reader(preprocess, recipe),
             recipe.batch_size,
             workers,
             shuffle=True,
@@ -143,7 +143,7 @@ class Trainer:
         )
         val = Loader(
             self.source.val,
-            Decoded(eval_transform(preprocess), recipe.max_pixels),
+            self.task.eval_reader(preprocess, recipe.max_pixels),
             2 * min(recipe.batch_size, 128 * world.size),
             workers,
             share=Share(world.rank, world.size),
@@ -186,7 +186,7 @@ class Trainer:
 
     def _train_epoch(self) -> tuple[int, float, float]:
         """The steps of this epoch that are left. Returns images, seconds, and seconds spent waiting for data."""
-        self.model.train()
+        self.task.ready(self.model.train())
         self.train_loader.sampler.start = self.step
         batches = self.train_loader.epoch(self.epoch)
         steps, images, wait = len(self.train_loader), 0, 0.0
@@ -239,8 +239,7 @@ class Trainer:
         """Of a piece of a batch. Returns its loss."""
         inputs, targets = self.task.augment(self.normalize(batch.images), batch)
         with self.autocast:
-            outputs = self.network(inputs)
-        loss = self.task.loss(outputs, targets)
+            loss = self.task.loss(self.network, inputs, targets)
         self.scaler.scale(loss / self.recipe.accumulate).backward()
         return loss.detach()
 

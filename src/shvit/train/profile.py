@@ -44,7 +44,7 @@ class Profile:
 
 def profile(trainer: Trainer, workers: int) -> Profile:
     """Times some steps. The trainer's network is changed by them; nothing is written."""
-    trainer.model.train()
+    trainer.task.ready(trainer.model.train())
     size, pieces = trainer.recipe.batch_size, trainer.recipe.accumulate
     steps = _steps(trainer, pieces)
     waited = 0.0

@@ -6,24 +6,29 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..data.coco import CocoSource, is_coco
+from ..data.frames import check_fit
 from ..data.loader import seeded
-from ..data.sources import Source, duplicates, open_source
-from ..data.transforms import Preprocess
+from ..data.sources import Source, duplicates
+from ..data.transforms import COARSEST, Preprocess
 from ..engines import pick_device
 from ..errors import InputError
 from ..files import check_folder, replacing, write_csv
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.cost import cost
 from ..modelfile import ModelFile, digest_of
-from ..pretrained import create_model, default_preprocess, is_published, load_model, transfer
+from ..pretrained import create_model, default_preprocess, is_published, load_model, onto_detector, transfer
 from ..provenance import facts
+from ..tasks import TASKS
 from ..tasks.base import Task
 from ..tasks.classify import Classify
+from ..tasks.detect import Detect
+from ..tasks.segment import Segment
 from .distill import AnswerCache, Distill, Teacher
 from .loop import SAVE_EVERY, Result, Trainer
 from .profile import Profile
 from .profile import profile as measure
-from .recipe import RECIPES, TUNES, Recipe, fit
+from .recipe import RECIPES, TASK_RECIPES, TUNES, Recipe, fit
 from .report import Reporter
 from .setup import DTYPES, picks_precision
 from .state import NAMES as STATES
@@ -59,22 +64,25 @@ def train(
     recipe: str | None = None,
     out: str | Path = "runs/train",
     *,
+    task: str | None = None,
     settings: Mapping[str, Any] | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> Result:
-    """Train a classifier on labelled images, and write best.safetensors and all that belongs to it into `out`.
+    """Train a network on labelled images, and write best.safetensors and all that belongs to it into `out`.
 
     Several processes that torchrun started train one network together. Where torchrun starts them anew, after one was
     lost, they go on from the last state.
 
     Args:
-        data: A folder, a CSV, shards, `hf://NAME` or `digits`; see `shvit.data.sources.open_source`.
+        data: A folder, a CSV, shards, `hf://NAME` or `digits`; see `shvit.data.sources.open_source`. For detection and
+            segmentation a COCO folder; see `shvit.data.coco.open_coco`.
         model: A variant, `timm/NAME`, published weights (`shvit_s1.in1k`), or a model file to go on from; default:
             shvit_s1.
-        recipe: A key of `RECIPES`; default: scratch.
+        recipe: A key of `RECIPES`; default: scratch, and small for detection and segmentation.
         out: A new folder; with `resume`, that of the run to continue.
+        task: `classify`, `detect` or `segment`; default: classify or, with `resume`, what the run was begun with.
         settings: Fields of the recipe to set; the others are fitted to the data (`recipe.fit`).
         resume: Continue at the step where the run in `out` stopped, with its own model and recipe.
         reporter: Told of what happens; default: nobody.
@@ -91,7 +99,8 @@ def train(
         run = str(out.resolve())
         resume = world.first(lambda: resume or (world.has_begun(run) and (out / RECORD).exists()))
         check_folder(out, new=not resume)
-        plan = _resumed(data, model, recipe, out, settings or {}) if resume else _planned(data, model, recipe, settings)
+        named = data, task, model, recipe
+        plan = _resumed(*named, out, settings or {}) if resume else _planned(*named, settings or {})
         reporter = reporter if reporter and world.leads else Reporter()
         for warning in (*plan.source.warnings, *plan.warnings()):
             reporter.warn(warning)
@@ -109,6 +118,7 @@ def profile(
     model: str | None = None,
     recipe: str | None = None,
     *,
+    task: str | None = None,
     settings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Profile:
@@ -121,7 +131,7 @@ def profile(
     how.check()
     device = world.device(pick_device(how.device))
     with world.joined(device):
-        plan = _planned(data, model, recipe, settings)
+        plan = _planned(data, task, model, recipe, settings or {})
         return measure(_trainer(plan, how, Path(), device, Reporter(), world), how.workers)
 
 
@@ -131,7 +141,7 @@ class Plan:
 
     model: str
     recipe: Recipe
-    source: Source
+    source: Source | CocoSource
     start: ModelFile
 
     def check(self, processes: int = 1) -> None:
@@ -152,28 +162,45 @@ RECORD = "recipe.json"
 """In a run's folder: what the run was begun with."""
 
 
-def _planned(data: str | Path, model: str | None, recipe: str | None, settings: Mapping[str, Any] | None) -> Plan:
-    model = model or "shvit_s1"
-    named = {key: value for key, value in (settings or {}).items() if value is not None}
-    draft = make_recipe(recipe or "scratch", model, named)
-    source = open_source(data, draft.seed, draft.val_share)
-    source.check_trainable()
+def _planned(
+    data: str | Path, task: str | None, model: str | None, recipe: str | None, settings: Mapping[str, Any]
+) -> Plan:
+    task, model = task or "classify", model or "shvit_s1"
+    if task not in TASKS:
+        raise InputError(f"unknown task {task!r}: allowed are {', '.join(TASKS)}")
+    named = {key: value for key, value in settings.items() if value is not None}
+    draft = make_recipe(recipe or TASK_RECIPES[task][0], model, named, task)
+    source = _opened(data, task, draft)
     chosen = fit(draft, len(source.train), frozenset(named))
-    return Plan(model, chosen, source, starting_point(model, source, chosen))
+    return Plan(model, chosen, source, starting_point(model, source, chosen, task))
 
 
-def _resumed(data: str | Path, model: str | None, recipe: str | None, out: Path, settings: Mapping[str, Any]) -> Plan:
+def _resumed(
+    data: str | Path,
+    task: str | None,
+    model: str | None,
+    recipe: str | None,
+    out: Path,
+    settings: Mapping[str, Any],
+) -> Plan:
     """As the run in `out` was begun. Raises InputError where something else is named now."""
-    record = _recorded(out, {**settings, "model": model, "name": recipe})
-    chosen = Recipe.from_dict(record["recipe"])
-    source = open_source(data, chosen.seed, chosen.val_share)
-    source.check_trainable()
+    record = _recorded(out, {**settings, "task": task, "model": model, "name": recipe})
+    chosen, kind = Recipe.from_dict(record["recipe"]), str(record["task"])
+    source = _opened(data, kind, chosen)
     if any((out / name).exists() for name in STATES):
         network = Architecture.from_dict(record["architecture"]).build()
-        start = ModelFile(network, source.classes, Preprocess.from_dict(record["preprocess"]))
+        start = ModelFile(network, source.classes, Preprocess.from_dict(record["preprocess"]), kind)
     else:  # killed before its first state
-        start = starting_point(record["model"], source, chosen)
+        start = starting_point(record["model"], source, chosen, kind)
     return Plan(record["model"], chosen, source, start)
+
+
+def _opened(data: str | Path, task: str, recipe: Recipe) -> Source | CocoSource:
+    if task == "classify" and is_coco(Path(data)):
+        raise InputError(f"{data} is a COCO folder, of boxes and masks: --task detect or segment learns from it")
+    source = TASKS[task].open(data, recipe.seed, recipe.val_share)
+    source.check_trainable()
+    return source
 
 
 def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
@@ -181,6 +208,7 @@ def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: 
     out.mkdir(parents=True, exist_ok=True)
     record = {
         "recipe": plan.recipe.to_dict(),
+        "task": plan.start.task,
         "model": plan.model,
         "architecture": plan.start.architecture.to_dict(),
         "preprocess": plan.start.preprocess.to_dict(),
@@ -197,12 +225,17 @@ def _trainer(plan: Plan, how: Options, out: Path, device: str, reporter: Reporte
     plan.check(world.size)
     task = make_task(plan, how, device)
     where = out, device, how.workers
-    return Trainer(task, plan.start, plan.source, plan.recipe, *where, reporter, facts(), world, how.save_every)
+    about = facts()
+    if isinstance(plan.source, CocoSource):
+        about["categories"] = plan.source.categories
+    return Trainer(task, plan.start, plan.source, plan.recipe, *where, reporter, about, world, how.save_every)
 
 
 def make_task(plan: Plan, options: Options, device: str) -> Task:
-    """What is learnt: from labels, and from a teacher where the recipe names one."""
+    """What is learnt: from labels or objects, and from a teacher where the recipe names one."""
     recipe, source = plan.recipe, plan.source
+    if plan.start.task != "classify":
+        return make_object_task(plan.start.task, source.classes, recipe)
     mixing = recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing
     task = Classify(source.classes, *mixing, device)
     if recipe.teacher is None:
@@ -223,13 +256,24 @@ def make_task(plan: Plan, options: Options, device: str) -> Task:
     return Distill(task, teacher, recipe.distillation, recipe.distillation_share, recipe.temperature)
 
 
-def make_recipe(name: str, model: str, settings: Mapping[str, Any]) -> Recipe:
+def make_object_task(task: str, classes: tuple[str, ...], recipe: Recipe) -> Task:
+    """Detection or segmentation."""
+    if task == "segment":
+        return Segment(classes, recipe.frozen_norms, recipe.regions)
+    return Detect(classes, recipe.frozen_norms)
+
+
+def make_recipe(name: str, model: str, settings: Mapping[str, Any], task: str = "classify") -> Recipe:
     """The recipe of this name for this model, with these fields set. Raises InputError for what does not exist."""
-    if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}: allowed are {', '.join(RECIPES)}")
-    allowed = {entry.name for entry in fields(Recipe)} - {"name"}
+    if name not in TASK_RECIPES[task]:
+        raise InputError(f"unknown recipe {name!r} of task {task}: allowed are {', '.join(TASK_RECIPES[task])}")
+    allowed = {
+        entry.name for entry in fields(Recipe) if not entry.metadata.get("tasks") or task in entry.metadata["tasks"]
+    } - {"name"}
     if unknown := set(settings) - allowed:
-        raise InputError(f"a recipe has no {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(allowed))}")
+        raise InputError(
+            f"a recipe of task {task} has no {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(allowed))}"
+        )
     base = RECIPES[name](model.removesuffix(".in1k"))
     if "epochs" in settings:  # fewer epochs than the published warm-up are allowed, with as much less of it
         share = min(1.0, settings["epochs"] / base.epochs)
@@ -238,19 +282,41 @@ def make_recipe(name: str, model: str, settings: Mapping[str, Any]) -> Recipe:
     return replace(base, **settings)
 
 
-def starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
+def starting_point(model: str, source: Source | CocoSource, recipe: Recipe, task: str = "classify") -> ModelFile:
     """The network to train, with the data's classes: fresh, or trained weights under a head that fits.
 
     It has a second head where a teacher is to be learnt from, and the network can have one.
     """
     with seeded(recipe.seed):
+        if isinstance(source, CocoSource):
+            return _detector(task, model, source, recipe)
         return _starting_point(model, source, recipe)
+
+
+def _detector(task: str, model: str, source: CocoSource, recipe: Recipe) -> ModelFile:
+    """On a fresh backbone, or with the weights of a classifier or of a detector."""
+    count, kind = len(source.classes), TASKS[task].detector
+    if _is_trained(model):
+        trained = load_model(model)
+        architecture = replace(trained.architecture, num_classes=count, detector=kind, distilled=False)
+        network = onto_detector(trained.model, architecture, fresh_head=trained.classes != source.classes)
+        known = trained.preprocess
+    else:
+        network = Architecture(model, count, detector=kind).build()
+        known = default_preprocess(network)
+    size, fit = recipe.image_size or known.image_size, "shorter" if recipe.shorter_side else "whole"
+    preprocess = replace(known, image_size=size, fit=fit)
+    check_fit(preprocess)
+    cost(network, (COARSEST, COARSEST))  # refuses what timm's model cannot take
+    return ModelFile(network, source.classes, preprocess, task)
 
 
 def _starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
     count = len(source.classes)
     if _is_trained(model):
         trained = load_model(model)
+        if trained.task != "classify":
+            raise InputError(f"{model} was trained to {trained.task}: to classify, give a classifier's file")
         distilled = recipe.teacher is not None and trained.architecture.config is not None
         architecture = replace(trained.architecture, num_classes=count, distilled=distilled)
         network = transfer(trained.model, architecture, fresh_head=trained.classes != source.classes)
@@ -272,7 +338,8 @@ def _recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     path = out / RECORD
     try:
         record = json.loads(path.read_text())
-        begun = {**record["recipe"], "model": record["model"]}
+        record.setdefault("task", "classify")
+        begun = {**record["recipe"], "model": record["model"], "task": record["task"]}
         Recipe.from_dict(record["recipe"])
         Architecture.from_dict(record["architecture"])
         Preprocess.from_dict(record["preprocess"])
@@ -284,7 +351,7 @@ def _recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _report_duplicates(source: Source, out: Path, reporter: Reporter) -> None:
+def _report_duplicates(source: Source | CocoSource, out: Path, reporter: Reporter) -> None:
     """Images that are in both splits make the validation look better than it is."""
     pairs = duplicates(source.train, source.val)
     if pairs:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 
@@ -38,11 +39,6 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
         raise InputError(f"optimizer {recipe.optimizer} does not take these settings: {error}") from None
 
 
-def rand_augment(recipe: Recipe) -> str | None:
-    """timm's description of it; None for none."""
-    return f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
-
-
 def picks_precision(recipe: Recipe, device: str) -> str:
     """What networks compute in: fp32, bf16 or fp16. Weights and optimiser are in fp32 always."""
     if recipe.precision != "auto":
@@ -57,7 +53,15 @@ COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}
 
 
 def picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images: int) -> bool:
-    """Whether to compile. By counting, never by the clock, so that the same command trains the same network."""
+    """Whether to compile. By counting, never by the clock, so that the same command trains the same network.
+
+    Raises:
+        InputError: It is asked for where there is no way yet: a detector's targets differ in size from step to step.
+    """
+    if start.architecture.detector is not None:
+        if recipe.compile == "on":
+            raise InputError("detectors are not compiled in training: compile must be auto or off")
+        return False
     if recipe.compile != "auto":
         return recipe.compile == "on"
     if sys.platform == "win32" or device.type not in COMPILE_PAYS or not shutil.which("g++"):
@@ -71,6 +75,15 @@ def picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
     """A function of the step: linear warm-up, then falling, then cool-down at the least rate."""
     warmup, cooldown = (round(epochs * steps_per_epoch) for epochs in (recipe.warmup_epochs, recipe.cooldown_epochs))
+    if recipe.schedule == "step":
+        return MultiStepLRScheduler(
+            optimizer,
+            decay_t=[round(share * recipe.epochs * steps_per_epoch) for share in (2 / 3, 11 / 12)],
+            decay_rate=0.1,
+            warmup_t=warmup,
+            warmup_lr_init=min(recipe.warmup_rate, recipe.effective_rate),
+            t_in_epochs=False,
+        )
     kind = CosineLRScheduler if recipe.schedule == "cosine" else partial(PolyLRScheduler, power=1.0)
     return kind(
         optimizer,

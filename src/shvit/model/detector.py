@@ -1,0 +1,107 @@
+"""What all detectors are: a backbone, a pyramid on its maps, and heads that give what they see in one tensor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from ..errors import InputError
+from .peer import TimmModel
+from .pyramid import Pyramid
+from .shvit import SHViT
+
+Backbone = SHViT | TimmModel
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be found in one image, in pixels of what the network sees."""
+
+    boxes: Float[Tensor, "n 4"]
+    """Left, top, right, bottom."""
+    labels: Int64[Tensor, " n"]
+    """Places among the classes."""
+    crowds: Float[Tensor, "m 4"]
+    """Boxes of regions of many objects, in which nothing is to be learnt."""
+    masks: UInt8[Tensor, "n h w"] | None = None
+    """1 where the object is."""
+
+    def to(self, device: Any) -> "Target":
+        masks = None if self.masks is None else self.masks.to(device)
+        return Target(self.boxes.to(device), self.labels.to(device), self.crowds.to(device), masks)
+
+
+class Detector(nn.Module):
+    """A backbone and its pyramid; subclasses add the heads, and say at which strides they look.
+
+    Args:
+        backbone: Without a head; its last three maps are taken.
+        num_classes: Kinds of objects.
+
+    Raises:
+        InputError: The backbone's maps are at strides that no pyramid can be built on.
+    """
+
+    architecture: Any = None
+    """The `Architecture` that built this network; None where it was put together by hand."""
+    strides: Sequence[int]
+    class_layers: tuple[str, ...]
+    """Beginnings of the names of those weights that depend on the classes."""
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.num_classes = num_classes
+        maps = backbone.maps[-3:]
+        self.pyramid = Pyramid([width for width, _ in maps], [stride for _, stride in maps], self.strides)
+
+    @property
+    def in_channels(self) -> int:
+        return self.backbone.in_channels
+
+    @property
+    def image_size(self) -> int:
+        return self.backbone.image_size
+
+    def features(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b 256 h2 w2"]]:
+        """The pyramid's maps at `strides`, fine to coarse.
+
+        Raises:
+            ValueError: A side of the images is no multiple of the backbone's coarsest stride.
+        """
+        coarsest = self.backbone.maps[-1][1]
+        if x.shape[2] % coarsest or x.shape[3] % coarsest:
+            raise InputError(
+                f"images must be multiples of {coarsest} pixels high and wide, got {x.shape[2]}x{x.shape[3]}"
+            )
+        return self.pyramid(self.backbone.features(x)[-3:])
+
+
+class Anchors(AnchorGenerator):
+    """torchvision's, at the strides that the maps have by design, not those that rounded sizes of maps suggest."""
+
+    def __init__(self, strides: Sequence[int], scales: Sequence[float]) -> None:
+        super().__init__(
+            tuple(tuple(stride * scale for scale in scales) for stride in strides),
+            ((0.5, 1.0, 2.0),) * len(strides),
+        )
+        self.strides = tuple(strides)
+
+    def forward(
+        self, image_list: ImageList, feature_maps: Sequence[Float[Tensor, "b c h w"]]
+    ) -> list[Float[Tensor, "anchors 4"]]:
+        """Boxes of all levels, the same for each image."""
+        anchors = self.on(feature_maps)
+        return [anchors for _ in image_list.image_sizes]
+
+    def on(self, maps: Sequence[Float[Tensor, "b c h w"]]) -> Float[Tensor, "anchors 4"]:
+        """Boxes of all levels, level by level, row by row, in pixels of the image."""
+        device = maps[0].device
+        self.set_cell_anchors(torch.float32, device)
+        strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
+        return torch.cat(self.grid_anchors([list(x.shape[2:]) for x in maps], strides))

@@ -1,0 +1,102 @@
+"""Mask R-CNN: regions that may hold an object, then class, box and mask of each; on torchvision's parts.
+
+Source: K. He et al., "Mask R-CNN", ICCV 2017.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+
+from .detector import Anchors, Backbone, Detector, Target
+from .pyramid import WIDTH
+
+DETECTIONS = 100
+MASK_SIDE = 28
+POSITIVE = 0.25
+"""Share of the regions learnt from that hold an object, at most."""
+
+
+class MaskRCNN(Detector):
+    """From images to the 100 most certain objects of each: box, score, class and mask.
+
+    Its sides must be multiples of the backbone's coarsest stride, 64 for SHViT.
+    """
+
+    strides = (4, 8, 16, 32, 64)
+    class_layers = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(backbone, num_classes)
+        self.rpn = RegionProposalNetwork(
+            Anchors(self.strides, (8.0,)),
+            RPNHead(WIDTH, 3),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": 2000, "testing": 1000},
+            post_nms_top_n={"training": 2000, "testing": 1000},
+            nms_thresh=0.7,
+        )
+        levels = [str(level) for level in range(len(self.strides) - 1)]
+        self.roi_heads = RoIHeads(
+            MultiScaleRoIAlign(levels, 7, 2),
+            TwoMLPHead(WIDTH * 7 * 7, 1024),
+            FastRCNNPredictor(1024, num_classes + 1),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=512,
+            positive_fraction=POSITIVE,
+            bbox_reg_weights=None,
+            score_thresh=0.05,
+            nms_thresh=0.5,
+            detections_per_img=DETECTIONS,
+            mask_roi_pool=MultiScaleRoIAlign(levels, 14, 2),
+            mask_head=MaskRCNNHeads(WIDTH, (256, 256, 256, 256), 1),
+            mask_predictor=MaskRCNNPredictor(256, 256, num_classes + 1),
+        )
+
+    def learn_from(self, regions: int) -> None:
+        """How many regions of each training image are learnt from."""
+        self.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(regions, POSITIVE)
+
+    def forward(
+        self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
+    ) -> Float[Tensor, "b 100 790"] | Float[Tensor, ""]:
+        """Rows of box (left, top, right, bottom in pixels), score, class and 28x28 mask (shares from 0 to 1 over the
+        box), best first, filled up with zeros; with targets, the loss.
+        """
+        maps = {str(level): values.float() for level, values in enumerate(self.features(x))}
+        size = (x.shape[2], x.shape[3])
+        images, sizes = ImageList(x, [size] * x.shape[0]), [size] * x.shape[0]
+        with torch.autocast(x.device.type, enabled=False):
+            if targets is not None:
+                return self._loss(images, maps, targets)
+            regions, _ = self.rpn(images, maps)
+            found, _ = self.roi_heads(maps, regions, sizes)
+        return torch.stack([_rows(one) for one in found])
+
+    def _loss(self, images: ImageList, maps: dict[str, Tensor], targets: Sequence[Target]) -> Float[Tensor, ""]:
+        """Of objectness, classes, boxes (both stages) and masks, added up."""
+        rows = [
+            {"boxes": target.boxes, "labels": target.labels + 1, "masks": target.masks}  # 0 is background
+            for target in targets
+        ]
+        regions, first = self.rpn(images, maps, rows)
+        _, second = self.roi_heads(maps, regions, images.image_sizes, rows)
+        return sum([*first.values(), *second.values()], torch.zeros((), device=images.tensors.device))
+
+
+def _rows(found: dict[str, Tensor]) -> Float[Tensor, "100 790"]:
+    columns = [found["boxes"], found["scores"][:, None], (found["labels"] - 1)[:, None], found["masks"].flatten(1)]
+    rows = torch.cat([column.float() for column in columns], 1)
+    return torch.cat([rows, rows.new_zeros(DETECTIONS, rows.shape[1])])[:DETECTIONS]

@@ -1,0 +1,61 @@
+"""Maps of equal width at doubling strides, from the three that a backbone gives: what detectors look at.
+
+Source: T.-Y. Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017; the levels finer than the
+backbone's are SHViT's (CVPR 2024, downstream tasks), whose first map is at stride 16 already.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import log2
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ..errors import InputError
+
+WIDTH = 256
+
+
+class Pyramid(nn.Module):
+    """Coarse maps are added to finer ones; 2x2 transposed convolutions make levels finer than the given ones, 3x3
+    convolutions of stride 2 coarser ones.
+
+    Args:
+        widths: Channels of the backbone's maps, fine to coarse.
+        given: Their strides, each twice the one before.
+        wanted: Strides of the levels, each twice the one before; the given ones are among them.
+
+    Raises:
+        InputError: The strides are others.
+    """
+
+    def __init__(self, widths: Sequence[int], given: Sequence[int], wanted: Sequence[int]) -> None:
+        super().__init__()
+        if not set(given) <= set(wanted) or any(2 * fine != coarse for fine, coarse in pairwise(given)):
+            raise InputError(
+                f"detectors need a backbone whose maps have strides among {', '.join(map(str, wanted))}, each twice "
+                f"the one before; got {', '.join(map(str, given))}"
+            )
+        finer, coarser = round(log2(given[0] / wanted[0])), round(log2(wanted[-1] / given[-1]))
+        self.lateral = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for width in widths)
+        self.finer = nn.ModuleList(nn.ConvTranspose2d(WIDTH, WIDTH, 2, 2) for _ in range(finer))
+        self.smooth = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(finer + len(widths)))
+        self.coarser = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1) for _ in range(coarser))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]: each has one
+
+    def forward(self, maps: Sequence[Float[Tensor, "b c h w"]]) -> list[Float[Tensor, "b 256 h2 w2"]]:
+        """A map for each wanted stride, fine to coarse."""
+        *others, last = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
+        merged = [last]
+        for x in reversed(others):
+            merged.insert(0, x + interpolate(merged[0], x.shape[2:], mode="nearest"))
+        for finer in self.finer:
+            merged.insert(0, finer(merged[0]))
+        levels = [smooth(x) for smooth, x in zip(self.smooth, merged, strict=True)]
+        for coarser in self.coarser:
+            levels.append(coarser(levels[-1]))
+        return levels

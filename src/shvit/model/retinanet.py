@@ -1,0 +1,81 @@
+"""RetinaNet: a class and a box for each of many anchors, in one pass; on torchvision's head, losses and box coder.
+
+Source: T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import box_iou
+
+from .detector import Anchors, Backbone, Detector, Target
+from .pyramid import WIDTH
+
+GROUPS = 32
+"""Of channels, each normalised by itself in the head, as in torchvision's newer RetinaNet: it learns far sooner."""
+ANCHOR_SCALES = tuple(4 * 2 ** (third / 3) for third in range(3))
+CROWDED = 0.5
+"""Share of an anchor within a crowd from which it is neither object nor background."""
+
+
+class RetinaNet(Detector):
+    """From images to boxes with a score for each class; nine anchors at each place of five levels.
+
+    Its sides must be multiples of the backbone's coarsest stride, 64 for SHViT.
+    """
+
+    strides = (8, 16, 32, 64, 128)
+    class_layers = ("head.classification_head.cls_logits.",)
+
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+        super().__init__(backbone, num_classes)
+        self.anchors = Anchors(self.strides, ANCHOR_SCALES)
+        self.head = RetinaNetHead(WIDTH, 9, num_classes, norm_layer=partial(nn.GroupNorm, GROUPS))
+        self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+        self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+
+    def forward(
+        self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
+    ) -> Float[Tensor, "b anchors 4+classes"] | Float[Tensor, ""]:
+        """Boxes (left, top, right, bottom in pixels) and, beside each, scores from 0 to 1; with targets, the loss."""
+        maps = self.features(x)
+        outputs = {name: values.float() for name, values in self.head(maps).items()}
+        anchors = self.anchors.on(maps)
+        if targets is not None:
+            return self._loss(outputs, anchors, targets)
+        deltas, batch = outputs["bbox_regression"], x.shape[0]
+        boxes = self.coder.decode_single(deltas.flatten(0, 1), anchors.repeat(batch, 1))
+        return torch.cat([boxes.view_as(deltas), outputs["cls_logits"].sigmoid()], 2)
+
+    def _loss(
+        self, outputs: dict[str, Tensor], anchors: Float[Tensor, "anchors 4"], targets: Sequence[Target]
+    ) -> Float[Tensor, ""]:
+        """Focal loss of the classes and L1 of the boxes, each over the objects' anchors, a mean over images."""
+        matched = [self._match(anchors, target) for target in targets]
+        rows = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
+        losses = self.head.compute_loss(rows, outputs, [anchors] * len(rows), matched)
+        return losses["classification"] + losses["bbox_regression"]
+
+    def _match(self, anchors: Float[Tensor, "anchors 4"], target: Target) -> Int64[Tensor, " anchors"]:
+        """The object that each anchor stands for; -1: background; -2: not to be learnt from."""
+        if len(target.boxes):
+            matched = self.matcher(box_iou(target.boxes, anchors))
+        else:
+            matched = anchors.new_full((len(anchors),), Matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
+        if len(target.crowds):
+            crowded = share_within(anchors, target.crowds).amax(1) > CROWDED
+            matched[crowded & (matched == Matcher.BELOW_LOW_THRESHOLD)] = Matcher.BETWEEN_THRESHOLDS
+        return matched
+
+
+def share_within(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
+    """Which share of each box's area lies in each region."""
+    corner = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    sides = (corner - torch.maximum(boxes[:, None, :2], regions[:, :2])).clamp(min=0)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return sides.prod(2) / areas[:, None].clamp(min=1e-6)

@@ -1,0 +1,62 @@
+"""Instance segmentation: a box, a class and a mask for each object, by Mask R-CNN."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
+
+from ..data.frames import Frame
+from ..model.mask_rcnn import MASK_SIDE
+from .detect import THRESHOLD, Detect
+from .objects import Detections, RunLengths, encode
+
+REGIONS = 512
+
+
+class Segment(Detect):
+    """Mask R-CNN's five losses, added up.
+
+    Args:
+        classes: Names, in the order of the scores.
+        frozen_norms: Leave the backbone's BatchNorms as they are.
+        regions: Of each training image, that the second stage learns from.
+    """
+
+    name: ClassVar[str] = "segment"
+    detector: ClassVar[str] = "mask_rcnn"
+    kinds: ClassVar[tuple[str, ...]] = ("bbox", "segm")
+
+    def __init__(self, classes: Sequence[str], frozen_norms: bool = False, regions: int = REGIONS) -> None:
+        super().__init__(classes, frozen_norms)
+        self.regions = regions
+
+    def ready(self, network: Any) -> None:
+        super().ready(network)
+        network.learn_from(self.regions)
+
+    def decode(
+        self, outputs: Float[Tensor, "b 100 790"], frames: Sequence[Frame], threshold: float = THRESHOLD
+    ) -> list[Detections]:
+        """The objects in each image, from what the network gives; their scores are `threshold` at least."""
+        return [self._found(*pair, threshold) for pair in zip(outputs.cpu(), frames, strict=False)]
+
+    def _found(self, outputs: Float[Tensor, "100 790"], frame: Frame, threshold: float) -> Detections:
+        boxes = frame.to_image(outputs[:, :4])
+        kept = (outputs[:, 4] >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        rows = outputs[kept]
+        masks = _pasted(rows[:, 6:].view(-1, 1, MASK_SIDE, MASK_SIDE), boxes[kept], frame)
+        return Detections(boxes[kept], rows[:, 4], rows[:, 5].long(), masks)
+
+
+def _pasted(shares: Float[Tensor, "n 1 28 28"], boxes: Float[Tensor, "n 4"], frame: Frame) -> list[RunLengths]:
+    """The masks in the whole image: where the shares, stretched over the boxes, are more than a half.
+
+    As torchvision does it, but one after another: all at once, those of a large image would take gigabytes.
+    """
+    margins, factor = expand_masks(shares, 1)
+    return [
+        encode((paste_mask_in_image(mask[0], box, frame.height, frame.width) > 0.5).numpy())
+        for mask, box in zip(margins, expand_boxes(boxes, factor).long(), strict=True)
+    ]

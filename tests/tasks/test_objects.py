@@ -1,0 +1,157 @@
+"""COCO's numbers are those of pycocotools, on the same detections."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from conftest import SHARED, write_coco
+from shvit.data.coco import open_coco
+from shvit.data.frames import EvalScenes, Frame, Truth, rasterised
+from shvit.data.loader import Batch, Loader
+from shvit.data.transforms import Preprocess
+from shvit.errors import Failure, InputError
+from shvit.tasks import objects
+from shvit.tasks.detect import Detect
+from shvit.tasks.objects import NUMBERS, Detections, coco_results, encode, judge
+from shvit.tasks.segment import Segment
+
+
+def by_pycocotools(annotations, rows, kind: str) -> dict[str, float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        known = COCO(str(annotations))
+        evaluation = COCOeval(known, known.loadRes(rows), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return dict(zip(NUMBERS, evaluation.stats.tolist(), strict=True))
+
+
+def roughly(truth: Truth, classes: int, generator) -> Detections:
+    """The objects of an image, some of them moved, renamed, doubled or left out, and some that are not there."""
+    boxes, labels, masks = [], [], []
+    everywhere = Frame(truth.frame.height, truth.frame.width, 1, 1)
+    for box, label, segment in zip(truth.objects.boxes, truth.objects.labels, truth.objects.segments, strict=True):
+        mask = rasterised(segment, everywhere, (truth.frame.height, truth.frame.width))
+        for _ in range(generator.integers(0, 3)):
+            shift = generator.normal(0, 0.08, 4) * (box[2:] - box[:2]).repeat(2)
+            boxes.append(np.sort((box + shift).reshape(2, 2), axis=0).flatten())
+            labels.append(label if generator.random() < 0.9 else generator.integers(classes))
+            masks.append(encode(np.roll(mask, generator.integers(-6, 7, 2), (0, 1))))
+    scores = generator.random(len(labels))
+    order = np.argsort(-scores, kind="stable")[:100]
+    return Detections(
+        torch.tensor(np.array(boxes, np.float32).reshape(-1, 4)[order]),
+        torch.tensor(scores[order]),
+        torch.tensor(np.array(labels, np.int64)[order]),
+        [masks[place] for place in order],
+    )
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_numbers_are_those_of_pycocotools(kind):
+    if not (SHARED / "coco421").is_dir():
+        pytest.skip("the real photographs are not beside this checkout")
+    source = open_coco(SHARED / "coco421")
+    generator = np.random.default_rng(0)
+    truths = [
+        Truth(id_, Frame(*map(int, size), 1, 1), found)
+        for id_, size, found in zip(source.val.ids, source.val.sizes, source.val.objects, strict=True)
+    ]
+    found = [roughly(truth, len(source.classes), generator) for truth in truths]
+    numbers, by_class = judge(source.classes, truths, found, kind)
+    rows = [
+        row
+        for truth, one in zip(truths, found, strict=True)
+        for row in coco_results(truth.image_id, one, kind == "segm", source.categories)
+    ]
+    expected = by_pycocotools(SHARED / "coco421" / "annotations" / "instances_val2017.json", rows, kind)
+    assert 0.1 < expected["AP"] < 0.9
+    assert numbers == pytest.approx(expected, abs=1e-6)
+    assert np.mean([ap for ap in by_class if ap >= 0]) == pytest.approx(expected["AP"], abs=1e-6)
+
+
+def perfect(batches, classes, masks: bool):
+    """An engine that knows the truth, in the form that the network would give it."""
+    truths = [truth for batch in batches for truth in batch.targets]
+
+    def predict(images):
+        rows = torch.zeros(len(images), 100, 790 if masks else 4 + classes)
+        for place in range(len(images)):
+            truth = truths.pop(0)
+            boxes = torch.from_numpy(truth.frame.to_input(truth.objects.boxes))[~truth.objects.crowd]
+            labels = torch.from_numpy(truth.objects.labels)[~truth.objects.crowd]
+            rows[place, : len(boxes), :4] = boxes
+            if masks:
+                rows[place, : len(boxes), 4] = 0.9
+                rows[place, : len(boxes), 5] = labels.float()
+                rows[place, : len(boxes), 6:] = 1.0
+            else:
+                rows[place, torch.arange(len(boxes)), 4 + labels] = 0.9
+        return rows
+
+    return predict
+
+
+@pytest.mark.parametrize("task", [Detect, Segment])
+def test_finding_everything_is_one(tmp_path, task):
+    source = open_coco(write_coco(tmp_path))
+    task = task(source.classes)
+    batches = list(Loader(source.val, task.eval_reader(Preprocess(128, fit="whole")), 2))
+    evaluation = task.evaluate(perfect(batches, len(source.classes), task.name == "segment"), batches)
+    metrics = evaluation.metrics()
+    assert metrics["bbox"]["AP"] == pytest.approx(1.0)
+    assert (metrics["images"], metrics["bad_images"]) == (2, 0)
+    assert metrics["bbox"]["APl"] == -1
+    if task.name == "segment":
+        assert metrics["AP"] == metrics["segm"]["AP"] > 0.6  # a full 28x28 mask is not quite the box
+    assert set(evaluation.per_class()) == {"tree"}
+    json.dumps(metrics)
+
+
+def test_finding_nothing_is_zero(tmp_path):
+    source = open_coco(write_coco(tmp_path))
+    task = Detect(source.classes)
+    batches = list(Loader(source.val, EvalScenes(Preprocess(128, fit="whole")), 2))
+    evaluation = task.evaluate(lambda images: torch.zeros(len(images), 9, 6), batches)
+    assert evaluation.metrics()["AP"] == 0
+
+
+def test_images_are_counted_once_over_all_processes(tmp_path):
+    source = open_coco(write_coco(tmp_path))
+    task = Detect(source.classes)
+    one, two = Loader(source.val, EvalScenes(Preprocess(128, fit="whole")), 1)
+    alone = task.evaluate(perfect([one, two], 2, False), [one, two]).metrics()
+    parts = []
+    for batch in (one, two):
+        task.evaluate(perfect([batch], 2, False), [batch], lambda counts: (parts.append(counts), [counts])[1])
+    together = task.evaluate(perfect([], 2, False), [], lambda _: parts).metrics()
+    assert together == alone
+
+
+def test_no_usable_image_is_a_failure():
+    bad = Batch(torch.empty(0, 3, 0, 0), [], [], {0: "no such file"})
+    with pytest.raises(Failure, match="none of the 1 images could be used"):
+        Detect("ab").evaluate(lambda images: images, [bad])
+
+
+def test_boxes_of_one_class_that_overlap_are_one_object():
+    outputs = torch.zeros(1, 4, 6)
+    outputs[0, :, :4] = torch.tensor([[10.0, 10, 50, 50], [12, 10, 50, 50], [10, 10, 50, 50], [0, 0, 0, 9]])
+    outputs[0, :, 4:] = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7], [0.9, 0.9]])
+    [found] = Detect("ab").decode(outputs, [Frame(100, 100, 1, 1)])
+    assert found.labels.tolist() == [0, 1]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7])
+    [few] = Detect("ab").decode(outputs, [Frame(100, 100, 1, 1)], 0.8)
+    assert len(few) == 1
+
+
+def test_without_the_library_its_extra_is_named(monkeypatch):
+    monkeypatch.setattr(objects, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install 'shvit\[coco\]'"):
+        Detect("ab")

@@ -1,0 +1,254 @@
+"""Detection and segmentation through the verbs: train, eval, predict."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from safetensors.torch import load_file
+
+import shvit
+from conftest import tiny_architecture, write_coco
+from shvit import engines
+from shvit.data.coco import open_coco
+from shvit.data.transforms import Preprocess
+from shvit.evaluate import evaluate
+from shvit.modelfile import ModelFile
+from shvit.tasks.detect import Detect
+from shvit.tasks.objects import ObjectsEvaluation
+from shvit.train.loop import Trainer
+from shvit.train.recipe import coco_1x, fit, small
+from shvit.train.run import train
+
+SETTINGS = {"epochs": 2, "batch_size": 2, "image_size": 64, "precision": "fp32"}
+
+
+JUDGED = 4
+
+
+def squares(root, images: int = 8):
+    """Pictures of a bright or a dark square on grey, as a COCO folder; the first four are for validation, too."""
+    rows, annotations = [], []
+    generator = np.random.default_rng(0)
+    (root / "annotations").mkdir(parents=True)
+    for number in range(images):
+        pixels = np.full((64, 64, 3), 128, np.uint8)
+        category, shade = ((3, 255), (9, 0))[number % 2]
+        side = int(generator.integers(28, 48))
+        left, top = (int(generator.integers(0, 64 - side)) for _ in range(2))
+        pixels[top : top + side, left : left + side] = shade
+        annotations.append(
+            {
+                "id": number + 1,
+                "image_id": number,
+                "category_id": category,
+                "bbox": [left, top, side, side],
+                "area": side**2,
+                "iscrowd": 0,
+                "segmentation": [
+                    [left, top, left + side, top, left + side, top + side, left, top + side],
+                ],
+            }
+        )
+        rows.append({"id": number, "file_name": f"{number:06}.png", "height": 64, "width": 64})
+        for split in ("train2017", "val2017")[: 1 + (number < JUDGED)]:
+            (root / split).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(root / split / f"{number:06}.png")
+    document = {
+        "images": rows,
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "bright"}, {"id": 9, "name": "dark"}],
+    }
+    judged = {**document, "images": rows[:JUDGED], "annotations": annotations[:JUDGED]}
+    for split, content in (("train2017", document), ("val2017", judged)):
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A small classifier to begin with."""
+    shvit.save(ModelFile(tiny_architecture(5).build(), tuple("abcde"), Preprocess(32)), tmp_path / "start.safetensors")
+    return str(tmp_path / "start.safetensors")
+
+
+def begin(data, start, out, task="detect", workers=0, resume=False, **settings):
+    merged = {} if resume else {**SETTINGS, **settings}
+    return train(data, start, task=task, out=out, settings=merged, device="cpu", workers=workers, resume=resume)
+
+
+@pytest.mark.slow
+@pytest.mark.drawn
+@pytest.mark.parametrize(("task", "kind", "epochs"), [("detect", "bbox", 8), ("segment", "segm", 4)])
+def test_it_finds_what_it_learnt(run, tmp_path, task, kind, epochs, start):
+    data, out = squares(tmp_path / "data", 64), tmp_path / "run"
+    settings = ["--epochs", epochs, "--image-size", 64, "--batch-size", 4, "--rate", 1e-3, "--rate-batch", 4]
+    settings += ["--scale-min", 1, "--scale-max", 1, "--color-jitter", 0, "--ema", 0, "--workers", 0, "--device", "cpu"]
+    settings += ["--regions", 16] if task == "segment" else []
+    begun = run("train", data, "--task", task, "--model", start, "--out", out, *settings, "--json")
+    code, printed, errors = begun
+    assert code == 0, errors
+    result = json.loads(printed)
+    assert result[kind]["AP50"] > 0.4
+    assert (out / "curves.png").exists()
+
+    best = out / "best.safetensors"
+    code, printed, _ = run("eval", best, data, "--out", tmp_path / "eval", "--json", "--workers", 0)
+    judged = json.loads(printed)
+    assert judged[kind]["AP50"] == pytest.approx(result[kind]["AP50"], abs=1e-3)
+    assert set(judged["per_class"]) == {"bright", "dark"}
+    rows = list(csv.reader((tmp_path / "eval" / "per_class.csv").read_text().splitlines()))
+    assert rows[0] == ["class", *(f"{name}_AP" for name in ("bbox", "segm")[: len(rows[0]) - 1])]
+    code, printed, _ = run("eval", best, data, "--workers", 0)
+    assert "AP50" in printed
+    assert "boxes" in printed
+
+    code, _, errors = run(
+        "predict", best, data / "val2017", "--out", tmp_path / "found.json", "--draw", tmp_path / "drawn"
+    )
+    assert code == 0, errors
+    known = COCO(str(data / "annotations" / "instances_val2017.json"))
+    found = known.loadRes(str(tmp_path / "found.json"))
+    assert {row["category_id"] for row in found.anns.values()} == {3, 9}
+    assert {row["image_id"] for row in found.anns.values()} == set(range(JUDGED))
+    if task == "segment":
+        areas = [(row["area"], row["bbox"][2] * row["bbox"][3]) for row in found.anns.values()]
+        assert all(0.7 < mask / box < 1.1 for mask, box in areas)
+    with Image.open(tmp_path / "drawn" / "000000.jpg") as drawn:
+        assert drawn.size == (320, 320)  # enlarged, so that its labels can be read
+    assert f"task: {task}" in run("info", best)[1]
+    for verb in (["export", best, "--format", "onnx"], ["calibrate-bn", best, data, "--image-size", 128]):
+        code, _, errors = run(*verb)
+        assert (code, "is for classifiers so far" in errors) == (2, True)
+    assert run("bench", best, "--rounds", 1)[0] == 2
+    code, _, errors = run("eval", best, data, "--engine", "executorch")
+    assert (code, f"models of task {task} and fit whole run on" in errors) == (2, True)
+
+
+def test_tables_of_objects(run, start, tmp_path):
+    data = squares(tmp_path / "data", 4)
+    begin(data, start, tmp_path / "run", epochs=1)
+    best, all_of_them = tmp_path / "run" / "best.safetensors", ["--threshold", "0"]
+    run("predict", best, data / "val2017", tmp_path / "none.jpg", "--out", tmp_path / "found.csv", *all_of_them)
+    table = list(csv.DictReader((tmp_path / "found.csv").read_text().splitlines()))
+    assert {row["label"] for row in table} == {"bright", "dark", ""}
+    assert table[-1]["error"] == "no such file"
+    for suffix in ("jsonl", "parquet"):
+        assert run("predict", best, data / "val2017", "--out", tmp_path / f"found.{suffix}", *all_of_them)[0] == 0
+    first = json.loads((tmp_path / "found.jsonl").read_text().splitlines()[0])
+    assert len(first["boxes"]) == len(first["labels"]) > 1
+    assert pq.read_table(tmp_path / "found.parquet").to_pylist()[0]["boxes"][0] == pytest.approx(first["boxes"][0])
+    assert "nothing found" in run("predict", best, data / "val2017", "--threshold", "1")[1]
+    run("predict", best, data / "val2017", "--threshold", "1", "--out", tmp_path / "none.json")
+    assert json.loads((tmp_path / "none.json").read_text()) == []
+
+
+@pytest.mark.parametrize(("task", "workers"), [("detect", 0), ("detect", 2), ("segment", 0)])
+def test_a_resumed_run_ends_with_the_same_weights(start, tmp_path, monkeypatch, task, workers):
+    data = squares(tmp_path / "data", 6)
+    nothing = ObjectsEvaluation(("bright", "dark"), {"bbox": {"AP": 0.0}}, {"bbox": [0.0, 0.0]}, 1)
+    monkeypatch.setattr(Detect, "evaluate", lambda *_: nothing)  # which takes most of the time of so short a run
+    few = {"regions": 8} if task == "segment" else {}
+    begin(data, start, tmp_path / "whole", task, workers, **few)
+    step, taken = Trainer.train_step, []
+
+    def stops(self, pieces):
+        step(self, pieces)
+        taken.append(self)
+        if len(taken) == 4:
+            self.stopped_by = 2
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stops)
+        begin(data, start, tmp_path / "halves", task, **few)
+    begin(data, start, tmp_path / "halves", task, workers, resume=True)
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "halves"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_norms_stay_frozen(start, tmp_path):
+    data = squares(tmp_path / "data", 4)
+    begin(data, start, tmp_path / "run", frozen_norms=True, ema=0.0)
+    before, after = load_file(start), load_file(tmp_path / "run" / "last.safetensors")
+    norms = [name for name in before if "running_mean" in name and not name.startswith("head.")]
+    assert norms
+    assert all(torch.equal(before[name], after[f"backbone.{name}"]) for name in norms)
+    assert not torch.equal(before["stem.0.conv.weight"], after["backbone.stem.0.conv.weight"])
+
+
+def test_two_crowded_and_bad_data_do_not_stop_it(run, start, tmp_path):
+    data = write_coco(tmp_path / "data")
+    (data / "train2017" / "b.png").write_bytes(b"")
+    code, _, errors = run(
+        "train", data, "--task", "segment", "--model", start, "--out", tmp_path / "run", "--epochs", 1,
+        "--image-size", 128, "--batch-size", 1, "--workers", 0, "--max-bad-share", 0.6,
+    )  # fmt: skip
+    assert code == 0, errors
+    assert "file is empty" in (tmp_path / "run" / "bad_images.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ([], "is a COCO folder, of boxes and masks: --task detect or segment learns from it"),
+        (["--task", "classify"], "is a COCO folder"),
+        (
+            ["--task", "detect", "--recipe", "scratch"],
+            "recipe 'scratch' of task detect: allowed are small, coco_1x",
+        ),
+        (["--task", "detect", "--mixup", "0.5"], "a recipe of task detect has no mixup"),
+        (["--task", "detect", "--image-size", "100"], "must be a multiple of 64 pixels, got 100"),
+        (["--task", "detect", "--compile", "on"], "detectors are not compiled in training"),
+        (["--task", "detect", "--model", "timm/deit_tiny_patch16_224"], "each twice the one before; got 16, 16, 16"),
+        (["--task", "detect", "--scale-min", "2"], "scale_max must lie between 2 and 10"),
+    ],
+)
+def test_what_is_refused(run, tmp_path, flags, reason):
+    code, _, errors = run("train", write_coco(tmp_path / "data"), "--out", tmp_path / "run", *flags)
+    assert code == 2
+    assert reason in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_classifiers_and_detectors_are_not_mistaken(run, start, folder, tmp_path):
+    code, _, errors = run("train", folder, "--task", "detect", "--out", tmp_path / "run")
+    assert (code, "is no COCO folder" in errors) == (2, True)
+    begin(squares(tmp_path / "data", 2), start, tmp_path / "run", epochs=1)
+    best = tmp_path / "run" / "best.safetensors"
+    code, _, errors = run("train", folder, "--model", best, "--out", tmp_path / "other")
+    assert (code, "was trained to detect" in errors) == (2, True)
+    code, _, errors = run("eval", best, folder)
+    assert (code, "is no COCO folder" in errors) == (2, True)
+    code, _, errors = run("predict", start, folder / "val", "--draw", tmp_path / "drawn")
+    assert (code, "--draw is for detectors" in errors) == (2, True)
+
+
+def test_classes_are_found_by_name(start, tmp_path):
+    data = squares(tmp_path / "data", 2)
+    begin(data, start, tmp_path / "run", epochs=1)
+    model_file = shvit.load(tmp_path / "run" / "best.safetensors")
+    path = data / "annotations" / "instances_val2017.json"
+    document = json.loads(path.read_text())
+    document["categories"] = [{"id": 3, "name": "Bright"}]
+    document["annotations"] = [row for row in document["annotations"] if row["category_id"] == 3]
+    for split in ("train2017", "val2017"):
+        path.with_name(f"instances_{split}.json").write_text(json.dumps(document))
+    report = evaluate(model_file, engines.load(model_file, "torch"), open_coco(data))
+    assert report.evaluation.images == 2
+    path.with_name("instances_train2017.json").unlink()
+    both = evaluate(model_file, engines.load(model_file, "torch"), open_coco(data), "all")
+    assert both.evaluation.images == 2
+
+
+def test_recipes():
+    paper = fit(coco_1x(), 117_266)
+    assert (paper.epochs, paper.effective_rate, paper.weight_decay, paper.batch_size) == (12, 1e-4, 0.05, 16)
+    assert paper.warmup_epochs * (117_266 // 16) == pytest.approx(500, abs=1)
+    assert fit(small(), 10_000).batch_size == 16
+    few = fit(small(), 16)
+    assert few.batch_size == 4
+    assert few.effective_rate == pytest.approx(small().effective_rate / 2)
