@@ -338,7 +338,7 @@ def small(model: str = "shvit_s1") -> Recipe:
 
         shvit train my_boxes --task detect --model shvit_s1.in1k --out runs/mine
 
-    Any machine will do. What it gave here: docs/detection.md.
+    Any machine will do. Not yet run to its end here: LOG.md has what was tried.
     """
     return replace(
         _plain("small"),
