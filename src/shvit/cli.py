@@ -189,7 +189,7 @@ def evaluate(
     precision: Precision = "auto",
     device: Device = "auto",
     threads: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: Workers = 2,
     split: Literal["auto", "train", "val", "all"] = "auto",
     out: Path | None = None,
@@ -206,6 +206,8 @@ def evaluate(
         the model's by name.
     threads
         CPU threads of the engine.
+    batch_size
+        Images that run at once; default: 64, and 8 of a detector.
     split
         auto: the validation images, or all where the data is one pile that the model was not trained on.
     out
@@ -223,7 +225,8 @@ def evaluate(
     model_file = load(model)
     source = _divided_as_trained(data, model_file)
     runner = engines.load(model_file, engine, precision, device, threads)
-    report = run(model_file, runner, source, split, batch_size, workers)
+    at_once = (64 if model_file.task == "classify" else 8) if batch_size is None else batch_size
+    report = run(model_file, runner, source, split, at_once, workers)
     files = write_report(report, out) if out else []
     wording.evaluated(console, report, runner, files)
     about = {
@@ -313,7 +316,7 @@ def predict(
     precision: Precision = "auto",
     device: Device = "auto",
     threads: int | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     workers: Annotated[int | None, Parameter(help="Threads that decode images; default: one a core.")] = None,
     json: Json = False,
 ) -> None:
@@ -338,7 +341,7 @@ def predict(
     threads
         CPU threads that one batch runs on; default: several batches at once, on few threads each.
     batch_size
-        Images that run at once.
+        Images that run at once; default: 16, and 4 of a detector.
     """
     from .draw import draw_file
     from .files import check_folder
@@ -357,10 +360,11 @@ def predict(
             raise InputError(f"--draw is for detectors, and {model} is a classifier")
         check_folder(draw, new=True)
     writer = table_writer(out, top_k, categories) if out else None
-    options = {"batch_size": batch_size, "top_k": top_k, "threshold": threshold}
+    at_once = (16 if categories is None else 4) if batch_size is None else batch_size
+    options = {"batch_size": at_once, "top_k": top_k, "threshold": threshold}
     predictor = Predictor(runnable, engine, precision, device, **options, threads=threads, workers=workers)
     if draw:
-        draw.mkdir(parents=True)
+        draw.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     bad, first_error = 0, None
     started = time.perf_counter()

@@ -35,7 +35,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
         own_size = model.image_size
     else:
         model_file = load_model(name)
-        model, own_size = model_file.model, model_file.preprocess.image_size
+        model, own_size = model_file.model, model_file.preprocess.input_size
         header = {
             "file": {
                 "task": model_file.task,

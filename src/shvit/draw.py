@@ -20,6 +20,12 @@ ENLARGED = 320
 """Shorter side in pixels up to which a picture is enlarged, so that its labels can be read."""
 
 
+JPEG_SIDE = 65_500
+"""The longest that a JPEG can have; larger pictures are PNGs."""
+LARGEST = 4096
+"""Longer side in pixels that no picture is enlarged beyond."""
+
+
 def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
     """A copy of the image with all that was found in it.
 
@@ -28,7 +34,7 @@ def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> 
         prediction: Of a detector, in pixels of the image.
         classes: Of the detector; each has its own colour, the same in every picture.
     """
-    factor = max(1, -(-ENLARGED // min(image.size)))
+    factor = max(1, min(-(-ENLARGED // min(image.size)), LARGEST // max(image.size)))
     picture = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
     side = (picture.width * picture.height) ** 0.5
     line, font = max(2, round(side / 320)), ImageFont.load_default(max(12.0, side / 45))
@@ -55,10 +61,11 @@ def draw_file(prediction: Prediction, classes: Sequence[str], folder: Path) -> P
         image = decode(prediction.path)
     except BadImage:
         return None
-    path, number = folder / f"{Path(prediction.path).stem}.jpg", 1
+    stem, suffix = Path(prediction.path).stem, ".jpg" if max(image.size) <= JPEG_SIDE else ".png"
+    path, number = folder / f"{stem}{suffix}", 1
     while path.exists():
         number += 1
-        path = folder / f"{Path(prediction.path).stem}-{number}.jpg"
+        path = folder / f"{stem}-{number}{suffix}"
     draw(image, prediction, classes).save(path, quality=92, subsampling=0)
     return path
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from . import engines
 from .data.decode import BadImage
 from .data.frames import Frame
+from .data.transforms import on_canvas
 from .engines import Runnable
 from .errors import InputError
 from .pretrained import load
@@ -155,7 +156,9 @@ class Predictor:
             pixels, frame = self._read(picture)
         except BadImage as error:
             return error
-        place[: pixels.shape[1], : pixels.shape[2]] = pixels.permute(1, 2, 0).numpy()
+        if pixels.shape[1:] != place.shape[:2]:
+            pixels = on_canvas(pixels, *place.shape[:2])
+        place[:] = pixels.permute(1, 2, 0).numpy()
         return frame
 
     def _finish(

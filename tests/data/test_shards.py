@@ -457,7 +457,7 @@ def test_an_epoch_has_every_image_once(jpegs, shards, workers):
     for one, other in zip(batches, alone, strict=True):
         assert one.indices == other.indices
         assert one.images.equal(other.images)
-        assert one.labels.tolist() == [split.labels[index] for index in one.indices]
+        assert one.targets.tolist() == [split.labels[index] for index in one.indices]
 
 
 def test_an_epoch_goes_through_few_shards_at_once(jpegs, tmp_path):

@@ -13,9 +13,8 @@ from shvit.data.frames import Frame
 from shvit.data.transforms import Preprocess
 from shvit.errors import InputError
 from shvit.model.architecture import Architecture
-from shvit.model.detector import Target
+from shvit.model.detector import Target, in_crowd, share_within
 from shvit.model.fuse import fuse
-from shvit.model.retinanet import share_within
 from shvit.modelfile import ModelFile, load, save
 from shvit.pretrained import onto_detector
 from shvit.tasks.detect import Detect
@@ -161,6 +160,19 @@ def test_nothing_is_learnt_from_crowds():
     assert within.any()
     assert set(matched[within].tolist()) <= {-2, 0}
     assert -2 not in model._match(anchors, Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), crowd[:0]))
+
+
+def test_regions_of_crowds_are_left_out():
+    model = detector("mask_rcnn").train()
+    crowd = torch.tensor([[0.0, 0, 64, 64]])
+    boxes = torch.tensor([[0.0, 0, 30, 30], [96, 96, 126, 126], [70, 70, 110, 110]])
+    target = {"boxes": boxes[2:], "labels": torch.tensor([1]), "crowds": crowd}
+    [label], _ = model.rpn.assign_targets_to_anchors([boxes], [target])
+    assert label.tolist() == [-1, 0, 1]
+    model.roi_heads.crowds = [crowd]
+    _, [label] = model.roi_heads.assign_targets_to_proposals([boxes], [boxes[2:]], [target["labels"]])
+    assert label.tolist() == [-1, 0, 1]
+    assert in_crowd(boxes, crowd[:0]).tolist() == [False] * 3
 
 
 def test_share_within():

@@ -16,6 +16,7 @@ from conftest import tiny_architecture, write_coco
 from shvit import engines
 from shvit.data.coco import open_coco
 from shvit.data.transforms import Preprocess
+from shvit.draw import draw
 from shvit.evaluate import evaluate
 from shvit.modelfile import ModelFile
 from shvit.tasks.detect import Detect
@@ -116,7 +117,7 @@ def test_it_finds_what_it_learnt(run, tmp_path, task, kind, epochs, start):
     assert {row["category_id"] for row in found.anns.values()} == {3, 9}
     assert {row["image_id"] for row in found.anns.values()} == set(range(JUDGED))
     if task == "segment":
-        areas = [(row["area"], row["bbox"][2] * row["bbox"][3]) for row in found.anns.values()]
+        areas = [(known.annToMask(row).sum(), row["bbox"][2] * row["bbox"][3]) for row in found.anns.values()]
         assert all(0.7 < mask / box < 1.1 for mask, box in areas)
     with Image.open(tmp_path / "drawn" / "000000.jpg") as drawn:
         assert drawn.size == (320, 320)  # enlarged, so that its labels can be read
@@ -242,6 +243,45 @@ def test_classes_are_found_by_name(start, tmp_path):
     path.with_name("instances_train2017.json").unlink()
     both = evaluate(model_file, engines.load(model_file, "torch"), open_coco(data), "all")
     assert both.evaluation.images == 2
+
+
+def without(part, tmp_path, split="val2017"):
+    """A data set one of whose splits lacks a part."""
+    data = squares(tmp_path / "data", 4)
+    path = data / "annotations" / f"instances_{split}.json"
+    document = json.loads(path.read_text())
+    rows = [{**row, "segmentation": []} for row in document["annotations"]] if part == "masks" else []
+    path.write_text(json.dumps({**document, "annotations": rows}))
+    return data
+
+
+@pytest.mark.parametrize(
+    ("task", "part", "reason"),
+    [
+        ("detect", "objects", "no validation image has an object"),
+        ("segment", "masks", "no validation image has a mask"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused(run, tmp_path, task, part, reason):
+    code, _, errors = run("train", without(part, tmp_path), "--task", task, "--out", tmp_path / "run")
+    assert (code, reason in errors) == (2, True)
+
+
+def test_shorter_sides_go_through_all_verbs(run, start, tmp_path):
+    data = squares(tmp_path / "data", 4)
+    begin(data, start, tmp_path / "run", epochs=1, shorter_side=True, image_size=90)
+    best = tmp_path / "run" / "best.safetensors"
+    assert "at 192x192" in run("info", best)[1]
+    assert run("eval", best, data, "--workers", 0)[0] == 0
+    assert run("predict", best, data / "val2017")[0] == 0
+    code, _, errors = run("predict", best, data / "val2017", "--engine", "onnx")
+    assert (code, "fit shorter run on torch, not on onnx" in errors) == (2, True)
+
+
+def test_long_pictures_are_drawn(start, tmp_path):
+    found = shvit.Prediction("", ("a",), (0.9,), None, ((1.0, 1.0, 8.0, 900.0),))
+    assert draw(Image.new("RGB", (10, 2000)), found, ("a", "b")).size == (20, 4000)
+    assert draw(Image.new("RGB", (9, 9000)), found, ("a", "b")).size == (9, 9000)
 
 
 def test_recipes():

@@ -152,9 +152,9 @@ def test_without_average(folder, start, tmp_path):
 def test_not_a_number_stops_with_the_last_good_weights(folder, start, tmp_path, monkeypatch):
     loss, steps = Classify.loss, []
 
-    def breaking(self, outputs, targets):
+    def breaking(self, network, images, targets):
         steps.append(None)
-        return loss(self, outputs, targets) * (float("nan") if len(steps) == 8 else 1)
+        return loss(self, network, images, targets) * (float("nan") if len(steps) == 8 else 1)
 
     monkeypatch.setattr(Classify, "loss", breaking)
     with pytest.raises(shvit.Failure, match=r"loss became nan in epoch 2, step 3.*last\.safetensors.*rate") as caught:

@@ -132,13 +132,15 @@ class CocoSource:
             {**one.bad, **{len(one) + place: reason for place, reason in other.bad.items()}},
         )
 
-    def check_trainable(self) -> None:
-        """Raises DataError where a split has no usable images, or training no objects."""
+    def check_trainable(self, masks: bool = False) -> None:
+        """Raises DataError where a split has no usable images or no objects, or these have no masks though wanted."""
         for kind, scenes in (("training", self.train), ("validation", self.val)):
             if len(scenes) == len(scenes.bad):
                 raise DataError(f"{self.name} has no {kind} images")
-        if not any((~objects.crowd).any() for objects in self.train.objects):
-            raise DataError(f"{self.name}: no training image has an object")
+            if not any((~objects.crowd).any() for objects in scenes.objects):
+                raise DataError(f"{self.name}: no {kind} image has an object")
+            if masks and not any(segment for objects in scenes.objects for segment in objects.segments):
+                raise DataError(f"{self.name}: no {kind} image has a mask, and to segment is to learn masks")
 
 
 def is_coco(folder: Path) -> bool:

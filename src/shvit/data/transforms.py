@@ -75,7 +75,7 @@ class Preprocess:
         """Side of the square that holds any image as the network sees it, margins included, in pixels."""
         if self.fit != "shorter":
             return self.image_size
-        return -(-math.floor(LONGER * self.image_size) // COARSEST) * COARSEST
+        return -(-round(LONGER * self.image_size) // COARSEST) * COARSEST
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

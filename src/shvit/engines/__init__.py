@@ -70,6 +70,8 @@ def load(
     if all(reasons.values()):
         raise EngineError(f"cannot run on {picked}: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
     able = {name: kind.precisions(picked) for name, kind in wanted.items() if not reasons[name]}
+    if model.task == "segment":  # which regions there are must not hang on rounding
+        able = dict.fromkeys(able, ("fp32",))
     if isinstance(model, Exported):
         able = {engine: (precision,)}
     fit = [name for name, has in able.items() if precision in ("auto", *has)]
@@ -79,7 +81,7 @@ def load(
     if precision == "auto":
         fit.sort(key=lambda name: able[name][0] == "fp32")
         precision = able[fit[0]][0]
-    if engine == "auto" and picked.startswith("cuda") and (reason := reasons["cuda"]):
+    if engine == "auto" and picked.startswith("cuda") and (reason := reasons.get("cuda")):
         notice(f"engine cuda on {picked}: {reason}; {fit[0]} runs instead")
     kind: Any = ENGINES[fit[0]]
     extra = {"calibration": calibration} if precision == "int8" and not isinstance(model, Exported) else {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
@@ -16,6 +16,8 @@ from .pyramid import Pyramid
 from .shvit import SHViT
 
 Backbone = SHViT | TimmModel
+CROWDED = 0.5
+"""Share of a box within a crowd from which it is not learnt as background."""
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,18 @@ class Anchors(AnchorGenerator):
         self.set_cell_anchors(torch.float32, device)
         strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
         return torch.cat(self.grid_anchors([list(x.shape[2:]) for x in maps], strides))
+
+
+def in_crowd(boxes: Float[Tensor, "n 4"], crowds: Float[Tensor, "m 4"]) -> Bool[Tensor, " n"]:
+    """Which boxes lie mostly within a crowd."""
+    if not len(crowds):
+        return boxes.new_zeros(len(boxes), dtype=torch.bool)
+    return share_within(boxes, crowds).amax(1) > CROWDED
+
+
+def share_within(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
+    """Which share of each box's area lies in each region."""
+    corner = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
+    sides = (corner - torch.maximum(boxes[:, None, :2], regions[:, :2])).clamp(min=0)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    return sides.prod(2) / areas[:, None].clamp(min=1e-6)

@@ -47,6 +47,8 @@ def fuse(model: Network) -> Network:
     parameter = next(model.parameters())
     ours = isinstance(model.backbone if isinstance(model, Detector) else model, SHViT)
     dtype, side, tolerance = (torch.float64, CHECK_SIDE, 1e-9) if ours else (torch.float32, model.image_size, 1e-3)
+    if isinstance(model, Detector):
+        side = CHECK_SIDE * -(-side // CHECK_SIDE)
     original = copy.deepcopy(model).to("cpu", dtype).eval()
     folded = cast(Network, _fold(copy.deepcopy(original)))
     generator = torch.Generator().manual_seed(0)

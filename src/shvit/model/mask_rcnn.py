@@ -4,6 +4,7 @@ Source: K. He et al., "Mask R-CNN", ICCV 2017.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,13 +17,47 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from .detector import Anchors, Backbone, Detector, Target
+from .detector import Anchors, Backbone, Detector, Target, in_crowd
 from .pyramid import WIDTH
 
 DETECTIONS = 100
 MASK_SIDE = 28
+IGNORED = -1
+"""What torchvision's samplers leave out."""
 POSITIVE = 0.25
 """Share of the regions learnt from that hold an object, at most."""
+
+
+class Regions(RegionProposalNetwork):
+    """torchvision's, which learns no background from crowds."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        labels, boxes = super().assign_targets_to_anchors(anchors, targets)
+        for label, anchor, target in zip(labels, anchors, targets, strict=True):
+            if "crowds" in target:
+                label[(label == 0) & in_crowd(anchor, target["crowds"])] = IGNORED
+        return labels, boxes
+
+
+class Heads(RoIHeads):
+    """torchvision's, which learn no background from crowds."""
+
+    crowds: Sequence[Float[Tensor, "m 4"]] = ()
+    """Of the images that are being learnt from."""
+
+    def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
+        self.crowds = [target["crowds"] for target in targets if "crowds" in target]
+        return super().select_training_samples(proposals, targets)
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        for label, boxes, crowds in zip(labels, proposals, self.crowds, strict=False):
+            label[(label == 0) & in_crowd(boxes, crowds)] = IGNORED
+        return matched, labels
 
 
 class MaskRCNN(Detector):
@@ -36,7 +71,7 @@ class MaskRCNN(Detector):
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
-        self.rpn = RegionProposalNetwork(
+        self.rpn = Regions(
             Anchors(self.strides, (8.0,)),
             RPNHead(WIDTH, 3),
             fg_iou_thresh=0.7,
@@ -48,7 +83,7 @@ class MaskRCNN(Detector):
             nms_thresh=0.7,
         )
         levels = [str(level) for level in range(len(self.strides) - 1)]
-        self.roi_heads = RoIHeads(
+        self.roi_heads = Heads(
             MultiScaleRoIAlign(levels, 7, 2),
             TwoMLPHead(WIDTH * 7 * 7, 1024),
             FastRCNNPredictor(1024, num_classes + 1),
@@ -87,10 +122,7 @@ class MaskRCNN(Detector):
 
     def _loss(self, images: ImageList, maps: dict[str, Tensor], targets: Sequence[Target]) -> Float[Tensor, ""]:
         """Of objectness, classes, boxes (both stages) and masks, added up."""
-        rows = [
-            {"boxes": target.boxes, "labels": target.labels + 1, "masks": target.masks}  # 0 is background
-            for target in targets
-        ]
+        rows = [{**vars(target), "labels": target.labels + 1} for target in targets]  # 0 is background
         regions, first = self.rpn(images, maps, rows)
         _, second = self.roi_heads(maps, regions, images.image_sizes, rows)
         return sum([*first.values(), *second.values()], torch.zeros((), device=images.tensors.device))

@@ -13,14 +13,12 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou
 
-from .detector import Anchors, Backbone, Detector, Target
+from .detector import Anchors, Backbone, Detector, Target, in_crowd
 from .pyramid import WIDTH
 
 GROUPS = 32
 """Of channels, each normalised by itself in the head, as in torchvision's newer RetinaNet: it learns far sooner."""
 ANCHOR_SCALES = tuple(4 * 2 ** (third / 3) for third in range(3))
-CROWDED = 0.5
-"""Share of an anchor within a crowd from which it is neither object nor background."""
 
 
 class RetinaNet(Detector):
@@ -67,15 +65,6 @@ class RetinaNet(Detector):
             matched = self.matcher(box_iou(target.boxes, anchors))
         else:
             matched = anchors.new_full((len(anchors),), Matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
-        if len(target.crowds):
-            crowded = share_within(anchors, target.crowds).amax(1) > CROWDED
-            matched[crowded & (matched == Matcher.BELOW_LOW_THRESHOLD)] = Matcher.BETWEEN_THRESHOLDS
+        background = matched == Matcher.BELOW_LOW_THRESHOLD
+        matched[background & in_crowd(anchors, target.crowds)] = Matcher.BETWEEN_THRESHOLDS
         return matched
-
-
-def share_within(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-    """Which share of each box's area lies in each region."""
-    corner = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
-    sides = (corner - torch.maximum(boxes[:, None, :2], regions[:, :2])).clamp(min=0)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return sides.prod(2) / areas[:, None].clamp(min=1e-6)

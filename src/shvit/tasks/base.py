@@ -58,6 +58,10 @@ class Task(Protocol):
         """What the loader reads images with that are to be evaluated on."""
         ...
 
+    def eval_batch(self, batch_size: int, processes: int) -> int:
+        """Images of all processes to evaluate at once, where these are trained on at once."""
+        ...
+
     def ready(self, network: Any) -> None:
         """Makes a network in training mode ready for the next steps."""
         ...

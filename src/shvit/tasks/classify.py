@@ -131,6 +131,9 @@ class Classify:
         to_pixels = fast_eval_decoder(preprocess)
         return lambda source: (to_pixels(source), None)
 
+    def eval_batch(self, batch_size: int, processes: int) -> int:
+        return 2 * min(batch_size, 128 * processes)
+
     def ready(self, network: Any) -> None:
         """Nothing is to be done."""
 

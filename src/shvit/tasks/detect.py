@@ -61,6 +61,9 @@ class Detect:
         """What `Predictor` reads with."""
         return partial(read_whole, preprocess=preprocess)
 
+    def eval_batch(self, batch_size: int, processes: int) -> int:
+        return min(batch_size, 8 * processes)
+
     def ready(self, network: Any) -> None:
         """Makes a network in training mode ready for the next steps."""
         if self.frozen_norms:

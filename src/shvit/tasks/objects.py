@@ -100,6 +100,9 @@ def judge(
         for truth, one in zip(truths, found, strict=True)
         for row in coco_results(truth.image_id, one, kind == "segm")
     ]
+    if kind == "segm":  # or detections would count as small or large by their boxes, as no published number has it
+        for row in rows:
+            del row["bbox"]
     evaluation = COCOeval_faster(known, known.loadRes(rows), kind, print_function=lambda *_: None)  # pyright: ignore
     evaluation.evaluate()
     evaluation.accumulate()

@@ -112,6 +112,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore
         self.compiled = picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
         self.model = start.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+        task.ready(self.model.train())  # before what asks which weights learn: DDP, the optimiser
         self.normalize = Normalize(start.preprocess).to(self.device)
         self.wrapped = self.world.wrap(self.model)
         self.network = torch.compile(self.wrapped, dynamic=False) if self.compiled else self.wrapped
@@ -144,7 +145,7 @@ class Trainer:
         val = Loader(
             self.source.val,
             self.task.eval_reader(preprocess, recipe.max_pixels),
-            2 * min(recipe.batch_size, 128 * world.size),
+            self.task.eval_batch(recipe.batch_size, world.size),
             workers,
             share=Share(world.rank, world.size),
         )

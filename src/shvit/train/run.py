@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..files import check_folder, replacing, write_csv
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.cost import cost
-from ..modelfile import ModelFile, digest_of
+from ..modelfile import ModelFile, digest_of, need_classifier
 from ..pretrained import create_model, default_preprocess, is_published, load_model, onto_detector, transfer
 from ..provenance import facts
 from ..tasks import TASKS
@@ -199,7 +199,7 @@ def _opened(data: str | Path, task: str, recipe: Recipe) -> Source | CocoSource:
     if task == "classify" and is_coco(Path(data)):
         raise InputError(f"{data} is a COCO folder, of boxes and masks: --task detect or segment learns from it")
     source = TASKS[task].open(data, recipe.seed, recipe.val_share)
-    source.check_trainable()
+    source.check_trainable(**({"masks": True} if task == "segment" else {}))
     return source
 
 
@@ -243,6 +243,7 @@ def make_task(plan: Plan, options: Options, device: str) -> Task:
             raise InputError(f"a cache of a teacher's answers needs a teacher, and recipe {recipe.name} has none")
         return task
     trained, dtype = load_model(recipe.teacher), DTYPES[picks_precision(recipe, device)]
+    need_classifier(trained, "distillation")
     cache = None
     if options.teacher_cache is not None:
         about = {
@@ -304,8 +305,8 @@ def _detector(task: str, model: str, source: CocoSource, recipe: Recipe) -> Mode
     else:
         network = Architecture(model, count, detector=kind).build()
         known = default_preprocess(network)
-    size, fit = recipe.image_size or known.image_size, "shorter" if recipe.shorter_side else "whole"
-    preprocess = replace(known, image_size=size, fit=fit)
+    size = recipe.image_size or known.image_size
+    preprocess = replace(known, image_size=size, fit="shorter" if recipe.shorter_side else "whole")
     check_fit(preprocess)
     cost(network, (COARSEST, COARSEST))  # refuses what timm's model cannot take
     return ModelFile(network, source.classes, preprocess, task)

@@ -15,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import Failure, InputError
+from ..model.detector import Detector
 
 LONGEST_START = timedelta(minutes=30)
 """From the first process's start to the last one's."""
@@ -89,7 +90,10 @@ class World:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network whose gradients are the mean over all processes, and whose buffers are those of the first."""
-        return DistributedDataParallel(model) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        spare = isinstance(model, Detector)  # timm's backbones have layers behind the last map that is taken
+        return DistributedDataParallel(model, find_unused_parameters=spare)
 
     def without_sync(self, network: Any) -> AbstractContextManager[None]:
         """Inside, gradients of a wrapped network add up in this process alone."""
