@@ -69,42 +69,32 @@ def calibrated(console: Console, result: "Calibration", path: Path) -> None:
 def evaluated(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
     """Accuracy, in all and of each class where they are few; what was left out, and what was written."""
     result = report.to_dict()
-    if "bbox" in result:
-        _objects_evaluated(console, report, engine, files)
-        return
+    of_objects = "bbox" in result
+    if of_objects:
+        _show_objects(console, result)
+    accuracy = "" if of_objects else f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · "
     say(
         console,
-        f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · {result['images']} images of split {report.split}"
-        f" · {engine.name} {engine.precision} · {result['images_per_second']:.0f} images/s",
+        f"{accuracy}{result['images']} images of split {report.split} · {engine.name} {engine.precision} · "
+        f"{result['images_per_second']:.0f} images/s",
     )
     if result["bad_images"]:
         say(console, f"{result['bad_images']} images could not be used" + ("" if files else "; --out lists them"))
-    if len(result["per_class"]) <= SHOWN_CLASSES:
+    if not of_objects and len(result["per_class"]) <= SHOWN_CLASSES:
         rows = [[name, f"{share:.1%}"] for name, share in result["per_class"].items()]
         show_table(console, ["class", "top-1"], rows)
     for path in files:
         say(console, f"wrote {path}")
 
 
-def _objects_evaluated(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
-    result = report.to_dict()
-    kinds = {"bbox": "boxes", "segm": "masks"}
-    names = list(result["bbox"])
+def _show_objects(console: Console, result: dict[str, Any]) -> None:
+    """COCO's numbers, a row for boxes and one for masks."""
     rows = [
-        [kinds[kind], *("–" if value < 0 else f"{value:.1%}" for value in result[kind].values())]
-        for kind in kinds
+        [name, *("–" if value < 0 else f"{value:.1%}" for value in result[kind].values())]
+        for kind, name in (("bbox", "boxes"), ("segm", "masks"))
         if kind in result
     ]
-    show_table(console, ["", *names], rows)
-    say(
-        console,
-        f"{result['images']} images of split {report.split} · {engine.name} {engine.precision} · "
-        f"{result['images_per_second']:.1f} images/s",
-    )
-    if result["bad_images"]:
-        say(console, f"{result['bad_images']} images could not be used" + ("" if files else "; --out lists them"))
-    for path in files:
-        say(console, f"wrote {path}")
+    show_table(console, ["", *result["bbox"]], rows)
 
 
 def sharded(console: Console, written: "Written") -> None:

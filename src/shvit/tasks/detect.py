@@ -107,7 +107,7 @@ class Detect:
         )
 
     def decode(
-        self, outputs: Float[Tensor, "b anchors 4+classes"], frames: Sequence[Frame], threshold: float = THRESHOLD
+        self, outputs: Float[Tensor, "b found values"], frames: Sequence[Frame], threshold: float = THRESHOLD
     ) -> list[Detections]:
         """The objects in each image, from what the network gives; their scores are `threshold` at least."""
         return [self._found(*pair, threshold) for pair in zip(outputs.cpu(), frames, strict=False)]

@@ -9,7 +9,7 @@ from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, p
 
 from ..data.frames import Frame
 from ..model.mask_rcnn import MASK_SIDE
-from .detect import THRESHOLD, Detect
+from .detect import Detect
 from .objects import Detections, RunLengths, encode
 
 REGIONS = 512
@@ -35,12 +35,6 @@ class Segment(Detect):
     def ready(self, network: Any) -> None:
         super().ready(network)
         network.learn_from(self.regions)
-
-    def decode(
-        self, outputs: Float[Tensor, "b 100 790"], frames: Sequence[Frame], threshold: float = THRESHOLD
-    ) -> list[Detections]:
-        """The objects in each image, from what the network gives; their scores are `threshold` at least."""
-        return [self._found(*pair, threshold) for pair in zip(outputs.cpu(), frames, strict=False)]
 
     def _found(self, outputs: Float[Tensor, "100 790"], frame: Frame, threshold: float) -> Detections:
         boxes = frame.to_image(outputs[:, :4])

@@ -157,7 +157,7 @@ def draw_curves(out: Path, headline: str) -> None:
     loss_axis, metric_axis = figure.subplots(1, 2)
     _curve(loss_axis, rows, "train_loss", "training (augmented)")
     _curve(loss_axis, rows, "loss", "validation")
-    loss_axis.set_ylabel("cross-entropy")
+    loss_axis.set_ylabel("loss")
     _curve(metric_axis, rows, f"model_{headline}", "weights")
     _curve(metric_axis, rows, f"ema_{headline}", "averaged weights")
     metric_axis.set_ylabel(f"validation {headline}")
