@@ -428,13 +428,14 @@ def export(
     calibrate
         Labelled images, as for train: int8 is calibrated on them, and any file compared with PyTorch on them.
     max_drop
-        Points of top-1 that int8 may lose on the validation images; costly layers go back to higher precision.
+        Points of top-1, or of AP, that int8 may lose on the validation images; costly layers go back to higher
+        precision.
     image_size
         Side of the images in pixels; default: the model's own.
     batch_size
         Images at once; default: any number, where the format can.
     dynamic_size
-        Take images of any height and width: onnx and torch from 65 pixels, openvino from 32.
+        Take images of any height and width: onnx and torch from 65 pixels, openvino from 32. Not of detectors.
     threads
         CPU threads for the comparison of speed.
     """
@@ -446,10 +447,11 @@ def export(
     from .pretrained import load_model
 
     console = _console(json)
-    kind = format_of(format)
     model_file = load_model(model)
+    kind = format_of(format, model_file.task)
     if image_size is not None:
-        model_file = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size))
+        fit = "crop" if model_file.task == "classify" else "whole"
+        model_file = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size, fit=fit))
     source = _divided_as_trained(calibrate, model_file) if calibrate else None
     target = out or _export_path(model, kind.suffix, precision if precision != kind.exports()[0] else None)
     report = run(

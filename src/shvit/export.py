@@ -6,21 +6,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
-from . import engines, floor, provenance
+from . import engines, floor, parity, provenance
 from .data.coco import Scenes
-from .data.decode import decode
 from .data.loader import Batch, Loader
 from .data.sources import Source, Split
-from .data.transforms import eval_transform
 from .engines import coreml, openvino
 from .engines.base import EngineError, ExportError, Shapes, described, need_calibration
 from .engines.check import latency, run_all
@@ -28,44 +25,13 @@ from .engines.quantize import CALIBRATION_IMAGES
 from .errors import Failure, InputError
 from .evaluate import choose_split, labelled
 from .files import replacing
-from .modelfile import ModelFile, need_classifier
+from .modelfile import ModelFile
 from .tasks import task_of
 
-BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
-"""Largest difference of a logit that is rounding, as a share of the largest logit."""
-AGREEMENT = 0.9
-"""Share of the images whose first label must be PyTorch's. Where two labels tie within the bound, either is."""
-PARITY_IMAGES = 64
+PARITY_IMAGES = {"classify": 64, "detect": 16, "segment": 16}
+"""A detector says far more of each."""
 KEPT_BYTES = 2 << 30
 """Of decoded validation images; where there are more, they are decoded anew for each evaluation."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How an exported file compares with PyTorch on real images."""
-
-    images: int
-    max_difference: float
-    """Largest absolute difference of a logit."""
-    relative_difference: float
-    """The same, as a share of PyTorch's largest logit."""
-    top1_agreement: float
-    bound: float
-    """What `relative_difference` may be in this precision."""
-    batch: int
-    threads: int | None
-    latency_ms: float
-    """Of one batch, median, in a process of its own."""
-    torch_latency_ms: float
-
-    @property
-    def fault(self) -> str | None:
-        """Why the file is not to be trusted; None where it is."""
-        if not self.relative_difference <= self.bound:  # also catches NaN
-            return f"its logits differ by {self.relative_difference:.2g} of the largest, allowed is {self.bound:g}"
-        if self.top1_agreement < AGREEMENT:
-            return f"only {self.top1_agreement:.1%} of its first labels are PyTorch's, required are {AGREEMENT:.0%}"
-        return None
 
 
 def export(
@@ -89,7 +55,7 @@ def export(
         shapes: Sizes of input that the file takes.
         source: Labelled images. int8 is calibrated on its training images and held to the floor on the others, which
             are also what the file is compared with PyTorch on. Without it, two photographs are cut up for that.
-        max_drop: Points of top-1 that int8 may lose on the labelled images.
+        max_drop: Points of top-1, or of AP, that int8 may lose on the labelled images.
         threads: CPU threads of both sides; None leaves the choice to the engines.
         tell: Called with each step, for people.
 
@@ -101,14 +67,13 @@ def export(
         FloorError: int8 cannot hold `max_drop`.
         ExportError: The file does not compute what the model does.
     """
-    need_classifier(model_file, "export")
-    kind = engines.format_of(engine)
+    kind = engines.format_of(engine, model_file.task)
     precision = precision or kind.exports()[0]
     if precision not in kind.exports():
         raise EngineError(f"{engine} has no precision {precision!r}: allowed are {', '.join(kind.exports())}")
     if out.suffix != kind.suffix:
         raise InputError(f"the format {engine} is a file *{kind.suffix}, got {out}")
-    shapes = shapes or Shapes()
+    shapes = engines.checked_shapes(model_file, shapes or Shapes())
     calibration = calibration_batches(model_file, source) if source and precision == "int8" else []
     if precision == "int8":
         need_calibration(calibration)
@@ -176,29 +141,18 @@ def prove(
             outputs, milliseconds = torch.from_numpy(found["outputs"]), float(found["latency"])
     torch_engine = engines.load(model_file, "torch", "fp32", "cpu", threads)
     expected = run_all(torch_engine, images, 16)
-    bound = BOUNDS[precision]
-    parity = Parity(
-        len(images),
-        float((outputs - expected).abs().max()),
-        float((outputs - expected).abs().max() / expected.abs().max()),
-        agreement(outputs, expected, bound),
-        bound,
-        batch,
-        threads,
-        milliseconds,
-        latency(torch_engine, images[:batch].contiguous()),
-    )
-    if parity.fault:
-        raise ExportError(f"{file.name} is not kept: {parity.fault}")
-    return {"ran": True, "parity": vars(parity)}
-
-
-def agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], bound: float) -> float:
-    """Share of the images whose first label is the expected one, or as good within the bound."""
-    chosen = expected.gather(1, outputs.argmax(1, keepdim=True))[:, 0]
-    best = expected.amax(1)
-    tie = min(bound, 1e-3) * expected.abs().max()
-    return float((best - chosen <= tie).float().mean())
+    numbers, fault = parity.compare(model_file, outputs, expected, precision, images.shape[-1])
+    if fault:
+        raise ExportError(f"{file.name} is not kept: {fault}")
+    measured = {
+        "images": len(images),
+        **numbers,
+        "batch": batch,
+        "threads": threads,
+        "latency_ms": milliseconds,
+        "torch_latency_ms": latency(torch_engine, images[:batch].contiguous()),
+    }
+    return {"ran": True, "parity": measured}
 
 
 def calibration_batches(model_file: ModelFile, source: Source) -> list[Tensor]:
@@ -208,16 +162,17 @@ def calibration_batches(model_file: ModelFile, source: Source) -> list[Tensor]:
 
 
 def parity_images(model_file: ModelFile, source: Source) -> UInt8[Tensor, "n 3 h w"]:
-    """Up to 64 of the images that accuracy is judged on, drawn evenly."""
+    """Some of the images that accuracy is judged on, drawn evenly."""
     _, split = choose_split(model_file, source, "auto")
-    return _images(model_file, _spread(split, PARITY_IMAGES))
+    return _images(model_file, _spread(split, PARITY_IMAGES[model_file.task]))
 
 
 def validation_batches(model_file: ModelFile, source: Source) -> Iterable[Batch]:
     """The labelled images that accuracy is judged on: decoded once, where they fit into memory."""
     _, split = choose_split(model_file, source, "auto")
     split = labelled(model_file, source, split)
-    loader = Loader(split, task_of(model_file).eval_reader(model_file.preprocess), 50, workers=2)
+    task = task_of(model_file)
+    loader = Loader(split, task.eval_reader(model_file.preprocess), task.eval_batch(25, 1), workers=2)
     kept = 3 * model_file.preprocess.input_size**2 * len(split) <= KEPT_BYTES
     return list(loader) if kept else loader
 
@@ -239,10 +194,16 @@ def sample_images(model_file: ModelFile) -> UInt8[Tensor, "n 3 h w"]:
     """Parts of the two photographs that scikit-learn brings, at several scales: real images where none are given."""
     from sklearn.datasets import load_sample_images
 
-    transform = eval_transform(model_file.preprocess)
-    photographs = [decode(np.ascontiguousarray(pixels)) for pixels in load_sample_images().images]
-    boxes = [(x, y, x + side, y + side) for side in (160, 240, 320) for x in range(0, 320, 80) for y in (0, 60, 100)]
-    return torch.stack([transform(photo.crop(box)) for photo in photographs for box in boxes])[:PARITY_IMAGES]
+    read = task_of(model_file).fast_reader(model_file.preprocess)
+    parts = [
+        np.ascontiguousarray(photograph[y : y + side, x : x + side])
+        for photograph in load_sample_images().images
+        for side in (160, 240, 320)
+        for x in range(0, 320, 80)
+        for y in (0, 60, 100)
+    ]
+    count = PARITY_IMAGES[model_file.task]
+    return torch.stack([read(parts[place * len(parts) // count])[0] for place in range(count)])
 
 
 def place(part: Path, target: Path) -> None:

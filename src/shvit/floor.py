@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from .data.loader import Batch
@@ -20,38 +21,42 @@ if TYPE_CHECKING:
 
 MOST = 0.5
 """Share of the layers that may go back; beyond it the network is no longer one in int8."""
-RANKED_ON = 64
-"""Calibration images by which layers are ranked."""
+RANKED_ON = {"classify": 64, "detect": 8, "segment": 8}
+"""Calibration images by which layers are ranked; a detector says more of each, and takes longer."""
 
 
 @dataclass(frozen=True)
 class Floor:
     """What int8 costs in accuracy, and what was given back to hold the floor."""
 
+    metric: str
+    """What is held: `top1`, or `AP` of a detector."""
     max_drop: float
-    """Points of top-1 that may be lost."""
+    """Points of it that may be lost."""
     reference: float
-    """Top-1 of the network in fp32, from 0 to 1."""
-    top1: float
+    """Of the network in fp32, from 0 to 1."""
+    score: float
+    """Of the network in int8."""
     images: int
     layers: int
     """That could run in int8 and be given back one by one."""
     given_back: dict[str, float] = field(default_factory=dict)
-    """Layers in higher precision, the costliest first, and the share of int8's logit error that each alone is worth."""
+    """Layers in higher precision, the costliest first, and the share of int8's error that each alone is worth."""
     tried: list[tuple[int, float]] = field(default_factory=list)
-    """(layers given back, top-1 then), in the order of trying."""
+    """(layers given back, score then), in the order of trying."""
 
     @property
     def drop(self) -> float:
-        """Points of top-1 lost."""
-        return 100 * (self.reference - self.top1)
+        """Points lost."""
+        return 100 * (self.reference - self.score)
 
     @property
     def holds(self) -> bool:
         return self.drop <= self.max_drop + 1e-9  # which shares of whole numbers of images may be off
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "drop": self.drop}
+        """For JSON; the score under the metric's own name, too."""
+        return {**vars(self), self.metric: self.score, "drop": self.drop}
 
 
 class FloorError(Failure):
@@ -67,9 +72,9 @@ def quantize_within(
     threads: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple["ov.Model", Floor]:
-    """The network in int8, as many of its layers as lose no more than `max_drop` points of top-1.
+    """The network in int8, as many of its layers as lose no more than `max_drop` points of top-1, or of AP.
 
-    Layers are ranked by how much nearer to fp32 the logits come when one alone goes back; then the fewest of the first
+    Layers are ranked by how much nearer to fp32 the outputs come when one alone goes back; then the fewest of the first
     of them that hold the floor are searched for by doubling and halving.
 
     Args:
@@ -77,19 +82,20 @@ def quantize_within(
         network: In fp32.
         calibration: Batches of uint8 images that the ranges are measured on.
         validation: Labelled batches that the floor is held on.
-        max_drop: Points of top-1.
+        max_drop: Points.
         threads: CPU threads.
         tell: Called with each step, for people.
 
     Raises:
         FloorError: Not even with half the layers given back does it hold; the message says what is best.
     """
+    task = task_of(model_file)
 
-    def top1(candidate: "ov.Model", precision: str = "int8") -> tuple[float, int]:
-        evaluation = task_of(model_file).evaluate(Compiled(candidate, precision, threads), validation)
-        return evaluation.top1, evaluation.images
+    def score(candidate: "ov.Model", precision: str = "int8") -> tuple[float, int]:
+        evaluation = task.evaluate(Compiled(candidate, precision, threads), validation)
+        return evaluation.metrics()[task.headline], evaluation.images
 
-    reference, images = top1(network, "fp32")
+    reference, images = score(network, "fp32")
     quantized = quantize.quantize_convolutions(network, calibration)
     layers = quantize.quantized_layers(quantized)
 
@@ -97,30 +103,35 @@ def quantize_within(
         return quantize.tune(quantize.give_back(quantized, network, back))
 
     best, tried = mixed(()), []
-    result = Floor(max_drop, reference, top1(best)[0], images, len(layers), {}, tried)
-    tell(f"int8: top-1 {result.top1:.2%}, fp32 {reference:.2%}: {result.drop:+.2f} points lost of {max_drop} allowed")
+    result = Floor(task.headline, max_drop, reference, score(best)[0], images, len(layers), {}, tried)
+    tell(
+        f"int8: {task.headline} {result.score:.2%}, fp32 {reference:.2%}: {result.drop:+.2f} points lost of {max_drop} "
+        "allowed"
+    )
     if result.holds:
         return best, result
 
     tell(f"ranking {len(layers)} layers by what each costs")
-    costs = rank(network, mixed, layers, calibration, threads)
+    ranked_on = torch.cat(list(calibration))[: RANKED_ON[task.name]]
+    costs = rank(network, mixed, layers, ranked_on, threads, task.signal)
     ranked = list(costs)
     results: dict[int, tuple[ov.Model, Floor]] = {}
 
     def holds(count: int) -> bool:
         candidate = mixed(ranked[:count])
         share = {name: costs[name] for name in ranked[:count]}
-        results[count] = candidate, Floor(max_drop, reference, top1(candidate)[0], images, len(layers), share, tried)
-        tried.append((count, results[count][1].top1))
-        tell(f"{count} of {len(layers)} layers given back: {results[count][1].drop:+.2f} points lost")
-        return results[count][1].holds
+        held = Floor(task.headline, max_drop, reference, score(candidate)[0], images, len(layers), share, tried)
+        results[count] = candidate, held
+        tried.append((count, held.score))
+        tell(f"{count} of {len(layers)} layers given back: {held.drop:+.2f} points lost")
+        return held.holds
 
     count = fewest(holds, int(MOST * len(layers)))
     if count is None:
-        closest = max([result, *(floor for _, floor in results.values())], key=lambda floor: floor.top1)
+        closest = max([result, *(floor for _, floor in results.values())], key=lambda floor: floor.score)
         raise FloorError(
-            f"int8 loses {closest.drop:.2f} points of top-1 at best, with {len(closest.given_back)} of {len(layers)} "
-            f"layers given back; allowed were {max_drop}. Nothing was written"
+            f"int8 loses {closest.drop:.2f} points of {task.headline} at best, with {len(closest.given_back)} of "
+            f"{len(layers)} layers given back; allowed were {max_drop}. Nothing was written"
         )
     return results[count]
 
@@ -131,15 +142,16 @@ def check_within(
     """The floor of a network that is in int8 whole, as formats have it whose layers cannot be given back.
 
     Raises:
-        FloorError: It loses more than `max_drop` points of top-1.
+        FloorError: It loses more than `max_drop` points.
     """
     task = task_of(model_file)
     reference, found = task.evaluate(exact, validation), task.evaluate(quantized, validation)
-    result = Floor(max_drop, reference.top1, found.top1, found.images, 0)
+    before, after = (evaluation.metrics()[task.headline] for evaluation in (reference, found))
+    result = Floor(task.headline, max_drop, before, after, found.images, 0)
     if not result.holds:
         raise FloorError(
-            f"int8 loses {result.drop:.2f} points of top-1, allowed were {max_drop}. Nothing was written; the format "
-            "openvino can give layers back to higher precision"
+            f"int8 loses {result.drop:.2f} points of {task.headline}, allowed were {max_drop}. Nothing was written; "
+            "the format openvino can give layers back to higher precision"
         )
     return result
 
@@ -148,15 +160,18 @@ def rank(
     network: "ov.Model",
     mixed: Callable[[Collection[str]], "ov.Model"],
     layers: Sequence[str],
-    calibration: Sequence[Tensor],
+    images: UInt8[Tensor, "n 3 h w"],
     threads: int | None,
+    signal: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> dict[str, float]:
-    """The share of int8's squared logit error that giving back each layer alone removes, the largest first."""
-    images = torch.cat(list(calibration))[:RANKED_ON]
-    exact = Compiled(network, "fp32", threads)(images)
+    """The share of int8's squared error that giving back each layer alone removes, the largest first.
+
+    The error is of what `signal` makes of the outputs.
+    """
+    exact = signal(Compiled(network, "fp32", threads)(images))
 
     def error(back: Collection[str]) -> float:
-        return float((Compiled(mixed(back), "int8", threads)(images) - exact).square().mean())
+        return float((signal(Compiled(mixed(back), "int8", threads)(images)) - exact).square().mean())
 
     whole = error(())
     costs = {name: 1 - error((name,)) / whole for name in layers}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .train.loop import Result
     from .train.profile import Profile
 
+METRICS = {"top1": "top-1", "AP": "AP"}
 SHOWN_CLASSES = 20
 """Where there are more, the table of classes is left to --out."""
 
@@ -31,8 +32,8 @@ def trained(console: Console, result: "Result", data: str) -> None:
             console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(data)} --out {out} --resume"
         )
     if result.best:
-        name, key = ("top-1", "top1") if "top1" in result.best else ("AP", "AP")
-        say(console, f"best {name} {result.best[key]:.2%} in epoch {result.best['epoch']}: {best}")
+        key = next(key for key in METRICS if key in result.best)
+        say(console, f"best {METRICS[key]} {result.best[key]:.2%} in epoch {result.best['epoch']}: {best}")
         say(console, f"try it: shvit predict {best} IMAGES…")
 
 
@@ -128,23 +129,35 @@ def exported(report: dict[str, Any]) -> Iterator[str]:
     """The lines of a report of `export`."""
     if held := report.get("floor"):
         yield (
-            f"top-1 {held['top1']:.2%} in int8, {held['reference']:.2%} in fp32, on {held['images']} images: "
-            f"{held['drop']:+.2f} points lost of {held['max_drop']} allowed"
+            f"{METRICS[held['metric']]} {held['score']:.2%} in int8, {held['reference']:.2%} in fp32, on "
+            f"{held['images']} images: {held['drop']:+.2f} points lost of {held['max_drop']} allowed"
         )
         for name, share in held["given_back"].items():
-            yield f"  in higher precision: {name}, worth {share:.1%} of the logits' error"
+            yield f"  in higher precision: {name}, worth {share:.1%} of int8's error"
     if report["ran"]:
         parity = report["parity"]
-        yield (
-            f"as PyTorch on {parity['images']} images: logits within {parity['relative_difference']:.1e} of their "
-            f"size (allowed {parity['bound']:g}), first label alike on {parity['top1_agreement']:.1%}"
-        )
+        yield f"as PyTorch on {parity['images']} images: {_agreement(parity)}"
         yield (
             f"a batch of {parity['batch']}: {parity['latency_ms']:.2f} ms, PyTorch {parity['torch_latency_ms']:.2f} ms"
         )
     else:
         yield "converted, not run: its runtime is not on this machine; its specification is the model's"
     yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
+
+
+def _agreement(parity: dict[str, Any]) -> str:
+    if "top1_agreement" in parity:
+        return (
+            f"logits within {parity['relative_difference']:.1e} of their size (allowed {parity['bound']:g}), first "
+            f"label alike on {parity['top1_agreement']:.1%}"
+        )
+    if not parity["objects"]:
+        return "no object in any of them, so little is proved; --calibrate DATA gives images that have some"
+    masks = f", masks overlap by {parity['mask_overlap']:.3f}" if parity["mask_overlap"] is not None else ""
+    return (
+        f"{parity['matched']:.1%} of the most certain of {parity['objects']} objects alike, scores within "
+        f"{parity['score_difference']:.1e} (allowed {parity['bound']:g}){masks}"
+    )
 
 
 def models(console: Console, rows: Sequence[dict[str, Any]]) -> None:

@@ -143,6 +143,14 @@ def test_the_average_is_saved_where_it_is_better(folder, start, tmp_path, monkey
         assert not same(weights(tmp_path / preferred, "best"), kept[other])
 
 
+def test_seldom_evaluations(folder, start, tmp_path):
+    result = run(folder, start, tmp_path / "run", epochs=4, eval_every=3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["top1" in row for row in rows] == [False, False, True, True]
+    assert result.best["epoch"] in (3, 4)
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
 def test_without_average(folder, start, tmp_path):
     run(folder, start, tmp_path / "run", epochs=1, ema=0.0)
     assert "ema_top1" not in read_metrics(tmp_path / "run")[0]

@@ -1,13 +1,16 @@
 """Where a network runs. `load` is the way in; a new engine is one file and one row of `ENGINES`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..data.frames import check_fit
 from ..errors import notice
-from .base import Engine, EngineError, Exported, Runnable
+from ..modelfile import ModelFile
+from .base import Engine, EngineError, Exported, Runnable, Shapes, batch_of
 from .coreml import CoreMLEngine
 from .cuda import CudaEngine
 from .executorch import ExecuTorchEngine
@@ -25,8 +28,13 @@ ENGINES: dict[str, type[Engine]] = {
 }
 """The fastest first: `auto` takes the first that can run and has the precision; of those, fp16 and bf16 before fp32."""
 
-TAKE_DETECTORS = {"detect": ("onnx", "openvino", "torch"), "segment": ("torch",)}
-"""The engines that run these tasks' networks: regions that depend on what is seen are PyTorch's alone so far."""
+TAKE_DETECTORS = {
+    "detect": ("onnx", "openvino", "torch", "executorch", "coreml"),
+    "segment": ("onnx", "openvino", "torch"),
+}
+"""The engines that run these tasks' networks: in the other ones the number of regions cannot hang on what is seen."""
+WRITE_DETECTORS = {**TAKE_DETECTORS, "segment": ("onnx", "openvino")}
+"""The formats that these tasks' networks are written in: torch.export does not follow regions either."""
 
 FORMATS = {name: kind for name, kind in ENGINES.items() if kind.exports()}
 """The engines that have a file format."""
@@ -103,13 +111,34 @@ def _that_take(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[s
     )
 
 
-def format_of(name: str) -> type[Engine]:
-    """The engine whose format is meant. Raises EngineError where there is none or its libraries are missing."""
+def format_of(name: str, task: str = "classify") -> type[Engine]:
+    """The engine whose format is meant. Raises EngineError where the task has none, or libraries are missing."""
+    allowed = ", ".join(WRITE_DETECTORS.get(task, FORMATS))
     if name not in FORMATS:
-        raise EngineError(f"unknown format {name!r}: allowed are {', '.join(FORMATS)}")
+        raise EngineError(f"unknown format {name!r}: allowed are {allowed}")
+    if name not in WRITE_DETECTORS.get(task, FORMATS):
+        raise EngineError(f"models of task {task} are written as {allowed}, not as {name}")
     if reason := FORMATS[name].absent():
         raise EngineError(f"the format {name} cannot be written: {reason}")
     return FORMATS[name]
+
+
+def checked_shapes(model_file: ModelFile, shapes: Shapes) -> Shapes:
+    """The sizes of input that a file of this model takes.
+
+    Raises:
+        EngineError: It cannot take these.
+    """
+    if model_file.task == "classify":
+        return shapes
+    if shapes.dynamic_size:
+        raise EngineError("files of detectors take images of one size")
+    if model_file.preprocess.fit == "shorter":
+        raise EngineError(
+            "the model takes images of many sizes, a file of one: give --image-size, which the longer side becomes"
+        )
+    check_fit(model_file.preprocess)
+    return replace(shapes, batch=batch_of(model_file, shapes))
 
 
 def is_exported(path: str | Path) -> bool:

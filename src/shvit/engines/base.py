@@ -13,10 +13,15 @@ from torch import Tensor
 
 from ..data.transforms import Preprocess
 from ..errors import Failure, InputError
+from ..model.detector import Detector
 from ..modelfile import ModelFile
 
 STATIC_SHAPES = 6
 """Input shapes for which an engine readies the network alone; all others share one that is slower."""
+
+
+OUTPUTS = {"classify": "logits", "detect": "objects", "segment": "objects"}
+"""What a task's raw outputs are called in files."""
 
 
 class EngineError(InputError):
@@ -178,6 +183,12 @@ def check_export(kind: type[Engine], precision: str, *modules: str) -> None:
         raise EngineError(f"{kind.suffix} files have no precision {precision!r}: allowed are {allowed}")
     if kind.extra and (reason := missing(kind.extra, *modules)):
         raise EngineError(f"{kind.suffix} files cannot be written here: {reason}")
+
+
+def batch_of(model_file: ModelFile, shapes: Shapes) -> int | None:
+    """How many images a trace of the network takes at once; None: any number."""
+    one_by_one = isinstance(model_file.model, Detector) and not model_file.model.any_batch
+    return shapes.batch or (1 if one_by_one else None)
 
 
 def described(model_file: ModelFile, path: Path, engine: str, precision: str) -> Exported:

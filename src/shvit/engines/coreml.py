@@ -13,13 +13,15 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from ..data.transforms import Preprocess
+from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, missing
+from .base import OUTPUTS, EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, missing
 from .decompose import MEANS
 from .portable import portable
 from .quiet import quiet
 
-IMAGE, LABEL, PROBABILITIES, LOGITS = "image", "classLabel", "classLabel_probs", "logits"
+IMAGE, LABEL, PROBABILITIES, LOGITS = "image", "classLabel", "classLabel_probs", OUTPUTS["classify"]
 DIGEST_KEY = f"{HEADER_KEY}.weights"
 DTYPES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 """As coremltools names them."""
@@ -39,6 +41,7 @@ class CoreMLEngine:
         if threads is not None:
             raise EngineError(f"Core ML takes the threads it wants: leave threads out, got {threads}")
         self.precision = precision
+        self._outputs = OUTPUTS[model.task]
         ct = _coremltools()
         units = ct.ComputeUnit.CPU_ONLY if device == "cpu" else ct.ComputeUnit.ALL
         with TemporaryDirectory() as folder:
@@ -71,7 +74,8 @@ class CoreMLEngine:
     def export(
         cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
     ) -> None:
-        """The file takes one image and gives its label, the probability of each class, and the logits.
+        """The file takes one image and gives its label, the probability of each class, and the logits; of a detector,
+        its raw outputs.
 
         Raises:
             EngineError: Core ML cannot have these class names or shapes.
@@ -79,16 +83,14 @@ class CoreMLEngine:
         check_export(cls, precision, "coremltools")
         if shapes.dynamic_size or shapes.batch not in (None, 1):
             raise EngineError(f"{cls.suffix} files take one image of one size")
-        _check_labels(model_file.classes)
+        if model_file.task == "classify":
+            _check_labels(model_file.classes)
         with quiet():
             model = _convert(model_file, precision)
-            preprocess = model_file.preprocess
-            side, resized = preprocess.image_size, math.floor(preprocess.image_size / preprocess.crop)
-            model.short_description = f"{model_file.architecture.name}: which of {len(model_file.classes)} classes"
-            model.input_description[IMAGE] = (
-                f"The middle {side} x {side} pixels of an image whose shorter side was made {resized} pixels long "
-                f"({preprocess.interpolation}, with antialiasing)"
-            )
+            kinds = f"{len(model_file.classes)} classes"
+            what = {"classify": f"which of {kinds}", "detect": f"boxes of {kinds}"}[model_file.task]
+            model.short_description = f"{model_file.architecture.name}: {what}"
+            model.input_description[IMAGE] = _input_description(model_file.preprocess)
             model.user_defined_metadata[DIGEST_KEY] = _digest(Path(model.weights_dir))
             model.user_defined_metadata[HEADER_KEY] = described(model_file, path, cls.name, precision).to_json()
             model.save(str(path))
@@ -105,7 +107,9 @@ class CoreMLEngine:
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         pictures = [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
-        return torch.cat([torch.from_numpy(self._model.predict({IMAGE: picture})[LOGITS]) for picture in pictures])
+        return torch.cat(
+            [torch.from_numpy(self._model.predict({IMAGE: picture})[self._outputs]) for picture in pictures]
+        )
 
 
 def check(path: Path) -> dict[str, Any]:
@@ -120,8 +124,12 @@ def check(path: Path) -> dict[str, Any]:
     description = specification.description
     main = specification.mlProgram.functions["main"]
     operations = main.block_specializations[main.opset].operations
-    [classify] = [operation for operation in operations if operation.type == "classify"]
-    labels = classify.inputs["classes"].arguments[0].value.immediateValue.list.values
+    labels = [
+        label
+        for operation in operations
+        if operation.type == "classify"
+        for label in operation.inputs["classes"].arguments[0].value.immediateValue.list.values
+    ]
     convolutions = [operation.outputs[0].type.tensorType for operation in operations if operation.type == "conv"]
     found = {
         "inputs": {feature.name: _described(feature.type) for feature in description.input},
@@ -131,19 +139,34 @@ def check(path: Path) -> dict[str, Any]:
         "classes": [label.immediateValue.tensor.strings.values[0] for label in labels],
         "precision": sorted({_name(tensor, "dataType") for tensor in convolutions}),
     }
-    side = facts.preprocess.image_size
-    expected = {
+    side, classes = facts.preprocess.image_size, len(facts.classes)
+    expected: dict[str, Any] = {
         "inputs": {IMAGE: f"image {side}x{side} RGB"},
-        "outputs": {LABEL: "string", PROBABILITIES: "dictionary", LOGITS: f"array 1x{len(facts.classes)} FLOAT32"},
-        "label": LABEL,
-        "probabilities": PROBABILITIES,
-        "classes": list(facts.classes),
         "precision": [DTYPES[facts.precision]],
     }
+    if facts.task == "classify":
+        expected |= {
+            "outputs": {LABEL: "string", PROBABILITIES: "dictionary", LOGITS: f"array 1x{classes} FLOAT32"},
+            "label": LABEL,
+            "probabilities": PROBABILITIES,
+            "classes": list(facts.classes),
+        }
+    else:
+        expected["outputs"] = {OUTPUTS[facts.task]: f"array 1x{RetinaNet.anchors_at(side)}x{4 + classes} FLOAT32"}
     for key, value in expected.items():
         if found[key] != value:
             raise ExportError(f"{path} is not what it should be: its {key} are {found[key]}, expected {value}")
     return {**found, "specification": specification.specificationVersion}
+
+
+def _input_description(preprocess: Preprocess) -> str:
+    side, resized = preprocess.image_size, math.floor(preprocess.image_size / preprocess.crop)
+    if preprocess.fit == "whole":
+        return f"A whole image, its longer side made {side} pixels long, in the upper left corner of a square"
+    return (
+        f"The middle {side} x {side} pixels of an image whose shorter side was made {resized} pixels long "
+        f"({preprocess.interpolation}, with antialiasing)"
+    )
 
 
 def _described(kind: Any) -> str:
@@ -182,19 +205,22 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
     ct = _coremltools()
     side = model_file.preprocess.image_size
     pixels = torch.zeros(1, 3, side, side)
-    program = torch.export.export(_Classifier(portable(model_file)), (pixels,)).run_decompositions(MEANS)
-    logits, probabilities = program.graph_signature.user_outputs
+    classifies = model_file.task == "classify"
+    network = portable(model_file)
+    program = torch.export.export(_Classifier(network) if classifies else network, (pixels,)).run_decompositions(MEANS)
+    outputs, *probabilities = program.graph_signature.user_outputs
+    labels = [ct.ClassifierConfig(list(model_file.classes), LABEL, name) for name in probabilities]
     model = ct.convert(
         program,
         inputs=[ct.ImageType(IMAGE, shape=pixels.shape, color_layout=ct.colorlayout.RGB)],
-        classifier_config=ct.ClassifierConfig(list(model_file.classes), LABEL, probabilities),
+        classifier_config=labels[0] if labels else None,
         # coremltools 9.0 gives classifiers a further output for this target only, not for later ones
         minimum_deployment_target=ct.target.iOS15,
         compute_precision=getattr(ct.precision, DTYPES[precision]),
         skip_model_load=True,
     )
     specification = model.get_spec()
-    ct.utils.rename_feature(specification, logits, LOGITS)
+    ct.utils.rename_feature(specification, outputs, OUTPUTS[model_file.task])
     return ct.models.MLModel(specification, weights_dir=model.weights_dir, skip_model_load=True)
 
 

@@ -13,11 +13,12 @@ Decompositions = dict[Any, Callable[..., Any]]
 def _group_norm(
     x: Float[Tensor, "b c h w"], groups: int, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-5, *_: bool
 ) -> Any:
-    if groups != 1 or x.ndim != 4:
+    if x.ndim != 4:
         return NotImplemented
-    centred = x - x.mean((1, 2, 3), keepdim=True)
+    each = x.view(groups * x.shape[0], x.shape[1] // groups, *x.shape[2:]) if groups > 1 else x
+    centred = each - each.mean((1, 2, 3), keepdim=True)
     variance = (centred * centred).mean((1, 2, 3), keepdim=True)
-    normed = centred * torch.rsqrt(variance + eps)
+    normed = (centred * torch.rsqrt(variance + eps)).view(x.shape)
     if weight is not None:
         normed = normed * weight.view(1, -1, 1, 1)
     return normed if bias is None else normed + bias.view(1, -1, 1, 1)

@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,13 +11,26 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ..model.detector import Detector
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import STATIC_SHAPES, EngineError, Exported, Runnable, Shapes, described, missing
+from .base import (
+    OUTPUTS,
+    STATIC_SHAPES,
+    EngineError,
+    Exported,
+    Runnable,
+    Shapes,
+    batch_of,
+    described,
+    in_batches,
+    missing,
+)
 from .portable import portable
 from .quiet import quiet
 from .torch import MIN_SIDE, dynamic_dims
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime as ort
 
 DIMENSIONS = ("batch", None, "height", "width")
@@ -32,7 +47,7 @@ class OnnxEngine:
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
         self.threads = threads
-        self._network = str(model.path) if isinstance(model, Exported) else traced(model)
+        self._network = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
         self._sessions: dict[tuple[int, ...] | None, ort.InferenceSession] = {}
 
     @classmethod
@@ -77,6 +92,17 @@ class OnnxEngine:
         return Exported.from_json(path, facts[HEADER_KEY])
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        return in_batches(self._run, images, self._batch)
+
+    @cached_property
+    def _batch(self) -> int | None:
+        """Images that the network takes at once; None: any number."""
+        import onnx
+
+        [images] = onnx.load_from_string(self._network).graph.input
+        return images.type.tensor_type.shape.dim[0].dim_value or None
+
+    def _run(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         import onnxruntime.capi.onnxruntime_pybind11_state as errors
 
         shape = tuple(images.shape)
@@ -111,34 +137,44 @@ class OnnxEngine:
 
 def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
     """An ONNX file's bytes, with the facts in its metadata."""
+    import onnx
+
+    if batch_of(model_file, shapes) != shapes.batch:  # the newer exporter cannot follow what depends on the image
+        return with_facts(onnx.load_from_string(traced(model_file, shapes)), facts)
     with quiet():
         program: Any = torch.onnx.export(
             portable(model_file),
             (_example(model_file, shapes),),
             dynamo=True,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=[OUTPUTS[model_file.task]],
             dynamic_shapes=(dynamic_dims(shapes),),
             verbose=False,
         )
-    model = program.model_proto  # made anew each time it is asked for
+    return with_facts(program.model_proto, facts)
+
+
+def with_facts(model: "onnx.ModelProto", facts: Exported) -> bytes:
     entry = model.metadata_props.add()
     entry.key, entry.value = HEADER_KEY, facts.to_json()
     return model.SerializeToString()
 
 
-def traced(model_file: ModelFile) -> bytes:
+def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
     """The network as ONNX to run at once: by torch's older exporter, which takes a second where the newer takes ten."""
     buffer = io.BytesIO()
+    batch = batch_of(model_file, shapes)
+    varying = {0: "batch"} if batch is None else {}
+    of_images = varying if isinstance(model_file.model, Detector) else {**varying, 2: "height", 3: "width"}
     with quiet():
         torch.onnx.export(
             portable(model_file),
-            (_example(model_file, Shapes()),),
+            (_example(model_file, replace(shapes, batch=batch)),),
             buffer,  # pyright: ignore[reportArgumentType]: it takes files, too
             dynamo=False,
             input_names=["images"],
-            output_names=["logits"],
-            dynamic_axes={"images": {0: "batch", 2: "height", 3: "width"}, "logits": {0: "batch"}},
+            output_names=[OUTPUTS[model_file.task]],
+            dynamic_axes={"images": of_images, OUTPUTS[model_file.task]: varying},
         )
     return buffer.getvalue()
 

@@ -12,7 +12,19 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import STATIC_SHAPES, EngineError, Exported, Runnable, Shapes, described, missing, need_calibration
+from .base import (
+    OUTPUTS,
+    STATIC_SHAPES,
+    EngineError,
+    Exported,
+    Runnable,
+    Shapes,
+    batch_of,
+    described,
+    in_batches,
+    missing,
+    need_calibration,
+)
 from .portable import portable
 
 if TYPE_CHECKING:
@@ -120,6 +132,10 @@ class Compiled:
         self._free: dict[tuple[tuple[int, ...] | None, bool], list[ov.InferRequest]] = {}
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        batch = self._network.input(0).partial_shape[0]
+        return in_batches(self._run, images, batch.get_length() if batch.is_static else None)
+
+    def _run(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
             raise EngineError(f"images must be (batch, 3, height, width) in uint8, got {images.dtype} {images.shape}")
         channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
@@ -154,7 +170,8 @@ def build(
     model_file: ModelFile, precision: str, calibration: Sequence[Tensor] = (), shapes: Shapes | None = None
 ) -> "ov.Model":
     """The network in OpenVINO's own form; in int8 it is quantised, all layers of it that pay."""
-    network = convert(model_file, shapes or Shapes(dynamic_size=precision != "int8"))
+    any_size = precision != "int8" and model_file.task == "classify"
+    network = convert(model_file, shapes or Shapes(dynamic_size=any_size))
     if precision == "int8":
         need_calibration(calibration)
         from .quantize import quantize
@@ -167,16 +184,16 @@ def convert(model_file: ModelFile, shapes: Shapes) -> "ov.Model":
     """The network in fp32."""
     import openvino as ov
 
-    side = model_file.preprocess.image_size
+    side, batch = model_file.preprocess.image_size, batch_of(model_file, shapes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of every check of a shape
         network = ov.convert_model(
-            portable(model_file), example_input=torch.zeros(2, 3, side, side, dtype=torch.uint8), verbose=False
+            portable(model_file), example_input=torch.zeros(batch or 2, 3, side, side, dtype=torch.uint8), verbose=False
         )
     size = [-1, -1] if shapes.dynamic_size else [side, side]
-    network.reshape([shapes.batch or -1, 3, *size])
+    network.reshape([batch or -1, 3, *size])
     network.input(0).set_names({"images"})
-    network.output(0).set_names({"logits"})
+    network.output(0).set_names({OUTPUTS[model_file.task]})
     return network
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 300
 """More change the ranges no further."""
+DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.")
+"""In the names of a detector's layers that are quantised."""
 QUANTIZED = ("Convolution", "GroupConvolution")
 
 
@@ -31,9 +33,16 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
     """NNCF's post-training quantisation.
 
     Left in floating point are matrix products: attention's and squeeze-excite's are too small for int8 kernels to gain
-    anything over their conversions, and the classifier's cost nothing.
+    anything over their conversions, and the classifier's cost nothing. Of a detector's heads only the convolutions
+    before the last are quantised, which are most of its work: 256 steps are too few for boxes in pixels.
     """
-    products = [node.get_friendly_name() for node in network.get_ops() if node.get_type_name() == "MatMul"]
+    names = {node.get_friendly_name(): node.get_type_name() for node in network.get_ops()}
+    detector = any(DETECTOR_PARTS[0] in name for name in names)
+    left = [
+        name
+        for name, kind in names.items()
+        if kind == "MatMul" or (detector and not any(part in name for part in DETECTOR_PARTS))
+    ]
     batches = [batch.numpy() for batch in calibration]
     with quiet():
         import nncf
@@ -42,7 +51,7 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
             network.clone(),
             nncf.Dataset(batches),
             subset_size=len(batches),
-            ignored_scope=nncf.IgnoredScope(names=products),
+            ignored_scope=nncf.IgnoredScope(names=left),
         )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -54,6 +54,8 @@ class Detector(nn.Module):
     strides: Sequence[int]
     class_layers: tuple[str, ...]
     """Beginnings of the names of those weights that depend on the classes."""
+    any_batch: ClassVar[bool] = True
+    """Whether one trace of the network is good for any number of images."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()

@@ -68,6 +68,7 @@ class MaskRCNN(Detector):
 
     strides = (4, 8, 16, 32, 64)
     class_layers = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+    any_batch = False
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)

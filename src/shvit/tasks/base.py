@@ -74,6 +74,10 @@ class Task(Protocol):
         """Of the network on these images: what `augment` gave."""
         ...
 
+    def signal(self, outputs: Tensor) -> Tensor:
+        """The part of the raw outputs by which two versions of a network are compared, place by place."""
+        ...
+
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = ...) -> Evaluation:
         """Of the images of all processes that `gather` speaks to; each has batches of its own."""
         ...

@@ -153,6 +153,9 @@ class Classify:
     ) -> Float[Tensor, ""]:
         return cross_entropy(network(images), targets)
 
+    def signal(self, outputs: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
+        return outputs
+
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ClassifyEvaluation:
         """Every usable image of the batches is counted once.
 

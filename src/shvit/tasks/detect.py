@@ -78,6 +78,10 @@ class Detect:
     def loss(self, network: Any, images: Float[Tensor, "b 3 h w"], targets: list[Target]) -> Float[Tensor, ""]:
         return network(images, targets)
 
+    def signal(self, outputs: Float[Tensor, "b anchors 4+classes"]) -> Float[Tensor, "b anchors classes"]:
+        """The scores: most boxes are of anchors that nobody asks about."""
+        return outputs[..., 4:]
+
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ObjectsEvaluation:
         """COCO's numbers; every usable image is counted once.
 

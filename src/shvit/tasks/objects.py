@@ -146,6 +146,17 @@ def encode(mask: np.ndarray) -> RunLengths:
     return {"size": list(code["size"]), "counts": code["counts"].decode()}
 
 
+def mask_overlaps(
+    some: Sequence[RunLengths], others: Sequence[RunLengths], places: Sequence[int], matches: Sequence[int]
+) -> list[float]:
+    """Intersection over union of pairs of masks."""
+    from faster_coco_eval.core import mask
+
+    iou: Any = mask.iou
+    pairs = zip(places, matches, strict=True)
+    return [float(iou([some[place]], [others[match]], [False]).item()) for place, match in pairs]
+
+
 def _annotations(image_id: int, objects: Objects, kind: str) -> list[dict[str, Any]]:
     rows = []
     for place in range(len(objects)):

@@ -36,6 +36,10 @@ class Segment(Detect):
         super().ready(network)
         network.learn_from(self.regions)
 
+    def signal(self, outputs: Float[Tensor, "b 100 790"]) -> Float[Tensor, "b 100"]:
+        """The scores, best first: a row need not be the same object in both."""
+        return outputs[..., 4]
+
     def _found(self, outputs: Float[Tensor, "100 790"], frame: Frame, threshold: float) -> Detections:
         boxes = frame.to_image(outputs[:, :4])
         kept = (outputs[:, 4] >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(1)

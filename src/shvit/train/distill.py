@@ -160,7 +160,7 @@ class Distill:
     ) -> None:
         self.headline, self.evaluate, self.ready = task.headline, task.evaluate, task.ready
         self.open, self.train_reader, self.eval_reader = task.open, task.train_reader, task.eval_reader
-        self.eval_batch = task.eval_batch
+        self.eval_batch, self.signal = task.eval_batch, task.signal
         self._task, self._teacher, self._kind = task, teacher, kind
         self._share, self._temperature = share, temperature
 

@@ -263,7 +263,7 @@ class Trainer:
 
     def _end_epoch(self, speed: float, wait_share: float) -> None:
         """Evaluate, write, and get ready for the next epoch."""
-        started = time.perf_counter()
+        started, headline = time.perf_counter(), self.task.headline
         if not all(value.isfinite().all() for value in self.model.state_dict().values()):
             raise self._diverged("the weights became infinite")
         self._gather_bad()
@@ -275,21 +275,15 @@ class Trainer:
         }
         candidates = self._candidates()
         self.world.share_buffers(*candidates.values())
-        judged = {}
-        for name, network in candidates.items():
-            evaluation = self.task.evaluate(self._predictor(network), self.val_loader, self.world.gather)
-            self.bad.val |= evaluation.bad
-            judged[name] = evaluation.metrics()
-            row[f"{name}_{self.task.headline}"] = judged[name][self.task.headline]
-        which = max(judged, key=lambda name: judged[name][self.task.headline])
-        metrics, network = judged[which], candidates[which]
-        score = metrics[self.task.headline]
-        self.bad.check("val")
-        saved = {**metrics, "weights": which, "epoch": self.epoch + 1}
-        self._save_model("last", network, saved)
-        if score > self.best:
-            self.best, self.best_metrics = score, saved
-            self._save_model("best", network, saved)
+        due = (self.epoch + 1) % self.recipe.eval_every == 0 or self.epoch + 1 == self.recipe.epochs
+        judged = {name: self._evaluate(network) if due else {} for name, network in candidates.items()}
+        row |= {f"{name}_{headline}": metrics[headline] for name, metrics in judged.items() if metrics}
+        which = max(judged, key=lambda name: judged[name].get(headline, 0.0))
+        saved = {**judged[which], "weights": which, "epoch": self.epoch + 1}
+        self._save_model("last", candidates[which], saved)
+        if due and saved[headline] > self.best:
+            self.best, self.best_metrics = saved[headline], saved
+            self._save_model("best", candidates[which], saved)
         self.seconds += time.perf_counter() - started
         row |= {**saved, "images_per_second": speed, "data_wait": wait_share, "seconds": self.seconds}
         self._write_row(row)
@@ -297,6 +291,12 @@ class Trainer:
         self._exclude(set(self.bad.train))
         self._save_state()
         self.reporter.epoch(self, row)
+
+    def _evaluate(self, network: torch.nn.Module) -> dict[str, Any]:
+        evaluation = self.task.evaluate(self._predictor(network), self.val_loader, self.world.gather)
+        self.bad.val |= evaluation.bad
+        self.bad.check("val")
+        return evaluation.metrics()
 
     def _candidates(self) -> dict[str, torch.nn.Module]:
         """What to evaluate. The last epoch judges weights and their average; others both only where that is cheap."""

@@ -75,6 +75,7 @@ class Recipe:
     )
     seed: int = _documented(0, "Of weights, order, augmentation and of the held-out split.")
     val_share: float = _documented(0.2, "Share held out for validation, where the data comes as one pile.")
+    eval_every: int = _documented(1, "Epochs from one evaluation to the next; there is also one after the last epoch.")
     max_bad_share: float = _documented(0.2, "Stop where more than this share of the images cannot be used.")
     max_pixels: int = _documented(89_478_485, "Images with more pixels are not decoded.")
     scale_min: float = _for_objects(1.0, "Least size of a training image, as a share of its usual size.")
@@ -90,6 +91,7 @@ class Recipe:
             "repeats": 1,
             "views": 1,
             "regions": 1,
+            "eval_every": 1,
             "rate_batch": 1,
             "max_pixels": 1,
             "image_size": 32,

@@ -104,13 +104,16 @@ class Reporter:
         headline = trainer.task.headline
         names = {f"model_{headline}": headline, f"ema_{headline}": f"{headline} of averaged weights"}
         scores = [f"{name} {row[key]:.2%}" for key, name in names.items() if key in row]
-        bad = f" · {len(trainer.bad)} bad images" if trainer.bad else ""
-        say(
-            self.console,
-            f"epoch {row['epoch']}/{trainer.recipe.epochs} · loss {row['train_loss']:.3f} · {' · '.join(scores)}"
-            f" · {row['images_per_second']:.0f} images/s · data wait {row['data_wait']:.0%} · "
-            f"{_duration(row['seconds'])}{bad}",
-        )
+        facts = [
+            f"epoch {row['epoch']}/{trainer.recipe.epochs}",
+            f"loss {row['train_loss']:.3f}",
+            *scores,
+            f"{row['images_per_second']:.0f} images/s",
+            f"data wait {row['data_wait']:.0%}",
+            _duration(row["seconds"]),
+            *([f"{len(trainer.bad)} bad images"] if trainer.bad else []),
+        ]
+        say(self.console, " · ".join(facts))
         for tracker in self.trackers:
             tracker.epoch(trainer, row)
 

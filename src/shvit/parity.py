@@ -1,0 +1,112 @@
+"""Whether an exported file computes what the model does: its outputs on real images, held against PyTorch's."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from .data.frames import Frame
+from .tasks import Described, task_of
+from .tasks.classify import Classify
+from .tasks.objects import Detections, mask_overlaps
+
+BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
+"""Largest difference of a logit that is rounding, as a share of the largest logit."""
+AGREEMENT = 0.9
+"""Share of the images whose first label must be PyTorch's. Where two labels tie within the bound, either is."""
+
+SCORE_BOUNDS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 2.5e-1}
+"""Largest difference of an object's score that is rounding."""
+SAME_BOX = 0.9
+"""Overlap (IoU) from which two boxes are the same, and two masks on average."""
+MATCHED = {"fp32": 0.98, "fp16": 0.9, "bf16": 0.8, "int8": 0.5}
+"""Share of the objects that both must have found. Where two boxes of one object are as likely, rounding decides which
+is kept; what int8 costs is the floor's to judge."""
+CERTAIN = 20
+"""Objects of an image that are looked for among all that the other found: the most certain."""
+
+
+def compare(
+    model: Described, outputs: Tensor, expected: Tensor, precision: str, side: int
+) -> tuple[dict[str, Any], str | None]:
+    """Numbers for the report; and why the file is not to be trusted, or None where it is.
+
+    Args:
+        model: Whose outputs these are.
+        outputs: Of the file.
+        expected: Of PyTorch in fp32 for the same images.
+        precision: Of the file.
+        side: Of the images, in pixels.
+    """
+    task = task_of(model)
+    if isinstance(task, Classify):
+        return _logits(outputs, expected, BOUNDS[precision])
+    frames = [Frame(side, side, 1.0, 1.0)] * len(outputs)
+    pairs = zip(task.decode(outputs, frames, 0.0), task.decode(expected, frames, 0.0), strict=True)
+    return _objects(list(pairs), SCORE_BOUNDS[precision], MATCHED[precision])
+
+
+def _logits(
+    outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], bound: float
+) -> tuple[dict[str, Any], str | None]:
+    difference = float((outputs - expected).abs().max())
+    relative, alike = difference / float(expected.abs().max()), agreement(outputs, expected, bound)
+    fault = None
+    if not relative <= bound:  # also catches NaN
+        fault = f"its logits differ by {relative:.2g} of the largest, allowed is {bound:g}"
+    elif alike < AGREEMENT:
+        fault = f"only {alike:.1%} of its first labels are PyTorch's, required are {AGREEMENT:.0%}"
+    numbers = {"max_difference": difference, "relative_difference": relative, "top1_agreement": alike, "bound": bound}
+    return numbers, fault
+
+
+def agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], bound: float) -> float:
+    """Share of the images whose first label is the expected one, or as good within the bound."""
+    chosen = expected.gather(1, outputs.argmax(1, keepdim=True))[:, 0]
+    best = expected.amax(1)
+    tie = min(bound, 1e-3) * expected.abs().max()
+    return float((best - chosen <= tie).float().mean())
+
+
+def _objects(
+    pairs: list[tuple[Detections, Detections]], bound: float, required: float
+) -> tuple[dict[str, Any], str | None]:
+    """Each side's most certain objects are looked for among the other's: class, box, and score."""
+    wanted, differences, overlaps = 0, [], []
+    for found, expected in pairs:
+        for some, others in ((expected, found), (found, expected)):
+            places, matches = matched(some, others)
+            wanted += min(CERTAIN, len(some))
+            differences += (some.scores[places] - others.scores[matches]).abs().tolist()
+            if some.masks is not None and others.masks is not None:
+                overlaps += mask_overlaps(some.masks, others.masks, places, matches)
+    share = len(differences) / wanted if wanted else 1.0
+    numbers = {
+        "objects": sum(len(expected) for _, expected in pairs),
+        "matched": share,
+        "score_difference": max(differences, default=0.0),
+        "mask_overlap": sum(overlaps) / len(overlaps) if overlaps else None,
+        "bound": bound,
+    }
+    fault = None
+    if share < required:
+        fault = f"only {share:.1%} of its objects are PyTorch's, required are {required:.0%}"
+    elif not numbers["score_difference"] <= bound:
+        fault = f"its scores differ by {numbers['score_difference']:.2g}, allowed is {bound:g}"
+    elif overlaps and numbers["mask_overlap"] < SAME_BOX:
+        fault = f"its masks overlap PyTorch's by {numbers['mask_overlap']:.2f} on average, required are {SAME_BOX}"
+    return numbers, fault
+
+
+def matched(some: Detections, others: Detections) -> tuple[list[int], list[int]]:
+    """Places of the most certain objects that were also found by others, and the places of those."""
+    count = min(CERTAIN, len(some))
+    if not count or not len(others):
+        return [], []
+    overlaps = box_iou(some.boxes[:count], others.boxes)
+    overlaps[some.labels[:count, None] != others.labels] = 0
+    best, matches = overlaps.max(1)
+    places = torch.nonzero(best >= SAME_BOX)[:, 0]
+    return places.tolist(), matches[places].tolist()
