@@ -555,6 +555,7 @@ def bench(
     device: Device = "auto",
     protocol: str | None = None,
     rounds: int = 10,
+    task: Literal["classify", "detect", "segment"] = "classify",
     profile: bool = False,
     out: Path | None = None,
     plot: Path | None = None,
@@ -586,6 +587,9 @@ def bench(
         How the paper measured: paper-cpu, paper-onnx or paper-gpu; fixes all but the models, and shows its numbers.
     rounds
         How often each is timed.
+    task
+        detect, segment: time each model as the backbone of a detector and as that detector, from pixels to boxes, at
+        512 pixels, batch 16 (GPUs: 32) and 1. torchvision/NAME is a detector of torchvision, on PyTorch.
     profile
         Also show where the time of each goes: kernels, and for the engine cuda what each must do at least.
     out
@@ -600,7 +604,11 @@ def bench(
 
     console = _console(json)
     check_paths(out, plot)
-    request = Request(models, engine, precision, batch_size, image_size, threads, device, rounds, protocol, profile)
+    if plot and task != "classify":
+        raise InputError("--plot is for classifiers: leave out --plot or --task")
+    request = Request(
+        models, engine, precision, batch_size, image_size, threads, device, rounds, protocol, task, profile
+    )
     with watching(console) as progress:
         result = run(request, progress)
     show(console, result)

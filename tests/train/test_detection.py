@@ -125,10 +125,20 @@ def test_it_finds_what_it_learnt(run, tmp_path, task, kind, epochs, start):
     with Image.open(tmp_path / "drawn" / "000000.jpg") as drawn:
         assert drawn.size == (320, 320)  # enlarged, so that its labels can be read
     assert f"task: {task}" in run("info", best)[1]
-    for verb in (["export", best, "--format", "onnx"], ["calibrate-bn", best, data, "--image-size", 128]):
-        code, _, errors = run(*verb)
-        assert (code, "is for classifiers so far" in errors) == (2, True)
-    assert run("bench", best, "--rounds", 1)[0] == 2
+    code, _, errors = run("calibrate-bn", best, data, "--image-size", 128)
+    assert (code, "is for classifiers so far" in errors) == (2, True)
+    code, _, errors = run("bench", best, "--rounds", 1)
+    assert (code, f"is a model to {task}, --task is classify" in errors) == (2, True)
+
+    pytest.importorskip("onnxruntime")
+    code, printed, errors = run("export", best, "--format", "onnx", "--calibrate", data)
+    assert code == 0, errors
+    assert "objects alike" in printed
+    code, printed, _ = run("eval", best.with_suffix(".onnx"), data, "--json", "--workers", 0)
+    assert json.loads(printed)[kind]["AP50"] == pytest.approx(judged[kind]["AP50"], abs=1e-3)
+    run("predict", best.with_suffix(".onnx"), data / "val2017", "--out", tmp_path / "again.json")
+    again = known.loadRes(str(tmp_path / "again.json"))
+    assert len(again.anns) == len(found.anns)
     code, _, errors = run("eval", best, data, "--engine", "executorch")
     assert (code, f"models of task {task} and fit whole run on" in errors) == (2, True)
 

@@ -19,6 +19,22 @@ PEERS = (
 )
 DEFAULT_MODELS = (*VARIANTS, *PEERS)
 
+_BACKBONES = (*VARIANTS, "timm/mobilenetv3_large_100", "timm/resnet50")
+DETECTION_MODELS = {
+    "detect": (
+        *_BACKBONES,
+        "torchvision/retinanet_resnet50_fpn_v2",
+        "torchvision/fasterrcnn_mobilenet_v3_large_fpn",
+    ),
+    "segment": (*_BACKBONES, "torchvision/maskrcnn_resnet50_fpn_v2"),
+}
+"""timm's two are torchvision's networks, layer for layer."""
+DETECTION_SIZE = 512
+"""Side of the images that the paper timed backbones with, in pixels."""
+PAPER_BACKBONES = {"shvit_s4": (0.28, 5.0), "timm/resnet50": (None, 19.0), "timm/mobilenetv3_large_100": (None, 7.5)}
+"""Milliseconds an image of the backbone on GPU (batch 32) and CPU (batch 16): Yun and Ro, arXiv:2401.16456, on COCO.
+None: not known here."""
+
 
 @dataclass(frozen=True)
 class Top1:

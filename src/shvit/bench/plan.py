@@ -9,9 +9,11 @@ from .. import engines
 from ..engines import EngineError, Exported, Runnable
 from ..errors import InputError
 from ..model.shvit import SHViT
-from ..modelfile import ModelFile
-from .peers import DEFAULT_MODELS, PROTOCOLS, yardsticks
-from .subject import Case, has_random_weights
+from .foreign import TorchvisionDetector
+from .peers import DEFAULT_MODELS, DETECTION_MODELS, DETECTION_SIZE, EAGER, PROTOCOLS, yardsticks
+from .subject import PARTS, WHOLE, Case, has_random_weights
+
+Opened = Runnable | TorchvisionDetector
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Request:
     device: str = "auto"
     rounds: int = 10
     protocol: str | None = None
+    task: str = "classify"
+    """`detect` and `segment` time the models as backbones of detectors, and as detectors."""
     profile: bool = False
     """Also find out what each spends its time on, once all are timed."""
 
@@ -57,6 +61,10 @@ def settle(request: Request) -> Request:
         for number in value if isinstance(value, tuple) else [value]:
             if number is not None and number < least:
                 raise InputError(f"{_flag(name)} must be at least {least}, got {number}")
+    if request.task not in PARTS:
+        raise InputError(f"--task must be one of {', '.join(PARTS)}, got {request.task!r}")
+    if request.task != "classify":
+        return _settle_detectors(request)
     if request.protocol is None:
         device = engines.pick_device(request.device)
         request = replace(request, batch_sizes=request.batch_sizes or (16,), device=device)
@@ -86,7 +94,23 @@ def settle(request: Request) -> Request:
     return replace(request, models=request.models or protocol.models, **fixed)
 
 
-def plan(request: Request, models: Mapping[str, Runnable]) -> tuple[list[Case], list[Omitted]]:
+def _settle_detectors(request: Request) -> Request:
+    """At the paper's size and numbers of images, where nothing else is asked for."""
+    if request.protocol:
+        raise InputError("--protocol is for classifiers: leave out --task or --protocol")
+    device = engines.pick_device(request.device)
+    many = 32 if device.startswith("cuda") else 16
+    return replace(
+        request,
+        models=request.models or DETECTION_MODELS[request.task],
+        engines=request.engines or (() if request.models else ("torch",)),
+        batch_sizes=request.batch_sizes or (many, 1),
+        image_sizes=request.image_sizes or (DETECTION_SIZE,),
+        device=device,
+    )
+
+
+def plan(request: Request, models: Mapping[str, Opened]) -> tuple[list[Case], list[Omitted]]:
     """Every case that can run here, and what was not asked for by name and cannot.
 
     Args:
@@ -101,21 +125,22 @@ def plan(request: Request, models: Mapping[str, Runnable]) -> tuple[list[Case], 
     cases: dict[Case, None] = {}
     omitted = dict.fromkeys(left_out)
     for name, model in models.items():
+        parts = PARTS[request.task]
         if isinstance(model, Exported):
             if request.protocol:
                 raise InputError(f"--protocol {request.protocol} is for networks, and {name} is an exported file")
-            pairs, sizes = [(model.engine, model.precision)], (model.preprocess.image_size,)
+            pairs, sizes, parts = [(model.engine, model.precision)], (model.preprocess.image_size,), (WHOLE,)
+        elif isinstance(model, TorchvisionDetector):
+            pairs, sizes, parts = [(EAGER, "fp32")], request.image_sizes, (WHOLE,)
         else:
             pairs, sizes = pairs_here, request.image_sizes or (model.preprocess.image_size,)
-        for size, batch, (engine, precision) in product(sizes, request.batch_sizes, pairs):
-            if engine == "cuda" and not _has_kernels(model):
-                omitted[Omitted(f"{name}, cuda", "its kernels compute SHViT; others run on --engine torch")] = None
-            elif precision == "int8" and not isinstance(model, Exported) and not has_random_weights(name):
-                reason = "int8 needs calibration images: give the file that shvit export --precision int8 writes"
-                omitted[Omitted(f"{name}, {engine} int8", reason)] = None
+        for part, size, batch, (engine, precision) in product(parts, sizes, request.batch_sizes, pairs):
+            if reason := _cannot(name, model, request.task if part == WHOLE else "classify", engine, precision):
+                what = f"{name}, {engine}" + (f" {precision}" if precision == "int8" else "")
+                omitted[Omitted(what + (f", {part}" if part != WHOLE else ""), reason)] = None
             else:
-                case = Case(name, engine, precision, batch, size, request.device, request.threads)
-                cases[case] = None
+                options = {"task": request.task, "part": part}
+                cases[Case(name, engine, precision, batch, size, request.device, request.threads, **options)] = None
     if not cases:
         raise InputError("; ".join(f"{row.what}: {row.reason}" for row in omitted))
     return list(cases), list(omitted)
@@ -145,8 +170,17 @@ def _pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
     return pairs, missing + lacking
 
 
-def _has_kernels(model: Runnable) -> bool:
-    return isinstance(model, ModelFile) and isinstance(model.model, SHViT)
+def _cannot(name: str, model: Opened, task: str, engine: str, precision: str) -> str | None:
+    """Why this model has no row of this engine and precision."""
+    if isinstance(model, Exported | TorchvisionDetector):
+        return None
+    if engine == "cuda" and not (task == "classify" and isinstance(model.model, SHViT)):
+        return "its kernels compute SHViT; others run on --engine torch"
+    if engine in engines.ENGINES and engine not in engines.TAKE_DETECTORS.get(task, engines.ENGINES):
+        return f"models of task {task} run on {', '.join(engines.TAKE_DETECTORS[task])}"
+    if precision == "int8" and not has_random_weights(name):
+        return "int8 needs calibration images: give the file that shvit export --precision int8 writes"
+    return None
 
 
 def _flag(name: str) -> str:

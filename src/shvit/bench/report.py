@@ -21,6 +21,7 @@ SHOWN_KERNELS, NAME_LENGTH = 40, 60
 Column = tuple[str, Callable[[Row], str]]
 
 CASE_COLUMNS: tuple[Column, ...] = (
+    ("part", lambda row: row.case.part),
     ("engine", lambda row: row.case.engine + (f" ({row.detail})" if row.detail else "")),
     ("precision", lambda row: row.case.precision + ("*" if row.random_calibration else "")),
     ("batch", lambda row: str(row.case.batch_size)),
@@ -40,6 +41,15 @@ COLUMNS: tuple[Column, ...] = (
     ("top-1", lambda row: f"{row.top1.percent:.1f}%{'†' if row.top1.distilled else ' '}" if row.top1 else "- "),
 )  # fmt: skip
 
+_DETECTOR_COLUMNS: tuple[Column, ...] = (
+    ("ms an image", lambda row: f"{1e3 / row.images_per_second:.2f}"),
+    ("paper's", lambda row: f"{row.paper_milliseconds:.2f}" if row.paper_milliseconds else "-"),
+)
+
+OF_DETECTORS = (
+    "backbone: until the last map is there; whole: from pixels to boxes, overlapping ones removed. Detectors with "
+    "random weights find nothing, so neither that nor masks take them time. Paper: the backbone, on its hardware."
+)
 NOTES = (
     "ms a call: the median of the rounds' medians, for one batch; p95 is of all calls; half of the rounds lie within "
     "the spread.\n"
@@ -81,10 +91,13 @@ def show(console: Console, result: Result) -> None:
     same = [f"{name} {cell(result.rows[0])}" for name, cell in CASE_COLUMNS if (name, cell) not in differing]
     if same:
         say(console, f"in every row: {', '.join(same)}")
-    columns = [("model", lambda row: row.case.model), *differing, *COLUMNS, *_paper_columns(result)]
+    shown = COLUMNS if result.request.task == "classify" else (*_DETECTOR_COLUMNS, *COLUMNS[:-1])
+    columns = [("model", lambda row: row.case.model), *differing, *shown, *_paper_columns(result)]
     rows = [[cell(row) for _, cell in columns] for row in result.rows]
     show_table(console, [name for name, _ in columns], rows)
-    say(console, NOTES, style="dim")
+    say(console, NOTES if result.request.task == "classify" else NOTES.rpartition("\n")[0], style="dim")
+    if result.request.task != "classify":
+        say(console, OF_DETECTORS, style="dim")
     if any(row.random_calibration for row in result.rows):
         say(console, "* quantised on random images, for its speed alone", style="dim")
     if result.request.profile:

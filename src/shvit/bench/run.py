@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 
-from ..engines import Exported, Runnable
+from ..engines import Exported
 from ..errors import Failure, InputError
-from ..model.architecture import Architecture, Model
+from ..model.architecture import Architecture
 from ..model.cost import Cost, cost
 from ..model.fuse import fuse
 from ..provenance import facts
+from .foreign import TorchvisionDetector
 from .machine import Machine, measure
-from .peers import PROTOCOLS, Protocol, Top1, published_top1
-from .plan import Omitted, Request, plan, settle
+from .peers import DETECTION_SIZE, PAPER_BACKBONES, PROTOCOLS, Protocol, Top1, published_top1
+from .plan import Omitted, Opened, Request, plan, settle
 from .profile import Spent
-from .subject import Case, Subject, Worker, has_random_weights, open_model
+from .subject import BACKBONE, Case, Subject, Worker, has_random_weights, open_model
 from .timing import Timing, interleave
 
 Progress = Callable[[str, int, int], None]
@@ -43,6 +44,18 @@ class Row:
     @property
     def images_per_second(self) -> float:
         return self.case.batch_size / self.timing.median
+
+    @property
+    def random_weights(self) -> bool:
+        return has_random_weights(self.case.model) or self.case.part == BACKBONE
+
+    @property
+    def paper_milliseconds(self) -> float | None:
+        """An image, as published of this backbone on such a device; on its hardware, and with its batch."""
+        if self.case.part != BACKBONE or self.case.image_size != DETECTION_SIZE:
+            return None
+        on_gpu, on_cpu = PAPER_BACKBONES.get(self.case.model, (None, None))
+        return on_gpu if self.case.device.startswith("cuda") else on_cpu
 
     @property
     def top1(self) -> Top1 | None:
@@ -119,10 +132,11 @@ class Result:
             "memory_bytes": row.memory,
             "params": row.cost.params if row.cost else None,
             "macs": row.cost.macs if row.cost else None,
-            "weights": "random" if has_random_weights(row.case.model) else "given",
+            "weights": "random" if row.random_weights else "given",
             "calibration": "random images" if row.random_calibration else None,
             "published_top1": asdict(row.top1) if row.top1 else None,
             **(paper if self.protocol else {}),
+            **({"paper_ms_an_image": row.paper_milliseconds} if row.case.part == BACKBONE else {}),
             **({"profile": self._profile_to_dict(row)} if self.request.profile else {}),
         }
 
@@ -143,12 +157,13 @@ def bench(
         Failure: Not one case could run.
     """
     request = settle(request)
-    models = {name: open_model(name) for name in request.models}
+    side = request.image_sizes[0] if request.image_sizes else None
+    models = {name: open_model(name, side, request.task) for name in request.models}
     cases, skipped = plan(request, models)
     cases = [case for case in cases if wanted(case)]
     progress("counting operations", 0, 1)
-    costs, failed = _costs(models, cases)
     del models
+    costs, failed = _costs(cases)
     progress("measuring the machine", 0, 1)
     machine = measure(request.threads, request.device)
     waiting = [case for case in cases if case not in failed]
@@ -174,7 +189,7 @@ def bench(
         raise Failure(f"none of {len(cases)} configurations could run; {describe(case)}: {reason}")
     rows = []
     for case, timing in timings.items():
-        total = costs[case.model, case.image_size]
+        total = costs[_network(case)]
         operations = 2 * total.macs * case.batch_size / timing.median if total else None
         share = machine.share(case.precision, operations) if operations else None
         subject = subjects[case]
@@ -194,28 +209,37 @@ def _profile(subject: Worker | Subject) -> tuple[Spent, ...]:
 
 def describe(case: Case) -> str:
     """A case in words."""
-    return f"{case.model}, {case.engine} {case.precision}, batch {case.batch_size}, {case.image_size} pixels"
+    what = case.model if case.task == "classify" else f"{case.model} to {case.task} ({case.part})"
+    return f"{what}, {case.engine} {case.precision}, batch {case.batch_size}, {case.image_size} pixels"
 
 
-def _costs(
-    models: Mapping[str, Runnable], cases: list[Case]
-) -> tuple[dict[tuple[str, int], Cost | None], dict[Case, str]]:
+def _network(case: Case) -> tuple[str, str, str, int]:
+    return case.model, case.task, case.part, case.image_size
+
+
+def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | None], dict[Case, str]]:
     """What each network costs at each size; and, of the cases, those whose network takes no such size."""
-    folded: dict[str, Model | None] = {}
-    costs: dict[tuple[str, int], Cost | None] = {}
+    folded: dict[tuple[str, ...], Any] = {}
+    costs: dict[tuple[str, str, str, int], Cost | None] = {}
     failed: dict[Case, str] = {}
     for case in cases:
-        name, size = case.model, case.image_size
+        key, size = _network(case), case.image_size
+        if key in costs:
+            continue
         try:
-            model = folded[name] = folded[name] if name in folded else _folded(models[name])
-            costs[name, size] = cost(model, (size, size), name) if model else None
+            if key[:3] not in folded:
+                folded[key[:3]] = _folded(open_model(case.model, size, case.task, case.part))
+            model = folded[key[:3]]
+            costs[key] = cost(model, (size, size), case.model) if model else None
         except (InputError, Failure) as error:
             failed[case] = str(error)
     return costs, failed
 
 
-def _folded(model: Runnable) -> Model | None:
+def _folded(model: Opened) -> Any:
     """The network as it runs; one of the same build where the file holds none; None where it does not say which."""
+    if isinstance(model, TorchvisionDetector):
+        return model
     network: Any
     if isinstance(model, Exported):
         described = model.provenance.get("architecture")

@@ -20,6 +20,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from .. import engines
+from ..data.frames import Frame
+from ..data.transforms import Preprocess
 from ..engines import Exported, Runnable
 from ..engines.cuda import CudaEngine
 from ..engines.portable import portable
@@ -27,13 +29,20 @@ from ..engines.torch import DTYPES
 from ..errors import Failure, InputError
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.fuse import fuse
-from ..modelfile import ModelFile, need_classifier
+from ..modelfile import ModelFile
 from ..pretrained import default_preprocess, load
+from ..tasks import TASKS, task_of
+from .foreign import TORCHVISION_PREFIX, TorchvisionDetector
 from .machine import synchronize
 from .peers import COMPILED, EAGER, TRACED
 from .profile import Spent, profiled
 from .timing import sample, warm_up
 
+WHOLE, BACKBONE = "whole", "backbone"
+PARTS = {"classify": (WHOLE,), "detect": (BACKBONE, WHOLE), "segment": (BACKBONE, WHOLE)}
+"""What is timed of a network for a task."""
+CLASSES = 80
+"""Of detectors with random weights: COCO's."""
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 8
 
 
@@ -50,6 +59,9 @@ class Case:
     device: str
     threads: int | None
     """None: as many as the engine takes by itself."""
+    task: str = "classify"
+    part: str = WHOLE
+    """Of a detector: all of it, from pixels to boxes; or its backbone, until the last map is there."""
 
 
 def has_random_weights(name: str) -> bool:
@@ -57,27 +69,55 @@ def has_random_weights(name: str) -> bool:
     return not Path(name).exists() and (name.startswith(TIMM_PREFIX) or not Path(name).suffix)
 
 
-def open_model(name: str, image_size: int | None = None) -> Runnable:
-    """The model; a bare name's with random weights, an exported file's as it was written.
+def open_model(
+    name: str, image_size: int | None = None, task: str = "classify", part: str = WHOLE
+) -> Runnable | TorchvisionDetector:
+    """The model; a bare name's, and a backbone, with random weights, an exported file's as it was written.
 
     Raises:
-        InputError: No such model, or a file that is not usable.
+        InputError: No such model, a file that is not usable, or a model of another task.
     """
+    if name.startswith(TORCHVISION_PREFIX):
+        if task == "classify" or image_size is None:
+            raise InputError(f"{name} is a detector: give --task detect")
+        return TorchvisionDetector(name.removeprefix(TORCHVISION_PREFIX), image_size)
     if engines.is_exported(name):
-        return engines.read(name)
+        return _of_task(engines.read(name), name, task)
+    architecture: Architecture | None = None
     if not has_random_weights(name):
         model_file = load(name)
         assert isinstance(model_file, ModelFile)
-        need_classifier(model_file, "bench")
-        size = image_size or model_file.preprocess.image_size
-        return replace(model_file, preprocess=replace(model_file.preprocess, image_size=size))
+        if part == WHOLE and (model_file.task == task or task == "classify"):
+            return _at_size(_of_task(model_file, name, task), image_size)
+        architecture = model_file.architecture
     torch.manual_seed(0)
-    model = Architecture(name).build().eval()
+    architecture = architecture or Architecture(name)
+    if part == BACKBONE:
+        architecture = replace(architecture, num_classes=1, distilled=False, detector=None)
+    elif task != "classify":
+        kind = TASKS[task].detector
+        architecture = replace(architecture, num_classes=CLASSES, distilled=False, detector=kind)
+    model = architecture.build().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine:
             nn.init.ones_(module.weight)  # some start at zero, and zeros are no work
     classes = tuple(str(index) for index in range(model.architecture.num_classes))
-    return ModelFile(model, classes, default_preprocess(model, image_size))
+    if task == "classify":
+        return ModelFile(model, classes, default_preprocess(model, image_size))
+    side = image_size or model.image_size
+    return ModelFile(model, classes, Preprocess(side, fit="whole"), "classify" if part == BACKBONE else task)
+
+
+def _of_task(model: Runnable, name: str, task: str) -> Runnable:
+    if model.task != task:
+        raise InputError(f"{name} is a model to {model.task}, --task is {task}")
+    return model
+
+
+def _at_size(model_file: Runnable, image_size: int | None) -> Runnable:
+    fit = "crop" if model_file.task == "classify" else "whole"
+    changed = replace(model_file.preprocess, image_size=image_size or model_file.preprocess.image_size, fit=fit)
+    return replace(model_file, preprocess=changed)
 
 
 class Traced:
@@ -188,8 +228,19 @@ class Subject:
         del self._call, self._profile
 
 
-def _start(case: Case) -> Callable[[Tensor], Tensor]:
-    model = open_model(case.model, case.image_size)
+def _start(case: Case) -> Callable[[Tensor], Any]:
+    """What runs the case; a whole detector from pixels to boxes, as it is used."""
+    model = open_model(case.model, case.image_size, case.task, case.part)
+    if isinstance(model, TorchvisionDetector):
+        return model.to(case.device)
+    engine = _engine(model, case)
+    if model.task == "classify":
+        return engine
+    task, frames = task_of(model), [Frame(case.image_size, case.image_size, 1.0, 1.0)] * case.batch_size
+    return lambda images: task.decode(engine(images), frames)
+
+
+def _engine(model: Runnable, case: Case) -> Callable[[Tensor], Tensor]:
     if case.engine in YARDSTICKS:
         assert isinstance(model, ModelFile)
         return YARDSTICKS[case.engine](model, case)

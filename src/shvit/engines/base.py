@@ -187,8 +187,12 @@ def check_export(kind: type[Engine], precision: str, *modules: str) -> None:
 
 def batch_of(model_file: ModelFile, shapes: Shapes) -> int | None:
     """How many images a trace of the network takes at once; None: any number."""
-    one_by_one = isinstance(model_file.model, Detector) and not model_file.model.any_batch
-    return shapes.batch or (1 if one_by_one else None)
+    return shapes.batch or (None if any_batch(model_file) else 1)
+
+
+def any_batch(model_file: ModelFile) -> bool:
+    """Whether one trace of the network is good for any number of images."""
+    return not isinstance(model_file.model, Detector) or model_file.model.any_batch
 
 
 def described(model_file: ModelFile, path: Path, engine: str, precision: str) -> Exported:

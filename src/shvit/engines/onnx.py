@@ -20,6 +20,7 @@ from .base import (
     Exported,
     Runnable,
     Shapes,
+    any_batch,
     batch_of,
     described,
     in_batches,
@@ -139,7 +140,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
     """An ONNX file's bytes, with the facts in its metadata."""
     import onnx
 
-    if batch_of(model_file, shapes) != shapes.batch:  # the newer exporter cannot follow what depends on the image
+    if not any_batch(model_file):  # the newer exporter cannot follow what depends on the image
         return with_facts(onnx.load_from_string(traced(model_file, shapes)), facts)
     with quiet():
         program: Any = torch.onnx.export(

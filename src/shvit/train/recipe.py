@@ -346,7 +346,7 @@ def small(model: str = "shvit_s1") -> Recipe:
         _plain("small"),
         epochs=60,
         image_size=320,
-        rate=5e-4,
+        rate=3e-4,
         warmup_epochs=2.0,
         color_jitter=0.2,
         scale_min=0.6,

@@ -1,0 +1,40 @@
+"""torchvision's own detectors, as its users run them: pixels in, boxes out, operation by operation."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torchvision.models import detection, get_model, list_models
+
+from ..errors import InputError
+
+TORCHVISION_PREFIX = "torchvision/"
+BUILDERS = ("retinanet_", "fasterrcnn_", "maskrcnn_")
+"""Beginnings of the names of those that take images of any size."""
+
+
+class TorchvisionDetector(nn.Module):
+    """One of them with random weights, that does not resize what it is given.
+
+    Args:
+        name: torchvision's.
+        image_size: Side of the images, in pixels.
+
+    Raises:
+        InputError: torchvision has no such detector.
+    """
+
+    in_channels = 3
+
+    def __init__(self, name: str, image_size: int) -> None:
+        super().__init__()
+        allowed = [known for known in list_models(module=detection) if known.startswith(BUILDERS)]
+        if name not in allowed:
+            raise InputError(f"{TORCHVISION_PREFIX}NAME is one of {', '.join(allowed)}, got {name!r}")
+        sizes = {"min_size": image_size, "max_size": image_size}
+        self.network: Any = get_model(name, weights=None, weights_backbone=None, **sizes).eval()
+
+    @torch.inference_mode()
+    def forward(self, images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> list[dict[str, Tensor]]:
+        return self.network(list(images.to(next(self.parameters()).device).float() / 255))
