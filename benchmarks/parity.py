@@ -10,10 +10,10 @@ from pathlib import Path
 
 from shvit import engines, provenance
 from shvit.bench.report import hardware_name
-from shvit.data.sources import open_source
-from shvit.errors import Failure
+from shvit.errors import Failure, InputError
 from shvit.export import export
 from shvit.pretrained import load_model
+from shvit.tasks import task_of
 
 ROWS = [
     ("onnx", "fp32"),
@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    model_file, source = load_model(arguments.model), open_source(arguments.data)
+    model_file = load_model(arguments.model)
+    source = task_of(model_file).open(arguments.data)
     facts = provenance.facts()
     path = Path("results") / f"parity-{arguments.name}_{hardware_name(facts['hardware'])}_{facts['date'][:10]}.json"
     reports = []
@@ -45,7 +46,7 @@ def main() -> None:
                 report = export(
                     model_file, name, out, precision, None, source, arguments.max_drop, arguments.threads, print
                 )
-            except Failure as error:
+            except (Failure, InputError) as error:
                 report = {"engine": name, "precision": precision, "failed": str(error)}
         reports.append({key: value for key, value in report.items() if key not in ("file", "provenance")})
         passed = [report for report in reports if "failed" not in report]

@@ -221,6 +221,91 @@ def estimate() -> str:
     )
 
 
+def by_heart() -> str:
+    result = latest("by-heart")
+    lines = [
+        f"S1 on {len(result['photographs'])} photographs of coco421 with {result['objects']} objects of "
+        f"{result['classes']} classes, none of them small, learnt by heart",
+        f"from a backbone trained on imagenette160 (`benchmarks/detection.py`), on {result['threads']} cores of "
+        f"{result['hardware']['processor']}:",
+        "",
+        "| task | AP50 of boxes | AP50 of masks | minutes |",
+        "|---|---|---|---|",
+    ]
+    for task, run in result["runs"].items():
+        masks = f"{run['segm']['AP50']:.1%}" if "segm" in run else "-"
+        lines.append(f"| {task} | {run['bbox']['AP50']:.1%} | {masks} | {run['seconds'] / 60:.1f} |")
+    return "\n".join(lines)
+
+
+def learn() -> str:
+    result = latest("learn")
+    lines = [
+        "S1 as RetinaNet at 192 pixels on the 215 training images of coco421 "
+        f"(`{' '.join(result['pairs'][0]['trained']['command'].split()[5:])}`),",
+        "judged on its 206 validation images, with a backbone trained on imagenette160 and from fresh weights:",
+        "",
+        "| seed | AP50, trained backbone | AP50, fresh weights |",
+        "|---|---|---|",
+    ]
+    for pair in result["pairs"]:
+        cells = [f"{pair[name]['bbox']['AP50']:.2%}" for name in ("trained", "fresh")]
+        lines.append(f"| {' | '.join([str(pair['seed']), *cells])} |")
+    lines += ["", "Far too few images and epochs for a detector of use; it shows which start is better."]
+    return "\n".join(lines)
+
+
+def exports() -> str:
+    lines = [
+        "| task | format | precision | objects alike | largest difference of a score | AP of int8, of fp32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in ("detect", "segment"):
+        for report in latest(f"parity-{task}")["reports"]:
+            found, held = report.get("parity"), report.get("floor")
+            cells = ["converted, not run: its specification is the model's", "-"]
+            if "failed" in report:
+                cells = ["not written", "-"]
+            elif found:
+                cells = [f"{found['matched']:.1%} of {found['objects']}", f"{found['score_difference']:.0e}"]
+            ap = f"{held['score']:.2%}, {held['reference']:.2%}" if held else "-"
+            lines.append(f"| {' | '.join([task, report['engine'], report['precision'], *cells, ap])} |")
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    result = latest("bench-detect")
+    machine = result["hardware"]
+    lines = [
+        f"On {machine['cores']} cores of {machine['processor']}, {result['threads']} thread, at "
+        f"{result['rows'][0]['image_size']} pixels, timed in turn; milliseconds an image:",
+        "",
+        "| network | part | engine | batch of 16 | one image |",
+        "|---|---|---|---|---|",
+    ]
+    times: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in result["rows"]:
+        key = row["part"], row["engine"], row["model"]
+        times.setdefault(key, {})[row["batch_size"]] = 1e3 / row["images_per_second"]
+    for (part, engine, model), cells in sorted(times.items()):
+        shown = [f"{cells[batch]:.0f}" if batch in cells else "-" for batch in (16, 1)]
+        lines.append(f"| {' | '.join([f'`{model}`', part, engine, *shown])} |")
+    ratios = []
+    for engine in sorted({key[1] for key in times if key[0] == "backbone"}):
+        s4 = times["backbone", engine, "shvit_s4"][16]
+        others = [times["backbone", engine, f"timm/{name}"][16] / s4 for name in ("resnet50", "mobilenetv3_large_100")]
+        ratios.append(f"{engine} {others[0]:.2f} and {others[1]:.2f}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "The backbones of ResNet-50 and MobileNetV3-Large take S4's time, batch of 16, times: "
+            f"{', '.join(ratios)};",
+            f"in the paper {19.0 / 5.0:.2f} and {7.5 / 5.0:.2f} (PyTorch, traced).",
+        ]
+    )
+
+
 SECTIONS = {
     "README.md": {
         "bench": bench,
@@ -229,6 +314,7 @@ SECTIONS = {
         "predict": predict,
         "train_small": train_small,
     },
+    "docs/detection.md": {"by_heart": by_heart, "exports": exports, "learn": learn, "speed": speed},
     "docs/training.md": {"estimate": estimate, "kill": kill, "loader": loader, "recipes": recipes, "step": step},
 }
 

@@ -593,7 +593,7 @@ def bench(
     profile
         Also show where the time of each goes: kernels, and for the engine cuda what each must do at least.
     out
-        A .json file, or a folder for bench_<hardware>_<date>.json.
+        A .json file, or a folder for bench_<hardware>_<date>.json (of detectors, bench-detect_…).
     plot
         A .png file: accuracy against speed; or latency against resolution, where --image-size has several values.
     """

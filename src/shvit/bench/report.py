@@ -157,7 +157,8 @@ def check_paths(out: Path | None, plot: Path | None) -> None:
 def write_json(result: Result, out: Path) -> Path:
     """The result as a file; in a folder, under a name that says what, where and when. Returns its path."""
     if _is_folder(out):
-        out = out / f"bench_{hardware_name(result.about['hardware'])}_{result.about['date'][:10]}.json"
+        what = "bench" if result.request.task == "classify" else f"bench-{result.request.task}"
+        out = out / f"{what}_{hardware_name(result.about['hardware'])}_{result.about['date'][:10]}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
