@@ -12,10 +12,12 @@ from shvit import engines, parity
 from shvit.data.coco import open_coco
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import EngineError, ExportError, Shapes
+from shvit.errors import InputError
 from shvit.export import export
+from shvit.floor import check_within
 from shvit.modelfile import ModelFile, save
 from shvit.tasks.detect import Detect
-from shvit.tasks.objects import Detections, encode
+from shvit.tasks.objects import Detections, ObjectsEvaluation, encode
 from shvit.tasks.segment import Segment
 
 KINDS = {"detect": "retinanet", "segment": "mask_rcnn"}
@@ -95,10 +97,11 @@ def test_core_ml_has_the_raw_outputs(tmp_path):
 
 
 @pytest.mark.slow
-def test_int8_is_held_to_average_precision(tmp_path):
+@pytest.mark.parametrize("task", list(KINDS))
+def test_int8_is_held_to_average_precision(tmp_path, task):
     skip_without("openvino")
     source = open_coco(write_coco(tmp_path / "data"))
-    model = replace(detector("detect"), classes=("cat", "dog", "c"))
+    model = replace(detector(task), classes=("cat", "dog", "c"))
     report = export(model, "openvino", tmp_path / "m.xml", "int8", source=source, max_drop=100)
     floor = report["floor"]
     assert floor["metric"] == "AP"
@@ -115,11 +118,32 @@ def test_int8_is_held_to_average_precision(tmp_path):
     assert not any("FakeQuantize" in node.input_value(0).get_node().get_type_name() for node in predictors)
 
 
-def test_what_layers_are_ranked_by():
+def test_images_without_objects_hold_no_floor(monkeypatch):
+    class Nothing:
+        name, headline = "detect", "AP"
+
+        def evaluate(self, predict, batches):
+            return ObjectsEvaluation(("a",), {"bbox": {"AP": -1.0}}, {"bbox": [-1.0]}, 1)
+
+    monkeypatch.setattr("shvit.floor.task_of", lambda _: Nothing())
+    with pytest.raises(InputError, match="no validation image has an object"):
+        check_within(None, None, None, [], 1.0)
+
+
+def test_boxes_do_not_count_where_layers_are_ranked():
+    """Of RetinaNet the scores alone; of Mask R-CNN neither boxes nor which object is which."""
     outputs = torch.rand(2, 5, 7)
-    assert torch.equal(Detect(("a", "b", "c")).signal(outputs), outputs[:, :, 4:])
+    moved = outputs.clone()
+    moved[..., :4] += 10
+    detect = Detect(("a", "b", "c"))
+    assert torch.equal(detect.signal(outputs), detect.signal(moved))
+    assert not torch.equal(detect.signal(outputs), detect.signal(outputs * 0.9))
     rows = torch.rand(2, 100, 790)
-    assert torch.equal(Segment(("a",)).signal(rows), rows[:, :, 4])
+    others = rows.clone()
+    others[..., 5:] = 0
+    segment = Segment(("a",))
+    assert torch.equal(segment.signal(rows), segment.signal(others))
+    assert not torch.equal(segment.signal(rows), segment.signal(rows * 0.9))
 
 
 @pytest.mark.parametrize(
@@ -215,3 +239,12 @@ def test_masks_are_compared():
 def test_other_engines_of_segmentation_are_refused():
     with pytest.raises(EngineError, match="models of task segment and fit whole run on onnx, openvino, torch"):
         engines.load(detector("segment"), "executorch")
+    with pytest.raises(EngineError, match="no precision 'bf16' on cpu: openvino has fp32, int8"):
+        engines.load(detector("detect"), "openvino", "bf16")
+
+
+def test_the_certain_ones_count_where_there_are_any():
+    noise = [(0.0, 0.01, 5.0 * place, 0.0, 5.0 * place + 4, 4.0) for place in range(10)]
+    numbers, fault = parity._objects([(found(ONE), found(ONE, *noise))], 0.01, 0.98)
+    assert (numbers["objects"], numbers["matched"], fault) == (2, 1, None)
+    assert parity._objects([(found(*noise), found(*noise[:5]))], 0.01, 0.98)[0]["matched"] == pytest.approx(10 / 15)

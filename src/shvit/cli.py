@@ -431,7 +431,7 @@ def export(
         Points of top-1, or of AP, that int8 may lose on the validation images; costly layers go back to higher
         precision.
     image_size
-        Side of the images in pixels; default: the model's own.
+        Side of the images in pixels; default: the model's own. A detector's images then fit into that square.
     batch_size
         Images at once; default: any number, where the format can.
     dynamic_size
@@ -441,7 +441,7 @@ def export(
     """
     from dataclasses import replace
 
-    from .engines import format_of
+    from .engines import format_of, writable_precisions
     from .engines.base import Shapes
     from .export import export as run
     from .pretrained import load_model
@@ -453,7 +453,8 @@ def export(
         fit = "crop" if model_file.task == "classify" else "whole"
         model_file = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size, fit=fit))
     source = _divided_as_trained(calibrate, model_file) if calibrate else None
-    target = out or _export_path(model, kind.suffix, precision if precision != kind.exports()[0] else None)
+    usual = writable_precisions(model_file.task, format)[0]
+    target = out or _export_path(model, kind.suffix, precision if precision != usual else None)
     report = run(
         model_file,
         format,

@@ -68,9 +68,10 @@ def export(
         ExportError: The file does not compute what the model does.
     """
     kind = engines.format_of(engine, model_file.task)
-    precision = precision or kind.exports()[0]
-    if precision not in kind.exports():
-        raise EngineError(f"{engine} has no precision {precision!r}: allowed are {', '.join(kind.exports())}")
+    allowed = engines.writable_precisions(model_file.task, engine)
+    precision = precision or allowed[0]
+    if precision not in allowed:
+        raise EngineError(f"{engine} has no precision {precision!r}: allowed are {', '.join(allowed)}")
     if out.suffix != kind.suffix:
         raise InputError(f"the format {engine} is a file *{kind.suffix}, got {out}")
     shapes = engines.checked_shapes(model_file, shapes or Shapes())
@@ -140,7 +141,7 @@ def prove(
         with np.load(result) as found:
             outputs, milliseconds = torch.from_numpy(found["outputs"]), float(found["latency"])
     torch_engine = engines.load(model_file, "torch", "fp32", "cpu", threads)
-    expected = run_all(torch_engine, images, 16)
+    expected = run_all(torch_engine, images, task_of(model_file).eval_batch(16, 1))
     numbers, fault = parity.compare(model_file, outputs, expected, precision, images.shape[-1])
     if fault:
         raise ExportError(f"{file.name} is not kept: {fault}")

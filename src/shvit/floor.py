@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .data.loader import Batch
 from .engines import quantize
-from .engines.openvino import Compiled
-from .errors import Failure
+from .engines.openvino import Compiled, computed_in
+from .errors import Failure, InputError
 from .modelfile import ModelFile
 from .tasks import task_of
 from .tasks.base import Predict
@@ -87,15 +87,18 @@ def quantize_within(
         tell: Called with each step, for people.
 
     Raises:
+        InputError: The labelled images have no object to find.
         FloorError: Not even with half the layers given back does it hold; the message says what is best.
     """
     task = task_of(model_file)
 
     def score(candidate: "ov.Model", precision: str = "int8") -> tuple[float, int]:
-        evaluation = task.evaluate(Compiled(candidate, precision, threads), validation)
+        runs = Compiled(candidate, computed_in(task.name, precision), threads)
+        evaluation = task.evaluate(runs, validation)
         return evaluation.metrics()[task.headline], evaluation.images
 
     reference, images = score(network, "fp32")
+    _check_reference(reference)
     quantized = quantize.quantize_convolutions(network, calibration)
     layers = quantize.quantized_layers(quantized)
 
@@ -112,7 +115,8 @@ def quantize_within(
         return best, result
 
     tell(f"ranking {len(layers)} layers by what each costs")
-    ranked_on = torch.cat(list(calibration))[: RANKED_ON[task.name]]
+    wanted = RANKED_ON[task.name]
+    ranked_on = torch.cat(list(calibration[:wanted]))[:wanted]
     costs = rank(network, mixed, layers, ranked_on, threads, task.signal)
     ranked = list(costs)
     results: dict[int, tuple[ov.Model, Floor]] = {}
@@ -147,6 +151,7 @@ def check_within(
     task = task_of(model_file)
     reference, found = task.evaluate(exact, validation), task.evaluate(quantized, validation)
     before, after = (evaluation.metrics()[task.headline] for evaluation in (reference, found))
+    _check_reference(before)
     result = Floor(task.headline, max_drop, before, after, found.images, 0)
     if not result.holds:
         raise FloorError(
@@ -154,6 +159,11 @@ def check_within(
             "the format openvino can give layers back to higher precision"
         )
     return result
+
+
+def _check_reference(score: float) -> None:
+    if score < 0:
+        raise InputError("int8 cannot be held to a floor: no validation image has an object")
 
 
 def rank(
@@ -173,7 +183,7 @@ def rank(
     def error(back: Collection[str]) -> float:
         return float((signal(Compiled(mixed(back), "int8", threads)(images)) - exact).square().mean())
 
-    whole = error(())
+    whole = error(()) or 1.0  # no error at all: no layer costs anything
     costs = {name: 1 - error((name,)) / whole for name in layers}
     return dict(sorted(costs.items(), key=lambda entry: -entry[1]))
 

@@ -10,6 +10,7 @@ from torchvision.ops import box_iou
 from .data.frames import Frame
 from .tasks import Described, task_of
 from .tasks.classify import Classify
+from .tasks.detect import THRESHOLD
 from .tasks.objects import Detections, mask_overlaps
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
@@ -25,7 +26,8 @@ MATCHED = {"fp32": 0.98, "fp16": 0.9, "bf16": 0.8, "int8": 0.5}
 """Share of the objects that both must have found. Where two boxes of one object are as likely, rounding decides which
 is kept; what int8 costs is the floor's to judge."""
 CERTAIN = 20
-"""Objects of an image that are looked for among all that the other found: the most certain."""
+"""Objects of an image that are looked for among all that the other found: the most certain, from `THRESHOLD` on. Where
+no image has such an object, any: an untrained network's are compared, too."""
 
 
 def compare(
@@ -74,17 +76,19 @@ def _objects(
     pairs: list[tuple[Detections, Detections]], bound: float, required: float
 ) -> tuple[dict[str, Any], str | None]:
     """Each side's most certain objects are looked for among the other's: class, box, and score."""
+    least = THRESHOLD if any((one.scores >= THRESHOLD).any() for pair in pairs for one in pair) else 0.0
     wanted, differences, overlaps = 0, [], []
     for found, expected in pairs:
         for some, others in ((expected, found), (found, expected)):
-            places, matches = matched(some, others)
-            wanted += min(CERTAIN, len(some))
+            count = min(CERTAIN, int((some.scores >= least).sum()))
+            places, matches = matched(some, others, count)
+            wanted += count
             differences += (some.scores[places] - others.scores[matches]).abs().tolist()
             if some.masks is not None and others.masks is not None:
                 overlaps += mask_overlaps(some.masks, others.masks, places, matches)
     share = len(differences) / wanted if wanted else 1.0
     numbers = {
-        "objects": sum(len(expected) for _, expected in pairs),
+        "objects": wanted,
         "matched": share,
         "score_difference": max(differences, default=0.0),
         "mask_overlap": sum(overlaps) / len(overlaps) if overlaps else None,
@@ -100,9 +104,8 @@ def _objects(
     return numbers, fault
 
 
-def matched(some: Detections, others: Detections) -> tuple[list[int], list[int]]:
-    """Places of the most certain objects that were also found by others, and the places of those."""
-    count = min(CERTAIN, len(some))
+def matched(some: Detections, others: Detections, count: int) -> tuple[list[int], list[int]]:
+    """Places among the first `count` objects that were also found by others, and the places of those."""
     if not count or not len(others):
         return [], []
     overlaps = box_iou(some.boxes[:count], others.boxes)

@@ -155,7 +155,7 @@ def _agreement(parity: dict[str, Any]) -> str:
         return "no object in any of them, so little is proved; --calibrate DATA gives images that have some"
     masks = f", masks overlap by {parity['mask_overlap']:.3f}" if parity["mask_overlap"] is not None else ""
     return (
-        f"{parity['matched']:.1%} of the most certain of {parity['objects']} objects alike, scores within "
+        f"{parity['matched']:.1%} of {parity['objects']} objects found by both, scores within "
         f"{parity['score_difference']:.1e} (allowed {parity['bound']:g}){masks}"
     )
 

@@ -64,7 +64,7 @@ def test_files_of_detectors(task, kind, tmp_path):
     opened = open_model(path, 128, task)
     assert (opened.classes, opened.preprocess.image_size, opened.preprocess.fit) == (("a", "b", "c"), 128, "whole")
     assert open_model(path, 128, task, BACKBONE).architecture.config == model.architecture.config
-    with pytest.raises(InputError, match=f"is a model to {task}, --task is classify"):
+    with pytest.raises(InputError, match=f"is a model to {task}, and --task is classify"):
         open_model(path)
     subject = Subject(Case(path, "torch", "fp32", 2, 64, "cpu", 1, task))
     assert min(subject.time()) > 0

@@ -126,7 +126,7 @@ def test_a_floor_that_holds_gives_nothing_back(model_file, exact, images):
     assert (floor.reference, floor.given_back, floor.images) == (1.0, {}, 16)
     first_reads_pixels = 1
     assert floor.layers == len(quantize.quantized_layers(network)) + first_reads_pixels
-    assert floor.to_dict()["drop"] == pytest.approx(100 * (1 - floor.top1))
+    assert floor.to_dict()["drop"] == pytest.approx(100 * (1 - floor.score))
 
 
 @pytest.mark.slow

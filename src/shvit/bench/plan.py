@@ -8,6 +8,7 @@ from typing import Any
 from .. import engines
 from ..engines import EngineError, Exported, Runnable
 from ..errors import InputError
+from ..model.detector import Detector
 from ..model.shvit import SHViT
 from .foreign import TorchvisionDetector
 from .peers import DEFAULT_MODELS, DETECTION_MODELS, DETECTION_SIZE, EAGER, PROTOCOLS, yardsticks
@@ -136,8 +137,8 @@ def plan(request: Request, models: Mapping[str, Opened]) -> tuple[list[Case], li
             pairs, sizes = pairs_here, request.image_sizes or (model.preprocess.image_size,)
         for part, size, batch, (engine, precision) in product(parts, sizes, request.batch_sizes, pairs):
             if reason := _cannot(name, model, request.task if part == WHOLE else "classify", engine, precision):
-                what = f"{name}, {engine}" + (f" {precision}" if precision == "int8" else "")
-                omitted[Omitted(what + (f", {part}" if part != WHOLE else ""), reason)] = None
+                what = f"{name}, {engine}" + ("" if engine == "cuda" else f" {precision}")
+                omitted[Omitted(what, reason)] = None
             else:
                 options = {"task": request.task, "part": part}
                 cases[Case(name, engine, precision, batch, size, request.device, request.threads, **options)] = None
@@ -174,10 +175,12 @@ def _cannot(name: str, model: Opened, task: str, engine: str, precision: str) ->
     """Why this model has no row of this engine and precision."""
     if isinstance(model, Exported | TorchvisionDetector):
         return None
-    if engine == "cuda" and not (task == "classify" and isinstance(model.model, SHViT)):
+    network = model.model.backbone if isinstance(model.model, Detector) and task == "classify" else model.model
+    if engine == "cuda" and not isinstance(network, SHViT):
         return "its kernels compute SHViT; others run on --engine torch"
-    if engine in engines.ENGINES and engine not in engines.TAKE_DETECTORS.get(task, engines.ENGINES):
-        return f"models of task {task} run on {', '.join(engines.TAKE_DETECTORS[task])}"
+    if engine in engines.ENGINES and not engines.allowed_precisions(task, engine, (precision,)):
+        has = (f"{name} ({', '.join(precisions)})" for name, precisions in engines.RUN_DETECTORS[task].items())
+        return f"models of task {task} run on {', '.join(has)}"
     if precision == "int8" and not has_random_weights(name):
         return "int8 needs calibration images: give the file that shvit export --precision int8 writes"
     return None

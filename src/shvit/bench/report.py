@@ -21,7 +21,6 @@ SHOWN_KERNELS, NAME_LENGTH = 40, 60
 Column = tuple[str, Callable[[Row], str]]
 
 CASE_COLUMNS: tuple[Column, ...] = (
-    ("part", lambda row: row.case.part),
     ("engine", lambda row: row.case.engine + (f" ({row.detail})" if row.detail else "")),
     ("precision", lambda row: row.case.precision + ("*" if row.random_calibration else "")),
     ("batch", lambda row: str(row.case.batch_size)),
@@ -38,15 +37,19 @@ COLUMNS: tuple[Column, ...] = (
     ("memory", lambda row: f"{row.memory / 1e6:.0f} MB" if row.memory is not None else "-"),
     ("params", lambda row: f"{row.cost.params / 1e6:.1f} M" if row.cost else "-"),
     ("MACs", lambda row: f"{row.cost.macs / 1e6:.0f} M" if row.cost else "-"),
-    ("top-1", lambda row: f"{row.top1.percent:.1f}%{'†' if row.top1.distilled else ' '}" if row.top1 else "- "),
 )  # fmt: skip
+TOP1: Column = (
+    "top-1",
+    lambda row: f"{row.top1.percent:.1f}%{'†' if row.top1.distilled else ' '}" if row.top1 else "- ",
+)
 
-_DETECTOR_COLUMNS: tuple[Column, ...] = (
+OF_DETECTORS: tuple[Column, ...] = (
+    ("part", lambda row: row.case.part),
     ("ms an image", lambda row: f"{1e3 / row.images_per_second:.2f}"),
     ("paper's", lambda row: f"{row.paper_milliseconds:.2f}" if row.paper_milliseconds else "-"),
 )
 
-OF_DETECTORS = (
+NOTES_ON_DETECTORS = (
     "backbone: until the last map is there; whole: from pixels to boxes, overlapping ones removed. Detectors with "
     "random weights find nothing, so neither that nor masks take them time. Paper: the backbone, on its hardware."
 )
@@ -55,9 +58,9 @@ NOTES = (
     "the spread.\n"
     "of ceiling: operations/s over the machine's rate of matrix products in that precision.\n"
     "memory: the most held while running, the runtime included, less what Python with torch held before loading.\n"
-    "params, MACs: of the folded network.\n"
-    "top-1: published, on ImageNet-1K († distilled); timed were random weights, unless a file was given."
+    "params, MACs: of the folded network."
 )
+NOTE_ON_TOP1 = "top-1: published, on ImageNet-1K († distilled); timed were random weights, unless a file was given."
 
 
 @contextmanager
@@ -91,13 +94,12 @@ def show(console: Console, result: Result) -> None:
     same = [f"{name} {cell(result.rows[0])}" for name, cell in CASE_COLUMNS if (name, cell) not in differing]
     if same:
         say(console, f"in every row: {', '.join(same)}")
-    shown = COLUMNS if result.request.task == "classify" else (*_DETECTOR_COLUMNS, *COLUMNS[:-1])
+    classifies = result.request.task == "classify"
+    shown = (*COLUMNS, TOP1) if classifies else (*OF_DETECTORS, *COLUMNS)
     columns = [("model", lambda row: row.case.model), *differing, *shown, *_paper_columns(result)]
     rows = [[cell(row) for _, cell in columns] for row in result.rows]
     show_table(console, [name for name, _ in columns], rows)
-    say(console, NOTES if result.request.task == "classify" else NOTES.rpartition("\n")[0], style="dim")
-    if result.request.task != "classify":
-        say(console, OF_DETECTORS, style="dim")
+    say(console, f"{NOTES}\n{NOTE_ON_TOP1 if classifies else NOTES_ON_DETECTORS}", style="dim")
     if any(row.random_calibration for row in result.rows):
         say(console, "* quantised on random images, for its speed alone", style="dim")
     if result.request.profile:

@@ -12,7 +12,7 @@ from ..model.architecture import Architecture
 from ..model.cost import Cost, cost
 from ..model.fuse import fuse
 from ..provenance import facts
-from .foreign import TorchvisionDetector
+from .foreign import TORCHVISION_PREFIX, TorchvisionDetector
 from .machine import Machine, measure
 from .peers import DETECTION_SIZE, PAPER_BACKBONES, PROTOCOLS, Protocol, Top1, published_top1
 from .plan import Omitted, Opened, Request, plan, settle
@@ -47,15 +47,18 @@ class Row:
 
     @property
     def random_weights(self) -> bool:
+        """Backbones have them always: how fast they are is no matter of weights."""
         return has_random_weights(self.case.model) or self.case.part == BACKBONE
 
     @property
     def paper_milliseconds(self) -> float | None:
-        """An image, as published of this backbone on such a device; on its hardware, and with its batch."""
-        if self.case.part != BACKBONE or self.case.image_size != DETECTION_SIZE:
+        """An image, as published of this backbone, with this batch, on other hardware."""
+        case = self.case
+        on_gpu, on_cpu = PAPER_BACKBONES.get(case.model, (None, None))
+        published = {("cuda", 32): on_gpu, ("cpu", 16): on_cpu}
+        if case.part != BACKBONE or case.image_size != DETECTION_SIZE or case.precision not in ("fp16", "fp32"):
             return None
-        on_gpu, on_cpu = PAPER_BACKBONES.get(self.case.model, (None, None))
-        return on_gpu if self.case.device.startswith("cuda") else on_cpu
+        return published.get((case.device.partition(":")[0], case.batch_size))
 
     @property
     def top1(self) -> Top1 | None:
@@ -219,7 +222,7 @@ def _network(case: Case) -> tuple[str, str, str, int]:
 
 def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | None], dict[Case, str]]:
     """What each network costs at each size; and, of the cases, those whose network takes no such size."""
-    folded: dict[tuple[str, ...], Any] = {}
+    folded: dict[tuple[Any, ...], Any] = {}
     costs: dict[tuple[str, str, str, int], Cost | None] = {}
     failed: dict[Case, str] = {}
     for case in cases:
@@ -227,9 +230,10 @@ def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | No
         if key in costs:
             continue
         try:
-            if key[:3] not in folded:
-                folded[key[:3]] = _folded(open_model(case.model, size, case.task, case.part))
-            model = folded[key[:3]]
+            build = key if case.model.startswith(TORCHVISION_PREFIX) else key[:3]  # those are made for one size
+            if build not in folded:
+                folded[build] = _folded(open_model(case.model, size, case.task, case.part))
+            model = folded[build]
             costs[key] = cost(model, (size, size), case.model) if model else None
         except (InputError, Failure) as error:
             failed[case] = str(error)

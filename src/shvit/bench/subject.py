@@ -79,7 +79,7 @@ def open_model(
     """
     if name.startswith(TORCHVISION_PREFIX):
         if task == "classify" or image_size is None:
-            raise InputError(f"{name} is a detector: give --task detect")
+            raise InputError(f"{name} is a detector: give --task detect or segment")
         return TorchvisionDetector(name.removeprefix(TORCHVISION_PREFIX), image_size)
     if engines.is_exported(name):
         return _of_task(engines.read(name), name, task)
@@ -87,8 +87,9 @@ def open_model(
     if not has_random_weights(name):
         model_file = load(name)
         assert isinstance(model_file, ModelFile)
-        if part == WHOLE and (model_file.task == task or task == "classify"):
-            return _at_size(_of_task(model_file, name, task), image_size)
+        opened = _at_size(_of_task(model_file, name, task), image_size)
+        if part == WHOLE:
+            return opened
         architecture = model_file.architecture
     torch.manual_seed(0)
     architecture = architecture or Architecture(name)
@@ -110,7 +111,7 @@ def open_model(
 
 def _of_task(model: Runnable, name: str, task: str) -> Runnable:
     if model.task != task:
-        raise InputError(f"{name} is a model to {model.task}, --task is {task}")
+        raise InputError(f"{name} is a model to {model.task}, and --task is {task}")
     return model
 
 

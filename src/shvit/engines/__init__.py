@@ -28,13 +28,30 @@ ENGINES: dict[str, type[Engine]] = {
 }
 """The fastest first: `auto` takes the first that can run and has the precision; of those, fp16 and bf16 before fp32."""
 
-TAKE_DETECTORS = {
-    "detect": ("onnx", "openvino", "torch", "executorch", "coreml"),
-    "segment": ("onnx", "openvino", "torch"),
+RUN_DETECTORS: dict[str, dict[str, tuple[str, ...]]] = {
+    "detect": {
+        "onnx": ("fp32",),
+        "openvino": ("fp32", "int8"),
+        "torch": ("bf16", "fp32", "fp16"),
+        "executorch": ("fp32",),
+        "coreml": ("fp16", "fp32"),
+    },
+    "segment": {"onnx": ("fp32",), "openvino": ("fp32", "int8"), "torch": ("fp32",)},
 }
-"""The engines that run these tasks' networks: in the other ones the number of regions cannot hang on what is seen."""
-WRITE_DETECTORS = {**TAKE_DETECTORS, "segment": ("onnx", "openvino")}
-"""The formats that these tasks' networks are written in: torch.export does not follow regions either."""
+"""The engines that run these tasks' networks, and the precisions: bf16 only where boxes are computed in fp32 all the
+same, and which regions there are must not hang on rounding."""
+WRITE_DETECTORS: dict[str, dict[str, tuple[str, ...]]] = {
+    "detect": {
+        "onnx": ("fp32",),
+        "openvino": ("fp32", "fp16", "int8"),
+        "torch": ("fp32", "bf16"),
+        "executorch": ("fp32",),
+        "coreml": ("fp16", "fp32"),
+    },
+    "segment": {"onnx": ("fp32",), "openvino": ("fp32", "fp16", "int8")},
+}
+"""The formats that these tasks' networks are written in, the default precision first: torch.export, and so the other
+formats, cannot follow a number of regions that hangs on what is seen."""
 
 FORMATS = {name: kind for name, kind in ENGINES.items() if kind.exports()}
 """The engines that have a file format."""
@@ -78,8 +95,7 @@ def load(
     if all(reasons.values()):
         raise EngineError(f"cannot run on {picked}: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
     able = {name: kind.precisions(picked) for name, kind in wanted.items() if not reasons[name]}
-    if model.task == "segment":  # which regions there are must not hang on rounding
-        able = dict.fromkeys(able, ("fp32",))
+    able = {name: allowed_precisions(model.task, name, has) for name, has in able.items()}
     if isinstance(model, Exported):
         able = {engine: (precision,)}
     fit = [name for name, has in able.items() if precision in ("auto", *has)]
@@ -98,17 +114,29 @@ def load(
 
 def _that_take(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
     """Those of the engines that run networks of this kind. Raises EngineError where none does."""
-    if model.task not in TAKE_DETECTORS:
+    if model.task not in RUN_DETECTORS:
         return wanted
-    names = TAKE_DETECTORS[model.task]
+    names = list(RUN_DETECTORS[model.task])
     if model.preprocess.fit == "shorter":  # images of many sizes
-        names = ("torch",)
+        names = ["torch"]
     if taking := {name: kind for name, kind in wanted.items() if name in names}:
         return taking
     raise EngineError(
         f"models of task {model.task} and fit {model.preprocess.fit} run on {', '.join(names)}, not on "
         f"{', '.join(wanted)}"
     )
+
+
+def allowed_precisions(task: str, engine: str, precisions: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of an engine's precisions that a task's networks run in."""
+    if task not in RUN_DETECTORS:
+        return precisions
+    return tuple(precision for precision in precisions if precision in RUN_DETECTORS[task].get(engine, ()))
+
+
+def writable_precisions(task: str, name: str) -> tuple[str, ...]:
+    """The precisions that a format has for a task's networks, the default first."""
+    return WRITE_DETECTORS[task][name] if task in WRITE_DETECTORS else FORMATS[name].exports()
 
 
 def format_of(name: str, task: str = "classify") -> type[Engine]:

@@ -187,12 +187,8 @@ def check_export(kind: type[Engine], precision: str, *modules: str) -> None:
 
 def batch_of(model_file: ModelFile, shapes: Shapes) -> int | None:
     """How many images a trace of the network takes at once; None: any number."""
-    return shapes.batch or (None if any_batch(model_file) else 1)
-
-
-def any_batch(model_file: ModelFile) -> bool:
-    """Whether one trace of the network is good for any number of images."""
-    return not isinstance(model_file.model, Detector) or model_file.model.any_batch
+    one_by_one = isinstance(model_file.model, Detector) and not model_file.model.any_batch
+    return shapes.batch or (1 if one_by_one else None)
 
 
 def described(model_file: ModelFile, path: Path, engine: str, precision: str) -> Exported:
@@ -219,6 +215,7 @@ def in_batches(
         return run(images)
     outputs = []
     for lot in images.split(size):
-        black = lot.new_zeros(size - len(lot), *lot.shape[1:])
-        outputs.append(run(torch.cat([lot, black]))[: len(lot)])
+        short = size - len(lot)
+        whole = torch.cat([lot, lot.new_zeros(short, *lot.shape[1:])]) if short else lot
+        outputs.append(run(whole)[: len(lot)])
     return torch.cat(outputs)

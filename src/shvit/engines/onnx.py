@@ -3,7 +3,6 @@
 import io
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +19,6 @@ from .base import (
     Exported,
     Runnable,
     Shapes,
-    any_batch,
     batch_of,
     described,
     in_batches,
@@ -49,6 +47,10 @@ class OnnxEngine:
         self.precision = precision
         self.threads = threads
         self._network = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
+        import onnx
+
+        [images] = onnx.load_from_string(self._network).graph.input
+        self._batch = images.type.tensor_type.shape.dim[0].dim_value or None  # None: any number
         self._sessions: dict[tuple[int, ...] | None, ort.InferenceSession] = {}
 
     @classmethod
@@ -95,14 +97,6 @@ class OnnxEngine:
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         return in_batches(self._run, images, self._batch)
 
-    @cached_property
-    def _batch(self) -> int | None:
-        """Images that the network takes at once; None: any number."""
-        import onnx
-
-        [images] = onnx.load_from_string(self._network).graph.input
-        return images.type.tensor_type.shape.dim[0].dim_value or None
-
     def _run(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         import onnxruntime.capi.onnxruntime_pybind11_state as errors
 
@@ -140,7 +134,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
     """An ONNX file's bytes, with the facts in its metadata."""
     import onnx
 
-    if not any_batch(model_file):  # the newer exporter cannot follow what depends on the image
+    if model_file.task == "segment":  # the newer exporter cannot follow what depends on the image
         return with_facts(onnx.load_from_string(traced(model_file, shapes)), facts)
     with quiet():
         program: Any = torch.onnx.export(

@@ -75,7 +75,7 @@ class OpenVINOEngine:
         self.threads = threads
         exported = isinstance(model, Exported)
         network = core().read_model(model.path) if exported else build(model, precision, calibration)
-        self._run = Compiled(network, precision, threads)
+        self._run = Compiled(network, computed_in(model.task, precision), threads)
 
     @classmethod
     def absent(cls) -> str | None:
@@ -164,6 +164,11 @@ class Compiled:
         if channels_last:
             network = takes_channels_last(network)
         return core().compile_model(network, "CPU", self._config).create_infer_request()
+
+
+def computed_in(task: str, precision: str) -> str:
+    """The precision of what is not in int8: a detector's boxes, in pixels, need fp32 wherever bf16 is there."""
+    return precision if task == "classify" else "fp32"
 
 
 def build(

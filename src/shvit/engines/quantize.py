@@ -21,7 +21,7 @@ CALIBRATION_IMAGES = 300
 """More change the ranges no further."""
 DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.")
 """In the names of a detector's layers that are quantised."""
-QUANTIZED = ("Convolution", "GroupConvolution")
+QUANTIZED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
 def quantize(network: "ov.Model", calibration: Sequence[Tensor]) -> "ov.Model":
@@ -43,7 +43,9 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
         for name, kind in names.items()
         if kind == "MatMul" or (detector and not any(part in name for part in DETECTOR_PARTS))
     ]
-    batches = [batch.numpy() for batch in calibration]
+    size = network.input(0).partial_shape[0]
+    lots = [lot for batch in calibration for lot in (batch.split(size.get_length()) if size.is_static else [batch])]
+    batches = [lot.numpy() for lot in lots if not size.is_static or len(lot) == size.get_length()]
     with quiet():
         import nncf
 

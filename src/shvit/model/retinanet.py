@@ -19,8 +19,8 @@ from .pyramid import WIDTH
 
 GROUPS = 32
 """Of channels, each normalised by itself in the head, as in torchvision's newer RetinaNet: it learns far sooner."""
-PLACED = 9
-"""Anchors at each place: three sizes in three shapes."""
+ANCHORS_PER_PLACE = 9
+"""Three sizes in three shapes."""
 ANCHOR_SCALES = tuple(4 * 2 ** (third / 3) for third in range(3))
 
 
@@ -36,14 +36,14 @@ class RetinaNet(Detector):
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
         self.anchors = Anchors(self.strides, ANCHOR_SCALES)
-        self.head = RetinaNetHead(WIDTH, PLACED, num_classes, norm_layer=partial(nn.GroupNorm, GROUPS))
+        self.head = RetinaNetHead(WIDTH, ANCHORS_PER_PLACE, num_classes, norm_layer=partial(nn.GroupNorm, GROUPS))
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
     @classmethod
     def anchors_at(cls, side: int) -> int:
         """How many anchors a square image of this side has."""
-        return PLACED * sum(ceil(side / stride) ** 2 for stride in cls.strides)
+        return ANCHORS_PER_PLACE * sum(ceil(side / stride) ** 2 for stride in cls.strides)
 
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None

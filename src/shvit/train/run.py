@@ -340,8 +340,11 @@ def _recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         record.setdefault("task", "classify")
-        begun = {**record["recipe"], "model": record["model"], "task": record["task"]}
-        Recipe.from_dict(record["recipe"])
+        begun = {
+            **Recipe.from_dict(record["recipe"]).to_dict(),
+            "model": record["model"],
+            "task": record["task"],
+        }
         Architecture.from_dict(record["architecture"])
         Preprocess.from_dict(record["preprocess"])
     except (OSError, ValueError, KeyError, TypeError) as error:
