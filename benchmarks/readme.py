@@ -265,7 +265,7 @@ def exports() -> str:
             found, held = report.get("parity"), report.get("floor")
             cells = ["converted, not run: its specification is the model's", "-"]
             if "failed" in report:
-                cells = ["not written", "-"]
+                cells = [f"not kept: {report['failed']}", "-"]
             elif found:
                 cells = [f"{found['matched']:.1%} of {found['objects']}", f"{found['score_difference']:.0e}"]
             ap = f"{held['score']:.2%}, {held['reference']:.2%}" if held else "-"
@@ -285,7 +285,7 @@ def speed() -> str:
     ]
     times: dict[tuple[str, str, str], dict[int, float]] = {}
     for row in result["rows"]:
-        key = row["part"], row["engine"], row["model"]
+        key = row["part"], f"{row['engine']} {row['precision']}", row["model"]
         times.setdefault(key, {})[row["batch_size"]] = 1e3 / row["images_per_second"]
     for (part, engine, model), cells in sorted(times.items()):
         shown = [f"{cells[batch]:.0f}" if batch in cells else "-" for batch in (16, 1)]

@@ -589,8 +589,9 @@ def bench(
     rounds
         How often each is timed.
     task
-        detect, segment: time each model as the backbone of a detector and as that detector, from pixels to boxes, at
-        512 pixels, batch 16 (GPUs: 32) and 1. torchvision/NAME is a detector of torchvision, on PyTorch.
+        detect, segment: time each model as the backbone of a detector and as that detector, from pixels to boxes;
+        defaults are then SHViT, two peers and torchvision's detectors on torch, at 512 pixels, batch 16 (GPUs: 32) and
+        1. torchvision/NAME is a detector of torchvision; it runs on torch-eager.
     profile
         Also show where the time of each goes: kernels, and for the engine cuda what each must do at least.
     out

@@ -10,8 +10,10 @@ from torchvision.models import get_model
 import shvit
 from conftest import tiny_architecture
 from shvit.bench.foreign import TorchvisionDetector
-from shvit.bench.plan import Request, plan, settle
+from shvit.bench.plan import Request, _cannot, plan, settle
+from shvit.bench.run import Row
 from shvit.bench.subject import BACKBONE, WHOLE, Case, Subject, open_model
+from shvit.bench.timing import Timing
 from shvit.data.transforms import Preprocess
 from shvit.errors import InputError
 from shvit.modelfile import ModelFile, save
@@ -39,7 +41,24 @@ def test_engines_without_regions_are_left_out():
     request = settle(Request(("shvit_s1",), ("executorch",), image_sizes=(64,), task="segment"))
     cases, omitted = plan(request, {"shvit_s1": open_model("shvit_s1", 64, "segment")})
     assert {case.part for case in cases} == {BACKBONE}
-    assert {row.reason for row in omitted} == {"models of task segment run on onnx, openvino, torch"}
+    expected = "models of task segment run on onnx (fp32), openvino (fp32, int8), torch (fp32)"
+    assert {row.reason for row in omitted} == {expected}
+
+
+def test_the_kernels_compute_the_backbone_of_shvit():
+    model = open_model("shvit_s1", 64, "detect")
+    assert _cannot("shvit_s1", model, "classify", "cuda", "fp16") is None
+    for task, name in (("detect", "shvit_s1"), ("classify", "timm/resnet50")):
+        assert "its kernels" in _cannot(name, open_model(name, 64, "detect"), task, "cuda", "fp16")
+
+
+def test_the_papers_numbers_stand_beside_what_they_were_measured_of():
+    case = Case("shvit_s4", "torch", "fp32", 16, 512, "cpu", 1, "detect", BACKBONE)
+    row = Row(case, Timing((1.0,), 1.0), None, None, None)
+    assert (row.paper_milliseconds, row.random_weights) == (5.0, True)
+    for change in ({"batch_size": 1}, {"image_size": 224}, {"part": WHOLE}, {"precision": "int8"}, {"device": "mps"}):
+        assert replace(row, case=replace(case, **change)).paper_milliseconds is None
+    assert replace(row, case=replace(case, device="cuda:1", batch_size=32)).paper_milliseconds == 0.28
 
 
 def test_torchvision_runs_on_pytorch():
@@ -91,7 +110,7 @@ def test_the_command(run, quick_machine):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["torchvision/retinanet_resnet50_fpn"], "is a detector: give --task detect"),
+        (["torchvision/retinanet_resnet50_fpn"], "is a detector: give --task detect or segment"),
         (["torchvision/resnet50", "--task", "detect"], "torchvision/NAME is one of"),
         (["--task", "detect", "--protocol", "paper-cpu"], "--protocol is for classifiers"),
         (["--task", "detect", "--plot", "a.png"], "--plot is for classifiers"),
