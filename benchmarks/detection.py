@@ -34,7 +34,7 @@ EPOCHS = {
     "detect": ["--epochs", "40", "--eval-every", "20"],
     "segment": ["--epochs", "70", "--eval-every", "35", "--regions", "64"],
 }
-LEARN = ["--task", "detect", "--image-size", "192", "--epochs", "8", "--eval-every", "8"]
+LEARN = ["--task", "detect", "--image-size", "128", "--epochs", "10", "--eval-every", "10"]
 
 
 def choose(coco: Path, images: int) -> dict[str, Any]:

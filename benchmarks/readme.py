@@ -225,7 +225,7 @@ def by_heart() -> str:
     result = latest("by-heart")
     lines = [
         f"S1 on {len(result['photographs'])} photographs of coco421 with {result['objects']} objects of "
-        f"{result['classes']} classes, none of them small, learnt by heart",
+        f"{result['classes']} classes, none of them small, learnt by heart at 128 pixels",
         f"from a backbone trained on imagenette160 (`benchmarks/detection.py`), on {result['threads']} cores of "
         f"{result['hardware']['processor']}:",
         "",
@@ -241,7 +241,7 @@ def by_heart() -> str:
 def learn() -> str:
     result = latest("learn")
     lines = [
-        "S1 as RetinaNet at 192 pixels on the 215 training images of coco421 "
+        "S1 as RetinaNet at 128 pixels on the 215 training images of coco421 "
         f"(`{' '.join(result['pairs'][0]['trained']['command'].split()[5:])}`),",
         "judged on its 206 validation images, with a backbone trained on imagenette160 and from fresh weights:",
         "",
