@@ -32,7 +32,7 @@ BY_HEART = [
 ]
 EPOCHS = {
     "detect": ["--epochs", "40", "--eval-every", "20"],
-    "segment": ["--epochs", "70", "--eval-every", "35", "--regions", "64"],
+    "segment": ["--epochs", "66", "--eval-every", "33", "--regions", "32"],
 }
 LEARN = ["--task", "detect", "--image-size", "128", "--epochs", "10", "--eval-every", "10"]
 
