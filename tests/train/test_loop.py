@@ -143,6 +143,7 @@ def test_the_average_is_saved_where_it_is_better(folder, start, tmp_path, monkey
         assert not same(weights(tmp_path / preferred, "best"), kept[other])
 
 
+@pytest.mark.drawn
 def test_seldom_evaluations(folder, start, tmp_path):
     result = run(folder, start, tmp_path / "run", epochs=4, eval_every=3)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
