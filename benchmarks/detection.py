@@ -34,7 +34,7 @@ EPOCHS = {
     "detect": ["--epochs", "40", "--eval-every", "20"],
     "segment": ["--epochs", "66", "--eval-every", "33", "--regions", "32"],
 }
-LEARN = ["--task", "detect", "--image-size", "128", "--epochs", "10", "--eval-every", "10"]
+LEARN = ["--task", "detect", "--image-size", "128", "--epochs", "6", "--eval-every", "6"]
 
 
 def choose(coco: Path, images: int) -> dict[str, Any]:
