@@ -1,0 +1,41 @@
+"""Backbones at 512 pixels, batch 16 and 1, and whole detectors, one image: SHViT-S4, ResNet-50 and MobileNetV3-Large.
+
+As `shvit bench --task detect`, without batches of whole detectors, which take minutes each on a CPU.
+
+    python benchmarks/detection_speed.py --rounds 3
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from shvit.bench.plan import Request
+from shvit.bench.report import show, write_json
+from shvit.bench.run import bench
+from shvit.bench.subject import BACKBONE
+
+MODELS = (
+    "shvit_s4",
+    "timm/mobilenetv3_large_100",
+    "timm/resnet50",
+    "torchvision/retinanet_resnet50_fpn_v2",
+    "torchvision/fasterrcnn_mobilenet_v3_large_fpn",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", nargs="+", default=["torch-traced", "onnx", "openvino"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
+    args = parser.parse_args()
+    request = Request(MODELS, tuple(args.engine), ("fp32",), threads=args.threads, rounds=args.rounds, task="detect")
+    result = bench(request, wanted=lambda case: case.part == BACKBONE or case.batch_size == 1)
+    show(Console(), result)
+    print(write_json(result, args.results))
+
+
+if __name__ == "__main__":
+    main()
