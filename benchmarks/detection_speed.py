@@ -26,7 +26,7 @@ MODELS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", nargs="+", default=["torch-traced", "onnx", "openvino"])
+    parser.add_argument("--engine", nargs="+", default=["torch-traced", "openvino"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")

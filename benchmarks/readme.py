@@ -238,41 +238,6 @@ def by_heart() -> str:
     return "\n".join(lines)
 
 
-def learn() -> str:
-    result = latest("learn")
-    lines = [
-        "S1 as RetinaNet at 128 pixels on the 215 training images of coco421 "
-        f"(`{' '.join(result['pairs'][0]['trained']['command'].split()[5:])}`),",
-        "judged on its 206 validation images, with a backbone trained on imagenette160 and from fresh weights:",
-        "",
-        "| seed | AP50, trained backbone | AP50, fresh weights |",
-        "|---|---|---|",
-    ]
-    for pair in result["pairs"]:
-        cells = [f"{pair[name]['bbox']['AP50']:.2%}" for name in ("trained", "fresh")]
-        lines.append(f"| {' | '.join([str(pair['seed']), *cells])} |")
-    lines += ["", "Far too few images and epochs for a detector of use; it shows which start is better."]
-    return "\n".join(lines)
-
-
-def exports() -> str:
-    lines = [
-        "| task | format | precision | objects alike | largest difference of a score | AP of int8, of fp32 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for task in ("detect", "segment"):
-        for report in latest(f"parity-{task}")["reports"]:
-            found, held = report.get("parity"), report.get("floor")
-            cells = ["converted, not run: its specification is the model's", "-"]
-            if "failed" in report:
-                cells = [f"not kept: {report['failed']}", "-"]
-            elif found:
-                cells = [f"{found['matched']:.1%} of {found['objects']}", f"{found['score_difference']:.0e}"]
-            ap = f"{held['score']:.2%}, {held['reference']:.2%}" if held else "-"
-            lines.append(f"| {' | '.join([task, report['engine'], report['precision'], *cells, ap])} |")
-    return "\n".join(lines)
-
-
 def speed() -> str:
     result = latest("bench-detect")
     machine = result["hardware"]
@@ -314,7 +279,7 @@ SECTIONS = {
         "predict": predict,
         "train_small": train_small,
     },
-    "docs/detection.md": {"by_heart": by_heart, "exports": exports, "learn": learn, "speed": speed},
+    "docs/detection.md": {"by_heart": by_heart, "speed": speed},
     "docs/training.md": {"estimate": estimate, "kill": kill, "loader": loader, "recipes": recipes, "step": step},
 }
 

@@ -108,8 +108,8 @@ def quantize_within(
     best, tried = mixed(()), []
     result = Floor(task.headline, max_drop, reference, score(best)[0], images, len(layers), {}, tried)
     tell(
-        f"int8: {task.headline} {result.score:.2%}, fp32 {reference:.2%}: {result.drop:+.2f} points lost of {max_drop} "
-        "allowed"
+        f"int8: {_named(task.headline)} {result.score:.2%}, fp32 {reference:.2%}: {result.drop:+.2f} points lost of "
+        f"{max_drop} allowed"
     )
     if result.holds:
         return best, result
@@ -134,8 +134,8 @@ def quantize_within(
     if count is None:
         closest = max([result, *(floor for _, floor in results.values())], key=lambda floor: floor.score)
         raise FloorError(
-            f"int8 loses {closest.drop:.2f} points of {task.headline} at best, with {len(closest.given_back)} of "
-            f"{len(layers)} layers given back; allowed were {max_drop}. Nothing was written"
+            f"int8 loses {closest.drop:.2f} points of {_named(task.headline)} at best, with "
+            f"{len(closest.given_back)} of {len(layers)} layers given back; allowed were {max_drop}. Nothing was written"
         )
     return results[count]
 
@@ -155,10 +155,14 @@ def check_within(
     result = Floor(task.headline, max_drop, before, after, found.images, 0)
     if not result.holds:
         raise FloorError(
-            f"int8 loses {result.drop:.2f} points of {task.headline}, allowed were {max_drop}. Nothing was written; "
-            "the format openvino can give layers back to higher precision"
+            f"int8 loses {result.drop:.2f} points of {_named(task.headline)}, allowed were {max_drop}. Nothing was "
+            "written; the format openvino can give layers back to higher precision"
         )
     return result
+
+
+def _named(metric: str) -> str:
+    return {"top1": "top-1"}.get(metric, metric)
 
 
 def _check_reference(score: float) -> None:

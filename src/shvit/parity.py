@@ -95,7 +95,9 @@ def _objects(
         "bound": bound,
     }
     fault = None
-    if share < required:
+    if not least and required <= MATCHED["int8"]:
+        pass  # noise in int8 is other noise; the floor has judged
+    elif share < required:
         fault = f"only {share:.1%} of its objects are PyTorch's, required are {required:.0%}"
     elif not numbers["score_difference"] <= bound:
         fault = f"its scores differ by {numbers['score_difference']:.2g}, allowed is {bound:g}"
