@@ -238,39 +238,6 @@ def by_heart() -> str:
     return "\n".join(lines)
 
 
-def speed() -> str:
-    result = latest("bench-detect")
-    machine = result["hardware"]
-    lines = [
-        f"On {machine['cores']} cores of {machine['processor']}, {result['threads']} thread, at "
-        f"{result['rows'][0]['image_size']} pixels, timed in turn; milliseconds an image:",
-        "",
-        "| network | part | engine | batch of 16 | one image |",
-        "|---|---|---|---|---|",
-    ]
-    times: dict[tuple[str, str, str], dict[int, float]] = {}
-    for row in result["rows"]:
-        key = row["part"], f"{row['engine']} {row['precision']}", row["model"]
-        times.setdefault(key, {})[row["batch_size"]] = 1e3 / row["images_per_second"]
-    for (part, engine, model), cells in sorted(times.items()):
-        shown = [f"{cells[batch]:.0f}" if batch in cells else "-" for batch in (16, 1)]
-        lines.append(f"| {' | '.join([f'`{model}`', part, engine, *shown])} |")
-    ratios = []
-    for engine in sorted({key[1] for key in times if key[0] == "backbone"}):
-        s4 = times["backbone", engine, "shvit_s4"][16]
-        others = [times["backbone", engine, f"timm/{name}"][16] / s4 for name in ("resnet50", "mobilenetv3_large_100")]
-        ratios.append(f"{engine} {others[0]:.2f} and {others[1]:.2f}")
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "The backbones of ResNet-50 and MobileNetV3-Large take S4's time, batch of 16, times: "
-            f"{', '.join(ratios)};",
-            f"in the paper {19.0 / 5.0:.2f} and {7.5 / 5.0:.2f} (PyTorch, traced).",
-        ]
-    )
-
-
 SECTIONS = {
     "README.md": {
         "bench": bench,
@@ -279,7 +246,7 @@ SECTIONS = {
         "predict": predict,
         "train_small": train_small,
     },
-    "docs/detection.md": {"by_heart": by_heart, "speed": speed},
+    "docs/detection.md": {"by_heart": by_heart},
     "docs/training.md": {"estimate": estimate, "kill": kill, "loader": loader, "recipes": recipes, "step": step},
 }
 

@@ -135,7 +135,8 @@ def quantize_within(
         closest = max([result, *(floor for _, floor in results.values())], key=lambda floor: floor.score)
         raise FloorError(
             f"int8 loses {closest.drop:.2f} points of {_named(task.headline)} at best, with "
-            f"{len(closest.given_back)} of {len(layers)} layers given back; allowed were {max_drop}. Nothing was written"
+            f"{len(closest.given_back)} of {len(layers)} layers given back; allowed were {max_drop}. Nothing was "
+            "written"
         )
     return results[count]
 
