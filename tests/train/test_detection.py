@@ -145,15 +145,12 @@ def test_it_finds_what_it_learnt(run, tmp_path, task, kind, epochs, start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "kind"), [("detect", "bbox"), ("segment", "segm")])
-def test_two_images_are_learnt_by_heart(tmp_path, task, kind):
+def test_two_images_are_learnt_by_heart(tmp_path):
     data = squares(tmp_path / "data", 2)
     settings = {"epochs": 40, "image_size": 128, "rate": 2e-4, "rate_batch": 2, "eval_every": 40, "ema": 0.0}
     plain = {"scale_min": 1.0, "scale_max": 1.0, "flip": 0.0, "color_jitter": 0.0}
-    few = {"regions": 32} if task == "segment" else {}
-    result = begin(data, "shvit_s1", tmp_path / "run", task, **settings, **plain, **few)
+    result = begin(data, "shvit_s1", tmp_path / "run", **settings, **plain)
     assert result.best["bbox"]["AP50"] >= 0.9
-    assert result.best[kind]["AP50"] >= 0.9
 
 
 def test_tables_of_objects(run, start, tmp_path):
