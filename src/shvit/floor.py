@@ -13,6 +13,7 @@ from .engines import quantize
 from .engines.openvino import Compiled, computed_in
 from .errors import Failure, InputError
 from .modelfile import ModelFile
+from .screen import METRICS
 from .tasks import task_of
 from .tasks.base import Predict
 
@@ -108,7 +109,7 @@ def quantize_within(
     best, tried = mixed(()), []
     result = Floor(task.headline, max_drop, reference, score(best)[0], images, len(layers), {}, tried)
     tell(
-        f"int8: {_named(task.headline)} {result.score:.2%}, fp32 {reference:.2%}: {result.drop:+.2f} points lost of "
+        f"int8: {METRICS[task.headline]} {result.score:.2%}, fp32 {reference:.2%}: {result.drop:+.2f} points lost of "
         f"{max_drop} allowed"
     )
     if result.holds:
@@ -134,7 +135,7 @@ def quantize_within(
     if count is None:
         closest = max([result, *(floor for _, floor in results.values())], key=lambda floor: floor.score)
         raise FloorError(
-            f"int8 loses {closest.drop:.2f} points of {_named(task.headline)} at best, with "
+            f"int8 loses {closest.drop:.2f} points of {METRICS[task.headline]} at best, with "
             f"{len(closest.given_back)} of {len(layers)} layers given back; allowed were {max_drop}. Nothing was "
             "written"
         )
@@ -156,14 +157,10 @@ def check_within(
     result = Floor(task.headline, max_drop, before, after, found.images, 0)
     if not result.holds:
         raise FloorError(
-            f"int8 loses {result.drop:.2f} points of {_named(task.headline)}, allowed were {max_drop}. Nothing was "
+            f"int8 loses {result.drop:.2f} points of {METRICS[task.headline]}, allowed were {max_drop}. Nothing was "
             "written; the format openvino can give layers back to higher precision"
         )
     return result
-
-
-def _named(metric: str) -> str:
-    return {"top1": "top-1"}.get(metric, metric)
 
 
 def _check_reference(score: float) -> None:

@@ -7,6 +7,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
+METRICS = {"top1": "top-1", "AP": "AP"}
+"""What people call the numbers by which models are compared."""
+
 
 def say(console: Console, text: str, style: str | None = None) -> None:
     """One piece of text, never broken into lines."""

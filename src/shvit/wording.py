@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from .screen import say, show_table
+from .screen import METRICS, say, show_table
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .train.loop import Result
     from .train.profile import Profile
 
-METRICS = {"top1": "top-1", "AP": "AP"}
 SHOWN_CLASSES = 20
 """Where there are more, the table of classes is left to --out."""
 

@@ -46,10 +46,14 @@ class OnnxEngine:
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
         self.threads = threads
-        self._network = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
+        self._network = str(model.path) if isinstance(model, Exported) else traced(model, Shapes())
         import onnx
 
-        [images] = onnx.load_from_string(self._network).graph.input
+        if isinstance(self._network, str):
+            whole = onnx.load(self._network, load_external_data=False)
+        else:
+            whole = onnx.load_from_string(self._network)
+        [images] = whole.graph.input
         self._batch = images.type.tensor_type.shape.dim[0].dim_value or None  # None: any number
         self._sessions: dict[tuple[int, ...] | None, ort.InferenceSession] = {}
 
@@ -134,7 +138,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
     """An ONNX file's bytes, with the facts in its metadata."""
     import onnx
 
-    if model_file.task == "segment":  # the newer exporter cannot follow what depends on the image
+    if batch_of(model_file, Shapes()):  # one by one: the newer exporter cannot follow what depends on the image
         return with_facts(onnx.load_from_string(traced(model_file, shapes)), facts)
     with quiet():
         program: Any = torch.onnx.export(
