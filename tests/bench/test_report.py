@@ -84,9 +84,9 @@ def test_the_file_is_named_by_machine_and_date(tmp_path):
     assert path.name == "bench_intel-xeon-gold-5218r-20core_2026-11-22.json"
     assert json.loads(path.read_text())["rows"][0]["model"] == "shvit_s1"
     assert write_json(made_up(), tmp_path / "new" / "a.json") == tmp_path / "new" / "a.json"
-    assert (
-        hardware_name({"processor": "AMD EPYC", "cores": 2, "gpu": "NVIDIA A100-SXM4-80GB"}) == "nvidia-a100-sxm4-80gb"
-    )
+    machine = {"processor": "AMD EPYC", "instructions": ["AVX2", "AVX-512", "VNNI"], "cores": 2}
+    assert hardware_name(machine) == "amd-epyc-vnni-2core"
+    assert hardware_name({**machine, "gpu": "NVIDIA A100-SXM4-80GB"}) == "nvidia-a100-sxm4-80gb"
 
 
 def test_paths_are_checked_before_any_work(tmp_path):

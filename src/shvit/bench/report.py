@@ -78,7 +78,7 @@ def show(console: Console, result: Result) -> None:
     threads = result.request.threads
     say(
         console,
-        f"{hardware.get('gpu', hardware['processor'])}, {hardware['cores']} cores; threads: "
+        f"{hardware_in_words(hardware)}, {hardware['cores']} cores; threads: "
         f"{threads or 'as many as each engine takes by itself'}; {result.request.rounds} interleaved rounds",
     )
     products = (f"{name} {p.rate / 1e9:,.0f} G/s ({p.by})" for name, p in machine.products.items())
@@ -168,10 +168,20 @@ def write_json(result: Result, out: Path) -> Path:
 
 
 def hardware_name(hardware: dict[str, Any]) -> str:
-    """Short, for the name of a file: amd-epyc-2core."""
+    """Short, for the name of a file: amd-epyc-bf16-2core, with the newest instructions of a processor."""
     words = re.sub(r"\((r|tm|c)\)|\bcpu\b|@.*", " ", hardware.get("gpu", hardware["processor"]).lower())
-    name = "-".join(re.findall(r"[a-z0-9.]+", words))
-    return name if "gpu" in hardware else f"{name}-{hardware['cores']}core"
+    name = re.findall(r"[a-z0-9.]+", words)
+    if "gpu" not in hardware:
+        newest = [text.lower() for text in hardware.get("instructions", ())[-1:]]
+        name += [*newest, f"{hardware['cores']}core"]
+    return "-".join(name)
+
+
+def hardware_in_words(hardware: dict[str, Any]) -> str:
+    """AMD EPYC (AVX2, AVX-512)."""
+    if "gpu" in hardware or not hardware.get("instructions"):
+        return hardware.get("gpu", hardware["processor"])
+    return f"{hardware['processor']} ({', '.join(hardware['instructions'])})"
 
 
 def _is_folder(path: Path) -> bool:
