@@ -6,6 +6,8 @@ python benchmarks/readme.py
 import json
 from pathlib import Path
 
+from shvit.bench.report import hardware_in_words
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -37,11 +39,10 @@ def cpu_ratio() -> str:
         (row["engine"], row["precision"], row["model"], row["batch_size"]): row["ratio"] for row in result["rows"]
     }
     lines = [
-        f"On {machine['cores']} cores of {machine['processor']} (AVX2 without VNNI), {result['threads']} thread: "
-        "images a second as a multiple of timm's plain port of the",
-        "same network in ONNX Runtime fp32, timed in turn, medians. A matrix product in int8 is "
-        f"{rates['int8']['rate'] / rates['fp32']['rate']:.1f} times as fast as",
-        "one in fp32 on this processor; with VNNI or AMX it would be some five times, which is not measured here.",
+        f"On {machine['cores']} cores of {hardware_in_words(machine)}, {result['threads']} thread:",
+        "images a second as a multiple of timm's plain port of the same network in ONNX Runtime fp32, timed in turn,",
+        f"medians. A matrix product in int8 is {rates['int8']['rate'] / rates['fp32']['rate']:.1f} times as fast as "
+        "one in fp32 on this processor.",
         "",
         "| engine | precision | S1, batch of 16 | S1, one image | S4, batch of 16 | S4, one image |",
         "|---|---|---|---|---|---|",
@@ -238,6 +239,77 @@ def by_heart() -> str:
     return "\n".join(lines)
 
 
+def learn() -> str:
+    result = latest("learn")
+    flags = " ".join(result["pairs"][0]["trained"]["command"].split()[5:])
+    minutes = [pair[start]["seconds"] / 60 for pair in result["pairs"] for start in ("trained", "fresh")]
+    lines = [
+        "S1 as RetinaNet on the 215 training images of coco421, judged on its 206 validation images, with a backbone",
+        f"trained on imagenette160 and from fresh weights (`{flags}`; {max(minutes):.0f} minutes a run, on "
+        f"{result['threads']} cores of",
+        f"{hardware_in_words(result['hardware'])}):",
+        "",
+        "| seed | AP50, trained backbone | AP50, fresh weights | AP, trained | AP, fresh |",
+        "|---|---|---|---|---|",
+    ]
+    for pair in result["pairs"]:
+        found = [f"{pair[start]['bbox'][name]:.2%}" for name in ("AP50", "AP") for start in ("trained", "fresh")]
+        lines.append(f"| {' | '.join([str(pair['seed']), *found])} |")
+    lines += ["", "Far too few images and epochs for a detector of use; it shows which start is better."]
+    return "\n".join(lines)
+
+
+def exports() -> str:
+    lines = [
+        "| task | format | precision | objects alike | largest difference of a score | AP of int8, of fp32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in ("detect", "segment"):
+        for report in latest(f"parity-{task}")["reports"]:
+            found, held = report.get("parity"), report.get("floor")
+            cells = ["converted, not run: its specification is the model's", "-"]
+            if "failed" in report:
+                cells = [f"not kept: {report['failed']}", "-"]
+            elif found:
+                cells = [f"{found['matched']:.1%} of {found['objects']}", f"{found['score_difference']:.0e}"]
+            ap = f"{held['score']:.2%}, {held['reference']:.2%}" if held else "-"
+            lines.append(f"| {' | '.join([task, report['engine'], report['precision'], *cells, ap])} |")
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    result = latest("bench-detect")
+    machine = result["hardware"]
+    lines = [
+        f"On {machine['cores']} cores of {hardware_in_words(machine)}, {result['threads']} thread, fp32, at "
+        f"{result['rows'][0]['image_size']} pixels,",
+        "timed in turn; milliseconds an image:",
+        "",
+        "| network | part | engine | batch of 16 | one image |",
+        "|---|---|---|---|---|",
+    ]
+    times: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in result["rows"]:
+        key = row["part"], row["engine"], row["model"]
+        times.setdefault(key, {})[row["batch_size"]] = 1e3 / row["images_per_second"]
+    for (part, engine, model), cells in sorted(times.items()):
+        shown = [f"{cells[batch]:.0f}" if batch in cells else "-" for batch in (16, 1)]
+        lines.append(f"| {' | '.join([f'`{model}`', part, engine, *shown])} |")
+    lines += [
+        "",
+        "Time of the other backbones as a multiple of S4's, batch of 16:",
+        "",
+        "| engine | ResNet-50 | MobileNetV3-Large |",
+        "|---|---|---|",
+        f"| in the paper (PyTorch, traced) | {19.0 / 5.0:.2f} | {7.5 / 5.0:.2f} |",
+    ]
+    for engine in sorted({key[1] for key in times if key[0] == "backbone"}):
+        s4 = times["backbone", engine, "shvit_s4"][16]
+        others = [times["backbone", engine, f"timm/{name}"][16] / s4 for name in ("resnet50", "mobilenetv3_large_100")]
+        lines.append(f"| {engine} | {others[0]:.2f} | {others[1]:.2f} |")
+    return "\n".join(lines)
+
+
 SECTIONS = {
     "README.md": {
         "bench": bench,
@@ -246,7 +318,7 @@ SECTIONS = {
         "predict": predict,
         "train_small": train_small,
     },
-    "docs/detection.md": {"by_heart": by_heart},
+    "docs/detection.md": {"by_heart": by_heart, "exports": exports, "learn": learn, "speed": speed},
     "docs/training.md": {"estimate": estimate, "kill": kill, "loader": loader, "recipes": recipes, "step": step},
 }
 

@@ -94,11 +94,11 @@ def test_a_first_layer_that_was_given_back_is_left_alone(quantized, exact, image
 def test_the_layer_whose_return_mends_most_ranks_first(quantized, exact, images):
     """Planted: giving `good` back gives the exact network, `bad` one with more layers quantised than any."""
     layers = quantize.quantized_layers(quantized)
-    some = quantize.give_back(quantized, exact, layers[: len(layers) // 2])
+    some = quantize.give_back(quantized, exact, layers[:-5])
     planted = {(): quantized, ("good",): exact, ("middling",): some, ("none",): quantized}
     costs = rank(exact, lambda back: planted[tuple(back)], ["none", "middling", "good"], images, 1)
     assert list(costs) == ["good", "middling", "none"]
-    assert costs["good"] == pytest.approx(1, abs=1e-3)
+    assert costs["good"] == pytest.approx(1, abs=0.05)  # what is not int8 runs in bf16 where the processor has it
     assert costs["none"] == pytest.approx(0, abs=1e-6)
 
 

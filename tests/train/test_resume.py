@@ -189,11 +189,11 @@ def test_a_damaged_state_falls_back_to_the_one_before(folder, start, tmp_path, h
 
 
 def test_another_precision_goes_on_and_is_told(folder, start, tmp_path, monkeypatch):
-    go(folder, start, tmp_path / "run", epochs=1)
+    go(folder, start, tmp_path / "run", epochs=1, image_size=64)
     state, _ = State.load(tmp_path / "run")
     state.epoch, state.precision = 0, "bf16"
     state.save(tmp_path / "run")
-    monkeypatch.setattr("shvit.train.loop.picks_precision", lambda *_: "fp16")
+    monkeypatch.setattr("shvit.train.loop.picks_training_precision", lambda *_: "fp16")
     monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)  # fp16 takes minutes on a CPU
     reporter = Heard()
     assert go(folder, start, tmp_path / "run", resume=True, reporter=reporter).epochs == 1
@@ -214,7 +214,8 @@ def test_a_worker_that_is_lost_while_nobody_reads_is_a_failure(folder, start, tm
 def test_the_scale_of_losses_is_resumed(folder, start, tmp_path, monkeypatch):
     """As in fp16 on a GPU; the network computes in bf16 here, since fp16 takes minutes on a CPU."""
     monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)
-    go(folder, start, tmp_path / "whole", precision="fp16", epochs=1)
+    half = {"precision": "fp16", "epochs": 1, "image_size": 64}
+    go(folder, start, tmp_path / "whole", **half)
     step, done = Trainer.train_step, []
 
     def stopping(self, pieces):
@@ -224,7 +225,7 @@ def test_the_scale_of_losses_is_resumed(folder, start, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "train_step", stopping)
-        assert go(folder, start, tmp_path / "parts", precision="fp16", epochs=1).stopped_by == signal.SIGTERM
+        assert go(folder, start, tmp_path / "parts", **half).stopped_by == signal.SIGTERM
     assert State.load(tmp_path / "parts")[0].scaler["_growth_tracker"] == 3
     go(folder, start, tmp_path / "parts", resume=True)
     one, other = (State.load(tmp_path / name)[0] for name in ("whole", "parts"))

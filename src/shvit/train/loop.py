@@ -26,7 +26,7 @@ from .bad import BadImages, TrainError
 from .clip import clip_adaptively
 from .recipe import Recipe
 from .report import Reporter, draw_curves, read_metrics
-from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_precision
+from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_training_precision
 from .signals import heeded
 from .state import NEWEST, State
 from .world import World
@@ -107,7 +107,7 @@ class Trainer:
         self.facts = facts or {}
         self.world = world or World()
         self.save_every = save_every
-        self.precision = picks_precision(recipe, device)
+        self.precision = picks_training_precision(recipe, device, start)
         self.autocast = torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore
         self.compiled = picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)

@@ -14,6 +14,7 @@ from timm.scheduler.scheduler import Scheduler
 
 from ..engines.torch import has_bf16
 from ..errors import InputError
+from ..model.architecture import Model
 from ..model.cost import cost
 from ..modelfile import ModelFile
 from .muon import Muon
@@ -46,6 +47,41 @@ def picks_precision(recipe: Recipe, device: str) -> str:
     if has_bf16(device):
         return "bf16"
     return "fp16" if torch.device(device).type == "cuda" else "fp32"
+
+
+def picks_training_precision(recipe: Recipe, device: str, start: ModelFile) -> str:
+    """What a network learns in: bf16 not where a CPU's gradients would be noise.
+
+    Raises:
+        InputError: The recipe says bf16 all the same.
+    """
+    precision, size = picks_precision(recipe, device), start.preprocess.image_size
+    if precision != "bf16" or torch.device(device).type != "cpu" or not steps_over_maps(start.model, size):
+        return precision
+    if recipe.precision == "bf16":
+        raise InputError(
+            f"with images of {size} pixels this network has a map that is narrower than the stride of the convolution "
+            "on it, whose gradients PyTorch gets wrong in bf16 on a CPU: precision must be auto or fp32, or the "
+            "images larger"
+        )
+    return "fp32"
+
+
+def steps_over_maps(model: Model, image_size: int) -> bool:
+    """Whether a convolution's stride is larger than the width of the map it reads.
+
+    There oneDNN's gradients of bf16 weights hold what was in memory before (torch 2.15; LOG.md).
+    """
+    found = []
+
+    def look(convolution: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.append(inputs[0].shape[-1] < convolution.stride[-1])  # pyright: ignore[reportIndexIssue]
+
+    hooks = [part.register_forward_pre_hook(look) for part in model.modules() if isinstance(part, torch.nn.Conv2d)]
+    cost(model, (image_size, image_size))  # runs it
+    for hook in hooks:
+        hook.remove()
+    return any(found)
 
 
 COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}
