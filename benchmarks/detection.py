@@ -4,7 +4,7 @@ By heart: of a COCO folder, the first --images training photographs without crow
 quarter of the photograph's longer side wide (the root of width times height), with the classes that occur on them;
 trained and judged on the same, without augmentation.
 
-Learn: the whole folder, recipe `small` at 128 pixels, from --start and from fresh weights, judged on its validation
+Learn: the whole folder, recipe `small` at 192 pixels, from --start and from fresh weights, judged on its validation
 images.
 
     python benchmarks/detection.py ../shared/data/coco421 --runs ../runs --start ../runs/s1/best.safetensors
@@ -34,7 +34,7 @@ EPOCHS = {
     "detect": ["--epochs", "40", "--eval-every", "20"],
     "segment": ["--epochs", "66", "--eval-every", "33", "--regions", "32"],
 }
-LEARN = ["--task", "detect", "--image-size", "128", "--epochs", "6", "--eval-every", "6"]
+LEARN = ["--task", "detect", "--image-size", "192", "--epochs", "12", "--eval-every", "12"]
 
 
 def choose(coco: Path, images: int) -> dict[str, Any]:
