@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from conftest import SHARED, picture, write_coco
 from shvit.survey import survey
@@ -48,6 +49,16 @@ def test_pictures_that_are_not_as_annotated(tmp_path):
         "train: 1 images cannot be used, such as a.png: file is empty",
         "val: 1 images have another size than their annotations say, such as b.png: 30x30",
     ]
+
+
+def test_pictures_that_are_annotated_as_they_are_stored(tmp_path):
+    path = write_coco(tmp_path) / "val2017" / "b.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as image:
+        assert image.width != image.height
+        image.save(path, exif=exif)
+    assert survey(tmp_path)["problems"] == []
 
 
 def test_a_folder_named_as_a_network_is_not_asked_about(run, tmp_path, monkeypatch):

@@ -2,12 +2,14 @@
 
 import colorsys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from .data.decode import BadImage, decode
+from .errors import notice
 from .predict import Prediction
 
 Colour = tuple[int, int, int]
@@ -37,8 +39,9 @@ def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> 
     factor = max(1, min(-(-ENLARGED // min(image.size)), LARGEST // max(image.size)))
     picture = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
     side = (picture.width * picture.height) ** 0.5
-    line, font = max(2, round(side / 320)), ImageFont.load_default(max(12.0, side / 45))
+    line, font = max(2, round(side / 320)), ImageFont.truetype(font_file(), max(12.0, side / 45))
     colours = {name: _colour(place) for place, name in enumerate(classes)}
+    names = legible(tuple(classes))
     found = list(zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True))
     masks = prediction.masks or [None] * len(found)
     worst_first = list(zip(found, masks, strict=True))[::-1]
@@ -51,7 +54,7 @@ def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> 
         canvas.rectangle(box, outline=colours[label], width=line)
     taken: list[Area] = []
     for (label, score, _), box in zip(found, boxes, strict=True):
-        _write(canvas, picture.size, f"{label} {score:.0%}", box, colours[label], font, taken)
+        _write(canvas, picture.size, f"{names[label]} {score:.0%}", box, colours[label], font, taken)
     return picture
 
 
@@ -68,6 +71,27 @@ def draw_file(prediction: Prediction, classes: Sequence[str], folder: Path) -> P
         path = folder / f"{stem}-{number}{suffix}"
     draw(image, prediction, classes).save(path, quality=92, subsampling=0)
     return path
+
+
+def font_file() -> str:
+    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic and Hebrew letters, not Chinese."""
+    from matplotlib import get_data_path
+
+    return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+
+
+@cache
+def legible(classes: tuple[str, ...]) -> dict[str, str]:
+    """How each class is written in a picture: its name, or its number from 1 where the font lacks a letter of it."""
+    from matplotlib.ft2font import FT2Font
+
+    known = FT2Font(font_file()).get_charmap().keys()
+    names = {name: name for name in classes}
+    lacking = {name: f"class {place}" for place, name in enumerate(classes, 1) if not set(map(ord, name)) <= known}
+    if lacking:
+        name, number = next(iter(lacking.items()))
+        notice(f"pictures have the numbers of {len(lacking)} classes, whose letters the font lacks: {number} is {name}")
+    return names | lacking
 
 
 def _colour(place: int) -> Colour:

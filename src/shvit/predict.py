@@ -21,7 +21,7 @@ from torch import Tensor
 from . import engines
 from .data.decode import BadImage
 from .data.frames import Frame
-from .data.transforms import on_canvas
+from .data.loader import stack
 from .engines import Runnable
 from .errors import InputError
 from .pretrained import load
@@ -30,6 +30,8 @@ from .tasks.classify import Classify
 from .tasks.objects import RunLengths
 
 Picture = str | Path | Image.Image | np.ndarray
+Decoded = tuple[Frame | None, UInt8[Tensor, "3 h w"] | None]
+"""Where in the network's input a detector's image lies; and the input, where it has no place in its batch yet."""
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jpe", ".ppm"}
 """What is taken from a folder. Files given by name are tried whatever their suffix."""
 MAX_AT_ONCE = 8
@@ -103,14 +105,14 @@ class Predictor:
         self.top_k = top_k
         self.workers = workers or cores()
         self.at_once = 1
-        if threads is None and engines.pick_device(device) == "cpu":
+        self._side = None if model_file.preprocess.fit == "shorter" else model_file.preprocess.input_size
+        if threads is None and self._side and engines.pick_device(device) == "cpu":
             self.at_once = min(cores(), MAX_AT_ONCE)
             threads = cores() // self.at_once
         self.engine = engines.load(model_file, engine, precision, device, threads)
         self.threshold = threshold
         self._task = task_of(model_file)
         self._read = self._task.fast_reader(model_file.preprocess)
-        self._side = model_file.preprocess.input_size
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Prediction]:
         """One prediction for each image, in order; a single image gives a list of one."""
@@ -131,8 +133,9 @@ class Predictor:
             while True:
                 while len(ahead) < self.batches_ahead and (batch := list(islice(queue, self.batch_size))):
                     size = size or len(batch)
-                    images = np.zeros((size, self._side, self._side, 3), np.uint8)
-                    decoded = [decoding.submit(self._decode, *pair) for pair in zip(batch, images, strict=False)]
+                    images = np.zeros((size, self._side, self._side, 3), np.uint8) if self._side else None
+                    places = [None] * len(batch) if images is None else images
+                    decoded = [decoding.submit(self._decode, *pair) for pair in zip(batch, places, strict=False)]
                     ahead.append(running.submit(self._finish, batch, images, decoded))
                 if not ahead:
                     return
@@ -150,34 +153,39 @@ class Predictor:
         """
         return self.at_once + 1 + -(-2 * self.workers // self.batch_size)
 
-    def _decode(self, picture: Picture, place: UInt8[np.ndarray, "h w 3"]) -> Frame | BadImage | None:
-        """Fills the picture's place in its batch. Returns where in it a detector's image lies; or why it cannot."""
+    def _decode(self, picture: Picture, place: UInt8[np.ndarray, "h w 3"] | None) -> Decoded | BadImage:
+        """Fills the picture's place in its batch, where all are of one size; or why it cannot."""
         try:
             pixels, frame = self._read(picture)
         except BadImage as error:
             return error
-        if pixels.shape[1:] != place.shape[:2]:
-            pixels = on_canvas(pixels, *place.shape[:2])
+        if place is None:
+            return frame, pixels
         place[:] = pixels.permute(1, 2, 0).numpy()
-        return frame
+        return frame, None
 
     def _finish(
         self,
         batch: list[Picture],
-        images: UInt8[np.ndarray, "b h w 3"],
-        decoded: list[Future[Frame | BadImage | None]],
+        images: UInt8[np.ndarray, "b h w 3"] | None,
+        decoded: list[Future[Decoded | BadImage]],
     ) -> list[Prediction]:
         """Waits for the decoding threads and runs the engine.
 
         On as many images as in the first batch, though some be bad or missing: engines compile for the sizes they meet.
+        Images of many sizes run as evaluation has them: the good ones, with margins up to the largest.
         """
         read = [future.result() for future in decoded]
         paths = [str(picture) if isinstance(picture, str | Path) else "" for picture in batch]
-        good = [place for place, one in enumerate(read) if not isinstance(one, BadImage)]
+        good = {place: one for place, one in enumerate(read) if not isinstance(one, BadImage)}
         predictions = [Prediction(path, (), (), str(one)) for path, one in zip(paths, read, strict=True)]
         if good:
-            outputs = self.engine(torch.from_numpy(images).permute(0, 3, 1, 2))[good]
-            found = self._found(outputs, [read[place] for place in good])
+            if images is None:
+                outputs = self.engine(stack([pixels for _, pixels in good.values() if pixels is not None]))
+            else:
+                outputs = self.engine(torch.from_numpy(images).permute(0, 3, 1, 2))
+                outputs = outputs if len(good) == len(outputs) else outputs[list(good)]
+            found = self._found(outputs, [frame for frame, _ in good.values()])
             for place, result in zip(good, found, strict=True):
                 predictions[place] = replace(result, path=paths[place])
         return predictions

@@ -10,6 +10,7 @@ import numpy as np
 
 from .data.coco import MEDIUM, NOTHING, SMALL, Scenes, is_coco, open_coco
 from .data.decode import BadImage, decode
+from .data.frames import open_as
 from .data.loader import draw_some
 from .data.sources import Source, Split, duplicates, open_source
 
@@ -71,7 +72,7 @@ def _of_scenes(scenes: Scenes, seed: int) -> _Part:
     )
     drawn = sorted(random.Random(seed).sample(usable, min(SAMPLED, len(usable))))
     sizes, bad = _look(drawn, lambda place: scenes.images[place])
-    other = {place: size for place, size in sizes.items() if size != tuple(scenes.sizes[place].tolist())}
+    other = {place: size for place, size in sizes.items() if not _is_of_size(scenes, place, size)}
     problems = _unusable(bad, drawn, len(usable), lambda place: scenes.images[place].name)
     if other:
         place, (height, width) = next(iter(other.items()))
@@ -93,6 +94,18 @@ def _of_scenes(scenes: Scenes, seed: int) -> _Part:
         **_sizes(scenes.sizes[usable]),
     }
     return _Part(facts, labels, problems)
+
+
+def _is_of_size(scenes: Scenes, place: int, seen: tuple[int, int]) -> bool:
+    """Whether an image, upright or as it is stored, is of the size that its annotations are for."""
+    height, width = scenes.sizes[place].tolist()
+    if seen == (height, width):
+        return True
+    try:
+        open_as(scenes.images[place], (height, width))
+    except BadImage:
+        return False
+    return True
 
 
 def _of_images(split: Split, seed: int) -> _Part:

@@ -175,6 +175,13 @@ def test_regions_of_crowds_are_left_out():
     assert in_crowd(boxes, crowd[:0]).tolist() == [False] * 3
 
 
+def test_a_picture_of_a_crowd_alone_has_a_loss():
+    model = detector("mask_rcnn").train()
+    nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, SIDE, SIDE, dtype=torch.uint8)
+    target = Target(nothing[0], nothing[1], torch.tensor([[-SIDE, -SIDE, 2.0 * SIDE, 2.0 * SIDE]]), nothing[2])
+    assert model(torch.randn(1, 3, SIDE, SIDE), [target]).isfinite()
+
+
 def test_share_within():
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 15, 15], [20, 20, 30, 30]])
     assert share_within(boxes, torch.tensor([[0.0, 0, 10, 10]]))[:, 0].tolist() == [1.0, 0.25, 0.0]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -17,8 +18,10 @@ import shvit
 from conftest import tiny_architecture, write_coco
 from shvit import engines
 from shvit.data.coco import open_coco
+from shvit.data.frames import read_whole
+from shvit.data.loader import stack
 from shvit.data.transforms import Preprocess
-from shvit.draw import draw
+from shvit.draw import draw, legible
 from shvit.evaluate import evaluate
 from shvit.modelfile import ModelFile
 from shvit.tasks.detect import Detect
@@ -208,6 +211,13 @@ def test_a_run_of_before_a_setting_was_there_is_gone_on_with(start, tmp_path):
         train(data, out=tmp_path / "run", settings={"eval_every": 2}, device="cpu", workers=0, resume=True)
 
 
+def test_fresh_norms_are_not_frozen(tmp_path):
+    data = squares(tmp_path / "data", 4)
+    with pytest.raises(shvit.InputError, match=r"coco_1x leaves BatchNorms as they are .* shvit_s1 are fresh"):
+        train(data, "shvit_s1", "coco_1x", tmp_path / "run", task="detect", device="cpu", workers=0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_norms_stay_frozen(start, tmp_path):
     data = squares(tmp_path / "data", 4)
     begin(data, start, tmp_path / "run", frozen_norms=True, ema=0.0)
@@ -311,8 +321,22 @@ def test_shorter_sides_go_through_all_verbs(run, start, tmp_path):
     assert "at 192x192" in run("info", best)[1]
     assert run("eval", best, data, "--workers", 0)[0] == 0
     assert run("predict", best, data / "val2017")[0] == 0
+    model, picture = shvit.load(best), data / "val2017" / "000000.png"
+    predictor = shvit.Predictor(model, "torch", "fp32", "cpu", threshold=0.0)
+    wide = np.asarray(Image.open(picture))[:20]  # together with the other, it gets margins as in evaluation
+    for pictures in ([picture], [picture, wide], [picture, "missing.png", wide]):
+        canvas = stack([read_whole(one, model.preprocess)[0] for one in pictures if not isinstance(one, str)])
+        expected = predictor.engine(canvas)[:, :, 4:].flatten(1).max(1).values
+        scores = [found.scores[0] for found in predictor(pictures) if found.error is None]
+        assert scores == pytest.approx(expected.tolist(), abs=1e-6)
     code, _, errors = run("predict", best, data / "val2017", "--engine", "onnx")
     assert (code, "fit shorter run on torch, not on onnx" in errors) == (2, True)
+
+
+def test_names_that_no_font_here_has_are_numbers():
+    assert legible(("Äpfel", "кот")) == {"Äpfel": "Äpfel", "кот": "кот"}
+    with pytest.warns(shvit.errors.Notice, match="pictures have the numbers of 1 classes, .*: class 2 is 猫"):
+        assert legible(("dog", "猫")) == {"dog": "dog", "猫": "class 2"}
 
 
 def test_long_pictures_are_drawn(start, tmp_path):
@@ -329,3 +353,6 @@ def test_recipes():
     few = fit(small(), 16)
     assert few.batch_size == 4
     assert few.effective_rate == pytest.approx(small().effective_rate / 2)
+    for batch, share in ((4, 1 / 2), (64, 2)):  # named or chosen, a batch has its own rate
+        named = fit(replace(small(), batch_size=batch), 10_000, frozenset({"batch_size"}))
+        assert named.effective_rate == pytest.approx(share * small().effective_rate)

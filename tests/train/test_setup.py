@@ -31,11 +31,12 @@ def test_a_network_without_convolutions_of_stride():
 def test_a_cpu_learns_in_bf16_only_where_its_gradients_are_right(monkeypatch):
     monkeypatch.setattr(setup, "has_bf16", lambda device: True)
 
-    def start(size: int) -> ModelFile:
-        return ModelFile(tiny_architecture().build(), ("dark", "light"), Preprocess(size))
+    def start(size: int, fit: str = "crop") -> ModelFile:
+        return ModelFile(tiny_architecture().build(), ("dark", "light"), Preprocess(size, fit=fit))
 
     assert setup.picks_training_precision(Recipe(), "cpu", start(64)) == "bf16"
     assert setup.picks_training_precision(Recipe(), "cpu", start(32)) == "fp32"
+    assert setup.picks_training_precision(Recipe(), "cpu", start(90, "shorter")) == "bf16"
     assert setup.picks_training_precision(Recipe(precision="fp32"), "cpu", start(64)) == "fp32"
     with pytest.raises(InputError, match="with images of 32 pixels this network has a map that is narrower than"):
         setup.picks_training_precision(Recipe(precision="bf16"), "cpu", start(32))

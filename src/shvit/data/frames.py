@@ -57,13 +57,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Marks:
-    """What is to be learnt from one image, in pixels of the network's input."""
+    """What is to be learnt from one image, in pixels of the network's input.
 
-    boxes: Float[Tensor, "n 4"]
-    labels: Int64[Tensor, " n"]
-    crowds: Float[Tensor, "m 4"]
+    Arrays, since each tensor that a worker sends holds a file descriptor open.
+    """
+
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int64[np.ndarray, " n"]
+    crowds: Float[np.ndarray, "m 4"]
     """Boxes of regions of many objects."""
-    masks: UInt8[Tensor, "n h w"] | None = None
+    masks: UInt8[np.ndarray, "n h w"] | None = None
 
 
 @dataclass(frozen=True)
@@ -203,10 +206,10 @@ def marks_of(objects: Objects, frame: Frame, size: tuple[int, int], masks: bool)
     kept = np.flatnonzero(visible & ~crowd)
     drawn = [rasterised(objects.segments[int(place)], frame, size) for place in kept] if masks else []
     return Marks(
-        torch.from_numpy(inside[kept]),
-        torch.from_numpy(objects.labels[kept]),
-        torch.from_numpy(inside[visible & crowd]),
-        torch.from_numpy(np.stack([np.zeros(size, np.uint8), *drawn])[1:]) if masks else None,
+        inside[kept],
+        objects.labels[kept],
+        inside[visible & crowd],
+        np.stack([np.zeros(size, np.uint8), *drawn])[1:] if masks else None,
     )
 
 
@@ -245,10 +248,11 @@ def _resized(image: Opened, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
 
 def _mirrored(marks: Marks, width: int) -> Marks:
     boxes, crowds = (
-        torch.stack([width - given[:, 2], given[:, 1], width - given[:, 0], given[:, 3]], 1)
+        np.stack([width - given[:, 2], given[:, 1], width - given[:, 0], given[:, 3]], 1)
         for given in (marks.boxes, marks.crowds)
     )
-    return Marks(boxes, marks.labels, crowds, None if marks.masks is None else marks.masks.flip(2))
+    masks = None if marks.masks is None else np.ascontiguousarray(marks.masks[:, :, ::-1])
+    return Marks(boxes, marks.labels, crowds, masks)
 
 
 def _round_up(side: int) -> int:

@@ -287,7 +287,7 @@ def lost_workers_told() -> Iterator[None]:
 def collate(items: list[tuple[Tensor, Any, Key] | tuple[str, Key]]) -> Batch:
     good = [item for item in items if len(item) == 3]
     bad = {key[1]: reason for item in items if len(item) == 2 for reason, key in [item]}
-    images = _stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+    images = stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     view = items[0][-1][0] if items else 0
     targets: Any = [target for _, target, _ in good]
     if all(isinstance(target, int) for target in targets):
@@ -295,7 +295,7 @@ def collate(items: list[tuple[Tensor, Any, Key] | tuple[str, Key]]) -> Batch:
     return Batch(images, targets, [key[1] for *_, key in good], bad, view)
 
 
-def _stack(images: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
+def stack(images: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
     """In channels_last, as readers give them and networks want them; in a worker, where the main process sees it.
 
     Images of different sizes get margins, at the right and below.

@@ -57,6 +57,8 @@ class Heads(RoIHeads):
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
         for label, boxes, crowds in zip(labels, proposals, self.crowds, strict=False):
             label[(label == 0) & in_crowd(boxes, crowds)] = IGNORED
+            if (label == IGNORED).all():
+                label[-1:] = 0  # the least certain region: of none at all the loss would be no number
         return matched, labels
 
 

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
@@ -73,7 +74,7 @@ class Detect:
 
     def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], list[Target]]:
         marked: list[Marks] = batch.targets
-        return images, [Target(one.boxes, one.labels, one.crowds, one.masks).to(images.device) for one in marked]
+        return images, [_target(one).to(images.device) for one in marked]
 
     def loss(self, network: Any, images: Float[Tensor, "b 3 h w"], targets: list[Target]) -> Float[Tensor, ""]:
         return network(images, targets)
@@ -114,13 +115,19 @@ class Detect:
         self, outputs: Float[Tensor, "b found values"], frames: Sequence[Frame], threshold: float = THRESHOLD
     ) -> list[Detections]:
         """The objects in each image, from what the network gives; their scores are `threshold` at least."""
-        return [self._found(*pair, threshold) for pair in zip(outputs.cpu(), frames, strict=False)]
+        return [self._found(*pair, threshold) for pair in zip(outputs, frames, strict=False)]
 
     def _found(self, outputs: Float[Tensor, "anchors 4+classes"], frame: Frame, threshold: float) -> Detections:
         scores = outputs[:, 4:]
         anchors, labels = (scores >= threshold).nonzero(as_tuple=True)
         certain, best = scores[anchors, labels].topk(min(CANDIDATES, len(labels)))
-        boxes, labels = frame.to_image(outputs[anchors[best], :4]), labels[best]
+        boxes, certain, labels = outputs[anchors[best], :4].cpu(), certain.cpu(), labels[best].cpu()
+        boxes = frame.to_image(boxes)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[:, 0]
         kept = inside[batched_nms(boxes[inside], certain[inside], labels[inside], OVERLAP)[:LIMIT]]
         return Detections(boxes[kept], certain[kept], labels[kept])
+
+
+def _target(marks: Marks) -> Target:
+    boxes, labels, crowds = (torch.from_numpy(part) for part in (marks.boxes, marks.labels, marks.crowds))
+    return Target(boxes, labels, crowds, None if marks.masks is None else torch.from_numpy(marks.masks))

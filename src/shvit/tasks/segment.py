@@ -41,6 +41,7 @@ class Segment(Detect):
         return outputs[..., 4]
 
     def _found(self, outputs: Float[Tensor, "100 790"], frame: Frame, threshold: float) -> Detections:
+        outputs = outputs.cpu()
         boxes = frame.to_image(outputs[:, :4])
         kept = (outputs[:, 4] >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         rows = outputs[kept]

@@ -463,7 +463,7 @@ def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> Recipe:
     steps = max(1, images // batch) * recipe.epochs
     changes: dict[str, Any] = {
         "batch_size": batch,
-        "rate": recipe.rate * math.sqrt(batch / recipe.batch_size),
+        "rate": recipe.rate * math.sqrt(batch / small().batch_size),
         "rate_batch": batch,
         "warmup_epochs": min(recipe.warmup_epochs, 0.1 * recipe.epochs),
         "ema": recipe.ema and min(recipe.ema, 1 - 1 / max(10.0, 0.02 * steps)),

@@ -302,11 +302,16 @@ def _detector(task: str, model: str, source: CocoSource, recipe: Recipe) -> Mode
         architecture = replace(trained.architecture, num_classes=count, detector=kind, distilled=False)
         network = onto_detector(trained.model, architecture, fresh_head=trained.classes != source.classes)
         known = trained.preprocess
+    elif recipe.frozen_norms:
+        raise InputError(
+            f"recipe {recipe.name} leaves BatchNorms as they are (frozen_norms), and those of {model} are fresh, which "
+            "would hold its blocks at zero: --model must be a trained file or published weights"
+        )
     else:
         network = Architecture(model, count, detector=kind).build()
         known = default_preprocess(network)
-    size = recipe.image_size or known.image_size
-    preprocess = replace(known, image_size=size, fit="shorter" if recipe.shorter_side else "whole")
+    size, fit = recipe.image_size or known.image_size, "shorter" if recipe.shorter_side else "whole"
+    preprocess = replace(known, image_size=size, crop=1.0, interpolation="bilinear", fit=fit)
     check_fit(preprocess)
     cost(network, (COARSEST, COARSEST))  # refuses what timm's model cannot take
     return ModelFile(network, source.classes, preprocess, task)

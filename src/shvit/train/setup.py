@@ -12,6 +12,7 @@ from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 
+from ..data.transforms import COARSEST
 from ..engines.torch import has_bf16
 from ..errors import InputError
 from ..model.architecture import Model
@@ -56,6 +57,8 @@ def picks_training_precision(recipe: Recipe, device: str, start: ModelFile) -> s
         InputError: The recipe says bf16 all the same.
     """
     precision, size = picks_precision(recipe, device), start.preprocess.image_size
+    if start.preprocess.fit == "shorter":
+        size = COARSEST  # the longest strip of an image may be as narrow
     if precision != "bf16" or torch.device(device).type != "cpu" or not steps_over_maps(start.model, size):
         return precision
     if recipe.precision == "bf16":
