@@ -98,10 +98,11 @@ def test_core_ml_has_the_raw_outputs(tmp_path):
 
 
 @pytest.mark.slow
-def test_int8_is_held_to_average_precision(tmp_path):
+@pytest.mark.parametrize(("task", "predictor"), [("detect", "cls_logits/"), ("segment", "mask_fcn_logits/")])
+def test_int8_is_held_to_average_precision(tmp_path, task, predictor):
     skip_without("openvino")
     source = open_coco(write_coco(tmp_path / "data"))
-    model = replace(detector("detect"), classes=("tree", "cat", "c"))
+    model = replace(detector(task), classes=("tree", "cat", "c"))
     report = export(model, "openvino", tmp_path / "m.xml", "int8", source=source, max_drop=100)
     floor = report["floor"]
     assert floor["metric"] == "AP"
@@ -111,9 +112,7 @@ def test_int8_is_held_to_average_precision(tmp_path):
     exported = shvit.load(tmp_path / "m.xml")
     assert exported.precision == "int8"
     heads = engines.openvino.core().read_model(tmp_path / "m.xml").get_ops()
-    predictors = [
-        node for node in heads if "cls_logits/" in node.get_friendly_name() and "Conv" in node.get_type_name()
-    ]
+    predictors = [node for node in heads if predictor in node.get_friendly_name() and "Conv" in node.get_type_name()]
     assert predictors
     assert not any("FakeQuantize" in node.input_value(0).get_node().get_type_name() for node in predictors)
 

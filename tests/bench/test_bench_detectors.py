@@ -41,7 +41,7 @@ def test_engines_without_regions_are_left_out():
     request = settle(Request(("shvit_s1",), ("executorch",), image_sizes=(64,), task="segment"))
     cases, omitted = plan(request, {"shvit_s1": open_model("shvit_s1", 64, "segment")})
     assert {case.part for case in cases} == {BACKBONE}
-    expected = "models of task segment run on onnx (fp32), openvino (fp32), torch (fp32)"
+    expected = "models of task segment run on onnx (fp32), openvino (fp32, int8), torch (fp32)"
     assert {row.reason for row in omitted} == {expected}
 
 

@@ -36,7 +36,7 @@ RUN_DETECTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "executorch": ("fp32",),
         "coreml": ("fp16", "fp32"),
     },
-    "segment": {"onnx": ("fp32",), "openvino": ("fp32",), "torch": ("fp32",)},
+    "segment": {"onnx": ("fp32",), "openvino": ("fp32", "int8"), "torch": ("fp32",)},
 }
 """The engines that run these tasks' networks, and the precisions: bf16 only where boxes are computed in fp32 all the
 same, and which regions there are must not hang on rounding."""
@@ -48,7 +48,7 @@ WRITE_DETECTORS: dict[str, dict[str, tuple[str, ...]]] = {
         "executorch": ("fp32",),
         "coreml": ("fp16", "fp32"),
     },
-    "segment": {"onnx": ("fp32",), "openvino": ("fp32", "fp16")},
+    "segment": {"onnx": ("fp32",), "openvino": ("fp32", "fp16", "int8")},
 }
 """The formats that these tasks' networks are written in, the default precision first: torch.export, and so the other
 formats, cannot follow a number of regions that hangs on what is seen."""
