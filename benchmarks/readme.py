@@ -245,9 +245,9 @@ def learn() -> str:
     minutes = [pair[start]["seconds"] / 60 for pair in result["pairs"] for start in ("trained", "fresh")]
     lines = [
         "S1 as RetinaNet on the 215 training images of coco421, judged on its 206 validation images, with a backbone",
-        f"trained on imagenette160 and from fresh weights (`{flags}`; {max(minutes):.0f} minutes a run, on "
-        f"{result['threads']} cores of",
-        f"{hardware_in_words(result['hardware'])}):",
+        "trained on imagenette160 and from fresh weights",
+        f"(`{flags}`;",
+        f"{max(minutes):.0f} minutes a run, on {result['threads']} cores of {hardware_in_words(result['hardware'])}):",
         "",
         "| seed | AP50, trained backbone | AP50, fresh weights | AP, trained | AP, fresh |",
         "|---|---|---|---|---|",

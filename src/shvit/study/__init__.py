@@ -1,0 +1,1 @@
+"""The paper's analyses, as tools for its networks and for others."""

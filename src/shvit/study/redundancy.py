@@ -1,0 +1,123 @@
+"""Are attention heads redundant? How alike their maps are, and what accuracy is left when some are switched off.
+
+Source: Yun and Ro, "SHViT" (CVPR 2024), section 2.2 and its supplementary tables.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .heads import AttentionLayer, Maps, watching, without
+
+Batches = Iterable[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]
+"""Images as the network takes them, and their labels; gone through more than once."""
+Told = Callable[[str, int, int], None]
+"""What is done now, and how many of how many passes were done before."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What was found of one layer; each tuple has an entry for each head."""
+
+    layer: str
+    similarity: tuple[float, ...]
+    """Mean cosine similarity, from 0 to 1, of the head's attention map with those of the others; empty for one head."""
+    without: tuple[float, ...]
+    """Top-1 where the head alone is switched off."""
+    alone: tuple[float, ...]
+    """Top-1 where all other heads of the layer are."""
+
+
+@dataclass(frozen=True)
+class Redundancy:
+    """Of a network."""
+
+    top1: float
+    """With all heads."""
+    images: int
+    layers: tuple[Heads, ...]
+
+    @property
+    def mean_similarity(self) -> tuple[float | None, ...]:
+        """Of each layer; None where it has one head."""
+        found = [layer.similarity for layer in self.layers]
+        return tuple(sum(heads) / len(heads) if heads else None for heads in found)
+
+    def importance(self, layer: int) -> tuple[float, ...]:
+        """Points of top-1 that each head's absence costs: the paper's measure of how much it matters."""
+        return tuple(100 * (self.top1 - top1) for top1 in self.layers[layer].without)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "mean_similarity": self.mean_similarity}
+
+
+def redundancy(
+    network: nn.Module,
+    layers: Sequence[AttentionLayer],
+    batches: Batches,
+    told: Told = lambda what, done, total: None,
+) -> Redundancy:
+    """Every head of every layer, on these images: 1 + twice the heads' number of passes over them.
+
+    Args:
+        network: In evaluation mode, from images to logits.
+    """
+    alike = _Similarity()
+    variants = [(layer, kept) for layer in layers if layer.heads > 1 for kept in _variants(layer.heads)]
+    total = len(variants) + 1
+    told("attention maps", 0, total)
+    with watching(layers, alike.add):
+        right, images = count_right(network, batches)
+    top1 = {(layer, kept): right / images for layer in layers for kept in [frozenset(range(layer.heads))]}
+    for done, (layer, kept) in enumerate(variants, 1):
+        told(f"{layer.name} with {len(kept)} of {layer.heads} heads", done, total)
+        with without({layer: set(range(layer.heads)) - kept}):
+            top1[layer, kept] = count_right(network, batches)[0] / images
+    found = []
+    for layer in layers:
+        every = frozenset(range(layer.heads))
+        switched_off = [top1[layer, every - {head}] for head in every] if layer.heads > 1 else []
+        left = [top1[layer, frozenset({head})] for head in every]
+        found.append(Heads(layer.name, alike.of(layer), tuple(switched_off), tuple(left)))
+    return Redundancy(right / images, images, tuple(found))
+
+
+@torch.inference_mode()
+def count_right(network: nn.Module, batches: Batches) -> tuple[int, int]:
+    """How many images the network labels rightly, and how many there are."""
+    right = images = 0
+    for inputs, labels in batches:
+        right += int((network(inputs).argmax(1) == labels).sum())
+        images += len(labels)
+    return right, images
+
+
+def _variants(heads: int) -> Collection[frozenset[int]]:
+    """The sets of heads to keep: all but one, and one alone; of two heads these are the same."""
+    every = frozenset(range(heads))
+    return dict.fromkeys([*(every - {head} for head in every), *(frozenset({head}) for head in every)])
+
+
+class _Similarity:
+    """Adds up, image by image, how alike the maps of each pair of heads are."""
+
+    def __init__(self) -> None:
+        self._sums: dict[AttentionLayer, Float[Tensor, "heads heads"]] = {}
+        self._images: dict[AttentionLayer, int] = {}
+
+    def add(self, layer: AttentionLayer, maps: Maps) -> None:
+        flat = nn.functional.normalize(maps.detach().flatten(2).double(), dim=2)
+        pairs = (flat @ flat.transpose(1, 2)).sum(0)
+        self._sums[layer] = self._sums.get(layer, torch.zeros_like(pairs)) + pairs
+        self._images[layer] = self._images.get(layer, 0) + len(maps)
+
+    def of(self, layer: AttentionLayer) -> tuple[float, ...]:
+        """Of each head with the others, a mean over these and the images."""
+        if layer.heads == 1 or layer not in self._sums:
+            return ()
+        pairs = self._sums[layer] / self._images[layer]
+        return tuple(((pairs.sum(1) - pairs.diagonal()) / (layer.heads - 1)).tolist())
