@@ -9,6 +9,7 @@ from pathlib import Path
 from shvit.bench.report import hardware_in_words
 
 ROOT = Path(__file__).parents[1]
+AVX2_RATIO = "cpu_ratio_amd-epyc-2core_2026-11-22.json"
 
 
 def latest(what: str) -> dict:
@@ -50,7 +51,9 @@ def cpu_ratio() -> str:
     for pair in dict.fromkeys(key[:2] for key in ratios):
         cells = [f"{ratios[*pair, model, batch]:.2f}" for model in ("shvit_s1", "shvit_s4") for batch in (16, 1)]
         lines.append(f"| {' | '.join([*pair, *cells])} |")
-    return "\n".join(lines)
+    older = json.loads((ROOT / "results" / AVX2_RATIO).read_text())
+    found = [f"{row['ratio']:.2f}" for row in older["rows"] if row["precision"] == "int8"]
+    return "\n".join([*lines, "", f"On a processor with AVX2 alone int8 had {', '.join(found)}, in the same order."])
 
 
 def predict() -> str:
