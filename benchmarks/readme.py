@@ -6,6 +6,7 @@ python benchmarks/readme.py
 import json
 from pathlib import Path
 
+from shvit.bench.peers import PAPER_BACKBONES
 from shvit.bench.report import hardware_in_words
 
 ROOT = Path(__file__).parents[1]
@@ -231,7 +232,7 @@ def by_heart() -> str:
         f"S1 on {len(result['photographs'])} photographs of coco421 with {result['objects']} objects of "
         f"{result['classes']} classes, none of them small, learnt by heart at 128 pixels",
         f"from a backbone trained on imagenette160 (`benchmarks/detection.py`), on {result['threads']} cores of "
-        f"{result['hardware']['processor']}:",
+        f"{hardware_in_words(result['hardware'])}:",
         "",
         "| task | AP50 of boxes | AP50 of masks | minutes |",
         "|---|---|---|---|",
@@ -304,12 +305,14 @@ def speed() -> str:
         "",
         "| engine | ResNet-50 | MobileNetV3-Large |",
         "|---|---|---|",
-        f"| in the paper (PyTorch, traced) | {19.0 / 5.0:.2f} | {7.5 / 5.0:.2f} |",
     ]
-    for engine in sorted({key[1] for key in times if key[0] == "backbone"}):
-        s4 = times["backbone", engine, "shvit_s4"][16]
-        others = [times["backbone", engine, f"timm/{name}"][16] / s4 for name in ("resnet50", "mobilenetv3_large_100")]
-        lines.append(f"| {engine} | {others[0]:.2f} | {others[1]:.2f} |")
+    backbones = {"in the paper (PyTorch, traced)": {model: cpu for model, (_, cpu) in PAPER_BACKBONES.items()}}
+    for part, engine, model in sorted(times):
+        if part == "backbone":
+            backbones.setdefault(engine, {})[model] = times[part, engine, model][16]
+    for engine, took in backbones.items():
+        cells = [f"{took[f'timm/{name}'] / took['shvit_s4']:.2f}" for name in ("resnet50", "mobilenetv3_large_100")]
+        lines.append(f"| {' | '.join([engine, *cells])} |")
     return "\n".join(lines)
 
 

@@ -43,20 +43,17 @@ def test_a_cpu_learns_in_bf16_only_where_its_gradients_are_right(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [64, 96])
-def test_gradients_in_bf16_are_near_those_in_fp32_whatever_was_in_memory(size):
+def test_elsewhere_gradients_in_bf16_are_numbers_whatever_was_in_memory(size):
     model = Architecture("shvit_s1", 4).build().train().to(memory_format=torch.channels_last)
+    assert not setup.steps_over_maps(model, size)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.5)
     images = torch.randn(4, 3, size, size).contiguous(memory_format=torch.channels_last)
-    gradients = {}
-    for enabled in (False, True):
-        noise = [torch.full((2**power,), torch.nan) for power in range(2, 18) for _ in range(20)]
-        del noise
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = model(images).float().logsumexp(1).sum()
-        names, parameters = zip(*model.named_parameters(), strict=True)
-        gradients[enabled] = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
-    for name, exact in gradients[False].items():
-        assert gradients[True][name].isfinite().all(), name
-        assert exact.isfinite().all(), name
+    noise = [torch.full((2**power,), torch.nan) for power in range(2, 18) for _ in range(20)]
+    del noise
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images).float().logsumexp(1).sum()
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
