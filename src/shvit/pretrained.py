@@ -17,7 +17,7 @@ from .errors import InputError
 from .model.architecture import TIMM_PREFIX, Architecture, Model, variant_config
 from .model.config import VARIANTS
 from .model.detector import Detector
-from .model.peer import TimmModel, pretrained_cfg
+from .model.peer import TimmModel, named_arguments, pretrained_cfg
 from .modelfile import ModelFile, ModelFileError
 from .modelfile import load as load_file
 
@@ -252,7 +252,8 @@ def _from_timm_hub(name: str) -> ModelFile:
     assert isinstance(model, TimmModel)
     try:
         with _quiet_hub():
-            model.network = timm.create_model(short, pretrained=True)
+            base, arguments = named_arguments(short)
+            model.network = timm.create_model(base, pretrained=True, **arguments)
     except Exception as error:  # as in `_fetch`
         source = f"{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
         raise ModelFileError(

@@ -1,5 +1,6 @@
 """timm's models behind the interface of SHViT: the peers it is compared with, and the teachers it learns from."""
 
+import ast
 from collections import Counter
 from typing import Any
 
@@ -16,8 +17,10 @@ from ..errors import InputError
 class TimmModel(nn.Module):
     """Any classification model of timm, by timm's own name.
 
+    Arguments of timm's may follow the name: `swin_tiny_patch4_window7_224:embed_dim=48:img_size=160`.
+
     Raises:
-        InputError: timm knows no such model.
+        InputError: timm knows no such model, or does not take these arguments.
     """
 
     architecture: Any = None
@@ -27,8 +30,15 @@ class TimmModel(nn.Module):
 
         super().__init__()
         pretrained_cfg(name)
+        base, self._arguments = named_arguments(name)
         self.in_channels = in_channels
-        self.network = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
+        try:
+            self.network = timm.create_model(base, num_classes=num_classes, in_chans=in_channels, **self._arguments)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            if not self._arguments:
+                raise
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"timm's {base} takes no {name.partition(':')[2]}: {reason}") from None
 
     @property
     def maps(self) -> list[tuple[int, int]]:
@@ -41,7 +51,7 @@ class TimmModel(nn.Module):
     @property
     def image_size(self) -> int:
         """Side of the images that the network was designed for, in pixels."""
-        return int(self.pretrained_cfg["input_size"][-1])
+        return int(self._arguments.get("img_size", self.pretrained_cfg["input_size"][-1]))
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -72,10 +82,31 @@ class TimmModel(nn.Module):
         return self
 
 
+def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
+    """The name before the first colon, and what follows it, as `create_model` of timm takes it.
+
+    Raises:
+        InputError: What follows is not KEY=VALUE with a plain Python value.
+    """
+    base, *rest = name.split(":")
+    arguments: dict[str, Any] = {}
+    for part in rest:
+        key, _, value = part.partition("=")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise InputError(
+                f"{name!r}: behind the name of timm's model come arguments of timm's, each as :KEY=VALUE with a number, "
+                f"True, False, a quoted text or a tuple, such as :img_size=160; got {part!r}"
+            ) from None
+    return base, arguments
+
+
 def pretrained_cfg(name: str) -> Any:
     """timm's record of the model `NAME` or `NAME.TAG`. Raises InputError where timm knows no such model or tag."""
     import timm
 
+    name, _ = named_arguments(name)
     base = name.partition(".")[0]
     if not timm.is_model(base):
         near = timm.list_models(f"*{base}*")[:3]
