@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 from .errors import InputError
-from .model.architecture import TIMM_PREFIX, Architecture
-from .model.config import VARIANTS
+from .model.architecture import Architecture, is_network
 from .model.cost import cost, stage_costs
 from .model.shvit import SHViT
 from .pretrained import load_model
@@ -16,7 +15,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
     """Costs of a variant, of one of timm's models, or of a model file; of a file also what its header says.
 
     Args:
-        name: `shvit_s1` to `shvit_s4`, `timm/NAME`, published weights, or a path.
+        name: `shvit_s1` to `shvit_s4`, `timm/NAME`, `study/NAME`, published weights, or a path.
         image_size: Side of the square images to count for, in pixels; default: the model's own.
 
     Returns:
@@ -29,7 +28,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
     if image_size is not None and image_size < 32:
         raise InputError(f"image_size must be at least 32 pixels, got {image_size}")
     header: dict[str, Any] = {}
-    if name in VARIANTS or name.startswith(TIMM_PREFIX):
+    if is_network(name):
         with torch.device("meta"):
             model = Architecture(name).build()
         own_size = model.image_size

@@ -14,7 +14,7 @@ from . import engines
 from .data.transforms import INTERPOLATIONS, Preprocess
 from .engines import Runnable
 from .errors import InputError
-from .model.architecture import TIMM_PREFIX, Architecture, Model, variant_config
+from .model.architecture import TIMM_PREFIX, Architecture, Model, is_network, variant_config
 from .model.config import VARIANTS
 from .model.detector import Detector
 from .model.peer import TimmModel, named_arguments, pretrained_cfg
@@ -169,10 +169,9 @@ def load_model(source: str | Path) -> ModelFile:
         return _published(name)
     if name.startswith(TIMM_PREFIX):
         return _from_timm_hub(name)
-    if name in VARIANTS and not Path(source).exists():
-        raise ModelFileError(
-            f"{name} is a network without weights: give a model file, or {name}.in1k for the published ones"
-        )
+    if is_network(name) and not Path(source).exists():
+        published = f", or {name}.in1k for the published ones" if name in VARIANTS else ""
+        raise ModelFileError(f"{name} is a network without weights: give a model file{published}")
     if not Path(source).exists() and not name.endswith(".safetensors"):
         allowed = ", ".join([*PUBLISHED_TOP1, f"{TIMM_PREFIX}NAME"])
         raise ModelFileError(f"{name}: no such file, and none of the names {allowed}")

@@ -286,6 +286,8 @@ def _supported(network: nn.Module) -> SHViT:
     """The network. Raises UnsupportedNetwork."""
     if not isinstance(network, SHViT):
         raise UnsupportedNetwork(f"they compute SHViT, not {type(network).__name__}")
+    if len(network.maps) != 3 or network.maps[0][1] != 16:
+        raise UnsupportedNetwork("they compute three stages after a stem of stride 16")
     if network.in_channels != 3:
         raise UnsupportedNetwork(f"they take images of 3 channels, not of {network.in_channels}")
     for block in network.modules():

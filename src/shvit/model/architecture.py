@@ -1,7 +1,9 @@
 """From a name to a network, and back to plain data that a file can hold."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import InputError
@@ -10,9 +12,13 @@ from .detector import Detector
 from .mask_rcnn import MaskRCNN
 from .peer import TimmModel
 from .retinanet import RetinaNet
-from .shvit import SHViT
+from .shvit import Mixer, SHViT, SingleHeadAttention
 
 TIMM_PREFIX = "timm/"
+FAMILIES = "shvit.networks"
+"""Entry points of installed packages, by which experiments bring networks of their own: FAMILY/NAME."""
+Family = Callable[[str], tuple[Config, Mixer]]
+"""NAME -> the sizes of an SHViT, and what mixes its tokens. Raises InputError for a name that it does not know."""
 Model = SHViT | TimmModel | Detector
 DETECTORS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
 
@@ -22,7 +28,8 @@ class Architecture:
     """Everything needed to build a network, but its weights.
 
     Raises:
-        InputError: The name is neither a variant nor `timm/NAME` and no sizes are given, or a size is impossible.
+        InputError: The name is no variant, `timm/NAME` or `FAMILY/NAME` and no sizes are given, or a size is
+            impossible.
     """
 
     name: str
@@ -44,7 +51,9 @@ class Architecture:
             if self.distilled:
                 raise InputError(f"only shvit's own variants have a distillation head, {self.name} has none")
         elif self.config is None:
-            object.__setattr__(self, "config", variant_config(self.name))
+            known = self.name in VARIANTS or "/" not in self.name
+            config = variant_config(self.name) if known else _of_family(self.name)[0]
+            object.__setattr__(self, "config", config)
 
     def build(self) -> Model:
         """The network with fresh weights; it carries this description as `.architecture`."""
@@ -52,7 +61,8 @@ class Architecture:
         if self.config is None:
             model = TimmModel(self.name.removeprefix(TIMM_PREFIX), logits, self.in_channels)
         else:
-            model = SHViT(self.config, logits, self.in_channels, self.distilled)
+            mixer = _of_family(self.name)[1] if "/" in self.name else SingleHeadAttention
+            model = SHViT(self.config, logits, self.in_channels, self.distilled, mixer)
         if self.detector:
             model = DETECTORS[self.detector](model, self.num_classes)
         model.architecture = self
@@ -67,7 +77,7 @@ class Architecture:
         try:
             config = data["config"]
             if config is not None:
-                config = Config(tuple(Stage(**stage) for stage in config["stages"]), config["image_size"])
+                config = Config(**{**config, "stages": tuple(Stage(**stage) for stage in config["stages"])})
             return cls(**{**data, "config": config})
         except (TypeError, KeyError) as error:
             raise InputError(f"not a description of a network: {error}") from None
@@ -80,6 +90,29 @@ def variant_config(name: str) -> Config:
     near = difflib.get_close_matches(name, VARIANTS, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise InputError(f"unknown model {name!r}: allowed are {', '.join(VARIANTS)} and {TIMM_PREFIX}NAME{hint}")
+
+
+def is_network(name: str) -> bool:
+    """Whether this names a network, not a file of weights: a variant, `timm/NAME` or `FAMILY/NAME`."""
+    return name in VARIANTS or name.startswith(TIMM_PREFIX) or name.partition("/")[0] in _families()
+
+
+def _of_family(name: str) -> tuple[Config, Mixer]:
+    """Sizes and mixer of `FAMILY/NAME`. Raises InputError where no installed package offers this family."""
+    prefix, _, rest = name.partition("/")
+    families = _families()
+    if prefix not in families:
+        offered = ", ".join(f"{family}/NAME" for family in families) or "none"
+        raise InputError(
+            f"unknown model {name!r}: allowed are {', '.join(VARIANTS)}, {TIMM_PREFIX}NAME, and of installed "
+            f"packages {offered}"
+        )
+    return families[prefix]()(rest)
+
+
+def _families() -> dict[str, Callable[[], Family]]:
+    """What loads each family that installed packages offer."""
+    return {point.name: point.load for point in entry_points(group=FAMILIES)}
 
 
 def list_models() -> list[str]:

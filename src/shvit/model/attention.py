@@ -39,14 +39,24 @@ class SingleHeadAttention(nn.Module):
 
         The keys lose their bias: it adds the same to all scores of a query, which softmax cancels.
         """
-        if not isinstance(self.qkv, nn.Conv2d) or self.qkv.bias is None or not self.norm.affine:
-            return self
-        weight, bias = self.qkv.weight.data, self.qkv.bias.data
-        bias += weight[:, :, 0, 0] @ self.norm.bias
-        weight *= self.norm.weight[:, None, None]
-        self.norm = nn.GroupNorm(1, self.attended, self.norm.eps, affine=False)
-        weight[: self.QUERY_CHANNELS] *= self.scale
-        bias[: self.QUERY_CHANNELS] *= self.scale
-        bias[self.QUERY_CHANNELS : 2 * self.QUERY_CHANNELS] = 0
-        self.scale = 1.0
+        if isinstance(self.qkv, nn.Conv2d) and self.norm.affine:
+            self.norm = fold_norm(self.norm, self.qkv)
+            fold_scale(self.qkv, self.QUERY_CHANNELS, self.scale)
+            self.scale = 1.0
         return self
+
+
+def fold_norm(norm: nn.GroupNorm, qkv: nn.Conv2d) -> nn.GroupNorm:
+    """The norm without scale and shift, which are now part of the 1x1 convolution that reads it."""
+    assert qkv.bias is not None
+    qkv.bias.data += qkv.weight.data[:, :, 0, 0] @ norm.bias
+    qkv.weight.data *= norm.weight[:, None, None]
+    return nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps, affine=False)
+
+
+def fold_scale(qkv: nn.Conv2d, queries: int, scale: float) -> None:
+    """Scaled scores from plain queries and keys, which the convolution makes in its first 2 x `queries` channels."""
+    assert qkv.bias is not None
+    qkv.weight.data[:queries] *= scale
+    qkv.bias.data[:queries] *= scale
+    qkv.bias.data[queries : 2 * queries] = 0

@@ -25,12 +25,18 @@ class Config:
     stages: tuple[Stage, ...]
     image_size: int = 224
     """Side of the square images that the network was designed for, in pixels; other sizes work too."""
+    stem: int = 4
+    """Convolutions of stride 2 before the first stage: 4 for maps 16 times smaller than the image."""
 
     def __post_init__(self) -> None:
         if not self.stages:
             raise InputError("an SHViT needs at least one stage, got none")
-        if self.stages[0].width % 8 or self.stages[0].width < 8:
-            raise InputError(f"the first stage's width must be a multiple of 8, got {self.stages[0].width}")
+        if not 1 <= self.stem <= 5:
+            raise InputError(f"a stem has 1 to 5 convolutions, got {self.stem}")
+        if self.stages[0].width % self.stem_divisor or self.stages[0].width < self.stem_divisor:
+            raise InputError(
+                f"the first stage's width must be a multiple of {self.stem_divisor}, got {self.stages[0].width}"
+            )
         for stage in self.stages:
             if not (1 <= stage.width <= MAX_WIDTH and 0 <= stage.depth <= MAX_DEPTH):
                 raise InputError(
@@ -38,6 +44,11 @@ class Config:
                 )
             if stage.attended is not None and not 0 < stage.attended < stage.width:
                 raise InputError(f"attended channels must lie between 1 and width - 1, got {stage}")
+
+    @property
+    def stem_divisor(self) -> int:
+        """How many times narrower the stem's first convolution is than the first stage."""
+        return 2 ** (self.stem - 1)
 
 
 VARIANTS: dict[str, Config] = {

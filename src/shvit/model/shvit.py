@@ -24,7 +24,6 @@ from .layers import (
 )
 
 MIN_SIDE = 32
-FIRST_STRIDE = 16
 Mixer = Callable[[int, int], nn.Module]
 """(width, attended channels) -> a module from (b, width, h, w) to the same shape."""
 
@@ -83,10 +82,10 @@ class SHViT(nn.Module):
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.maps = [(stage.width, FIRST_STRIDE << index) for index, stage in enumerate(config.stages)]
+        self.maps = [(stage.width, 2**config.stem << index) for index, stage in enumerate(config.stages)]
         """Channels and stride of each map that `features` gives."""
         self.image_size = config.image_size
-        self.stem = _stem(in_channels, config.stages[0].width)
+        self.stem = _stem(in_channels, config.stages[0].width, config.stem)
         self.stages = nn.ModuleList()
         width = config.stages[0].width
         for index, stage in enumerate(config.stages):
@@ -100,7 +99,7 @@ class SHViT(nn.Module):
         self.distillation_head = NormLinear(width, num_classes) if distilled else None
 
     def features(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b c h2 w2"]]:
-        """Maps after each stage, at strides 16, 32 and 64 (heights and widths round up).
+        """Maps after each stage, of the variants at strides 16, 32 and 64 (heights and widths round up).
 
         Raises:
             ValueError: The images have other channels than the network, or a side under 32 pixels.
@@ -137,9 +136,9 @@ class SHViT(nn.Module):
         return self
 
 
-def _stem(in_channels: int, width: int) -> nn.Sequential:
-    """Four 3x3 convolutions of stride 2, ReLU between them: 16 times fewer rows and columns."""
-    widths = [in_channels, width // 8, width // 4, width // 2, width]
+def _stem(in_channels: int, width: int, depth: int) -> nn.Sequential:
+    """3x3 convolutions of stride 2, each twice as wide as the one before, ReLU between them; four in the variants."""
+    widths = [in_channels, *(width >> halvings for halvings in reversed(range(depth)))]
     modules: list[nn.Module] = []
     for before, after in pairwise(widths):
         modules += [ConvNorm(before, after, 3, stride=2), nn.ReLU()]

@@ -1,0 +1,90 @@
+"""Token mixers that the paper compares with its own. Each takes and returns maps (b, width, h, w), and folds alike."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..model.attention import SingleHeadAttention, fold_norm, fold_scale
+from ..model.layers import ConvNorm
+
+QUERY_CHANNELS = SingleHeadAttention.QUERY_CHANNELS
+HEAD_CHANNELS = 32
+"""What a head of MultiHeadAttention has of the width, as near as it can be divided."""
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention over all channels; each head has 16 channels of queries and keys, as the single head has.
+
+    With one head it is the paper's design (b). Starts as zero, so that its residual starts as identity.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{width} channels cannot be divided among {heads} heads")
+        self.heads = heads
+        self.scale = QUERY_CHANNELS**-0.5
+        self.norm = nn.GroupNorm(1, width)
+        self.qkv = ConvNorm(width, 2 * heads * QUERY_CHANNELS + width)
+        self.act = nn.ReLU()
+        self.project = ConvNorm(width, width, norm_weight=0.0)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        queries = self.heads * QUERY_CHANNELS
+        qkv = self.qkv(self.norm(x)).flatten(2)  # b, channels, tokens
+        q, k, v = (part.unflatten(1, (self.heads, -1)) for part in qkv.split([queries, queries, x.shape[1]], dim=1))
+        return self.project(self.act(attend(q, k, v, self.scale).flatten(1, 2).view_as(x)))
+
+    def fold(self) -> nn.Module:
+        """The norm's scale and shift and the softmax scale move into the weights, as in the single head's `fold`."""
+        if isinstance(self.qkv, nn.Conv2d) and self.norm.affine:
+            self.norm = fold_norm(self.norm, self.qkv)
+            fold_scale(self.qkv, self.heads * QUERY_CHANNELS, self.scale)
+            self.scale = 1.0
+        return self
+
+
+class BottleneckAttention(nn.Module):
+    """The paper's design (a): a ResNet bottleneck whose 3x3 convolution is a single head, over `attended` channels."""
+
+    def __init__(self, width: int, attended: int) -> None:
+        super().__init__()
+        self.attended = attended
+        self.scale = QUERY_CHANNELS**-0.5
+        self.reduce = ConvNorm(width, attended)
+        self.qkv = ConvNorm(attended, 2 * QUERY_CHANNELS + attended)
+        self.act = nn.ReLU()
+        self.project = ConvNorm(attended, width, norm_weight=0.0)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        reduced = self.act(self.reduce(x))
+        q, k, v = self.qkv(reduced).flatten(2).split([QUERY_CHANNELS, QUERY_CHANNELS, self.attended], dim=1)
+        return self.project(self.act(attend(q, k, v, self.scale).view_as(reduced)))
+
+    def fold(self) -> nn.Module:
+        """The softmax scale moves into the weights, once."""
+        if isinstance(self.qkv, nn.Conv2d) and self.scale != 1.0:
+            fold_scale(self.qkv, QUERY_CHANNELS, self.scale)
+            self.scale = 1.0
+        return self
+
+
+def attend(
+    q: Float[Tensor, "*b c n"], k: Float[Tensor, "*b c n"], v: Float[Tensor, "*b c2 n"], scale: float
+) -> Float[Tensor, "*b c2 n"]:
+    """Attention of tokens that come last."""
+    scores = q.transpose(-2, -1) @ k
+    if scale != 1.0:
+        scores = scores * scale
+    return v @ torch.softmax(scores, -1).transpose(-2, -1)
+
+
+def multi_head(width: int, attended: int) -> nn.Module:
+    """As many heads as come nearest to 32 channels each; how many channels a single head would have does not matter."""
+    divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
+    return MultiHeadAttention(width, min(divisors, key=lambda heads: abs(heads - width / HEAD_CHANNELS)))
+
+
+def all_channels(width: int, attended: int) -> nn.Module:
+    """The paper's design (b): one head over all channels."""
+    return MultiHeadAttention(width, 1)
