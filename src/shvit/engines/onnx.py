@@ -106,19 +106,19 @@ class OnnxEngine:
 
         shape = tuple(images.shape)
         key = shape if shape in self._sessions or len(self._sessions) < STATIC_SHAPES else None
-        session = self._sessions.get(key) or self._session(key)
+        session = self._sessions.get(key) or self.session(key)
         try:
             [outputs] = session.run(None, {"images": images.contiguous().numpy()})
         except errors.InvalidArgument:  # pyright: ignore[reportAttributeAccessIssue]
-            takes = self._session(None).get_inputs()[0]
+            takes = self.session(None).get_inputs()[0]
             raise EngineError(
                 f"the file takes {takes.type} images of shape {takes.shape}, got {images.dtype} {shape}"
             ) from None
         self._sessions[key] = session
         return torch.from_numpy(outputs)
 
-    def _session(self, shape: tuple[int, ...] | None) -> "ort.InferenceSession":
-        """For images of this shape, or of any that the network takes.
+    def session(self, shape: tuple[int, ...] | None, profile: Path | None = None) -> "ort.InferenceSession":
+        """For images of this shape, or of any that the network takes; with a profile of its runs, in files named so.
 
         Where the shape is known, ONNX Runtime computes all shapes inside beforehand: a third of S1's nodes do that.
         """
@@ -128,6 +128,8 @@ class OnnxEngine:
         options.intra_op_num_threads = self.threads or 0  # 0: as many as there are cores
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
         for name, size in zip(DIMENSIONS, shape or (), strict=False):
             if name:
                 options.add_free_dimension_override_by_name(name, size)

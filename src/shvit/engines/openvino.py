@@ -124,9 +124,10 @@ class Compiled:
     from several threads at once each get a network of their own.
     """
 
-    def __init__(self, network: "ov.Model", precision: str, threads: int | None) -> None:
+    def __init__(self, network: "ov.Model", precision: str, threads: int | None, **options: Any) -> None:
         self._network = network
-        self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **HINTS.get(precision, {})}
+        hints = HINTS.get(precision, {})
+        self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **hints, **options}
         if threads is not None:
             self._config |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         self._free: dict[tuple[tuple[int, ...] | None, bool], list[ov.InferRequest]] = {}
@@ -146,13 +147,13 @@ class Compiled:
         try:
             request = self._free[key].pop()
         except (KeyError, IndexError):  # none yet, or each is in use by another thread
-            request = self._compile(*key)
+            request = self.request(*key)
         try:
             return torch.from_numpy(request.infer([pixels.numpy()], share_inputs=True)[0])
         finally:
             self._free.setdefault(key, []).append(request)
 
-    def _compile(self, shape: tuple[int, ...] | None, channels_last: bool) -> "ov.InferRequest":
+    def request(self, shape: tuple[int, ...] | None, channels_last: bool) -> "ov.InferRequest":
         import openvino as ov
 
         network = self._network.clone()

@@ -1,0 +1,370 @@
+"""Networks side by side: what they cost, how fast they run on each engine, where the time goes, how well they learn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from .. import engines
+from ..bench.plan import Request
+from ..bench.run import Result as Speeds
+from ..bench.run import bench
+from ..bench.subject import Case, open_model
+from ..errors import Failure, InputError
+from ..model.cost import cost
+from ..modelfile import ModelFile
+from ..train.report import Reporter
+from ..train.run import RECORD
+from ..train.run import train as run_training
+from .breakdown import Breakdown, able, breakdown
+
+FP32_BYTES = 4
+Told = Callable[[str, int, int], None]
+"""What is done now, and how many of how many steps were done before."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of a comparison."""
+
+    label: str
+    model: str
+    """Name of a network."""
+    scale: float = 1.0
+    """Side of its images, as a multiple of what the others get; rounded to 32 pixels."""
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """What the paper has of it: images/s by `gpu`, `cpu` and `cpu-onnx`, `top1` in %, `params` in millions."""
+
+    def image_size(self, base: int) -> int:
+        return base if self.scale == 1.0 else 32 * round(base * self.scale / 32)
+
+    @property
+    def folder(self) -> str:
+        """For its runs."""
+        return self.model.replace("/", "-") + ("" if self.scale == 1.0 else "-larger")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and what the paper says of it."""
+
+    name: str
+    """The verb's."""
+    title: str
+    question: str
+    """What it is to find out, for the report."""
+    claims: tuple[str, ...]
+    """The paper's findings, each a sentence."""
+    entries: tuple[Entry, ...]
+    reference: str
+    """Label of the entry that ratios are to."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How it is measured; as `shvit bench` has it."""
+
+    image_size: int | None = None
+    """None: what the first network was designed for."""
+    engines: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = (16,)
+    threads: int | None = None
+    device: str = "auto"
+    rounds: int = 10
+
+
+@dataclass(frozen=True)
+class Training:
+    """How accuracy is measured: every network alike, from fresh weights."""
+
+    data: str
+    epochs: int
+    seeds: int = 1
+    image_size: int | None = None
+    """None: as in `How`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the recipe `scratch`."""
+    device: str = "auto"
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one entry on one engine."""
+
+    engine: str
+    precision: str
+    batch_size: int
+    images_per_second: float
+    ratio: float | None
+    """To the reference, timed in the same rounds; None where that could not run."""
+    spread: float
+    """Half of the rounds lie within so much of the median."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one entry."""
+
+    entry: Entry
+    image_size: int
+    params: int
+    macs: int
+    activation_bytes: int
+    """Written by convolutions, linear layers and attention's products, of one image, in fp32."""
+    speeds: tuple[Speed, ...] = ()
+    breakdowns: tuple[Breakdown, ...] = ()
+    top1: tuple[float, ...] = ()
+    """Of each seed that was trained to its end."""
+
+    @property
+    def mean_top1(self) -> float | None:
+        return mean(self.top1) if self.top1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        found = {key: value for key, value in asdict(self).items() if key != "breakdowns"}
+        return {**found, "mean_top1": self.mean_top1, "breakdowns": [breakdown_dict(one) for one in self.breakdowns]}
+
+
+def breakdown_dict(one: Breakdown) -> dict[str, Any]:
+    return {
+        "engine": one.engine,
+        "batch_size": one.batch_size,
+        "image_size": one.image_size,
+        "seconds": one.seconds(),
+        "shares": one.shares(),
+        "memory_bound": one.memory_bound(),
+        "stage_seconds": stage_seconds(one),
+        "attention_seconds": one.seconds(within=in_mixer),
+        "attention_shares": one.shares(in_mixer),
+        "attention_memory_bound": one.memory_bound(in_mixer),
+    }
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison's outcome, as far as it has come."""
+
+    comparison: Comparison
+    how: How
+    training: Training | None
+    rows: tuple[Measured, ...]
+    omitted: tuple[str, ...] = ()
+    """What has no number, and why."""
+
+    @property
+    def reference(self) -> Measured:
+        [row] = [row for row in self.rows if row.entry.label == self.comparison.reference]
+        return row
+
+    def pairs(self) -> list[tuple[str, str, int]]:
+        """Engine, precision and batch size of each speed that any row has."""
+        return list(dict.fromkeys((s.engine, s.precision, s.batch_size) for row in self.rows for s in row.speeds))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "study": self.comparison.name,
+            "reference": self.comparison.reference,
+            "how": asdict(self.how),
+            "training": asdict(self.training) if self.training else None,
+            "rows": [row.to_dict() for row in self.rows],
+            "omitted": list(self.omitted),
+        }
+
+
+def compare(
+    comparison: Comparison,
+    how: How,
+    training: Training | None,
+    out: Path,
+    told: Told = lambda what, done, total: None,
+    reporter: Reporter | None = None,
+    so_far: Callable[[Compared], None] = lambda found: None,
+) -> Compared:
+    """Measure costs and speeds, then train: as many runs as entries times seeds, each in a folder of `out`/runs.
+
+    A run that is complete there is not repeated, one that was stopped goes on. An entry or engine that fails costs the
+    others nothing.
+
+    Args:
+        comparison: What is compared.
+        how: Of costs and speeds.
+        training: Of accuracy; None: not measured.
+        out: Where runs are kept.
+        told: Of progress.
+        reporter: Of training.
+        so_far: Given what is known after each step that took long.
+
+    Raises:
+        InputError: An engine, precision or device that cannot run here, or data that cannot be trained on.
+        KeyboardInterrupt: Ctrl-C; `so_far` was given all that was known.
+    """
+    base = how.image_size or _own_size(comparison.entries[0].model)
+    how = replace(how, image_size=base, device=engines.pick_device(how.device))
+    found = Compared(comparison, how, training, tuple(_costs(entry, base) for entry in comparison.entries))
+    found = _with_speeds(found, told)
+    so_far(found)
+    if how.device == "cpu":
+        found = _with_breakdowns(found, told)
+        so_far(found)
+    if training:
+        for found in _trained(found, training, out, reporter or Reporter()):
+            so_far(found)
+    return found
+
+
+def _own_size(model: str) -> int:
+    opened = open_model(model)
+    assert isinstance(opened, ModelFile)
+    return opened.preprocess.image_size
+
+
+def _costs(entry: Entry, base: int) -> Measured:
+    size = entry.image_size(base)
+    opened = open_model(entry.model, size)
+    assert isinstance(opened, ModelFile)
+    total = cost(opened.model, (size, size))
+    return Measured(entry, size, total.params, total.macs, FP32_BYTES * total.activations)
+
+
+def runnable(how: How) -> list[str]:
+    """The engines to measure on: those named, or all that can run here."""
+    return list(how.engines) or [
+        name for name, kind in engines.ENGINES.items() if kind.unavailable(how.device) is None
+    ]
+
+
+def _with_speeds(found: Compared, told: Told) -> Compared:
+    """One engine after the other, all entries against each other on each."""
+    how, omitted = found.how, list(found.omitted)
+    speeds: dict[tuple[str, int], list[Speed]] = {}
+    wanted = {(row.entry.model, row.image_size) for row in found.rows}
+    precisions = how.precisions or (("fp32",) if how.device == "cpu" else ("fp16",))
+    for engine in runnable(how):
+        has = engines.ENGINES[engine].precisions(how.device) if engine in engines.ENGINES else precisions
+        request = Request(
+            models=tuple(dict.fromkeys(row.entry.model for row in found.rows)),
+            engines=(engine,),
+            precisions=tuple(p for p in precisions if p in has) if not how.engines else precisions,
+            batch_sizes=how.batch_sizes,
+            image_sizes=tuple(dict.fromkeys(row.image_size for row in found.rows)),
+            threads=how.threads,
+            device=how.device,
+            rounds=how.rounds,
+        )
+        if not request.precisions:
+            omitted.append(f"{engine}: has {', '.join(has)}, not {', '.join(precisions)}")
+            continue
+        try:
+            result = bench(
+                request,
+                lambda what, done, total, engine=engine: told(f"{engine}: {what}", done, total),
+                lambda case: (case.model, case.image_size) in wanted,
+            )
+        except Failure as failure:
+            omitted.append(f"{engine}: {failure}")
+            continue
+        omitted += [f"{row.what}: {row.reason}" for row in (*result.skipped, *result.failed)]
+        for case, speed in _speeds(result, found.reference):
+            speeds.setdefault((case.model, case.image_size), []).append(speed)
+    rows = (replace(row, speeds=tuple(speeds.get((row.entry.model, row.image_size), ()))) for row in found.rows)
+    return replace(found, rows=tuple(rows), omitted=tuple(dict.fromkeys(omitted)))
+
+
+def _speeds(result: Speeds, reference: Measured) -> list[tuple[Case, Speed]]:
+    """Each case's, and its ratio to the reference at the same precision and batch size."""
+    to = {
+        (row.case.precision, row.case.batch_size): row.images_per_second
+        for row in result.rows
+        if (row.case.model, row.case.image_size) == (reference.entry.model, reference.image_size)
+    }
+    found = []
+    for row in result.rows:
+        case, speed = row.case, row.images_per_second
+        known = to.get((case.precision, case.batch_size))
+        ratio = speed / known if known else None
+        found.append((case, Speed(case.engine, case.precision, case.batch_size, speed, ratio, row.timing.spread)))
+    return found
+
+
+def _with_breakdowns(found: Compared, told: Told) -> Compared:
+    names, how = [name for name in runnable(found.how) if name in able()], found.how
+    rows, omitted = [], list(found.omitted)
+    for number, row in enumerate(found.rows):
+        parts = []
+        for engine in names:
+            told(f"where the time goes: {row.entry.label}, {engine}", number, len(found.rows))
+            model = open_model(row.entry.model, row.image_size)
+            assert isinstance(model, ModelFile)
+            try:
+                parts.append(breakdown(model, engine, how.batch_sizes[0], how.threads))
+            except (Failure, RuntimeError) as error:
+                omitted.append(f"where the time goes, {row.entry.label}, {engine}: {error}")
+        rows.append(replace(row, breakdowns=tuple(parts)))
+    return replace(found, rows=tuple(rows), omitted=tuple(omitted))
+
+
+def in_mixer(part: str) -> bool:
+    """Whether a module of SHViT belongs to a token mixer."""
+    return ".mixer." in f"{part}."
+
+
+def stage_seconds(one: Breakdown) -> dict[str, float]:
+    """A call's time by the parts of SHViT."""
+    seconds = {"pixels to floats": one.seconds(within=lambda part: _stage(part) == "pixels to floats")}
+    for row in one.spent:
+        seconds[_stage(row.part)] = seconds.get(_stage(row.part), 0.0) + (
+            row.seconds if _stage(row.part) != "pixels to floats" else 0.0
+        )
+    return seconds
+
+
+def _stage(part: str) -> str:
+    first, _, rest = part.partition(".")
+    if first == "stages":
+        return f"stage {int(rest.partition('.')[0]) + 1}"
+    return first if first in ("stem", "head") else "pixels to floats"
+
+
+def _trained(found: Compared, training: Training, out: Path, reporter: Reporter):
+    """What is known after each run; seed by seed, so that a stop leaves all entries with equally many, but one."""
+    base = training.image_size or found.how.image_size
+    assert base
+    for seed in range(training.seeds):
+        for number, row in enumerate(found.rows):
+            name = f"{row.entry.folder}-seed{seed}"
+            settings = {
+                **training.settings,
+                "epochs": training.epochs,
+                "image_size": row.entry.image_size(base),
+                "seed": seed,
+            }
+            try:
+                top1 = train_one(training, row.entry.model, out / "runs" / name, settings, reporter)
+                row = replace(row, top1=(*row.top1, top1))
+                found = replace(found, rows=(*found.rows[:number], row, *found.rows[number + 1 :]))
+            except Failure as failure:
+                found = replace(found, omitted=(*found.omitted, f"training {name}: {failure}"))
+            yield found
+
+
+def train_one(
+    training: Training, model: str, folder: Path, settings: Mapping[str, Any], reporter: Reporter
+) -> float:
+    """Top-1 of best.safetensors of a run; begun, gone on with, or only looked at.
+
+    Raises:
+        KeyboardInterrupt: The run was stopped; it goes on another time.
+    """
+    begun = (folder / RECORD).exists()
+    where = {"device": training.device, "workers": training.workers}
+    result = run_training(
+        training.data, model, None, folder, settings=settings, resume=begun, reporter=reporter, **where
+    )
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if "top1" not in result.best:
+        raise InputError(f"{folder} has no evaluation")
+    return float(result.best["top1"])
