@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -22,7 +22,10 @@ from .train.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from .engines import Runnable
+    from .study.compare import How, Training
+    from .study.report import Report
     from .train.loop import Result
+    from .train.report import Reporter
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of any program that a shell stops."""
@@ -619,6 +622,338 @@ def bench(
     if plot:
         say(console, f"wrote {plot}" if draw(result, plot) else "nothing to plot: no accuracy was published of these")
     _finish(json, result.to_dict())
+
+
+study = App(
+    name="study",
+    help="The paper's analyses, on its networks or on yours. Each writes a folder: report.html, JSON, CSV, PNG.",
+)
+app.command(study)
+
+
+@study.command(name="redundancy")
+def study_redundancy(
+    model: str,
+    data: str,
+    /,
+    *,
+    out: Path,
+    images: int = 1000,
+    similarity_images: int = 128,
+    split: Literal["auto", "train", "val", "all"] = "auto",
+    pictures: Many[str] = (),
+    queries: Many[str] = (),
+    tolerance: float = 0.5,
+    threads: int | None = None,
+    batch_size: int = 32,
+    workers: Workers = 2,
+    json: Json = False,
+) -> None:
+    """Are a network's attention heads redundant? Where they look, how alike they are, what is lost without them.
+
+    For timm's ViT and Swin, SHViT with any mixer, and your own network. Every head of every layer is switched off, and
+    left alone, in turn: 1 + twice as many passes over the images as there are heads.
+
+    Parameters
+    ----------
+    model
+        A model file, published weights such as timm/deit_tiny_patch16_224.fb_in1k, or FILE.py:FUNCTION of yours that
+        returns (network, layers, classes, preprocess); docs/studies.md has an example.
+    data
+        Labelled images, as for eval.
+    out
+        A folder for the report.
+    images
+        Drawn by seed; accuracy is judged on these.
+    similarity_images
+        So many of them have their attention maps compared.
+    split
+        Of the data, as for eval.
+    pictures
+        Photographs to draw attention maps over; default: some of the data.
+    queries
+        Places X,Y whose attention is drawn, as shares of the image: one for each picture in turn; default: 0.5,0.5.
+    tolerance
+        Points of top-1 that a layer may lose with a single head and still be said to do with it.
+    threads
+        CPU threads.
+    batch_size
+        Images that run at once.
+    """
+    from .bench.report import watching
+    from .files import check_folder
+    from .study.verbs import redundancy
+
+    console = _console(json)
+    check_folder(out)
+    options: dict[str, Any] = {"threads": threads, "batch_size": batch_size, "workers": workers}
+    with watching(console) as told:
+        written = redundancy(
+            model,
+            data,
+            out,
+            images=images,
+            similarity_images=similarity_images,
+            split=split,
+            pictures=pictures,
+            queries=queries,
+            tolerance=tolerance,
+            told=told,
+            **options,
+        )
+    _show_study(console, json, *written)
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """How a study measures speed, as `shvit bench` does."""
+
+    engine: Annotated[Many[str], Parameter(help="Engines by name; default: all that can run here.")] = ()
+    precision: Annotated[Many[str], Parameter(help="Default: fp32, on GPUs fp16.")] = ()
+    batch_size: Annotated[Many[int], Parameter(help="Images a call; default: 16.")] = ()
+    threads: Annotated[int | None, Parameter(help="CPU threads; default: as many as each engine takes.")] = None
+    device: Device = "auto"
+    rounds: Annotated[int, Parameter(help="How often each network is timed.")] = 10
+
+    def how(self, image_size: int | None = None) -> "How":
+        from .study.compare import How
+
+        batches = self.batch_size or (16,)
+        return How(image_size, self.engine, self.precision, batches, self.threads, self.device, self.rounds)
+
+
+@dataclass(frozen=True)
+class _Learn:
+    """How a study measures accuracy."""
+
+    train: Annotated[str | None, Parameter(help="Data to train each network on, as for train; default: none is.")] = (
+        None
+    )
+    epochs: Annotated[int, Parameter(help="Of each run, from fresh weights.")] = 10
+    train_size: Annotated[int | None, Parameter(help="Side of the images in training; default: as for speed.")] = None
+    workers: Workers = 2
+
+    def training(self, device: str, seeds: int = 1) -> "Training | None":
+        from .study.compare import Training
+
+        if self.train is None:
+            return None
+        return Training(self.train, self.epochs, seeds, self.train_size, {}, device, self.workers)
+
+
+Measure = Annotated[_Measure | None, Parameter(name="*", group="Speed")]
+Learn = Annotated[_Learn | None, Parameter(name="*", group="Accuracy")]
+Size = Annotated[Literal["s1", "s2", "s3", "s4"] | None, Parameter(help="Of SHViT; default: the paper's.")]
+
+
+@study.command(name="macro")
+def study_macro(
+    *,
+    out: Path,
+    size: Size = None,
+    image_size: int | None = None,
+    seeds: int = 1,
+    measure: Measure = None,
+    learn: Learn = None,
+    json: Json = False,
+) -> None:
+    """A 16x16 stem and three stages against a 4x4 stem and four; larger images; attention in the first stage.
+
+    Parameters, operations, activations, speed on every engine and latency by stage; accuracy with --train. Started
+    again after a stop, training goes on where it was.
+
+    Parameters
+    ----------
+    out
+        A folder for the report and the runs.
+    image_size
+        Side of the images in pixels; default: the network's own.
+    seeds
+        Runs of each network that is trained.
+    """
+    _compare("macro", out, size, image_size, seeds, measure, learn, json)
+
+
+@study.command(name="ablation")
+def study_ablation(
+    *,
+    out: Path,
+    size: Size = None,
+    image_size: int | None = None,
+    seeds: int = 1,
+    measure: Measure = None,
+    learn: Learn = None,
+    json: Json = False,
+) -> None:
+    """No attention, many heads, or one over 1/8, 1/4.67 or 1/2 of the channels: speed, and accuracy with --train.
+
+    Started again after a stop, training goes on where it was.
+
+    Parameters
+    ----------
+    out
+        A folder for the report and the runs.
+    image_size
+        Side of the images in pixels; default: the network's own.
+    seeds
+        Runs of each network that is trained.
+    """
+    _compare("ablation", out, size, image_size, seeds, measure, learn, json)
+
+
+@study.command(name="designs")
+def study_designs(
+    *,
+    out: Path,
+    size: Size = None,
+    image_size: int | None = None,
+    seeds: int = 1,
+    measure: Measure = None,
+    learn: Learn = None,
+    json: Json = False,
+) -> None:
+    """Three designs of single-head attention: (a) in a bottleneck, (b) over all channels, (c) over a part of them.
+
+    Speed, and accuracy with --train. Started again after a stop, training goes on where it was.
+
+    Parameters
+    ----------
+    out
+        A folder for the report and the runs.
+    image_size
+        Side of the images in pixels; default: the network's own.
+    seeds
+        Runs of each network that is trained.
+    """
+    _compare("designs", out, size, image_size, seeds, measure, learn, json)
+
+
+@study.command(name="breakdown")
+def study_breakdown(
+    models: Annotated[tuple[str, ...], Parameter(negative=())],
+    /,
+    *,
+    out: Path,
+    engine: Many[str] = (),
+    batch_size: int = 16,
+    image_size: int | None = None,
+    threads: int | None = None,
+    json: Json = False,
+) -> None:
+    """What a network's time goes to: matrix products, depthwise convolution, normalisation, copies, softmax and so on.
+
+    Parameters
+    ----------
+    models
+        Networks' names, model files or published weights; one of shvit_s1 to shvit_s4 alone is shown beside its
+        multi-head sister.
+    out
+        A folder for the report.
+    engine
+        onnx, openvino, torch; default: all that are installed.
+    batch_size
+        Images a call.
+    image_size
+        Side of the images in pixels; default: each model's own.
+    threads
+        CPU threads.
+    """
+    from .bench.report import watching
+    from .files import check_folder
+    from .study.verbs import breakdown
+
+    console = _console(json)
+    check_folder(out)
+    options: dict[str, Any] = {"batch_size": batch_size, "image_size": image_size, "threads": threads}
+    with watching(console) as told:
+        written = breakdown(models, out, engines=engine, told=told, **options)
+    _show_study(console, json, *written)
+
+
+@study.command(name="resolution")
+def study_resolution(
+    models: Annotated[tuple[str, ...], Parameter(show_default=False, negative=())] = (),
+    /,
+    *,
+    out: Path,
+    image_size: Many[int] = (),
+    data: str | None = None,
+    measure: Measure = None,
+    learn: Learn = None,
+    json: Json = False,
+) -> None:
+    """Latency and accuracy against the size of the images, SHViT beside its peers.
+
+    Parameters
+    ----------
+    models
+        As for bench; default: SHViT S3 and S4 and three peers.
+    out
+        A folder for the report and the runs.
+    image_size
+        Sides in pixels; default: 224, 256, 384, 512.
+    data
+        Labelled images to judge models with weights on, at each size.
+    """
+    from .bench.report import watching
+    from .files import check_folder
+    from .study.verbs import resolution
+
+    console = _console(json)
+    check_folder(out)
+    measure, learn = measure or _Measure(), learn or _Learn()
+    how, training = measure.how(), learn.training(measure.device)
+    with watching(console) as told:
+        written = resolution(
+            models,
+            out,
+            sizes=image_size,
+            how=how,
+            data=data,
+            training=training,
+            told=told,
+            reporter=_plain_reporter(console),
+        )
+    _show_study(console, json, *written)
+
+
+def _compare(
+    name: str,
+    out: Path,
+    size: str | None,
+    image_size: int | None,
+    seeds: int,
+    measure: _Measure | None,
+    learn: _Learn | None,
+    json: bool,
+) -> None:
+    from .bench.report import watching
+    from .files import check_folder
+    from .study.verbs import comparison
+
+    console = _console(json)
+    check_folder(out)
+    measure, learn = measure or _Measure(), learn or _Learn()
+    how, training = measure.how(image_size), learn.training(measure.device, seeds)
+    with watching(console) as told:
+        written = comparison(
+            name, out, size=size, how=how, training=training, told=told, reporter=_plain_reporter(console)
+        )
+    _show_study(console, json, *written)
+
+
+def _plain_reporter(console: Console) -> "Reporter":
+    """Tells of training in lines: the study's own bar is on the screen."""
+    from .train.report import Reporter
+
+    return Reporter(Console(file=console.file, stderr=console.stderr, force_terminal=False))
+
+
+def _show_study(console: Console, as_json: bool, report: "Report", files: list[Path]) -> None:
+    from .study.report import show
+
+    show(console, report, files)
+    _finish(as_json, {**report.data, "findings": list(report.findings), "files": [str(path) for path in files]})
 
 
 @app.command

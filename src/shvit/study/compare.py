@@ -1,6 +1,6 @@
 """Networks side by side: what they cost, how fast they run on each engine, where the time goes, how well they learn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
@@ -231,9 +231,7 @@ def _costs(entry: Entry, base: int) -> Measured:
 
 def runnable(how: How) -> list[str]:
     """The engines to measure on: those named, or all that can run here."""
-    return list(how.engines) or [
-        name for name, kind in engines.ENGINES.items() if kind.unavailable(how.device) is None
-    ]
+    return list(how.engines) or [name for name, kind in engines.ENGINES.items() if kind.unavailable(how.device) is None]
 
 
 def _with_speeds(found: Compared, told: Told) -> Compared:
@@ -350,9 +348,7 @@ def _trained(found: Compared, training: Training, out: Path, reporter: Reporter)
             yield found
 
 
-def train_one(
-    training: Training, model: str, folder: Path, settings: Mapping[str, Any], reporter: Reporter
-) -> float:
+def train_one(training: Training, model: str, folder: Path, settings: Mapping[str, Any], reporter: Reporter) -> float:
     """Top-1 of best.safetensors of a run; begun, gone on with, or only looked at.
 
     Raises:

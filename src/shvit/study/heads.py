@@ -12,6 +12,7 @@ from functools import partial
 from math import sqrt
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,9 +21,44 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import InputError
 from ..model.attention import SingleHeadAttention
+from .mixers import BottleneckAttention, MultiHeadAttention
 
 SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax)
 Maps = Float[Tensor, "b heads queries keys"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tokens are the places of a square map, row by row, after some that stand for no place."""
+
+    prefix: int = 0
+
+    def seen_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
+        """Where a place looks, by one image's maps (1, heads, tokens, tokens); x and y are shares of the image."""
+        side = round((maps.shape[-1] - self.prefix) ** 0.5)
+        query = self.prefix + int(y * side) * side + int(x * side)
+        return maps[0, :, query, self.prefix :].unflatten(1, (side, side)).float().numpy()
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Tokens are the places of windows of a map that was moved up and to the left, round and round, as in Swin."""
+
+    size: tuple[int, int]
+    shift: tuple[int, int]
+    map_size: tuple[int, int]
+
+    def seen_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
+        """As of `Grid`; NaN outside of the place's window."""
+        (high, wide), (down, right), (rows, columns) = self.size, self.shift, self.map_size
+        row, column = (int(y * rows) - down) % rows, (int(x * columns) - right) % columns
+        across = -(-columns // wide)
+        window = row // high * across + column // wide
+        looks = maps[window, :, row % high * wide + column % wide].unflatten(1, self.size)
+        seen = torch.full((len(looks), -(-rows // high) * high, across * wide), torch.nan)
+        top, left = row // high * high, column // wide * wide
+        seen[:, top : top + high, left : left + wide] = looks.float()
+        return seen[:, :rows, :columns].roll(self.shift, (1, 2)).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +72,7 @@ class AttentionLayer:
         project: The part that reads the heads' outputs, side by side along `axis`, equally many channels each.
         axis: Of the channels in what `project` reads: -1 for tokens, 1 for maps.
         channels: How many of these channels are the heads'; the others pass by. None: all.
+        layout: How the maps' tokens lie in the image, for pictures.
     """
 
     name: str
@@ -44,24 +81,35 @@ class AttentionLayer:
     project: nn.Module
     axis: int = -1
     channels: int | None = None
+    layout: Grid | Windows = Grid()
 
 
 Adapter = Callable[[nn.Module], Sequence[AttentionLayer]]
 
 
 def attention_layers(network: nn.Module) -> list[AttentionLayer]:
-    """The layers of SHViT, of timm's vision transformers and Swin, and of any module with `num_heads` and `proj`.
+    """The layers of SHViT with any mixer, of timm's vision transformers and Swin, and modules with `num_heads`, `proj`.
 
     Raises:
         InputError: The network has none that is known here.
     """
     layers = []
+    prefix = max((getattr(module, "num_prefix_tokens", 0) for module in network.modules()), default=0)
+    windows: dict[Any, Windows] = {}
     for name, module in network.named_modules():
         heads, project = getattr(module, "num_heads", None), getattr(module, "proj", None)
+        short = name.removeprefix("network.").replace(".branch", "")
         if isinstance(module, SingleHeadAttention):
-            layers.append(AttentionLayer(name, module, 1, module.project, 1, module.attended))
+            layers.append(AttentionLayer(short, module, 1, module.project, 1, module.attended))
+        elif isinstance(module, MultiHeadAttention):
+            layers.append(AttentionLayer(short, module, module.heads, module.project, 1))
+        elif isinstance(module, BottleneckAttention):
+            layers.append(AttentionLayer(short, module, 1, module.project, 1))
+        elif hasattr(module, "attn") and hasattr(module, "shift_size") and hasattr(module, "input_resolution"):
+            swin: Any = module
+            windows[swin.attn] = Windows(tuple(swin.window_size), tuple(swin.shift_size), tuple(swin.input_resolution))
         elif isinstance(heads, int) and isinstance(project, nn.Linear):
-            layers.append(AttentionLayer(name, module, heads, project))
+            layers.append(AttentionLayer(short, module, heads, project, layout=windows.get(module, Grid(prefix))))
     if not layers:
         raise InputError(
             f"no attention layers found in {type(network).__name__}: known are SHViT's, and modules with num_heads and "

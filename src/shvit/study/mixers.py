@@ -22,7 +22,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"{width} channels cannot be divided among {heads} heads")
-        self.heads = heads
+        self.heads, self.values = heads, width
         self.scale = QUERY_CHANNELS**-0.5
         self.norm = nn.GroupNorm(1, width)
         self.qkv = ConvNorm(width, 2 * heads * QUERY_CHANNELS + width)
@@ -32,8 +32,9 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         queries = self.heads * QUERY_CHANNELS
         qkv = self.qkv(self.norm(x)).flatten(2)  # b, channels, tokens
-        q, k, v = (part.unflatten(1, (self.heads, -1)) for part in qkv.split([queries, queries, x.shape[1]], dim=1))
-        return self.project(self.act(attend(q, k, v, self.scale).flatten(1, 2).view_as(x)))
+        q, k, v = (part.unflatten(1, (self.heads, -1)) for part in qkv.split([queries, queries, self.values], dim=1))
+        mixed = attend(q, k, v, self.scale).flatten(1, 2).unflatten(2, x.shape[2:])
+        return self.project(self.act(mixed))
 
     def fold(self) -> nn.Module:
         """The norm's scale and shift and the softmax scale move into the weights, as in the single head's `fold`."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -51,6 +52,22 @@ class Redundancy:
         """Points of top-1 that each head's absence costs: the paper's measure of how much it matters."""
         return tuple(100 * (self.top1 - top1) for top1 in self.layers[layer].without)
 
+    def ranked(self) -> list[tuple[int, int]]:
+        """(layer, head) from the most important to the most redundant; of equal ones, the more alike to others later."""
+        heads = [(layer, head) for layer, found in enumerate(self.layers) for head in range(len(found.without))]
+        return sorted(
+            heads, key=lambda one: (self.layers[one[0]].without[one[1]], self.layers[one[0]].similarity[one[1]])
+        )
+
+    def could_be_single(self, tolerance: float) -> dict[int, int]:
+        """The layers of several heads that lose at most so many points of top-1 with one alone; and which to keep."""
+        found = {}
+        for place, layer in enumerate(self.layers):
+            best = max(range(len(layer.alone)), key=lambda head: layer.alone[head])
+            if len(layer.alone) > 1 and 100 * (self.top1 - layer.alone[best]) <= tolerance:
+                found[place] = best
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "mean_similarity": self.mean_similarity}
 
@@ -60,17 +77,24 @@ def redundancy(
     layers: Sequence[AttentionLayer],
     batches: Batches,
     told: Told = lambda what, done, total: None,
+    looked_at: Batches | None = None,
 ) -> Redundancy:
     """Every head of every layer, on these images: 1 + twice the heads' number of passes over them.
 
     Args:
         network: In evaluation mode, from images to logits.
+        layers: Of the network.
+        batches: To judge accuracy by.
+        told: Of progress.
+        looked_at: Those whose attention maps are compared; default: all.
     """
     alike = _Similarity()
     variants = [(layer, kept) for layer in layers if layer.heads > 1 for kept in _variants(layer.heads)]
     total = len(variants) + 1
     told("attention maps", 0, total)
     with watching(layers, alike.add):
+        right, images = count_right(network, batches if looked_at is None else looked_at)
+    if looked_at is not None:
         right, images = count_right(network, batches)
     top1 = {(layer, kept): right / images for layer in layers for kept in [frozenset(range(layer.heads))]}
     for done, (layer, kept) in enumerate(variants, 1):
@@ -84,6 +108,25 @@ def redundancy(
         left = [top1[layer, frozenset({head})] for head in every]
         found.append(Heads(layer.name, alike.of(layer), tuple(switched_off), tuple(left)))
     return Redundancy(right / images, images, tuple(found))
+
+
+@torch.inference_mode()
+def looks(
+    network: nn.Module, layers: Sequence[AttentionLayer], image: Float[Tensor, "1 3 h w"], x: float, y: float
+) -> list[Float[np.ndarray, "heads h2 w2"]]:
+    """Where each layer's heads look from one place of an image; NaN where they cannot.
+
+    Args:
+        network: In evaluation mode.
+        layers: Of the network.
+        image: As the network takes it.
+        x: From the left, as a share of the width, from 0 to below 1.
+        y: From above.
+    """
+    seen: dict[AttentionLayer, Maps] = {}
+    with watching(layers, seen.__setitem__):
+        network(image)
+    return [layer.layout.seen_from(seen[layer].cpu(), x, y) for layer in layers]
 
 
 @torch.inference_mode()

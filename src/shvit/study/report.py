@@ -1,0 +1,189 @@
+"""A study as files: study.json, a CSV for each table, a PNG for each figure, and report.html, which holds it all."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, select_autoescape
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from ..bench.report import hardware_in_words
+from ..files import replacing, write_csv
+from ..screen import say, show_table
+from ..wording import as_json
+
+Cell = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of a table: its name, and how its numbers are shown."""
+
+    name: str
+    form: str = "{}"
+
+    def show(self, cell: Cell) -> str:
+        return "–" if cell is None else cell if isinstance(cell, str) else self.form.format(cell)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; its CSV holds the numbers as they are."""
+
+    name: str
+    """Of the CSV, without suffix."""
+    title: str
+    columns: tuple[Column, ...]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+    @property
+    def shown(self) -> list[list[str]]:
+        return [[column.show(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure; its PNG is named so."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report, in this order."""
+
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study found, for people and for programs."""
+
+    title: str
+    lead: str
+    """What was asked."""
+    findings: tuple[str, ...]
+    """What it says, in sentences made from the numbers."""
+    sections: tuple[Section, ...]
+    data: dict[str, Any] = field(default_factory=dict)
+    """For study.json: value, unit and all else, with how and where it was measured."""
+
+    @property
+    def tables(self) -> list[Table]:
+        return [table for section in self.sections for table in section.tables]
+
+
+def write(report: Report, out: Path) -> list[Path]:
+    """All files of the report, each whole or not at all; returns their paths, the page first."""
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for picture in (picture for section in report.sections for picture in section.pictures):
+        buffer = BytesIO()
+        picture.figure.savefig(buffer, format="png", dpi=130)
+        pictures[picture.name] = buffer.getvalue()
+    files = {out / "report.html": _page(report, pictures).encode(), out / "study.json": as_json(report.data).encode()}
+    files |= {out / f"{name}.png": content for name, content in pictures.items()}
+    for path, content in files.items():
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    for table in report.tables:
+        files[out / f"{table.name}.csv"] = b""
+        write_csv(out / f"{table.name}.csv", [column.name for column in table.columns], table.rows)
+    return list(files)
+
+
+def show(console: Console, report: Report, files: Sequence[Path]) -> None:
+    """Tables and findings, on the screen."""
+    for table in report.tables:
+        say(console, f"\n{table.title}", style="bold")
+        show_table(console, [column.name for column in table.columns], table.shown)
+    say(console, "")
+    for finding in report.findings:
+        say(console, f"· {finding}")
+    say(console, f"\nwrote {files[0]} and {len(files) - 1} files beside it")
+
+
+def _page(report: Report, pictures: dict[str, bytes]) -> str:
+    environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(PAGE).render(
+        report=report,
+        images={name: base64.b64encode(content).decode() for name, content in pictures.items()},
+        hardware=hardware_in_words(report.data["hardware"]),
+        about=report.data,
+        versions=json.dumps(report.data["versions"]).strip("{}").replace('"', ""),
+    )
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ report.title }}</title>
+<style>
+  :root { --ink: #1d2733; --soft: #5d6b7a; --line: #dfe4ea; --accent: #c2255c; --wash: #f7f8fa }
+  body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; color: var(--ink); margin: 0 auto;
+         max-width: 62rem; padding: 2.5rem 1.25rem 4rem }
+  h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem }
+  h2 { font-size: 1.25rem; margin: 2.6rem 0 .4rem; padding-top: 1.2rem; border-top: 1px solid var(--line) }
+  .lead { font-size: 1.08rem; color: var(--soft); max-width: 46rem }
+  .findings { background: var(--wash); border-left: 4px solid var(--accent); padding: .8rem 1.2rem; margin: 1.4rem 0 }
+  .findings h2 { border: 0; margin: 0 0 .3rem; padding: 0; font-size: 1rem }
+  .findings ul { margin: 0; padding-left: 1.1rem }
+  p { max-width: 46rem; margin: .5rem 0 }
+  figure { margin: 1.2rem 0 } img { max-width: 100%; height: auto; display: block }
+  figcaption, .note, footer { color: var(--soft); font-size: .875rem; max-width: 46rem }
+  .scroll { overflow-x: auto; margin: 1rem 0 .3rem }
+  table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
+  caption { text-align: left; font-weight: 600; padding-bottom: .35rem }
+  th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
+  th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); vertical-align: bottom; max-width: 9rem }
+  th:first-child, td:first-child { text-align: left; padding-left: 0; max-width: none }
+  code { font-size: .85em; overflow-wrap: anywhere }
+</style>
+<h1>{{ report.title }}</h1>
+<p class="lead">{{ report.lead }}</p>
+<div class="findings"><h2>What it says</h2><ul>
+{% for finding in report.findings %}
+  <li>{{ finding }}</li>
+{% endfor %}
+</ul></div>
+{% for section in report.sections %}
+<h2>{{ section.title }}</h2>
+{% for text in section.text %}
+<p>{{ text }}</p>
+{% endfor %}
+{% for picture in section.pictures %}
+<figure><img alt="{{ picture.caption }}" src="data:image/png;base64,{{ images[picture.name] }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>
+{% endfor %}
+{% for table in section.tables %}
+<div class="scroll"><table><caption>{{ table.title }}</caption>
+<thead><tr>{% for column in table.columns %}<th>{{ column.name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in table.shown %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table></div>
+{% if table.note %}<p class="note">{{ table.note }}</p>{% endif %}
+{% endfor %}
+{% endfor %}
+<h2>How it was measured</h2>
+<p>{{ hardware }}, {{ about.hardware.cores }} cores{% if about.threads %}, threads: {{ about.threads }}{% endif %}.
+{{ about.date }}, commit {{ about.commit or "unknown" }}.</p>
+<p><code>{{ about.command }}</code></p>
+<p class="note">{{ versions }}</p>
+<footer><p>The paper: S. Yun, Y. Ro, “SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design”, CVPR 2024,
+arXiv:2401.16456. Its speeds were measured on an A100 and a Xeon Gold 5218R, its accuracies on ImageNet-1K.</p></footer>
+</html>
+"""

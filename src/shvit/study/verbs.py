@@ -1,0 +1,193 @@
+"""What `shvit study …` does: each function measures, writes its report as far as it has come, and returns it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ..bench.run import about
+from ..bench.subject import open_model
+from ..data.sources import open_source
+from ..errors import InputError
+from ..evaluate import Which
+from ..modelfile import ModelFile
+from ..provenance import facts
+from ..train.report import Reporter
+from . import pages
+from .breakdown import Breakdown, able
+from .breakdown import breakdown as measure_breakdown
+from .compare import Compared, How, Told, Training, compare
+from .experiments import COMPARISONS
+from .heads import attention_layers
+from .report import Report, write
+from .resolution import MODELS, SIZES, AgainstSize, against_size
+from .single import Studied, study_heads
+from .subject import Images, open_subject, read_pictures
+
+Written = tuple[Report, list[Path]]
+T = TypeVar("T")
+
+
+def redundancy(
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    images: int = 1000,
+    similarity_images: int = 128,
+    split: Which = "auto",
+    pictures: tuple[str, ...] = (),
+    queries: Sequence[str] = (),
+    tolerance: float = 0.5,
+    threads: int | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    told: Told = lambda what, done, total: None,
+) -> Written:
+    """Attention maps, similarity and ablation of heads; see `shvit study redundancy`.
+
+    Raises:
+        InputError: A model, data, picture or place that cannot be used.
+        Failure: No image could be read.
+    """
+    for name, value in (("images", images), ("similarity-images", similarity_images), ("batch-size", batch_size)):
+        if value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads must be at least 1, got {threads}")
+    places = [_place(text) for text in queries] or [(0.5, 0.5)]
+    subject = open_subject(model)
+    if threads:
+        torch.set_num_threads(threads)
+    recipe = subject.provenance.get("recipe", {})
+    source = open_source(data, recipe.get("seed", 0), recipe.get("val_share", 0.2))
+    told("reading images", 0, 1)
+    chosen = Images(subject, source, split, images, batch_size, workers)
+    shown = read_pictures(pictures, subject.preprocess) if pictures else chosen.pictures(max(4, len(places)))
+    context = {**facts(), "data": str(data), "split": chosen.split, "bad_images": chosen.bad}
+    name = subject.model_file.architecture.name if subject.model_file else model
+    publish = _publisher(out, lambda found: pages.redundancy_page(found, context))
+    found: Studied = study_heads(
+        name, subject, chosen, similarity_images, tolerance, shown, places, threads, told, publish
+    )
+    return publish(found)
+
+
+def comparison(
+    name: str,
+    out: Path,
+    *,
+    size: str | None = None,
+    how: How | None = None,
+    training: Training | None = None,
+    told: Told = lambda what, done, total: None,
+    reporter: Reporter | None = None,
+) -> Written:
+    """`macro`, `ablation` or `designs`, at the paper's size or another.
+
+    Raises:
+        InputError: What cannot be measured here, or data that cannot be trained on.
+        KeyboardInterrupt: Ctrl-C; the report holds what was known, and the same call goes on.
+    """
+    plan = COMPARISONS[name](size) if size else COMPARISONS[name]()
+    how = how or How()
+    if training and training.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, got {training.seeds}")
+    publish = _publisher(out, lambda found: pages.compared_page(found, about(found.how.device)))
+    found: Compared = compare(plan, how, training, out, told, reporter, publish)
+    return publish(found)
+
+
+def breakdown(
+    models: Sequence[str],
+    out: Path,
+    *,
+    engines: Sequence[str] = (),
+    batch_size: int = 16,
+    image_size: int | None = None,
+    threads: int | None = None,
+    told: Told = lambda what, done, total: None,
+) -> Written:
+    """Time by kind of operation; a variant of SHViT is shown beside its multi-head sister.
+
+    Raises:
+        InputError: No such model, or an engine that cannot be looked into.
+    """
+    if batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+    names, chosen = list(models), able(engines)
+    if len(names) == 1 and names[0].startswith("shvit_") and not names[0].endswith(".in1k"):
+        names.append(f"study/{names[0].removeprefix('shvit_')}-multi-head")
+    rows: list[Breakdown] = []
+    layers: dict[str, tuple[str, ...]] = {}
+    publish = _publisher(out, lambda found: pages.breakdown_page(found, layers, {**facts(), "threads": threads}))
+    for name in names:
+        opened = open_model(name, image_size)
+        if not isinstance(opened, ModelFile):
+            raise InputError(f"{name} is an exported file: give the model file, or a network's name")
+        layers[opened.architecture.name] = _attention(opened.model)
+        for engine in chosen:
+            told(f"{name}, {engine}", len(rows), len(names) * len(chosen))
+            rows.append(measure_breakdown(opened, engine, batch_size, threads))
+    return publish(rows)
+
+
+def _attention(network: nn.Module) -> tuple[str, ...]:
+    """Paths of the attention layers' modules; none where the network has no attention."""
+    try:
+        layers = attention_layers(network)
+    except InputError:
+        return ()
+    inside = {id(layer.module) for layer in layers}
+    names = (name for name, module in network.named_modules() if id(module) in inside)
+    return tuple(names)
+
+
+def resolution(
+    models: Sequence[str],
+    out: Path,
+    *,
+    sizes: Sequence[int] = (),
+    how: How | None = None,
+    data: str | None = None,
+    training: Training | None = None,
+    told: Told = lambda what, done, total: None,
+    reporter: Reporter | None = None,
+) -> Written:
+    """Latency and accuracy against size.
+
+    Raises:
+        InputError: A model, engine, size or data that cannot be used.
+        KeyboardInterrupt: Ctrl-C; the report holds what was known, and the same call goes on.
+    """
+    how = how or How()
+    publish = _publisher(out, lambda found: pages.resolution_page(found, about(found.how.device)))
+    found: AgainstSize = against_size(
+        models or MODELS, sizes or SIZES, how, data, training, out, told, reporter, publish
+    )
+    return publish(found)
+
+
+def _publisher(out: Path, page: Callable[[T], Report]) -> Callable[[T], Written]:
+    """Writes the report of what is known so far, and returns it."""
+
+    def publish(found: T) -> Written:
+        report = page(found)
+        return report, write(report, out)
+
+    return publish
+
+
+def _place(text: str) -> tuple[float, float]:
+    """X,Y as shares of the image."""
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        x = y = -1.0
+    if not (0 <= x < 1 and 0 <= y < 1):
+        raise InputError(
+            f"--queries are places X,Y as shares of the image from 0 to below 1, such as 0.5,0.25; got {text!r}"
+        )
+    return x, y
