@@ -96,7 +96,7 @@ def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             raise InputError(
-                f"{name!r}: behind the name of timm's model come arguments of timm's, each as :KEY=VALUE with a number, "
+                f"{name!r}: behind the name of timm's model come arguments of timm's, each :KEY=VALUE with a number, "
                 f"True, False, a quoted text or a tuple, such as :img_size=160; got {part!r}"
             ) from None
     return base, arguments

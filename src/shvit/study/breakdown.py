@@ -130,7 +130,7 @@ def breakdown(model: ModelFile, engine: str, batch_size: int, threads: int | Non
             seen[part.removeprefix("network").removeprefix("."), kind] += seconds
         calls.append(seen)
     keys = dict.fromkeys(key for seen in calls for key in seen)
-    rows = (Spent(*key, median(seen[key] for seen in calls)) for key in keys)
+    rows = (Spent(part, kind, median(seen[part, kind] for seen in calls)) for part, kind in keys)
     return Breakdown(model.architecture.name, engine, batch_size, side, tuple(row for row in rows if row.seconds))
 
 

@@ -210,8 +210,10 @@ def compare(
         found = _with_breakdowns(found, told)
         so_far(found)
     if training:
-        for found in _trained(found, training, out, reporter or Reporter()):
-            so_far(found)
+        for seed in range(training.seeds):  # so that a stop leaves all with equally many, but one
+            for number in range(len(found.rows)):
+                found = _with_training(found, number, seed, out, reporter or Reporter())
+                so_far(found)
     return found
 
 
@@ -326,26 +328,20 @@ def _stage(part: str) -> str:
     return first if first in ("stem", "head") else "pixels to floats"
 
 
-def _trained(found: Compared, training: Training, out: Path, reporter: Reporter):
-    """What is known after each run; seed by seed, so that a stop leaves all entries with equally many, but one."""
+def _with_training(found: Compared, number: int, seed: int, out: Path, reporter: Reporter) -> Compared:
+    """One run more."""
+    training, row = found.training, found.rows[number]
+    assert training
     base = training.image_size or found.how.image_size
     assert base
-    for seed in range(training.seeds):
-        for number, row in enumerate(found.rows):
-            name = f"{row.entry.folder}-seed{seed}"
-            settings = {
-                **training.settings,
-                "epochs": training.epochs,
-                "image_size": row.entry.image_size(base),
-                "seed": seed,
-            }
-            try:
-                top1 = train_one(training, row.entry.model, out / "runs" / name, settings, reporter)
-                row = replace(row, top1=(*row.top1, top1))
-                found = replace(found, rows=(*found.rows[:number], row, *found.rows[number + 1 :]))
-            except Failure as failure:
-                found = replace(found, omitted=(*found.omitted, f"training {name}: {failure}"))
-            yield found
+    name = f"{row.entry.folder}-seed{seed}"
+    settings = {**training.settings, "epochs": training.epochs, "image_size": row.entry.image_size(base), "seed": seed}
+    try:
+        top1 = train_one(training, row.entry.model, out / "runs" / name, settings, reporter)
+    except Failure as failure:
+        return replace(found, omitted=(*found.omitted, f"training {name}: {failure}"))
+    row = replace(row, top1=(*row.top1, top1))
+    return replace(found, rows=(*found.rows[:number], row, *found.rows[number + 1 :]))
 
 
 def train_one(training: Training, model: str, folder: Path, settings: Mapping[str, Any], reporter: Reporter) -> float:

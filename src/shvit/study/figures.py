@@ -72,7 +72,7 @@ def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: 
     """Lines through points (x, y, name) with their names; the x axis is logarithmic."""
     figure, axes = _figure(8.2, 5.0)
     for color, (name, found) in zip((OURS, *SERIES), series.items(), strict=False):
-        xs, ys, names = zip(*found, strict=True)
+        xs, ys, _ = zip(*found, strict=True)
         axes.plot(xs, ys, "o-" if len(series) > 1 else "o", color=color, label=name, markersize=6, linewidth=1.2)
         for across, up, text in found:
             axes.annotate(text, (across, up), (6, 4), textcoords="offset points", fontsize=8.5, color=color)

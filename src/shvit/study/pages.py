@@ -461,6 +461,7 @@ def redundancy_page(found: Studied, about: dict[str, Any]) -> Report:
         "model": name,
         **result.to_dict(),
         "could_be_single": found.single,
+        "single_together": found.together,
         "savings": found.savings,
         **about,
     }
@@ -494,12 +495,15 @@ def _redundancy_findings(found: Studied, several: Sequence[int]) -> tuple[str, .
     ]
     if found.single:
         kept = ", ".join(found.single)
-        said.append(f"{len(found.single)} of {len(several)} layers could do with a single head ({kept}).")
+        said.append(
+            f"{len(found.single)} of {len(several)} layers could do with a single head while the others keep theirs "
+            f"({kept}); all at once {len(found.together)}."
+        )
     if found.savings:
         saved = found.savings
         faster = "; ".join(f"{engine} {ratio:.2f}" for engine, ratio in saved["speed_ratio"].items())
         said.append(
-            f"All of these at once, the other heads taken out: {100 * (saved['top1'] - result.top1):+.2f} points of top-1, "
+            f"All of the latter at once, the other heads taken out: {100 * (saved['top1'] - result.top1):+.2f} points of top-1, "
             f"{saved['params_saved']:.1%} of the parameters, {saved['macs_saved']:.1%} of the operations, and as a "
             f"multiple of the speed: {faster}."
         )

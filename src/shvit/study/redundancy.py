@@ -53,20 +53,24 @@ class Redundancy:
         return tuple(100 * (self.top1 - top1) for top1 in self.layers[layer].without)
 
     def ranked(self) -> list[tuple[int, int]]:
-        """(layer, head) from the most important to the most redundant; of equal ones, the more alike to others later."""
+        """(layer, head) from the most important to the most redundant; of equal ones, those more alike come later."""
         heads = [(layer, head) for layer, found in enumerate(self.layers) for head in range(len(found.without))]
         return sorted(
             heads, key=lambda one: (self.layers[one[0]].without[one[1]], self.layers[one[0]].similarity[one[1]])
         )
 
     def could_be_single(self, tolerance: float) -> dict[int, int]:
-        """The layers of several heads that lose at most so many points of top-1 with one alone; and which to keep."""
-        found = {}
-        for place, layer in enumerate(self.layers):
-            best = max(range(len(layer.alone)), key=lambda head: layer.alone[head])
-            if len(layer.alone) > 1 and 100 * (self.top1 - layer.alone[best]) <= tolerance:
-                found[place] = best
-        return found
+        """The layers of several heads that lose at most so many points of top-1 with one alone; and which to keep.
+
+        Those that lose the least come first.
+        """
+        best = {
+            place: max(range(len(layer.alone)), key=lambda head: layer.alone[head])
+            for place, layer in enumerate(self.layers)
+            if len(layer.alone) > 1
+        }
+        lost = {place: 100 * (self.top1 - self.layers[place].alone[head]) for place, head in best.items()}
+        return {place: best[place] for place in sorted(lost, key=lambda place: lost[place]) if lost[place] <= tolerance}
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "mean_similarity": self.mean_similarity}
@@ -108,6 +112,32 @@ def redundancy(
         left = [top1[layer, frozenset({head})] for head in every]
         found.append(Heads(layer.name, alike.of(layer), tuple(switched_off), tuple(left)))
     return Redundancy(right / images, images, tuple(found))
+
+
+def single_together(
+    network: nn.Module,
+    layers: Sequence[AttentionLayer],
+    found: Redundancy,
+    batches: Batches,
+    tolerance: float,
+    told: Told = lambda what, done, total: None,
+) -> dict[int, int]:
+    """The layers that can have a single head all at once, within the tolerance; and the head that each keeps.
+
+    Those that could alone are tried one after another, the cheapest first; one that costs too much with the ones taken
+    before keeps its heads.
+    """
+    kept: dict[int, int] = {}
+    alone = found.could_be_single(tolerance)
+    for done, (place, head) in enumerate(alone.items()):
+        told(f"single heads together: {layers[place].name}", done, len(alone))
+        tried = {**kept, place: head}
+        off = {layers[one]: set(range(layers[one].heads)) - {keep} for one, keep in tried.items()}
+        with without(off):
+            right, images = count_right(network, batches)
+        if 100 * (found.top1 - right / images) <= tolerance:
+            kept = tried
+    return kept
 
 
 @torch.inference_mode()

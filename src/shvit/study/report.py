@@ -133,7 +133,7 @@ PAGE = """<!doctype html>
 <style>
   :root { --ink: #1d2733; --soft: #5d6b7a; --line: #dfe4ea; --accent: #c2255c; --wash: #f7f8fa }
   body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; color: var(--ink); margin: 0 auto;
-         max-width: 62rem; padding: 2.5rem 1.25rem 4rem }
+         max-width: 68rem; padding: 2.5rem 1.25rem 4rem }
   h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem }
   h2 { font-size: 1.25rem; margin: 2.6rem 0 .4rem; padding-top: 1.2rem; border-top: 1px solid var(--line) }
   .lead { font-size: 1.08rem; color: var(--soft); max-width: 46rem }
@@ -147,8 +147,11 @@ PAGE = """<!doctype html>
   table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
   caption { text-align: left; font-weight: 600; padding-bottom: .35rem }
   th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
-  th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); vertical-align: bottom; max-width: 9rem }
-  th:first-child, td:first-child { text-align: left; padding-left: 0; max-width: none }
+  caption { white-space: nowrap }
+  th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); vertical-align: bottom;
+       max-width: 7rem }
+  th:first-child, td:first-child { text-align: left; padding-left: 0; max-width: none; white-space: nowrap }
+  details > summary { cursor: pointer; color: var(--soft); margin: .8rem 0 }
   code { font-size: .85em; overflow-wrap: anywhere }
 </style>
 <h1>{{ report.title }}</h1>
@@ -168,6 +171,7 @@ PAGE = """<!doctype html>
 <figcaption>{{ picture.caption }}</figcaption></figure>
 {% endfor %}
 {% for table in section.tables %}
+{% if table.rows|length > 16 %}<details><summary>{{ table.title }}: {{ table.rows|length }} rows</summary>{% endif %}
 <div class="scroll"><table><caption>{{ table.title }}</caption>
 <thead><tr>{% for column in table.columns %}<th>{{ column.name }}</th>{% endfor %}</tr></thead>
 <tbody>
@@ -176,6 +180,7 @@ PAGE = """<!doctype html>
 {% endfor %}
 </tbody></table></div>
 {% if table.note %}<p class="note">{{ table.note }}</p>{% endif %}
+{% if table.rows|length > 16 %}</details>{% endif %}
 {% endfor %}
 {% endfor %}
 <h2>How it was measured</h2>
@@ -183,7 +188,7 @@ PAGE = """<!doctype html>
 {{ about.date }}, commit {{ about.commit or "unknown" }}.</p>
 <p><code>{{ about.command }}</code></p>
 <p class="note">{{ versions }}</p>
-<footer><p>The paper: S. Yun, Y. Ro, “SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design”, CVPR 2024,
-arXiv:2401.16456. Its speeds were measured on an A100 and a Xeon Gold 5218R, its accuracies on ImageNet-1K.</p></footer>
+<footer><p>The paper: S. Yun, Y. Ro, “SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design”, CVPR
+2024, arXiv:2401.16456. Its speeds were measured on an A100 and a Xeon Gold 5218R, its accuracies on ImageNet-1K.</p></footer>
 </html>
 """

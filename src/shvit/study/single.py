@@ -14,8 +14,9 @@ from ..data.transforms import Normalize
 from ..model.cost import cost
 from ..modelfile import ModelFile
 from .compare import Told
+from .heads import AttentionLayer
 from .prune import is_known, with_single_heads
-from .redundancy import Redundancy, count_right, looks, redundancy
+from .redundancy import Redundancy, count_right, looks, redundancy, single_together
 from .subject import Images, Subject
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 10
@@ -40,7 +41,9 @@ class Studied:
     result: Redundancy
     tolerance: float
     single: dict[str, int]
-    """The layers that could do with one head, and which."""
+    """The layers that could do with one head while the others keep theirs, and which."""
+    together: dict[str, int]
+    """Those that could all at once."""
     savings: dict[str, Any] | None
     """Of these, measured; None where there are none, or heads cannot be taken out."""
     pictures: Looked | None
@@ -78,8 +81,10 @@ def study_heads(
     looked = _looked(subject, result, pictures, queries) if len(pictures) else None
     chosen = result.could_be_single(tolerance)
     notes = [f"{len(images.bad)} images could not be read and were left out."] if images.bad else []
-    found = Studied(name, result, tolerance, {layers[place].name: head for place, head in chosen.items()}, None, looked)
+    found = Studied(name, result, tolerance, _named(layers, chosen), {}, None, looked)
     so_far(replace(found, notes=tuple(notes)))
+    chosen = single_together(network, layers, result, images, tolerance, told)
+    found = replace(found, together=_named(layers, chosen))
     kept = {layers[place]: head for place, head in chosen.items()}
     if kept and subject.model_file is not None and all(is_known(layer) for layer in kept):
         told("taking heads out, and timing", 0, 1)
@@ -89,6 +94,10 @@ def study_heads(
     elif kept:
         notes.append("What single heads would save was not measured: heads of this network cannot be taken out here.")
     return replace(found, notes=tuple(notes))
+
+
+def _named(layers: Sequence[AttentionLayer], heads: Mapping[int, int]) -> dict[str, int]:
+    return {layers[place].name: heads[place] for place in sorted(heads)}
 
 
 def _savings(whole: ModelFile, single: ModelFile, images: Images, threads: int | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `shvit study redundancy` looks at: a model and labelled images. A user's own network comes as FILE.py:FUNCTION."""
+"""What `shvit study redundancy` looks at: a model and labelled images; a user's own network by FILE.py:FUNCTION."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +27,6 @@ from .single import Studied, study_heads
 from .subject import Images, open_subject, read_pictures
 
 Written = tuple[Report, list[Path]]
-T = TypeVar("T")
 
 
 def redundancy(
@@ -170,10 +169,10 @@ def resolution(
     return publish(found)
 
 
-def _publisher(out: Path, page: Callable[[T], Report]) -> Callable[[T], Written]:
+def _publisher(out: Path, page: Callable[[Any], Report]) -> Callable[[Any], Any]:
     """Writes the report of what is known so far, and returns it."""
 
-    def publish(found: T) -> Written:
+    def publish(found: Any) -> Written:
         report = page(found)
         return report, write(report, out)
 
