@@ -50,7 +50,9 @@ sys.exit([name for name in ("torch", "timm", "numpy", "PIL") if name in sys.modu
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["eval"], ["predict"], ["info"], ["models"], ["demo"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [[], ["train"], ["eval"], ["predict"], ["info"], ["models"], ["demo"], ["study"]], ids=str
+)
 def test_help_does_not_import_torch(arguments):
     code = f"""
 import sys

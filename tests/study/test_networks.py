@@ -1,0 +1,51 @@
+"""The experiments' networks go wherever a network's name does, and heads taken out are heads switched off."""
+
+import pytest
+import torch
+
+import shvit
+from conftest import randomize_norms
+from shvit.errors import InputError
+from shvit.study.heads import attention_layers, without
+from shvit.study.networks import KINDS
+from shvit.study.prune import with_single_heads
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_folds_to_the_same_function(kind):
+    model = randomize_norms(shvit.create_model(f"study/s1-{kind}", 5)).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(shvit.fuse(model)(images), model(images), rtol=1e-3, atol=1e-4)
+
+
+def test_an_unknown_name_is_told_what_is_allowed():
+    with pytest.raises(InputError, match="multi-head"):
+        shvit.create_model("study/s1-nothing")
+
+
+def test_four_stages_begin_at_stride_4():
+    assert [stride for _, stride in shvit.create_model("study/s1-four-stages").maps] == [4, 8, 16, 32]
+
+
+def test_arguments_of_timm_follow_the_name():
+    model = shvit.create_model("timm/deit_tiny_patch16_224:img_size=64:depth=1", 5)
+    assert model.image_size == 64
+    with pytest.raises(InputError, match="img_size=160"):
+        shvit.create_model("timm/deit_tiny_patch16_224:img_size=x", 5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["study/s1-multi-head", "timm/deit_tiny_patch16_224:img_size=64:depth=2", "timm/swin_tiny_patch4_window7_224"],
+)
+def test_heads_taken_out_are_heads_switched_off(name):
+    model = randomize_norms(shvit.create_model(name, 5)).eval().double()
+    size = model.image_size if name.startswith("timm") else 64
+    images = torch.randn(1, 3, size, size, dtype=torch.float64)
+    kept = {layer: layer.heads - 1 for layer in attention_layers(model)}
+    off = {layer: set(range(layer.heads)) - {head} for layer, head in kept.items()}
+    with torch.no_grad():
+        with without(off):
+            expected = model(images)
+        torch.testing.assert_close(with_single_heads(model, kept)(images), expected, rtol=1e-6, atol=1e-8)
