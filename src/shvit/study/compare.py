@@ -313,11 +313,9 @@ def in_mixer(part: str) -> bool:
 
 def stage_seconds(one: Breakdown) -> dict[str, float]:
     """A call's time by the parts of SHViT."""
-    seconds = {"pixels to floats": one.seconds(within=lambda part: _stage(part) == "pixels to floats")}
+    seconds: dict[str, float] = {}
     for row in one.spent:
-        seconds[_stage(row.part)] = seconds.get(_stage(row.part), 0.0) + (
-            row.seconds if _stage(row.part) != "pixels to floats" else 0.0
-        )
+        seconds[_stage(row.part)] = seconds.get(_stage(row.part), 0.0) + row.seconds
     return seconds
 
 
