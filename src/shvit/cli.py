@@ -746,86 +746,60 @@ Learn = Annotated[_Learn | None, Parameter(name="*", group="Accuracy")]
 Size = Annotated[Literal["s1", "s2", "s3", "s4"] | None, Parameter(help="Of SHViT; default: the paper's.")]
 
 
-@study.command(name="macro")
-def study_macro(
-    *,
-    out: Path,
-    size: Size = None,
-    image_size: int | None = None,
-    seeds: int = 1,
-    measure: Measure = None,
-    learn: Learn = None,
-    json: Json = False,
-) -> None:
-    """A 16x16 stem and three stages against a 4x4 stem and four; larger images; attention in the first stage.
+def _comparison(name: str, about: str) -> None:
+    """Adds one of the comparisons, which take the same."""
 
-    Parameters, operations, activations, speed on every engine and latency by stage; accuracy with --train. Started
-    again after a stop, training goes on where it was.
+    @study.command(name=name, help=f"{about}\n\nStarted again after a stop, training goes on where it was.")
+    def command(
+        *,
+        out: Path,
+        size: Size = None,
+        image_size: int | None = None,
+        seeds: int = 1,
+        measure: Measure = None,
+        learn: Learn = None,
+        json: Json = False,
+    ) -> None:
+        """Compare networks.
 
-    Parameters
-    ----------
-    out
-        A folder for the report and the runs.
-    image_size
-        Side of the images in pixels; default: the network's own.
-    seeds
-        Runs of each network that is trained.
-    """
-    _compare("macro", out, size, image_size, seeds, measure, learn, json)
+        Parameters
+        ----------
+        out
+            A folder for the report and the runs.
+        image_size
+            Side of the images in pixels; default: the network's own.
+        seeds
+            Runs of each network that is trained.
+        """
+        from .bench.report import watching
+        from .files import check_folder
+        from .study.verbs import comparison
 
-
-@study.command(name="ablation")
-def study_ablation(
-    *,
-    out: Path,
-    size: Size = None,
-    image_size: int | None = None,
-    seeds: int = 1,
-    measure: Measure = None,
-    learn: Learn = None,
-    json: Json = False,
-) -> None:
-    """No attention, many heads, or one over 1/8, 1/4.67 or 1/2 of the channels: speed, and accuracy with --train.
-
-    Started again after a stop, training goes on where it was.
-
-    Parameters
-    ----------
-    out
-        A folder for the report and the runs.
-    image_size
-        Side of the images in pixels; default: the network's own.
-    seeds
-        Runs of each network that is trained.
-    """
-    _compare("ablation", out, size, image_size, seeds, measure, learn, json)
+        console = _console(json)
+        check_folder(out)
+        measure, learn = measure or _Measure(), learn or _Learn()
+        how, training = measure.how(image_size), learn.training(measure.device, seeds)
+        with watching(console) as told:
+            written = comparison(
+                name, out, size=size, how=how, training=training, told=told, reporter=_plain_reporter(console)
+            )
+        _show_study(console, json, *written)
 
 
-@study.command(name="designs")
-def study_designs(
-    *,
-    out: Path,
-    size: Size = None,
-    image_size: int | None = None,
-    seeds: int = 1,
-    measure: Measure = None,
-    learn: Learn = None,
-    json: Json = False,
-) -> None:
-    """Three designs of single-head attention: (a) in a bottleneck, (b) over all channels, (c) over a part of them.
-
-    Speed, and accuracy with --train. Started again after a stop, training goes on where it was.
-
-    Parameters
-    ----------
-    out
-        A folder for the report and the runs.
-    image_size
-        Side of the images in pixels; default: the network's own.
-    seeds
-        Runs of each network that is trained.
-    """
-    _compare("designs", out, size, image_size, seeds, measure, learn, json)
+_comparison(
+    "macro",
+    "A 16x16 stem and three stages against a 4x4 stem and four; larger images; attention in the first stage: "
+    "parameters, operations, activations, speed on every engine and time by stage; accuracy with --train.",
+)
+_comparison(
+    "ablation",
+    "No attention, many heads, or one over 1/8, 1/4.67 or 1/2 of the channels: speed, and accuracy with --train.",
+)
+_comparison(
+    "designs",
+    "Three designs of single-head attention, (a) in a bottleneck, (b) over all channels, (c) over a part of them: "
+    "speed, and accuracy with --train.",
+)
 
 
 @study.command(name="breakdown")
@@ -913,31 +887,6 @@ def study_resolution(
             training=training,
             told=told,
             reporter=_plain_reporter(console),
-        )
-    _show_study(console, json, *written)
-
-
-def _compare(
-    name: str,
-    out: Path,
-    size: str | None,
-    image_size: int | None,
-    seeds: int,
-    measure: _Measure | None,
-    learn: _Learn | None,
-    json: bool,
-) -> None:
-    from .bench.report import watching
-    from .files import check_folder
-    from .study.verbs import comparison
-
-    console = _console(json)
-    check_folder(out)
-    measure, learn = measure or _Measure(), learn or _Learn()
-    how, training = measure.how(image_size), learn.training(measure.device, seeds)
-    with watching(console) as told:
-        written = comparison(
-            name, out, size=size, how=how, training=training, told=told, reporter=_plain_reporter(console)
         )
     _show_study(console, json, *written)
 

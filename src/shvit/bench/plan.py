@@ -122,7 +122,7 @@ def plan(request: Request, models: Mapping[str, Opened]) -> tuple[list[Case], li
         EngineError: An engine or precision asked for by name cannot run here; the message says what can.
         InputError: An exported file in a protocol, which is for networks.
     """
-    pairs_here, left_out = _pairs(request)
+    pairs_here, left_out = pairs(request)
     cases: dict[Case, None] = {}
     omitted = dict.fromkeys(left_out)
     for name, model in models.items():
@@ -130,12 +130,12 @@ def plan(request: Request, models: Mapping[str, Opened]) -> tuple[list[Case], li
         if isinstance(model, Exported):
             if request.protocol:
                 raise InputError(f"--protocol {request.protocol} is for networks, and {name} is an exported file")
-            pairs, sizes, parts = [(model.engine, model.precision)], (model.preprocess.image_size,), (WHOLE,)
+            here, sizes, parts = [(model.engine, model.precision)], (model.preprocess.image_size,), (WHOLE,)
         elif isinstance(model, TorchvisionDetector):
-            pairs, sizes, parts = [(EAGER, "fp32")], request.image_sizes, (WHOLE,)
+            here, sizes, parts = [(EAGER, "fp32")], request.image_sizes, (WHOLE,)
         else:
-            pairs, sizes = pairs_here, request.image_sizes or (model.preprocess.image_size,)
-        for part, size, batch, (engine, precision) in product(parts, sizes, request.batch_sizes, pairs):
+            here, sizes = pairs_here, request.image_sizes or (model.preprocess.image_size,)
+        for part, size, batch, (engine, precision) in product(parts, sizes, request.batch_sizes, here):
             if reason := _cannot(name, model, request.task if part == WHOLE else "classify", engine, precision):
                 what = f"{name}, {engine}" + ("" if engine == "cuda" else f" {precision}")
                 omitted[Omitted(what, reason)] = None
@@ -147,8 +147,12 @@ def plan(request: Request, models: Mapping[str, Opened]) -> tuple[list[Case], li
     return list(cases), list(omitted)
 
 
-def _pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
-    """The pairs of engine and precision that are wanted and can run, and the engines left out."""
+def pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
+    """The pairs of engine and precision that are wanted and can run, and the engines left out.
+
+    Raises:
+        EngineError: As of `plan`.
+    """
     reasons = {name: kind.unavailable(request.device) for name, kind in engines.ENGINES.items()}
     offers = {name: kind.precisions(request.device) for name, kind in engines.ENGINES.items() if reasons[name] is None}
     offers |= {name: has for name, has in yardsticks(request.device).items() if name in request.engines}
@@ -160,7 +164,7 @@ def _pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
     for precision in request.precisions:
         if not any(precision in offers[name] for name in wanted):
             raise EngineError(f"{' and '.join(wanted)} on {request.device} cannot run in {precision!r}; {here}")
-    pairs = [(name, p) for name in wanted for p in offers[name] if p in (request.precisions or offers[name])]
+    found = [(name, p) for name in wanted for p in offers[name] if p in (request.precisions or offers[name])]
     missing = [Omitted(name, reason) for name, reason in reasons.items() if reason and not request.engines]
     lacking = [
         Omitted(f"{name} {p}", f"{name} on {request.device} has {', '.join(offers[name])}")
@@ -168,7 +172,7 @@ def _pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
         for p in request.precisions
         if p not in offers[name]
     ]
-    return pairs, missing + lacking
+    return found, missing + lacking
 
 
 def _cannot(name: str, model: Opened, task: str, engine: str, precision: str) -> str | None:

@@ -1,14 +1,14 @@
 """Networks side by side: what they cost, how fast they run on each engine, where the time goes, how well they learn."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from .. import engines
-from ..bench.plan import Request
-from ..bench.run import Result as Speeds
+from ..bench.plan import Omitted, Request, pairs, settle
+from ..bench.run import Row as Timed
 from ..bench.run import bench
 from ..bench.subject import Case, open_model
 from ..errors import Failure, InputError
@@ -125,10 +125,15 @@ class Measured:
 
     def to_dict(self) -> dict[str, Any]:
         found = {key: value for key, value in asdict(self).items() if key != "breakdowns"}
-        return {**found, "mean_top1": self.mean_top1, "breakdowns": [breakdown_dict(one) for one in self.breakdowns]}
+        return {
+            **found,
+            "mean_top1": self.mean_top1,
+            "breakdowns": [breakdown_dict(one, in_mixer) for one in self.breakdowns],
+        }
 
 
-def breakdown_dict(one: Breakdown) -> dict[str, Any]:
+def breakdown_dict(one: Breakdown, attention: Callable[[str], bool]) -> dict[str, Any]:
+    """Args: one; whether a part belongs to an attention layer."""
     return {
         "engine": one.engine,
         "batch_size": one.batch_size,
@@ -137,9 +142,9 @@ def breakdown_dict(one: Breakdown) -> dict[str, Any]:
         "shares": one.shares(),
         "memory_bound": one.memory_bound(),
         "stage_seconds": stage_seconds(one),
-        "attention_seconds": one.seconds(within=in_mixer),
-        "attention_shares": one.shares(in_mixer),
-        "attention_memory_bound": one.memory_bound(in_mixer),
+        "attention_seconds": one.seconds(within=attention),
+        "attention_shares": one.shares(attention),
+        "attention_memory_bound": one.memory_bound(attention),
     }
 
 
@@ -201,7 +206,7 @@ def compare(
         InputError: An engine, precision or device that cannot run here, or data that cannot be trained on.
         KeyboardInterrupt: Ctrl-C; `so_far` was given all that was known.
     """
-    base = how.image_size or _own_size(comparison.entries[0].model)
+    base = how.image_size or need_model_file(comparison.entries[0].model).preprocess.image_size
     how = replace(how, image_size=base, device=engines.pick_device(how.device))
     found = Compared(comparison, how, training, tuple(_costs(entry, base) for entry in comparison.entries))
     found = _with_speeds(found, told)
@@ -217,71 +222,77 @@ def compare(
     return found
 
 
-def _own_size(model: str) -> int:
-    opened = open_model(model)
-    assert isinstance(opened, ModelFile)
-    return opened.preprocess.image_size
+def need_model_file(name: str, image_size: int | None = None) -> ModelFile:
+    """A network by name, a model file or published weights. Raises InputError for an exported file."""
+    opened = open_model(name, image_size)
+    if not isinstance(opened, ModelFile):
+        raise InputError(f"{name} is an exported file: give the model file, or a network's name")
+    return opened
 
 
 def _costs(entry: Entry, base: int) -> Measured:
     size = entry.image_size(base)
-    opened = open_model(entry.model, size)
-    assert isinstance(opened, ModelFile)
-    total = cost(opened.model, (size, size))
+    total = cost(need_model_file(entry.model, size).model, (size, size))
     return Measured(entry, size, total.params, total.macs, FP32_BYTES * total.activations)
 
 
-def runnable(how: How) -> list[str]:
-    """The engines to measure on: those named, or all that can run here."""
-    return list(how.engines) or [name for name, kind in engines.ENGINES.items() if kind.unavailable(how.device) is None]
-
-
 def _with_speeds(found: Compared, told: Told) -> Compared:
-    """One engine after the other, all entries against each other on each."""
-    how, omitted = found.how, list(found.omitted)
+    """All entries against each other on each engine."""
+    omitted = list(found.omitted)
     speeds: dict[tuple[str, int], list[Speed]] = {}
-    wanted = {(row.entry.model, row.image_size) for row in found.rows}
-    precisions = how.precisions or (("fp32",) if how.device == "cpu" else ("fp16",))
-    for engine in runnable(how):
-        has = engines.ENGINES[engine].precisions(how.device) if engine in engines.ENGINES else precisions
-        request = Request(
-            models=tuple(dict.fromkeys(row.entry.model for row in found.rows)),
-            engines=(engine,),
-            precisions=tuple(p for p in precisions if p in has) if not how.engines else precisions,
-            batch_sizes=how.batch_sizes,
-            image_sizes=tuple(dict.fromkeys(row.image_size for row in found.rows)),
-            threads=how.threads,
-            device=how.device,
-            rounds=how.rounds,
-        )
-        if not request.precisions:
-            omitted.append(f"{engine}: has {', '.join(has)}, not {', '.join(precisions)}")
-            continue
-        try:
-            result = bench(
-                request,
-                lambda what, done, total, engine=engine: told(f"{engine}: {what}", done, total),
-                lambda case: (case.model, case.image_size) in wanted,
-            )
-        except Failure as failure:
-            omitted.append(f"{engine}: {failure}")
-            continue
-        omitted += [f"{row.what}: {row.reason}" for row in (*result.skipped, *result.failed)]
-        for case, speed in _speeds(result, found.reference):
+    wanted = {(row.entry.model, row.image_size): None for row in found.rows}
+    models, sizes = (tuple(dict.fromkeys(column)) for column in zip(*wanted, strict=True))
+    for rows, why in timed(found.how, models, sizes, told, lambda case: (case.model, case.image_size) in wanted):
+        omitted += why
+        for case, speed in _speeds(rows, found.reference):
             speeds.setdefault((case.model, case.image_size), []).append(speed)
     rows = (replace(row, speeds=tuple(speeds.get((row.entry.model, row.image_size), ()))) for row in found.rows)
     return replace(found, rows=tuple(rows), omitted=tuple(dict.fromkeys(omitted)))
 
 
-def _speeds(result: Speeds, reference: Measured) -> list[tuple[Case, Speed]]:
+def timed(
+    how: How,
+    models: tuple[str, ...],
+    sizes: tuple[int, ...],
+    told: Told,
+    wanted: Callable[[Case], bool] = lambda case: True,
+) -> Iterator[tuple[Sequence[Timed], list[str]]]:
+    """Networks at sizes against each other, on one engine after the other; and what has no number, and why.
+
+    An engine that fails costs the others nothing.
+
+    Raises:
+        InputError: An engine, precision or size that cannot be measured here; before anything is.
+    """
+    precisions = how.precisions or (("fp32",) if how.device == "cpu" else ("fp16",))
+    request = settle(
+        Request(models, how.engines, precisions, how.batch_sizes, sizes, how.threads, how.device, how.rounds)
+    )
+    here, left_out = pairs(request)
+    yield (), _why(left_out)
+    for engine in dict.fromkeys(engine for engine, _ in here):
+        one = replace(request, engines=(engine,), precisions=tuple(p for name, p in here if name == engine))
+        try:
+            result = bench(one, lambda what, *steps, engine=engine: told(f"{engine}: {what}", *steps), wanted)
+        except Failure as failure:
+            yield (), [f"{engine}: {failure}"]
+            continue
+        yield result.rows, _why((*result.skipped, *result.failed))
+
+
+def _why(omitted: Sequence[Omitted]) -> list[str]:
+    return [f"{row.what}: {row.reason}" for row in omitted]
+
+
+def _speeds(rows: Sequence[Timed], reference: Measured) -> list[tuple[Case, Speed]]:
     """Each case's, and its ratio to the reference at the same precision and batch size."""
     to = {
         (row.case.precision, row.case.batch_size): row.images_per_second
-        for row in result.rows
+        for row in rows
         if (row.case.model, row.case.image_size) == (reference.entry.model, reference.image_size)
     }
     found = []
-    for row in result.rows:
+    for row in rows:
         case, speed = row.case, row.images_per_second
         known = to.get((case.precision, case.batch_size))
         ratio = speed / known if known else None
@@ -290,14 +301,14 @@ def _speeds(result: Speeds, reference: Measured) -> list[tuple[Case, Speed]]:
 
 
 def _with_breakdowns(found: Compared, told: Told) -> Compared:
-    names, how = [name for name in runnable(found.how) if name in able()], found.how
+    how = found.how
+    names = [name for name in able() if name in (how.engines or able())]
     rows, omitted = [], list(found.omitted)
     for number, row in enumerate(found.rows):
         parts = []
         for engine in names:
             told(f"where the time goes: {row.entry.label}, {engine}", number, len(found.rows))
-            model = open_model(row.entry.model, row.image_size)
-            assert isinstance(model, ModelFile)
+            model = need_model_file(row.entry.model, row.image_size)
             try:
                 parts.append(breakdown(model, engine, how.batch_sizes[0], how.threads))
             except (Failure, RuntimeError) as error:

@@ -24,7 +24,7 @@ def macro(size: str = "s1") -> Comparison:
             "7x7 tokens. Then the three-stage network on larger images, and with attention in its first stage, too."
         ),
         claims=(
-            "The 16x16-stem network is 3.0 times as fast on a GPU and 2.8 times on a CPU, and 1.5 points less accurate.",
+            "The 16x16-stem network is 3.0 times as fast on a GPU, 2.8 times on a CPU, and 1.5 points less accurate.",
             "Trained at 256 pixels it draws level in accuracy, and stays far faster.",
             "Attention in the first stage is a worse trade than depthwise convolution alone.",
         ),
@@ -84,9 +84,10 @@ def designs(size: str = "s2") -> Comparison:
         name="designs",
         title="Three designs of single-head attention",
         question=(
-            "One head (a) in place of the 3x3 convolution of a ResNet bottleneck, (b) over all channels, (c) over a part "
-            "of the channels, the others passing by to the projection, as the paper has it. Widths and depths are those "
-            "of the variant in all three; the paper's (b) has fewer parameters than that, by narrowings it does not tell."
+            "One head (a) in place of the 3x3 convolution of a ResNet bottleneck, (b) over all channels, (c) over a "
+            "part of the channels, the others passing by to the projection, as the paper has it. Widths and depths are "
+            "those of the variant in all three; the paper's (b) has fewer parameters than that, by narrowings it does "
+            "not tell."
         ),
         claims=(
             "(c) is the fastest in ONNX Runtime: (a) runs at 0.84 of its speed, (b) at 0.76.",

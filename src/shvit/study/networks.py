@@ -1,4 +1,4 @@
-"""The networks that the paper's experiments compare, by name: `study/s3-multi-head` goes wherever a network's name does.
+"""The networks that the paper's experiments compare, by name: `study/s3-multi-head` goes where a network's name does.
 
 Each is an SHViT of other sizes, or with another token mixer; of S1 to S4, as the name begins.
 """
@@ -45,10 +45,10 @@ def _early_attention(config: Config) -> Config:
 
 
 def _four_stages(config: Config) -> Config:
-    """A stem of stride 4 and four stages: as wide on maps of 14x14 and 7x7 as the variant, half as wide on those before.
+    """A stem of stride 4 and four stages: as wide on maps of 14x14 and 7x7 as the variant, half as wide before each.
 
-    As many blocks, and as many more on the first maps as in the variant's first stage; attention in the last two stages,
-    as there.
+    As many blocks, and as many more on the first maps as in the variant's first stage; attention in the last two
+    stages, as there.
     """
     first, second, third = config.stages
     stages = (

@@ -1,4 +1,4 @@
-"""A network whose attention layers keep one head each, smaller by what the others took: what a single head would save."""
+"""A network whose attention layers keep one head each, and is smaller: what a single head would save."""
 
 import copy
 from collections.abc import Mapping

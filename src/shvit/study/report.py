@@ -31,6 +31,9 @@ class Column:
         return "–" if cell is None else cell if isinstance(cell, str) else self.form.format(cell)
 
 
+LABEL = Column("network")
+
+
 @dataclass(frozen=True)
 class Table:
     """A table; its CSV holds the numbers as they are."""
@@ -189,6 +192,7 @@ PAGE = """<!doctype html>
 <p><code>{{ about.command }}</code></p>
 <p class="note">{{ versions }}</p>
 <footer><p>The paper: S. Yun, Y. Ro, “SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design”, CVPR
-2024, arXiv:2401.16456. Its speeds were measured on an A100 and a Xeon Gold 5218R, its accuracies on ImageNet-1K.</p></footer>
+2024, arXiv:2401.16456. Its speeds were measured on an A100 and a Xeon Gold 5218R, its accuracies on
+ImageNet-1K.</p></footer>
 </html>
 """

@@ -7,8 +7,6 @@ from typing import Any
 
 from .. import engines
 from ..bench.peers import Top1, published_top1
-from ..bench.plan import Request
-from ..bench.run import bench
 from ..bench.subject import has_random_weights
 from ..errors import Failure, InputError
 from ..evaluate import evaluate
@@ -16,7 +14,7 @@ from ..modelfile import ModelFile
 from ..pretrained import load_model
 from ..tasks.classify import Classify
 from ..train.report import Reporter
-from .compare import How, Told, Training, runnable, train_one
+from .compare import How, Told, Training, need_model_file, timed, train_one
 
 MODELS = ("shvit_s3", "shvit_s4", "timm/mobilenetv4_conv_small", "timm/fastvit_t8", "timm/repvit_m0_9")
 """SHViT beside networks that take images of any size."""
@@ -96,10 +94,24 @@ def against_size(
     Raises:
         InputError: No such model, or an engine or data that cannot be used.
     """
+    for name in models:
+        need_model_file(name)
     how = replace(how, device=engines.pick_device(how.device))
     found = AgainstSize(tuple(models), tuple(sorted(sizes)), how, training)
-    for engine in runnable(how):
-        found = _timed(found, engine, told)
+    for rows, why in timed(how, found.models, found.sizes, told):
+        points = tuple(
+            Point(
+                row.case.model,
+                row.case.image_size,
+                row.case.engine,
+                row.case.precision,
+                row.case.batch_size,
+                1e3 / row.images_per_second,
+                row.timing.spread,
+            )
+            for row in rows
+        )
+        found = replace(found, points=found.points + points, omitted=(*found.omitted, *why))
         so_far(found)
     for name in models:
         weights = _weights(name, training, out, reporter or Reporter())
@@ -107,37 +119,6 @@ def against_size(
             found = _judged(found, name, weights, data or (training.data if training else ""), told)
             so_far(found)
     return found
-
-
-def _timed(found: AgainstSize, engine: str, told: Told) -> AgainstSize:
-    how = found.how
-    precisions = how.precisions or (("fp32",) if how.device == "cpu" else ("fp16",))
-    has = engines.ENGINES[engine].precisions(how.device) if engine in engines.ENGINES else precisions
-    if not how.engines:
-        precisions = tuple(precision for precision in precisions if precision in has)
-    if not precisions:
-        return replace(found, omitted=(*found.omitted, f"{engine}: has {', '.join(has)}"))
-    request = Request(
-        found.models, (engine,), precisions, how.batch_sizes, found.sizes, how.threads, how.device, how.rounds
-    )
-    try:
-        result = bench(request, lambda what, done, total: told(f"{engine}: {what}", done, total))
-    except Failure as failure:
-        return replace(found, omitted=(*found.omitted, f"{engine}: {failure}"))
-    points = tuple(
-        Point(
-            row.case.model,
-            row.case.image_size,
-            row.case.engine,
-            row.case.precision,
-            row.case.batch_size,
-            1e3 / row.images_per_second,
-            row.timing.spread,
-        )
-        for row in result.rows
-    )
-    omitted = tuple(f"{row.what}: {row.reason}" for row in (*result.skipped, *result.failed))
-    return replace(found, points=found.points + points, omitted=found.omitted + omitted)
 
 
 def _weights(name: str, training: Training | None, out: Path, reporter: Reporter) -> ModelFile | None:

@@ -1,6 +1,7 @@
 """What `shvit study …` does: each function measures, writes its report as far as it has come, and returns it."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +9,20 @@ import torch
 from torch import nn
 
 from ..bench.run import about
-from ..bench.subject import open_model
 from ..data.sources import open_source
-from ..errors import InputError
+from ..errors import Failure, InputError
 from ..evaluate import Which
-from ..modelfile import ModelFile
 from ..provenance import facts
 from ..train.report import Reporter
-from . import pages
 from .breakdown import Breakdown, able
 from .breakdown import breakdown as measure_breakdown
-from .compare import Compared, How, Told, Training, compare
+from .compare import Compared, How, Told, Training, compare, need_model_file
 from .experiments import COMPARISONS
 from .heads import attention_layers
+from .pages.breakdown import breakdown_page
+from .pages.comparison import compared_page
+from .pages.redundancy import redundancy_page
+from .pages.resolution import resolution_page
 from .report import Report, write
 from .resolution import MODELS, SIZES, AgainstSize, against_size
 from .single import Studied, study_heads
@@ -67,7 +69,7 @@ def redundancy(
     shown = read_pictures(pictures, subject.preprocess) if pictures else chosen.pictures(max(4, len(places)))
     context = {**facts(), "data": str(data), "split": chosen.split, "bad_images": chosen.bad}
     name = subject.model_file.architecture.name if subject.model_file else model
-    publish = _publisher(out, lambda found: pages.redundancy_page(found, context))
+    publish = _publisher(out, lambda found: redundancy_page(found, context))
     found: Studied = study_heads(
         name, subject, chosen, similarity_images, tolerance, shown, places, threads, told, publish
     )
@@ -94,7 +96,7 @@ def comparison(
     how = how or How()
     if training and training.seeds < 1:
         raise InputError(f"--seeds must be at least 1, got {training.seeds}")
-    publish = _publisher(out, lambda found: pages.compared_page(found, about(found.how.device)))
+    publish = _publisher(out, lambda found: compared_page(found, about(found.how.device)))
     found: Compared = compare(plan, how, training, out, told, reporter, publish)
     return publish(found)
 
@@ -111,6 +113,8 @@ def breakdown(
 ) -> Written:
     """Time by kind of operation; a variant of SHViT is shown beside its multi-head sister.
 
+    An engine that fails on a network costs the others nothing.
+
     Raises:
         InputError: No such model, or an engine that cannot be looked into.
     """
@@ -119,17 +123,18 @@ def breakdown(
     names, chosen = list(models), able(engines)
     if len(names) == 1 and names[0].startswith("shvit_") and not names[0].endswith(".in1k"):
         names.append(f"study/{names[0].removeprefix('shvit_')}-multi-head")
+    opened = [need_model_file(name, image_size) for name in names]
+    layers = {model.architecture.name: _attention(model.model) for model in opened}
     rows: list[Breakdown] = []
-    layers: dict[str, tuple[str, ...]] = {}
-    publish = _publisher(out, lambda found: pages.breakdown_page(found, layers, {**facts(), "threads": threads}))
-    for name in names:
-        opened = open_model(name, image_size)
-        if not isinstance(opened, ModelFile):
-            raise InputError(f"{name} is an exported file: give the model file, or a network's name")
-        layers[opened.architecture.name] = _attention(opened.model)
-        for engine in chosen:
-            told(f"{name}, {engine}", len(rows), len(names) * len(chosen))
-            rows.append(measure_breakdown(opened, engine, batch_size, threads))
+    omitted: list[str] = []
+    for done, (model, engine) in enumerate(product(opened, chosen)):
+        name = model.architecture.name
+        told(f"{name}, {engine}", done, len(opened) * len(chosen))
+        try:
+            rows.append(measure_breakdown(model, engine, batch_size, threads))
+        except (Failure, RuntimeError) as error:
+            omitted.append(f"{name}, {engine}: {error}")
+    publish = _publisher(out, lambda found: breakdown_page(found, layers, omitted, {**facts(), "threads": threads}))
     return publish(rows)
 
 
@@ -162,7 +167,7 @@ def resolution(
         KeyboardInterrupt: Ctrl-C; the report holds what was known, and the same call goes on.
     """
     how = how or How()
-    publish = _publisher(out, lambda found: pages.resolution_page(found, about(found.how.device)))
+    publish = _publisher(out, lambda found: resolution_page(found, about(found.how.device)))
     found: AgainstSize = against_size(
         models or MODELS, sizes or SIZES, how, data, training, out, told, reporter, publish
     )
