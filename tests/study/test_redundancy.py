@@ -1,11 +1,15 @@
 """Planted truth: what is known of constructed heads is what is found."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from timm.models.swin_transformer import window_partition
 from torch import nn
 
-from shvit.study.heads import AttentionLayer
-from shvit.study.redundancy import redundancy
+from shvit.study.heads import AttentionLayer, Grid, Windows
+from shvit.study.redundancy import Heads, Redundancy, looks, redundancy, single_together
 
 TOKENS, WIDTH = 4, 2
 
@@ -82,3 +86,70 @@ def test_a_single_head_is_neither_alike_nor_switched_off():
     assert (found.layers[0].similarity, found.layers[0].without) == ((), ())
     assert found.layers[0].alone == (1.0,)
     assert found.mean_similarity == (None,)
+
+
+def test_heads_are_ranked_by_what_their_absence_costs_then_by_likeness():
+    first = Heads("one", (0.1, 0.9), (0.8, 0.8), (0.5, 0.5))
+    second = Heads("two", (0.2, 0.2), (0.2, 0.9), (0.85, 0.6))
+    found = Redundancy(0.9, 10, (first, second))
+    assert found.ranked() == [(1, 0), (0, 0), (0, 1), (1, 1)]
+    assert found.could_be_single(6) == {1: 0}
+    assert found.could_be_single(50) == {1: 0, 0: 0}
+    assert found.could_be_single(1) == {}
+
+
+def test_the_head_that_carries_the_label_is_ranked_first():
+    assert study(torch.full((3, TOKENS, TOKENS), 1 / TOKENS), 1).ranked()[0] == (0, 1)
+
+
+class Twice(nn.Module):
+    """Two layers that both carry the label: either can lose heads, both cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        uniform = torch.full((2, TOKENS, TOKENS), 1 / TOKENS)
+        self.first, self.second = Planted(uniform, 0), Planted(uniform, 0)
+
+    def forward(self, images):
+        return self.first(images) + self.second(images) + torch.tensor([0.0, 1e-3])
+
+
+def test_layers_that_could_be_single_alone_but_not_together():
+    network = Twice()
+    layers = [AttentionLayer(str(n), part, 2, part.project) for n, part in enumerate((network.first, network.second))]
+    found = redundancy(network, layers, batches())
+    assert [layer.alone for layer in found.layers] == [(1, 1), (1, 1)]
+    assert single_together(network, layers, found, batches(), 1.0) == {0: 0, 1: 0}
+    empty = tuple(replace(layer, alone=(0.99, 1.0)) for layer in found.layers)  # so that the other heads are chosen
+    assert replace(found, layers=empty).could_be_single(1.0) == {0: 1, 1: 1}
+    assert single_together(network, layers, replace(found, layers=empty), batches(), 1.0) == {0: 1}
+
+
+def test_a_place_sees_the_map_row_by_row_after_the_prefix():
+    maps = torch.rand(1, 2, 1 + 16, 1 + 16)
+    seen = Grid(prefix=1).seen_from(maps, x=0.5, y=0.25)
+    query = 1 + 1 * 4 + 2
+    torch.testing.assert_close(torch.from_numpy(seen), maps[0, :, query, 1:].view(2, 4, 4))
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (1, 1), (2, 1)])
+def test_a_place_sees_its_window_where_timm_cut_it(shift):
+    rows = columns = 8
+    places = torch.arange(rows * columns).view(1, rows, columns, 1)
+    moved = places.roll((-shift[0], -shift[1]), (1, 2))
+    keys = window_partition(moved, (4, 4)).flatten(1)  # windows, the places in each
+    maps = torch.rand(len(keys), 2, 16, 16)
+    for row, column in ((0, 0), (3, 5), (7, 7), (1, 6)):
+        seen = Windows((4, 4), shift, (rows, columns)).seen_from(maps, column / columns, row / rows)
+        [[window, query]] = (keys == row * columns + column).nonzero().tolist()
+        expected = torch.full((2, rows * columns), torch.nan)
+        expected[:, keys[window]] = maps[window, :, query]
+        torch.testing.assert_close(torch.from_numpy(seen), expected.view(2, rows, columns), equal_nan=True)
+
+
+def test_looks_are_the_maps_of_every_layer():
+    maps = torch.stack([one_hot(1, 0, 3, 2), one_hot(3, 2, 1, 0)])
+    network = Planted(maps, None)
+    layer = AttentionLayer("planted", network, 2, network.project)
+    [found] = looks(network, [layer], torch.zeros(1, 3, 4, 4), x=0.5, y=0.0)  # the second token
+    assert found == pytest.approx(np.array([[[1, 0], [0, 0]], [[0, 0], [1, 0]]]), abs=1e-12)

@@ -174,7 +174,7 @@ PAGE = """<!doctype html>
 <figcaption>{{ picture.caption }}</figcaption></figure>
 {% endfor %}
 {% for table in section.tables %}
-{% if table.rows|length > 16 %}<details><summary>{{ table.title }}: {{ table.rows|length }} rows</summary>{% endif %}
+{% if table.rows|length > 24 %}<details><summary>{{ table.title }}: {{ table.rows|length }} rows</summary>{% endif %}
 <div class="scroll"><table><caption>{{ table.title }}</caption>
 <thead><tr>{% for column in table.columns %}<th>{{ column.name }}</th>{% endfor %}</tr></thead>
 <tbody>
@@ -183,7 +183,7 @@ PAGE = """<!doctype html>
 {% endfor %}
 </tbody></table></div>
 {% if table.note %}<p class="note">{{ table.note }}</p>{% endif %}
-{% if table.rows|length > 16 %}</details>{% endif %}
+{% if table.rows|length > 24 %}</details>{% endif %}
 {% endfor %}
 {% endfor %}
 <h2>How it was measured</h2>

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import figures
 from ..breakdown import MEMORY_BOUND
-from ..compare import Compared, Measured, in_mixer, stage_seconds
+from ..compare import Compared, Entry, Measured, Speed, in_mixer, stage_seconds
 from ..report import LABEL, Column, Picture, Report, Section, Table
 
 PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx", "cuda": "gpu"}
@@ -47,7 +47,7 @@ def _compared_findings(found: Compared) -> tuple[str, ...]:
     for engine, precision, batch in found.pairs():
         ratios = [(row.entry, _ratio(row, engine, precision, batch)) for row in found.rows]
         parts = [
-            f"{entry.label} {ratio:.2f}{_paper_ratio_said(found, entry.label, engine)}"
+            f"{entry.label} {ratio:.2f}{_paper_ratio_said(found, entry, engine)}"
             for entry, ratio in ratios
             if ratio is not None and entry.label != found.comparison.reference
         ]
@@ -84,21 +84,23 @@ def _noise(rows: Sequence[Measured]) -> str:
     )
 
 
+def _speed(row: Measured, engine: str, precision: str, batch: int) -> Speed | None:
+    return next((s for s in row.speeds if (s.engine, s.precision, s.batch_size) == (engine, precision, batch)), None)
+
+
 def _ratio(row: Measured, engine: str, precision: str, batch: int) -> float | None:
-    found = [s for s in row.speeds if (s.engine, s.precision, s.batch_size) == (engine, precision, batch)]
-    return found[0].ratio if found else None
+    speed = _speed(row, engine, precision, batch)
+    return speed.ratio if speed else None
 
 
-def _paper_ratio(found: Compared, label: str, kind: str) -> float | None:
+def _paper_ratio(found: Compared, entry: Entry, kind: str | None) -> float | None:
     """The paper's speed of an entry as a multiple of that of the reference."""
-    [entry] = [row.entry for row in found.rows if row.entry.label == label]
-    reference = found.reference.entry.paper.get(kind)
-    speed = entry.paper.get(kind)
+    speed, reference = (one.paper.get(kind or "") for one in (entry, found.reference.entry))
     return speed / reference if speed and reference else None
 
 
-def _paper_ratio_said(found: Compared, label: str, engine: str) -> str:
-    ratio = _paper_ratio(found, label, PAPER_ENGINES.get(engine, ""))
+def _paper_ratio_said(found: Compared, entry: Entry, engine: str) -> str:
+    ratio = _paper_ratio(found, entry, PAPER_ENGINES.get(engine))
     return f" (paper {ratio:.2f})" if ratio else ""
 
 
@@ -117,24 +119,28 @@ def _costs_section(found: Compared) -> Section:
 
 
 def _speed_section(found: Compared) -> Section:
-    columns = [LABEL]
-    rows: list[list[Any]] = [[row.entry.label] for row in found.rows]
+    rows: list[list[Any]] = []
     pictured: dict[str, list[float | None]] = {}
-    for engine, precision, batch in found.pairs():
-        title = f"{engine} {precision}, batch {batch}"
-        columns += [Column(f"{title}: images/s", "{:,.0f}"), Column("ratio", "{:.2f}"), Column("spread", "{:.1%}")]
-        for cells, row in zip(rows, found.rows, strict=True):
-            [speed] = [
-                s for s in row.speeds if (s.engine, s.precision, s.batch_size) == (engine, precision, batch)
-            ] or [None]
-            cells += [speed.images_per_second, speed.ratio, speed.spread] if speed else [None, None, None]
-        pictured[title] = [_ratio(row, engine, precision, batch) for row in found.rows]
+    for setting in found.pairs():
+        engine = setting[0]
+        pictured["{} {}, batch {}".format(*setting)] = [_ratio(row, *setting) for row in found.rows]
+        for row in found.rows:
+            speed = _speed(row, *setting)
+            cells = [speed.images_per_second, speed.ratio, speed.spread] if speed else [None, None, None]
+            rows.append([row.entry.label, *setting, *cells, _paper_ratio(found, row.entry, PAPER_ENGINES.get(engine))])
+    columns = (
+        LABEL,
+        Column("engine"),
+        Column("precision"),
+        Column("batch"),
+        Column("images/s", "{:,.0f}"),
+        Column("ratio", "{:.2f}"),
+        Column("spread", "{:.1%}"),
+        Column("paper's ratio", "{:.2f}"),
+    )
     for kind, name in PAPER_NAMES.items():
-        ratios = [_paper_ratio(found, row.entry.label, kind) for row in found.rows]
+        ratios = [_paper_ratio(found, row.entry, kind) for row in found.rows]
         if any(ratios):
-            columns.append(Column(f"paper, {name}: ratio", "{:.2f}"))
-            for cells, ratio in zip(rows, ratios, strict=True):
-                cells.append(ratio)
             pictured[f"paper, {name}"] = ratios
     labels = [row.entry.label for row in found.rows]
     axis = f"images/s, as a multiple of {found.comparison.reference}"
@@ -146,7 +152,7 @@ def _speed_section(found: Compared) -> Section:
     return Section(
         "How fast they run",
         (f"Ratios are to {found.comparison.reference}, timed in the same rounds.",),
-        (Table("speed", "Speed", tuple(columns), rows, note),),
+        (Table("speed", "Speed", columns, rows, note),),
         (Picture("speed", figure, "Speed of each network on each engine; grey: the paper's, on its hardware."),),
     )
 
@@ -213,9 +219,8 @@ def _accuracy_section(found: Compared) -> Section:
         engine, precision, batch = found.pairs()[0]
         marks = []
         for row in trained:
-            for speed in row.speeds:
-                if (speed.engine, speed.precision, speed.batch_size) == (engine, precision, batch):
-                    marks.append((speed.images_per_second, 100 * (row.mean_top1 or 0), row.entry.label))
+            if speed := _speed(row, engine, precision, batch):
+                marks.append((speed.images_per_second, 100 * (row.mean_top1 or 0), row.entry.label))
         if marks:
             figure = figures.points({"": marks}, f"images/s, {engine} {precision}, batch {batch}", "top-1, %")
             pictures.append(Picture("accuracy", figure, "Accuracy against speed."))

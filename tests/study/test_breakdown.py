@@ -1,0 +1,95 @@
+"""Each engine's profile is sorted into kinds and modules."""
+
+import pytest
+
+import shvit
+from shvit.bench.subject import open_model
+from shvit.engines import ENGINES
+from shvit.errors import InputError
+from shvit.study.breakdown import (
+    DEPTHWISE,
+    ELEMENTWISE,
+    FUSED,
+    MEMORY_BOUND,
+    MOVE,
+    NORM,
+    OTHER,
+    PRODUCT,
+    PROFILERS,
+    SOFTMAX,
+    Breakdown,
+    Spent,
+    able,
+    breakdown,
+    kind_of,
+)
+from shvit.study.compare import in_mixer, stage_seconds
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("Conv", PRODUCT),
+        ("FusedConv", PRODUCT),
+        ("FusedMatMul", PRODUCT),
+        ("addmm", PRODUCT),
+        ("FullyConnected", PRODUCT),
+        ("Softmax", SOFTMAX),
+        ("LayerNormalization", NORM),
+        ("native_batch_norm", NORM),
+        ("MVN", NORM),
+        ("ScaledDotProductAttentionWithKVCache", FUSED),
+        ("Transpose", MOVE),
+        ("Reorder", MOVE),
+        ("Split", MOVE),
+        ("copy_", MOVE),
+        ("Relu", ELEMENTWISE),
+        ("GlobalAveragePool", ELEMENTWISE),
+        ("Eltwise", ELEMENTWISE),
+        ("Nonsense", OTHER),
+    ],
+)
+def test_kinds_by_the_names_of_operations(operation, kind):
+    assert kind_of(operation) == kind
+
+
+def test_shares_are_of_the_time_and_of_the_parts_asked_for():
+    spent = (
+        Spent("stem.0", PRODUCT, 2.0),
+        Spent("stages.0.0.local", DEPTHWISE, 1.0),
+        Spent("stages.1.0.mixer.branch.norm", NORM, 3.0),
+        Spent("stages.1.0.mixer.branch", PRODUCT, 1.0),
+        Spent("head", PRODUCT, 1.0),
+    )
+    one = Breakdown("m", "onnx", 1, 32, spent)
+    assert one.seconds() == 8.0
+    assert one.memory_bound() == 0.5
+    assert one.shares(in_mixer) == {kind: {NORM: 0.75, PRODUCT: 0.25}.get(kind, 0.0) for kind in one.shares()}
+    assert one.memory_bound(lambda part: part == "nowhere") is None
+    assert stage_seconds(one) == {"stem": 2.0, "stage 1": 1.0, "stage 2": 4.0, "head": 1.0}
+
+
+@pytest.mark.parametrize("engine", PROFILERS)
+def test_a_networks_time_goes_to_its_modules(engine):
+    if reason := ENGINES[engine].unavailable("cpu"):
+        pytest.skip(reason)
+    model = open_model("study/s1-multi-head", 64)
+    found = breakdown(model, engine, batch_size=1, threads=1)
+    assert sum(found.shares().values()) == pytest.approx(1)
+    modules = {name for name, _ in shvit.fuse(model.model).named_modules()}
+    inside = {row.part for row in found.spent if row.part.split(".")[0] in ("stem", "stages", "head")}
+    assert {part.split(".")[0] for part in inside} == {"stem", "stages", "head"}
+    assert len(inside & modules) > 20
+    shares = found.shares()
+    assert shares[PRODUCT] > 0
+    assert shares[DEPTHWISE] > 0
+    mixers = found.shares(in_mixer)
+    assert mixers[SOFTMAX] + mixers[FUSED] > 0
+    assert mixers[DEPTHWISE] == 0
+    assert {"stem", "stage 1", "stage 2", "stage 3", "head"} <= set(stage_seconds(found))
+    assert found.memory_bound() == pytest.approx(sum(shares[kind] for kind in MEMORY_BOUND))
+
+
+def test_an_engine_without_a_profile_is_refused():
+    with pytest.raises(InputError, match="'executorch': its time cannot be looked into; here can be looked into "):
+        able(["executorch"])

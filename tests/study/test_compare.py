@@ -1,0 +1,94 @@
+"""A comparison measures what it can, and goes on where it was."""
+
+import pytest
+
+from shvit.errors import Failure, InputError
+from shvit.export import export
+from shvit.study import compare as module
+from shvit.study.compare import Comparison, Entry, How, Training, compare, need_model_file
+
+PAIR = Comparison(
+    "pair", "A pair", "?", (), (Entry("one", "shvit_s1"), Entry("larger", "shvit_s1", 2.0, {"gpu": 1.0})), "one"
+)
+QUICK = How(32, ("onnx",), ("fp32",), (1,), 1, "cpu", 1)
+
+
+def test_costs_speeds_and_time_of_each(tmp_path):
+    seen = []
+    found = compare(PAIR, QUICK, None, tmp_path, so_far=seen.append)
+    one, larger = found.rows
+    assert (one.image_size, larger.image_size) == (32, 64)
+    assert one.params == larger.params
+    assert larger.macs > 2 * one.macs
+    assert larger.activation_bytes > 2 * one.activation_bytes
+    assert one.speeds[0].ratio == 1.0
+    assert larger.speeds[0].ratio == pytest.approx(larger.speeds[0].images_per_second / one.speeds[0].images_per_second)
+    assert [part.engine for part in one.breakdowns] == ["onnx"]
+    assert found.pairs() == [("onnx", "fp32", 1)]
+    assert len(seen) == 2
+
+
+def test_an_engine_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
+    measured = module.bench
+
+    def bench(request, *rest):
+        if request.engines == ("torch",):
+            raise Failure("out of luck")
+        return measured(request, *rest)
+
+    def profiled(model, engine, *rest):
+        raise RuntimeError("no profile")
+
+    monkeypatch.setattr(module, "bench", bench)
+    monkeypatch.setattr(module, "breakdown", profiled)
+    found = compare(PAIR, How(32, ("torch", "onnx"), ("fp32",), (1,), 1, "cpu", 1), None, tmp_path)
+    assert [speed.engine for row in found.rows for speed in row.speeds] == ["onnx", "onnx"]
+    assert "torch: out of luck" in found.omitted
+    assert "where the time goes, one, onnx: no profile" in found.omitted
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (How(32, ("onnx", "abacus")), "there is no such engine"),
+        (How(32, ("onnx",), ("fp4",)), "cannot run in 'fp4'"),
+        (How(32, batch_sizes=(0,)), "--batch-size must be at least 1, got 0"),
+        (How(32, rounds=0), "--rounds must be at least 1, got 0"),
+        (How(16), "at least 32"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path, monkeypatch, how, reason):
+    monkeypatch.setattr(module, "bench", lambda *_: pytest.fail("measured"))
+    with pytest.raises(InputError, match=reason):
+        compare(PAIR, how, None, tmp_path)
+
+
+def test_an_exported_file_has_no_modules_to_look_into(tiny, tmp_path):
+    export(tiny, "onnx", tmp_path / "tiny.onnx")
+    with pytest.raises(InputError, match=r"tiny\.onnx is an exported file: give the model file"):
+        need_model_file(str(tmp_path / "tiny.onnx"))
+
+
+@pytest.mark.slow
+def test_training_goes_on_where_it_was(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("shvit.train.loop.draw_curves", lambda *_: None)
+    settings = {"batch_size": 8, "compile": "off"}
+    training = Training(str(folder), 1, 2, 32, settings, "cpu", 0)
+    monkeypatch.setattr(module, "timed", lambda *_: [])
+    monkeypatch.setattr(module, "_with_breakdowns", lambda found, told: found)
+    seen = []
+
+    def stop(found):
+        seen.append([len(row.top1) for row in found.rows])
+        if seen[-1] == [1, 1]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(PAIR, QUICK, training, tmp_path, so_far=stop)
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/best.safetensors")}
+    assert len(weights) == 2
+    found = compare(PAIR, QUICK, training, tmp_path)
+    assert [len(row.top1) for row in found.rows] == [2, 2]
+    assert all(path.stat().st_mtime_ns == when for path, when in weights.items())
+    assert len(list(tmp_path.glob("runs/*/best.safetensors"))) == 4
+    assert all(0 <= top1 <= 1 for row in found.rows for top1 in row.top1)

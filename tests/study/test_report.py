@@ -1,0 +1,138 @@
+"""A study's files hold what was found, whole, and the page shows it."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from shvit.bench.run import about
+from shvit.study.breakdown import NORM, PRODUCT, Breakdown, Spent
+from shvit.study.compare import Compared, How, Measured, Speed, Training
+from shvit.study.experiments import COMPARISONS, ablation
+from shvit.study.figures import bars
+from shvit.study.pages.comparison import compared_page
+from shvit.study.pages.redundancy import redundancy_page
+from shvit.study.pages.resolution import resolution_page
+from shvit.study.redundancy import Heads, Redundancy
+from shvit.study.report import Column, Picture, Report, Section, Table, write
+from shvit.study.resolution import Accuracy, AgainstSize, Point
+from shvit.study.single import Studied
+
+SPENT = (Spent("stem.0", PRODUCT, 0.001), Spent("stages.1.0.mixer.norm", NORM, 0.003))
+
+
+def compared(top1=((0.70, 0.72), (0.71, 0.73), (0.6,), (), ())) -> Compared:
+    comparison = ablation()
+    rows = []
+    for number, (entry, tops) in enumerate(zip(comparison.entries, top1, strict=True)):
+        speeds = (Speed("onnx", "fp32", 16, 100.0 + number, (100.0 + number) / 103, 0.01),)
+        parts = (Breakdown(entry.model, "onnx", 16, 256, SPENT),)
+        rows.append(Measured(entry, 256, 10_000_000, 600_000_000, 4_000_000, speeds, parts, tops))
+    return Compared(comparison, How(256), Training("<data>", 3, 2), tuple(rows), ("torch: broken",))
+
+
+def pictures(report: Report) -> set[str]:
+    return {picture.name for section in report.sections for picture in section.pictures}
+
+
+def test_every_file_is_written_and_the_page_holds_them(tmp_path):
+    table = Table("t", "A <table>", (Column("name"), Column("value", "{:.1f}")), [["a", 1.25], ["b", None]])
+    picture = Picture("p", bars(["a", "b"], {"x": [1.0, None], "paper": [2.0, 1.0]}, "axis", 1.0), "caption")
+    data = {"value": 1.25, "unit": "s", **about("cpu"), "threads": 1}
+    report = Report("T & T", "lead", ("<found>",), (Section("S", ("text",), (table,), (picture,)),), data)
+    files = write(report, tmp_path / "out")
+    assert {path.name for path in files} == {"report.html", "study.json", "t.csv", "p.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in files}
+    page = files[0].read_text()
+    assert "A &lt;table&gt;" in page
+    assert "&lt;found&gt;" in page
+    assert page.count("data:image/png;base64,") == 1
+    assert "http" not in page.replace("arXiv", "")  # self-contained
+    with Image.open(tmp_path / "out" / "p.png") as image:
+        image.verify()
+    rows = list(csv.reader((tmp_path / "out" / "t.csv").read_text().splitlines()))
+    assert rows == [["name", "value"], ["a", "1.25"], ["b", ""]]
+    assert json.loads((tmp_path / "out" / "study.json").read_text())["value"] == 1.25
+
+
+def test_a_comparison_says_its_ratios_beside_the_papers():
+    report = compared_page(compared(), about("cpu"))
+    [speed] = [found for found in report.findings if found.startswith("onnx")]
+    assert "multi-head 0.97 (paper 0.79)" in speed
+    assert {table.name for table in report.tables} == {"costs", "speed", "stages_onnx", "accuracy"}
+    [time] = [table for table in report.tables if table.name == "stages_onnx"]
+    labels = [column.name for column in time.columns]
+    row = dict(zip(labels, time.rows[0], strict=True))
+    assert row["memory-bound"] == pytest.approx(0.75)
+    assert row["memory-bound in these"] == 1.0
+    assert row["stage 2, ms"] == pytest.approx(3 / 16)
+    assert any("torch: broken" in section.text for section in report.sections)
+    assert {"value", "unit", "commit", "versions", "hardware", "threads", "command", "date"} <= set(report.data)
+    json.dumps(report.data)
+    assert {"speed", "stages_onnx", "accuracy"} <= pictures(report)
+
+
+def test_differences_within_the_noise_are_called_so():
+    said = compared_page(compared(), about("cpu")).findings[-1]
+    assert "multi-head 71.00 %, no attention 72.00 %, single head, 1/8 60.00 %" in said
+    assert "1.41 points apart (standard deviation), so means over 2 seeds that differ by less than 2.8 points" in said
+    once = compared_page(compared(((0.7,), (0.71,), (0.6,), (), ())), about("cpu")).findings[-1]
+    assert "One seed each: differences of a point or so mean nothing" in once
+
+
+def test_nothing_measured_is_said_so():
+    empty = compared(((), (), (), (), ()))
+    rows = tuple(replace(row, speeds=(), breakdowns=()) for row in empty.rows)
+    report = compared_page(replace(empty, rows=rows), about("cpu"))
+    assert report.findings == ("Nothing could be measured: see below why.",)
+    assert report.data["value"] is None
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_the_papers_own_sizes_have_its_numbers(name):
+    comparison, other = COMPARISONS[name](), COMPARISONS[name]("s4")
+    assert any(entry.paper for entry in comparison.entries)
+    assert comparison.reference in [entry.label for entry in comparison.entries]
+    if name != "macro":  # whose ratios are of no size
+        assert not any(entry.paper for entry in other.entries)
+
+
+def studied(early: float, late: float) -> Studied:
+    layers = tuple(
+        Heads(f"block {place}", (value, value), (0.9, 0.8), (0.7, 0.85))
+        for place, value in enumerate((early, early, 0.5, 0.5, late, late))
+    )
+    return Studied("net", Redundancy(0.9, 100, layers), 0.5, {"block 0": 1}, {"block 0": 1}, None, None)
+
+
+@pytest.mark.parametrize(("early", "late"), [(0.2, 0.8), (0.8, 0.2)])
+def test_whether_late_layers_are_more_alike_is_reported_as_found(early, late):
+    said = redundancy_page(studied(early, late), about("cpu")).findings[0]
+    expected = "NOT more alike than early ones, other than in the paper" if early > late else "more alike than early"
+    assert said.startswith(f"Late layers' heads are {expected}")
+    assert f"{100 * late:.1f} % in the last 2 layers, {100 * early:.1f} % in the first 2" in said
+
+
+def test_a_network_of_single_heads_has_nothing_redundant():
+    layers = (Heads("one", (), (), (0.9,)),)
+    report = redundancy_page(Studied("net", Redundancy(0.9, 10, layers), 0.5, {}, {}, None, None), about("cpu"))
+    assert report.findings == ("Each attention layer has one head: there is nothing to be redundant.",)
+
+
+def test_resolution_says_which_is_fastest_and_where_each_is_best():
+    points = tuple(
+        Point(model, size, "onnx", "fp32", 16, size / (100 if model == "a" else 50), 0.01)
+        for model in ("a", "b")
+        for size in (224, 256)
+    )
+    accuracies = (Accuracy("a", 224, 0.5, 10), Accuracy("a", 256, 0.6, 10))
+    report = resolution_page(AgainstSize(("a", "b"), (224, 256), How(), None, points, accuracies), about("cpu"))
+    assert report.findings == (
+        "onnx fp32, batch 16, at 256 pixels, milliseconds an image: a 2.6, b 5.1.",
+        "a is most accurate at 256 pixels, 60.00 %.",
+    )
+    [latency] = [table for table in report.tables if table.name == "latency_onnx_fp32_16"]
+    assert latency.shown == [["a", "2.24", "2.56"], ["b", "4.48", "5.12"]]
+    assert pictures(report) == {"latency_onnx_fp32_16", "accuracy", "tradeoff"}
