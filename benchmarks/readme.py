@@ -4,7 +4,9 @@ python benchmarks/readme.py
 """
 
 import json
+from functools import partial
 from pathlib import Path
+from statistics import mean, variance
 
 from shvit.bench.peers import PAPER_BACKBONES
 from shvit.bench.report import hardware_in_words
@@ -316,6 +318,150 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+ENGINES = ("onnx", "openvino", "torch", "executorch")
+IN_PAPER = {"gpu": "GPU", "cpu": "CPU", "cpu-onnx": "CPU, ONNX"}
+
+
+def compared(what: str) -> str:
+    """Costs and speeds of a comparison's networks, beside the paper's."""
+    result = latest(f"study-{what}")
+    rows, reference = result["rows"], result["reference"]
+    [base] = [row["entry"]["paper"] for row in rows if row["entry"]["label"] == reference]
+    engines = [name for name in ENGINES if any(speed["engine"] == name for speed in rows[0]["speeds"])]
+    batch = result["how"]["batch_sizes"][0]
+    lines = [
+        f"On {measured_on(result)}, fp32, batches of {batch}: images a second as a multiple of those of",
+        f"*{reference}*, timed in turn, medians; in the last columns the paper's, on its machines. Memory-bound: the",
+        "share of time in depthwise convolutions, norms, copies, softmax and elementwise work, in ONNX Runtime.",
+        "",
+        f"| network | pixels | parameters, M | MACs, M | memory-bound | {' | '.join([*engines, *IN_PAPER.values()])} |",
+        "|---" * (5 + len(engines) + len(IN_PAPER)) + "|",
+    ]
+    for row in rows:
+        entry, ratios = row["entry"], {speed["engine"]: speed["ratio"] for speed in row["speeds"]}
+        bound = next((f"{one['memory_bound']:.0%}" for one in row["breakdowns"] if one["engine"] == "onnx"), "-")
+        costs = [str(row["image_size"]), f"{row['params'] / 1e6:.1f}", f"{row['macs'] / 1e6:.0f}", bound]
+        paper = [f"{entry['paper'][k] / base[k]:.2f}" if k in entry["paper"] and k in base else "-" for k in IN_PAPER]
+        found = [f"{ratios[name]:.2f}" if ratios.get(name) else "-" for name in engines]
+        lines.append(f"| {' | '.join([entry['label'], *costs, *found, *paper])} |")
+    return "\n".join(lines)
+
+
+def measured_on(result: dict) -> str:
+    threads = f"{result['threads']} thread of " if result["threads"] == 1 else ""
+    return f"{threads}{hardware_in_words(result['hardware'])}"
+
+
+def stages() -> str:
+    """Latency by stage, of the macro designs."""
+    rows = latest("study-macro")["rows"]
+    names = ("stem", "stage 1", "stage 2", "stage 3", "stage 4", "head")
+    lines = [
+        "Milliseconds an image by stage in ONNX Runtime, from its profile:",
+        "",
+        f"| network | {' | '.join(names)} |",
+        "|---" * (1 + len(names)) + "|",
+    ]
+    for row in rows:
+        [one] = [one for one in row["breakdowns"] if one["engine"] == "onnx"]
+        cells = [1e3 * one["stage_seconds"][name] / one["batch_size"] if name in one["stage_seconds"] else None
+                 for name in names]  # fmt: skip
+        lines.append(f"| {' | '.join([row['entry']['label'], *(f'{c:.2f}' if c else '-' for c in cells)])} |")
+    return "\n".join(lines)
+
+
+def learnt() -> str:
+    """Accuracy of the ablation's networks."""
+    result = latest("study-ablation-s1")
+    how, rows = result["training"], result["rows"]
+    several = [row["top1"] for row in rows if len(row["top1"]) > 1]
+    spread = 100 * mean(variance(tops) for tops in several) ** 0.5
+    lines = [
+        f"S1 at {how['image_size'] or result['how']['image_size']} pixels on imagenette160, {how['epochs']} epochs "
+        "from fresh weights, all alike; top-1 of the best epoch:",
+        "",
+        "| network | seeds | mean | paper, S3 on ImageNet-1K |",
+        "|---|---|---|---|",
+    ]
+    paper = {row["entry"]["label"]: row["entry"]["paper"].get("top1") for row in latest("study-ablation")["rows"]}
+    for row in rows:
+        each = ", ".join(f"{100 * top1:.2f}" for top1 in row["top1"]) or "-"
+        average = f"{100 * row['mean_top1']:.2f} %" if row["mean_top1"] else "-"
+        lines.append(f"| {row['entry']['label']} | {each} | {average} | {paper[row['entry']['label']]} % |")
+    return "\n".join([*lines, "", f"Seeds of one network are {spread:.2f} points apart (standard deviation)."])
+
+
+def breakdown() -> str:
+    result = latest("study-breakdown")
+    lines = [
+        f"On {measured_on(result)}, fp32, batches of {result['rows'][0]['batch_size']}, by each engine's profiler:",
+        "",
+        "| network | engine | ms an image | memory-bound | attention layers' share | memory-bound in these |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = [
+            f"{1e3 * row['seconds'] / row['batch_size']:.2f}",
+            f"{row['memory_bound']:.0%}",
+            f"{row['attention_seconds'] / row['seconds']:.0%}",
+            f"{row['attention_memory_bound']:.0%}",
+        ]
+        lines.append(f"| {' | '.join([row['model'], row['engine'], *cells])} |")
+    return "\n".join(lines)
+
+
+def resolution() -> str:
+    result = latest("study-resolution")
+    sizes = result["sizes"]
+    times = {(p["model"], p["engine"], p["image_size"]): p["milliseconds"] for p in result["points"]}
+    lines = [
+        f"On {measured_on(result)}, fp32, batches of {result['how']['batch_sizes'][0]}, timed in turn; milliseconds "
+        "an image:",
+        "",
+        f"| network | engine | {' | '.join(f'{size} px' for size in sizes)} |",
+        "|---" * (2 + len(sizes)) + "|",
+    ]
+    for model, engine in dict.fromkeys(key[:2] for key in times):
+        cells = [f"{times[model, engine, size]:.1f}" if (model, engine, size) in times else "-" for size in sizes]
+        lines.append(f"| {' | '.join([f'`{model}`', engine, *cells])} |")
+    return "\n".join(lines)
+
+
+def redundancy() -> str:
+    """What was found of trained transformers, layer by layer."""
+    lines = []
+    for what in ("deit", "swin"):
+        result = latest(f"study-redundancy-{what}")
+        layers, top1 = result["layers"], result["top1"]
+        similar = [100 * value for value in result["mean_similarity"]]
+        third = len(similar) // 3
+        early, late = mean(similar[:third]), mean(similar[-third:])
+        saved = result["savings"]
+        lines += [
+            f"`{result['model']}`, {top1:.2%} of {result['images']:,} images of imagenette160. Similarity of the last",
+            f"{third} layers {late:.1f} %, of the first {third} {early:.1f} %: late layers are "
+            f"{'more' if late > early else 'NOT more'} alike (in the paper they are more).",
+            "",
+            f"| | {' | '.join(str(n) for n in range(1, len(layers) + 1))} |",
+            "|---" * (1 + len(layers)) + "|",
+            f"| mean similarity, % | {' | '.join(f'{value:.0f}' for value in similar)} |",
+        ]
+        for title, key in (("one head off, points lost", "without"), ("one head alone, points lost", "alone")):
+            lost = [f"{100 * (top1 - max(layer[key])):.1f}" for layer in layers]
+            lines.append(f"| {title} | {' | '.join(lost)} |")
+        lines += ["", f"{len(result['could_be_single'])} layers lose at most 0.5 points with one head while the others "
+                  f"keep theirs, {len(result['single_together'])} all at once."]  # fmt: skip
+        if saved:
+            faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in saved["speed_ratio"].items())
+            lines[-1] += (
+                f" With the other heads of these taken out: {100 * (saved['top1'] - top1):+.2f} points,\n"
+                f"{saved['params_saved']:.1%} fewer parameters, {saved['macs_saved']:.1%} fewer operations; as a "
+                f"multiple of the speed: {faster}."
+            )
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
 SECTIONS = {
     "README.md": {
         "bench": bench,
@@ -325,6 +471,16 @@ SECTIONS = {
         "train_small": train_small,
     },
     "docs/detection.md": {"by_heart": by_heart, "exports": exports, "learn": learn, "speed": speed},
+    "docs/studies.md": {
+        "macro": partial(compared, "macro"),
+        "stages": stages,
+        "ablation": partial(compared, "ablation"),
+        "learnt": learnt,
+        "designs": partial(compared, "designs"),
+        "breakdown": breakdown,
+        "resolution": resolution,
+        "redundancy": redundancy,
+    },
     "docs/training.md": {"estimate": estimate, "kill": kill, "loader": loader, "recipes": recipes, "step": step},
 }
 

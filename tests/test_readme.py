@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/detection.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md", "docs/detection.md", "docs/studies.md"])
 def test_measured_sections_are_those_of_the_results(page):
     spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
     module = importlib.util.module_from_spec(spec)
