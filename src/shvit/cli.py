@@ -22,8 +22,9 @@ from .train.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
     from .engines import Runnable
-    from .study.compare import How, Training
+    from .study.accuracy import Training
     from .study.report import Report
+    from .study.speeds import How
     from .train.loop import Result
     from .train.report import Reporter
 
@@ -716,7 +717,7 @@ class _Measure:
     rounds: Annotated[int, Parameter(help="How often each network is timed.")] = 10
 
     def how(self, image_size: int | None = None) -> "How":
-        from .study.compare import How
+        from .study.speeds import How
 
         batches = self.batch_size or (16,)
         return How(image_size, self.engine, self.precision, batches, self.threads, self.device, self.rounds)
@@ -729,16 +730,20 @@ class _Learn:
     train: Annotated[str | None, Parameter(help="Data to train each network on, as for train; default: none is.")] = (
         None
     )
-    epochs: Annotated[int, Parameter(help="Of each run, from fresh weights.")] = 10
+    epochs: Annotated[int | None, Parameter(help="Of each run, from fresh weights; default: 10.")] = None
     train_size: Annotated[int | None, Parameter(help="Side of the images in training; default: as for speed.")] = None
     workers: Workers = 2
 
-    def training(self, device: str, seeds: int = 1) -> "Training | None":
-        from .study.compare import Training
+    def training(self, device: str, seeds: int | None = None) -> "Training | None":
+        from .study.accuracy import Training
 
         if self.train is None:
+            given = {"--epochs": self.epochs, "--train-size": self.train_size, "--seeds": seeds}
+            if idle := [flag for flag, value in given.items() if value is not None]:
+                raise InputError(f"{' and '.join(idle)} need --train DATA")
             return None
-        return Training(self.train, self.epochs, seeds, self.train_size, {}, device, self.workers)
+        seeds, epochs = 1 if seeds is None else seeds, 10 if self.epochs is None else self.epochs
+        return Training(self.train, epochs, seeds, self.train_size, {}, device, self.workers)
 
 
 Measure = Annotated[_Measure | None, Parameter(name="*", group="Speed")]
@@ -755,7 +760,7 @@ def _comparison(name: str, about: str) -> None:
         out: Path,
         size: Size = None,
         image_size: int | None = None,
-        seeds: int = 1,
+        seeds: int | None = None,
         measure: Measure = None,
         learn: Learn = None,
         json: Json = False,
@@ -769,7 +774,7 @@ def _comparison(name: str, about: str) -> None:
         image_size
             Side of the images in pixels; default: the network's own.
         seeds
-            Runs of each network that is trained.
+            Runs of each network that is trained; default: 1.
         """
         from .bench.report import watching
         from .files import check_folder
@@ -885,6 +890,7 @@ def study_resolution(
             how=how,
             data=data,
             training=training,
+            workers=learn.workers,
             told=told,
             reporter=_plain_reporter(console),
         )

@@ -58,7 +58,7 @@ def test_shares_are_of_the_time_and_of_the_parts_asked_for():
         Spent("stem.0", PRODUCT, 2.0),
         Spent("stages.0.0.local", DEPTHWISE, 1.0),
         Spent("stages.1.0.mixer.branch.norm", NORM, 3.0),
-        Spent("stages.1.0.mixer.branch", PRODUCT, 1.0),
+        Spent("stages.1.0.mixer.branch.qkv", PRODUCT, 1.0),
         Spent("head", PRODUCT, 1.0),
     )
     one = Breakdown("m", "onnx", 1, 32, spent)
@@ -78,6 +78,7 @@ def test_a_networks_time_goes_to_its_modules(engine):
     assert sum(found.shares().values()) == pytest.approx(1)
     modules = {name for name, _ in shvit.fuse(model.model).named_modules()}
     inside = {row.part for row in found.spent if row.part.split(".")[0] in ("stem", "stages", "head")}
+    assert {row.part for row in found.spent} - inside <= {"", "network", "normalize"}
     assert {part.split(".")[0] for part in inside} == {"stem", "stages", "head"}
     assert len(inside & modules) > 20
     shares = found.shares()

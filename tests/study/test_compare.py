@@ -1,11 +1,18 @@
 """A comparison measures what it can, and goes on where it was."""
 
+from dataclasses import replace
+
 import pytest
 
 from shvit.errors import Failure, InputError
 from shvit.export import export
 from shvit.study import compare as module
-from shvit.study.compare import Comparison, Entry, How, Training, compare, need_model_file
+from shvit.study import speeds
+from shvit.study.accuracy import Training
+from shvit.study.compare import Comparison, Entry, compare, need_model_file
+from shvit.study.experiments import ablation
+from shvit.study.speeds import How
+from shvit.train.recipe import WEIGHT_DECAY
 
 PAIR = Comparison(
     "pair", "A pair", "?", (), (Entry("one", "shvit_s1"), Entry("larger", "shvit_s1", 2.0, {"gpu": 1.0})), "one"
@@ -25,11 +32,11 @@ def test_costs_speeds_and_time_of_each(tmp_path):
     assert larger.speeds[0].ratio == pytest.approx(larger.speeds[0].images_per_second / one.speeds[0].images_per_second)
     assert [part.engine for part in one.breakdowns] == ["onnx"]
     assert found.pairs() == [("onnx", "fp32", 1)]
-    assert len(seen) == 2
+    assert [len(one.speeds) for one in seen[-1].rows] == [1, 1]
 
 
 def test_an_engine_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
-    measured = module.bench
+    measured = speeds.bench
 
     def bench(request, *rest):
         if request.engines == ("torch",):
@@ -39,12 +46,12 @@ def test_an_engine_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
     def profiled(model, engine, *rest):
         raise RuntimeError("no profile")
 
-    monkeypatch.setattr(module, "bench", bench)
+    monkeypatch.setattr(speeds, "bench", bench)
     monkeypatch.setattr(module, "breakdown", profiled)
     found = compare(PAIR, How(32, ("torch", "onnx"), ("fp32",), (1,), 1, "cpu", 1), None, tmp_path)
     assert [speed.engine for row in found.rows for speed in row.speeds] == ["onnx", "onnx"]
     assert "torch: out of luck" in found.omitted
-    assert "where the time goes, one, onnx: no profile" in found.omitted
+    assert "where the time goes, one, onnx: RuntimeError: no profile" in found.omitted
 
 
 @pytest.mark.parametrize(
@@ -58,7 +65,7 @@ def test_an_engine_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path, monkeypatch, how, reason):
-    monkeypatch.setattr(module, "bench", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(speeds, "bench", lambda *_: pytest.fail("measured"))
     with pytest.raises(InputError, match=reason):
         compare(PAIR, how, None, tmp_path)
 
@@ -69,13 +76,39 @@ def test_an_exported_file_has_no_modules_to_look_into(tiny, tmp_path):
         need_model_file(str(tmp_path / "tiny.onnx"))
 
 
+def test_all_networks_of_a_comparison_are_trained_alike(folder):
+    reference = next(entry.model for entry in ablation().entries if entry.model.startswith("shvit_"))
+    alike = Training(str(folder), 3).like(reference)
+    assert alike.settings == {"weight_decay": 2 * WEIGHT_DECAY["shvit_s3"]}  # as fitted to little data
+    with pytest.raises(InputError, match="--seeds must be at least 1, got 0"):
+        Training(str(folder), 3, 0).like(reference)
+    with pytest.raises(InputError, match="epochs must be"):
+        Training(str(folder), 0).like(reference)
+
+
+def test_ctrl_c_while_timing_ends_the_study_with_what_was_timed(tmp_path, monkeypatch):
+    measured, asked = speeds.bench, []
+
+    def bench(request, *rest):
+        asked.append(request.engines)
+        result = measured(request, *rest)
+        return replace(result, request=replace(result.request, rounds=0))  # as after Ctrl-C in the middle
+
+    monkeypatch.setattr(speeds, "bench", bench)
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        compare(PAIR, replace(QUICK, engines=("onnx", "torch")), None, tmp_path, so_far=seen.append)
+    assert asked == [("onnx",)]
+    assert [len(row.speeds) for row in seen[-1].rows] == [1, 1]
+
+
 @pytest.mark.slow
 def test_training_goes_on_where_it_was(tmp_path, folder, monkeypatch):
     monkeypatch.setattr("shvit.train.loop.draw_curves", lambda *_: None)
     settings = {"batch_size": 8, "compile": "off"}
     training = Training(str(folder), 1, 2, 32, settings, "cpu", 0)
     monkeypatch.setattr(module, "timed", lambda *_: [])
-    monkeypatch.setattr(module, "_with_breakdowns", lambda found, told: found)
+    monkeypatch.setattr(module, "_with_breakdowns", lambda found, told: [])
     seen = []
 
     def stop(found):

@@ -1,14 +1,16 @@
 """The experiments' networks go wherever a network's name does, and heads taken out are heads switched off."""
 
 import pytest
+import timm
 import torch
 
 import shvit
 from conftest import randomize_norms
 from shvit.errors import InputError
+from shvit.model.architecture import is_network
 from shvit.study.heads import attention_layers, without
 from shvit.study.networks import KINDS
-from shvit.study.prune import with_single_heads
+from shvit.study.prune import is_known, with_single_heads
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -31,6 +33,7 @@ def test_four_stages_begin_at_stride_4():
 def test_arguments_of_timm_follow_the_name():
     model = shvit.create_model("timm/deit_tiny_patch16_224:img_size=64:depth=1", 5)
     assert model.image_size == 64
+    assert shvit.create_model("timm/deit_tiny_patch16_224:img_size=(64,64):depth=1", 5).image_size == 64
     with pytest.raises(InputError, match="img_size=160"):
         shvit.create_model("timm/deit_tiny_patch16_224:img_size=x", 5)
 
@@ -49,3 +52,13 @@ def test_heads_taken_out_are_heads_switched_off(name):
         with without(off):
             expected = model(images)
         torch.testing.assert_close(with_single_heads(model, kept)(images), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", "vit_relpos_small_patch16_224", "eva02_tiny_patch14_224"])
+def test_heads_that_share_more_than_is_known_stay_in(name):
+    assert not any(is_known(layer) for layer in attention_layers(timm.create_model(name)))
+
+
+def test_a_file_in_a_folder_of_a_familys_name_is_a_file():
+    assert not is_network("study/best.safetensors")
+    assert is_network("study/s1-multi-head")

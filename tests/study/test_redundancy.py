@@ -8,6 +8,7 @@ import torch
 from timm.models.swin_transformer import window_partition
 from torch import nn
 
+from shvit.errors import InputError
 from shvit.study.heads import AttentionLayer, Grid, Windows
 from shvit.study.redundancy import Heads, Redundancy, looks, redundancy, single_together
 
@@ -153,3 +154,23 @@ def test_looks_are_the_maps_of_every_layer():
     layer = AttentionLayer("planted", network, 2, network.project)
     [found] = looks(network, [layer], torch.zeros(1, 3, 4, 4), x=0.5, y=0.0)  # the second token
     assert found == pytest.approx(np.array([[[1, 0], [0, 0]], [[0, 0], [1, 0]]]), abs=1e-12)
+
+
+def test_a_layer_that_is_described_wrongly_is_refused_at_once():
+    network = Planted(torch.full((2, TOKENS, TOKENS), 1 / TOKENS), 0)
+    with pytest.raises(InputError, match="unread: the module that should read the heads' outputs is never called"):
+        redundancy(network, [AttentionLayer("unread", network, 2, nn.Linear(4, 2))], batches())
+    with pytest.raises(InputError, match="blind: no softmax and no fused attention was seen"):
+        redundancy(network, [AttentionLayer("blind", network.project, 2, network.project)], batches())
+
+
+def test_a_loss_of_just_the_tolerance_is_within_it():
+    found = Redundancy(0.723, 1000, (Heads("one", (0.1, 0.1), (0.7, 0.7), (0.718, 0.6)),))
+    assert found.could_be_single(0.5) == {0: 0}
+
+
+def test_tokens_that_are_no_map_cannot_be_drawn():
+    with pytest.raises(InputError, match="are no square maps"):
+        Grid().seen_from(torch.rand(1, 2, 15, 15), 0.5, 0.5)
+    pooled = Grid().seen_from(torch.rand(1, 2, 16, 4), 0.9, 0.9)  # keys on a coarser map, as in PVT
+    assert pooled.shape == (2, 2, 2)

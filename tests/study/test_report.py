@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from shvit.bench.run import about
+from shvit.study.accuracy import Training
 from shvit.study.breakdown import NORM, PRODUCT, Breakdown, Spent
-from shvit.study.compare import Compared, How, Measured, Speed, Training
+from shvit.study.compare import Compared, Measured, Speed
 from shvit.study.experiments import COMPARISONS, ablation
 from shvit.study.figures import bars
 from shvit.study.pages.comparison import compared_page
@@ -19,8 +20,9 @@ from shvit.study.redundancy import Heads, Redundancy
 from shvit.study.report import Column, Picture, Report, Section, Table, write
 from shvit.study.resolution import Accuracy, AgainstSize, Point
 from shvit.study.single import Studied
+from shvit.study.speeds import How
 
-SPENT = (Spent("stem.0", PRODUCT, 0.001), Spent("stages.1.0.mixer.norm", NORM, 0.003))
+SPENT = (Spent("stem.0", PRODUCT, 0.001), Spent("stages.1.0.mixer.branch.norm", NORM, 0.003))
 
 
 def compared(top1=((0.70, 0.72), (0.71, 0.73), (0.6,), (), ())) -> Compared:
@@ -79,7 +81,7 @@ def test_differences_within_the_noise_are_called_so():
     assert "multi-head 71.00 %, no attention 72.00 %, single head, 1/8 60.00 %" in said
     assert "1.41 points apart (standard deviation), so means over 2 seeds that differ by less than 2.8 points" in said
     once = compared_page(compared(((0.7,), (0.71,), (0.6,), (), ())), about("cpu")).findings[-1]
-    assert "One seed each: differences of a point or so mean nothing" in once
+    assert "One seed each: how far seeds" in once
 
 
 def test_nothing_measured_is_said_so():

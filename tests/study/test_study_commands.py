@@ -103,6 +103,9 @@ def test_redundancy_of_ones_own_network(run, folder, tmp_path):
         (["macro", "--size", "s9"], "s9"),
         (["ablation", "--engine", "abacus"], "there is no such engine"),
         (["ablation", "--seeds", "0", "--train", "{folder}"], "--seeds must be at least 1, got 0"),
+        (["ablation", "--seeds", "2", "--epochs", "3"], "--epochs and --seeds need --train DATA"),
+        (["macro", "--train", "no/such/data"], "no/such/data"),
+        (["breakdown", "shvit_s1", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["breakdown", "shvit_s1", "--engine", "executorch"], "its time cannot be looked into"),
         (["breakdown", "shvit_s1", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["breakdown", "shvit_s9"], "did you mean"),
@@ -159,3 +162,4 @@ def test_resolution_of_weights_and_of_a_name(run, tiny, folder, tmp_path):
     assert len(document["points"]) == 4
     assert [(row["image_size"], row["images"]) for row in document["accuracies"]] == [(32, 12), (64, 12)]
     assert (tmp_path / "out" / "tradeoff.png").exists()
+    assert "top-1 of shvit_s1: has no weights: give a model file, or --train DATA" in document["omitted"]

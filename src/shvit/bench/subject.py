@@ -195,7 +195,7 @@ class Subject:
 
     def __init__(self, case: Case) -> None:
         self._case = case
-        with _as_failure():
+        with as_failure():
             memory = _Memory(case.device)
             if case.threads:
                 torch.set_num_threads(case.threads)
@@ -215,14 +215,14 @@ class Subject:
             """Bytes: the most that was held while it ran, less what was held before it was loaded. None: not known."""
 
     def time(self) -> list[float]:
-        with _as_failure():
+        with as_failure():
             return sample(self._call, self._repetitions)
 
     def profile(self) -> list[Spent]:
         """What a call spends its time on; empty where the engine does not show it to PyTorch's profiler."""
         if self._case.device == "cpu" and self._case.engine not in (*YARDSTICKS, "torch"):
             return []
-        with _as_failure():
+        with as_failure():
             return self._profile()
 
     def close(self) -> None:
@@ -343,7 +343,7 @@ def _serve(pipe: Connection, case: Case) -> None:
 
 
 @contextmanager
-def _as_failure() -> Iterator[None]:
+def as_failure() -> Iterator[None]:
     """Whatever a runtime raises, it is the reason of one row, in one line."""
     try:
         yield

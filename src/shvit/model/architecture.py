@@ -94,6 +94,8 @@ def variant_config(name: str) -> Config:
 
 def is_network(name: str) -> bool:
     """Whether this names a network, not a file of weights: a variant, `timm/NAME` or `FAMILY/NAME`."""
+    if name.endswith(".safetensors"):
+        return False
     return name in VARIANTS or name.startswith(TIMM_PREFIX) or name.partition("/")[0] in _families()
 
 

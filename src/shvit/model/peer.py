@@ -51,7 +51,8 @@ class TimmModel(nn.Module):
     @property
     def image_size(self) -> int:
         """Side of the images that the network was designed for, in pixels."""
-        return int(self._arguments.get("img_size", self.pretrained_cfg["input_size"][-1]))
+        size = self._arguments.get("img_size", self.pretrained_cfg["input_size"][-1])
+        return int(size if isinstance(size, int) else size[-1])
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class Spent:
     """One kind of operation in one part of the network, over one call."""
 
     part: str
-    """Name of the innermost module, as in `named_modules`; what an engine fuses belongs to one of the modules."""
+    """Name of the innermost module, as in `named_modules`; `network` what its own `forward` does, empty what is done to
+    the pixels before. What an engine fuses belongs to one of the modules."""
     kind: str
     seconds: float
 
@@ -78,6 +79,7 @@ class Breakdown:
     """Of one network in one engine."""
 
     model: str
+    """As it was named."""
     engine: str
     batch_size: int
     image_size: int
@@ -108,7 +110,9 @@ def able(names: Sequence[str] = ()) -> list[str]:
     return list(names) or here
 
 
-def breakdown(model: ModelFile, engine: str, batch_size: int, threads: int | None = None) -> Breakdown:
+def breakdown(
+    model: ModelFile, engine: str, batch_size: int, threads: int | None = None, name: str | None = None
+) -> Breakdown:
     """Run batches of random images of the model's size in fp32 on the CPU, and ask where the time went.
 
     Args:
@@ -116,6 +120,7 @@ def breakdown(model: ModelFile, engine: str, batch_size: int, threads: int | Non
         engine: One of `able()`.
         batch_size: Images a call.
         threads: As for `shvit bench`.
+        name: Of the model; default: its architecture's.
 
     Raises:
         InputError: The engine cannot be looked into.
@@ -127,11 +132,13 @@ def breakdown(model: ModelFile, engine: str, batch_size: int, threads: int | Non
     for call in PROFILERS[engine](model, images, threads):
         seen: dict[tuple[str, str], float] = defaultdict(float)
         for part, kind, seconds in call:
-            seen[part.removeprefix("network").removeprefix("."), kind] += seconds
+            seen[part.removeprefix("network."), kind] += seconds
         calls.append(seen)
     keys = dict.fromkeys(key for seen in calls for key in seen)
     rows = (Spent(part, kind, median(seen[part, kind] for seen in calls)) for part, kind in keys)
-    return Breakdown(model.architecture.name, engine, batch_size, side, tuple(row for row in rows if row.seconds))
+    return Breakdown(
+        name or model.architecture.name, engine, batch_size, side, tuple(row for row in rows if row.seconds)
+    )
 
 
 Call = Iterable[tuple[str, str, float]]
@@ -235,23 +242,32 @@ def _part_of_onnx(node: str, parts: Collection[str]) -> str:
 def _openvino(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int | None) -> Iterator[Call]:
     compiled = Compiled(build(model, "fp32"), "fp32", threads, PERF_COUNT=True)
     request = compiled.request(tuple(images.shape), channels_last=False)
+    running = request.get_compiled_model().get_runtime_model().get_ops()
+    made_of = {node.get_friendly_name(): node.get_rt_info()["originalLayersNames"].astype(str) for node in running}
     request.infer([images.numpy()])
     for _ in range(CALLS):
         request.infer([images.numpy()])
         part, call = "", []
         for node in request.profiling_info:
-            path, _, operation = node.node_name.partition("/")
-            if path.startswith(OF_MODULE):
-                part = path.removeprefix(OF_MODULE)
-            fused = node.node_type == "Subgraph" and operation.endswith("/Transpose")  # a whole attention's last step
-            grouped = node.node_type == "GroupConvolution"
-            kind = FUSED if fused else DEPTHWISE if grouped else kind_of(node.node_type)
-            call.append((part, kind, node.real_time.total_seconds()))
+            paths = [path for path in made_of.get(node.node_name, "").split(",") if path.startswith(OF_MODULE)]
+            if paths:  # what has none is there for what comes before it
+                part = paths[0].partition("/")[0].removeprefix(OF_MODULE)
+            call.append((part, _kind_of_openvino(node.node_type, paths), node.real_time.total_seconds()))
         yield call
 
 
 OF_MODULE = "__module."
-"""How OpenVINO's names of nodes begin, where a module's path follows; others are there for what comes before them."""
+"""How OpenVINO's names of operations begin where a module's path follows."""
+
+
+def _kind_of_openvino(node: str, paths: Sequence[str]) -> str:
+    """By the node's type and, of a fused subgraph, by the operations that it was made of."""
+    if node == "GroupConvolution":
+        return DEPTHWISE
+    made_of = {kind_of(path.rpartition("/")[2]) for path in paths} if node == "Subgraph" else set()
+    if {PRODUCT, SOFTMAX} <= made_of:
+        return FUSED
+    return NORM if NORM in made_of else SOFTMAX if SOFTMAX in made_of else kind_of(node)
 
 
 PROFILERS: dict[str, Callable[[ModelFile, Tensor, int | None], Iterator[Call]]] = {

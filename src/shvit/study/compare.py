@@ -2,26 +2,25 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from .. import engines
-from ..bench.plan import Omitted, Request, pairs, settle
+from ..bench.run import Progress
 from ..bench.run import Row as Timed
-from ..bench.run import bench
-from ..bench.subject import Case, open_model
+from ..bench.subject import Case, as_failure, open_model
 from ..errors import Failure, InputError
+from ..model.config import VARIANTS
 from ..model.cost import cost
 from ..modelfile import ModelFile
 from ..train.report import Reporter
-from ..train.run import RECORD
-from ..train.run import train as run_training
+from .accuracy import Training
 from .breakdown import Breakdown, able, breakdown
+from .speeds import How, timed
 
 FP32_BYTES = 4
-Told = Callable[[str, int, int], None]
-"""What is done now, and how many of how many steps were done before."""
 
 
 @dataclass(frozen=True)
@@ -59,35 +58,6 @@ class Comparison:
     entries: tuple[Entry, ...]
     reference: str
     """Label of the entry that ratios are to."""
-
-
-@dataclass(frozen=True)
-class How:
-    """How it is measured; as `shvit bench` has it."""
-
-    image_size: int | None = None
-    """None: what the first network was designed for."""
-    engines: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ()
-    batch_sizes: tuple[int, ...] = (16,)
-    threads: int | None = None
-    device: str = "auto"
-    rounds: int = 10
-
-
-@dataclass(frozen=True)
-class Training:
-    """How accuracy is measured: every network alike, from fresh weights."""
-
-    data: str
-    epochs: int
-    seeds: int = 1
-    image_size: int | None = None
-    """None: as in `How`."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the recipe `scratch`."""
-    device: str = "auto"
-    workers: int = 2
 
 
 @dataclass(frozen=True)
@@ -168,6 +138,10 @@ class Compared:
         """Engine, precision and batch size of each speed that any row has."""
         return list(dict.fromkeys((s.engine, s.precision, s.batch_size) for row in self.rows for s in row.speeds))
 
+    def without(self, why: str) -> "Compared":
+        """With something more that has no number."""
+        return replace(self, omitted=(*self.omitted, why))
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "study": self.comparison.name,
@@ -184,7 +158,7 @@ def compare(
     how: How,
     training: Training | None,
     out: Path,
-    told: Told = lambda what, done, total: None,
+    told: Progress = lambda what, done, total: None,
     reporter: Reporter | None = None,
     so_far: Callable[[Compared], None] = lambda found: None,
 ) -> Compared:
@@ -208,12 +182,13 @@ def compare(
     """
     base = how.image_size or need_model_file(comparison.entries[0].model).preprocess.image_size
     how = replace(how, image_size=base, device=engines.pick_device(how.device))
+    if training:
+        training = training.like(next(e.model for e in comparison.entries if e.model in VARIANTS))
     found = Compared(comparison, how, training, tuple(_costs(entry, base) for entry in comparison.entries))
-    found = _with_speeds(found, told)
-    so_far(found)
-    if how.device == "cpu":
-        found = _with_breakdowns(found, told)
-        so_far(found)
+    for measure in (_with_speeds, _with_breakdowns):
+        for more in measure(found, told):
+            found = more
+            so_far(found)
     if training:
         for seed in range(training.seeds):  # so that a stop leaves all with equally many, but one
             for number in range(len(found.rows)):
@@ -236,52 +211,19 @@ def _costs(entry: Entry, base: int) -> Measured:
     return Measured(entry, size, total.params, total.macs, FP32_BYTES * total.activations)
 
 
-def _with_speeds(found: Compared, told: Told) -> Compared:
-    """All entries against each other on each engine."""
-    omitted = list(found.omitted)
-    speeds: dict[tuple[str, int], list[Speed]] = {}
+def _with_speeds(found: Compared, told: Progress) -> Iterator[Compared]:
+    """All entries against each other, with each engine more."""
     wanted = {(row.entry.model, row.image_size): None for row in found.rows}
     models, sizes = (tuple(dict.fromkeys(column)) for column in zip(*wanted, strict=True))
     for rows, why in timed(found.how, models, sizes, told, lambda case: (case.model, case.image_size) in wanted):
-        omitted += why
+        speeds: dict[tuple[str, int], list[Speed]] = {}
         for case, speed in _speeds(rows, found.reference):
             speeds.setdefault((case.model, case.image_size), []).append(speed)
-    rows = (replace(row, speeds=tuple(speeds.get((row.entry.model, row.image_size), ()))) for row in found.rows)
-    return replace(found, rows=tuple(rows), omitted=tuple(dict.fromkeys(omitted)))
-
-
-def timed(
-    how: How,
-    models: tuple[str, ...],
-    sizes: tuple[int, ...],
-    told: Told,
-    wanted: Callable[[Case], bool] = lambda case: True,
-) -> Iterator[tuple[Sequence[Timed], list[str]]]:
-    """Networks at sizes against each other, on one engine after the other; and what has no number, and why.
-
-    An engine that fails costs the others nothing.
-
-    Raises:
-        InputError: An engine, precision or size that cannot be measured here; before anything is.
-    """
-    precisions = how.precisions or (("fp32",) if how.device == "cpu" else ("fp16",))
-    request = settle(
-        Request(models, how.engines, precisions, how.batch_sizes, sizes, how.threads, how.device, how.rounds)
-    )
-    here, left_out = pairs(request)
-    yield (), _why(left_out)
-    for engine in dict.fromkeys(engine for engine, _ in here):
-        one = replace(request, engines=(engine,), precisions=tuple(p for name, p in here if name == engine))
-        try:
-            result = bench(one, lambda what, *steps, engine=engine: told(f"{engine}: {what}", *steps), wanted)
-        except Failure as failure:
-            yield (), [f"{engine}: {failure}"]
-            continue
-        yield result.rows, _why((*result.skipped, *result.failed))
-
-
-def _why(omitted: Sequence[Omitted]) -> list[str]:
-    return [f"{row.what}: {row.reason}" for row in omitted]
+        entries = tuple(
+            replace(row, speeds=(*row.speeds, *speeds.get((row.entry.model, row.image_size), ()))) for row in found.rows
+        )
+        found = replace(found, rows=entries, omitted=tuple(dict.fromkeys((*found.omitted, *why))))
+        yield found
 
 
 def _speeds(rows: Sequence[Timed], reference: Measured) -> list[tuple[Case, Speed]]:
@@ -300,26 +242,33 @@ def _speeds(rows: Sequence[Timed], reference: Measured) -> list[tuple[Case, Spee
     return found
 
 
-def _with_breakdowns(found: Compared, told: Told) -> Compared:
+def _with_breakdowns(found: Compared, told: Progress) -> Iterator[Compared]:
+    """With the time of each entry more."""
     how = found.how
+    if how.device != "cpu":
+        yield found.without("where the time goes: on the CPU alone; see shvit bench --profile")
+        return
     names = [name for name in able() if name in (how.engines or able())]
-    rows, omitted = [], list(found.omitted)
-    for number, row in enumerate(found.rows):
-        parts = []
-        for engine in names:
-            told(f"where the time goes: {row.entry.label}, {engine}", number, len(found.rows))
-            model = need_model_file(row.entry.model, row.image_size)
-            try:
-                parts.append(breakdown(model, engine, how.batch_sizes[0], how.threads))
-            except (Failure, RuntimeError) as error:
-                omitted.append(f"where the time goes, {row.entry.label}, {engine}: {error}")
-        rows.append(replace(row, breakdowns=tuple(parts)))
-    return replace(found, rows=tuple(rows), omitted=tuple(omitted))
+    for number, (row, engine) in enumerate(product(found.rows, names)):
+        told(f"where the time goes: {row.entry.label}, {engine}", number, len(found.rows) * len(names))
+        model = need_model_file(row.entry.model, row.image_size)
+        try:
+            with as_failure():
+                part = breakdown(model, engine, how.batch_sizes[0], how.threads)
+        except Failure as failure:
+            found = found.without(f"where the time goes, {row.entry.label}, {engine}: {failure}")
+        else:
+            rows = (
+                replace(one, breakdowns=(*one.breakdowns, part)) if one.entry is row.entry else one
+                for one in found.rows
+            )
+            found = replace(found, rows=tuple(rows))
+        yield found
 
 
 def in_mixer(part: str) -> bool:
-    """Whether a module of SHViT belongs to a token mixer."""
-    return ".mixer." in f"{part}."
+    """Whether a module of SHViT belongs to a token mixer; the residual sum does not."""
+    return ".mixer.branch." in f"{part}."
 
 
 def stage_seconds(one: Breakdown) -> dict[str, float]:
@@ -344,28 +293,9 @@ def _with_training(found: Compared, number: int, seed: int, out: Path, reporter:
     base = training.image_size or found.how.image_size
     assert base
     name = f"{row.entry.folder}-seed{seed}"
-    settings = {**training.settings, "epochs": training.epochs, "image_size": row.entry.image_size(base), "seed": seed}
     try:
-        top1 = train_one(training, row.entry.model, out / "runs" / name, settings, reporter)
+        top1 = training.run(row.entry.model, out / "runs" / name, row.entry.image_size(base), seed, reporter)
     except Failure as failure:
-        return replace(found, omitted=(*found.omitted, f"training {name}: {failure}"))
+        return found.without(f"training {name}: {failure}")
     row = replace(row, top1=(*row.top1, top1))
     return replace(found, rows=(*found.rows[:number], row, *found.rows[number + 1 :]))
-
-
-def train_one(training: Training, model: str, folder: Path, settings: Mapping[str, Any], reporter: Reporter) -> float:
-    """Top-1 of best.safetensors of a run; begun, gone on with, or only looked at.
-
-    Raises:
-        KeyboardInterrupt: The run was stopped; it goes on another time.
-    """
-    begun = (folder / RECORD).exists()
-    where = {"device": training.device, "workers": training.workers}
-    result = run_training(
-        training.data, model, None, folder, settings=settings, resume=begun, reporter=reporter, **where
-    )
-    if result.interrupted:
-        raise KeyboardInterrupt
-    if "top1" not in result.best:
-        raise InputError(f"{folder} has no evaluation")
-    return float(result.best["top1"])

@@ -1,6 +1,7 @@
 """The studies' figures. Each function gives a figure that is ready to be saved."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from math import ceil
 
 import numpy as np
@@ -27,7 +28,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], ax
     """
     height = 0.8 / len(series)
     figure, axes = _figure(8.2, 1.3 + len(groups) * (0.2 + 0.24 * len(series)))
-    colors = iter(SERIES)
+    colors = cycle(SERIES)
     for number, (name, values) in enumerate(series.items()):
         color = PAPER if name.startswith("paper") else next(colors)
         places = [index + (number - (len(series) - 1) / 2) * height for index in range(len(groups))]
@@ -48,7 +49,7 @@ def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], axis: str,
     """A bar of several parts for each row, the rows from top to bottom."""
     figure, axes = _figure(9.2, 1.4 + 0.42 * len(rows))
     left = np.zeros(len(rows))
-    colors = KIND_COLORS if percent else SERIES
+    colors = KIND_COLORS if percent else cycle(SERIES)
     for color, (name, values) in zip(colors, parts.items(), strict=False):
         lengths = np.asarray(values)
         if not lengths.any():
@@ -71,7 +72,7 @@ def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], axis: str,
 def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str) -> Figure:
     """Lines through points (x, y, name) with their names; the x axis is logarithmic."""
     figure, axes = _figure(8.2, 5.0)
-    for color, (name, found) in zip((OURS, *SERIES), series.items(), strict=False):
+    for color, (name, found) in zip(cycle((OURS, *SERIES)), series.items(), strict=False):
         xs, ys, _ = zip(*found, strict=True)
         axes.plot(xs, ys, "o-" if len(series) > 1 else "o", color=color, label=name, markersize=6, linewidth=1.2)
         for across, up, text in found:
@@ -89,7 +90,7 @@ def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, log: bool = False) -> Figure:
     """A line for each series; those of the paper are grey."""
     figure, axes = _figure(8.2, 4.2)
-    colors = iter((OURS, *SERIES))
+    colors = cycle((OURS, *SERIES))
     for name, found in series.items():
         paper = name.startswith("paper")
         axes.plot(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import sqrt
+from math import isqrt, sqrt
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,16 @@ class Grid:
     prefix: int = 0
 
     def seen_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
-        """Where a place looks, by one image's maps (1, heads, tokens, tokens); x and y are shares of the image."""
-        side = round((maps.shape[-1] - self.prefix) ** 0.5)
-        query = self.prefix + int(y * side) * side + int(x * side)
-        return maps[0, :, query, self.prefix :].unflatten(1, (side, side)).float().numpy()
+        """Where a place looks, by one image's maps (1, heads, queries, keys); x and y are shares of the image.
+
+        Raises:
+            InputError: The tokens are no square maps.
+        """
+        queries, keys = (isqrt(max(0, size - self.prefix)) for size in maps.shape[-2:])
+        if tuple(maps.shape[-2:]) != (self.prefix + queries**2, self.prefix + keys**2):
+            raise InputError(f"{tuple(maps.shape[-2:])} tokens are no square maps after {self.prefix} others")
+        query = self.prefix + int(y * queries) * queries + int(x * queries)
+        return maps[0, :, query, self.prefix :].unflatten(1, (keys, keys)).float().numpy()
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,12 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class AttentionLayer:
-    """One attention layer of a network; an adapter to any network is a function that lists these.
+    """One attention layer of a network.
 
     Args:
         name: For people.
-        module: In whose `forward` the attention is computed, by softmax or by scaled_dot_product_attention.
+        module: In whose `forward` the attention is computed, by softmax or by scaled_dot_product_attention;
+            nn.MultiheadAttention does so where nothing can look in, and needs a module of your own in its place.
         heads: How many it has.
         project: The part that reads the heads' outputs, side by side along `axis`, equally many channels each.
         axis: Of the channels in what `project` reads: -1 for tokens, 1 for maps.
@@ -82,9 +89,6 @@ class AttentionLayer:
     axis: int = -1
     channels: int | None = None
     layout: Grid | Windows = Grid()
-
-
-Adapter = Callable[[nn.Module], Sequence[AttentionLayer]]
 
 
 def attention_layers(network: nn.Module) -> list[AttentionLayer]:

@@ -40,7 +40,7 @@ def _prune(layer: AttentionLayer, head: int) -> None:
         queries = _part(head, QUERY_CHANNELS)
         keys = queries + module.heads * QUERY_CHANNELS
         values = _part(head, each)
-        module.qkv = _conv_norm(module.qkv, outputs=torch.cat([queries, keys, values + keys_end(module)]))
+        module.qkv = _conv_norm(module.qkv, outputs=torch.cat([queries, keys, values + _keys_end(module)]))
         module.project = _conv_norm(module.project, inputs=values)
         module.heads, module.values = 1, each
     elif is_known(layer):
@@ -59,16 +59,20 @@ def _prune(layer: AttentionLayer, head: int) -> None:
 
 
 def is_known(layer: AttentionLayer) -> bool:
-    """Whether heads can be taken out of this layer."""
+    """Whether heads can be taken out of this layer: all that it has is known."""
     module: Any = layer.module
     if isinstance(module, MultiHeadAttention):
         return True
-    qkv, gate = getattr(module, "qkv", None), getattr(module, "gate", None)
-    plain = isinstance(getattr(module, "norm", nn.Identity()), nn.Identity)  # else of all heads together
-    return isinstance(qkv, nn.Linear) and qkv.out_features % (3 * layer.heads) == 0 and plain and gate is None
+    parts = {name for name, part in module.named_children() if any(True for _ in part.parameters())}
+    parts |= {name for name, _ in module.named_parameters(recurse=False)}
+    return {"qkv", "proj"} <= parts <= KNOWN and module.qkv.out_features % (3 * layer.heads) == 0
 
 
-def keys_end(module: MultiHeadAttention) -> int:
+KNOWN = {"qkv", "proj", "q_norm", "k_norm", "relative_position_bias_table"}
+"""What has weights in the attention of timm's ViT and Swin; norms of queries and keys are the same for all heads."""
+
+
+def _keys_end(module: MultiHeadAttention) -> int:
     """Where the values begin among what `qkv` makes."""
     return 2 * module.heads * QUERY_CHANNELS
 

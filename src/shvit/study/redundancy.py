@@ -3,7 +3,8 @@
 Source: Yun and Ro, "SHViT" (CVPR 2024), section 2.2 and its supplementary tables.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from ..bench.run import Progress
+from ..errors import InputError
 from .heads import AttentionLayer, Maps, watching, without
 
 Batches = Iterable[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]
 """Images as the network takes them, and their labels; gone through more than once."""
-Told = Callable[[str, int, int], None]
-"""What is done now, and how many of how many passes were done before."""
+NO_MORE = 1e-9
+"""Points of top-1 that rounding may add to a loss."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,9 @@ class Redundancy:
             if len(layer.alone) > 1
         }
         lost = {place: 100 * (self.top1 - self.layers[place].alone[head]) for place, head in best.items()}
-        return {place: best[place] for place in sorted(lost, key=lambda place: lost[place]) if lost[place] <= tolerance}
+        return {
+            place: best[place] for place in sorted(lost, key=lambda p: lost[p]) if lost[place] <= tolerance + NO_MORE
+        }
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "mean_similarity": self.mean_similarity}
@@ -80,8 +85,9 @@ def redundancy(
     network: nn.Module,
     layers: Sequence[AttentionLayer],
     batches: Batches,
-    told: Told = lambda what, done, total: None,
+    told: Progress = lambda what, done, total: None,
     looked_at: Batches | None = None,
+    so_far: Callable[[Redundancy], None] = lambda found: None,
 ) -> Redundancy:
     """Every head of every layer, on these images: 1 + twice the heads' number of passes over them.
 
@@ -91,27 +97,49 @@ def redundancy(
         batches: To judge accuracy by.
         told: Of progress.
         looked_at: Those whose attention maps are compared; default: all.
+        so_far: Given what is known after each layer.
+
+    Raises:
+        InputError: A layer's maps are not seen, or its projection is not called: it is described wrongly.
     """
     alike = _Similarity()
-    variants = [(layer, kept) for layer in layers if layer.heads > 1 for kept in _variants(layer.heads)]
-    total = len(variants) + 1
+    variants = {layer: _variants(layer.heads) if layer.heads > 1 else () for layer in layers}
+    total, done = 1 + sum(map(len, variants.values())), 1
     told("attention maps", 0, total)
-    with watching(layers, alike.add):
+    with watching(layers, alike.add), _called(layers) as called:
         right, images = count_right(network, batches if looked_at is None else looked_at)
+    for layer in layers:
+        if not alike.saw(layer):
+            raise InputError(f"{layer.name}: no softmax and no fused attention was seen in its module")
+        if layer not in called:
+            raise InputError(f"{layer.name}: the module that should read the heads' outputs is never called")
     if looked_at is not None:
         right, images = count_right(network, batches)
-    top1 = {(layer, kept): right / images for layer in layers for kept in [frozenset(range(layer.heads))]}
-    for done, (layer, kept) in enumerate(variants, 1):
-        told(f"{layer.name} with {len(kept)} of {layer.heads} heads", done, total)
-        with without({layer: set(range(layer.heads)) - kept}):
-            top1[layer, kept] = count_right(network, batches)[0] / images
-    found = []
+    whole, found = right / images, []
     for layer in layers:
         every = frozenset(range(layer.heads))
-        switched_off = [top1[layer, every - {head}] for head in every] if layer.heads > 1 else []
-        left = [top1[layer, frozenset({head})] for head in every]
+        top1 = {every: whole}
+        for kept in variants[layer]:
+            told(f"{layer.name} with {len(kept)} of {layer.heads} heads", done, total)
+            with without({layer: every - kept}):
+                top1[kept] = count_right(network, batches)[0] / images
+            done += 1
+        switched_off = [top1[every - {head}] for head in every] if layer.heads > 1 else []
+        left = [top1[frozenset({head})] for head in every]
         found.append(Heads(layer.name, alike.of(layer), tuple(switched_off), tuple(left)))
-    return Redundancy(right / images, images, tuple(found))
+        so_far(Redundancy(whole, images, tuple(found)))
+    return Redundancy(whole, images, tuple(found))
+
+
+@contextmanager
+def _called(layers: Iterable[AttentionLayer]) -> Iterator[set[AttentionLayer]]:
+    """The layers whose projection was called in here."""
+    called: set[AttentionLayer] = set()
+    with ExitStack() as stack:
+        for layer in layers:
+            hook = layer.project.register_forward_pre_hook(lambda *_, layer=layer: called.add(layer))
+            stack.callback(hook.remove)
+        yield called
 
 
 def single_together(
@@ -120,7 +148,7 @@ def single_together(
     found: Redundancy,
     batches: Batches,
     tolerance: float,
-    told: Told = lambda what, done, total: None,
+    told: Progress = lambda what, done, total: None,
 ) -> dict[int, int]:
     """The layers that can have a single head all at once, within the tolerance; and the head that each keeps.
 
@@ -135,7 +163,7 @@ def single_together(
         off = {layers[one]: set(range(layers[one].heads)) - {keep} for one, keep in tried.items()}
         with without(off):
             right, images = count_right(network, batches)
-        if 100 * (found.top1 - right / images) <= tolerance:
+        if 100 * (found.top1 - right / images) <= tolerance + NO_MORE:
             kept = tried
     return kept
 
@@ -188,9 +216,12 @@ class _Similarity:
         self._sums[layer] = self._sums.get(layer, torch.zeros_like(pairs)) + pairs
         self._images[layer] = self._images.get(layer, 0) + len(maps)
 
+    def saw(self, layer: AttentionLayer) -> bool:
+        return layer in self._sums
+
     def of(self, layer: AttentionLayer) -> tuple[float, ...]:
-        """Of each head with the others, a mean over these and the images."""
-        if layer.heads == 1 or layer not in self._sums:
+        """Of each head with the others, a mean over these and the images; empty for one head."""
+        if layer.heads == 1:
             return ()
         pairs = self._sums[layer] / self._images[layer]
         return tuple(((pairs.sum(1) - pairs.diagonal()) / (layer.heads - 1)).tolist())

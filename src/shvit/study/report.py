@@ -100,10 +100,11 @@ def write(report: Report, out: Path) -> list[Path]:
     for path, content in files.items():
         with replacing(path) as temporary:
             temporary.write_bytes(content)
-    for table in report.tables:
-        files[out / f"{table.name}.csv"] = b""
-        write_csv(out / f"{table.name}.csv", [column.name for column in table.columns], table.rows)
-    return list(files)
+    tables = {out / f"{table.name}.csv": table for table in report.tables}
+    for path, table in tables.items():
+        with replacing(path) as temporary:
+            write_csv(temporary, [column.name for column in table.columns], table.rows)
+    return [*files, *tables]
 
 
 def show(console: Console, report: Report, files: Sequence[Path]) -> None:

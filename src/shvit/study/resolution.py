@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from .. import engines
-from ..bench.peers import Top1, published_top1
-from ..bench.subject import has_random_weights
+from ..bench.run import Progress
+from ..bench.subject import as_failure, has_random_weights
+from ..data.sources import Source
 from ..errors import Failure, InputError
-from ..evaluate import evaluate
+from ..evaluate import evaluate, match_classes
+from ..model.architecture import TIMM_PREFIX
+from ..model.config import VARIANTS
 from ..modelfile import ModelFile
 from ..pretrained import load_model
 from ..tasks.classify import Classify
 from ..train.report import Reporter
-from .compare import How, Told, Training, need_model_file, timed, train_one
+from .accuracy import Training
+from .compare import need_model_file
+from .speeds import How, timed
 
 MODELS = ("shvit_s3", "shvit_s4", "timm/mobilenetv4_conv_small", "timm/fastvit_t8", "timm/repvit_m0_9")
 """SHViT beside networks that take images of any size."""
@@ -57,9 +62,9 @@ class AgainstSize:
     accuracies: tuple[Accuracy, ...] = ()
     omitted: tuple[str, ...] = ()
 
-    def published(self, model: str, size: int) -> Top1 | None:
-        """On ImageNet-1K, of weights for this size."""
-        return published_top1(model, size)
+    def without(self, why: str) -> "AgainstSize":
+        """With something more that has no number."""
+        return replace(self, omitted=(*self.omitted, why))
 
     def to_dict(self) -> dict[str, Any]:
         return {"study": "resolution", **asdict(self)}
@@ -72,8 +77,9 @@ def against_size(
     data: str | None,
     training: Training | None,
     out: Path,
-    told: Told = lambda what, done, total: None,
+    told: Progress = lambda what, done, total: None,
     reporter: Reporter | None = None,
+    workers: int = 2,
     so_far: Callable[[AgainstSize], None] = lambda found: None,
 ) -> AgainstSize:
     """Time each network at each size, engine by engine; then judge weights at each size, as they are.
@@ -89,6 +95,7 @@ def against_size(
         out: Where runs are kept.
         told: Of progress.
         reporter: Of training.
+        workers: Processes that decode images.
         so_far: Given what is known after each step that took long.
 
     Raises:
@@ -96,6 +103,10 @@ def against_size(
     """
     for name in models:
         need_model_file(name)
+    if training:
+        training = training.like(next((name for name in models if name in VARIANTS), "shvit_s1"))
+    judged_on = data or (training.data if training else None)
+    source = Classify.open(judged_on) if judged_on else None
     how = replace(how, device=engines.pick_device(how.device))
     found = AgainstSize(tuple(models), tuple(sorted(sizes)), how, training)
     for rows, why in timed(how, found.models, found.sizes, told):
@@ -113,41 +124,40 @@ def against_size(
         )
         found = replace(found, points=found.points + points, omitted=(*found.omitted, *why))
         so_far(found)
+    if source is None:
+        return found
     for name in models:
-        weights = _weights(name, training, out, reporter or Reporter())
-        if weights is not None and (data or training):
-            found = _judged(found, name, weights, data or (training.data if training else ""), told)
-            so_far(found)
+        try:
+            weights = _weights(name, training, out, reporter or Reporter())
+            match_classes(source.classes, weights.classes)
+        except (InputError, Failure) as error:
+            found = found.without(f"top-1 of {name}: {error}")
+            continue
+        for number, size in enumerate(found.sizes):
+            told(f"top-1 of {name} at {size} pixels", number, len(found.sizes))
+            found = _judged(found, name, weights, size, source, workers)
+        so_far(found)
     return found
 
 
-def _weights(name: str, training: Training | None, out: Path, reporter: Reporter) -> ModelFile | None:
-    """The model's own, or freshly trained ones; None where it has none."""
-    if not has_random_weights(name):
+def _weights(name: str, training: Training | None, out: Path, reporter: Reporter) -> ModelFile:
+    """The model's own, or freshly trained ones. Raises InputError where it has none, Failure where it cannot learn."""
+    if not has_random_weights(name) or "." in name.removeprefix(TIMM_PREFIX).partition(":")[0]:
         return load_model(name)
     if training is None:
-        return None
+        raise InputError("has no weights: give a model file, or --train DATA")
     folder = out / "runs" / f"{name.replace('/', '-')}-seed0"
-    settings: dict[str, Any] = {**training.settings, "epochs": training.epochs, "seed": 0}
-    if training.image_size:
-        settings["image_size"] = training.image_size
-    train_one(training, name, folder, settings, reporter)
+    training.run(name, folder, training.image_size, 0, reporter)
     return load_model(folder / "best.safetensors")
 
 
-def _judged(found: AgainstSize, name: str, weights: ModelFile, data: str, told: Told) -> AgainstSize:
-    source = Classify.open(data)
-    accuracies, omitted = list(found.accuracies), list(found.omitted)
-    for number, size in enumerate(found.sizes):
-        told(f"top-1 of {name} at {size} pixels", number, len(found.sizes))
-        at_size = replace(weights, preprocess=replace(weights.preprocess, image_size=size))
-        try:
-            report = evaluate(at_size, engines.load(at_size, device=found.how.device), source, workers=2)
-        except InputError:
-            raise
-        except (Failure, RuntimeError, AssertionError) as error:
-            omitted.append(f"top-1 of {name} at {size} pixels: {str(error).partition(chr(10))[0]}")
-            continue
-        metrics = report.evaluation.metrics()
-        accuracies.append(Accuracy(name, size, metrics["top1"], metrics["images"]))
-    return replace(found, accuracies=tuple(accuracies), omitted=tuple(omitted))
+def _judged(found: AgainstSize, name: str, weights: ModelFile, size: int, source: Source, workers: int) -> AgainstSize:
+    at_size = replace(weights, preprocess=replace(weights.preprocess, image_size=size))
+    try:
+        with as_failure():
+            report = evaluate(at_size, engines.load(at_size, device=found.how.device), source, workers=workers)
+    except Failure as failure:
+        return found.without(f"top-1 of {name} at {size} pixels: {failure}")
+    metrics = report.evaluation.metrics()
+    row = Accuracy(name, size, metrics["top1"], metrics["images"])
+    return replace(found, accuracies=(*found.accuracies, row))

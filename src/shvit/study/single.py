@@ -9,11 +9,13 @@ import torch
 from jaxtyping import Float, UInt8
 
 from .. import engines
+from ..bench.run import Progress
+from ..bench.subject import as_failure
 from ..bench.timing import interleave, sample, warm_up
 from ..data.transforms import Normalize
+from ..errors import Failure, InputError
 from ..model.cost import cost
 from ..modelfile import ModelFile
-from .compare import Told
 from .heads import AttentionLayer
 from .prune import is_known, with_single_heads
 from .redundancy import Redundancy, count_right, looks, redundancy, single_together
@@ -59,7 +61,7 @@ def study_heads(
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
     threads: int | None,
-    told: Told,
+    told: Progress,
     so_far: Callable[[Studied], None] = lambda found: None,
 ) -> Studied:
     """All of it.
@@ -71,27 +73,37 @@ def study_heads(
         similarity_images: How many of them the maps are compared on.
         tolerance: Points of top-1 that a layer may lose with a single head.
         pictures: Images as the network sees them, for the figure.
-        queries: Places (x, y) as shares of the image, one for each picture in turn.
+        queries: Places (x, y) as shares of the image; pictures and places go together in turn, until all were shown.
         threads: CPU threads of the timed networks.
         told: Of progress.
-        so_far: Given what is known before the last part.
+        so_far: Given what is known after each layer and each part.
     """
     network, layers = subject.network, subject.layers
-    result = redundancy(network, layers, images, told, images.first(similarity_images))
-    looked = _looked(subject, result, pictures, queries) if len(pictures) else None
-    chosen = result.could_be_single(tolerance)
     notes = [f"{len(images.bad)} images could not be read and were left out."] if images.bad else []
-    found = Studied(name, result, tolerance, _named(layers, chosen), {}, None, looked)
-    so_far(replace(found, notes=tuple(notes)))
+
+    def after_layer(result: Redundancy) -> None:
+        so_far(Studied(name, result, tolerance, {}, {}, None, None, (*notes, "Not all layers were looked at.")))
+
+    result = redundancy(network, layers, images, told, images.first(similarity_images), after_layer)
+    looked = None
+    if len(pictures):
+        try:
+            looked = _looked(subject, result, pictures, queries)
+        except InputError as error:
+            notes.append(f"Attention maps were not drawn: {error}.")
+    chosen = result.could_be_single(tolerance)
+    found = Studied(name, result, tolerance, _named(layers, chosen), {}, None, looked, tuple(notes))
+    so_far(found)
     chosen = single_together(network, layers, result, images, tolerance, told)
     found = replace(found, together=_named(layers, chosen))
+    so_far(found)
     kept = {layers[place]: head for place, head in chosen.items()}
     if kept and subject.model_file is not None and all(is_known(layer) for layer in kept):
         told("taking heads out, and timing", 0, 1)
-        pruned = with_single_heads(network, kept)
-        savings = _savings(subject.model_file, replace(subject.model_file, model=pruned), images, threads)  # pyright: ignore
-        found = replace(found, savings=savings)
-    elif kept:
+        single: Any = with_single_heads(network, kept)
+        single = replace(subject.model_file, model=single)
+        return replace(found, savings=_savings(subject.model_file, single, images, threads, notes), notes=tuple(notes))
+    if kept:
         notes.append("What single heads would save was not measured: heads of this network cannot be taken out here.")
     return replace(found, notes=tuple(notes))
 
@@ -100,15 +112,23 @@ def _named(layers: Sequence[AttentionLayer], heads: Mapping[int, int]) -> dict[s
     return {layers[place].name: heads[place] for place in sorted(heads)}
 
 
-def _savings(whole: ModelFile, single: ModelFile, images: Images, threads: int | None) -> dict[str, Any]:
-    """Of the network with heads taken out beside the whole one; speeds in fp32 on each engine, timed in turn."""
+def _savings(
+    whole: ModelFile, single: ModelFile, images: Images, threads: int | None, notes: list[str]
+) -> dict[str, Any]:
+    """Of the network with heads taken out beside the whole one; speeds in fp32 on each engine, timed in turn.
+
+    An engine that fails is noted, and costs the others nothing.
+    """
     right, count = count_right(single.model, images)
     size = whole.preprocess.image_size
     costs = [cost(model.model, (size, size)) for model in (whole, single)]
     speeds = {}
     for name in ("torch", "onnx", "openvino"):
         if engines.ENGINES[name].unavailable("cpu") is None:
-            speeds[name] = _speeds({"whole": whole, "single": single}, name, threads)
+            try:
+                speeds[name] = _speeds({"whole": whole, "single": single}, name, threads)
+            except Failure as failure:
+                notes.append(f"{name}: {failure}")
     return {
         "top1": right / count,
         "params": [one.params for one in costs],
@@ -122,22 +142,48 @@ def _savings(whole: ModelFile, single: ModelFile, images: Images, threads: int |
 
 
 class _Timed:
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call, self._repetitions = call, warm_up(call)
+    """Raises Failure where the engine does anything."""
+
+    def __init__(self, model: ModelFile, engine: str, threads: int | None) -> None:
+        size = model.preprocess.image_size
+        pixels = torch.randint(0, 256, (TIMED_BATCH, 3, size, size), dtype=torch.uint8)
+        with as_failure():
+            run = engines.load(model, engine, "fp32", "cpu", threads)
+            self._call: Callable[[], object] = lambda: run(pixels)
+            self._repetitions = warm_up(self._call)
 
     def time(self) -> list[float]:
-        return sample(self._call, self._repetitions)
+        with as_failure():
+            return sample(self._call, self._repetitions)
 
 
 def _speeds(models: Mapping[str, ModelFile], engine: str, threads: int | None) -> dict[str, float]:
-    size = next(iter(models.values())).preprocess.image_size
-    pixels = torch.randint(0, 256, (TIMED_BATCH, 3, size, size), dtype=torch.uint8)
-    subjects = {}
-    for name, model in models.items():
-        runner = engines.load(model, engine, "fp32", "cpu", threads)
-        subjects[name] = _Timed(lambda runner=runner: runner(pixels))
-    timings, _ = interleave(subjects, TIMED_ROUNDS)
+    """Images a second of each, timed in turn. Raises Failure where one cannot run."""
+    subjects = {name: _Timed(model, engine, threads) for name, model in models.items()}
+    timings, failed = interleave(subjects, TIMED_ROUNDS)
+    if len(timings) < len(models):
+        raise Failure(next(iter(failed.values()), "stopped"))
     return {name: TIMED_BATCH / timing.median for name, timing in timings.items()}
+
+
+def _columns(result: Redundancy, layers: int) -> dict[str, tuple[int, int]]:
+    """(Layer, head) by what is to be shown: the most important and the most redundant head of all, and of some layers.
+
+    These are an early one, a middle one and the last one.
+    """
+    ranked = result.ranked()
+    if not ranked:
+        places = dict.fromkeys((layers // 6, layers // 2, layers - 1))
+        return {f"layer {place + 1}": (place, 0) for place in places}
+    shown = {}
+    for what, (place, head) in (("important", ranked[0]), ("redundant", ranked[-1])):
+        shown[f"most {what} of all:\nlayer {place + 1}, head {head}"] = (place, head)
+    several = sorted({place for place, _ in ranked})
+    for place in dict.fromkeys((several[len(several) // 6], several[len(several) // 2], several[-1])):
+        here = [one for one in ranked if one[0] == place]
+        shown[f"layer {place + 1}:\nimportant, head {here[0][1]}"] = here[0]
+        shown[f"layer {place + 1}:\nredundant, head {here[-1][1]}"] = here[-1]
+    return shown
 
 
 def _looked(
@@ -146,30 +192,19 @@ def _looked(
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
 ) -> Looked:
-    """The most important and the most redundant head of all, and those of an early, a middle and the last layer."""
-    ranked = result.ranked() or [(place, 0) for place in range(len(subject.layers))]
-    columns: dict[str, tuple[int, int]] = {}
-    for what, (place, head) in (("important", ranked[0]), ("redundant", ranked[-1])) if result.ranked() else ():
-        columns[f"most {what} of all:\nlayer {place + 1}, head {head}"] = (place, head)
-    several = sorted({place for place, _ in ranked})
-    for place in dict.fromkeys((several[len(several) // 6], several[len(several) // 2], several[-1])):
-        here = [one for one in ranked if one[0] == place]
-        if len(here) > 1:
-            columns[f"layer {place + 1}:\nimportant, head {here[0][1]}"] = here[0]
-            columns[f"layer {place + 1}:\nredundant, head {here[-1][1]}"] = here[-1]
-        else:
-            columns[f"layer {place + 1}"] = here[0]
+    """Raises InputError where tokens are no maps."""
+    columns = _columns(result, len(subject.layers))
     normalize = Normalize(subject.preprocess)
-    rows, marks = [], []
-    for number, picture in enumerate(pictures):
-        x, y = queries[number % len(queries)]
-        found = looks(
-            subject.network, subject.layers, normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]), x, y
-        )
+    images, rows, marks = [], [], []
+    for number in range(max(len(pictures), len(queries))):
+        picture, (x, y) = pictures[number % len(pictures)], queries[number % len(queries)]
+        pixels = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        found = looks(subject.network, subject.layers, pixels, x, y)
         height, width = picture.shape[:2]
+        images.append(picture)
         rows.append([_as_large(found[place][head], height, width) for place, head in columns.values()])
         marks.append((int(x * width), int(y * height)))
-    return Looked(list(pictures), marks, list(columns), rows)
+    return Looked(images, marks, list(columns), rows)
 
 
 def _as_large(found: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "height width"]:

@@ -1,5 +1,6 @@
 """What `shvit study redundancy` looks at: a model and labelled images; a user's own network by FILE.py:FUNCTION."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
@@ -136,11 +137,13 @@ class Images:
 
     def pictures(self, count: int) -> UInt8[np.ndarray, "n h w 3"]:
         """Of as many classes as there are, one after another."""
-        images = torch.cat([images for images, _, _ in self._batches])
-        labels = torch.cat([labels for _, labels, _ in self._batches]).tolist()
-        turns = [labels[:place].count(label) for place, label in enumerate(labels)]
-        order = sorted(range(len(labels)), key=lambda place: (turns[place], labels[place]))
-        return images[order[:count]].permute(0, 2, 3, 1).numpy()
+        images = [image for images, _, _ in self._batches for image in images]  # views
+        turns: Counter[int] = Counter()
+        order = []
+        for place, label in enumerate(int(label) for _, labels, _ in self._batches for label in labels):
+            order.append((turns[label], label, place))
+            turns[label] += 1
+        return torch.stack([images[place] for *_, place in sorted(order)[:count]]).permute(0, 2, 3, 1).numpy()
 
 
 def read_pictures(paths: tuple[str, ...], preprocess: Preprocess) -> UInt8[np.ndarray, "n h w 3"]:

@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..bench.run import about
+from ..bench.run import Progress, about
+from ..bench.subject import as_failure
 from ..data.sources import open_source
 from ..errors import Failure, InputError
 from ..evaluate import Which
+from ..model.config import VARIANTS
 from ..provenance import facts
 from ..train.report import Reporter
+from .accuracy import Training
 from .breakdown import Breakdown, able
 from .breakdown import breakdown as measure_breakdown
-from .compare import Compared, How, Told, Training, compare, need_model_file
+from .compare import Compared, compare, need_model_file
 from .experiments import COMPARISONS
 from .heads import attention_layers
 from .pages.breakdown import breakdown_page
@@ -26,6 +29,7 @@ from .pages.resolution import resolution_page
 from .report import Report, write
 from .resolution import MODELS, SIZES, AgainstSize, against_size
 from .single import Studied, study_heads
+from .speeds import How
 from .subject import Images, open_subject, read_pictures
 
 Written = tuple[Report, list[Path]]
@@ -45,7 +49,7 @@ def redundancy(
     threads: int | None = None,
     batch_size: int = 32,
     workers: int = 2,
-    told: Told = lambda what, done, total: None,
+    told: Progress = lambda what, done, total: None,
 ) -> Written:
     """Attention maps, similarity and ablation of heads; see `shvit study redundancy`.
 
@@ -56,8 +60,7 @@ def redundancy(
     for name, value in (("images", images), ("similarity-images", similarity_images), ("batch-size", batch_size)):
         if value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads must be at least 1, got {threads}")
+    _check_threads(threads)
     places = [_place(text) for text in queries] or [(0.5, 0.5)]
     subject = open_subject(model)
     if threads:
@@ -67,7 +70,15 @@ def redundancy(
     told("reading images", 0, 1)
     chosen = Images(subject, source, split, images, batch_size, workers)
     shown = read_pictures(pictures, subject.preprocess) if pictures else chosen.pictures(max(4, len(places)))
-    context = {**facts(), "data": str(data), "split": chosen.split, "bad_images": chosen.bad}
+    context = {
+        **facts(),
+        "data": str(data),
+        "split": chosen.split,
+        "bad_images": chosen.bad,
+        "similarity_images": similarity_images,
+        "queries": places,
+        "threads": threads,
+    }
     name = subject.model_file.architecture.name if subject.model_file else model
     publish = _publisher(out, lambda found: redundancy_page(found, context))
     found: Studied = study_heads(
@@ -83,7 +94,7 @@ def comparison(
     size: str | None = None,
     how: How | None = None,
     training: Training | None = None,
-    told: Told = lambda what, done, total: None,
+    told: Progress = lambda what, done, total: None,
     reporter: Reporter | None = None,
 ) -> Written:
     """`macro`, `ablation` or `designs`, at the paper's size or another.
@@ -94,8 +105,6 @@ def comparison(
     """
     plan = COMPARISONS[name](size) if size else COMPARISONS[name]()
     how = how or How()
-    if training and training.seeds < 1:
-        raise InputError(f"--seeds must be at least 1, got {training.seeds}")
     publish = _publisher(out, lambda found: compared_page(found, about(found.how.device)))
     found: Compared = compare(plan, how, training, out, told, reporter, publish)
     return publish(found)
@@ -109,7 +118,7 @@ def breakdown(
     batch_size: int = 16,
     image_size: int | None = None,
     threads: int | None = None,
-    told: Told = lambda what, done, total: None,
+    told: Progress = lambda what, done, total: None,
 ) -> Written:
     """Time by kind of operation; a variant of SHViT is shown beside its multi-head sister.
 
@@ -120,22 +129,29 @@ def breakdown(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
-    names, chosen = list(models), able(engines)
-    if len(names) == 1 and names[0].startswith("shvit_") and not names[0].endswith(".in1k"):
+    _check_threads(threads)
+    names, chosen = list(dict.fromkeys(models)), able(engines)
+    if len(names) == 1 and names[0] in VARIANTS:
         names.append(f"study/{names[0].removeprefix('shvit_')}-multi-head")
-    opened = [need_model_file(name, image_size) for name in names]
-    layers = {model.architecture.name: _attention(model.model) for model in opened}
+    opened = {name: need_model_file(name, image_size) for name in names}
+    layers = {name: _attention(model.model) for name, model in opened.items()}
     rows: list[Breakdown] = []
     omitted: list[str] = []
-    for done, (model, engine) in enumerate(product(opened, chosen)):
-        name = model.architecture.name
+    publish = _publisher(out, lambda found: breakdown_page(found, layers, omitted, {**facts(), "threads": threads}))
+    for done, (name, engine) in enumerate(product(opened, chosen)):
         told(f"{name}, {engine}", done, len(opened) * len(chosen))
         try:
-            rows.append(measure_breakdown(model, engine, batch_size, threads))
-        except (Failure, RuntimeError) as error:
-            omitted.append(f"{name}, {engine}: {error}")
-    publish = _publisher(out, lambda found: breakdown_page(found, layers, omitted, {**facts(), "threads": threads}))
+            with as_failure():
+                rows.append(measure_breakdown(opened[name], engine, batch_size, threads, name))
+        except Failure as failure:
+            omitted.append(f"{name}, {engine}: {failure}")
+        publish(rows)
     return publish(rows)
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads must be at least 1, got {threads}")
 
 
 def _attention(network: nn.Module) -> tuple[str, ...]:
@@ -157,7 +173,8 @@ def resolution(
     how: How | None = None,
     data: str | None = None,
     training: Training | None = None,
-    told: Told = lambda what, done, total: None,
+    workers: int = 2,
+    told: Progress = lambda what, done, total: None,
     reporter: Reporter | None = None,
 ) -> Written:
     """Latency and accuracy against size.
@@ -169,7 +186,7 @@ def resolution(
     how = how or How()
     publish = _publisher(out, lambda found: resolution_page(found, about(found.how.device)))
     found: AgainstSize = against_size(
-        models or MODELS, sizes or SIZES, how, data, training, out, told, reporter, publish
+        models or MODELS, sizes or SIZES, how, data, training, out, told, reporter, workers, publish
     )
     return publish(found)
 

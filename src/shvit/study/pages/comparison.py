@@ -9,8 +9,8 @@ from ..breakdown import MEMORY_BOUND
 from ..compare import Compared, Entry, Measured, Speed, in_mixer, stage_seconds
 from ..report import LABEL, Column, Picture, Report, Section, Table
 
-PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx", "cuda": "gpu"}
-"""With which of the paper's speeds an engine's are compared."""
+PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx"}
+"""With which of the paper's speeds an engine's on a CPU are compared; all on a GPU are with those on a GPU."""
 PAPER_NAMES = {"gpu": "A100", "cpu": "PyTorch on a Xeon", "cpu-onnx": "ONNX Runtime on a Xeon"}
 
 PARAMS, MACS = Column("parameters, M", "{:.2f}"), Column("MACs, M", "{:.0f}")
@@ -74,7 +74,7 @@ def _noise(rows: Sequence[Measured]) -> str:
     """What differences mean, by how far seeds of one network are apart."""
     several = [row for row in rows if len(row.top1) > 1]
     if not several:
-        return "One seed each: differences of a point or so mean nothing on a data set of this size."
+        return "One seed each: how far seeds of one network are apart is not known, so small differences mean nothing."
     spread = (mean(stdev(row.top1) ** 2 for row in several)) ** 0.5
     seeds = min(len(row.top1) for row in several)
     certain = 2 * spread * (2 / seeds) ** 0.5
@@ -93,6 +93,10 @@ def _ratio(row: Measured, engine: str, precision: str, batch: int) -> float | No
     return speed.ratio if speed else None
 
 
+def _paper_kind(found: Compared, engine: str) -> str | None:
+    return "gpu" if found.how.device.startswith("cuda") else PAPER_ENGINES.get(engine)
+
+
 def _paper_ratio(found: Compared, entry: Entry, kind: str | None) -> float | None:
     """The paper's speed of an entry as a multiple of that of the reference."""
     speed, reference = (one.paper.get(kind or "") for one in (entry, found.reference.entry))
@@ -100,7 +104,7 @@ def _paper_ratio(found: Compared, entry: Entry, kind: str | None) -> float | Non
 
 
 def _paper_ratio_said(found: Compared, entry: Entry, engine: str) -> str:
-    ratio = _paper_ratio(found, entry, PAPER_ENGINES.get(engine))
+    ratio = _paper_ratio(found, entry, _paper_kind(found, engine))
     return f" (paper {ratio:.2f})" if ratio else ""
 
 
@@ -127,7 +131,7 @@ def _speed_section(found: Compared) -> Section:
         for row in found.rows:
             speed = _speed(row, *setting)
             cells = [speed.images_per_second, speed.ratio, speed.spread] if speed else [None, None, None]
-            rows.append([row.entry.label, *setting, *cells, _paper_ratio(found, row.entry, PAPER_ENGINES.get(engine))])
+            rows.append([row.entry.label, *setting, *cells, _paper_ratio(found, row.entry, _paper_kind(found, engine))])
     columns = (
         LABEL,
         Column("engine"),
@@ -226,8 +230,9 @@ def _accuracy_section(found: Compared) -> Section:
             pictures.append(Picture("accuracy", figure, "Accuracy against speed."))
     size = training.image_size or found.how.image_size
     text = (
-        f"Each network from fresh weights on {training.data}, {training.epochs} epochs at {size} pixels, by the recipe "
-        "scratch, all alike; top-1 of best.safetensors, on the validation images that chose it.",
+        f"Each network from fresh weights on {training.data}, {training.epochs} epochs at {size} pixels (larger "
+        "images: as many times as large), by the recipe scratch, all alike; top-1 of best.safetensors, on the "
+        "validation images that chose it.",
         _noise(trained),
     )
     return Section("How well they learn", text, (Table("accuracy", "Top-1", tuple(columns), rows),), tuple(pictures))

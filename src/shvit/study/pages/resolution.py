@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ...bench.peers import published_top1
 from .. import figures
 from ..report import LABEL, Column, Picture, Report, Section, Table
 from ..resolution import AgainstSize
@@ -29,14 +30,14 @@ def resolution_page(found: AgainstSize, about: dict[str, Any]) -> Report:
     if tops:
         sections.append(_accuracy_section(found, tops, latencies))
     published = [
-        [name, size, top.percent, "yes" if top.distilled else "no"]
+        [name, size, top.percent, "yes" if top.distilled else "no", top.source]
         for name in found.models
         for size in found.sizes
-        if (top := found.published(name, size))
+        if (top := published_top1(name, size))
     ]
     if published:
-        columns = (LABEL, Column("pixels"), Column("top-1, %", "{:.1f}"), Column("distilled"))
-        table = Table("published", "Published top-1 on ImageNet-1K, as timm lists it", columns, published)
+        columns = (LABEL, Column("pixels"), Column("top-1, %", "{:.1f}"), Column("distilled"), Column("source"))
+        table = Table("published", "Published top-1 on ImageNet-1K", columns, published)
         sections.append(Section("Published accuracy", (), (table,)))
     sections.append(Section("What the paper says", (CLAIM,)))
     if found.omitted:
@@ -53,7 +54,7 @@ def resolution_page(found: AgainstSize, about: dict[str, Any]) -> Report:
     for name, values in _series(found, tops).items():
         size, top = max(values, key=lambda value: value[1])
         said.append(f"{name} is most accurate at {size} pixels, {top:.2f} %.")
-    lead = "How latency and accuracy change with the size of the images, SHViT beside networks of about its accuracy."
+    lead = "How latency and accuracy change with the size of the images, for SHViT beside other networks."
     said = said or ["Nothing could be measured: see below why."]
     return Report("Latency and accuracy against resolution", lead, tuple(said), tuple(sections), data)
 

@@ -1,0 +1,70 @@
+"""How well networks learn, all by the same recipe."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..tasks.classify import Classify
+from ..train.recipe import fit
+from ..train.report import Reporter
+from ..train.run import RECORD, make_recipe
+from ..train.run import train as run_training
+
+
+@dataclass(frozen=True)
+class Training:
+    """How accuracy is measured: every network alike, from fresh weights."""
+
+    data: str
+    epochs: int
+    seeds: int = 1
+    image_size: int | None = None
+    """None: as speed is measured."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the recipe `scratch`."""
+    device: str = "auto"
+    workers: int = 2
+
+    def like(self, model: str) -> "Training":
+        """With the weight decay of this network's recipe for all: it is the only field that differs by network.
+
+        Raises:
+            InputError: Data that cannot be trained on, or settings that are not allowed.
+        """
+        if self.seeds < 1:
+            raise InputError(f"--seeds must be at least 1, got {self.seeds}")
+        named = {"epochs": self.epochs, **self.settings}
+        recipe = make_recipe("scratch", model, named, "classify")
+        source = Classify.open(self.data, recipe.seed, recipe.val_share)
+        source.check_trainable()
+        decay = fit(recipe, len(source.train), frozenset(named)).weight_decay
+        return replace(self, settings={**self.settings, "weight_decay": decay})
+
+    def run(self, model: str, folder: Path, image_size: int | None, seed: int, reporter: Reporter) -> float:
+        """Top-1 of best.safetensors of a run: begun, gone on with, or only looked at.
+
+        Args:
+            model: Name of a network.
+            folder: The run's.
+            image_size: Side of the images in pixels; None: the network's own.
+            seed: Of the run.
+            reporter: Told of what happens.
+
+        Raises:
+            Failure: Training cannot go on.
+            KeyboardInterrupt: The run was stopped; it goes on another time.
+        """
+        size = {"image_size": image_size} if image_size else {}
+        settings = {**self.settings, "epochs": self.epochs, "seed": seed, **size}
+        where = {"device": self.device, "workers": self.workers}
+        begun = (folder / RECORD).exists()
+        result = run_training(
+            self.data, model, None, folder, settings=settings, resume=begun, reporter=reporter, **where
+        )
+        if result.interrupted:
+            raise KeyboardInterrupt
+        if "top1" not in result.best:
+            raise InputError(f"{folder} has no evaluation")
+        return float(result.best["top1"])
