@@ -645,6 +645,7 @@ def study_redundancy(
     pictures: Many[str] = (),
     queries: Many[str] = (),
     tolerance: float = 0.5,
+    device: Device = "auto",
     threads: int | None = None,
     batch_size: int = 32,
     workers: Workers = 2,
@@ -673,7 +674,8 @@ def study_redundancy(
     pictures
         Photographs to draw attention maps over; default: some of the data.
     queries
-        Places X,Y whose attention is drawn, as shares of the image: one for each picture in turn; default: 0.5,0.5.
+        Places X,Y whose attention is drawn, as shares of the image; default: 0.5,0.5. Pictures and places go together
+        in turn.
     tolerance
         Points of top-1 that a layer may lose with a single head and still be said to do with it.
     threads
@@ -687,7 +689,7 @@ def study_redundancy(
 
     console = _console(json)
     check_folder(out)
-    options: dict[str, Any] = {"threads": threads, "batch_size": batch_size, "workers": workers}
+    options: dict[str, Any] = {"device": device, "threads": threads, "batch_size": batch_size, "workers": workers}
     with watching(console) as told:
         written = redundancy(
             model,

@@ -93,6 +93,7 @@ def test_redundancy_of_ones_own_network(run, folder, tmp_path):
     [
         (["redundancy", "{own}:make", "{folder}", "--queries", "1.5,0"], "--queries are places X,Y"),
         (["redundancy", "{own}:make", "{folder}", "--images", "0"], "--images must be at least 1, got 0"),
+        (["redundancy", "{own}:make", "{folder}", "--device", "abacus"], "abacus"),
         (["redundancy", "{own}:make", "{folder}", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["redundancy", "{own}:make", "{folder}", "--pictures", "no.png"], "no.png"),
         (["redundancy", "{own}:make", "no/such/data"], "no/such/data"),

@@ -18,7 +18,7 @@ from ..errors import InputError
 from .heads import AttentionLayer, Maps, watching, without
 
 Batches = Iterable[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]
-"""Images as the network takes them, and their labels; gone through more than once."""
+"""Images as the network takes them, where it is, and their labels; gone through more than once."""
 NO_MORE = 1e-9
 """Points of top-1 that rounding may add to a loss."""
 
@@ -192,7 +192,7 @@ def count_right(network: nn.Module, batches: Batches) -> tuple[int, int]:
     """How many images the network labels rightly, and how many there are."""
     right = images = 0
     for inputs, labels in batches:
-        right += int((network(inputs).argmax(1) == labels).sum())
+        right += int((network(inputs).argmax(1).cpu() == labels).sum())
         images += len(labels)
     return right, images
 
@@ -211,7 +211,7 @@ class _Similarity:
         self._images: dict[AttentionLayer, int] = {}
 
     def add(self, layer: AttentionLayer, maps: Maps) -> None:
-        flat = nn.functional.normalize(maps.detach().flatten(2).double(), dim=2)
+        flat = nn.functional.normalize(maps.detach().flatten(2).to("cpu", torch.float64), dim=2)
         pairs = (flat @ flat.transpose(1, 2)).sum(0)
         self._sums[layer] = self._sums.get(layer, torch.zeros_like(pairs)) + pairs
         self._images[layer] = self._images.get(layer, 0) + len(maps)

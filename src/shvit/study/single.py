@@ -100,9 +100,12 @@ def study_heads(
     kept = {layers[place]: head for place, head in chosen.items()}
     if kept and subject.model_file is not None and all(is_known(layer) for layer in kept):
         told("taking heads out, and timing", 0, 1)
-        single: Any = with_single_heads(network, kept)
-        single = replace(subject.model_file, model=single)
-        return replace(found, savings=_savings(subject.model_file, single, images, threads, notes), notes=tuple(notes))
+        pruned: Any = with_single_heads(network, kept)
+        right, count = count_right(pruned, images)
+        network.cpu()
+        single = replace(subject.model_file, model=pruned.cpu())
+        savings = {"top1": right / count, **_savings(subject.model_file, single, threads, notes)}
+        return replace(found, savings=savings, notes=tuple(notes))
     if kept:
         notes.append("What single heads would save was not measured: heads of this network cannot be taken out here.")
     return replace(found, notes=tuple(notes))
@@ -112,14 +115,11 @@ def _named(layers: Sequence[AttentionLayer], heads: Mapping[int, int]) -> dict[s
     return {layers[place].name: heads[place] for place in sorted(heads)}
 
 
-def _savings(
-    whole: ModelFile, single: ModelFile, images: Images, threads: int | None, notes: list[str]
-) -> dict[str, Any]:
-    """Of the network with heads taken out beside the whole one; speeds in fp32 on each engine, timed in turn.
+def _savings(whole: ModelFile, single: ModelFile, threads: int | None, notes: list[str]) -> dict[str, Any]:
+    """Of the network with heads taken out beside the whole one; speeds in fp32 on the CPU, timed in turn.
 
     An engine that fails is noted, and costs the others nothing.
     """
-    right, count = count_right(single.model, images)
     size = whole.preprocess.image_size
     costs = [cost(model.model, (size, size)) for model in (whole, single)]
     speeds = {}
@@ -130,7 +130,6 @@ def _savings(
             except Failure as failure:
                 notes.append(f"{name}: {failure}")
     return {
-        "top1": right / count,
         "params": [one.params for one in costs],
         "macs": [one.macs for one in costs],
         "params_saved": 1 - costs[1].params / costs[0].params,
@@ -198,7 +197,7 @@ def _looked(
     images, rows, marks = [], [], []
     for number in range(max(len(pictures), len(queries))):
         picture, (x, y) = pictures[number % len(pictures)], queries[number % len(queries)]
-        pixels = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        pixels = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]).to(subject.device)
         found = looks(subject.network, subject.layers, pixels, x, y)
         height, width = picture.shape[:2]
         images.append(picture)

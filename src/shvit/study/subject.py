@@ -33,11 +33,13 @@ class Subject:
     classes: tuple[str, ...]
     preprocess: Preprocess
     provenance: dict[str, Any]
+    device: str
+    """Where the network is."""
     model_file: ModelFile | None = None
     """None of a user's own network, which runs in PyTorch as it is."""
 
 
-def open_subject(name: str) -> Subject:
+def open_subject(name: str, device: str = "cpu") -> Subject:
     """A model file, published weights, or what a function without arguments in a user's file returns.
 
     That function, `FILE.py:FUNCTION`, returns (network, layers, classes, preprocess): an `nn.Module`, the list of its
@@ -49,21 +51,22 @@ def open_subject(name: str) -> Subject:
     """
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
-        return _from_file(Path(path), function)
+        return _from_file(Path(path), function, device)
     model_file = load_model(name)
     need_classifier(model_file, "study redundancy")
     network: Any = model_file.model
     return Subject(
-        network.eval(),
+        network.eval().to(device),
         tuple(attention_layers(network)),
         model_file.classes,
         model_file.preprocess,
         dict(model_file.provenance),
+        device,
         model_file,
     )
 
 
-def _from_file(path: Path, function: str) -> Subject:
+def _from_file(path: Path, function: str, device: str) -> Subject:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     spec = spec_from_file_location(path.stem, path)
@@ -84,7 +87,7 @@ def _from_file(path: Path, function: str) -> Subject:
         raise InputError(f"{path}:{function} must return {shape}, got ({kinds})")
     if not layers or not all(isinstance(layer, AttentionLayer) for layer in layers):
         raise InputError(f"{path}:{function}: layers must be a list of shvit.study.heads.AttentionLayer")
-    return Subject(network.eval(), tuple(layers), tuple(map(str, classes)), preprocess, {})
+    return Subject(network.eval().to(device), tuple(layers), tuple(map(str, classes)), preprocess, {}, device)
 
 
 class Images:
@@ -116,7 +119,7 @@ class Images:
         self.bad = {chosen.names[index]: why for _, _, bad in self._batches for index, why in bad.items()}
         self._batches = [row for row in self._batches if len(row[0])]
         self.count = sum(len(images) for images, _, _ in self._batches)
-        self._normalize = Normalize(subject.preprocess)
+        self._normalize, self._device = Normalize(subject.preprocess), subject.device
         if not self.count:
             raise Failure(
                 f"none of {len(chosen)} images could be read, the first because: {next(iter(self.bad.values()))}"
@@ -124,7 +127,7 @@ class Images:
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]:
         for images, labels, _ in self._batches:
-            yield self._normalize(images), labels
+            yield self._normalize(images).to(self._device), labels
 
     def first(self, count: int) -> "list[tuple[Float[Tensor, 'b 3 h w'], Int64[Tensor, ' b']]]":
         """The first so many of them, which are drawn, too."""

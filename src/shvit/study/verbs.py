@@ -11,6 +11,7 @@ from torch import nn
 from ..bench.run import Progress, about
 from ..bench.subject import as_failure
 from ..data.sources import open_source
+from ..engines import pick_device
 from ..errors import Failure, InputError
 from ..evaluate import Which
 from ..model.config import VARIANTS
@@ -46,6 +47,7 @@ def redundancy(
     pictures: tuple[str, ...] = (),
     queries: Sequence[str] = (),
     tolerance: float = 0.5,
+    device: str = "auto",
     threads: int | None = None,
     batch_size: int = 32,
     workers: int = 2,
@@ -62,7 +64,7 @@ def redundancy(
             raise InputError(f"--{name} must be at least 1, got {value}")
     _check_threads(threads)
     places = [_place(text) for text in queries] or [(0.5, 0.5)]
-    subject = open_subject(model)
+    subject = open_subject(model, pick_device(device))
     if threads:
         torch.set_num_threads(threads)
     recipe = subject.provenance.get("recipe", {})
