@@ -265,9 +265,7 @@ def _kind_of_openvino(node: str, paths: Sequence[str]) -> str:
     if node == "GroupConvolution":
         return DEPTHWISE
     made_of = {kind_of(path.rpartition("/")[2]) for path in paths} if node == "Subgraph" else set()
-    if {PRODUCT, SOFTMAX} <= made_of:
-        return FUSED
-    return NORM if NORM in made_of else SOFTMAX if SOFTMAX in made_of else kind_of(node)
+    return next((kind for kind in (FUSED, NORM, SOFTMAX) if kind in made_of), kind_of(node))
 
 
 PROFILERS: dict[str, Callable[[ModelFile, Tensor, int | None], Iterator[Call]]] = {
