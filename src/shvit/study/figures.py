@@ -137,7 +137,7 @@ def attention_over_images(
             axes.plot(x, y, "s", color="#2ee6a6", markersize=7, markeredgecolor="black", markeredgewidth=0.8)
             axes.set_axis_off()
     for axes, title in zip(grid[0], ("image and query", *columns), strict=True):
-        axes.set_title(title, fontsize=8.5)
+        axes.set_title(title, fontsize=10.5)
     return figure
 
 
