@@ -334,16 +334,17 @@ def compared(what: str) -> str:
         f"*{reference}*, timed in turn, medians; in the last columns the paper's, on its machines. Memory-bound: the",
         "share of time in depthwise convolutions, norms, copies, softmax and elementwise work, in ONNX Runtime.",
         "",
-        f"| network | pixels | parameters, M | MACs, M | memory-bound | {' | '.join([*engines, *IN_PAPER.values()])} |",
-        "|---" * (5 + len(engines) + len(IN_PAPER)) + "|",
+        f"| network | pixels | parameters, M | MACs, M | activations, MB | memory-bound | {' | '.join([*engines, *IN_PAPER.values()])} |",
+        "|---" * (6 + len(engines) + len(IN_PAPER)) + "|",
     ]
     for row in rows:
         entry, ratios = row["entry"], {speed["engine"]: speed["ratio"] for speed in row["speeds"]}
         bound = next((f"{one['memory_bound']:.0%}" for one in row["breakdowns"] if one["engine"] == "onnx"), "-")
-        costs = [str(row["image_size"]), f"{row['params'] / 1e6:.1f}", f"{row['macs'] / 1e6:.0f}", bound]
+        costs = [f"{row['params'] / 1e6:.1f}", f"{row['macs'] / 1e6:.0f}", f"{row['activation_bytes'] / 1e6:.1f}"]
         paper = [f"{entry['paper'][k] / base[k]:.2f}" if k in entry["paper"] and k in base else "-" for k in IN_PAPER]
         found = [f"{ratios[name]:.2f}" if ratios.get(name) else "-" for name in engines]
-        lines.append(f"| {' | '.join([entry['label'], *costs, *found, *paper])} |")
+        cells = [entry["label"], str(row["image_size"]), *costs, bound, *found, *paper]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
