@@ -328,14 +328,14 @@ def compared(what: str) -> str:
     rows, reference = result["rows"], result["reference"]
     [base] = [row["entry"]["paper"] for row in rows if row["entry"]["label"] == reference]
     engines = [name for name in ENGINES if any(speed["engine"] == name for speed in rows[0]["speeds"])]
-    batch = result["how"]["batch_sizes"][0]
+    batch, columns = result["how"]["batch_sizes"][0], [*engines, *IN_PAPER.values()]
     lines = [
         f"On {measured_on(result)}, fp32, batches of {batch}: images a second as a multiple of those of",
         f"*{reference}*, timed in turn, medians; in the last columns the paper's, on its machines. Memory-bound: the",
         "share of time in depthwise convolutions, norms, copies, softmax and elementwise work, in ONNX Runtime.",
         "",
-        f"| network | pixels | parameters, M | MACs, M | activations, MB | memory-bound | {' | '.join([*engines, *IN_PAPER.values()])} |",
-        "|---" * (6 + len(engines) + len(IN_PAPER)) + "|",
+        f"| network | pixels | parameters, M | MACs, M | activations, MB | memory-bound | {' | '.join(columns)} |",
+        "|---" * (6 + len(columns)) + "|",
     ]
     for row in rows:
         entry, ratios = row["entry"], {speed["engine"]: speed["ratio"] for speed in row["speeds"]}
