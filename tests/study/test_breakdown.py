@@ -59,14 +59,16 @@ def test_shares_are_of_the_time_and_of_the_parts_asked_for():
         Spent("stages.0.0.local", DEPTHWISE, 1.0),
         Spent("stages.1.0.mixer.branch.norm", NORM, 3.0),
         Spent("stages.1.0.mixer.branch.qkv", PRODUCT, 1.0),
-        Spent("head", PRODUCT, 1.0),
+        Spent("head", PRODUCT, 0.5),
+        Spent("network", ELEMENTWISE, 0.5),
+        Spent("", MOVE, 0.25),
     )
     one = Breakdown("m", "onnx", 1, 32, spent)
-    assert one.seconds() == 8.0
-    assert one.memory_bound() == 0.5
+    assert one.seconds() == 8.25
+    assert one.memory_bound() == pytest.approx(4.75 / 8.25)
     assert one.shares(in_mixer) == {kind: {NORM: 0.75, PRODUCT: 0.25}.get(kind, 0.0) for kind in one.shares()}
     assert one.memory_bound(lambda part: part == "nowhere") is None
-    assert stage_seconds(one) == {"stem": 2.0, "stage 1": 1.0, "stage 2": 4.0, "head": 1.0}
+    assert stage_seconds(one) == {"stem": 2.0, "stage 1": 1.0, "stage 2": 4.0, "head": 1.0, "pixels to floats": 0.25}
 
 
 @pytest.mark.parametrize("engine", PROFILERS)

@@ -283,6 +283,8 @@ def _stage(part: str) -> str:
     first, _, rest = part.partition(".")
     if first == "stages":
         return f"stage {int(rest.partition('.')[0]) + 1}"
+    if part == "network":  # the mean over the last maps
+        return "head"
     return first if first in ("stem", "head") else "pixels to floats"
 
 
