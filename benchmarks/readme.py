@@ -428,6 +428,24 @@ def resolution() -> str:
     return "\n".join(lines)
 
 
+def sizes() -> str:
+    """Accuracy against size, of a network trained at one."""
+    result = latest("study-resolution-s1")
+    engine = result["points"][0]["engine"]
+    times = {p["image_size"]: p["milliseconds"] for p in result["points"] if p["engine"] == engine}
+    tops = {row["image_size"]: row["top1"] for row in result["accuracies"]}
+    lines = [
+        "S1 trained at 128 pixels on imagenette160 (8 epochs), judged at other sizes as it is, and its latency in "
+        f"{engine}, one image:",
+        "",
+        f"| pixels | {' | '.join(map(str, tops))} |",
+        "|---" * (1 + len(tops)) + "|",
+        f"| top-1, % | {' | '.join(f'{100 * top1:.1f}' for top1 in tops.values())} |",
+        f"| ms | {' | '.join(f'{times[size]:.2f}' for size in tops)} |",
+    ]
+    return "\n".join(lines)
+
+
 def redundancy() -> str:
     """What was found of trained transformers, layer by layer."""
     lines = []
@@ -480,6 +498,7 @@ SECTIONS = {
         "designs": partial(compared, "designs"),
         "breakdown": breakdown,
         "resolution": resolution,
+        "sizes": sizes,
         "redundancy": redundancy,
     },
     "docs/training.md": {"estimate": estimate, "kill": kill, "loader": loader, "recipes": recipes, "step": step},
