@@ -23,8 +23,8 @@ from .train.recipe import RECIPES, Recipe
 if TYPE_CHECKING:
     from .engines import Runnable
     from .study.accuracy import Training
-    from .study.report import Report
     from .study.speeds import How
+    from .study.verbs import Written
     from .train.loop import Result
     from .train.report import Reporter
 
@@ -683,28 +683,25 @@ def study_redundancy(
     batch_size
         Images that run at once.
     """
-    from .bench.report import watching
-    from .files import check_folder
     from .study.verbs import redundancy
 
-    console = _console(json)
-    check_folder(out)
-    options: dict[str, Any] = {"device": device, "threads": threads, "batch_size": batch_size, "workers": workers}
-    with watching(console) as told:
-        written = redundancy(
-            model,
-            data,
-            out,
-            images=images,
-            similarity_images=similarity_images,
-            split=split,
-            pictures=pictures,
-            queries=queries,
-            tolerance=tolerance,
-            told=told,
-            **options,
-        )
-    _show_study(console, json, *written)
+    _run_study(
+        redundancy,
+        json,
+        out,
+        model,
+        data,
+        images=images,
+        similarity_images=similarity_images,
+        split=split,
+        pictures=pictures,
+        queries=queries,
+        tolerance=tolerance,
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
+        workers=workers,
+    )
 
 
 @dataclass(frozen=True)
@@ -778,19 +775,11 @@ def _comparison(name: str, about: str) -> None:
         seeds
             Runs of each network that is trained; default: 1.
         """
-        from .bench.report import watching
-        from .files import check_folder
         from .study.verbs import comparison
 
-        console = _console(json)
-        check_folder(out)
         measure, learn = measure or _Measure(), learn or _Learn()
         how, training = measure.how(image_size), learn.training(measure.device, seeds)
-        with watching(console) as told:
-            written = comparison(
-                name, out, size=size, how=how, training=training, told=told, reporter=_plain_reporter(console)
-            )
-        _show_study(console, json, *written)
+        _run_study(comparison, json, out, name, size=size, how=how, training=training, reporter=_plain_reporter(json))
 
 
 _comparison(
@@ -839,16 +828,10 @@ def study_breakdown(
     threads
         CPU threads.
     """
-    from .bench.report import watching
-    from .files import check_folder
     from .study.verbs import breakdown
 
-    console = _console(json)
-    check_folder(out)
     options: dict[str, Any] = {"batch_size": batch_size, "image_size": image_size, "threads": threads}
-    with watching(console) as told:
-        written = breakdown(models, out, engines=engine, told=told, **options)
-    _show_study(console, json, *written)
+    _run_study(breakdown, json, out, models, engines=engine, **options)
 
 
 @study.command(name="resolution")
@@ -876,41 +859,34 @@ def study_resolution(
     data
         Labelled images to judge models with weights on, at each size.
     """
+    from .study.verbs import resolution
+
+    measure, learn = measure or _Measure(), learn or _Learn()
+    how, training = measure.how(), learn.training(measure.device)
+    options: dict[str, Any] = {"training": training, "workers": learn.workers, "reporter": _plain_reporter(json)}
+    _run_study(resolution, json, out, models, sizes=image_size, how=how, data=data, **options)
+
+
+def _run_study(verb: "Callable[..., Written]", json: bool, out: Path, *subjects: Any, **options: Any) -> None:
+    """Runs the verb with a bar on the screen, and shows what it found."""
     from .bench.report import watching
     from .files import check_folder
-    from .study.verbs import resolution
+    from .study.report import show
 
     console = _console(json)
     check_folder(out)
-    measure, learn = measure or _Measure(), learn or _Learn()
-    how, training = measure.how(), learn.training(measure.device)
     with watching(console) as told:
-        written = resolution(
-            models,
-            out,
-            sizes=image_size,
-            how=how,
-            data=data,
-            training=training,
-            workers=learn.workers,
-            told=told,
-            reporter=_plain_reporter(console),
-        )
-    _show_study(console, json, *written)
+        report, files = verb(*subjects, out=out, told=told, **options)
+    show(console, report, files)
+    _finish(json, {**report.data, "findings": list(report.findings), "files": [str(path) for path in files]})
 
 
-def _plain_reporter(console: Console) -> "Reporter":
+def _plain_reporter(json: bool) -> "Reporter":
     """Tells of training in lines: the study's own bar is on the screen."""
     from .train.report import Reporter
 
+    console = _console(json)
     return Reporter(Console(file=console.file, stderr=console.stderr, force_terminal=False))
-
-
-def _show_study(console: Console, as_json: bool, report: "Report", files: list[Path]) -> None:
-    from .study.report import show
-
-    show(console, report, files)
-    _finish(as_json, {**report.data, "findings": list(report.findings), "files": [str(path) for path in files]})
 
 
 @app.command
