@@ -99,8 +99,8 @@ def _looks_section(found: Studied) -> Section:
     figure = figures.attention_over_images(looked.images, looked.queries, looked.columns, looked.maps)
     text = (
         "Important: the head whose absence costs most top-1. Redundant: the one whose absence costs least; of equal "
-        "ones, the one most like the others. Bright is where the marked place looks; places outside its window are "
-        "left out.",
+        "ones, the one most like the others. Bright is where the marked place looks, each map on its own scale; "
+        "places outside its window are left out.",
     )
     return Section("Where heads look", text, (), (Picture("attention", figure, "Attention maps over the images."),))
 
