@@ -218,8 +218,8 @@ def evaluate(
         A folder for metrics.json, per_class.csv and, of classifiers, confusion.csv and confusion.png.
     """
     from . import engines
+    from .evaluate import divided_as_trained, write_report
     from .evaluate import evaluate as run
-    from .evaluate import write_report
     from .files import check_folder
     from .pretrained import load
 
@@ -227,7 +227,7 @@ def evaluate(
     if out:
         check_folder(out)
     model_file = load(model)
-    source = _divided_as_trained(data, model_file)
+    source = divided_as_trained(data, model_file)
     runner = engines.load(model_file, engine, precision, device, threads)
     at_once = (64 if model_file.task == "classify" else 8) if batch_size is None else batch_size
     report = run(model_file, runner, source, split, at_once, workers)
@@ -447,6 +447,7 @@ def export(
 
     from .engines import format_of, writable_precisions
     from .engines.base import Shapes
+    from .evaluate import divided_as_trained
     from .export import export as run
     from .pretrained import load_model
 
@@ -456,7 +457,7 @@ def export(
     if image_size is not None:
         fit = "crop" if model_file.task == "classify" else "whole"
         model_file = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size, fit=fit))
-    source = _divided_as_trained(calibrate, model_file) if calibrate else None
+    source = divided_as_trained(calibrate, model_file) if calibrate else None
     usual = writable_precisions(model_file.task, format)[0]
     target = out or _export_path(model, kind.suffix, precision if precision != usual else None)
     report = run(
@@ -504,12 +505,13 @@ def calibrate_bn(
         Training images used at most.
     """
     from .calibrate import calibrate_bn as run
+    from .evaluate import divided_as_trained
     from .modelfile import save
     from .pretrained import load_model
 
     console = _console(json)
     model_file = load_model(model)
-    source = _divided_as_trained(data, model_file)
+    source = divided_as_trained(data, model_file)
     result = run(model_file, source, image_size, images, batch_size, workers, device)
     target = out or _export_path(model, ".safetensors", str(image_size))
     save(result.model_file, target)
@@ -730,7 +732,10 @@ class _Learn:
         None
     )
     epochs: Annotated[int | None, Parameter(help="Of each run, from fresh weights; default: 10.")] = None
-    train_size: Annotated[int | None, Parameter(help="Side of the images in training; default: as for speed.")] = None
+    train_size: Annotated[
+        int | None,
+        Parameter(help="Side of the images in training; default: the networks' own, or --image-size where it is one."),
+    ] = None
     workers: Workers = 2
 
     def training(self, device: str, seeds: int | None = None) -> "Training | None":
@@ -748,6 +753,15 @@ class _Learn:
 Measure = Annotated[_Measure | None, Parameter(name="*", group="Speed")]
 Learn = Annotated[_Learn | None, Parameter(name="*", group="Accuracy")]
 Size = Annotated[Literal["s1", "s2", "s3", "s4"] | None, Parameter(help="Of SHViT; default: the paper's.")]
+
+
+def _measured(
+    measure: _Measure | None, learn: _Learn | None, json: bool, image_size: int | None = None, seeds: int | None = None
+) -> dict[str, Any]:
+    """What the verbs that measure speed and accuracy take of these."""
+    measure, learn = measure or _Measure(), learn or _Learn()
+    training = learn.training(measure.device, seeds)
+    return {"how": measure.how(image_size), "training": training, "reporter": _plain_reporter(json)}
 
 
 def _comparison(name: str, about: str) -> None:
@@ -777,9 +791,8 @@ def _comparison(name: str, about: str) -> None:
         """
         from .study.verbs import comparison
 
-        measure, learn = measure or _Measure(), learn or _Learn()
-        how, training = measure.how(image_size), learn.training(measure.device, seeds)
-        _run_study(comparison, json, out, name, size=size, how=how, training=training, reporter=_plain_reporter(json))
+        options = _measured(measure, learn, json, image_size, seeds)
+        _run_study(comparison, json, out, name, size=size, **options)
 
 
 _comparison(
@@ -861,10 +874,8 @@ def study_resolution(
     """
     from .study.verbs import resolution
 
-    measure, learn = measure or _Measure(), learn or _Learn()
-    how, training = measure.how(), learn.training(measure.device)
-    options: dict[str, Any] = {"training": training, "workers": learn.workers, "reporter": _plain_reporter(json)}
-    _run_study(resolution, json, out, models, sizes=image_size, how=how, data=data, **options)
+    options = {"data": data, "workers": (learn or _Learn()).workers, **_measured(measure, learn, json)}
+    _run_study(resolution, json, out, models, sizes=image_size, **options)
 
 
 def _run_study(verb: "Callable[..., Written]", json: bool, out: Path, *subjects: Any, **options: Any) -> None:
@@ -926,17 +937,6 @@ def _categories(model: "Runnable") -> dict[str, int] | None:
         return None
     ids = model.provenance.get("categories") or range(1, 1 + len(model.classes))
     return dict(zip(model.classes, ids, strict=True))
-
-
-def _divided_as_trained(data: str, model_file: "Runnable") -> Any:
-    """The data; one pile is divided by the seed and share that the model was trained with."""
-    from .tasks import task_of
-
-    recipe = model_file.provenance.get("recipe", {})
-    source = task_of(model_file).open(data, recipe.get("seed", 0), recipe.get("val_share", Recipe.val_share))
-    for text in source.warnings:
-        notice(text)
-    return source
 
 
 def _export_path(model: str, suffix: str, precision: str | None) -> Path:

@@ -14,7 +14,7 @@ from .data.loader import Loader, lost_workers_told
 from .data.sources import Source, Split
 from .engines import Runnable
 from .engines.base import Engine
-from .errors import InputError
+from .errors import InputError, notice
 from .files import write_csv
 from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation
@@ -39,6 +39,19 @@ class Report:
         judged = {name: value for name, value in self.evaluation.per_class().items() if value is not None}
         speed = self.evaluation.images / self.seconds
         return {**metrics, "per_class": judged, "split": self.split, "images_per_second": speed}
+
+
+def divided_as_trained(data: str | Path, model_file: Runnable) -> Any:
+    """The data, as the model's task opens it; one pile is divided as it was for the model's training, else by default.
+
+    Raises:
+        InputError: No such data.
+    """
+    recipe = model_file.provenance.get("recipe", {})
+    source = task_of(model_file).open(data, **{key: recipe[key] for key in ("seed", "val_share") if key in recipe})
+    for text in source.warnings:
+        notice(text)
+    return source
 
 
 def evaluate(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -251,8 +252,8 @@ def test_classify(bench):
     bench.check(logits, expected)
 
 
-FEW_BYTES = 16
-"""Of registers that a thread keeps in memory: Triton 3.8 spills two where 3.9 spills none."""
+SPILLED = {"3.8": {"downsample 2 before feed-forward, depthwise before": 8}}
+"""Bytes of registers that a thread keeps in memory, by release of Triton and layer; all others keep none."""
 
 
 @pytest.mark.slow
@@ -264,6 +265,7 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(tmp_path):
     subprocess.run([sys.executable, script, *arguments], check=True, capture_output=True, env=environment)
     rows = json.loads((tmp_path / "kernels.json").read_text())
     assert {row["layer"] for row in rows} > {"stem 1+2", "stage 2 attention", "classifier"}
-    assert all(row["fits"] and row["stack"] <= FEW_BYTES for row in rows)
+    spilled = SPILLED.get(version("triton").rpartition(".")[0], {})
+    assert all(row["fits"] and row["stack"] <= spilled.get(row["layer"], 0) for row in rows)
     without = ("stem, pixels", "downsample 1 depthwise", "downsample 2 depthwise", "downsample 2 depthwise after")
     assert all(row["matrix_instructions"] or row["layer"] in without for row in rows)

@@ -46,6 +46,8 @@ from shvit.study.compare import in_mixer, stage_seconds
         ("Relu", ELEMENTWISE),
         ("GlobalAveragePool", ELEMENTWISE),
         ("Eltwise", ELEMENTWISE),
+        ("Convert", ELEMENTWISE),
+        ("upsample_bilinear2d", ELEMENTWISE),
         ("Nonsense", OTHER),
     ],
 )

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..tasks.classify import Classify
 from ..train.recipe import fit
 from ..train.report import Reporter
-from ..train.run import RECORD, make_recipe
+from ..train.run import RECORD, make_recipe, recorded
 from ..train.run import train as run_training
 
 
@@ -42,6 +42,15 @@ class Training:
         decay = fit(recipe, len(source.train), frozenset(named)).weight_decay
         return replace(self, settings={**self.settings, "weight_decay": decay})
 
+    def _settings(self, image_size: int | None, seed: int) -> dict[str, Any]:
+        size = {"image_size": image_size} if image_size else {}
+        return {**self.settings, "epochs": self.epochs, "seed": seed, **size}
+
+    def check(self, model: str, folder: Path, image_size: int | None, seed: int) -> None:
+        """Raises InputError where `run` would not go on with what is in the folder: it was begun otherwise."""
+        if (folder / RECORD).exists():
+            recorded(folder, {**self._settings(image_size, seed), "model": model})
+
     def run(self, model: str, folder: Path, image_size: int | None, seed: int, reporter: Reporter) -> float:
         """Top-1 of best.safetensors of a run: begun, gone on with, or only looked at.
 
@@ -53,11 +62,11 @@ class Training:
             reporter: Told of what happens.
 
         Raises:
+            InputError: The run in the folder was begun otherwise; see `check`.
             Failure: Training cannot go on.
             KeyboardInterrupt: The run was stopped; it goes on another time.
         """
-        size = {"image_size": image_size} if image_size else {}
-        settings = {**self.settings, "epochs": self.epochs, "seed": seed, **size}
+        settings = self._settings(image_size, seed)
         where = {"device": self.device, "workers": self.workers}
         begun = (folder / RECORD).exists()
         result = run_training(

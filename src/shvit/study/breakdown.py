@@ -6,7 +6,7 @@ Source: Yun and Ro, "SHViT" (CVPR 2024): most of a multi-head layer's time is wo
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,22 +44,23 @@ belongs to no operation: choosing kernels, mostly."""
 MEMORY_BOUND = (DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE)
 """Kinds that do a few operations for each byte that they read."""
 
-WORDS: Mapping[str, tuple[str, ...]] = {
-    FUSED: ("attention", "mha"),
-    SOFTMAX: ("softmax",),
-    NORM: ("norm", "mvn"),
-    PRODUCT: ("conv", "mm", "matmul", "gemm", "fullyconnected", "linear"),
-    MOVE: (
+WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
+    (ELEMENTWISE, ("convert", "upsample")),  # which hold "conv" and "linear"
+    (FUSED, ("attention", "mha")),
+    (SOFTMAX, ("softmax",)),
+    (NORM, ("norm", "mvn")),
+    (PRODUCT, ("conv", "mm", "matmul", "gemm", "fullyconnected", "linear")),
+    (MOVE, (
         "reshape", "reorder", "transpose", "permute", "copy", "clone", "contiguous", "concat", "cat", "split", "slice",
         "flatten", "squeeze", "expand", "view", "stack", "chunk", "narrow", "select", "roll", "pad", "gather", "shape",
         "index", "as_strided", "empty", "fill", "zero", "broadcast", "tile", "resize", "resolve", "alias", "unbind",
-    ),
-    ELEMENTWISE: (
+    )),
+    (ELEMENTWISE, (
         "add", "sub", "mul", "div", "pow", "sqrt", "relu", "gelu", "erf", "clip", "clamp", "threshold", "sigmoid",
-        "tanh", "exp", "mean", "reduce", "pool", "sum", "max", "min", "cast", "convert", "to", "quantize", "math",
+        "tanh", "exp", "mean", "reduce", "pool", "sum", "max", "min", "cast", "to", "quantize", "math",
         "eltwise", "swish", "silu", "identity", "where", "subgraph",
-    ),
-}  # fmt: skip
+    )),
+)  # fmt: skip
 """What the names of operations hold, in the order in which they are looked for."""
 
 
@@ -278,7 +279,7 @@ PROFILERS: dict[str, Callable[[ModelFile, Tensor, int | None], Iterator[Call]]] 
 def kind_of(operation: str) -> str:
     """By an operation's name in any engine."""
     name = operation.lower()
-    for kind, words in WORDS.items():
+    for kind, words in WORDS:
         if any(word in name for word in words):
             return kind
     return OTHER

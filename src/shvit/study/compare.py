@@ -177,13 +177,16 @@ def compare(
         so_far: Given what is known after each step that took long.
 
     Raises:
-        InputError: An engine, precision or device that cannot run here, or data that cannot be trained on.
+        InputError: An engine, precision or device that cannot run here, data that cannot be trained on, or a run in
+            `out` that was begun otherwise; before anything is measured.
         KeyboardInterrupt: Ctrl-C; `so_far` was given all that was known.
     """
     base = how.image_size or need_model_file(comparison.entries[0].model).preprocess.image_size
     how = replace(how, image_size=base, device=engines.pick_device(how.device))
     if training:
         training = training.like(next(e.model for e in comparison.entries if e.model in VARIANTS))
+        for entry, seed in product(comparison.entries, range(training.seeds)):
+            training.check(entry.model, *_run_of(entry, training, base, seed, out), seed)
     found = Compared(comparison, how, training, tuple(_costs(entry, base) for entry in comparison.entries))
     for measure in (_with_speeds, _with_breakdowns):
         for more in measure(found, told):
@@ -288,16 +291,20 @@ def _stage(part: str) -> str:
     return first if first in ("stem", "head") else "pixels to floats"
 
 
+def _run_of(entry: Entry, training: Training, base: int, seed: int, out: Path) -> tuple[Path, int]:
+    """The folder of a run, and the side of its images."""
+    return out / "runs" / f"{entry.folder}-seed{seed}", entry.image_size(training.image_size or base)
+
+
 def _with_training(found: Compared, number: int, seed: int, out: Path, reporter: Reporter) -> Compared:
     """One run more."""
     training, row = found.training, found.rows[number]
     assert training
-    base = training.image_size or found.how.image_size
-    assert base
-    name = f"{row.entry.folder}-seed{seed}"
+    assert found.how.image_size
+    folder, size = _run_of(row.entry, training, found.how.image_size, seed, out)
     try:
-        top1 = training.run(row.entry.model, out / "runs" / name, row.entry.image_size(base), seed, reporter)
+        top1 = training.run(row.entry.model, folder, size, seed, reporter)
     except Failure as failure:
-        return found.without(f"training {name}: {failure}")
+        return found.without(f"training {folder.name}: {failure}")
     row = replace(row, top1=(*row.top1, top1))
     return replace(found, rows=(*found.rows[:number], row, *found.rows[number + 1 :]))

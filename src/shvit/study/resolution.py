@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import engines
-from ..bench.run import Progress
+from ..bench.run import Progress, Row
 from ..bench.subject import as_failure, has_random_weights
-from ..data.sources import Source
 from ..errors import Failure, InputError
-from ..evaluate import evaluate, match_classes
+from ..evaluate import divided_as_trained, evaluate, match_classes
 from ..model.architecture import TIMM_PREFIX
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile
@@ -38,6 +37,12 @@ class Point:
     milliseconds: float
     """An image."""
     spread: float
+
+    @classmethod
+    def of(cls, row: Row) -> "Point":
+        case = row.case
+        sizes = case.image_size, case.engine, case.precision, case.batch_size
+        return cls(case.model, *sizes, 1e3 / row.images_per_second, row.timing.spread)
 
 
 @dataclass(frozen=True)
@@ -106,37 +111,41 @@ def against_size(
     if training:
         training = training.like(next((name for name in models if name in VARIANTS), "shvit_s1"))
     judged_on = data or (training.data if training else None)
-    source = Classify.open(judged_on) if judged_on else None
+    if judged_on:
+        Classify.open(judged_on)  # what is wrong with it is told before anything is measured
     how = replace(how, device=engines.pick_device(how.device))
-    found = AgainstSize(tuple(models), tuple(sorted(sizes)), how, training)
+    found = AgainstSize(tuple(dict.fromkeys(models)), tuple(sorted(set(sizes))), how, training)
     for rows, why in timed(how, found.models, found.sizes, told):
-        points = tuple(
-            Point(
-                row.case.model,
-                row.case.image_size,
-                row.case.engine,
-                row.case.precision,
-                row.case.batch_size,
-                1e3 / row.images_per_second,
-                row.timing.spread,
-            )
-            for row in rows
-        )
-        found = replace(found, points=found.points + points, omitted=(*found.omitted, *why))
+        found = replace(found, points=(*found.points, *map(Point.of, rows)), omitted=(*found.omitted, *why))
         so_far(found)
-    if source is None:
-        return found
-    for name in models:
+    for name in found.models if judged_on else ():
+        found = _with_accuracy(found, name, judged_on or "", out, told, reporter or Reporter(), workers)
+        so_far(found)
+    return found
+
+
+def _with_accuracy(
+    found: AgainstSize, name: str, data: str, out: Path, told: Progress, reporter: Reporter, workers: int
+) -> AgainstSize:
+    """With top-1 of a model's weights at every size."""
+    try:
+        weights = _weights(name, found.training, out, reporter)
+        source = divided_as_trained(data, weights)
+        match_classes(source.classes, weights.classes)
+    except (InputError, Failure) as error:
+        return found.without(f"top-1 of {name}: {error}")
+    for number, size in enumerate(found.sizes):
+        told(f"top-1 of {name} at {size} pixels", number, len(found.sizes))
+        at_size = replace(weights, preprocess=replace(weights.preprocess, image_size=size))
         try:
-            weights = _weights(name, training, out, reporter or Reporter())
-            match_classes(source.classes, weights.classes)
-        except (InputError, Failure) as error:
-            found = found.without(f"top-1 of {name}: {error}")
+            with as_failure():
+                report = evaluate(at_size, engines.load(at_size, device=found.how.device), source, workers=workers)
+        except Failure as failure:
+            found = found.without(f"top-1 of {name} at {size} pixels: {failure}")
             continue
-        for number, size in enumerate(found.sizes):
-            told(f"top-1 of {name} at {size} pixels", number, len(found.sizes))
-            found = _judged(found, name, weights, size, source, workers)
-        so_far(found)
+        metrics = report.evaluation.metrics()
+        row = Accuracy(name, size, metrics["top1"], metrics["images"])
+        found = replace(found, accuracies=(*found.accuracies, row))
     return found
 
 
@@ -149,15 +158,3 @@ def _weights(name: str, training: Training | None, out: Path, reporter: Reporter
     folder = out / "runs" / f"{name.replace('/', '-')}-seed0"
     training.run(name, folder, training.image_size, 0, reporter)
     return load_model(folder / "best.safetensors")
-
-
-def _judged(found: AgainstSize, name: str, weights: ModelFile, size: int, source: Source, workers: int) -> AgainstSize:
-    at_size = replace(weights, preprocess=replace(weights.preprocess, image_size=size))
-    try:
-        with as_failure():
-            report = evaluate(at_size, engines.load(at_size, device=found.how.device), source, workers=workers)
-    except Failure as failure:
-        return found.without(f"top-1 of {name} at {size} pixels: {failure}")
-    metrics = report.evaluation.metrics()
-    row = Accuracy(name, size, metrics["top1"], metrics["images"])
-    return replace(found, accuracies=(*found.accuracies, row))

@@ -50,6 +50,8 @@ class Studied:
     """Of these, measured; None where there are none, or heads cannot be taken out."""
     pictures: Looked | None
     notes: tuple[str, ...] = ()
+    complete: bool = True
+    """Whether every layer was looked at."""
 
 
 def study_heads(
@@ -82,7 +84,7 @@ def study_heads(
     notes = [f"{len(images.bad)} images could not be read and were left out."] if images.bad else []
 
     def after_layer(result: Redundancy) -> None:
-        so_far(Studied(name, result, tolerance, {}, {}, None, None, (*notes, "Not all layers were looked at.")))
+        so_far(Studied(name, result, tolerance, {}, {}, None, None, tuple(notes), complete=False))
 
     result = redundancy(network, layers, images, told, images.first(similarity_images), after_layer)
     looked = None

@@ -10,12 +10,12 @@ from torch import nn
 
 from ..bench.run import Progress, about
 from ..bench.subject import as_failure
-from ..data.sources import open_source
 from ..engines import pick_device
 from ..errors import Failure, InputError
-from ..evaluate import Which
+from ..evaluate import Which, divided_as_trained
 from ..model.config import VARIANTS
 from ..provenance import facts
+from ..tasks.classify import Classify
 from ..train.report import Reporter
 from .accuracy import Training
 from .breakdown import Breakdown, able
@@ -67,8 +67,7 @@ def redundancy(
     subject = open_subject(model, pick_device(device))
     if threads:
         torch.set_num_threads(threads)
-    recipe = subject.provenance.get("recipe", {})
-    source = open_source(data, recipe.get("seed", 0), recipe.get("val_share", 0.2))
+    source: Any = divided_as_trained(data, subject.model_file) if subject.model_file else Classify.open(data)
     told("reading images", 0, 1)
     chosen = Images(subject, source, split, images, batch_size, workers)
     shown = read_pictures(pictures, subject.preprocess) if pictures else chosen.pictures(max(4, len(places)))

@@ -184,7 +184,7 @@ def _resumed(
     settings: Mapping[str, Any],
 ) -> Plan:
     """As the run in `out` was begun. Raises InputError where something else is named now."""
-    record = _recorded(out, {**settings, "task": task, "model": model, "name": recipe})
+    record = recorded(out, {**settings, "task": task, "model": model, "name": recipe})
     chosen, kind = Recipe.from_dict(record["recipe"]), str(record["task"])
     source = _opened(data, kind, chosen)
     if any((out / name).exists() for name in STATES):
@@ -339,7 +339,7 @@ def _is_trained(model: str) -> bool:
     return is_published(model) or Path(model).suffix == ".safetensors" or Path(model).is_file()
 
 
-def _recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
+def recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     """recipe.json of the run in `out`. Raises InputError where something else is named now."""
     path = out / RECORD
     try:

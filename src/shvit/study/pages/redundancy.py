@@ -28,6 +28,7 @@ def redundancy_page(found: Studied, about: dict[str, Any]) -> Report:
             (
                 f"{name}: {len(names)} attention layers of {', '.join(map(str, sorted(set(counts))))} heads. "
                 f"Top-1 with all of them: {result.top1:.2%} of {result.images:,} images.",
+                *(() if found.complete else ("These are not all: the study was stopped, or goes on.",)),
                 *found.notes,
             ),
         )
@@ -49,6 +50,7 @@ def redundancy_page(found: Studied, about: dict[str, Any]) -> Report:
         "single_together": found.together,
         "savings": found.savings,
         "notes": list(found.notes),
+        "complete": found.complete,
         **about,
     }
     lead = (
@@ -63,15 +65,13 @@ def _redundancy_findings(found: Studied, several: Sequence[int]) -> tuple[str, .
     if not several:
         return ("Each attention layer has one head: there is nothing to be redundant.",)
     similarity = [100 * (result.mean_similarity[place] or 0.0) for place in several]
-    third = max(1, len(several) // 3)
-    early, late = mean(similarity[:third]), mean(similarity[-third:])
-    verdict = "more alike than early ones, as" if late > early else "NOT more alike than early ones, other than"
     off = [100 * (result.top1 - max(result.layers[place].without)) for place in several]
     alone = [100 * (result.top1 - max(result.layers[place].alone)) for place in several]
     gains = sum(loss < 0 for loss in off)
     said = [
-        f"Late layers' heads are {verdict} in the paper: mean similarity {late:.1f} % in the last {third} layers, "
-        f"{early:.1f} % in the first {third}, {mean(similarity):.1f} % over all.",
+        _late_said(similarity)
+        if found.complete and len(several) >= 3
+        else f"Mean similarity: {mean(similarity):.1f} %.",
         f"A layer without its least important head costs {min(off):.2f} to {max(off):.2f} points (best score of each)"
         + (f"; in {gains} of {len(off)} layers it gains." if gains else "."),
         f"With its best head alone, {min(alone):.2f} to {max(alone):.2f} points, {mean(alone):.2f} on average.",
@@ -91,6 +91,17 @@ def _redundancy_findings(found: Studied, several: Sequence[int]) -> tuple[str, .
             f"as a multiple of the speed: {faster}."
         )
     return tuple(said)
+
+
+def _late_said(similarity: Sequence[float]) -> str:
+    """Whether the last third of the layers is more alike than the first, as found."""
+    third = len(similarity) // 3
+    early, late = mean(similarity[:third]), mean(similarity[-third:])
+    verdict = "more alike than early ones, as" if late > early else "NOT more alike than early ones, other than"
+    return (
+        f"Late layers' heads are {verdict} in the paper: mean similarity {late:.1f} % in the last {third} layers, "
+        f"{early:.1f} % in the first {third}, {mean(similarity):.1f} % over all."
+    )
 
 
 def _looks_section(found: Studied) -> Section:
