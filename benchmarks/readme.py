@@ -330,6 +330,7 @@ def compared(what: str) -> str:
     engines = [name for name in ENGINES if any(speed["engine"] == name for speed in rows[0]["speeds"])]
     batch, columns = result["how"]["batch_sizes"][0], [*engines, *IN_PAPER.values()]
     lines = [
+        *said(result),
         f"On {measured_on(result)}, fp32, batches of {batch}: images a second as a multiple of those of",
         f"*{reference}*, timed in turn, medians; in the last columns the paper's, on its machines. Memory-bound: the",
         "share of time in depthwise convolutions, norms, copies, softmax and elementwise work, in ONNX Runtime.",
@@ -346,6 +347,11 @@ def compared(what: str) -> str:
         cells = [entry["label"], str(row["image_size"]), *costs, bound, *found, *paper]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def said(result: dict) -> list[str]:
+    """The command that measured it."""
+    return [f"`{result['command']}`:", ""]
 
 
 def measured_on(result: dict) -> str:
@@ -378,6 +384,8 @@ def learnt() -> str:
     several = [row["top1"] for row in rows if len(row["top1"]) > 1]
     spread = 100 * mean(variance(tops) for tops in several) ** 0.5
     lines = [
+        *said(result),
+        f"On {measured_on(result)}, {result['date']} ({result['note'][0].lower()}{result['note'][1:-1]}):",
         f"S1 at {how['image_size'] or result['how']['image_size']} pixels on imagenette160, {how['epochs']} epochs "
         "from fresh weights, all alike; top-1 of the best epoch:",
         "",
@@ -395,6 +403,7 @@ def learnt() -> str:
 def breakdown() -> str:
     result = latest("study-breakdown")
     lines = [
+        *said(result),
         f"On {measured_on(result)}, fp32, batches of {result['rows'][0]['batch_size']}, by each engine's profiler:",
         "",
         "| network | engine | ms an image | memory-bound | attention layers' share | memory-bound in these |",
@@ -416,6 +425,7 @@ def resolution() -> str:
     sizes = result["sizes"]
     times = {(p["model"], p["engine"], p["image_size"]): p["milliseconds"] for p in result["points"]}
     lines = [
+        *said(result),
         f"On {measured_on(result)}, fp32, batches of {result['how']['batch_sizes'][0]}, timed in turn; milliseconds "
         "an image:",
         "",
@@ -430,13 +440,14 @@ def resolution() -> str:
 
 def sizes() -> str:
     """Accuracy against size, of a network trained at one."""
-    result = latest("study-resolution-s1")
+    result, trained = latest("study-resolution-s1"), latest("study-trained")["rows"]["s1"]
     engine = result["points"][0]["engine"]
     times = {p["image_size"]: p["milliseconds"] for p in result["points"] if p["engine"] == engine}
     tops = {row["image_size"]: row["top1"] for row in result["accuracies"]}
     lines = [
-        "S1 trained at 128 pixels on imagenette160 (8 epochs), judged at other sizes as it is, and its latency in "
-        f"{engine}, one image:",
+        *said(result),
+        f"S1 trained at {trained['image_size']} pixels on imagenette160, {trained['epochs']} epochs, judged at other "
+        f"sizes as it is, and its latency in {engine}, one image:",
         "",
         f"| pixels | {' | '.join(map(str, tops))} |",
         "|---" * (1 + len(tops)) + "|",
@@ -450,14 +461,19 @@ def redundancy() -> str:
     """What was found of trained transformers, layer by layer."""
     lines = []
     for what in ("deit", "swin"):
-        result = latest(f"study-redundancy-{what}")
+        result, trained = latest(f"study-redundancy-{what}"), latest("study-trained")["rows"][what]
         layers, top1 = result["layers"], result["top1"]
         similar = [100 * value for value in result["mean_similarity"]]
         third = len(similar) // 3
         early, late = mean(similar[:third]), mean(similar[-third:])
         saved = result["savings"]
+        error = 100 * (top1 * (1 - top1) / result["images"]) ** 0.5
         lines += [
-            f"`{result['model']}`, {top1:.2%} of {result['images']:,} images of imagenette160. Similarity of the last",
+            f"`{result['model']}`, trained from fresh weights for {trained['epochs']} epochs, {trained['top1']:.2%} of",
+            f"{trained['images']:,} validation images of imagenette160 (`{trained['command']}`).",
+            "",
+            *said(result),
+            f"{top1:.2%} of {result['images']:,} images (standard error {error:.1f} points). Similarity of the last",
             f"{third} layers {late:.1f} %, of the first {third} {early:.1f} %: late layers are "
             f"{'more' if late > early else 'NOT more'} alike (in the paper they are more).",
             "",
@@ -465,7 +481,7 @@ def redundancy() -> str:
             "|---" * (1 + len(layers)) + "|",
             f"| mean similarity, % | {' | '.join(f'{value:.0f}' for value in similar)} |",
         ]
-        for title, key in (("one head off, points lost", "without"), ("one head alone, points lost", "alone")):
+        for title, key in (("best score with one head off, points lost", "without"), ("with one alone", "alone")):
             lost = [f"{100 * (top1 - max(layer[key])):.1f}" for layer in layers]
             lines.append(f"| {title} | {' | '.join(lost)} |")
         lines += ["", f"{len(result['could_be_single'])} layers lose at most 0.5 points with one head while the others "
