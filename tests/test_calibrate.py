@@ -1,6 +1,8 @@
 """Statistics of norms measured anew: those of the images, and nothing else changed."""
 
+import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,19 +25,35 @@ def batches_of(*sizes):
     ]
 
 
-def test_statistics_are_the_mean_over_batches(tiny):
-    batches = batches_of(6, 6, 6)
+@pytest.mark.parametrize("sizes", [(6, 6, 6), (16, 16, 2), (2, 3)], ids=str)
+def test_statistics_are_those_of_all_images(tiny, sizes):
+    """However they come in batches: the first norm's are those of a single batch, all its images at once."""
+    batches = batches_of(*sizes)
+    batches[-1] = replace(batches[-1], images=255 - batches[-1].images // 4)  # unlike the others
     network, seen = with_statistics_of(tiny.model, Preprocess(48), batches)
-    assert seen == 18
+    assert seen == sum(sizes)
     first = network.stem[0].norm
-    maps = [tiny.model.stem[0].conv(Normalize(Preprocess(48))(batch.images)) for batch in batches]
-    means = torch.stack([each.mean((0, 2, 3)) for each in maps]).mean(0)
-    variances = torch.stack([each.var((0, 2, 3)) for each in maps]).mean(0)
-    torch.testing.assert_close(first.running_mean, means, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first.running_var, variances, rtol=1e-4, atol=1e-5)
+    maps = tiny.model.stem[0].conv(Normalize(Preprocess(48))(torch.cat([batch.images for batch in batches])))
+    torch.testing.assert_close(first.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first.running_var, maps.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert first.momentum == tiny.model.stem[0].norm.momentum
     assert not network.training
     assert not any(module.training for module in network.modules())
+
+
+def test_a_single_batch_gives_its_own_statistics(tiny):
+    """In every norm, as PyTorch counts them."""
+    [batch] = batches_of(6)
+    network, _ = with_statistics_of(tiny.model, Preprocess(48), [batch])
+    expected = copy.deepcopy(tiny.model).train()
+    for module in expected.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        expected(Normalize(Preprocess(48))(batch.images))
+    for name, value in network.state_dict().items():
+        if "running" in name:
+            torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
 def test_weights_stay_and_the_model_given_is_not_changed(tiny):

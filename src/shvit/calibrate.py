@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import engines
 from .data.loader import Batch, Loader, lost_workers_told
@@ -51,8 +51,9 @@ def calibrate_bn(
 ) -> Calibration:
     """Measure the BatchNorm statistics of a trained network at another image size.
 
-    Training images pass as they would in evaluation, each norm using the statistics of the batch at hand, and the mean
-    of these over all batches is kept. Other weights stay as they are; `model_file` is not changed.
+    Training images pass as they would in evaluation, each norm using the statistics of the batch at hand. What is kept
+    is the mean and variance over all images, so a smaller last batch counts for as many images as it has. Other weights
+    stay as they are; `model_file` is not changed.
 
     Args:
         model_file: A trained network.
@@ -106,10 +107,9 @@ def with_statistics_of(
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         raise InputError(f"{model.architecture.name} has no BatchNorm to calibrate")
-    momenta = [norm.momentum for norm in norms]
+    pools, momenta = [_Pool(norm) for norm in norms], [norm.momentum for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
+        norm.momentum = 1.0  # the running statistics are those of the last batch
         norm.train()
     normalize, seen = Normalize(preprocess).to(device), 0
     for batch in batches:
@@ -118,6 +118,36 @@ def with_statistics_of(
             seen += len(batch)
     if not seen:
         raise InputError(f"no batch had {LEAST} usable images")
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, pool, momentum in zip(norms, pools, momenta, strict=True):
+        pool.finish()
         norm.momentum = momentum
     return network.eval().cpu(), seen
+
+
+class _Pool:
+    """Mean and variance of all values that a norm has seen, from those of each batch.
+
+    The variance is that of the pooled values: within batches, and between their means, which a mean of the batches'
+    variances would leave out. It is unbiased, as PyTorch's running variance is.
+
+    Source: T. Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        self._norm, self._count = norm, 0
+        self._mean, self._squares = (torch.zeros(norm.num_features, dtype=torch.float64) for _ in range(2))
+        self._hook = norm.register_forward_hook(self._add)
+
+    def _add(self, norm: Any, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        count = inputs[0].numel() // norm.num_features
+        total = self._count + count
+        apart = norm.running_mean.cpu().double() - self._mean
+        self._mean += apart * count / total
+        self._squares += norm.running_var.cpu().double() * (count - 1) + apart.square() * self._count * count / total
+        self._count = total
+
+    def finish(self) -> None:
+        """Gives the norm these statistics."""
+        self._hook.remove()
+        self._norm.running_mean.copy_(self._mean)
+        self._norm.running_var.copy_(self._squares / (self._count - 1))

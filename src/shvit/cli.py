@@ -207,7 +207,7 @@ def evaluate(
         A model file, or published weights such as shvit_s1.in1k.
     data
         As for train: folder, CSV, shards, hf://NAME or digits; for detectors a COCO folder. Classes are matched with
-        the model's by name.
+        the model's by name: the exact name first, then synonyms in any case. A name that fits two classes is an error.
     threads
         CPU threads of the engine.
     batch_size

@@ -1,7 +1,6 @@
 """How good a model is on labelled images, by any engine; and a report of it as files."""
 
 import json
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .classnames import match_classes, unique_names
 from .data.coco import CocoSource, Scenes
 from .data.loader import Loader, lost_workers_told
 from .data.sources import Source, Split
@@ -16,6 +16,7 @@ from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError, notice
 from .files import write_csv
+from .screen import literal_text
 from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation
 from .tasks.objects import ObjectsEvaluation
@@ -101,33 +102,6 @@ def labelled(model: Described, source: Source | CocoSource, split: Split | Scene
     return split.relabelled(match_classes(source.classes, model.classes))
 
 
-def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
-    """The place of each given class among the known ones.
-
-    Names match whatever their case and `_` or `-` for blanks; a known name may list synonyms with commas, and names
-    such as n01440764 are looked up in ImageNet-1K where the model knows its 1,000 classes.
-
-    Raises:
-        InputError: A class that the model does not know.
-    """
-    places: dict[str, int] = {}
-    for index, name in enumerate(known):
-        for alias in (name, *name.split(",")):
-            places.setdefault(_plain(alias), index)
-    places |= {_plain(name): index for index, name in enumerate(known)}
-    if len(known) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in given):
-        from timm.data import ImageNetInfo
-
-        places |= {name: index for index, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-    unknown = [name for name in given if _plain(name) not in places]
-    if unknown:
-        raise InputError(
-            f"the model does not know {len(unknown)} of the {len(given)} classes, such as {unknown[0]!r}; "
-            f"it knows {len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
-        )
-    return [places[_plain(name)] for name in given]
-
-
 def write_report(report: Report, out: Path) -> list[Path]:
     """metrics.json and per_class.csv, of classifiers confusion.csv and .png, and bad_images.csv where there are any."""
     out.mkdir(parents=True, exist_ok=True)
@@ -160,6 +134,7 @@ def _write_labels(evaluation: ClassifyEvaluation, out: Path) -> list[Path]:
     return [out / name for name in ("per_class.csv", "confusion.csv", "confusion.png")]
 
 
+@literal_text()
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
     """Rows are true classes, columns predictions, shades shares of the row. Classes that never occur are left out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -167,7 +142,8 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
 
     matrix = evaluation.confusion
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    matrix, classes = matrix[np.ix_(seen, seen)], [evaluation.classes[i].partition(",")[0] for i in seen]
+    names = unique_names([name.partition(",")[0] for name in evaluation.classes])
+    matrix, classes = matrix[np.ix_(seen, seen)], [names[i] for i in seen]
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     count = len(classes)
     side = min(16.0, 3.5 + 0.42 * count)
@@ -187,7 +163,3 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
             shade = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=shade, fontsize=7)
     figure.savefig(path, dpi=120)
-
-
-def _plain(name: str) -> str:
-    return " ".join(re.split(r"[\s_\-]+", name.casefold().strip()))

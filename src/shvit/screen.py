@@ -1,6 +1,7 @@
-"""Text and tables for people, as they are: names may hold what Rich takes for markup, and commands must stay whole."""
+"""Text, tables and figures for people: names may hold what Rich or matplotlib take for markup, and stay as they are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -30,6 +31,18 @@ class ImagesPerSecond(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.finished_speed or task.speed or 0:.0f} images/s")
+
+
+@contextmanager
+def literal_text() -> Iterator[None]:
+    """Figures that are made and drawn in here show names as they are: two dollar signs enclose no formula.
+
+    Also a decorator. Both steps need it, since matplotlib makes some texts only when it draws.
+    """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):
+        yield
 
 
 def images_progress(shown: bool) -> Progress:

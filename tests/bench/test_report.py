@@ -125,3 +125,8 @@ def at_published_sizes():
 def test_nothing_published_is_nothing_to_draw(tmp_path):
     assert not draw(made_up(("timm/resnet18",), (224,)), tmp_path / "figure.png")
     assert not (tmp_path / "figure.png").exists()
+
+
+def test_models_with_dollars_in_their_paths_are_drawn(tmp_path):
+    """They are no formulas, and the second would be a wrong one."""
+    assert draw(made_up((r"runs/$a$/best.safetensors", r"runs/$\bad{$.safetensors")), tmp_path / "plot.png")

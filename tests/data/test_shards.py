@@ -676,6 +676,9 @@ def test_names_are_numbered_by_classes_txt_and_must_be_in_it(tmp_path):
     pile = source.whole()
     assert source.classes == ("dog", "bird", "cat")
     assert sorted((pile.source(i), pile.labels[i]) for i in range(2)) == sorted([(jpeg(1), 2), (jpeg(2), 0)])
+    (tmp_path / "classes.txt").write_text("dog\ncat\nbird\ncat\n")
+    with pytest.raises(DataError, match=r"its classes.txt has 'cat' twice"):
+        open_source(tmp_path)
     (tmp_path / "classes.txt").write_text("dog\nbird\n")
     with pytest.raises(DataError, match=r"has the label 'cat', which is not in its classes.txt"):
         open_source(tmp_path)

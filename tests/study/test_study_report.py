@@ -12,7 +12,7 @@ from shvit.study.accuracy import Training
 from shvit.study.breakdown import NORM, PRODUCT, Breakdown, Spent
 from shvit.study.compare import Compared, Measured, Speed
 from shvit.study.experiments import COMPARISONS, ablation
-from shvit.study.figures import bars
+from shvit.study.figures import bars, lines, points, stacks
 from shvit.study.pages.comparison import compared_page
 from shvit.study.pages.redundancy import redundancy_page
 from shvit.study.pages.resolution import resolution_page
@@ -37,6 +37,21 @@ def compared(top1=((0.70, 0.72), (0.71, 0.73), (0.6,), (), ())) -> Compared:
 
 def pictures(report: Report) -> set[str]:
     return {picture.name for section in report.sections for picture in section.pictures}
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path):
+    """Two of them would be, and a wrong one."""
+    names = (r"a$\bad{$", "$1 or $2")
+    figures = [
+        bars(names, {names[0]: [1.0, 2.0]}, "top-1", None),
+        stacks(names, {names[0]: [1.0, 2.0]}, "ms"),
+        points({names[0]: [(1.0, 2.0, names[0])]}, "x", "y"),
+        lines({names[0]: [(1.0, 2.0)]}, "x", "y"),
+    ]
+    pictures = tuple(Picture(f"p{number}", figure, "caption") for number, figure in enumerate(figures))
+    assert len(write(Report("T", "lead", (), (Section("S", (), (), pictures),), about("cpu")), tmp_path)) == 2 + len(
+        figures
+    )
 
 
 def test_every_file_is_written_and_the_page_holds_them(tmp_path):

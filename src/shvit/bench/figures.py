@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from matplotlib.transforms import Bbox
 
 from ..model.architecture import TIMM_PREFIX
+from ..screen import literal_text
 from .run import Result, Row
 
 OURS, PEER = "#c2255c", "#3b5b7a"
@@ -40,6 +41,7 @@ class Point(NamedTuple):
     color: str
 
 
+@literal_text()
 def draw(result: Result, path: Path) -> bool:
     """A PNG with a panel for each engine, precision and batch size: latency against resolution where a model ran at
     several, else accuracy against speed. Returns whether there was anything to draw.

@@ -8,6 +8,7 @@ they are.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,10 @@ def _classes(name: str, labels: Sequence[Any], first: str) -> tuple[tuple[str, .
             raise DataError(f"{name} has the label {max(distinct)}, but its {CLASSES} names {len(classes)} classes")
         return classes, {number: number for number in range(len(classes))}
     classes = listed or tuple(sorted(map(str, distinct)))
+    if twice := [known for known, count in Counter(classes).items() if count > 1]:
+        raise DataError(
+            f"{name} has its labels by name, but its {CLASSES} has {twice[0]!r} twice: give labels by number"
+        )
     places = {known: number for number, known in enumerate(classes)}
     if unknown := sorted(set(map(str, distinct)) - set(places)):
         raise DataError(f"{name} has the label {unknown[0]!r}, which is not in its {CLASSES}")

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
+from ..classnames import unique_names
 from ..data.transforms import Preprocess
 from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
@@ -75,7 +76,7 @@ class CoreMLEngine:
         cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
     ) -> None:
         """The file takes one image and gives its label, the probability of each class, and the logits; of a detector,
-        its raw outputs.
+        its raw outputs. Classes that share a name get their index appended, since Core ML gives probabilities by label.
 
         Raises:
             EngineError: Core ML cannot have these class names or shapes.
@@ -149,7 +150,7 @@ def check(path: Path) -> dict[str, Any]:
             "outputs": {LABEL: "string", PROBABILITIES: "dictionary", LOGITS: f"array 1x{classes} FLOAT32"},
             "label": LABEL,
             "probabilities": PROBABILITIES,
-            "classes": list(facts.classes),
+            "classes": list(unique_names(facts.classes)),
         }
     else:
         expected["outputs"] = {OUTPUTS[facts.task]: f"array 1x{RetinaNet.anchors_at(side)}x{4 + classes} FLOAT32"}
@@ -209,7 +210,7 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
     network = portable(model_file)
     program = torch.export.export(_Classifier(network) if classifies else network, (pixels,)).run_decompositions(MEANS)
     outputs, *probabilities = program.graph_signature.user_outputs
-    labels = [ct.ClassifierConfig(list(model_file.classes), LABEL, name) for name in probabilities]
+    labels = [ct.ClassifierConfig(list(unique_names(model_file.classes)), LABEL, name) for name in probabilities]
     model = ct.convert(
         program,
         inputs=[ct.ImageType(IMAGE, shape=pixels.shape, color_layout=ct.colorlayout.RGB)],
@@ -225,10 +226,8 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
 
 
 def _check_labels(classes: Sequence[str]) -> None:
-    """Core ML gives probabilities by label, and writes labels in UTF-8."""
-    for index, label in enumerate(classes):
-        if label in classes[:index]:
-            raise EngineError(f"Core ML needs a name of its own for each class, got {label!r} twice")
+    """Core ML writes labels in UTF-8."""
+    for label in classes:
         try:
             label.encode()
         except UnicodeEncodeError:

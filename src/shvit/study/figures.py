@@ -11,12 +11,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 
+from ..screen import literal_text
+
 OURS, PEER, PAPER = "#c2255c", "#3b5b7a", "#c9ced6"
 SERIES = ("#3b5b7a", "#d9780f", "#2b8a3e", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#a61e9d", "#5c940d")
 KIND_COLORS = ("#3b5b7a", "#1098ad", "#e8590c", "#f2a65a", "#f6c453", "#c2255c", "#d8a7c0", "#c9ced6")
 """Of kinds of operations: blue for arithmetic, warm for what is bound by memory."""
 
 
+@literal_text()
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], axis: str, line: float | None) -> Figure:
     """For each group a bar of each series, with its number; those of the paper are grey.
 
@@ -45,6 +48,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], ax
     return figure
 
 
+@literal_text()
 def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], axis: str, percent: bool = False) -> Figure:
     """A bar of several parts for each row, the rows from top to bottom."""
     figure, axes = _figure(9.2, 1.4 + 0.42 * len(rows))
@@ -69,6 +73,7 @@ def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], axis: str,
     return figure
 
 
+@literal_text()
 def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str) -> Figure:
     """Lines through points (x, y, name) with their names; the x axis is logarithmic."""
     figure, axes = _figure(8.2, 5.0)
@@ -87,6 +92,7 @@ def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: 
     return figure
 
 
+@literal_text()
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, log: bool = False) -> Figure:
     """A line for each series; those of the paper are grey."""
     figure, axes = _figure(8.2, 4.2)
@@ -111,6 +117,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, l
     return figure
 
 
+@literal_text()
 def attention_over_images(
     images: Sequence[UInt8[np.ndarray, "h w 3"]],
     queries: Sequence[tuple[int, int]],
@@ -141,6 +148,7 @@ def attention_over_images(
     return figure
 
 
+@literal_text()
 def heads(layers: Sequence[str], scores: Mapping[str, Sequence[Sequence[float]]], whole: float) -> Figure:
     """Top-1 with heads of one layer switched off, a panel for each way: every head's a dot, the best one filled.
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from ..bench.report import hardware_in_words
 from ..files import replacing, write_csv
-from ..screen import say, show_table
+from ..screen import literal_text, say, show_table
 from ..wording import as_json
 
 Cell = str | float | int | None
@@ -87,6 +87,7 @@ class Report:
         return [table for section in self.sections for table in section.tables]
 
 
+@literal_text()
 def write(report: Report, out: Path) -> list[Path]:
     """All files of the report, each whole or not at all; returns their paths, the page first."""
     out.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,9 @@ from typing import Any
 from .. import engines
 from ..bench.run import Progress, Row
 from ..bench.subject import as_failure, has_random_weights
+from ..classnames import match_classes
 from ..errors import Failure, InputError
-from ..evaluate import divided_as_trained, evaluate, match_classes
+from ..evaluate import divided_as_trained, evaluate
 from ..model.architecture import TIMM_PREFIX
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile

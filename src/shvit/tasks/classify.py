@@ -14,6 +14,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..classnames import unique_names
 from ..data.decode import MAX_PIXELS
 from ..data.decode import Source as Encoded
 from ..data.loader import Batch
@@ -37,6 +38,7 @@ class ClassifyEvaluation:
     """Counts that the metrics follow from."""
 
     classes: tuple[str, ...]
+    """Names, each of one class."""
     confusion: np.ndarray
     """(true class, predicted class) -> images."""
     top5_correct: int
@@ -80,7 +82,7 @@ class Classify:
     """Cross-entropy against one-hot, smoothed or mixed labels.
 
     Args:
-        classes: Names, in the order of the logits.
+        classes: Names, in the order of the logits. Where several share one, the index is appended to each.
         label_smoothing: Share of each target that is spread over all classes.
         mixup: Strength (alpha) of mixing two images; 0 for none.
         cutmix: Strength (alpha) of pasting a part of one image into another; 0 for none.
@@ -100,7 +102,7 @@ class Classify:
         random_erasing: float = 0.0,
         device: str = "cpu",
     ) -> None:
-        self.classes = tuple(classes)
+        self.classes = unique_names(classes)
         self.label_smoothing = label_smoothing
         self._mix = (
             Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=len(classes)) if mixup or cutmix else None

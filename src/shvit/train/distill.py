@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..classnames import match_classes
 from ..data.loader import Batch
 from ..data.transforms import Preprocess, per_channel
 from ..errors import InputError
-from ..evaluate import match_classes
 from ..files import replacing
 from ..model.cost import cost
 from ..model.fuse import fuse

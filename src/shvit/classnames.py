@@ -1,0 +1,78 @@
+"""Class names: matched between data and model, and made unique where a format needs one name per class."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from .errors import InputError
+
+
+def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names, with the index appended where several classes share one: "crane (134)" and "crane (517)"."""
+    counts = Counter(classes)
+    names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(classes))
+    return names if len(set(names)) == len(names) or not names else unique_names(names)
+
+
+def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
+    """The index of each class of the data among the model's classes.
+
+    A name matches in this order: the exact name, also as `unique_names` gives it; a WordNet ID where the model has
+    ImageNet-1K's 1,000 classes; the name or one of its synonyms, separated by commas, whatever the case and with `_` or
+    `-` for blanks. Two equal lists of classes match index by index.
+
+    Raises:
+        InputError: The model does not know a class, a name fits several of the model's classes, or two classes of the
+            data fit the same one.
+    """
+    if given == known:
+        return list(range(len(known)))
+    exact = {name: index for index, name in enumerate(unique_names(known))}
+    ids = _wordnet_ids(known)
+    exact |= {name: index for index, name in enumerate(ids)}
+    alike: dict[str, set[int]] = {}
+    for index, name in enumerate(known):
+        for alias in (name, *name.split(",")):
+            alike.setdefault(_plain(alias), set()).add(index)
+    fitting = [{exact[name]} if name in exact else alike.get(_plain(name), set()) for name in given]
+    if unknown := [name for name, indices in zip(given, fitting, strict=True) if not indices]:
+        raise InputError(
+            f"the model does not know {len(unknown)} of the {len(given)} classes, such as {unknown[0]!r}; "
+            f"it knows {len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
+        )
+    found: dict[int, str] = {}
+    for name, indices in zip(given, fitting, strict=True):
+        if len(indices) > 1:
+            raise InputError(
+                f"class {name!r} of the data fits {len(indices)} classes of the model: "
+                f"{' and '.join(_choice(index, known, ids) for index in sorted(indices))}. Rename it to the exact name"
+                f"{' or WordNet ID' if ids else ''} of one of them"
+            )
+        [index] = indices
+        if index in found:
+            raise InputError(
+                f"classes {found[index]!r} and {name!r} of the data both fit the model's class "
+                f"{_choice(index, known, ids)}. Merge or rename them"
+            )
+        found[index] = name
+    return list(found)
+
+
+def _choice(index: int, known: Sequence[str], ids: Sequence[str]) -> str:
+    return f"{index} {unique_names(known)[index]!r}" + (f" ({ids[index]})" if ids else "")
+
+
+def _wordnet_ids(known: Sequence[str]) -> Sequence[str]:
+    """The ID of each class, such as n01440764, where these are ImageNet-1K's; else none."""
+    if len(known) != 1000:
+        return ()
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    described = (info.index_to_description(index) for index in range(1000))
+    alike = all(name.partition(",")[0] == text.partition(",")[0] for name, text in zip(known, described, strict=True))
+    return info.label_names() if alike else ()
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.split(r"[\s_\-]+", name.casefold().strip()))
