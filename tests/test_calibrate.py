@@ -67,7 +67,15 @@ def test_weights_stay_and_the_model_given_is_not_changed(tiny):
 
 def test_it_repairs_a_network_whose_statistics_are_wrong(folder, tmp_path):
     save(ModelFile(tiny_architecture().build(), ("dark", "light"), Preprocess(32)), tmp_path / "start.safetensors")
-    settings = {"epochs": 16, "batch_size": 8, "rate": 1e-2, "flip": 0.5, "compile": "off", "precision": "fp32"}
+    settings = {
+        "epochs": 16,
+        "batch_size": 8,
+        "rate": 1e-2,
+        "rate_batch": 8,
+        "flip": 0.5,
+        "compile": "off",
+        "precision": "fp32",
+    }
     train(folder, str(tmp_path / "start.safetensors"), out=tmp_path / "run", settings=settings, device="cpu", workers=0)
     trained = load(tmp_path / "run" / "best.safetensors")
     assert trained.metrics["top1"] == 1.0

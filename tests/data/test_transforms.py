@@ -91,7 +91,7 @@ def timms_training(reader):
         hflip=reader.flip,
         color_jitter=reader.color_jitter,
         auto_augment=reader.rand_augment,
-        interpolation="random",
+        interpolation=reader.interpolation,
         use_prefetcher=True,
     )
 
@@ -115,6 +115,20 @@ def test_training_pixels_are_those_of_timms_transform(size, form):
     source = {"file": jpeg(image), "array": np.asarray(image), "image": image}[form]
     for seed in range(6):
         mean, most = training_difference(source, TrainReader(64), seed)
+        assert mean < 0.3
+        assert most <= 2
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_and_randaugment_resample_as_asked(interpolation):
+    reader = TrainReader(64, interpolation=interpolation, rand_augment=PAPER)
+    crop, _, augment = timms_training(reader).transforms[:3]
+    assert crop.interpolation.value == interpolation
+    assert [change.hparams for change in reader.changes[0].ops] == [change.hparams for change in augment.ops]
+    assert {change.kwargs["resample"] for change in reader.changes[0].ops} == {Image.Resampling[interpolation.upper()]}
+    image = picture(110, size=(90, 61))
+    for seed in range(6):
+        mean, most = training_difference(image, TrainReader(64, interpolation=interpolation), seed)
         assert mean < 0.3
         assert most <= 2
 

@@ -26,8 +26,9 @@ from shvit.evaluate import evaluate
 from shvit.modelfile import ModelFile
 from shvit.tasks.detect import Detect
 from shvit.tasks.objects import ObjectsEvaluation
+from shvit.train.budget import fit
 from shvit.train.loop import Trainer
-from shvit.train.recipe import coco_1x, fit, small
+from shvit.train.recipe import coco_1x, small
 from shvit.train.run import train
 
 SETTINGS = {"epochs": 2, "batch_size": 2, "image_size": 64, "precision": "fp32"}

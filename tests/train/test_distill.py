@@ -102,7 +102,15 @@ def test_answers_for_images_that_differ_at_every_step_are_not_kept(tmp_path, fie
         AnswerCache(tmp_path, replace(CALM, **field), Preprocess(32), {"classes": CLASSES}, 10)
 
 
-SETTINGS = {"epochs": 4, "batch_size": 8, "rate": 1e-2, "compile": "off", "precision": "fp32", "distillation": "soft"}
+SETTINGS = {
+    "epochs": 4,
+    "batch_size": 8,
+    "rate": 1e-2,
+    "rate_batch": 8,
+    "compile": "off",
+    "precision": "fp32",
+    "distillation": "soft",
+}
 
 
 @pytest.fixture

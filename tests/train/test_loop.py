@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 import shvit
@@ -23,10 +24,18 @@ from shvit.evaluate import evaluate
 from shvit.modelfile import ModelFile
 from shvit.tasks.classify import Classify
 from shvit.train import bad, loop
-from shvit.train.report import read_metrics
+from shvit.train.report import Reporter, read_metrics
 from shvit.train.run import train
 
-SETTINGS = {"epochs": 3, "batch_size": 8, "rate": 1e-2, "flip": 0.5, "compile": "off", "precision": "fp32"}
+SETTINGS = {
+    "epochs": 3,
+    "batch_size": 8,
+    "rate": 1e-2,
+    "rate_batch": 8,
+    "flip": 0.5,
+    "compile": "off",
+    "precision": "fp32",
+}
 
 
 @pytest.fixture
@@ -120,6 +129,77 @@ def test_stopped_and_resumed_equals_uninterrupted(folder, start, tmp_path, monke
     assert [row["train_loss"] for row in read_metrics(tmp_path / "whole")] == [
         row["train_loss"] for row in read_metrics(tmp_path / "parts")
     ]
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_decay_of_the_average_is_the_recipes(folder, start, tmp_path, monkeypatch, warmup):
+    """Of weights and buffers, against the sum written out."""
+    step, seen = loop.Trainer.train_step, []
+
+    def watched(self, batch):
+        seen[:] = seen or [{name: value.clone() for name, value in self.model.state_dict().items()}]
+        step(self, batch)
+        seen.append({name: value.clone() for name, value in self.model.state_dict().items()})
+
+    monkeypatch.setattr(loop.Trainer, "train_step", watched)
+    run(folder, start, tmp_path / "run", ema=0.9, ema_warmup=warmup)
+    decays = [min(0.9, 1 - max(1, step) ** (-2 / 3)) if warmup else 0.9 for step in range(len(seen) - 1)]
+    found = state(tmp_path / "run")["ema"]
+    assert any("running_var" in name for name in found)
+    for name in (name for name, value in found.items() if value.is_floating_point()):
+        average = seen[0][name]
+        for decay, values in zip(decays, seen[1:], strict=True):
+            average = decay * average + (1 - decay) * values[name]
+        torch.testing.assert_close(found[name], average)
+
+
+def test_the_rate_of_an_epoch_is_the_schedules(folder, start, tmp_path):
+    run(folder, start, tmp_path / "run", epochs=5, schedule_by="epoch", warmup_epochs=2.0, warmup_rate=1e-3)
+    shown = [row["rate"] for row in read_metrics(tmp_path / "run")]
+    assert shown == pytest.approx([1e-3, 1e-3, 5.5e-3, 6.545e-3 + 6e-6, 3.455e-3 + 4e-6], rel=1e-3)
+
+
+def test_a_run_begun_before_these_fields_existed_goes_on_as_it_was(folder, start, tmp_path, monkeypatch):
+    before = {"schedule_by": "step", "ema_warmup": True, "interpolation": "random"}
+    run(folder, start, tmp_path / "whole", **before)
+    step = loop.Trainer.train_step
+
+    def stopping(self, batch):
+        step(self, batch)
+        self.stopped_by = signal.SIGINT if (self.epoch, self.step) == (1, 1) else None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "train_step", stopping)
+        run(folder, start, tmp_path / "parts", **before)
+    record = json.loads((tmp_path / "parts" / "recipe.json").read_text())
+    for name in before:
+        del record["recipe"][name]
+    del record["choices"]
+    (tmp_path / "parts" / "recipe.json").write_text(json.dumps(record))
+    run(folder, start, tmp_path / "parts", resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert same(state(tmp_path / "whole")["ema"], state(tmp_path / "parts")["ema"])
+
+
+def test_what_was_fitted_is_said_with_its_reason_and_kept(folder, start, tmp_path, capsys):
+    train(
+        folder,
+        start,
+        out=tmp_path / "run",
+        settings={"epochs": 1},
+        device="cpu",
+        workers=0,
+        reporter=Reporter(Console()),
+    )
+    images = len(open_source(folder).train)
+    said = capsys.readouterr().out
+    assert f"fitted to {images} images x 1 epochs" in said
+    assert f"batch size 16 (2048): {images} images x 1 epochs give only 0 steps of 2,048; halved until" in said
+    record = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    chosen = {choice["field"]: (choice["published"], choice["used"]) for choice in record["choices"]}
+    assert chosen["batch_size"] == (2048, record["recipe"]["batch_size"])
+    assert chosen["interpolation"] == ("bicubic", "random")
+    assert all(choice["reason"] for choice in record["choices"])
 
 
 def test_the_average_is_saved_where_it_is_better(folder, start, tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from shvit.errors import InputError
-from shvit.train.recipe import Recipe, finetune, fit, scratch
+from shvit.train.budget import choices, fit
+from shvit.train.recipe import RECIPES, TASK_RECIPES, Recipe, finetune, scratch
 from shvit.train.run import make_recipe
 
 IMAGENET = 1_281_167
@@ -24,9 +25,10 @@ def test_the_papers_values(model, decay):
     assert recipe == scratch(model)
     assert recipe.effective_rate == pytest.approx(4e-3)
     assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (300, 2048, decay)
-    assert (recipe.warmup_epochs, recipe.cooldown_epochs, recipe.min_rate, recipe.warmup_rate) == (5, 10, 1e-5, 1e-6)
+    assert (recipe.warmup_epochs, recipe.cooldown_epochs, recipe.min_rate, recipe.warmup_rate) == (5, 0, 1e-5, 1e-6)
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.random_erasing) == (0.8, 1.0, 0.1, 0.25)
     assert (recipe.ema, recipe.clip, recipe.rand_augment, recipe.color_jitter) == (0.99996, 0.02, 9, 0.4)
+    assert (recipe.ema_warmup, recipe.interpolation, recipe.schedule_by) == (False, "bicubic", "epoch")
 
 
 def test_a_small_budget_gets_small_batches_light_augmentation_and_a_short_average():
@@ -45,6 +47,7 @@ def test_the_measured_run_is_what_the_defaults_give():
     settings = {"epochs": measured["epochs"], "image_size": measured["image_size"]}
     recipe = fit(make_recipe("scratch", "shvit_s1", settings), 9469, frozenset(settings)).to_dict()
     assert measured.pop("beta2") in (None, 0.999)  # the optimiser's own default, since then left to it
+    assert measured.pop("rate") * recipe["rate_batch"] == recipe["rate"] * measured.pop("rate_batch")
     assert {key: recipe[key] for key in measured} == measured
 
 
@@ -78,11 +81,90 @@ def test_what_the_user_names_stays():
     assert {name: getattr(recipe, name) for name in named} == named
 
 
+FITTED = [
+    ("classify", "scratch", 9469, 10),
+    ("classify", "scratch", 9469, 100),
+    ("classify", "scratch", IMAGENET, 300),
+    ("classify", "distill", 700, 30),
+    ("classify", "highres", 9469, 30),
+    ("classify", "finetune", 40, 20),
+    ("detect", "small", 100, 60),
+    ("detect", "coco_1x", 100, 12),
+]
+
+
+@pytest.mark.parametrize(("task", "name", "images", "epochs"), FITTED)
+def test_a_flag_typed_with_the_value_it_has_anyway_changes_nothing(task, name, images, epochs):
+    def fitted(**more):
+        settings = {"epochs": epochs} | more
+        return fit(make_recipe(name, "shvit_s2", settings, task), images, frozenset(settings))
+
+    expected = fitted()
+    for entry in fields(Recipe):
+        value = getattr(expected, entry.name)
+        tasks = entry.metadata.get("tasks") or (task,)
+        if entry.name != "name" and value is not None and task in tasks:
+            assert fitted(**{entry.name: value}) == expected, entry.name
+
+
+@pytest.mark.parametrize(("task", "name", "images", "epochs"), FITTED)
+def test_naming_one_of_rate_and_its_batch_keeps_what_the_other_means(task, name, images, epochs):
+    published = make_recipe(name, "shvit_s1", {}, task)
+    settings = {"epochs": epochs}
+
+    def fitted(**more):
+        named = settings | more
+        return fit(make_recipe(name, "shvit_s1", named, task), images, frozenset(named))
+
+    for rate in (published.rate, 0.01):
+        recipe = fitted(rate=rate)
+        assert recipe.rate_batch == published.rate_batch
+        assert recipe.effective_rate == pytest.approx(rate * recipe.batch_size / published.rate_batch)
+    for rate_batch in (published.rate_batch, 100):
+        recipe = fitted(rate_batch=rate_batch)
+        assert recipe.rate_batch == rate_batch
+        assert recipe.effective_rate == pytest.approx(fitted().effective_rate)
+    both = fitted(rate=0.01, rate_batch=100, batch_size=50)
+    assert both.effective_rate == pytest.approx(0.005)
+
+
+def test_every_choice_is_listed_with_its_reason_and_what_is_named_is_not():
+    settings = {"epochs": 10, "clip": 0.0, "image_size": 160}
+    recipe = fit(make_recipe("scratch", "shvit_s4", settings), 9469, frozenset(settings))
+    made = {choice.field: choice for choice in choices(scratch("shvit_s4"), recipe, 9469, settings)}
+    before, after = scratch("shvit_s4").to_dict(), recipe.to_dict()
+    changed = {name for name in after if before[name] != after[name]} - {*settings, "rate"}
+    assert set(made) == changed
+    assert all((choice.published, choice.used) == (before[name], after[name]) for name, choice in made.items())
+    assert made["batch_size"].reason.startswith("9,469 images x 10 epochs give only 46 steps of 2,048")
+    assert "effective_rate" not in {c.field for c in choices(scratch(), recipe, 9469, {"rate"})}
+    assert choices(scratch(), scratch(), IMAGENET) == ()
+
+
+@pytest.mark.parametrize("images", [1, 50, 9469, 10**6])
+def test_all_that_fitting_changes_has_a_reason(images):
+    for task, names in TASK_RECIPES.items():
+        for name in names:
+            published = RECIPES[name]()
+            recipe = fit(published, images)
+            changed = {key for key, value in recipe.to_dict().items() if published.to_dict()[key] != value} - {"rate"}
+            assert {choice.field for choice in choices(published, recipe, images)} == changed, (task, name)
+
+
 def test_fine_tuning_is_gentler():
     assert (
         fit(finetune(), 5000).effective_rate
         < fit(replace(scratch(), epochs=20, warmup_epochs=1, cooldown_epochs=0), 5000).effective_rate / 5
     )
+
+
+def test_runs_begun_before_a_field_existed_go_on_as_they_were():
+    record = scratch().to_dict() | {"cooldown_epochs": 10.0}
+    for name in ("schedule_by", "ema_warmup", "interpolation"):
+        del record[name]
+    recipe = Recipe.from_dict(record)
+    assert (recipe.schedule_by, recipe.ema_warmup, recipe.interpolation) == ("step", True, "random")
+    assert recipe.cooldown_epochs == 10
 
 
 def test_json_round_trip():
@@ -95,7 +177,7 @@ def test_json_round_trip():
     "wrong",
     [{"epochs": 0}, {"batch_size": 0}, {"rate": -1.0}, {"ema": 1.5}, {"mixup": -0.1}, {"crop_min": 2.0},
      {"precision": "fp8"}, {"compile": "maybe"}, {"image_size": 16}, {"warmup_epochs": 400}, {"seed": -1},
-     {"label_smoothing": float("nan")}],
+     {"label_smoothing": float("nan")}, {"schedule_by": "year"}, {"interpolation": "nearest"}],
     ids=str,
 )  # fmt: skip
 def test_impossible_values_are_named(wrong):

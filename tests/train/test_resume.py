@@ -24,7 +24,15 @@ from shvit.train.run import train
 from shvit.train.setup import DTYPES
 from shvit.train.state import NAMES, State
 
-SETTINGS = {"epochs": 3, "batch_size": 8, "rate": 1e-2, "compile": "off", "precision": "fp32", "mixup": 0.5}
+SETTINGS = {
+    "epochs": 3,
+    "batch_size": 8,
+    "rate": 1e-2,
+    "rate_batch": 8,
+    "compile": "off",
+    "precision": "fp32",
+    "mixup": 0.5,
+}
 
 
 @pytest.fixture

@@ -200,6 +200,8 @@ class TrainReader:
     rand_augment: str | None = None
     """timm's description, such as `rand-m9-mstd0.5-inc1`; None for none."""
     max_pixels: int = MAX_PIXELS
+    interpolation: str = "random"
+    """Of the part and of RandAugment: `bilinear`, `bicubic`, or `random` for one of the two, drawn anew for each."""
 
     @cached_property
     def changes(self) -> list[Callable[[Image.Image], Image.Image]]:
@@ -211,7 +213,7 @@ class TrainReader:
             is_training=True,
             color_jitter=self.color_jitter,
             auto_augment=self.rand_augment,
-            interpolation="random",
+            interpolation=self.interpolation,
             use_prefetcher=True,
             separate=True,
         )
@@ -223,7 +225,8 @@ class TrainReader:
         """Raises BadImage as `decode` does."""
         image = open_small(source, self.max_pixels)
         box = draw_crop(image.height, image.width, self.crop_scale)
-        interpolation = random.choice(("bilinear", "bicubic"))
+        random_one = self.interpolation == "random"
+        interpolation = random.choice(("bilinear", "bicubic")) if random_one else self.interpolation
         part = _part(image, box, min(box.height, box.width) / self.image_size)
         tensor = interpolate(part, (self.image_size, self.image_size), mode=interpolation, antialias=True)[0]
         if self.flip and torch.rand(()) < self.flip:

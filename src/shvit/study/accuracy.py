@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..tasks.classify import Classify
-from ..train.recipe import fit
+from ..train.budget import fit
 from ..train.report import Reporter
 from ..train.run import RECORD, make_recipe, recorded
 from ..train.run import train as run_training

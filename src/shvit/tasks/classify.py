@@ -123,6 +123,7 @@ class Classify:
             recipe.color_jitter,
             random_changes,
             recipe.max_pixels,
+            recipe.interpolation,
         )
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Decoded:

@@ -83,6 +83,7 @@ CHANGES_IMAGES = (
     "flip",
     "color_jitter",
     "rand_augment",
+    "interpolation",
     "max_pixels",
 )
 """Fields of a recipe that decide which images there are, and what a view of one looks like."""

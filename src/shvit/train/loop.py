@@ -23,10 +23,11 @@ from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Task
 from .bad import BadImages, TrainError
+from .budget import Choice
 from .clip import clip_adaptively
 from .recipe import Recipe
 from .report import Reporter, draw_curves, read_metrics
-from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_training_precision
+from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_training_precision, schedule_time
 from .signals import heeded
 from .state import NEWEST, State
 from .world import World
@@ -51,6 +52,8 @@ class Result:
     seconds: float
     images_per_second: float
     """Of the training steps of this sitting, waiting for data included, over all processes."""
+    choices: tuple[Choice, ...] = ()
+    """Settings that the data or the number of epochs decided, and why."""
 
     @property
     def interrupted(self) -> bool:
@@ -66,6 +69,7 @@ class Result:
             "stopped_by": self.stopped_by and self.stopped_by.name,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
+            "choices": [choice.to_dict() for choice in self.choices],
         }
 
 
@@ -116,7 +120,7 @@ class Trainer:
         self.normalize = Normalize(start.preprocess).to(self.device)
         self.wrapped = self.world.wrap(self.model)
         self.network = torch.compile(self.wrapped, dynamic=False) if self.compiled else self.wrapped
-        self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+        self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=recipe.ema_warmup) if recipe.ema else None
         self.optimizer = make_optimizer(self.model, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
         self.train_loader, self.val_loader = self._loaders(workers)
@@ -202,8 +206,8 @@ class Trainer:
             if stop:
                 break
             if not empty:
-                progress = self.epoch + self.step / steps
-                self.schedule.step_update(round(progress * self.steps_per_epoch))
+                done = self.step / steps
+                self.schedule.step_update(schedule_time(self.recipe, self.epoch, done, self.steps_per_epoch))
                 key = (self.recipe.seed, self.epoch, len(self.source.train) + self.step, self.world.rank)
                 with seeded(*key, device=self.device):
                     self.train_step(pieces)
@@ -234,7 +238,8 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad()
         if self.ema is not None:
-            self.ema.update(self.model, step=self.epoch * self.steps_per_epoch + self.step)
+            step = self.epoch * self.steps_per_epoch + self.step
+            self.ema.update(self.model, step=step if self.recipe.ema_warmup else None)  # None: constant from the start
 
     def _add_gradients(self, batch: Batch) -> torch.Tensor:
         """Of a piece of a batch. Returns its loss."""

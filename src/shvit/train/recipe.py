@@ -1,7 +1,6 @@
 """Recipes: all that decides how a network is trained, as data. This module imports no torch, so that help is instant.
 
-A recipe is written for the budget it was published with. `fit` scales what a smaller budget needs otherwise: batch,
-rate, warm-up, averaging and augmentation. What the user names stays as named.
+A recipe is written for the budget it was published with; `budget.fit` changes what a smaller one needs otherwise.
 """
 
 import math
@@ -39,21 +38,36 @@ class Recipe:
     shorter_side: bool = _for_objects(False, "Images are not made square: --image-size is their shorter side.")
     batch_size: int = _documented(2048, "Images a step, over all processes.")
     accumulate: int = _documented(1, "Pieces that each process takes its part of a batch in, where memory is short.")
-    rate: float = _documented(1e-3, "Learning rate for every --rate-batch images of the batch.")
-    rate_batch: int = _documented(512, "The effective learning rate is rate x batch size / this.")
+    rate: float = _documented(1e-3, "Learning rate for --rate-batch images.")
+    rate_batch: int = _documented(
+        512,
+        "Images that --rate is for: the effective learning rate is rate x batch size / this. Given without --rate, it "
+        "leaves the effective learning rate as it is.",
+    )
     schedule: Literal["cosine", "linear", "step"] = _documented(
         "cosine", "How the rate falls after the warm-up; step: tenfold after 2/3 and 11/12 of the epochs."
+    )
+    schedule_by: Literal["epoch", "step"] = _documented(
+        "epoch",
+        "How often cosine and linear schedules change the rate. epoch: as in the authors' code, epochs 1 and 2 run at "
+        "--warmup-rate and each later one at the schedule's value for the epoch before it.",
     )
     min_rate: float = _documented(1e-5, "Effective learning rate at the end of the schedule.")
     warmup_rate: float = _documented(1e-6, "Effective learning rate at the first step.")
     warmup_epochs: float = _documented(5.0, "Epochs in which the rate rises linearly.")
-    cooldown_epochs: float = _documented(10.0, "Epochs at the end, within --epochs, at the least rate.")
+    cooldown_epochs: float = _documented(0.0, "Epochs at the end, within --epochs, at the least rate.")
     optimizer: str = _documented("adamw", "muon, or any other optimiser of timm by its name.")
     beta2: float | None = _documented(None, "Decay of the second moment; default: the optimiser's own.")
     weight_decay: float = _documented(0.025, "Decay of weights, not of biases and norms.")
     clip: float = _documented(0.02, "Adaptive gradient clipping, as a share of each weight's norm; 0: none.")
-    ema: float = _documented(0.99996, "Decay of the averaged weights, a step; 0: no averaging.")
+    ema: float = _documented(0.99996, "Decay of the averaged weights at each step; 0: no averaging.")
+    ema_warmup: bool = _documented(
+        False, "The decay at step n is at most 1 - n^(-2/3), which averages sooner; else it is --ema from the start."
+    )
     crop_min: float = _for_labels(0.08, "Least share of an image's area that a training crop shows.")
+    interpolation: Literal["random", "bilinear", "bicubic"] = _for_labels(
+        "bicubic", "Of training crops and RandAugment; random: bilinear or bicubic, drawn anew for each."
+    )
     flip: float = _documented(0.5, "Probability of mirroring an image.")
     color_jitter: float = _documented(0.4, "Strength of colour changes; without RandAugment only, as in DeiT.")
     rand_augment: int = _for_labels(9, "Magnitude of RandAugment; 0: none.")
@@ -126,6 +140,8 @@ class Recipe:
             ("distillation", ("hard", "soft")),
             ("compile", ("auto", "on", "off")),
             ("schedule", ("cosine", "linear", "step")),
+            ("schedule_by", ("epoch", "step")),
+            ("interpolation", ("random", "bilinear", "bicubic")),
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -157,8 +173,12 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Recipe":
-        """Inverse of `to_dict`."""
-        return cls(**{key: value for key, value in data.items() if key != "effective_rate"})
+        """Inverse of `to_dict`. A run begun before a field existed goes on as it was begun (`BEFORE`)."""
+        return cls(**BEFORE | {key: value for key, value in data.items() if key != "effective_rate"})
+
+
+BEFORE = {"schedule_by": "step", "ema_warmup": True, "interpolation": "random"}
+"""What every run did before these fields existed, whose recipe.json lacks them."""
 
 
 def _each(pieces: int) -> str:
@@ -190,7 +210,9 @@ def scratch(model: str = "shvit_s1") -> Recipe:
     Where a GPU's memory is short: `--accumulate 2`. The batch of 2048 stays what it is, however it is divided.
 
     The authors' code multiplies the paper's 1e-3 by batch / 512, so the published networks had 4e-3 at batch 2048:
-    that is what `effective_rate` says, and what is used.
+    that is what `effective_rate` says, and what is used. The learning rate is theirs in every epoch: it changes once
+    an epoch, epochs 1 and 2 run at the warm-up rate, and there is no cool-down, which their code names and never
+    reaches. The decay of the averaged weights is constant, and crops and RandAugment resample bicubically.
 
     Cost: docs/training.md estimates it. Published outcome: top-1 72.8, 75.2, 77.4, 79.4 % for S1 to S4.
     Not yet run here at that scale.
@@ -236,8 +258,8 @@ def highres(model: str = "shvit_s1") -> Recipe:
             --recipe highres --image-size 512 --out runs/s4-512 --workers 12
 
     Two settings were published. These are the arguments that the authors posted with their network for 512: batch 256,
-    rate 4e-5, warm-up from 2e-8, least rate 2e-7, taken as effective rates. The other one, which the paper's text
-    gives, is `highres_paper`.
+    rate 4e-5, warm-up from 2e-8, least rate 2e-7, taken as effective rates; the schedule is that of `scratch`, in 30
+    epochs. The other setting, which the paper's text gives, is `highres_paper`.
 
     Cost: docs/training.md. Published outcome: top-1 82.0 % for S4 at 512. Not yet run here at that scale; S1 on
     imagenette160 gained 1.0 points from 160 to 224 pixels in 2 epochs, all of it by the pixels (docs/training.md).
@@ -286,15 +308,17 @@ def finetune(model: str = "shvit_s1") -> Recipe:
             --rdzv-endpoint FIRST_MACHINE:29500 -m shvit train my_images --model shvit_s1.in1k --recipe finetune \\
             --out runs/mine
 
-    Most data sets need one GPU, or none. Not yet run here at scale.
+    Most data sets need one GPU, or none. Not yet run here at scale. It is ours, not the authors': the learning rate
+    changes at each step, and the decay of the averaged weights rises to its value.
     """
     return replace(
         scratch(model),
         name="finetune",
         epochs=20,
         rate=1e-4,
+        schedule_by="step",
         warmup_epochs=1.0,
-        cooldown_epochs=0.0,
+        ema_warmup=True,
         mixup=0.0,
         cutmix=0.0,
         repeats=1,
@@ -366,8 +390,9 @@ def _plain(name: str) -> Recipe:
         name=name,
         batch_size=16,
         rate_batch=16,
+        schedule_by="step",
         weight_decay=0.05,
-        cooldown_epochs=0.0,
+        ema_warmup=True,
         clip=0.0,
         color_jitter=0.0,
         rand_augment=0,
@@ -395,77 +420,3 @@ TASK_RECIPES = {
 
 TUNES = ("finetune", "highres", "highres-paper")
 """Recipes for weights that were trained before."""
-
-PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
-"""Training images of ImageNet-1K, and the share of its budget from which a recipe stays as it was published."""
-LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
-"""Up to the first, an image is seen too seldom for strong augmentation to pay; from the second on, it pays in full."""
-ENOUGH_STEPS = 1400
-"""With fewer optimiser steps than this a smaller batch learns more, down to 32; below, only for want of images."""
-
-
-def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Recipe:
-    """The recipe for a data set of this many training images: what a smaller budget needs otherwise, changed.
-
-    Args:
-        recipe: Written for ImageNet-1K's 1.28 million images.
-        images: Training images there are.
-        named: Fields that the user set, which stay as they are.
-    """
-    if recipe.name in TASK_RECIPES["detect"]:
-        return _fit_objects(recipe, images, named)
-    published = RECIPES[recipe.name]()
-    if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
-        return recipe
-    batch = recipe.batch_size
-    if "batch_size" not in named:
-        while batch > 32 and images * recipe.epochs < ENOUGH_STEPS * batch:
-            batch //= 2
-        while batch > 2 and images < 2 * batch:
-            batch //= 2
-    steps = max(1, images // batch) * recipe.epochs
-    changes: dict[str, Any] = {"batch_size": batch}
-    if batch < published.batch_size:
-        # Adam's rate goes with the root of the batch; 3e-3 at 64 is what was run to the end (LOG.md)
-        share = published.effective_rate / Recipe().effective_rate
-        changes |= {
-            "rate": min(4e-3, 3e-3 * math.sqrt(batch / 64)) * share,
-            "rate_batch": batch,
-            "weight_decay": 2 * recipe.weight_decay,
-            "clip": 0.0,
-            "ema": recipe.ema and min(recipe.ema, 1 - 1 / max(10.0, 0.02 * steps)),
-        }
-    changes["warmup_epochs"] = min(recipe.warmup_epochs, 0.1 * recipe.epochs)
-    changes["cooldown_epochs"] = min(recipe.cooldown_epochs, recipe.epochs / 30)
-    strength = min(1.0, max(0.0, (recipe.epochs - LIGHT_EPOCHS) / (FULL_EPOCHS - LIGHT_EPOCHS)))
-    if strength < 1:
-        changes |= {
-            "repeats": 1,
-            "crop_min": recipe.crop_min * strength + 0.35 * (1 - strength),
-            "rand_augment": round(recipe.rand_augment * strength),
-            **{
-                name: getattr(recipe, name) * strength for name in ("color_jitter", "mixup", "cutmix", "random_erasing")
-            },
-        }
-    return replace(recipe, **{key: value for key, value in changes.items() if key not in named})
-
-
-def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> Recipe:
-    """`small` with smaller batches where there would be few steps; `coco_1x` stays as it was published."""
-    if recipe.name != "small":
-        return recipe
-    batch = recipe.batch_size
-    if "batch_size" not in named:
-        while batch > 4 and images * recipe.epochs < ENOUGH_STEPS * batch:
-            batch //= 2
-        while batch > 1 and images < batch:
-            batch //= 2
-    steps = max(1, images // batch) * recipe.epochs
-    changes: dict[str, Any] = {
-        "batch_size": batch,
-        "rate": recipe.rate * math.sqrt(batch / small().batch_size),
-        "rate_batch": batch,
-        "warmup_epochs": min(recipe.warmup_epochs, 0.1 * recipe.epochs),
-        "ema": recipe.ema and min(recipe.ema, 1 - 1 / max(10.0, 0.02 * steps)),
-    }
-    return replace(recipe, **{key: value for key, value in changes.items() if key not in named})

@@ -3,7 +3,8 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 
 from ..screen import say
+from .budget import Choice
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -120,6 +122,16 @@ class Reporter:
     def warn(self, message: str) -> None:
         say(self.console, message, style="yellow")
 
+    def fitted(self, choices: Sequence[Choice], images: int, epochs: int) -> None:
+        """What is not as published, by reason."""
+        if not choices:
+            return
+        about = f"{images:,} images x {epochs} epochs"
+        say(self.console, f"fitted to {about}; published values in parentheses; a flag sets a value:")
+        for reason, group in groupby(choices, lambda choice: choice.reason):
+            shown = (f"{each.field.replace('_', ' ')} {_value(each.used)} ({_value(each.published)})" for each in group)
+            say(self.console, f"  {', '.join(shown)}: {reason}")
+
     def _announce(self, trainer: "Trainer") -> None:
         recipe, source = trainer.recipe, trainer.source
         recipe_of = f"recipe {recipe.name}" + (f", taught by {recipe.teacher}" if recipe.teacher else "")
@@ -179,6 +191,10 @@ def _curve(axis: Any, rows: list[dict[str, Any]], key: str, label: str) -> None:
     points = [(row["epoch"], row[key]) for row in rows if key in row]
     if points:
         axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -24,11 +24,12 @@ from ..tasks.base import Task
 from ..tasks.classify import Classify
 from ..tasks.detect import Detect
 from ..tasks.segment import Segment
+from .budget import Choice, choices, fit
 from .distill import AnswerCache, Distill, Teacher
 from .loop import SAVE_EVERY, Result, Trainer
 from .profile import Profile
 from .profile import profile as measure
-from .recipe import RECIPES, TASK_RECIPES, TUNES, Recipe, fit
+from .recipe import RECIPES, TASK_RECIPES, TUNES, Recipe
 from .report import Reporter
 from .setup import DTYPES, picks_precision
 from .state import NAMES as STATES
@@ -83,7 +84,7 @@ def train(
         recipe: A key of `RECIPES`; default: scratch, and small for detection and segmentation.
         out: A new folder; with `resume`, that of the run to continue.
         task: `classify`, `detect` or `segment`; default: classify or, with `resume`, what the run was begun with.
-        settings: Fields of the recipe to set; the others are fitted to the data (`recipe.fit`).
+        settings: Fields of the recipe to set; the others are fitted to the data (`budget.fit`).
         resume: Continue at the step where the run in `out` stopped, with its own model and recipe.
         reporter: Told of what happens; default: nobody.
         options: Fields of `Options`.
@@ -104,13 +105,14 @@ def train(
         reporter = reporter if reporter and world.leads else Reporter()
         for warning in (*plan.source.warnings, *plan.warnings()):
             reporter.warn(warning)
+        reporter.fitted(plan.choices, len(plan.source.train), plan.recipe.epochs)
         trainer = _trainer(plan, how, out, device, reporter, world)
         if not resume:
             if world.leads:
                 world.begin(run)
             world.first(lambda: _prepare(plan, str(data), out, trainer.facts, reporter))
         with tracking(reporter, how.track if world.leads else None, out):
-            return trainer.run(resume)
+            return replace(trainer.run(resume), choices=plan.choices)
 
 
 def profile(
@@ -143,6 +145,8 @@ class Plan:
     recipe: Recipe
     source: Source | CocoSource
     start: ModelFile
+    choices: tuple[Choice, ...] = ()
+    """What `fit` changed of the published recipe."""
 
     def check(self, processes: int = 1) -> None:
         """Raises InputError where batch, images and processes do not go together."""
@@ -171,8 +175,10 @@ def _planned(
     named = {key: value for key, value in settings.items() if value is not None}
     draft = make_recipe(recipe or TASK_RECIPES[task][0], model, named, task)
     source = _opened(data, task, draft)
-    chosen = fit(draft, len(source.train), frozenset(named))
-    return Plan(model, chosen, source, starting_point(model, source, chosen, task))
+    images = len(source.train)
+    chosen = fit(draft, images, frozenset(named))
+    made = choices(make_recipe(chosen.name, model, {}, task), chosen, images, named)
+    return Plan(model, chosen, source, starting_point(model, source, chosen, task), made)
 
 
 def _resumed(
@@ -192,7 +198,8 @@ def _resumed(
         start = ModelFile(network, source.classes, Preprocess.from_dict(record["preprocess"]), kind)
     else:  # killed before its first state
         start = starting_point(record["model"], source, chosen, kind)
-    return Plan(record["model"], chosen, source, start)
+    made = tuple(Choice(**choice) for choice in record.get("choices", ()))
+    return Plan(record["model"], chosen, source, start, made)
 
 
 def _opened(data: str | Path, task: str, recipe: Recipe) -> Source | CocoSource:
@@ -208,6 +215,7 @@ def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: 
     out.mkdir(parents=True, exist_ok=True)
     record = {
         "recipe": plan.recipe.to_dict(),
+        "choices": [choice.to_dict() for choice in plan.choices],
         "task": plan.start.task,
         "model": plan.model,
         "architecture": plan.start.architecture.to_dict(),
@@ -276,11 +284,14 @@ def make_recipe(name: str, model: str, settings: Mapping[str, Any], task: str = 
             f"a recipe of task {task} has no {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(allowed))}"
         )
     base = RECIPES[name](model.removesuffix(".in1k"))
+    shorter = {}
     if "epochs" in settings:  # fewer epochs than the published warm-up are allowed, with as much less of it
         share = min(1.0, settings["epochs"] / base.epochs)
         shorter = {key: getattr(base, key) * share for key in ("warmup_epochs", "cooldown_epochs")}
-        return replace(base, **{**shorter, **settings})
-    return replace(base, **settings)
+    draft = replace(base, **{**shorter, **settings})
+    if "rate_batch" in settings and "rate" not in settings:  # the same effective rate
+        return replace(draft, rate=base.rate * draft.rate_batch / base.rate_batch)
+    return draft
 
 
 def starting_point(model: str, source: Source | CocoSource, recipe: Recipe, task: str = "classify") -> ModelFile:

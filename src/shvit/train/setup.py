@@ -112,7 +112,16 @@ def picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
-    """A function of the step: linear warm-up, then falling, then cool-down at the least rate."""
+    """A function of `schedule_time`: linear warm-up, then falling, then cool-down at the least rate.
+
+    Raises:
+        InputError: A cool-down of a part of an epoch, where the rate changes only between epochs.
+    """
+    if recipe.schedule_by == "epoch" and recipe.cooldown_epochs % 1:
+        raise InputError(
+            f"cooldown_epochs must be a whole number with schedule_by epoch, got {recipe.cooldown_epochs:g}; "
+            "with schedule_by step it may be a part of an epoch"
+        )
     warmup, cooldown = (round(epochs * steps_per_epoch) for epochs in (recipe.warmup_epochs, recipe.cooldown_epochs))
     if recipe.schedule == "step":
         return MultiStepLRScheduler(
@@ -124,11 +133,23 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
             t_in_epochs=False,
         )
     kind = CosineLRScheduler if recipe.schedule == "cosine" else partial(PolyLRScheduler, power=1.0)
+    lag = steps_per_epoch if cooldown and recipe.schedule_by == "epoch" else 0  # the cool-down begins with its epoch
     return kind(
         optimizer,
-        t_initial=max(1, recipe.epochs * steps_per_epoch - cooldown),
+        t_initial=max(1, recipe.epochs * steps_per_epoch - cooldown - lag),
         lr_min=min(recipe.min_rate, recipe.effective_rate),
         warmup_t=warmup,
         warmup_lr_init=min(recipe.warmup_rate, recipe.effective_rate),
         t_in_epochs=False,
     )
+
+
+def schedule_time(recipe: Recipe, epoch: int, share: float, steps_per_epoch: int) -> int:
+    """Where the schedule stands, in steps, when this share of an epoch (from 0) is done.
+
+    By epoch it is where the authors' code has it, which steps the schedule at the end of an epoch, to that epoch's
+    number: in epochs 0 and 1 it stands at 0, in epoch 2 at 1.
+    """
+    if recipe.schedule_by == "epoch" and recipe.schedule != "step":
+        return max(0, epoch - 1) * steps_per_epoch
+    return round((epoch + share) * steps_per_epoch)

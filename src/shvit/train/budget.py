@@ -1,0 +1,164 @@
+"""Fits a recipe to the data: a budget smaller than the published one needs other settings. Imports no torch."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .recipe import RECIPES, TASK_RECIPES, Recipe, small
+
+PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
+"""Training images of ImageNet-1K, and the share of its budget from which a recipe stays as it was published."""
+LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
+"""Up to the first, an image is seen too seldom for strong augmentation to pay; from the second on, it pays in full."""
+ENOUGH_STEPS, LEAST_BATCH, LEAST_OBJECTS = 1400, 32, 4
+"""With fewer optimizer steps than the first a smaller batch learns more, down to the second, or the third of a
+detector; below, only for want of images."""
+AVERAGED_SHARE = 0.02
+"""Share of the run over which the weights are averaged."""
+
+
+def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Recipe:
+    """The recipe for this many training images; `choices` lists what it changes, and why.
+
+    `rate_batch` stays the recipe's, so that a learning rate means the same whether it was fitted or named.
+
+    Args:
+        recipe: Written for the budget it was published with: for classifiers, ImageNet-1K's 1.28 million images.
+        images: Training images there are.
+        named: Fields that the user set, which stay as they are.
+    """
+    fitted = _fit_objects if recipe.name in TASK_RECIPES["detect"] else _fit_labels
+    return replace(recipe, **{key: value for key, value in fitted(recipe, images, named).items() if key not in named})
+
+
+def _fit_labels(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
+    """What a small budget changes; nothing from half of the published budget on."""
+    published = RECIPES[recipe.name]()
+    if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
+        return {}
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, LEAST_BATCH, 2)
+    changes: dict[str, Any] = {"batch_size": batch}
+    if batch < published.batch_size:
+        # Adam's rate goes with the root of the batch; 3e-3 at 64 is what was run to the end (LOG.md)
+        share = published.effective_rate / Recipe().effective_rate
+        changes |= {
+            **_rate(recipe, min(4e-3, 3e-3 * math.sqrt(batch / 64)) * share, batch),
+            **_average(recipe, images, batch),
+            "weight_decay": 2 * recipe.weight_decay,
+            "clip": 0.0,
+        }
+    changes["warmup_epochs"] = min(recipe.warmup_epochs, 0.1 * recipe.epochs)
+    if published.schedule_by == "epoch" and ("schedule_by" not in named or recipe.schedule_by == "step"):
+        cooldown = 0.0 if recipe.schedule == "step" else recipe.epochs / 30
+        changes |= {"schedule_by": "step", "cooldown_epochs": cooldown}
+    strength = min(1.0, max(0.0, (recipe.epochs - LIGHT_EPOCHS) / (FULL_EPOCHS - LIGHT_EPOCHS)))
+    if strength < 1:
+        changes |= {
+            "repeats": 1,
+            "crop_min": recipe.crop_min * strength + 0.35 * (1 - strength),
+            "interpolation": "random",
+            "rand_augment": round(recipe.rand_augment * strength),
+            **{
+                name: getattr(recipe, name) * strength for name in ("color_jitter", "mixup", "cutmix", "random_erasing")
+            },
+        }
+    return changes
+
+
+def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
+    """`small` with smaller batches where there would be few steps; `coco_1x` stays as it was published."""
+    if recipe.name != "small":
+        return {}
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, LEAST_OBJECTS, 1)
+    published = small()
+    return {
+        "batch_size": batch,
+        **_rate(recipe, published.effective_rate * math.sqrt(batch / published.batch_size), batch),
+        **_average(recipe, images, batch),
+        "warmup_epochs": min(recipe.warmup_epochs, 0.1 * recipe.epochs),
+    }
+
+
+def _batch(recipe: Recipe, images: int, least: int, batches: int) -> int:
+    """Halved for the sake of steps, down to `least`; below, until an epoch has so many batches."""
+    batch = recipe.batch_size
+    while batch > least and images * recipe.epochs < ENOUGH_STEPS * batch:
+        batch //= 2
+    while batch > batches and images < batches * batch:
+        batch //= 2
+    return batch
+
+
+def _rate(recipe: Recipe, effective: float, batch: int) -> dict[str, Any]:
+    return {"rate": effective * recipe.rate_batch / batch}
+
+
+def _average(recipe: Recipe, images: int, batch: int) -> dict[str, Any]:
+    steps = AVERAGED_SHARE * max(1, images // batch) * recipe.epochs
+    return {"ema": recipe.ema and min(recipe.ema, 1 - 1 / max(10.0, steps)), "ema_warmup": recipe.ema > 0}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A setting that is not the published one because of the data or the number of epochs."""
+
+    field: str
+    """Of the recipe; the learning rate comes as `effective_rate`."""
+    published: Any
+    used: Any
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choices(published: Recipe, fitted: Recipe, images: int, named: Iterable[str] = ()) -> tuple[Choice, ...]:
+    """What `fit` chose, and why; settings of one reason follow one another.
+
+    Args:
+        published: The recipe as it was published, for the same network.
+        fitted: What became of it.
+        images: Training images there are.
+        named: Fields that the user set, which nobody chose.
+    """
+    before, after = published.to_dict(), fitted.to_dict()
+    hidden = {*named, *(["effective_rate"] if "rate" in named else [])}
+    return tuple(
+        Choice(name, before[name], after[name], reason)
+        for names, reason in _reasons(published, fitted, images)
+        for name in names
+        if name not in hidden and before[name] != after[name]
+    )
+
+
+def _reasons(published: Recipe, fitted: Recipe, images: int) -> list[tuple[tuple[str, ...], str]]:
+    """Fields, and why `fit` changes them."""
+    passes = f"{images:,} images x {fitted.epochs} epochs"
+    steps = images * fitted.epochs // published.batch_size
+    least = LEAST_OBJECTS if published.name == "small" else LEAST_BATCH
+    halved = f"halved until there are {ENOUGH_STEPS:,}, but not below {least}"
+    if fitted.batch_size < least:
+        halved = f"halved until {images:,} images fill a batch"
+    averaged = round(1 / (1 - fitted.ema)) if fitted.ema < 1 else 0
+    return [
+        (("batch_size",), f"{passes} give only {steps:,} steps of {published.batch_size:,}; {halved}"),
+        (("effective_rate",), f"goes with the root of the batch size; --rate is for {fitted.rate_batch} images"),
+        (("weight_decay", "clip"), "twice the decay and no clipping with smaller batches"),
+        (("ema", "ema_warmup"), f"the average covers about {averaged} steps, {AVERAGED_SHARE:.0%} of the run"),
+        (("warmup_epochs",), "as many times fewer as the epochs, and a tenth of them at most"),
+        (("schedule_by", "cooldown_epochs"), "few epochs: the rate changes at each step, and ends at its least value"),
+        (
+            (
+                "repeats",
+                "crop_min",
+                "interpolation",
+                "rand_augment",
+                "color_jitter",
+                "mixup",
+                "cutmix",
+                "random_erasing",
+            ),
+            f"{fitted.epochs} epochs show an image too seldom for the full augmentation, which takes {FULL_EPOCHS}",
+        ),
+    ]
