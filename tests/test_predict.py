@@ -4,6 +4,7 @@ import itertools
 import threading
 import weakref
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import torch
 from PIL import Image
 
 import shvit
-from conftest import picture
+from conftest import picture, random_images, randomize_norms, tiny_architecture
 from shvit import engines
 from shvit.data.transforms import Preprocess
+from shvit.engines.base import Exported
+from shvit.errors import InputError
 from shvit.modelfile import ModelFile
 from shvit.predict import Predictor, find_images
 
@@ -218,3 +221,23 @@ def test_opened_images_are_not_changed(tiny):
     image = Image.new("RGBA", (40, 40), (10, 20, 30, 0))
     Predictor(tiny)(image)
     assert image.mode == "RGBA"
+
+
+def test_mask_rcnn_gives_scores_below_its_own_limit():
+    """The network drops scores up to 0.05. What lies above does not change with --threshold, nor does the model."""
+    network = randomize_norms(tiny_architecture(6, detector="mask_rcnn").build()).eval()
+    torch.nn.init.normal_(network.roi_heads.box_predictor.cls_score.weight, std=0.1)
+    network.roi_heads.box_predictor.cls_score.bias.data = torch.tensor([2.0, 0, -4, -4, -4, -4, -4])
+    network.roi_heads.nms_thresh = 0.1  # fewer objects than the network's 100 rows
+    model_file = ModelFile(network, tuple("abcdef"), Preprocess(64, fit="whole"), "segment")
+    image = random_images(1, 64)[0].permute(1, 2, 0).numpy()
+    usual, low = (
+        Predictor(model_file, "torch", "fp32", "cpu", threshold=threshold)(image)[0] for threshold in (0.05, 0.001)
+    )
+    assert 0.001 < min(low.scores) < 0.05 < max(low.scores)
+    assert usual.scores == tuple(score for score in low.scores if score > 0.05)
+    assert usual.boxes == low.boxes[: len(usual.scores)]
+    assert network.roi_heads.score_thresh == 0.05
+    file = Exported(Path("m.onnx"), "onnx", "fp32", model_file.classes, model_file.preprocess, "segment")
+    with pytest.raises(InputError, match="no objects with scores below 0.05: threshold must be at least 0.05"):
+        Predictor(file, threshold=0.01)

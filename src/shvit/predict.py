@@ -69,7 +69,7 @@ class Predictor:
         engine, precision, device: As `shvit.engines.load` takes them.
         batch_size: Images that run at once.
         top_k: Labels that a classifier gives each image.
-        threshold: Least score of the objects that a detector gives.
+        threshold: Least score of the objects that a detector gives; exported files of Mask R-CNN have none below 0.05.
         threads: CPU threads that the engine runs one batch with; None for several batches at once on few threads each.
         workers: Threads that decode; None for one a core.
 
@@ -109,9 +109,11 @@ class Predictor:
         if threads is None and self._side and engines.pick_device(device) == "cpu":
             self.at_once = min(cores(), MAX_AT_ONCE)
             threads = cores() // self.at_once
+        self._task = task_of(model_file)
+        if not isinstance(self._task, Classify):
+            model_file = self._task.finding_from(model_file, threshold)
         self.engine = engines.load(model_file, engine, precision, device, threads)
         self.threshold = threshold
-        self._task = task_of(model_file)
         self._read = self._task.fast_reader(model_file.preprocess)
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Prediction]:

@@ -80,6 +80,12 @@ def _of_scenes(scenes: Scenes, seed: int) -> _Part:
             f"{len(other):,} images have another size than their annotations say, such as {scenes.images[place].name}: "
             f"{width}x{height}"
         )
+    stored = [place for place, size in sizes.items() if place not in other and size != tuple(scenes.sizes[place])]
+    if stored:
+        problems.append(
+            f"{len(stored):,} images are annotated and read as stored, not turned as their EXIF data say, such as "
+            f"{scenes.images[stored[0]].name}"
+        )
     facts = {
         "images": len(usable),
         "unusable": len(scenes.bad) + len(bad),

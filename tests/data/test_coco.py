@@ -6,10 +6,14 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from conftest import COCO, POLYGON, SHARED, picture, write_coco
 from shvit.data.coco import Scenes, is_coco, open_coco
+from shvit.data.frames import EvalScenes
 from shvit.data.sources import DataError
+from shvit.data.transforms import Preprocess
 
 
 @pytest.mark.parametrize("images", ["{split}", "images/{split}", "images", "."])
@@ -91,6 +95,21 @@ def test_sizes_that_are_not_written_are_read(tmp_path):
         del file["images"][0]["height"]
 
     assert open_coco(write_coco(tmp_path, changed(without))).train.sizes.tolist() == [[40, 64], [40, 64]]
+
+
+def test_sizes_that_are_read_are_of_the_upright_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rows = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.png"}]
+    box = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [4, 50, 20, 12]}
+    data = write_coco(tmp_path, COCO | {"images": rows, "annotations": [box]})
+    for split in ("train2017", "val2017"):
+        picture(90, size=(40, 64)).save(data / split / "a.jpg", exif=exif)
+    source = open_coco(data)
+    assert source.val.sizes.tolist() == [[64, 40], [40, 64]]
+    image, truth = EvalScenes(Preprocess(64, fit="whole"))(source.val, 0)
+    assert truth.objects.boxes.tolist() == [[4, 50, 24, 62]]
+    assert (image[:, :, 41:] == torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]).all()
 
 
 def test_a_missing_file_keeps_its_place(tmp_path):

@@ -78,9 +78,29 @@ def test_what_is_hardly_seen_is_not_learnt():
         np.array([[0, 0, 40, 40], [50, 50, 60, 60], [62, 0, 90, 10]], np.float32),
         np.array([0, 1, 2]), np.zeros(3, bool), np.ones(3, np.float32), [None] * 3,
     )  # fmt: skip
-    marks = marks_of(objects, Frame(90, 90, 1, 1, -30, 0), (64, 64), masks=False)
+    marks = marks_of(objects, Frame(90, 90, 1, 1, -30, 0), (64, 64), (0, 0, 60, 64), masks=False)
     assert marks.labels.tolist() == [0, 1]
     assert marks.boxes.tolist() == [[0, 0, 40, 10], [50, 20, 60, 30]]
+
+
+@pytest.mark.parametrize("size", [(50, 77), (77, 50), (60, 90)])
+@pytest.mark.parametrize("preprocess", [WHOLE, SHORTER])
+@pytest.mark.parametrize("crowd", [False, True])
+def test_nothing_reaches_into_the_margin(tmp_path, size, preprocess, crowd):
+    """An object as large as the image, whose polygon reaches beyond it, ends where the image does."""
+    beyond = (np.array([-9, -9, 99, -9, 99, 99, -9, 99], float),)
+    given = scenes(tmp_path, size, (0, 0, size[1], size[0]), crowd, beyond)
+    read, margins = TrainScenes(preprocess, (0.6, 2.0), masks=True), 0
+    for view in range(30):
+        with seeded(0, view):
+            image, marks = read(given, 0)
+        left, top, right, bottom = white_box(image)
+        [box] = marks.crowds if crowd else marks.boxes
+        assert box.tolist() == pytest.approx([left, top, right, bottom], abs=1e-4)
+        margins += (right - left, bottom - top) != (image.shape[2], image.shape[1])
+        for mask in marks.masks:
+            assert mask.sum() == mask[top:bottom, left:right].sum() == (right - left) * (bottom - top)
+    assert margins > 5
 
 
 def test_crowds_and_objects_without_masks_are_set_apart(tmp_path):
@@ -89,8 +109,8 @@ def test_crowds_and_objects_without_masks_are_set_apart(tmp_path):
     assert (len(marks.boxes), len(marks.crowds)) == (0, 1)
     bare = replace(given.objects[0], crowd=np.array([False]), segments=[None])
     frame = Frame(60, 90, 1, 1)
-    assert len(marks_of(bare, frame, (64, 128), masks=False).boxes) == 1
-    assert len(marks_of(bare, frame, (64, 128), masks=True).crowds) == 1
+    assert len(marks_of(bare, frame, (64, 128), (0, 0, 60, 90), masks=False).boxes) == 1
+    assert len(marks_of(bare, frame, (64, 128), (0, 0, 60, 90), masks=True).crowds) == 1
 
 
 def test_run_lengths_and_polygons_give_the_same_mask():

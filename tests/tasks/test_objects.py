@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval.core import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -115,6 +116,20 @@ def test_finding_everything_is_one(tmp_path, task):
         assert metrics["AP"] == metrics["segm"]["AP"] > 0.6  # a full 28x28 mask is not quite the box
     assert set(evaluation.per_class()) == {"tree"}
     json.dumps(metrics)
+
+
+def test_masks_of_boxes_that_reach_into_the_margin_keep_their_place():
+    """The left half of a box, half of which lies in the margin, is the whole of what is seen of it."""
+    outputs = torch.zeros(1, 100, 6 + 28 * 28)
+    outputs[0, 0, :6] = torch.tensor([32.0, 8, 64, 40, 0.9, 1])
+    outputs[0, 0, 6:].view(28, 28)[:, :14] = 1.0
+    [found] = Segment("ab").decode(outputs, [Frame(64, 48, 1.0, 1.0)])
+    assert found.boxes.tolist() == [[32, 8, 48, 40]]
+    drawn = mask.decode(found.masks[0])
+    assert drawn.shape == (64, 48)
+    rows, columns = drawn.nonzero()
+    assert np.abs(np.array([columns.min(), rows.min(), rows.max()]) - [32, 8, 39]).max() <= 1
+    assert columns.max() >= 46  # stretched over the cut box it would end at 40
 
 
 def test_finding_nothing_is_zero(tmp_path):

@@ -5,7 +5,6 @@ Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; for
 
 import hashlib
 import json
-import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from PIL import Image, UnidentifiedImageError
 
-from .decode import BadImage
+from .decode import BadImage, upright_size
+from .segments import Segment, enclosed, numbers, plausible, read_segment
 from .sources import TRAIN_NAMES, VAL_NAMES, DataError
 
 T = TypeVar("T")
@@ -26,9 +26,6 @@ SLACK = 1.0
 """Pixels that a box may reach beyond its image before that is told: annotators' rounding."""
 SMALL, MEDIUM = 32**2, 96**2
 """Areas in pixels up to which COCO calls an object small, and medium."""
-
-Segment = tuple[np.ndarray, ...] | dict[str, Any]
-"""An object's shape: polygons, each x, y, x, y, … in pixels; or COCO's run-length code, with `size` and `counts`."""
 
 
 @dataclass(frozen=True)
@@ -235,26 +232,26 @@ class _File:
     annotations: list[Any]
     problems: _Problems
 
-    def scenes(self, numbers: dict[int, int]) -> Scenes:
-        """With the objects, whose labels are `numbers` of their categories."""
+    def scenes(self, labels: dict[int, int]) -> Scenes:
+        """With the objects, whose labels are `labels` of their categories."""
         places = {id_: place for place, id_ in enumerate(self.ids)}
         rows: list[list[tuple[Any, ...]]] = [[] for _ in self.ids]
         seen: set[Any] = set()
         for row in self.annotations:
-            if (taken := self._object(row, places, numbers, seen)) is not None:
+            if (taken := self._object(row, places, labels, seen)) is not None:
                 place, parts = taken
                 rows[place].append(parts)
         return Scenes(self.images, self.ids, self.sizes, [_objects(parts) for parts in rows], self.bad)
 
     def _object(
-        self, row: Any, places: dict[int, int], numbers: dict[int, int], seen: set[Any]
+        self, row: Any, places: dict[int, int], labels: dict[int, int], seen: set[Any]
     ) -> tuple[int, tuple[Any, ...]] | None:
         """The image's place, and box, label, crowd, area and shape; None where it cannot be used."""
         add = self.problems.add
         if not isinstance(row, dict):
             return add("annotations are no JSON objects and left out", repr(row)[:40])
         about = f"annotation {row.get('id')}"
-        place, label = places.get(_key(row, "image_id")), numbers.get(_key(row, "category_id"))
+        place, label = places.get(_key(row, "image_id")), labels.get(_key(row, "category_id"))
         if place is None:
             return add(
                 "annotations are of images that are not listed and left out", f"{about} of {row.get('image_id')}"
@@ -263,7 +260,7 @@ class _File:
             return add(
                 "annotations are of categories that are not listed and left out", f"{about} of {row.get('category_id')}"
             )
-        box = _numbers(row.get("bbox"))
+        box = numbers(row.get("bbox"))
         if box is None or len(box) != 4:
             return add("boxes are not four numbers, and left out", about)
         if box[2] <= 0 or box[3] <= 0:
@@ -280,13 +277,19 @@ class _File:
         if (same := (place, label, *box, _key(row, "id"))) in seen:
             return add("annotations come twice and are taken once", about)
         seen.add(same)
-        shape = _segment(row.get("segmentation"), height, width)
+        shape = read_segment(row.get("segmentation"), height, width)
         if shape is None and row.get("segmentation"):
             add("masks are neither polygons nor run-length codes of their image's size, and not used", about)
-        area = row.get("area")
-        if not isinstance(area, int | float) or not area > 0:
-            area = (cut[2] - cut[0]) * (cut[3] - cut[1])
-        return place, (cut, label, bool(row.get("iscrowd")), area, shape)
+        crowd, area, boxed = bool(row.get("iscrowd")), row.get("area"), (cut[2] - cut[0]) * (cut[3] - cut[1])
+        if not isinstance(area, int | float) or (crowd and not area > 0):
+            area = boxed
+        elif not crowd and not plausible(area, shape, box[2] * box[3]):
+            stated, area = area, (enclosed(shape) if shape else 0) or boxed
+            add(
+                "areas contradict masks or boxes and are computed from these",
+                f"{about}: {stated:,.10g} instead of {area:,.10g}",
+            )
+        return place, (cut, label, crowd, area, shape)
 
 
 def _read(path: Path, root: Path) -> _File:
@@ -362,10 +365,10 @@ def _image_folder(rows: list[Any], path: Path, root: Path) -> Path:
 
 
 def _size(file: Path) -> tuple[tuple[int, int], str | None]:
-    """Height and width by the file's header, or why not."""
+    """Height and width of the upright image by the file's header, or why not."""
     try:
         with Image.open(file) as image:
-            return (image.height, image.width), None
+            return upright_size(image), None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         return (0, 0), " ".join(str(error).split())
 
@@ -406,28 +409,6 @@ def _key(row: dict[str, Any], name: str) -> Any:
     """A whole number; None for anything else."""
     value = row.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _numbers(value: Any) -> list[float] | None:
-    """A list of finite numbers, or None."""
-    if not isinstance(value, list) or not all(isinstance(x, int | float) and math.isfinite(x) for x in value):
-        return None
-    return [float(x) for x in value]
-
-
-def _segment(value: Any, height: int, width: int) -> Segment | None:
-    """None where it is no shape in an image of this size."""
-    if isinstance(value, dict):
-        size, counts = value.get("size"), value.get("counts")
-        if size != [height, width] or not isinstance(counts, str | list):
-            return None
-        if isinstance(counts, list) and (_numbers(counts) is None or sum(counts) != height * width):
-            return None
-        return {"size": size, "counts": counts}
-    if not isinstance(value, list):
-        return None
-    polygons = [points for part in value if (points := _numbers(part)) and len(points) >= 6 and len(points) % 2 == 0]
-    return tuple(np.array(points) for points in polygons) or None
 
 
 def _objects(rows: list[tuple[Any, ...]]) -> Objects:

@@ -251,6 +251,12 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width as `decode` gives them, by the header of an image that was opened and not yet decoded."""
+    turned = _orientation(image) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def _to_upright_rgb(image: Image.Image) -> Image.Image:
     """Our own image, which may be changed: no copy where nothing is to be turned."""
     ImageOps.exif_transpose(image, in_place=True)

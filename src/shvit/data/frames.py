@@ -13,8 +13,9 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import ColorJitter
 
 from ..errors import InputError
-from .coco import Objects, Scenes, Segment
+from .coco import Objects, Scenes
 from .decode import MAX_PIXELS, BadImage, Opened, Source, decode, open_small
+from .segments import Segment
 from .transforms import COARSEST, LONGER, Preprocess, on_canvas
 
 LEAST_VISIBLE, LEAST_SIDE = 0.2, 2.0
@@ -40,10 +41,12 @@ class Frame:
         scale, shift = self._factors(points.shape[-1])
         return (points * scale + shift).astype(points.dtype)
 
-    def to_image(self, boxes: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
-        """From pixels of the input to those of the image, cut off at its edges."""
+    def to_image(self, boxes: Float[Tensor, "n 4"], cut: bool = True) -> Float[Tensor, "n 4"]:
+        """From pixels of the input to those of the image, cut off at its edges if `cut`."""
         scale, shift = (torch.tensor(values) for values in self._factors(4))
         points = (boxes - shift) / scale
+        if not cut:
+            return points
         most = torch.tensor([self.width, self.height] * 2)
         return torch.minimum(points.clamp(min=0), most)
 
@@ -189,28 +192,40 @@ class TrainScenes:
         if self.color_jitter:
             cut = self.recolour(cut)
         canvas = on_canvas(cut[:, :0, :0], *(_round_up(side) for side in seen))
-        canvas[:, max(0, top) : max(0, top) + cut.shape[1], max(0, left) : max(0, left) + cut.shape[2]] = cut
-        marks = marks_of(scenes.objects[index], frame, (canvas.shape[1], canvas.shape[2]), self.masks)
+        shown = max(0, top), max(0, left), max(0, top) + cut.shape[1], max(0, left) + cut.shape[2]
+        canvas[:, shown[0] : shown[2], shown[1] : shown[3]] = cut
+        marks = marks_of(scenes.objects[index], frame, (canvas.shape[1], canvas.shape[2]), shown, self.masks)
         if self.flip and torch.rand(()) < self.flip:
             return canvas.flip(2), _mirrored(marks, canvas.shape[2])
         return canvas, marks
 
 
-def marks_of(objects: Objects, frame: Frame, size: tuple[int, int], masks: bool) -> Marks:
-    """An image's objects in an input of this height and width, but those of which too little is to be seen."""
+def marks_of(
+    objects: Objects, frame: Frame, size: tuple[int, int], shown: tuple[int, int, int, int], masks: bool
+) -> Marks:
+    """An image's objects in the network's input, without those of which too little is visible.
+
+    Args:
+        objects: In pixels of the image.
+        frame: Where the image lies in the input.
+        size: Height and width of the input.
+        shown: Top, left, bottom and right of the part of the input that shows the image; the rest is margin. Boxes and
+            masks end there.
+        masks: Whether to draw masks.
+    """
+    top, left, bottom, right = shown
     boxes = frame.to_input(objects.boxes)
-    inside = boxes.clip(0, np.array([size[1], size[0]] * 2, np.float32))
+    inside = boxes.clip(np.array([left, top] * 2, np.float32), np.array([right, bottom] * 2, np.float32))
     sides, whole = inside[:, 2:] - inside[:, :2], boxes[:, 2:] - boxes[:, :2]
     visible = (sides.min(1, initial=np.inf) >= LEAST_SIDE) & (sides.prod(1) >= LEAST_VISIBLE * whole.prod(1))
     crowd = objects.crowd | np.array([masks and segment is None for segment in objects.segments], bool)
     kept = np.flatnonzero(visible & ~crowd)
-    drawn = [rasterised(objects.segments[int(place)], frame, size) for place in kept] if masks else []
-    return Marks(
-        inside[kept],
-        objects.labels[kept],
-        inside[visible & crowd],
-        np.stack([np.zeros(size, np.uint8), *drawn])[1:] if masks else None,
-    )
+    drawn = np.zeros((len(kept), *size), np.uint8) if masks else None
+    if drawn is not None:
+        for number, place in enumerate(kept):
+            mask = rasterised(objects.segments[int(place)], frame, size)
+            drawn[number, top:bottom, left:right] = mask[top:bottom, left:right]
+    return Marks(inside[kept], objects.labels[kept], inside[visible & crowd], drawn)
 
 
 def rasterised(segment: Segment | None, frame: Frame, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

@@ -107,6 +107,10 @@ class MaskRCNN(Detector):
         """How many regions of each training image are learnt from."""
         self.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(regions, POSITIVE)
 
+    def find_from(self, score: float) -> None:
+        """Leave out objects up to this score; 0.05 in a new network."""
+        self.roi_heads.score_thresh = score
+
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
     ) -> Float[Tensor, "b 100 790"] | Float[Tensor, ""]:

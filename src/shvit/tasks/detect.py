@@ -16,6 +16,7 @@ from ..data.decode import MAX_PIXELS, Source
 from ..data.frames import EvalScenes, Frame, Marks, TrainScenes, Truth, read_whole
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
+from ..engines.base import Runnable
 from ..errors import Failure
 from ..model.detector import Target
 from .base import Gather, Predict, alone
@@ -61,6 +62,10 @@ class Detect:
     def fast_reader(self, preprocess: Preprocess) -> Callable[[Source], tuple[UInt8[Tensor, "3 h w"], Frame]]:
         """What `Predictor` reads with."""
         return partial(read_whole, preprocess=preprocess)
+
+    def finding_from(self, model: Runnable, threshold: float) -> Runnable:
+        """The model whose outputs hold all objects with scores from `threshold` on. Raises InputError."""
+        return model
 
     def eval_batch(self, batch_size: int, processes: int) -> int:
         return min(batch_size, 8 * processes)

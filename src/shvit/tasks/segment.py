@@ -1,6 +1,8 @@
 """Instance segmentation: a box, a class and a mask for each object, by Mask R-CNN."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -8,8 +10,11 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 
 from ..data.frames import Frame
+from ..engines.base import Runnable
+from ..errors import InputError
 from ..model.mask_rcnn import MASK_SIDE
-from .detect import Detect
+from ..modelfile import ModelFile
+from .detect import THRESHOLD, Detect
 from .objects import Detections, RunLengths, encode
 
 REGIONS = 512
@@ -36,6 +41,23 @@ class Segment(Detect):
         super().ready(network)
         network.learn_from(self.regions)
 
+    def finding_from(self, model: Runnable, threshold: float) -> Runnable:
+        """The network itself drops objects below a score of 0.05: for a lower threshold a copy that keeps them.
+
+        Raises:
+            InputError: The model is an exported file, which cannot be changed.
+        """
+        if threshold >= THRESHOLD:
+            return model
+        if not isinstance(model, ModelFile):
+            raise InputError(
+                f"{model.path} holds no objects with scores below {THRESHOLD}: threshold must be at least {THRESHOLD} "
+                f"for exported files of Mask R-CNN, got {threshold}"
+            )
+        network: Any = copy.deepcopy(model.model)
+        network.find_from(threshold)
+        return replace(model, model=network)
+
     def signal(self, outputs: Float[Tensor, "b 100 790"]) -> Float[Tensor, "b 100"]:
         """The scores, best first: a row need not be the same object in both."""
         return outputs[..., 4]
@@ -45,7 +67,8 @@ class Segment(Detect):
         boxes = frame.to_image(outputs[:, :4])
         kept = (outputs[:, 4] >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         rows = outputs[kept]
-        masks = _pasted(rows[:, 6:].view(-1, 1, MASK_SIDE, MASK_SIDE), boxes[kept], frame)
+        whole = frame.to_image(rows[:, :4], cut=False)  # what a mask is stretched over
+        masks = _pasted(rows[:, 6:].view(-1, 1, MASK_SIDE, MASK_SIDE), whole, frame)
         return Detections(boxes[kept], rows[:, 4], rows[:, 5].long(), masks)
 
 
