@@ -3,6 +3,7 @@
 Threads decode images into batches while others run the engine: decoding and engines leave Python's lock to others.
 """
 
+import copy
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -22,7 +23,7 @@ from . import engines
 from .data.decode import BadImage
 from .data.frames import Frame
 from .data.loader import stack
-from .engines import Runnable
+from .engines import Exported, Runnable
 from .errors import InputError
 from .pretrained import load
 from .tasks import task_of
@@ -110,11 +111,22 @@ class Predictor:
             self.at_once = min(cores(), MAX_AT_ONCE)
             threads = cores() // self.at_once
         self._task = task_of(model_file)
-        if not isinstance(self._task, Classify):
-            model_file = self._task.finding_from(model_file, threshold)
-        self.engine = engines.load(model_file, engine, precision, device, threads)
+        self.engine = engines.load(self._finding_from(model_file, threshold), engine, precision, device, threads)
         self.threshold = threshold
         self._read = self._task.fast_reader(model_file.preprocess)
+
+    def _finding_from(self, model: Runnable, threshold: float) -> Runnable:
+        """The model, or a copy that gives objects of lower scores than usual. Raises InputError for exported files."""
+        if isinstance(self._task, Classify) or threshold >= self._task.least_score:
+            return model
+        if isinstance(model, Exported):
+            least = self._task.least_score
+            raise InputError(
+                f"threshold must be at least {least} for {model.path}, which holds none below: got {threshold}"
+            )
+        network: Any = copy.deepcopy(model.model)
+        network.find_from(threshold)
+        return replace(model, model=network)
 
     def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Prediction]:
         """One prediction for each image, in order; a single image gives a list of one."""

@@ -16,7 +16,6 @@ from ..data.decode import MAX_PIXELS, Source
 from ..data.frames import EvalScenes, Frame, Marks, TrainScenes, Truth, read_whole
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
-from ..engines.base import Runnable
 from ..errors import Failure
 from ..model.detector import Target
 from .base import Gather, Predict, alone
@@ -40,6 +39,8 @@ class Detect:
     detector: ClassVar[str] = "retinanet"
     headline = "AP"
     kinds: ClassVar[tuple[str, ...]] = ("bbox",)
+    least_score: ClassVar[float] = 0.0
+    """The score from which the network gives objects; a network with `find_from` can be told another one."""
 
     def __init__(self, classes: Sequence[str], frozen_norms: bool = False) -> None:
         check_tools()
@@ -62,10 +63,6 @@ class Detect:
     def fast_reader(self, preprocess: Preprocess) -> Callable[[Source], tuple[UInt8[Tensor, "3 h w"], Frame]]:
         """What `Predictor` reads with."""
         return partial(read_whole, preprocess=preprocess)
-
-    def finding_from(self, model: Runnable, threshold: float) -> Runnable:
-        """The model whose outputs hold all objects with scores from `threshold` on. Raises InputError."""
-        return model
 
     def eval_batch(self, batch_size: int, processes: int) -> int:
         return min(batch_size, 8 * processes)

@@ -1,8 +1,6 @@
 """Instance segmentation: a box, a class and a mask for each object, by Mask R-CNN."""
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -10,10 +8,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 
 from ..data.frames import Frame
-from ..engines.base import Runnable
-from ..errors import InputError
 from ..model.mask_rcnn import MASK_SIDE
-from ..modelfile import ModelFile
 from .detect import THRESHOLD, Detect
 from .objects import Detections, RunLengths, encode
 
@@ -32,6 +27,7 @@ class Segment(Detect):
     name: ClassVar[str] = "segment"
     detector: ClassVar[str] = "mask_rcnn"
     kinds: ClassVar[tuple[str, ...]] = ("bbox", "segm")
+    least_score: ClassVar[float] = THRESHOLD
 
     def __init__(self, classes: Sequence[str], frozen_norms: bool = False, regions: int = REGIONS) -> None:
         super().__init__(classes, frozen_norms)
@@ -40,23 +36,6 @@ class Segment(Detect):
     def ready(self, network: Any) -> None:
         super().ready(network)
         network.learn_from(self.regions)
-
-    def finding_from(self, model: Runnable, threshold: float) -> Runnable:
-        """The network itself drops objects below a score of 0.05: for a lower threshold a copy that keeps them.
-
-        Raises:
-            InputError: The model is an exported file, which cannot be changed.
-        """
-        if threshold >= THRESHOLD:
-            return model
-        if not isinstance(model, ModelFile):
-            raise InputError(
-                f"{model.path} holds no objects with scores below {THRESHOLD}: threshold must be at least {THRESHOLD} "
-                f"for exported files of Mask R-CNN, got {threshold}"
-            )
-        network: Any = copy.deepcopy(model.model)
-        network.find_from(threshold)
-        return replace(model, model=network)
 
     def signal(self, outputs: Float[Tensor, "b 100 790"]) -> Float[Tensor, "b 100"]:
         """The scores, best first: a row need not be the same object in both."""
