@@ -5,15 +5,18 @@ import json
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import shvit
-from conftest import picture, tiny_architecture, write_pictures
+from conftest import picture, tiny_architecture, trained_looking, write_pictures
 from shvit.data.transforms import Preprocess
 from shvit.engines.torch import gpu_failures
-from shvit.errors import notice
+from shvit.errors import InputError, notice
 from shvit.modelfile import ModelFile
 
 
@@ -203,6 +206,53 @@ def test_wrong_input_is_one_line(run, folder, model, tmp_path, arguments, reason
     filled = [argument.format(folder=folder, tmp=tmp_path, model=model) for argument in arguments]
     assert reason in refused(run(*filled))
     assert not (tmp_path / "x").exists()
+
+
+def by_brightness():
+    """A network of 32 pixels that answers 0 for what is nearer to black, and 1 for what is nearer to white."""
+    network = trained_looking(tiny_architecture().build())
+    extremes = torch.stack([torch.full((3, 32, 32), value) for value in (-1.0, 1.0)])
+    with torch.inference_mode():
+        black, white = network.head.norm(network.features(extremes)[-1].mean((2, 3)))
+    way = (white - black).clone()
+    network.head.linear.weight.data = torch.stack([-way, way])
+    network.head.linear.bias.data = torch.tensor([1.0, -1.0]) * (way @ (white + black) / 2)
+    return network
+
+
+def test_whole_images_or_their_centre_are_judged_as_the_file_or_the_flag_says(run, tmp_path):
+    """Wide images whose class shows at the edges alone, to a network that answers by brightness."""
+    for label, grey in (("dark", 0), ("light", 255)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.full((20, 60, 3), 127 + number, np.uint8)
+            pixels[:, :15] = pixels[:, 45:] = grey
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{number}.png")
+    network = by_brightness()
+    crop, squash = tmp_path / "crop.safetensors", tmp_path / "squash.safetensors"
+    shvit.save(ModelFile(network, ("dark", "light"), Preprocess(32)), crop)
+    shvit.save(ModelFile(network, ("dark", "light"), Preprocess(32, fit="squash")), squash)
+
+    def top1(model, *flags):
+        code, text, _ = run("eval", model, tmp_path / "data", "--engine", "torch", "--json", "--workers", 0, *flags)
+        assert code == 0
+        return json.loads(text)["top1"], json.loads(text)["fit"]
+
+    assert top1(crop) == top1(squash, "--fit", "crop") == (0.5, "crop")
+    assert top1(squash) == top1(crop, "--fit", "squash") == (1.0, "squash")
+    _, text, _ = run("predict", squash, tmp_path / "data", "--engine", "torch", "--json", "--top-k", 1)
+    assert [row["labels"] for row in json.loads(text)["predictions"]] == [["dark"]] * 3 + [["light"]] * 3
+
+
+def test_an_export_at_another_size_reads_images_as_the_model_does(run, tiny, tmp_path, monkeypatch):
+    def refuse(model_file, *_, **__):
+        raise InputError(f"the preprocess is {model_file.preprocess}")
+
+    monkeypatch.setattr("shvit.export.export", refuse)
+    for fit in ("crop", "squash"):
+        shvit.save(replace(tiny, preprocess=Preprocess(32, fit=fit)), tmp_path / "m.safetensors")
+        _, _, err = run("export", tmp_path / "m.safetensors", "--format", "onnx", "--image-size", 64)
+        assert f"fit='{fit}'" in err
 
 
 def test_too_many_bad_images_is_a_failure(run, folder, model, tmp_path):

@@ -196,6 +196,7 @@ def evaluate(
     batch_size: int | None = None,
     workers: Workers = 2,
     split: Literal["auto", "train", "val", "all"] = "auto",
+    fit: Literal["crop", "squash"] | None = None,
     out: Path | None = None,
     json: Json = False,
 ) -> None:
@@ -214,11 +215,14 @@ def evaluate(
         Images that run at once; default: 64, and 8 of a detector.
     split
         auto: the validation images, or all where the data is one pile that the model was not trained on.
+    fit
+        What a classifier sees of an image. crop: the centre. squash: the whole image, resized to a square, as the
+        authors evaluate fine-tuned networks. Default: what the model file says.
     out
         A folder for metrics.json, per_class.csv and, of classifiers, confusion.csv and confusion.png.
     """
     from . import engines
-    from .evaluate import divided_as_trained, write_report
+    from .evaluate import divided_as_trained, seen_as, write_report
     from .evaluate import evaluate as run
     from .files import check_folder
     from .pretrained import load
@@ -226,7 +230,7 @@ def evaluate(
     console = _console(json)
     if out:
         check_folder(out)
-    model_file = load(model)
+    model_file = seen_as(load(model), fit)
     source = divided_as_trained(data, model_file)
     runner = engines.load(model_file, engine, precision, device, threads)
     at_once = (64 if model_file.task == "classify" else 8) if batch_size is None else batch_size
@@ -238,6 +242,7 @@ def evaluate(
         "data": str(data),
         "engine": runner.name,
         "precision": runner.precision,
+        "fit": model_file.preprocess.fit,
         "files": [str(path) for path in files],
     }
     _finish(json, {**report.to_dict(), **about})
@@ -455,7 +460,7 @@ def export(
     model_file = load_model(model)
     kind = format_of(format, model_file.task)
     if image_size is not None:
-        fit = "crop" if model_file.task == "classify" else "whole"
+        fit = model_file.preprocess.fit if model_file.task == "classify" else "whole"
         model_file = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size, fit=fit))
     source = divided_as_trained(calibrate, model_file) if calibrate else None
     usual = writable_precisions(model_file.task, format)[0]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,15 @@ def divided_as_trained(data: str | Path, model_file: Runnable) -> Any:
     for text in source.warnings:
         notice(text)
     return source
+
+
+def seen_as(model: Runnable, fit: str | None) -> Runnable:
+    """The model, with another `Preprocess.fit`; None leaves it. Raises InputError for a detector."""
+    if fit is None:
+        return model
+    if model.task != "classify":
+        raise InputError(f"--fit is for classifiers, and this model's task is {model.task}")
+    return replace(model, preprocess=replace(model.preprocess, fit=fit))
 
 
 def evaluate(

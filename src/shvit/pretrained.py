@@ -199,7 +199,8 @@ def default_preprocess(model: Model, image_size: int | None = None) -> Preproces
         return Preprocess(image_size or model.image_size)
     cfg = model.pretrained_cfg
     interpolation = cfg["interpolation"] if cfg["interpolation"] in INTERPOLATIONS else "bicubic"
-    return Preprocess(image_size or model.image_size, cfg["crop_pct"], interpolation, cfg["mean"], cfg["std"])
+    fit = "squash" if cfg.get("crop_mode") == "squash" and cfg["crop_pct"] == 1 else "crop"
+    return Preprocess(image_size or model.image_size, cfg["crop_pct"], interpolation, cfg["mean"], cfg["std"], fit)
 
 
 def _published(name: str) -> ModelFile:

@@ -10,6 +10,7 @@ import timm.data
 import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms.v2 import InterpolationMode, Resize
 
 from conftest import picture
 from shvit.data.decode import BadImage, decode
@@ -50,6 +51,25 @@ def test_pixels_are_those_of_timms_transform(size, crop, interpolation):
         mean, most = difference(source, Preprocess(64, crop, interpolation))
         assert mean < 0.3  # noise, which rounding between the two directions moves more than photographs
         assert most <= 2
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 200), (1000, 40), (37, 38), (500, 333)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_squashed_images_are_whole_and_resized_to_the_square(size, interpolation):
+    preprocess = Preprocess(64, 0.875, interpolation, fit="squash")
+    image = picture(100, size=size)
+    resize = Resize((64, 64), InterpolationMode(interpolation))
+    expected = torch.from_numpy(np.array(resize(image))).permute(2, 0, 1)
+    assert torch.equal(eval_transform(preprocess)(image), expected)
+    for source in (image, jpeg(image)):
+        mean, most = difference(source, preprocess)
+        assert mean < 0.3
+        assert most <= 2
+
+
+def test_large_photographs_are_squashed_fast_to_nearly_the_same_pixels():
+    smooth = picture(110, size=(9, 12)).resize((1600, 900), Image.Resampling.BICUBIC)
+    assert difference(jpeg(smooth), Preprocess(64, fit="squash"))[0] < 1
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "lanczos"])

@@ -131,6 +131,25 @@ def test_stopped_and_resumed_equals_uninterrupted(folder, start, tmp_path, monke
     ]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "chosen", "fit"),
+    [
+        ("highres", None, "squash"),
+        ("highres", "crop", "crop"),
+        ("finetune", None, "crop"),
+        ("finetune", "squash", "squash"),
+    ],
+)
+def test_the_model_file_says_what_the_network_is_judged_on(folder, start, tmp_path, monkeypatch, recipe, chosen, fit):
+    monkeypatch.setattr(loop.Trainer, "train_step", lambda *_: None)
+    settings = {"epochs": 1, "batch_size": 8, "image_size": 32, "eval_fit": chosen}
+    train(folder, start, recipe, tmp_path / "run", settings=settings, device="cpu", workers=0)
+    trained = tmp_path / "run" / "best.safetensors"
+    assert shvit.load(trained).preprocess.fit == fit
+    train(folder, str(trained), out=tmp_path / "more", settings=settings | {"eval_fit": None}, device="cpu", workers=0)
+    assert shvit.load(tmp_path / "more" / "best.safetensors").preprocess.fit == fit
+
+
 @pytest.mark.parametrize("warmup", [False, True])
 def test_the_decay_of_the_average_is_the_recipes(folder, start, tmp_path, monkeypatch, warmup):
     """Of weights and buffers, against the sum written out."""

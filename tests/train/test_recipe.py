@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import shvit
 from shvit.errors import InputError
+from shvit.model.architecture import Architecture
+from shvit.modelfile import ModelFile
 from shvit.train.budget import choices, fit
+from shvit.train.idle import refuse_idle
 from shvit.train.recipe import RECIPES, TASK_RECIPES, Recipe, finetune, scratch
-from shvit.train.run import make_recipe
+from shvit.train.run import _planned, make_recipe, train, variant_of
 
 IMAGENET = 1_281_167
 ROOT = Path(__file__).parents[2]
@@ -156,6 +160,49 @@ def test_fine_tuning_is_gentler():
         fit(finetune(), 5000).effective_rate
         < fit(replace(scratch(), epochs=20, warmup_epochs=1, cooldown_epochs=0), 5000).effective_rate / 5
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "where"),
+    [({"schedule": "step", "min_rate": 1e-6}, "--min-rate has", "with --schedule step"),
+     ({"schedule": "step", "min_rate": 1e-5, "cooldown_epochs": 0.0}, "--min-rate and --cooldown-epochs have",
+      "with --schedule step"),
+     ({"schedule": "step", "schedule_by": "step"}, "--schedule-by has", "with --schedule step"),
+     ({"min_rate": 1.0}, "--min-rate has", "above the effective learning rate"),
+     ({"warmup_rate": 1.0}, "--warmup-rate has", "above the effective learning rate"),
+     ({"warmup_epochs": 0.0, "warmup_rate": 1e-6}, "--warmup-rate has", "with --warmup-epochs 0"),
+     ({"temperature": 2.0}, "--temperature has", "without a --teacher"),
+     ({"distillation": "hard"}, "--distillation has", "without a --teacher"),
+     ({"distillation_share": 0.5}, "--distillation-share has", "without a --teacher"),
+     ({"teacher": "x", "temperature": 2.0}, "--temperature has", "with --distillation hard"),
+     ({"ema": 0.0, "ema_warmup": True}, "--ema-warmup has", "with --ema 0"),
+     ({"rand_augment": 9, "color_jitter": 0.4}, "--color-jitter has", "with RandAugment"),
+     ({"val_share": 0.2}, "--val-share has", "on data that has validation images of its own")],
+    ids=str,
+)  # fmt: skip
+def test_a_named_setting_without_effect_is_refused(folder, tmp_path, settings, flags, where):
+    with pytest.raises(InputError, match=f"^{flags} no effect {where}"):
+        train(folder, "shvit_s1", out=tmp_path / "run", settings=settings, workers=0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"schedule": "step"}, {"epochs": 10, "color_jitter": 0.4}, {"color_jitter": 0.0, "rand_augment": 9},
+     {"ema": 0.0}, {"warmup_epochs": 0.0}, {"teacher": "x", "distillation_share": 0.1}, {"rate": 1e-7}],
+    ids=str,
+)  # fmt: skip
+def test_settings_with_an_effect_and_what_nobody_named_are_not(settings):
+    refuse_idle(fit(make_recipe("scratch", "shvit_s1", settings), 30, frozenset(settings)), settings)
+
+
+@pytest.mark.parametrize("name", ["shvit_s4", "timm/shvit_s4"])
+def test_weight_decay_follows_the_network_whatever_its_file_is_called(folder, tmp_path, name):
+    shvit.save(ModelFile(Architecture(name, 2).build(), ("dark", "light")), tmp_path / "best.safetensors")
+    for model in (name, str(tmp_path / "best.safetensors")):
+        plan = _planned(folder, None, model, None, {"epochs": 1, "batch_size": 2048, "image_size": 64})
+        assert plan.recipe.weight_decay == 0.03
+    assert make_recipe("scratch", variant_of(f"{name}.in1k"), {}).weight_decay == 0.03
 
 
 def test_runs_begun_before_a_field_existed_go_on_as_they_were():

@@ -116,7 +116,7 @@ def _of_task(model: Runnable, name: str, task: str) -> Runnable:
 
 
 def _at_size(model_file: Runnable, image_size: int | None) -> Runnable:
-    fit = "crop" if model_file.task == "classify" else "whole"
+    fit = model_file.preprocess.fit if model_file.task == "classify" else "whole"
     changed = replace(model_file.preprocess, image_size=image_size or model_file.preprocess.image_size, fit=fit)
     return replace(model_file, preprocess=changed)
 

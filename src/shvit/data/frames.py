@@ -83,8 +83,8 @@ class Truth:
 
 def check_fit(preprocess: Preprocess) -> None:
     """Raises InputError for an input that a detector cannot take."""
-    if preprocess.fit == "crop":
-        raise InputError("a detector sees whole images: fit must be whole or shorter, got crop")
+    if preprocess.fit not in ("whole", "shorter"):
+        raise InputError(f"a detector sees whole images: fit must be whole or shorter, got {preprocess.fit}")
     if preprocess.fit == "whole" and preprocess.image_size % COARSEST:
         raise InputError(
             f"image_size of a detector must be a multiple of {COARSEST} pixels, got {preprocess.image_size}"

@@ -23,7 +23,7 @@ from .decode import MAX_PIXELS, Opened, Pixels, Source, decode, decode_small, op
 from .warp import FASTER
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
-FITS = ("crop", "whole", "shorter")
+FITS = ("crop", "squash", "whole", "shorter")
 COARSEST = 64
 """Sides of what a detector sees are multiples of this, in pixels: the stride of SHViT's last map."""
 LONGER = 5 / 3
@@ -55,8 +55,9 @@ class Preprocess:
     """Subtracted from each channel, whose values go from 0 to 1."""
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     fit: str = "crop"
-    """`crop`: the centre is seen. For detectors, all is: `whole` makes the longer side `image_size`; `shorter` the
-    shorter one, or less where the longer one would be more than 5/3 of that."""
+    """Of classifiers `crop`, the centre, or `squash`, the whole image resized to the square without keeping its shape,
+    whatever `crop` is. Detectors see whole images: `whole` makes the longer side `image_size`; `shorter` the shorter
+    one, or less where the longer one would be more than 5/3 of that."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int) or self.image_size < 32:
@@ -124,11 +125,16 @@ def per_channel(values: tuple[float, ...]) -> Float[Tensor, "1 c 1 1"]:
 
 
 def eval_transform(preprocess: Preprocess) -> Transform:
-    """Shorter side to `image_size / crop` with antialiasing, then the centre square: timm's evaluation transform."""
+    """timm's evaluation transform, with antialiasing.
+
+    Shorter side to `image_size / crop`, then the centre square; of fit `squash`, both sides to `image_size`.
+    """
+    squash = preprocess.fit == "squash"
     to_pixels: Any = create_transform(
         preprocess.image_size,
         interpolation=preprocess.interpolation,
-        crop_pct=preprocess.crop,
+        crop_pct=1.0 if squash else preprocess.crop,
+        crop_mode="squash" if squash else "center",
         use_prefetcher=True,
     )
     return Compose([to_pixels, torch.as_tensor])
@@ -158,9 +164,13 @@ def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor
         transform = eval_transform(preprocess)
         return lambda source: transform(decode(source))
     side = preprocess.image_size
-    shorter = math.floor(side / preprocess.crop)
+    squash = preprocess.fit == "squash"
+    shorter = side if squash else math.floor(side / preprocess.crop)
 
     def to_pixels(source: Source) -> UInt8[Tensor, "3 h w"]:
+        if squash:
+            values = _channels_first(decode_small(source, SHRINK_UNTIL * side))
+            return interpolate(values, (side, side), mode=preprocess.interpolation, antialias=True)[0]
         return _resize_crop(decode_small(source, SHRINK_UNTIL * shorter), shorter, side, preprocess.interpolation)
 
     return to_pixels
@@ -172,10 +182,13 @@ def _resize_crop(image: Pixels, shorter: int, side: int, interpolation: str) -> 
     height, width = (int(shorter * length / least) for length in (image.height, image.width))
     # the least bit more, or rounding might lose the last row
     factors = [(1 + 1e-6) * new / old for new, old in ((height, image.height), (width, image.width))]
-    values = torch.from_numpy(image.values)[None].permute(0, 3, 1, 2)  # numpy's [None] has strides that are slower
-    resized = interpolate(values, scale_factor=factors, mode=interpolation, antialias=True)
+    resized = interpolate(_channels_first(image), scale_factor=factors, mode=interpolation, antialias=True)
     top, left = (round((length - side) / 2) for length in (height, width))
     return resized[0, :, top : top + side, left : left + side]
+
+
+def _channels_first(image: Pixels) -> UInt8[Tensor, "1 3 h w"]:
+    return torch.from_numpy(image.values)[None].permute(0, 3, 1, 2)  # numpy's [None] has strides that are slower
 
 
 @dataclass(frozen=True)
@@ -270,4 +283,4 @@ def _part(image: Opened, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
     down, across = pixels.height / image.height, pixels.width / image.width
     rows = slice(round(down * box.top), round(down * (box.top + box.height)))
     columns = slice(round(across * box.left), round(across * (box.left + box.width)))
-    return torch.from_numpy(pixels.values)[None].permute(0, 3, 1, 2)[..., rows, columns]
+    return _channels_first(pixels)[..., rows, columns]

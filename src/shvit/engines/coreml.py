@@ -164,6 +164,8 @@ def _input_description(preprocess: Preprocess) -> str:
     side, resized = preprocess.image_size, math.floor(preprocess.image_size / preprocess.crop)
     if preprocess.fit == "whole":
         return f"A whole image, its longer side made {side} pixels long, in the upper left corner of a square"
+    if preprocess.fit == "squash":
+        return f"A whole image, resized to {side} x {side} pixels ({preprocess.interpolation}, with antialiasing)"
     return (
         f"The middle {side} x {side} pixels of an image whose shorter side was made {resized} pixels long "
         f"({preprocess.interpolation}, with antialiasing)"

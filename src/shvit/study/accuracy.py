@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..tasks.classify import Classify
 from ..train.budget import fit
 from ..train.report import Reporter
-from ..train.run import RECORD, make_recipe, recorded
+from ..train.run import RECORD, make_recipe, recorded, variant_of
 from ..train.run import train as run_training
 
 
@@ -36,7 +36,7 @@ class Training:
         if self.seeds < 1:
             raise InputError(f"--seeds must be at least 1, got {self.seeds}")
         named = {"epochs": self.epochs, **self.settings}
-        recipe = make_recipe("scratch", model, named, "classify")
+        recipe = make_recipe("scratch", variant_of(model), named, "classify")
         source = Classify.open(self.data, recipe.seed, recipe.val_share)
         source.check_trainable()
         decay = fit(recipe, len(source.train), frozenset(named)).weight_decay

@@ -26,6 +26,7 @@ from ..tasks.detect import Detect
 from ..tasks.segment import Segment
 from .budget import Choice, choices, fit
 from .distill import AnswerCache, Distill, Teacher
+from .idle import refuse_idle
 from .loop import SAVE_EVERY, Result, Trainer
 from .profile import Profile
 from .profile import profile as measure
@@ -105,8 +106,8 @@ def train(
         reporter = reporter if reporter and world.leads else Reporter()
         for warning in (*plan.source.warnings, *plan.warnings()):
             reporter.warn(warning)
-        reporter.fitted(plan.choices, len(plan.source.train), plan.recipe.epochs)
         trainer = _trainer(plan, how, out, device, reporter, world)
+        reporter.fitted(plan.choices, len(plan.source.train), plan.recipe.epochs)
         if not resume:
             if world.leads:
                 world.begin(run)
@@ -173,11 +174,13 @@ def _planned(
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}: allowed are {', '.join(TASKS)}")
     named = {key: value for key, value in settings.items() if value is not None}
-    draft = make_recipe(recipe or TASK_RECIPES[task][0], model, named, task)
+    variant = variant_of(model)
+    draft = make_recipe(recipe or TASK_RECIPES[task][0], variant, named, task)
     source = _opened(data, task, draft)
     images = len(source.train)
     chosen = fit(draft, images, frozenset(named))
-    made = choices(make_recipe(chosen.name, model, {}, task), chosen, images, named)
+    refuse_idle(chosen, named, source.drawn)
+    made = choices(make_recipe(chosen.name, variant, {}, task), chosen, images, named)
     return Plan(model, chosen, source, starting_point(model, source, chosen, task), made)
 
 
@@ -272,8 +275,14 @@ def make_object_task(task: str, classes: tuple[str, ...], recipe: Recipe) -> Tas
     return Detect(classes, recipe.frozen_norms)
 
 
-def make_recipe(name: str, model: str, settings: Mapping[str, Any], task: str = "classify") -> Recipe:
-    """The recipe of this name for this model, with these fields set. Raises InputError for what does not exist."""
+def variant_of(model: str) -> str:
+    """What recipes know the network by: what a model file says, whatever the file is called; else the plain name."""
+    name = load_model(model).architecture.name if Path(model).is_file() else model
+    return name.removeprefix(TIMM_PREFIX).partition(".")[0]
+
+
+def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str = "classify") -> Recipe:
+    """The recipe of this name for this variant, with these fields set. Raises InputError for what does not exist."""
     if name not in TASK_RECIPES[task]:
         raise InputError(f"unknown recipe {name!r} of task {task}: allowed are {', '.join(TASK_RECIPES[task])}")
     allowed = {
@@ -283,7 +292,7 @@ def make_recipe(name: str, model: str, settings: Mapping[str, Any], task: str = 
         raise InputError(
             f"a recipe of task {task} has no {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(allowed))}"
         )
-    base = RECIPES[name](model.removesuffix(".in1k"))
+    base = RECIPES[name](variant)
     shorter = {}
     if "epochs" in settings:  # fewer epochs than the published warm-up are allowed, with as much less of it
         share = min(1.0, settings["epochs"] / base.epochs)
@@ -342,6 +351,7 @@ def _starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
     else:
         network = create_model(model, count, distilled=recipe.teacher is not None and not model.startswith(TIMM_PREFIX))
         preprocess = default_preprocess(network, recipe.image_size)
+    preprocess = replace(preprocess, fit=recipe.eval_fit or preprocess.fit)
     cost(network, (preprocess.image_size, preprocess.image_size))  # refuses what timm's model cannot take
     return ModelFile(network, source.classes, preprocess)
 
