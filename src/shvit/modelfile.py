@@ -45,8 +45,13 @@ class ModelFile:
 
     def __post_init__(self) -> None:
         if self.model.architecture is None:
-            raise InputError("the network has no description; build it with shvit.create_model")
+            raise InputError(
+                "The network was put together by hand or pruned, so a model file cannot describe it. "
+                "Build it with shvit.create_model."
+            )
         count = self.model.architecture.num_classes
+        if not count:
+            raise InputError("The network has no classifier (num_classes=0). A model file needs at least one class.")
         if len(self.classes) != count:
             raise InputError(f"{len(self.classes)} class names for a network of {count} classes")
 

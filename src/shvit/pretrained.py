@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import engines
 from .data.transforms import INTERPOLATIONS, Preprocess
@@ -18,6 +18,8 @@ from .model.architecture import TIMM_PREFIX, Architecture, Model, is_network, va
 from .model.config import VARIANTS
 from .model.detector import Detector
 from .model.peer import TimmModel, named_arguments, pretrained_cfg
+from .model.shvit import SHViT
+from .model.timm_interface import check_pool, chosen_stages
 from .modelfile import ModelFile, ModelFileError
 from .modelfile import load as load_file
 
@@ -78,54 +80,178 @@ def from_official(state_dict: dict[str, Any]) -> StateDict:
     return from_timm({_authors_to_timm(key): value for key, value in state_dict.get("model", state_dict).items()})
 
 
+@overload
 def create_model(
-    name: str, num_classes: int = 1000, pretrained: bool = False, *, in_channels: int = 3, distilled: bool = False
-) -> Model:
-    """A network by name, in training mode.
+    name: str,
+    num_classes: int = 1000,
+    pretrained: bool = False,
+    *,
+    in_channels: int = 3,
+    in_chans: int | None = None,
+    distilled: bool = False,
+    features_only: Literal[False] = False,
+    global_pool: str | None = None,
+    drop_path_rate: float = 0.0,
+    checkpoint_path: str | Path = "",
+) -> Model: ...
+@overload
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    pretrained: bool = False,
+    *,
+    in_channels: int = 3,
+    in_chans: int | None = None,
+    features_only: Literal[True],
+    out_indices: int | tuple[int, ...] | None = None,
+    drop_path_rate: float = 0.0,
+    checkpoint_path: str | Path = "",
+) -> nn.Module: ...
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    pretrained: bool = False,
+    *,
+    in_channels: int = 3,
+    in_chans: int | None = None,
+    distilled: bool = False,
+    features_only: bool = False,
+    out_indices: int | tuple[int, ...] | None = None,
+    global_pool: str | None = None,
+    drop_path_rate: float = 0.0,
+    checkpoint_path: str | Path = "",
+) -> Model | nn.Module:
+    """A network by name, in training mode. The arguments are timm's.
 
     Args:
         name: `shvit_s1` to `shvit_s4`; `timm/NAME` for any model of timm; `shvit_s1.in1k` and so on for published
             weights, which is the same as `shvit_s1` with `pretrained`.
-        num_classes: Logits an image gets. Where it is not 1000, pretrained weights are taken for all but the head.
+        num_classes: Logits an image gets. Where it is not 1000, pretrained weights are taken for all but the head. 0:
+            no classifier; the network returns pooled features, and cannot be saved as a model file.
         pretrained: Download the published ImageNet-1K weights, or take them from the cache.
-        in_channels: Channels of an image; published weights have 3.
+        in_channels: Channels of an image. Where it is not 3, the first convolution's pretrained weights are summed
+            (1 channel) or repeated and scaled, as timm does.
+        in_chans: timm's name for `in_channels`.
         distilled: Add the second head that a teacher trains; it is fresh even where the rest is pretrained.
+        features_only: Return timm's `FeatureListNet`: it gives a list of maps, and says in `feature_info` which. It
+            has no classifier, whatever `num_classes`, and cannot be saved as a model file.
+        out_indices: With `features_only`: stages to return, counted from 0, or the number of last ones. Default: all.
+        global_pool: How the last map becomes one vector. SHViT has `avg`, and an empty string, which returns the map
+            and needs `num_classes=0`. Default: the model's own.
+        drop_path_rate: Stochastic depth in training, from 0 in the first block to this in the last.
+        checkpoint_path: A model file whose weights the network starts from; its classes must be as many.
 
     Raises:
-        InputError: An unknown name, or weights that cannot be had; the message says what to do.
+        InputError: An unknown name, arguments that exclude one another, or weights that cannot be had.
     """
     published = name in PUBLISHED_TOP1
-    architecture = Architecture(name.removesuffix(".in1k") if published else name, num_classes, in_channels, distilled)
-    if not (pretrained or published):
-        return architecture.build()
-    if in_channels != 3:
-        raise InputError(f"published weights are for 3 input channels, not {in_channels}")
-    return transfer(
-        load_model(name if published or name.startswith(TIMM_PREFIX) else f"{name}.in1k").model, architecture
-    )
+    pretrained = pretrained or published
+    channels = in_channels if in_chans is None else in_chans
+    if in_chans is not None and in_channels not in (3, in_chans):
+        raise InputError(f"in_chans is timm's name for in_channels; got both, {in_chans} and {in_channels}")
+    if pretrained and checkpoint_path:
+        raise InputError(f"give pretrained weights or checkpoint_path, not both; got {name} and {checkpoint_path}")
+    if out_indices is not None and not features_only:
+        raise InputError("out_indices has an effect with features_only=True alone")
+    if features_only and (distilled or global_pool is not None):
+        raise InputError("features_only=True returns maps; distilled and global_pool have no effect with it")
+    name = name.removesuffix(".in1k") if published else name
+    if name.startswith(TIMM_PREFIX):
+        if features_only:
+            if checkpoint_path:
+                raise InputError("checkpoint_path does not go with features_only=True for timm's models")
+            return _timm_features(name, pretrained, channels, out_indices, drop_path_rate)
+        name += f":global_pool={global_pool!r}" if global_pool is not None else ""
+    architecture = Architecture(name, 0 if features_only else num_classes, channels, distilled)
+    model = architecture.build(drop_path_rate)
+    if isinstance(model, SHViT) and global_pool is not None:
+        check_pool(global_pool, num_classes)
+        model.global_pool = global_pool
+    if pretrained:
+        transfer(load_model(name if name.startswith(TIMM_PREFIX) else f"{name}.in1k").model, architecture, onto=model)
+    if checkpoint_path:
+        trained = load_file(checkpoint_path).model
+        if architecture.num_classes not in (0, trained.architecture.num_classes):
+            count = trained.architecture.num_classes
+            raise InputError(f"{checkpoint_path} has {count} classes, not {num_classes}: give num_classes={count}")
+        transfer(trained, architecture, onto=model)
+    return _feature_list(model, out_indices) if features_only else model
 
 
-def transfer(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
+def transfer(trained: Model, architecture: Architecture, fresh_head: bool = False, onto: Model | None = None) -> Model:
     """A new network of this architecture with the weights of a trained one.
 
     The head starts fresh where that is asked for or its size differs. A distillation head
-    that the new network lacks is left behind.
+    that the new network lacks is left behind. The first convolution is adapted to other channels than 3.
+
+    Args:
+        trained: Whose weights to take.
+        architecture: Of the new network.
+        fresh_head: Leave the head fresh.
+        onto: The new network, where it is built already.
 
     Raises:
         InputError: Weights other than the heads' do not fit.
     """
-    model = architecture.build()
+    model = onto or architecture.build()
     target, source = model.state_dict(), trained.state_dict()
+    if trained.architecture.in_channels == 3 != architecture.in_channels:
+        source |= _adapted_to_channels(trained, source, architecture.in_channels)
     if fresh_head or trained.architecture.num_classes != architecture.num_classes:
         heads = _head_prefixes(model)
         source = {key: value for key, value in source.items() if not key.startswith(heads)}
     if trained.architecture.distilled and not architecture.distilled:
         source = {key: value for key, value in source.items() if not key.startswith("distillation_head.")}
-    for key, value in source.items():
-        if (key in target and target[key].shape != value.shape) or key not in target:
-            raise InputError(f"weights of {trained.architecture.name} do not fit {architecture.name}: {key}")
+    missing = []
+    if not architecture.num_classes:  # a head's norm is left behind, too
+        source = {key: value for key, value in source.items() if key in target}
+        missing = [key for key in target if key not in source]
+    unfit = [key for key, value in source.items() if key not in target or target[key].shape != value.shape]
+    for key in [*unfit, *missing]:
+        raise InputError(f"weights of {trained.architecture.name} do not fit {architecture.name}: {key}")
     model.load_state_dict({**target, **source})
     return model
+
+
+def _adapted_to_channels(trained: Model, source: StateDict, channels: int) -> StateDict:
+    """The weights of the first convolutions, for images of other channels."""
+    from timm.models import adapt_input_conv
+
+    if isinstance(trained, Detector):
+        raise InputError(f"a detector's weights are for 3 channels, not {channels}")
+    prefix = "network." if isinstance(trained, TimmModel) else ""
+    names = trained.pretrained_cfg["first_conv"]
+    keys = [f"{prefix}{name}.weight" for name in ((names,) if isinstance(names, str) else names)]
+    return {key: adapt_input_conv(channels, source[key]) for key in keys}
+
+
+def _feature_list(model: Model, out_indices: int | tuple[int, ...] | None) -> nn.Module:
+    """timm's network that returns the maps of these stages."""
+    from timm.models import FeatureListNet
+
+    assert isinstance(model, SHViT)
+    network: Any = FeatureListNet(model, tuple(chosen_stages(out_indices, len(model.stages))), flatten_sequential=True)
+    network.pretrained_cfg = network.default_cfg = {**model.pretrained_cfg, "num_classes": 0, "classifier": ()}
+    return network
+
+
+def _timm_features(
+    name: str, pretrained: bool, channels: int, out_indices: int | tuple[int, ...] | None, drop_path_rate: float
+) -> nn.Module:
+    import timm
+
+    short = name.removeprefix(TIMM_PREFIX)
+    pretrained_cfg(short)
+    base, options = named_arguments(short)
+    options |= {"out_indices": out_indices} if out_indices is not None else {}
+    options |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
+    try:
+        timm.create_model(base, features_only=True, in_chans=channels, **options)
+    except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"timm offers no such maps of {name}: {reason}") from None
+    with _fetched(name):
+        return timm.create_model(base, pretrained, features_only=True, in_chans=channels, **options)
 
 
 def onto_detector(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
@@ -250,18 +376,26 @@ def _from_timm_hub(name: str) -> ModelFile:
         raise ModelFileError(f"timm has no published weights of {name}")
     model = Architecture(name, num_classes=cfg.num_classes).build()
     assert isinstance(model, TimmModel)
+    with _fetched(name):
+        base, arguments = named_arguments(short)
+        model.network = timm.create_model(base, pretrained=True, **arguments)
+    classes = imagenet_classes() if cfg.num_classes == 1000 else tuple(str(i) for i in range(cfg.num_classes))
+    return ModelFile(model.eval(), classes, default_preprocess(model), provenance={"source": name})
+
+
+@contextmanager
+def _fetched(name: str) -> Iterator[None]:
+    """Around what downloads the weights of `timm/NAME`: raises ModelFileError that says how to bring them."""
     try:
         with _quiet_hub():
-            base, arguments = named_arguments(short)
-            model.network = timm.create_model(base, pretrained=True, **arguments)
+            yield
     except Exception as error:  # as in `_fetch`
+        cfg = pretrained_cfg(name.removeprefix(TIMM_PREFIX))
         source = f"{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
         raise ModelFileError(
             f"the weights of {name} are not in the cache and cannot be fetched ({_first_line(error)}): "
             f"run this once where there is a network and bring its Hugging Face cache; they come from {source}"
         ) from None
-    classes = imagenet_classes() if cfg.num_classes == 1000 else tuple(str(i) for i in range(cfg.num_classes))
-    return ModelFile(model.eval(), classes, default_preprocess(model), provenance={"source": name})
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def test_impossible_sizes_are_refused(stages):
         Config(stages)
 
 
-@pytest.mark.parametrize("options", [{"num_classes": 0}, {"in_channels": 0}])
+@pytest.mark.parametrize("options", [{"num_classes": -1}, {"in_channels": 0}])
 def test_impossible_classes_and_channels_are_refused(options):
     with pytest.raises(shvit.InputError, match="at least 1"):
         shvit.create_model("shvit_s1", **options)

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..errors import Failure, notice
-from ..model.shvit import MIN_SIDE
+from ..model.shapes import MIN_SIDE
 from ..modelfile import ModelFile
 from .base import EngineError, Exported, Runnable, Shapes, TooLarge
 from .portable import portable

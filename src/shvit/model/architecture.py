@@ -34,6 +34,7 @@ class Architecture:
 
     name: str
     num_classes: int = 1000
+    """0: no classifier; the network returns pooled features."""
     in_channels: int = 3
     distilled: bool = False
     config: Config | None = None
@@ -42,8 +43,11 @@ class Architecture:
     """`retinanet` or `mask_rcnn`, whose backbone this then is; None: a classifier."""
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1 or self.in_channels < 1:
-            raise InputError(f"num_classes and in_channels must be at least 1, got {self}")
+        least = 0 if self.detector is None else 1
+        if self.num_classes < least or self.in_channels < 1:
+            raise InputError(f"num_classes must be at least {least} and in_channels at least 1, got {self}")
+        if self.distilled and not self.num_classes:
+            raise InputError("a distillation head needs classes: give num_classes of at least 1, or distilled=False")
         if self.detector is not None and (self.detector not in DETECTORS or self.distilled):
             allowed = ", ".join(DETECTORS)
             raise InputError(f"a detector is one of {allowed}, without distillation head; got {self}")
@@ -55,14 +59,23 @@ class Architecture:
             config = variant_config(self.name) if known else _of_family(self.name)[0]
             object.__setattr__(self, "config", config)
 
-    def build(self) -> Model:
-        """The network with fresh weights; it carries this description as `.architecture`."""
+    def build(self, drop_path_rate: float = 0.0) -> Model:
+        """The network with fresh weights; it carries this description as `.architecture`.
+
+        Args:
+            drop_path_rate: Of stochastic depth, which acts in training alone and so is no part of the description.
+
+        Raises:
+            InputError: A rate outside [0, 1), or one that timm's model does not take.
+        """
+        if not 0 <= drop_path_rate < 1:
+            raise InputError(f"drop_path_rate must be at least 0 and below 1, got {drop_path_rate}")
         logits = 0 if self.detector else self.num_classes
         if self.config is None:
-            model = TimmModel(self.name.removeprefix(TIMM_PREFIX), logits, self.in_channels)
+            model = TimmModel(self.name.removeprefix(TIMM_PREFIX), logits, self.in_channels, drop_path_rate)
         else:
             mixer = _of_family(self.name)[1] if "/" in self.name else SingleHeadAttention
-            model = SHViT(self.config, logits, self.in_channels, self.distilled, mixer)
+            model = SHViT(self.config, logits, self.in_channels, self.distilled, mixer, drop_path_rate)
         if self.detector:
             model = DETECTORS[self.detector](model, self.num_classes)
         model.architecture = self

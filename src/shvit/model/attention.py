@@ -1,10 +1,12 @@
 """Single-head self-attention over a part of the channels: the paper's token mixer (its section 3.2)."""
 
+from typing import Final
+
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from .layers import ConvNorm
+from .shapes import Maps
 
 
 class SingleHeadAttention(nn.Module):
@@ -13,19 +15,19 @@ class SingleHeadAttention(nn.Module):
     Takes and returns maps (b, width, h, w). Starts as zero, so that its residual starts as identity.
     """
 
-    QUERY_CHANNELS = 16
+    QUERY_CHANNELS: Final = 16
 
     def __init__(self, width: int, attended: int) -> None:
         super().__init__()
-        self.attended = attended
+        self.attended, self.passed = attended, width - attended
         self.scale = self.QUERY_CHANNELS**-0.5
         self.norm = nn.GroupNorm(1, attended)
         self.qkv = ConvNorm(attended, 2 * self.QUERY_CHANNELS + attended)
         self.act = nn.ReLU()
         self.project = ConvNorm(width, width, norm_weight=0.0)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        attended, passed = x.split([self.attended, x.shape[1] - self.attended], dim=1)
+    def forward(self, x: Maps) -> Maps:
+        attended, passed = x.split([self.attended, self.passed], dim=1)
         qkv = self.qkv(self.norm(attended)).flatten(2)  # b, channels, tokens
         q, k, v = qkv.split([self.QUERY_CHANNELS, self.QUERY_CHANNELS, self.attended], dim=1)
         scores = q.transpose(1, 2) @ k  # b, query tokens, key tokens

@@ -1,8 +1,15 @@
 """The convolutional parts of SHViT. A module with `fold` knows its cheaper equivalent for inference (see fuse.py)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from .shapes import Logits, Maps, Pooled
 
 
 class ConvNorm(nn.Module):
@@ -24,7 +31,7 @@ class ConvNorm(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
         nn.init.constant_(self.norm.weight, norm_weight)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+    def forward(self, x: Maps) -> Maps:
         return self.norm(self.conv(x))
 
     def fold(self) -> nn.Conv2d:
@@ -55,7 +62,7 @@ class NormLinear(nn.Module):
         nn.init.trunc_normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, x: Float[Tensor, "b features"]) -> Float[Tensor, "b classes"]:
+    def forward(self, x: Pooled) -> Logits:
         return self.linear(self.norm(x))
 
     def fold(self) -> nn.Linear:
@@ -67,17 +74,21 @@ class NormLinear(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + branch(x)."""
+    """x + branch(x). In training each image skips the branch with probability `drop_path` (stochastic depth)."""
 
-    def __init__(self, branch: nn.Module) -> None:
+    def __init__(self, branch: nn.Module, drop_path: float = 0.0) -> None:
         super().__init__()
         self.branch = branch
+        self.drop_path = StochasticDepth(drop_path, "row") if drop_path else None
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return x + self.branch(x)
+    def forward(self, x: Maps) -> Maps:
+        if self.drop_path is None:
+            return x + self.branch(x)
+        return x + self.drop_path(self.branch(x))
 
     def fold(self) -> nn.Module:
         """Around a depthwise convolution, adding x is adding 1 to the centre of each kernel."""
+        self.drop_path = None
         conv = self.branch
         if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels):
             return self
@@ -95,7 +106,7 @@ class FeedForward(nn.Module):
         self.act = nn.ReLU()
         self.project = ConvNorm(2 * width, width, norm_weight=0.0)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Maps) -> Maps:
         return self.project(self.act(self.expand(x)))
 
 
@@ -109,7 +120,7 @@ class SqueezeExcite(nn.Module):
         self.act = nn.ReLU()
         self.expand = nn.Conv2d(hidden, width, 1)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Maps) -> Maps:
         gate = self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True))))
         return x * gate.sigmoid()
 
@@ -127,7 +138,7 @@ class LinearSqueezeExcite(nn.Module):
         self.act = nn.ReLU()
         self.expand = _pointwise_as_linear(expand)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Maps) -> Maps:
         gate = self.expand(self.act(self.reduce(x.mean((2, 3)))))
         return x * gate.sigmoid()[:, :, None, None]
 
@@ -144,15 +155,38 @@ class InvertedResidual(nn.Module):
         self.squeeze_excite = SqueezeExcite(hidden)
         self.project = ConvNorm(hidden, out_width)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+    def forward(self, x: Maps) -> Maps:
         x = self.act(self.expand(x))
         x = self.act(self.depthwise(x))
         return self.project(self.squeeze_excite(x))
 
 
-def depthwise_residual(width: int, norm_weight: float) -> Residual:
+def depthwise_residual(width: int, norm_weight: float, drop_path: float = 0.0) -> Residual:
     """x + BatchNorm(depthwise 3x3 of x)."""
-    return Residual(ConvNorm(width, width, 3, groups=width, norm_weight=norm_weight))
+    return Residual(ConvNorm(width, width, 3, groups=width, norm_weight=norm_weight), drop_path)
+
+
+def recomputed(module: nn.Module, x: Maps) -> Maps:
+    """`module(x)`, computed again in the backward pass instead of keeping its activations.
+
+    The second pass leaves the running statistics of BatchNorm as the first one made them.
+    """
+    result = checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module)))
+    assert isinstance(result, Tensor)
+    return result
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
 
 
 def norm_as_scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:

@@ -25,20 +25,22 @@ class TimmModel(nn.Module):
 
     architecture: Any = None
 
-    def __init__(self, name: str, num_classes: int = 1000, in_channels: int = 3) -> None:
+    def __init__(self, name: str, num_classes: int = 1000, in_channels: int = 3, drop_path_rate: float = 0.0) -> None:
         import timm
 
         super().__init__()
         pretrained_cfg(name)
         base, self._arguments = named_arguments(name)
         self.in_channels = in_channels
+        extra = {**self._arguments, **({"drop_path_rate": drop_path_rate} if drop_path_rate else {})}
         try:
-            self.network = timm.create_model(base, num_classes=num_classes, in_chans=in_channels, **self._arguments)
+            self.network = timm.create_model(base, num_classes=num_classes, in_chans=in_channels, **extra)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            if not self._arguments:
+            if not extra:
                 raise
             reason = str(error).partition("\n")[0]
-            raise InputError(f"timm's {base} takes no {name.partition(':')[2]}: {reason}") from None
+            given = ", ".join(f"{key}={value!r}" for key, value in extra.items())
+            raise InputError(f"timm's {base} takes no {given}: {reason}") from None
 
     @property
     def maps(self) -> list[tuple[int, int]]:

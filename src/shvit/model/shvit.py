@@ -3,14 +3,11 @@
 Source: S. Yun, Y. Ro, "SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design", CVPR 2024.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from .attention import SingleHeadAttention
 from .config import Config
@@ -21,9 +18,13 @@ from .layers import (
     NormLinear,
     Residual,
     depthwise_residual,
+    recomputed,
 )
+from .shapes import Images, Logits, Maps, check_images
+from .timm_interface import TimmInterface
 
-MIN_SIDE = 32
+torch.fx.wrap("check_images")  # a call of its own, whatever the sizes
+
 Mixer = Callable[[int, int], nn.Module]
 """(width, attended channels) -> a module from (b, width, h, w) to the same shape."""
 
@@ -31,33 +32,53 @@ Mixer = Callable[[int, int], nn.Module]
 class Block(nn.Module):
     """Depthwise convolution, token mixer (where the stage attends), feed-forward: each a residual."""
 
-    def __init__(self, width: int, attended: int | None, mixer: Mixer) -> None:
+    def __init__(self, width: int, attended: int | None, mixer: Mixer, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.local = depthwise_residual(width, norm_weight=0.0)
-        self.mixer = Residual(mixer(width, attended)) if attended is not None else nn.Identity()
-        self.feed_forward = Residual(FeedForward(width))
+        self.local = depthwise_residual(width, norm_weight=0.0, drop_path=drop_path)
+        self.mixer = Residual(mixer(width, attended), drop_path) if attended is not None else nn.Identity()
+        self.feed_forward = Residual(FeedForward(width), drop_path)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Maps) -> Maps:
         return self.feed_forward(self.mixer(self.local(x)))
 
 
 class Downsample(nn.Module):
     """Between stages: half the height and width, and a new number of channels."""
 
-    def __init__(self, in_width: int, out_width: int) -> None:
+    def __init__(self, in_width: int, out_width: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.local_before = depthwise_residual(in_width, norm_weight=1.0)
-        self.feed_forward_before = Residual(FeedForward(in_width))
+        self.local_before = depthwise_residual(in_width, norm_weight=1.0, drop_path=drop_path)
+        self.feed_forward_before = Residual(FeedForward(in_width), drop_path)
         self.reduce = InvertedResidual(in_width, out_width)
-        self.local_after = depthwise_residual(out_width, norm_weight=1.0)
-        self.feed_forward_after = Residual(FeedForward(out_width))
+        self.local_after = depthwise_residual(out_width, norm_weight=1.0, drop_path=drop_path)
+        self.feed_forward_after = Residual(FeedForward(out_width), drop_path)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+    def forward(self, x: Maps) -> Maps:
         x = self.feed_forward_before(self.local_before(x))
         return self.feed_forward_after(self.local_after(self.reduce(x)))
 
 
-class SHViT(nn.Module):
+class StageLayers(nn.Module):
+    """One stage: a downsample, in all stages but the first, then blocks on maps of one size."""
+
+    def __init__(self, downsample: nn.Module, blocks: list[Block]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+        """Compute each block again in the backward pass, which takes less memory and more time."""
+
+    def forward(self, x: Maps) -> Maps:
+        x = self.downsample(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():  # noqa: SIM108 (TorchScript drops one side)
+                x = recomputed(block, x)
+            else:
+                x = block(x)
+        return x
+
+
+class SHViT(TimmInterface):
     """The network, from images to logits.
 
     Args:
@@ -67,10 +88,9 @@ class SHViT(nn.Module):
         distilled: Add a second head, to be taught by a teacher. In training the network then returns both heads'
             logits; in evaluation, their mean.
         mixer: What mixes tokens in the stages that attend; experiments pass their own.
+        drop_path_rate: Probability with which an image skips a residual branch of the last block in training; it
+            grows linearly from 0 in the first block.
     """
-
-    architecture: Any = None
-    """The `Architecture` that built this network; None where it was put together by hand."""
 
     def __init__(
         self,
@@ -79,35 +99,41 @@ class SHViT(nn.Module):
         in_channels: int = 3,
         distilled: bool = False,
         mixer: Mixer = SingleHeadAttention,
+        drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
+        self.num_classes = num_classes
         self.maps = [(stage.width, 2**config.stem << index) for index, stage in enumerate(config.stages)]
         """Channels and stride of each map that `features` gives."""
         self.image_size = config.image_size
         self.stem = _stem(in_channels, config.stages[0].width, config.stem)
-        self.stages = nn.ModuleList()
+        self.stages = nn.Sequential()
+        depth = sum(stage.depth for stage in config.stages)
+        rates = iter([drop_path_rate * block / max(1, depth - 1) for block in range(depth)])
         width = config.stages[0].width
         for index, stage in enumerate(config.stages):
-            parts = OrderedDict[str, nn.Module]()
-            if index > 0:
-                parts["downsample"] = Downsample(width, stage.width)
-            parts["blocks"] = nn.Sequential(*(Block(stage.width, stage.attended, mixer) for _ in range(stage.depth)))
-            self.stages.append(nn.Sequential(parts))
+            drop_paths = [next(rates) for _ in range(stage.depth)]
+            first = drop_paths[0] if drop_paths else 0.0
+            downsample = Downsample(width, stage.width, first) if index > 0 else nn.Identity()
+            blocks = [Block(stage.width, stage.attended, mixer, drop_path) for drop_path in drop_paths]
+            self.stages.append(StageLayers(downsample, blocks))
             width = stage.width
+        self.num_features = self.head_hidden_size = width
+        self.global_pool = "avg"
+        """How the last map becomes one vector: `avg`, its mean over all positions; empty: it stays a map."""
         self.head = NormLinear(width, num_classes) if num_classes else nn.Identity()
         self.distillation_head = NormLinear(width, num_classes) if distilled else None
+        self.distilled_training = distilled
+        self.pretrained_cfg = self.default_cfg = self.described_for_timm()
 
-    def features(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b c h2 w2"]]:
+    def features(self, x: Images) -> list[Maps]:
         """Maps after each stage, of the variants at strides 16, 32 and 64 (heights and widths round up).
 
         Raises:
             ValueError: The images have other channels than the network, or a side under 32 pixels.
         """
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"images must be (batch, {self.in_channels}, height, width), got {tuple(x.shape)}")
-        if x.shape[2] < MIN_SIDE or x.shape[3] < MIN_SIDE:
-            raise ValueError(f"images must be at least {MIN_SIDE} pixels high and wide, got {x.shape[2]}x{x.shape[3]}")
+        check_images(x, self.in_channels)
         x = self.stem(x)
         maps = []
         for stage in self.stages:
@@ -115,16 +141,26 @@ class SHViT(nn.Module):
             maps.append(x)
         return maps
 
-    def forward(
-        self, x: Float[Tensor, "b in h w"]
-    ) -> Float[Tensor, "b classes"] | tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
-        """Logits; with a distillation head in training, (logits, distillation logits)."""
-        pooled = self.features(x)[-1].mean((2, 3))
+    def forward_features(self, x: Images) -> Maps:
+        """The last map, unpooled."""
+        return self.features(x)[-1]
+
+    def forward_head(self, x: Maps, pre_logits: bool = False) -> Logits | tuple[Logits, Logits]:
+        """From the last map to what `forward` returns; with `pre_logits`, to what the classifier reads."""
+        pooled = x.mean((2, 3)) if self.global_pool == "avg" else x
+        if pre_logits:
+            return pooled
         logits = self.head(pooled)
         if self.distillation_head is None:
             return logits
         distilled = self.distillation_head(pooled)
-        return (logits, distilled) if self.training else (logits + distilled) / 2
+        if self.training and self.distilled_training:
+            return logits, distilled
+        return (logits + distilled) / 2
+
+    def forward(self, x: Images) -> Logits | tuple[Logits, Logits]:
+        """Logits; with a distillation head in training, (logits, distillation logits)."""
+        return self.forward_head(self.forward_features(x))
 
     def fold(self) -> "SHViT":
         """The mean of two linear heads is one linear head."""
