@@ -24,10 +24,11 @@ def train_small() -> str:
     result = latest("train_small")
     epochs, size = result["recipe"]["epochs"], result["recipe"]["image_size"]
     machine = result["hardware"]
+    by = f" ({result['engine']}, {result['precision']})" if "engine" in result else ""
     return f"""\
     $ shvit train imagenette160 --model shvit_s1 --image-size {size} --epochs {epochs} --out runs/x
     $ shvit eval runs/x/best.safetensors imagenette160
-    top-1 {result["value"]:.2%} of {result["images"]:,} validation images
+    top-1 {result["value"]:.2%} of {result["images"]:,} validation images{by}
 
 From fresh weights in {result["seconds"] / 60:.0f} minutes on {machine["cores"]} cores of a CPU \
 ({machine["processor"]}, no GPU): {result["speed_ratio"]:.2f} times

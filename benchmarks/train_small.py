@@ -126,7 +126,7 @@ def main() -> None:
         "what": f"shvit_s1 from scratch on {args.data.name}, {args.epochs} epochs at {args.image_size} pixels",
         "value": ours["eval"]["top1"],
         "unit": "top-1, share of the validation images",
-        "images": ours["eval"]["images"],
+        **{key: ours["eval"][key] for key in ("images", "engine", "precision")},
         "seconds": ours["seconds"],
         "plain_seconds": plain_seconds,
         "plain_epochs_run": args.plain_epochs,

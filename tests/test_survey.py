@@ -78,7 +78,10 @@ def test_one_pile(run):
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [(["digits", "--image-size", "64"], "--image-size is for networks"), (["{tmp}"], "no class folders with images")],
+    [
+        (["digits", "--image-size", "64"], "--image-size has no effect on data"),
+        (["{tmp}"], "no class folders with images"),
+    ],
 )
 def test_data_that_is_none(run, tmp_path, arguments, reason):
     code, _, err = run("info", *(text.format(tmp=tmp_path) for text in arguments))

@@ -83,7 +83,7 @@ def calibrate_bn(
         network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)
     calibrated = replace(resized, model=network)
     before, after = (
-        evaluate(each, engines.load(each, "torch", "auto", picked), source, "val", batch_size, workers).to_dict()
+        evaluate(each, engines.load(each, "torch", "fp32", picked), source, "val", batch_size, workers).to_dict()
         for each in (resized, calibrated)
     )
     provenance = {

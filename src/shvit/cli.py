@@ -1,5 +1,7 @@
 """The verbs. Heavy imports happen inside them, so that help is instant; what they say is in wording.py."""
 
+import inspect
+import re
 import signal
 import sys
 import time
@@ -17,6 +19,7 @@ from rich.markup import escape
 
 from . import wording
 from .errors import Failure, InputError, Notice, notice
+from .flags import Typed
 from .screen import images_progress, say
 from .train.recipe import RECIPES, Recipe
 
@@ -41,6 +44,9 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 
+Flags = Annotated[Typed, Parameter(parse=False)]
+"""Which flags were typed: `main` gives it to the verbs that ask for it."""
+NONE_TYPED = Typed()
 Json = Annotated[bool, Parameter("--json", help="Print one JSON document on stdout, and nothing else there.")]
 Engine = Annotated[str, Parameter(help="auto, or an engine by name: cuda, onnx, openvino, torch, executorch, coreml.")]
 Precision = Annotated[
@@ -67,12 +73,22 @@ RecipeSettings = make_dataclass(
 """A flag for each field of a recipe; None where the user did not name it."""
 
 
+def _flow(*apps: App) -> None:
+    """Puts each paragraph of the verbs' docstrings on one line, since help keeps their line ends as they are."""
+    paragraph = re.compile(r"^( *)(?! |-+$)\S.*(?:\n\1(?! |-+$)\S.*)+", re.MULTILINE)
+    for verb in (each[name].default_command for each in apps for name in each):
+        if inspect.isfunction(verb):
+            text = inspect.getdoc(verb) or ""
+            verb.__doc__ = paragraph.sub(lambda found: found[1] + " ".join(found[0].split()), text)
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a failure, 2 the user's input is wrong."""
     errors = Console(stderr=True, soft_wrap=True)
     warnings.showwarning = partial(_show_warning, errors, warnings.showwarning)
     try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
+        verb, bound, asked = app.parse_args(sys.argv[1:], exit_on_error=False, print_error=False)
+        verb(*bound.args, **bound.kwargs, **dict.fromkeys(asked, Typed.of(sys.argv[1:])))
     except (InputError, CycloptsError) as error:
         errors.print(f"[bold red]error:[/bold red] {escape(_one_line(error))}", highlight=False)
         sys.exit(2)
@@ -118,6 +134,7 @@ def train(
     profile: bool = False,
     settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,  # pyright: ignore
     json: Json = False,
+    typed: Flags = NONE_TYPED,
 ) -> None:
     """Train a network on your labelled images, or on images with boxes or masks.
 
@@ -129,8 +146,9 @@ def train(
     data
         A folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV of path,label, WebDataset shards
         (a folder of them, shards.json or data-{000..127}.tar, each by path or URL), hf://NAME or hf://./FOLDER for a
-        data set of the Hugging Face hub, or digits. For detect and segment a COCO folder: annotations/
-        instances_train….json and instances_val….json, or train/_annotations.coco.json and valid/ as Roboflow writes.
+        data set of the Hugging Face hub, or digits. For detect and segment a COCO folder:
+        annotations/instances_train….json and instances_val….json, or train/_annotations.coco.json and valid/ as
+        Roboflow writes.
     out
         A new folder for the run: best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Not needed by
         --profile.
@@ -159,23 +177,33 @@ def train(
 
     chosen = {entry.name: getattr(settings, entry.name) for entry in fields(RecipeSettings)} if settings else {}
     console, leads = _console(json), World.from_environment().leads
-    options = {
-        "device": device,
-        "workers": workers,
-        "save_every": save_every,
-        "teacher_cache": teacher_cache,
-        "track": track,
-    }
     if profile:
-        found = measure(data, model, recipe, task=task, settings=chosen, **options)
+        idle = "out", "resume", "track", "teacher-cache", "save-every"
+        typed.refuse(*idle, because="with --profile, which trains and writes nothing")
+        if leads:
+            wording.profiling(console)
+        found = measure(data, model, recipe, task=task, settings=chosen, device=device, workers=workers)
         if leads:
             wording.profiled(console, found)
             _finish(json, found.to_dict())
         return
     if out is None:
         raise InputError("train needs --out: a new folder for the run or, with --resume, that of the run to continue")
-    options |= {"task": task, "settings": chosen, "resume": resume, "reporter": Reporter(console)}
-    result = run(data, model, recipe, out, **options)
+    result = run(
+        data,
+        model,
+        recipe,
+        out,
+        task=task,
+        settings=chosen,
+        resume=resume,
+        reporter=Reporter(console),
+        device=device,
+        workers=workers,
+        save_every=save_every,
+        teacher_cache=teacher_cache,
+        track=track,
+    )
     if not leads:
         sys.exit(_exit_code(result))
     wording.trained(console, result, data)
@@ -190,7 +218,7 @@ def evaluate(
     data: str,
     *,
     engine: Engine = "auto",
-    precision: Precision = "auto",
+    precision: str | None = None,
     device: Device = "auto",
     threads: int | None = None,
     batch_size: int | None = None,
@@ -209,6 +237,9 @@ def evaluate(
     data
         As for train: folder, CSV, shards, hf://NAME or digits; for detectors a COCO folder. Classes are matched with
         the model's by name: the exact name first, then synonyms in any case. A name that fits two classes is an error.
+    precision
+        fp32, bf16, fp16, or auto for the fastest that loses nothing to speak of; default: fp32, and of an exported file
+        its own.
     threads
         CPU threads of the engine.
     batch_size
@@ -232,6 +263,7 @@ def evaluate(
         check_folder(out)
     model_file = seen_as(load(model), fit)
     source = divided_as_trained(data, model_file)
+    precision = precision or ("auto" if isinstance(model_file, engines.Exported) else "fp32")
     runner = engines.load(model_file, engine, precision, device, threads)
     at_once = (64 if model_file.task == "classify" else 8) if batch_size is None else batch_size
     report = run(model_file, runner, source, split, at_once, workers)
@@ -258,7 +290,7 @@ def shard(
     quality: int = 95,
     workers: Workers = 2,
     seed: int = 0,
-    val_share: float = Recipe.val_share,
+    val_share: float | None = None,
     max_bad_share: float = 0.2,
     json: Json = False,
 ) -> None:
@@ -281,7 +313,7 @@ def shard(
     seed
         Shuffles the training images, and draws validation images where the data is one pile.
     val_share
-        Share of the images that are held out where the data is one pile.
+        Share of the images that is held out for validation; default: 0.2. For data without a validation split.
     max_bad_share
         Share of the images that may be unusable; bad_images.csv lists them.
     """
@@ -328,6 +360,7 @@ def predict(
     batch_size: int | None = None,
     workers: Annotated[int | None, Parameter(help="Threads that decode images; default: one a core.")] = None,
     json: Json = False,
+    typed: Flags = NONE_TYPED,
 ) -> None:
     """Label images, or find objects in them. An image that cannot be read becomes a row with the reason, and stops
     nothing.
@@ -364,10 +397,10 @@ def predict(
         raise InputError(f"no images in {', '.join(paths)}")
     runnable = load(model)
     categories = _categories(runnable)
+    idle = ("threshold", "draw") if categories is None else ("top-k",)
+    typed.refuse(*idle, because=f"with {model}, a model to {runnable.task}")
     if draw:
-        if categories is None:
-            raise InputError(f"--draw is for detectors, and {model} is a classifier")
-        check_folder(draw, new=True)
+        check_folder(draw, "--draw", new=True)
     writer = table_writer(out, top_k, categories) if out else None
     at_once = (16 if categories is None else 4) if batch_size is None else batch_size
     options = {"batch_size": at_once, "top_k": top_k, "threshold": threshold}
@@ -419,6 +452,7 @@ def export(
     dynamic_size: bool = False,
     threads: int | None = None,
     json: Json = False,
+    typed: Flags = NONE_TYPED,
 ) -> None:
     """Write a model for another runtime; the file is read back in a new process and compared with PyTorch.
 
@@ -464,6 +498,10 @@ def export(
         model_file = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size, fit=fit))
     source = divided_as_trained(calibrate, model_file) if calibrate else None
     usual = writable_precisions(model_file.task, format)[0]
+    if (precision or usual) != "int8":
+        typed.refuse("max-drop", because=f"in {precision or usual}, only in int8")
+    if kind.unavailable("cpu"):
+        typed.refuse("threads", because=f"with --format {format}, whose files cannot be run and timed here")
     target = out or _export_path(model, kind.suffix, precision if precision != usual else None)
     report = run(
         model_file,
@@ -572,6 +610,7 @@ def bench(
     out: Path | None = None,
     plot: Path | None = None,
     json: Json = False,
+    typed: Flags = NONE_TYPED,
 ) -> None:
     """Measure how fast networks run here, side by side, and what share of the machine they use.
 
@@ -608,15 +647,24 @@ def bench(
     out
         A .json file, or a folder for bench_<hardware>_<date>.json (of detectors, bench-detect_…).
     plot
-        A .png file: accuracy against speed; or latency against resolution, where --image-size has several values.
+        A .png file: accuracy against speed, published or of a file its own; or latency against resolution, where
+        --image-size has several values.
     """
     from .bench.figures import draw
     from .bench.plan import Request
     from .bench.report import check_paths, show, watching, write_json
     from .bench.run import bench as run
+    from .bench.subject import runs_as_it_is
+    from .engines import is_exported
 
     console = _console(json)
     check_paths(out, plot)
+    if models and all(map(runs_as_it_is, models)):
+        typed.refuse(
+            "engine", "precision", because=f"on what runs in its own engine and precision ({', '.join(models)})"
+        )
+    if models and all(map(is_exported, models)):
+        typed.refuse("image-size", because=f"on exported files, which have their own size ({', '.join(models)})")
     if plot and task != "classify":
         raise InputError("--plot is for classifiers: leave out --plot or --task")
     request = Request(
@@ -628,7 +676,7 @@ def bench(
     if out:
         say(console, f"wrote {write_json(result, out)}")
     if plot:
-        say(console, f"wrote {plot}" if draw(result, plot) else "nothing to plot: no accuracy was published of these")
+        say(console, f"wrote {plot}" if draw(result, plot) else "nothing to plot: no accuracy of these is known")
     _finish(json, result.to_dict())
 
 
@@ -657,6 +705,7 @@ def study_redundancy(
     batch_size: int = 32,
     workers: Workers = 2,
     json: Json = False,
+    typed: Flags = NONE_TYPED,
 ) -> None:
     """Are a network's attention heads redundant? Where they look, how alike they are, what is lost without them.
 
@@ -692,6 +741,8 @@ def study_redundancy(
     """
     from .study.verbs import redundancy
 
+    if similarity_images > images:
+        typed.refuse("similarity-images", because=f"above --images {images}")
     _run_study(
         redundancy,
         json,
@@ -736,23 +787,19 @@ class _Learn:
     train: Annotated[str | None, Parameter(help="Data to train each network on, as for train; default: none is.")] = (
         None
     )
-    epochs: Annotated[int | None, Parameter(help="Of each run, from fresh weights; default: 10.")] = None
+    epochs: Annotated[int, Parameter(help="Of each run, from fresh weights.")] = 10
     train_size: Annotated[
         int | None,
         Parameter(help="Side of the images in training; default: the networks' own, or --image-size where it is one."),
     ] = None
     workers: Workers = 2
 
-    def training(self, device: str, seeds: int | None = None) -> "Training | None":
+    def training(self, device: str, seeds: int = 1) -> "Training | None":
         from .study.accuracy import Training
 
         if self.train is None:
-            given = {"--epochs": self.epochs, "--train-size": self.train_size, "--seeds": seeds}
-            if idle := [flag for flag, value in given.items() if value is not None]:
-                raise InputError(f"{' and '.join(idle)} need --train DATA")
             return None
-        seeds, epochs = 1 if seeds is None else seeds, 10 if self.epochs is None else self.epochs
-        return Training(self.train, epochs, seeds, self.train_size, {}, device, self.workers)
+        return Training(self.train, self.epochs, seeds, self.train_size, {}, device, self.workers)
 
 
 Measure = Annotated[_Measure | None, Parameter(name="*", group="Speed")]
@@ -761,10 +808,19 @@ Size = Annotated[Literal["s1", "s2", "s3", "s4"] | None, Parameter(help="Of SHVi
 
 
 def _measured(
-    measure: _Measure | None, learn: _Learn | None, json: bool, image_size: int | None = None, seeds: int | None = None
+    measure: _Measure | None,
+    learn: _Learn | None,
+    typed: Typed,
+    json: bool,
+    image_size: int | None = None,
+    seeds: int = 1,
 ) -> dict[str, Any]:
     """What the verbs that measure speed and accuracy take of these."""
     measure, learn = measure or _Measure(), learn or _Learn()
+    if learn.train is None:
+        typed.refuse("epochs", "train-size", "seeds", because="without --train DATA")
+        if "data" not in typed.flags:
+            typed.refuse("workers", because="without data to decode")
     training = learn.training(measure.device, seeds)
     return {"how": measure.how(image_size), "training": training, "reporter": _plain_reporter(json)}
 
@@ -778,10 +834,11 @@ def _comparison(name: str, about: str) -> None:
         out: Path,
         size: Size = None,
         image_size: int | None = None,
-        seeds: int | None = None,
+        seeds: int = 1,
         measure: Measure = None,
         learn: Learn = None,
         json: Json = False,
+        typed: Flags = NONE_TYPED,
     ) -> None:
         """Compare networks.
 
@@ -792,11 +849,11 @@ def _comparison(name: str, about: str) -> None:
         image_size
             Side of the images in pixels; default: the network's own.
         seeds
-            Runs of each network that is trained; default: 1.
+            Runs of each network that is trained.
         """
         from .study.verbs import comparison
 
-        options = _measured(measure, learn, json, image_size, seeds)
+        options = _measured(measure, learn, typed, json, image_size, seeds)
         _run_study(comparison, json, out, name, size=size, **options)
 
 
@@ -863,6 +920,7 @@ def study_resolution(
     measure: Measure = None,
     learn: Learn = None,
     json: Json = False,
+    typed: Flags = NONE_TYPED,
 ) -> None:
     """Latency and accuracy against the size of the images, SHViT beside its peers.
 
@@ -879,7 +937,7 @@ def study_resolution(
     """
     from .study.verbs import resolution
 
-    options = {"data": data, "workers": (learn or _Learn()).workers, **_measured(measure, learn, json)}
+    options = {"data": data, "workers": (learn or _Learn()).workers, **_measured(measure, learn, typed, json)}
     _run_study(resolution, json, out, models, sizes=image_size, **options)
 
 
@@ -906,26 +964,27 @@ def _plain_reporter(json: bool) -> "Reporter":
 
 
 @app.command
-def info(name: str, /, *, image_size: int | None = None, json: Json = False) -> None:
-    """Tell what a network costs and what a model file holds; or what is in a data set, and amiss with it.
+def info(name: str, /, *, image_size: int | None = None, json: Json = False, typed: Flags = NONE_TYPED) -> None:
+    """Describe a network, a model file or a data set: its costs, its classes, its problems. At most ten lines of a
+    model; --json has everything.
 
     Parameters
     ----------
     name
-        shvit_s1 to shvit_s4, timm/NAME, a model file, or published weights such as shvit_s1.in1k; or data, as for
-        train, or a COCO folder.
+        shvit_s1 to shvit_s4, timm/NAME, a model file, an exported file, or published weights such as shvit_s1.in1k; or
+        data, as for train, or a COCO folder.
     image_size
         Count a network's costs at this size instead of its own.
     """
     from .data.sources import is_data
+    from .engines import is_exported
     from .model.architecture import list_models
 
     console = _console(json)
-    if name not in list_models() and is_data(name):
+    if name not in list_models() and not is_exported(name) and is_data(name):
         from .survey import survey
 
-        if image_size is not None:
-            raise InputError(f"--image-size is for networks, and {name} is data")
+        typed.refuse("image-size", because=f"on data, which {name} is")
         facts = survey(name)
         wording.surveyed(console, facts)
     else:
@@ -934,6 +993,9 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False) -> 
         facts = describe(name, image_size)
         wording.described(console, facts)
     _finish(json, facts)
+
+
+_flow(app, study)
 
 
 def _categories(model: "Runnable") -> dict[str, int] | None:

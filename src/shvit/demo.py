@@ -54,7 +54,7 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
 
     _command(console, f"shvit eval {best} digits --out {out / 'eval'}")
     source = open_source("digits")
-    engine = engines.load(model_file)
+    engine = engines.load(model_file, precision="fp32")
     report = evaluate(model_file, engine, source)
     write_report(report, out / "eval")
     top1 = report.evaluation.metrics()["top1"]

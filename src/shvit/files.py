@@ -37,9 +37,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         csv.writer(file).writerows([header, *rows])
 
 
-def check_folder(path: Path, new: bool = False) -> None:
-    """Refuses, before any work, an output folder that is a file or, where it must be `new`, holds something."""
+def check_folder(path: Path, flag: str = "--out", new: bool = False, otherwise: str = "") -> None:
+    """Refuses, before any work, an output folder that is a file or, where it must be `new`, holds something.
+
+    Args:
+        path: The folder.
+        flag: That gave it.
+        new: Whether it must be empty.
+        otherwise: What else the user can do where it is not.
+    """
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file: --out must be a folder")
+        raise InputError(f"{path} is a file: {flag} must be a folder")
     if new and path.exists() and any(not child.name.startswith(".") for child in path.iterdir()):
-        raise InputError(f"{path} is not empty: give another --out, or --resume to continue the run in it")
+        raise InputError(f"{path} is not empty: give another {flag}{otherwise}")

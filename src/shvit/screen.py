@@ -10,6 +10,8 @@ from rich.text import Text
 
 METRICS = {"top1": "top-1", "AP": "AP"}
 """What people call the numbers by which models are compared."""
+BESIDE = {"AP": ("AP50",)}
+"""Further numbers that are shown beside them."""
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

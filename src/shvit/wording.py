@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from .screen import METRICS, say, show_table
+from .screen import BESIDE, METRICS, say, show_table
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SHOWN_CLASSES = 20
 """Where there are more, the table of classes is left to --out."""
+SPLITS = {"val": "validation ", "train": "training "}
+"""What the images of a split are called."""
 
 
 def trained(console: Console, result: "Result", data: str) -> None:
@@ -32,8 +34,20 @@ def trained(console: Console, result: "Result", data: str) -> None:
         )
     if result.best:
         key = next(key for key in METRICS if key in result.best)
-        say(console, f"best {METRICS[key]} {result.best[key]:.2%} in epoch {result.best['epoch']}: {best}")
+        beside = "".join(f", {name} {result.best[name]:.2%}" for name in BESIDE.get(key, ()) if name in result.best)
+        say(console, f"best {METRICS[key]} {result.best[key]:.2%}{beside} in epoch {result.best['epoch']}: {best}")
         say(console, f"try it: shvit predict {best} IMAGES…")
+
+
+def profiling(console: Console) -> None:
+    """Said before the first slow step of `train --profile`."""
+    from .train.profile import STEPS
+
+    say(
+        console,
+        f"profiling: {STEPS} steps each of reading alone, learning alone and both together; nothing is saved. "
+        "Where the network is compiled, the first step takes minutes.",
+    )
 
 
 def profiled(console: Console, profile: "Profile") -> None:
@@ -71,13 +85,14 @@ def evaluated(console: Console, report: "Report", engine: "Engine", files: Seque
     result = report.to_dict()
     of_objects = "bbox" in result
     if of_objects:
+        accuracy, more = f"AP {_share(result['AP'])}, AP50 {_share(result['AP50'])}", ""
+    else:
+        accuracy, more = f"top-1 {result['top1']:.2%}", f"top-5 {result['top5']:.2%} · "
+    images = f"{result['images']:,} {SPLITS.get(report.split, '')}images"
+    say(console, f"{accuracy} of {images} ({engine.name}, {engine.precision})")
+    say(console, f"{more}{result['images_per_second']:.0f} images/s")
+    if of_objects:
         _show_objects(console, result)
-    accuracy = "" if of_objects else f"top-1 {result['top1']:.2%} · top-5 {result['top5']:.2%} · "
-    say(
-        console,
-        f"{accuracy}{result['images']} images of split {report.split} · {engine.name} {engine.precision} · "
-        f"{result['images_per_second']:.0f} images/s",
-    )
     if result["bad_images"]:
         say(console, f"{result['bad_images']} images could not be used" + ("" if files else "; --out lists them"))
     if not of_objects and len(result["per_class"]) <= SHOWN_CLASSES:
@@ -90,11 +105,16 @@ def evaluated(console: Console, report: "Report", engine: "Engine", files: Seque
 def _show_objects(console: Console, result: dict[str, Any]) -> None:
     """COCO's numbers, a row for boxes and one for masks."""
     rows = [
-        [name, *("–" if value < 0 else f"{value:.1%}" for value in result[kind].values())]
+        [name, *map(_share, result[kind].values())]
         for kind, name in (("bbox", "boxes"), ("segm", "masks"))
         if kind in result
     ]
     show_table(console, ["", *result["bbox"]], rows)
+
+
+def _share(value: float) -> str:
+    """Of COCO's numbers, which are -1 where there is no such object."""
+    return "–" if value < 0 else f"{value:.1%}"
 
 
 def sharded(console: Console, written: "Written") -> None:
@@ -171,22 +191,40 @@ def models(console: Console, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def described(console: Console, facts: dict[str, Any]) -> None:
-    """What a network costs; of a model file also what its header says."""
+    """What a network costs; of a file also the most important of what its header says. Ten lines at most."""
     size = facts["image_size"]
-    say(
-        console,
-        f"{facts['name']} at {size}x{size}: {facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs"
-        f", {facts['activations'] / 1e6:.2f} M activations",
+    costs = (
+        f"{facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs, "
+        f"{facts['activations'] / 1e6:.2f} M activations"
+        if facts["params"] is not None
+        else "the file does not name its network"
     )
+    say(console, f"{facts['name']} at {size}x{size}: {costs}")
     if facts["stages"]:
         rows = [[r["name"], f"{r['params']:,}", f"{r['macs']:,}", f"{r['activations']:,}"] for r in facts["stages"]]
         show_table(console, ["part", "parameters", "MACs", "activations"], rows)
     if "file" in facts:
-        classes = facts["file"]["classes"]
-        shown = "; ".join(classes[:8]) + (f"; … ({len(classes)} in all)" if len(classes) > 8 else "")
-        say(console, f"task: {facts['file']['task']}\nclasses: {shown}")
-        for part in ("preprocess", "metrics", "provenance"):
-            say(console, f"{part}: {as_json(facts['file'][part])}")
+        file = facts["file"]
+        runs = f"{file['engine']} {file['precision']} · " if "engine" in file else ""
+        classes = file["classes"]
+        shown = "; ".join(classes[:3]) + ("; …" if len(classes) > 3 else "")
+        say(console, f"{runs}task: {file['task']} · {len(classes)} classes: {shown}")
+        say(console, " · ".join([*_trained_as(file), "--json has the rest"]))
+
+
+def _trained_as(file: dict[str, Any]) -> Iterator[str]:
+    """How good the model is, and where it comes from, as far as its file says."""
+    metrics, provenance = file["metrics"], file["provenance"]
+    names = {**METRICS, "published_top1": "published top-1"}
+    scores = [f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics]
+    if scores:
+        yield scores[0] + (f" of {metrics['images']:,} images" if "images" in metrics else "")
+    if "recipe" in provenance:
+        yield f"recipe {provenance['recipe']['name']}, {provenance['recipe']['epochs']} epochs"
+    if "date" in provenance:
+        yield f"trained {provenance['date'][:10]}"
+    if "source" in provenance:
+        yield f"from {provenance['source']}"
 
 
 def surveyed(console: Console, facts: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,7 @@ def test_any_height_and_width(engine, tiny, tmp_path):
     if reason := kind.unavailable("cpu"):
         pytest.skip(reason)
     path = tmp_path / f"m{kind.suffix}"
-    kind.export(tiny, path, "fp32", Shapes(dynamic_size=True), ())
+    kind.export(replace(tiny, preprocess=Preprocess(65)), path, "fp32", Shapes(dynamic_size=True), ())
     run = engines.load(engines.read(path))
     for shape in ((1, 3, 65, 80), (2, 3, 97, 161)):
         images = pixels(*shape)

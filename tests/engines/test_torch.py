@@ -49,10 +49,16 @@ def test_outputs_are_those_of_pytorch(tmp_path, name, precision, bound):
 
 
 def test_any_size(model_file, tmp_path):
-    engine = engines.load(exported(model_file, tmp_path, dynamic_size=True), device="cpu")
+    larger = replace(model_file, preprocess=Preprocess(MIN_SIDE))
+    engine = engines.load(exported(larger, tmp_path, dynamic_size=True), device="cpu")
     for count, height, width in ((1, MIN_SIDE, MIN_SIDE), (2, 100, 230), (5, 321, 96)):
         images = random_images(count, height, width)
         torch.testing.assert_close(engine(images), plain_outputs(model_file, images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_for_any_size_takes_the_models_own_or_is_refused(model_file, tmp_path):
+    with pytest.raises(engines.EngineError, match=r"start at 65 pixels, and the model has 32: give --image-size 65"):
+        exported(model_file, tmp_path, dynamic_size=True)
 
 
 def test_a_fixed_batch_serves_any(model_file, tmp_path):

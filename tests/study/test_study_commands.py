@@ -106,7 +106,7 @@ def test_redundancy_of_ones_own_network(run, folder, tmp_path):
         (["macro", "--size", "s9"], "s9"),
         (["ablation", "--engine", "abacus"], "there is no such engine"),
         (["ablation", "--seeds", "0", "--train", "{folder}"], "--seeds must be at least 1, got 0"),
-        (["ablation", "--seeds", "2", "--epochs", "3"], "--epochs and --seeds need --train DATA"),
+        (["ablation", "--seeds", "2", "--epochs", "3"], "--epochs and --seeds have no effect without --train DATA"),
         (["macro", "--train", "no/such/data"], "no/such/data"),
         (["breakdown", "shvit_s1", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["breakdown", "shvit_s1", "--engine", "executorch"], "its time cannot be looked into"),

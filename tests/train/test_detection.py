@@ -279,7 +279,7 @@ def test_classifiers_and_detectors_are_not_mistaken(run, start, folder, tmp_path
     code, _, errors = run("eval", best, folder)
     assert (code, "is no COCO folder" in errors) == (2, True)
     code, _, errors = run("predict", start, folder / "val", "--draw", tmp_path / "drawn")
-    assert (code, "--draw is for detectors" in errors) == (2, True)
+    assert (code, "--draw has no effect with" in errors) == (2, True)
 
 
 def test_classes_are_found_by_name(start, tmp_path):

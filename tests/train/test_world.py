@@ -98,6 +98,66 @@ def test_a_world_of_one_is_as_none():
     assert not world.has_begun("run")
 
 
+WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def environment_of(monkeypatch):
+    """The world of an environment that has these variables alone."""
+
+    def world(variables):
+        for name in WHOLE:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return World.from_environment()
+
+    return world
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"RANK": "", "WORLD_SIZE": ""},
+        {"WORLD_SIZE": "1"},
+        {"WORLD_SIZE": "1", "RANK": "0"},
+        {"MASTER_ADDR": "localhost", "MASTER_PORT": "1234"},
+    ],
+    ids=str,
+)
+def test_an_environment_of_one_process_is_none(environment_of, variables):
+    assert environment_of(variables) == World()
+
+
+def test_an_environment_of_several_processes(environment_of):
+    assert environment_of(WHOLE) == World(1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"RANK": "1"}, "has RANK, .* but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start .* torchrun"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "has RANK, WORLD_SIZE, .* but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "has WORLD_SIZE, .* but not RANK, LOCAL_RANK"),
+        ({"LOCAL_RANK": "0"}, "has LOCAL_RANK, .* but not RANK, WORLD_SIZE"),
+        ({**WHOLE, "LOCAL_RANK": ""}, "but not LOCAL_RANK: start"),
+        ({**WHOLE, "RANK": "2"}, "RANK 2 in the environment must be below WORLD_SIZE, which is 2"),
+        ({**WHOLE, "LOCAL_RANK": "2"}, "LOCAL_RANK 2 .* below WORLD_SIZE"),
+        (
+            {**WHOLE, "WORLD_SIZE": "two"},
+            "WORLD_SIZE in the environment must be a whole number of at least 1, got 'two'",
+        ),
+        ({**WHOLE, "WORLD_SIZE": "0"}, "WORLD_SIZE .* at least 1, got '0'"),
+        ({**WHOLE, "RANK": "-1"}, "RANK .* at least 0, got '-1'"),
+    ],
+    ids=str,
+)
+def test_half_an_environment_is_refused(environment_of, variables, reason):
+    with pytest.raises(shvit.InputError, match=reason):
+        environment_of(variables)
+
+
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert World(rank=3, size=8, local_rank=1).device("cuda") == "cuda:1"

@@ -1,4 +1,4 @@
-"""The two figures of a benchmark: published accuracy against speed, and latency against resolution."""
+"""The two figures of a benchmark: accuracy against speed, and latency against resolution."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from matplotlib.transforms import Bbox
 
 from ..model.architecture import TIMM_PREFIX
 from ..screen import literal_text
+from .report import mark
 from .run import Result, Row
 
 OURS, PEER = "#c2255c", "#3b5b7a"
@@ -52,7 +53,7 @@ def draw(result: Result, path: Path) -> bool:
     if any(len(found) > 1 for found in sizes.values()):
         title, rows, draw_panel = "Latency against resolution", list(result.rows), _latency
     else:
-        title, rows, draw_panel = "Published top-1 against speed", [row for row in result.rows if row.top1], _scatter
+        title, rows, draw_panel = "Top-1 against speed", [row for row in result.rows if row.top1], _scatter
     panels: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         panels[f"{row.case.engine} {row.case.precision}, batch {row.case.batch_size}"].append(row)
@@ -82,14 +83,14 @@ def _scatter(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     for row in rows:
         assert row.top1
         name, ours = _name(row)
-        name += "†" * row.top1.distilled
+        name += mark(row.top1)
         points.append(Point(row.images_per_second, row.top1.percent, name, OURS if ours else PEER))
     ours = sorted((point.x, point.y) for point in points if point.color == OURS)
     if ours:
         axes.plot(*zip(*ours, strict=True), color=OURS, linewidth=1.2, alpha=0.5)
     for x, y, _, color in points:
         axes.plot(x, y, "o", color=color, markersize=8 if color == OURS else 6)
-    _style(axes, title, "images/s", "published top-1 on ImageNet-1K, %  († distilled)")
+    _style(axes, title, "images/s", "top-1, %: published on ImageNet-1K († distilled), or a file's own (‡)")
     axes.set_xscale("log")
     axes.margins(0.12)
     _plain_ticks(axes.xaxis)

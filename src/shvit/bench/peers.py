@@ -38,7 +38,7 @@ None: not known here."""
 
 @dataclass(frozen=True)
 class Top1:
-    """A published accuracy on ImageNet-1K."""
+    """A published accuracy on ImageNet-1K, or a file's own."""
 
     percent: float
     image_size: int
@@ -46,6 +46,8 @@ class Top1:
     source: str
     distilled: bool = False
     """Whether a larger network taught it, which is worth about a point."""
+    own: bool = False
+    """Whether it is the file's, on the validation images of the data that it was trained on."""
 
 
 TIMM_TABLE = "timm, results/results-imagenet.csv at 7479d451a6df"

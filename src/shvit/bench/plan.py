@@ -68,6 +68,7 @@ def settle(request: Request) -> Request:
         return _settle_detectors(request)
     if request.protocol is None:
         device = engines.pick_device(request.device)
+        engines.check_threads(request.threads, device)
         request = replace(request, batch_sizes=request.batch_sizes or (16,), device=device)
         if request.models:
             return request
@@ -100,6 +101,7 @@ def _settle_detectors(request: Request) -> Request:
     if request.protocol:
         raise InputError("--protocol is for classifiers: leave out --task or --protocol")
     device = engines.pick_device(request.device)
+    engines.check_threads(request.threads, device)
     many = 32 if device.startswith("cuda") else 16
     return replace(
         request,

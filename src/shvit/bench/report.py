@@ -13,12 +13,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ..errors import InputError
 from ..files import replacing
 from ..screen import say, show_table
+from .peers import Top1
 from .run import Result, Row, describe
 
 SHOWN_KERNELS, NAME_LENGTH = 40, 60
 """Of a profile; a file has all of it."""
 
 Column = tuple[str, Callable[[Row], str]]
+
+
+def mark(top1: Top1) -> str:
+    """Where an accuracy comes from; nothing for what is usual."""
+    return "‡" * top1.own + "†" * top1.distilled
+
 
 CASE_COLUMNS: tuple[Column, ...] = (
     ("engine", lambda row: row.case.engine + (f" ({row.detail})" if row.detail else "")),
@@ -40,7 +47,7 @@ COLUMNS: tuple[Column, ...] = (
 )  # fmt: skip
 TOP1: Column = (
     "top-1",
-    lambda row: f"{row.top1.percent:.1f}%{'†' if row.top1.distilled else ' '}" if row.top1 else "- ",
+    lambda row: f"{row.top1.percent:.1f}%{mark(row.top1) or ' '}" if row.top1 else "- ",
 )
 
 OF_DETECTORS: tuple[Column, ...] = (
@@ -60,7 +67,10 @@ NOTES = (
     "memory: the most held while running, the runtime included, less what Python with torch held before loading.\n"
     "params, MACs: of the folded network."
 )
-NOTE_ON_TOP1 = "top-1: published, on ImageNet-1K († distilled); timed were random weights, unless a file was given."
+NOTE_ON_TOP1 = (
+    "top-1: published, on ImageNet-1K († distilled), or a file's own, on its validation images (‡); timed were random "
+    "weights, unless a file was given."
+)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from .machine import Machine, measure
 from .peers import DETECTION_SIZE, PAPER_BACKBONES, PROTOCOLS, Protocol, Top1, published_top1
 from .plan import Omitted, Opened, Request, plan, settle
 from .profile import Spent
-from .subject import BACKBONE, Case, Subject, Worker, has_random_weights, open_model
+from .subject import BACKBONE, Case, Subject, Worker, has_random_weights, open_model, own_top1
 from .timing import Timing, interleave
 
 Progress = Callable[[str, int, int], None]
@@ -38,6 +38,8 @@ class Row:
     """Of the machine's rate of matrix products in this precision."""
     detail: str | None = None
     """What else is to be known of how it ran."""
+    own_top1: Top1 | None = None
+    """Of a file."""
     profile: tuple[Spent, ...] = ()
     """Where it was asked for, and the engine shows it."""
 
@@ -62,6 +64,9 @@ class Row:
 
     @property
     def top1(self) -> Top1 | None:
+        """At this size: a file's own, else the published one."""
+        if self.own_top1 is not None:
+            return self.own_top1 if self.own_top1.image_size == self.case.image_size else None
         return published_top1(self.case.model, self.case.image_size)
 
     @property
@@ -137,7 +142,8 @@ class Result:
             "macs": row.cost.macs if row.cost else None,
             "weights": "random" if row.random_weights else "given",
             "calibration": "random images" if row.random_calibration else None,
-            "published_top1": asdict(row.top1) if row.top1 else None,
+            "published_top1": asdict(row.top1) if row.top1 and not row.top1.own else None,
+            "own_top1": row.top1.percent if row.top1 and row.top1.own else None,
             **(paper if self.protocol else {}),
             **({"paper_ms_an_image": row.paper_milliseconds} if row.case.part == BACKBONE else {}),
             **({"profile": self._profile_to_dict(row)} if self.request.profile else {}),
@@ -162,6 +168,7 @@ def bench(
     request = settle(request)
     side = request.image_sizes[0] if request.image_sizes else None
     models = {name: open_model(name, side, request.task) for name in request.models}
+    own = {name: own_top1(name) for name in request.models} if request.task == "classify" else {}
     cases, skipped = plan(request, models)
     cases = [case for case in cases if wanted(case)]
     progress("counting operations", 0, 1)
@@ -196,7 +203,8 @@ def bench(
         operations = 2 * total.macs * case.batch_size / timing.median if total else None
         share = machine.share(case.precision, operations) if operations else None
         subject = subjects[case]
-        rows.append(Row(case, timing, subject.memory, total, share, subject.detail, profiles.get(case, ())))
+        known = own.get(case.model), profiles.get(case, ())
+        rows.append(Row(case, timing, subject.memory, total, share, subject.detail, *known))
     request = replace(request, rounds=max(len(timing.rounds) for timing in timings.values()))
     omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
     return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))

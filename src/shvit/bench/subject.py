@@ -34,7 +34,7 @@ from ..pretrained import default_preprocess, load
 from ..tasks import TASKS, task_of
 from .foreign import TORCHVISION_PREFIX, TorchvisionDetector
 from .machine import synchronize
-from .peers import COMPILED, EAGER, TRACED
+from .peers import COMPILED, EAGER, TRACED, Top1
 from .profile import Spent, profiled
 from .timing import sample, warm_up
 
@@ -67,6 +67,11 @@ class Case:
 def has_random_weights(name: str) -> bool:
     """Whether this is the name of a variant or `timm/NAME`, not a file's: of a network without weights."""
     return not Path(name).exists() and (name.startswith(TIMM_PREFIX) or not Path(name).suffix)
+
+
+def runs_as_it_is(name: str) -> bool:
+    """Whether engine and precision are not to be chosen: those of exported files, and of torchvision's detectors."""
+    return engines.is_exported(name) or name.startswith(TORCHVISION_PREFIX)
 
 
 def open_model(
@@ -107,6 +112,15 @@ def open_model(
         return ModelFile(model, classes, default_preprocess(model, image_size))
     side = image_size or model.image_size
     return ModelFile(model, classes, Preprocess(side, fit="whole"), "classify" if part == BACKBONE else task)
+
+
+def own_top1(name: str) -> Top1 | None:
+    """A file's accuracy, as its training or `shvit calibrate-bn` measured it; None of a network without such a file."""
+    if has_random_weights(name) or name.startswith(TORCHVISION_PREFIX):
+        return None
+    model = load(name)
+    top1, size = model.metrics.get("top1"), model.preprocess.image_size
+    return None if top1 is None else Top1(100 * top1, size, f"{name}, its own metrics", own=True)
 
 
 def _of_task(model: Runnable, name: str, task: str) -> Runnable:

@@ -85,7 +85,7 @@ def write_shards(
     workers: int = 2,
     seed: int = 0,
     max_bad_share: float = 0.2,
-    val_share: float = 0.2,
+    val_share: float | None = None,
     progress: Progress | None = None,
 ) -> Written:
     """Write `train-000000.tar` …, `val-000000.tar` … and `shards.json` into `out`.
@@ -102,7 +102,7 @@ def write_shards(
         workers: Processes; 0 works in this one. The bytes are the same, whatever the number.
         seed: Shuffles the training images, once, and draws validation images where the data is one pile.
         max_bad_share: Share of the images that may be unusable. `bad_images.csv` lists those that were left out.
-        val_share: Share of the validation images where they are drawn.
+        val_share: Share of the validation images where they are drawn; default: 0.2. Else it must be left out.
 
     Raises:
         InputError: An argument or the data is wrong, or `out` holds something else.
@@ -110,12 +110,15 @@ def write_shards(
     """
     out = Path(out)
     _check(data, out, size, per_shard, quality, workers, max_bad_share)
-    source = open_source(data, seed, val_share)
+    share = 0.2 if val_share is None else val_share
+    source = open_source(data, seed, share)
+    if val_share is not None and not source.drawn:
+        raise InputError(f"val_share has no effect: {data} has validation images of its own; leave it out")
     if not len(source.train) + len(source.val):
         raise InputError(f"{data} has no images")
     made = {
         "data": source.fingerprint,
-        **({"val_share": val_share} if source.drawn else {}),
+        **({"val_share": share} if source.drawn else {}),
         **{"size": size, "per_shard": per_shard, "quality": quality, "seed": seed},
     }
     tasks = _tasks(source, per_shard, seed)

@@ -80,8 +80,6 @@ def load(
     Raises:
         EngineError: No such engine, precision or device, or it cannot run here; the message says what can.
     """
-    if threads is not None and threads < 1:
-        raise EngineError(f"threads must be at least 1, got {threads}")
     if isinstance(model, Exported):
         engine, precision = _as_exported(model, engine, precision)
     if engine not in ("auto", *ENGINES):
@@ -94,6 +92,7 @@ def load(
         reasons = {name: kind.unavailable(picked) for name, kind in wanted.items()}
     if all(reasons.values()):
         raise EngineError(f"cannot run on {picked}: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
+    check_threads(threads, picked)
     able = {name: kind.precisions(picked) for name, kind in wanted.items() if not reasons[name]}
     able = {name: allowed_precisions(model.task, name, has) for name, has in able.items()}
     if isinstance(model, Exported):
@@ -199,6 +198,14 @@ def _as_exported(model: Exported, engine: str, precision: str) -> tuple[str, str
     if precision not in ("auto", model.precision):
         raise EngineError(f"{model.path} was exported in {model.precision}, not in {precision!r}")
     return model.engine, model.precision
+
+
+def check_threads(threads: int | None, device: str) -> None:
+    """Raises EngineError for a number below 1, and for any on a GPU: these threads are the CPU's."""
+    if threads is not None and threads < 1:
+        raise EngineError(f"--threads must be at least 1, got {threads}")
+    if threads is not None and device != "cpu":
+        raise EngineError(f"--threads has no effect on {device}: leave it out, or give --device cpu")
 
 
 def pick_device(device: str) -> str:

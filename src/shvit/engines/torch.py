@@ -74,8 +74,11 @@ class TorchEngine:
         check_export(cls, precision)
         network = portable(model_file).to(DTYPES[precision]).to(memory_format=torch.channels_last)  # pyright: ignore
         side = model_file.preprocess.image_size
-        if shapes.dynamic_size:
-            side = max(side, MIN_SIDE)
+        if shapes.dynamic_size and side < MIN_SIDE:
+            raise EngineError(
+                f"{cls.suffix} files for any image size start at {MIN_SIDE} pixels, and the model has {side}: give "
+                f"--image-size {MIN_SIDE} or more, or leave --dynamic-size out"
+            )
         images = torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
         from torch._dynamo.exc import UserError  # torch has no public name for it
 

@@ -140,7 +140,8 @@ def _with_accuracy(
         at_size = replace(weights, preprocess=replace(weights.preprocess, image_size=size))
         try:
             with as_failure():
-                report = evaluate(at_size, engines.load(at_size, device=found.how.device), source, workers=workers)
+                engine = engines.load(at_size, precision="fp32", device=found.how.device)
+                report = evaluate(at_size, engine, source, workers=workers)
         except Failure as failure:
             found = found.without(f"top-1 of {name} at {size} pixels: {failure}")
             continue

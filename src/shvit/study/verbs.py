@@ -10,7 +10,7 @@ from torch import nn
 
 from ..bench.run import Progress, about
 from ..bench.subject import as_failure
-from ..engines import pick_device
+from ..engines import check_threads, pick_device
 from ..errors import Failure, InputError
 from ..evaluate import Which, divided_as_trained
 from ..model.config import VARIANTS
@@ -62,9 +62,10 @@ def redundancy(
     for name, value in (("images", images), ("similarity-images", similarity_images), ("batch-size", batch_size)):
         if value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")
-    _check_threads(threads)
+    device = pick_device(device)
+    check_threads(threads, device)
     places = [_place(text) for text in queries] or [(0.5, 0.5)]
-    subject = open_subject(model, pick_device(device))
+    subject = open_subject(model, device)
     if threads:
         torch.set_num_threads(threads)
     source: Any = divided_as_trained(data, subject.model_file) if subject.model_file else Classify.open(data)
@@ -130,7 +131,7 @@ def breakdown(
     """
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
-    _check_threads(threads)
+    check_threads(threads, "cpu")
     names, chosen = list(dict.fromkeys(models)), able(engines)
     if len(names) == 1 and names[0] in VARIANTS:
         names.append(f"study/{names[0].removeprefix('shvit_')}-multi-head")
@@ -148,11 +149,6 @@ def breakdown(
             omitted.append(f"{name}, {engine}: {failure}")
         publish(rows)
     return publish(rows)
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and threads < 1:
-        raise InputError(f"--threads must be at least 1, got {threads}")
 
 
 def _attention(network: nn.Module) -> tuple[str, ...]:

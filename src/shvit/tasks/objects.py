@@ -53,9 +53,15 @@ class ObjectsEvaluation:
     """Place of each image that could not be used, and why."""
 
     def metrics(self) -> dict[str, Any]:
-        """AP is that of the masks, or of the boxes where there are no masks."""
-        headline = self.numbers.get("segm", self.numbers["bbox"])["AP"]
-        return {"AP": headline, **self.numbers, "images": self.images, "bad_images": len(self.bad)}
+        """AP and AP50 are those of the masks, or of the boxes where there are no masks."""
+        judged = self.numbers.get("segm", self.numbers["bbox"])
+        return {
+            "AP": judged["AP"],
+            "AP50": judged["AP50"],
+            **self.numbers,
+            "images": self.images,
+            "bad_images": len(self.bad),
+        }
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """AP of each class that occurs, by kind."""

@@ -27,7 +27,15 @@ from .budget import Choice
 from .clip import clip_adaptively
 from .recipe import Recipe
 from .report import Reporter, draw_curves, read_metrics
-from .setup import DTYPES, make_optimizer, make_schedule, picks_compile, picks_training_precision, schedule_time
+from .setup import (
+    DTYPES,
+    check_norms,
+    make_optimizer,
+    make_schedule,
+    picks_compile,
+    picks_training_precision,
+    schedule_time,
+)
 from .signals import heeded
 from .state import NEWEST, State
 from .world import World
@@ -117,6 +125,7 @@ class Trainer:
         self.compiled = picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
         self.model = start.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
         task.ready(self.model.train())  # before what asks which weights learn: DDP, the optimiser
+        check_norms(self.model, recipe, start.preprocess.image_size, self.world.size)
         self.normalize = Normalize(start.preprocess).to(self.device)
         self.wrapped = self.world.wrap(self.model)
         self.network = torch.compile(self.wrapped, dynamic=False) if self.compiled else self.wrapped

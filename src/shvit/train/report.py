@@ -14,11 +14,11 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
-from ..screen import say
+from ..screen import BESIDE, say
 from .budget import Choice
+from .remaining import TimeLeft
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -51,6 +51,7 @@ class Reporter:
         self._progress: Progress | None = None
         self._bar: Any = None
         self._said = 0.0
+        self._left: TimeLeft | None = None
 
     @contextlib.contextmanager
     def training(self, trainer: "Trainer") -> Iterator[None]:
@@ -64,22 +65,24 @@ class Reporter:
             TextColumn("{task.fields[speed]:.0f} images/s · data wait {task.fields[waited]:.0%}"),
             TextColumn("· loss {task.fields[loss]:.3f} ·"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[left]}"),
         )
+        recipe, steps = trainer.recipe, len(trainer.train_loader)
+        forwards = len(trainer.source.val) / recipe.batch_size  # a step costs three of so many images
+        self._left = TimeLeft(recipe.epochs, steps, recipe.eval_every, forwards / 3)
         with Progress(
             *columns, console=self.console, disable=not self.console.is_terminal, transient=True
         ) as self._progress:
             self._said = time.monotonic()
-            steps = len(trainer.train_loader)
-            self._bar = self._progress.add_task(
-                "", total=trainer.recipe.epochs * steps, completed=trainer.steps_done, speed=0.0, waited=0.0, loss=0.0
-            )
+            values = {"completed": trainer.steps_done, "speed": 0.0, "waited": 0.0, "loss": 0.0, "left": ""}
+            self._bar = self._progress.add_task("", total=recipe.epochs * steps, **values)
             yield
 
     def step(self, trainer: "Trainer", images_per_second: float, waited: float) -> None:
         """After each step; `waited` is the share of this epoch's time that went by waiting for data."""
         loss = trainer.mean_loss
+        if self._left is not None:
+            self._left.step()
         if self._progress is not None:
             self._progress.update(
                 self._bar,
@@ -88,16 +91,15 @@ class Reporter:
                 speed=images_per_second,
                 waited=waited,
                 loss=loss,
+                left=self._time_left(trainer),
             )
         if not self.console.is_terminal and time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             steps = len(trainer.train_loader)
-            to_do = (trainer.recipe.epochs * steps - trainer.steps_done) * trainer.recipe.batch_size
-            left = _duration(to_do / max(images_per_second, 1e-9))
             say(
                 self.console,
                 f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}, step {trainer.step}/{steps} · loss {loss:.3f} · "
-                f"{images_per_second:.0f} images/s · data wait {waited:.0%} · {left} left",
+                f"{images_per_second:.0f} images/s · data wait {waited:.0%} · {self._time_left(trainer)}",
             )
         for tracker in self.trackers:
             tracker.step(trainer, images_per_second, waited)
@@ -105,19 +107,26 @@ class Reporter:
     def epoch(self, trainer: "Trainer", row: dict[str, Any]) -> None:
         headline = trainer.task.headline
         names = {f"model_{headline}": headline, f"ema_{headline}": f"{headline} of averaged weights"}
+        names |= {key: key for key in BESIDE.get(headline, ())}
         scores = [f"{name} {row[key]:.2%}" for key, name in names.items() if key in row]
+        if self._left is not None:
+            self._left.end(row["epoch"])
         facts = [
             f"epoch {row['epoch']}/{trainer.recipe.epochs}",
             f"loss {row['train_loss']:.3f}",
             *scores,
             f"{row['images_per_second']:.0f} images/s",
             f"data wait {row['data_wait']:.0%}",
-            _duration(row["seconds"]),
+            f"{_duration(row['seconds'])}, {self._time_left(trainer)}",
             *([f"{len(trainer.bad)} bad images"] if trainer.bad else []),
         ]
         say(self.console, " · ".join(facts))
         for tracker in self.trackers:
             tracker.epoch(trainer, row)
+
+    def _time_left(self, trainer: "Trainer") -> str:
+        """Of the run from here, at the end of an epoch or after a step."""
+        return f"{_duration(self._left.seconds(trainer.epoch, trainer.step))} left" if self._left else ""
 
     def warn(self, message: str) -> None:
         say(self.console, message, style="yellow")

@@ -15,6 +15,7 @@ from ..engines import pick_device
 from ..errors import InputError
 from ..files import check_folder, replacing, write_csv
 from ..model.architecture import TIMM_PREFIX, Architecture
+from ..model.config import VARIANTS
 from ..model.cost import cost
 from ..modelfile import ModelFile, digest_of, need_classifier
 from ..pretrained import create_model, default_preprocess, is_published, load_model, onto_detector, transfer
@@ -100,11 +101,11 @@ def train(
     with world.joined(device):
         run = str(out.resolve())
         resume = world.first(lambda: resume or (world.has_begun(run) and (out / RECORD).exists()))
-        check_folder(out, new=not resume)
+        check_folder(out, new=not resume, otherwise=", or --resume to continue the run in it")
         named = data, task, model, recipe
         plan = _resumed(*named, out, settings or {}) if resume else _planned(*named, settings or {})
         reporter = reporter if reporter and world.leads else Reporter()
-        for warning in (*plan.source.warnings, *plan.warnings()):
+        for warning in plan.source.warnings:
             reporter.warn(warning)
         trainer = _trainer(plan, how, out, device, reporter, world)
         reporter.fitted(plan.choices, len(plan.source.train), plan.recipe.epochs)
@@ -123,19 +124,19 @@ def profile(
     *,
     task: str | None = None,
     settings: Mapping[str, Any] | None = None,
-    **options: Any,
+    device: str = "auto",
+    workers: int = 2,
 ) -> Profile:
     """What would hold back `train` with the same arguments, here. Nothing is written.
 
     Raises:
         InputError: As `train`.
     """
-    how, world = replace(Options(**options), teacher_cache=None), World.from_environment()
-    how.check()
-    device = world.device(pick_device(how.device))
+    how, world = Options(device, workers), World.from_environment()
+    device = world.device(pick_device(device))
     with world.joined(device):
         plan = _planned(data, task, model, recipe, settings or {})
-        return measure(_trainer(plan, how, Path(), device, Reporter(), world), how.workers)
+        return measure(_trainer(plan, how, Path(), device, Reporter(), world), workers)
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,6 @@ class Plan:
             raise InputError(f"batch_size {batch} is more than the {images} training images")
         self.recipe.check_divisible(processes)
 
-    def warnings(self) -> list[str]:
-        """What is allowed and hardly meant."""
-        if self.recipe.name in TUNES and not _is_trained(self.model):
-            return [f"recipe {self.recipe.name} tunes trained weights, and {self.model} has none: give --model a file"]
-        return []
-
 
 RECORD = "recipe.json"
 """In a run's folder: what the run was begun with."""
@@ -176,6 +171,12 @@ def _planned(
     named = {key: value for key, value in settings.items() if value is not None}
     variant = variant_of(model)
     draft = make_recipe(recipe or TASK_RECIPES[task][0], variant, named, task)
+    if draft.name in TUNES and not _is_trained(model):
+        published = f"{model if model in VARIANTS else 'shvit_s1'}.in1k"
+        raise InputError(
+            f"recipe {draft.name} tunes trained weights, and {model} has none: --model must be a model file or "
+            f"published weights such as {published}"
+        )
     source = _opened(data, task, draft)
     images = len(source.train)
     chosen = fit(draft, images, frozenset(named))

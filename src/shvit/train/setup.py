@@ -11,6 +11,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.transforms import COARSEST
 from ..engines.torch import has_bf16
@@ -36,9 +37,12 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
     if recipe.optimizer == "adamw":
         options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass instead of ten
     try:
-        return create_optimizer_v2(model, recipe.optimizer, lr=rate, weight_decay=decay, **options)
+        optimizer = create_optimizer_v2(model, recipe.optimizer, lr=rate, weight_decay=decay, **options)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer {recipe.optimizer} does not take these settings: {error}") from None
+    if recipe.beta2 is not None and "betas" not in optimizer.defaults:  # timm drops it
+        raise InputError(f"beta2 has no effect with optimizer {recipe.optimizer}, which has no second moment")
+    return optimizer
 
 
 def picks_precision(recipe: Recipe, device: str) -> str:
@@ -75,16 +79,42 @@ def steps_over_maps(model: Model, image_size: int) -> bool:
 
     There oneDNN's gradients of bf16 weights hold what was in memory before (torch 2.15; LOG.md).
     """
-    found = []
+    return any(shape[-1] < part.stride[-1] for part, shape in _inputs(model, image_size, torch.nn.Conv2d))
 
-    def look(convolution: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        found.append(inputs[0].shape[-1] < convolution.stride[-1])  # pyright: ignore[reportIndexIssue]
 
-    hooks = [part.register_forward_pre_hook(look) for part in model.modules() if isinstance(part, torch.nn.Conv2d)]
+def check_norms(model: Model, recipe: Recipe, image_size: int, processes: int) -> None:
+    """Refuses pieces of one image where a BatchNorm that learns reads one value a channel of it: that has no variance.
+
+    The BatchNorm of a classifier's head always does, those before it where the image is small.
+    """
+    pieces = processes * recipe.accumulate
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
+    if recipe.batch_size > pieces or not norms:
+        return
+    single = [part for part, shape in _inputs(model, image_size, _BatchNorm) if shape.numel() == shape[1]]
+    if not set(norms).isdisjoint(single):
+        each = f" for each of {pieces} pieces (processes x accumulate)" if pieces > 1 else ""
+        raise InputError(
+            f"BatchNorm needs two images at once, and batch_size {recipe.batch_size} gives one{each}: "
+            f"it must be at least {2 * pieces}"
+        )
+
+
+def _inputs(model: Model, image_size: int, kind: type[torch.nn.Module]) -> list[tuple[Any, torch.Size]]:
+    """Each module of this kind, and the shape of what it reads of one image. Every module stays in its mode."""
+    found: list[tuple[Any, torch.Size]] = []
+    training = {part: part.training for part in model.modules()}
+
+    def look(part: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.append((part, inputs[0].shape))
+
+    hooks = [part.register_forward_pre_hook(look) for part in training if isinstance(part, kind)]
     cost(model, (image_size, image_size))  # runs it
     for hook in hooks:
         hook.remove()
-    return any(found)
+    for part, mode in training.items():
+        part.training = mode
+    return found
 
 
 COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}

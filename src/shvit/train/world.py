@@ -14,13 +14,18 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, notice
 from ..model.detector import Detector
 
 LONGEST_START = timedelta(minutes=30)
 """From the first process's start to the last one's."""
 LONGEST_WAIT = timedelta(hours=2)
 """For another process. One that is lost is noticed at once; one may read all images of a data set for the others."""
+
+
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+VARIABLES = (*NUMBERS, "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets in the environment of each process."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,26 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """As torchrun tells it; alone where it tells nothing."""
-        told = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
-        return cls(**{key: int(os.environ[name]) for key, name in told.items() if name in os.environ})
+        """As torchrun sets it; one process where nothing is set, or WORLD_SIZE is 1. An empty variable is not set.
+
+        Raises:
+            InputError: Variables are missing, no whole numbers, or contradict each other.
+        """
+        given = {name: value for name in VARIABLES if (value := os.environ.get(name, "").strip())}
+        numbers = {name: _whole(name, given[name]) for name in NUMBERS if name in given}
+        if not numbers:  # MASTER_ADDR and MASTER_PORT alone say only where processes would meet
+            return cls()
+        missing = [name for name in VARIABLES if name not in given]
+        if missing and numbers.get("WORLD_SIZE") != 1:
+            raise InputError(
+                f"the environment has {', '.join(numbers)}, as for one of several processes, but not "
+                f"{', '.join(missing)}: start training with torchrun, or unset {', '.join(numbers)}"
+            )
+        world = cls(numbers.get("RANK", 0), numbers["WORLD_SIZE"], numbers.get("LOCAL_RANK", 0))
+        for name, rank in (("RANK", world.rank), ("LOCAL_RANK", world.local_rank)):
+            if rank >= world.size:
+                raise InputError(f"{name} {rank} in the environment must be below WORLD_SIZE, which is {world.size}")
+        return world
 
     @property
     def leads(self) -> bool:
@@ -72,6 +94,9 @@ class World:
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         group: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": LONGEST_WAIT}
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # started by hand: the others may be forgotten
+            meet = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            notice(f"process {self.rank} of {self.size} waits for the others at {meet}")
         try:
             store, _, _ = next(rendezvous("env://"))
             store = distributed.PrefixStore(_meet(store, self.rank, self.size), store)
@@ -147,6 +172,13 @@ class World:
             for model in models:
                 for buffer in model.buffers():
                     distributed.broadcast(buffer, 0)
+
+
+def _whole(name: str, text: str) -> int:
+    if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) < 1):
+        least = 1 if name == "WORLD_SIZE" else 0
+        raise InputError(f"{name} in the environment must be a whole number of at least {least}, got {text!r}")
+    return int(text)
 
 
 def _meet(store: distributed.Store, rank: int, size: int) -> str:
