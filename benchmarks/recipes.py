@@ -28,7 +28,7 @@ from shvit.provenance import facts
 
 STUDENT = ["--model", "shvit_s1", "--image-size", "128", "--epochs", "5"]
 SOFT = ["--recipe", "distill", "--distillation", "soft", "--temperature", "2"]
-HIGHRES = ["--recipe", "highres", "--image-size", "224", "--epochs", "2"]
+HIGHRES = ["--recipe", "highres", "--image-size", "224", "--epochs", "2", "--eval-fit", "crop"]
 
 
 def train(data: str, out: Path, flags: list[str]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def test_lines_where_no_terminal_shows_a_bar(folder, start, tmp_path, monkeypatc
         workers=0,
     )
     lines = text.getvalue().splitlines()
-    steps = [line for line in lines if "step" in line]
+    steps = [line for line in lines if ", step " in line]
     assert len(steps) == 10
     pattern = r"epoch 1/1, step 3/10 · loss \d\.\d+ · \d+ images/s · data wait \d+% · 0m\d\ds left"
     assert re.fullmatch(pattern, steps[2])

@@ -62,7 +62,9 @@ class Recipe:
     clip: float = _documented(0.02, "Adaptive gradient clipping, as a share of each weight's norm; 0: none.")
     ema: float = _documented(0.99996, "Decay of the averaged weights at each step; 0: no averaging.")
     ema_warmup: bool = _documented(
-        False, "The decay at step n is at most 1 - n^(-2/3), which averages sooner; else it is --ema from the start."
+        False,
+        "Start with a lower decay: at step n it is at most 1 - n^(-2/3). Otherwise it is --ema from the first step. On "
+        "where a small budget is fitted; --ema-warmup=false turns it off.",
     )
     eval_fit: Literal["crop", "squash"] | None = _for_labels(
         None,
