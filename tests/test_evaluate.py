@@ -108,16 +108,16 @@ def test_report_of_a_thousand_classes(tmp_path, folder):
 
 def test_which_images(folder, tiny):
     source, pile = open_source(folder), open_source(folder / "train")
-    assert choose_split(tiny, source, "auto")[0] == "val"
-    assert choose_split(tiny, pile, "auto")[0] == "all"
-    assert len(choose_split(tiny, pile, "auto")[1]) == 40
+    assert choose_split(tiny, source).split == "val"
+    assert choose_split(tiny, pile).split == "all"
+    assert len(choose_split(tiny, pile).images) == 40
     trained_here = replace(tiny, provenance={"data_fingerprint": pile.fingerprint})
-    name, split = choose_split(trained_here, pile, "auto")
-    assert (name, len(split)) == ("val", 8)
-    assert len(choose_split(tiny, source, "train")[1]) == 40
-    assert len(choose_split(tiny, source, "all")[1]) == 52
+    judged = choose_split(trained_here, pile)
+    assert (judged.split, len(judged.images)) == ("val", len(pile.val))
+    assert len(choose_split(tiny, source, "train").images) == 40
+    assert len(choose_split(tiny, source, "all").images) == 52
     only_train = replace(source, val=source.val.subset([]))
-    assert choose_split(tiny, only_train, "auto")[0] == "all"
+    assert choose_split(tiny, only_train).split == "all"
     with pytest.raises(shvit.InputError, match="no images in its split 'val'"):
         choose_split(tiny, only_train, "val")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import engines
+from .data.identity import TrainedOn
 from .data.loader import Batch, Loader, lost_workers_told
 from .data.sources import Source
 from .data.transforms import Decoded, Normalize, Preprocess, eval_transform
@@ -76,9 +77,9 @@ def calibrate_bn(
     picked = engines.pick_device(device)
     resized = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size))
     cost(model_file.model, (image_size, image_size))
-    drawn = np.random.default_rng(seed).permutation(len(source.train))[:images]
+    drawn = source.train.subset(np.random.default_rng(seed).permutation(len(source.train))[:images].tolist())
     reader = Decoded(eval_transform(resized.preprocess))
-    loader = Loader(source.train.subset(drawn.tolist()), reader, batch_size, workers)
+    loader = Loader(drawn, reader, batch_size, workers)
     with lost_workers_told():
         network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)
     calibrated = replace(resized, model=network)
@@ -88,6 +89,7 @@ def calibrate_bn(
     )
     provenance = {
         **model_file.provenance,
+        "trained_on": (TrainedOn.of(drawn.images) | TrainedOn.recorded(model_file.provenance)).to_dict(),
         "calibrated": {"from_image_size": model_file.preprocess.image_size, "images": seen, "seed": seed},
     }
     metrics = {key: after[key] for key in ("top1", "top5", "loss", "images")}

@@ -245,7 +245,8 @@ def evaluate(
     batch_size
         Images that run at once; default: 64, and 8 of a detector.
     split
-        auto: the validation images, or all where the data is one pile that the model was not trained on.
+        auto: the validation images, or all where the data has no splits and is not what the model was trained on.
+        auto and val leave out the images that the model was trained on, which are recognised by their content.
     fit
         What a classifier sees of an image. crop: the centre. squash: the whole image, resized to a square, as the
         authors evaluate fine-tuned networks. Default: what the model file says.
@@ -311,7 +312,7 @@ def shard(
     quality
         Of the JPEGs that are written anew, 1 to 100.
     seed
-        Shuffles the training images, and draws validation images where the data is one pile.
+        Shuffles the training images, and draws validation images where the data has no splits.
     val_share
         Share of the images that is held out for validation; default: 0.2. For data without a validation split.
     max_bad_share

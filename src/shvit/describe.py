@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from .data.identity import in_short
 from .engines import Exported, Runnable
 from .errors import InputError
 from .model.architecture import Architecture, Model, is_network
@@ -76,5 +77,5 @@ def _header(runnable: Runnable) -> dict[str, Any]:
         "classes": list(runnable.classes),
         "preprocess": runnable.preprocess.to_dict(),
         "metrics": dict(runnable.metrics),
-        "provenance": dict(runnable.provenance),
+        "provenance": in_short(runnable.provenance),
     }

@@ -2,14 +2,16 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from .classnames import match_classes, unique_names
 from .data.coco import CocoSource, Scenes
+from .data.identity import TrainedOn, drawn_before
 from .data.loader import Loader, lost_workers_told
 from .data.sources import Source, Split
 from .engines import Runnable
@@ -33,13 +35,29 @@ class Report:
     names: tuple[str, ...]
     """Of the images, in the order that `evaluation.bad` counts in."""
     seconds: float
+    left_out: int = 0
+    """Images of the split that were used in training, and so were not judged."""
+    trained_on: int = 0
+    """Judged images that were used in training, where the split was asked for by name."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: shares from 0 to 1, images, and images a second with decoding included."""
         metrics = self.evaluation.metrics()
         judged = {name: value for name, value in self.evaluation.per_class().items() if value is not None}
         speed = self.evaluation.images / self.seconds
-        return {**metrics, "per_class": judged, "split": self.split, "images_per_second": speed}
+        used = {"left_out": self.left_out, "trained_on": self.trained_on}
+        return {**metrics, "per_class": judged, "split": self.split, **used, "images_per_second": speed}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The images that a model is judged on; see `choose_split`."""
+
+    split: str
+    images: Split | Scenes
+    left_out: int = 0
+    trained_on: int = 0
+    """As in `Report`."""
 
 
 def divided_as_trained(data: str | Path, model_file: Runnable) -> Any:
@@ -48,8 +66,10 @@ def divided_as_trained(data: str | Path, model_file: Runnable) -> Any:
     Raises:
         InputError: No such data.
     """
-    recipe = model_file.provenance.get("recipe", {})
-    source = task_of(model_file).open(data, **{key: recipe[key] for key in ("seed", "val_share") if key in recipe})
+    provenance = model_file.provenance
+    recipe = provenance.get("recipe", {})
+    how = {key: recipe[key] for key in ("seed", "val_share") if key in recipe}
+    source = task_of(model_file).open(data, **how, drawn_by=provenance.get("drawn_by", drawn_before(recipe)))
     for text in source.warnings:
         notice(text)
     return source
@@ -79,31 +99,69 @@ def evaluate(
         engine: Runs the network.
         source: Labelled images, as the model's task opens them; their classes are found among the model's by name (see
             `match_classes`).
-        which: Images to use. `auto`: the validation images where the data has them by itself or the model was trained
-            on this very data; else all of them.
+        which: Images to use; see `choose_split`.
 
     Raises:
         InputError: Classes that the model does not know, or no usable images.
     """
-    name, split = choose_split(model_file, source, which)
-    split = labelled(model_file, source, split)
+    judged = choose_split(model_file, source, which)
+    split = labelled(model_file, source, judged.images)
     task = task_of(model_file)
     loader = Loader(split, task.eval_reader(model_file.preprocess), batch_size, workers)
     started = time.perf_counter()
     with lost_workers_told():
         evaluation = task.evaluate(engine, loader)
-    return Report(evaluation, name, tuple(split.names), time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Report(evaluation, judged.split, tuple(split.names), seconds, judged.left_out, judged.trained_on)
 
 
-def choose_split(model_file: Runnable, source: Source | CocoSource, which: Which) -> tuple[str, Split | Scenes]:
-    """The images meant by `which`, and what to call them. Raises InputError where there are none."""
+class Trained(Protocol):
+    """A model file, an exported one, or a study's subject."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+
+def choose_split(model: Trained, source: Source | CocoSource, which: Which = "auto") -> Judged:
+    """The images to judge a model on; a notice says how many of them were used in training.
+
+    Args:
+        model: Its provenance names the images that it was trained on, by their content.
+        source: Labelled images.
+        which: `val`: the validation images. `train` or `all`: these. `auto`: the validation images where the data has
+            them by itself or is the very data that the model was trained on; else all. Images used in training are
+            left out of `auto` and `val`.
+
+    Raises:
+        InputError: There are no such images, or all of them were used in training.
+    """
+    chosen, known = which, TrainedOn.recorded(model.provenance)
     if which == "auto":
-        trained_on = model_file.provenance.get("data_fingerprint") == source.fingerprint
-        which = "all" if (source.drawn and not trained_on) or not len(source.val) else "val"
-    split = source.whole() if which == "all" else {"train": source.train, "val": source.val}[which]
-    if not len(split):
-        raise InputError(f"{source.name} has no images in its split {which!r}")
-    return which, split
+        trained_here = model.provenance.get("data_fingerprint") == source.fingerprint
+        chosen = "all" if (source.drawn and not trained_here) or not len(source.val) else "val"
+    images = source.whole() if chosen == "all" else {"train": source.train, "val": source.val}[chosen]
+    if not (count := len(images)):
+        raise InputError(f"{source.name} has no images in its split {chosen!r}")
+    if known is None:
+        if which == "auto" and chosen == "all" and "data_fingerprint" in model.provenance:
+            notice(
+                "The model file does not name its training images, since an earlier version of shvit wrote it: they "
+                f"may be among the {count:,} images judged"
+            )
+        return Judged(chosen, images)
+    used = known.among(images.images)
+    if not (number := int(used.sum())):
+        return Judged(chosen, images)
+    if which in ("train", "all"):
+        notice(f"{number:,} of {count:,} images were used in training")
+        return Judged(chosen, images, 0, number)
+    if number == count:
+        raise InputError(
+            f"all {count:,} images of {source.name}, split {chosen!r}, were used in training this model: judge it on "
+            "other images, or use --split all to include these"
+        )
+    notice(f"{number:,} of {count:,} images were used in training and are left out")
+    return Judged(chosen, images.subset(np.flatnonzero(~used).tolist()), number)
 
 
 def labelled(model: Described, source: Source | CocoSource, split: Split | Scenes) -> Split | Scenes:

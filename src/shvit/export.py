@@ -78,8 +78,9 @@ def export(
     calibration = calibration_batches(model_file, source) if source and precision == "int8" else []
     if precision == "int8":
         need_calibration(calibration)
-    validation = validation_batches(model_file, source) if source and precision == "int8" else []
-    images = parity_images(model_file, source) if source else sample_images(model_file)
+    judged = choose_split(model_file, source).images if source else None
+    validation = validation_batches(model_file, source, judged) if source and judged and precision == "int8" else []
+    images = parity_images(model_file, judged) if judged else sample_images(model_file)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"file": str(out), "engine": engine, "precision": precision, "shapes": vars(shapes)}
@@ -162,15 +163,13 @@ def calibration_batches(model_file: ModelFile, source: Source) -> list[Tensor]:
     return [images for images in _images(model_file, split).split(10) if len(images) == min(10, len(split))]
 
 
-def parity_images(model_file: ModelFile, source: Source) -> UInt8[Tensor, "n 3 h w"]:
+def parity_images(model_file: ModelFile, split: Split | Scenes) -> UInt8[Tensor, "n 3 h w"]:
     """Some of the images that accuracy is judged on, drawn evenly."""
-    _, split = choose_split(model_file, source, "auto")
     return _images(model_file, _spread(split, PARITY_IMAGES[model_file.task]))
 
 
-def validation_batches(model_file: ModelFile, source: Source) -> Iterable[Batch]:
+def validation_batches(model_file: ModelFile, source: Source, split: Split | Scenes) -> Iterable[Batch]:
     """The labelled images that accuracy is judged on: decoded once, where they fit into memory."""
-    _, split = choose_split(model_file, source, "auto")
     split = labelled(model_file, source, split)
     task = task_of(model_file)
     loader = Loader(split, task.eval_reader(model_file.preprocess), task.eval_batch(25, 1), workers=2)

@@ -72,14 +72,97 @@ def test_sixteen_bit_png_keeps_the_upper_eight():
     np.testing.assert_array_equal(pixels[..., 0], ramp >> 8)
 
 
-def test_sixteen_bit_rgb_png():
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    row = b"\0" + struct.pack(">3H", 0xFFFF, 0x8000, 0x0000) * 2
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-    png += chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
-    assert decode(png).getpixel((0, 0)) == (255, 128, 0)
+
+def raw_png(kind, bits, row, width=2, key=None):
+    """A PNG of one row, by its colour type and bits a sample, perhaps with a transparent colour."""
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, kind, 0, 0, 0))
+    png += b"" if key is None else chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
+    return png + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_rgb_png():
+    row = struct.pack(">3H", 0xFFFF, 0x8000, 0x0000) * 2
+    assert decode(raw_png(2, 16, row)).getpixel((0, 0)) == (255, 128, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "row", "key", "expected"),
+    [
+        (2, 8, bytes([10, 20, 30, 40, 50, 60]), (10, 20, 30), [(255, 255, 255), (40, 50, 60)]),
+        (2, 16, struct.pack(">6H", 2560, 5120, 7680, 65535, 0, 0), (2560, 5120, 7680), [(255, 255, 255), (255, 0, 0)]),
+        (0, 8, bytes([7, 90]), (7,), [(255, 255, 255), (90, 90, 90)]),
+        (0, 16, struct.pack(">2H", 4000, 65535 - 255), (4000,), [(255, 255, 255), (255, 255, 255)]),
+        (0, 4, bytes([0x3A]), (3,), [(255, 255, 255), (170, 170, 170)]),
+        (0, 2, bytes([0x40]), (0,), [(85, 85, 85), (255, 255, 255)]),
+        (0, 1, bytes([0x80]), (0,), [(255, 255, 255), (255, 255, 255)]),
+    ],
+    ids=str,
+)
+def test_a_transparent_colour_shows_white(kind, bits, row, key, expected):
+    image = decode(raw_png(kind, bits, row, key=key))
+    assert [image.getpixel((x, 0)) for x in range(2)] == expected
+    small = decode_small(raw_png(kind, bits, row, key=key), 1).values
+    assert [tuple(pixel) for pixel in small[0].tolist()] == expected
+
+
+def grey_of(data):
+    """The values of a decoded image of one row, which is grey."""
+    pixels = np.asarray(decode(data))
+    assert (pixels == pixels[..., :1]).all()
+    np.testing.assert_array_equal(decode_small(data, 1).values, pixels)
+    return pixels[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("top", "dtype", "kind"),
+    [
+        (255, np.int32, "TIFF"),
+        (255, np.uint16, "TIFF"),
+        (255, np.uint16, "PNG"),
+        (1023, np.uint16, "PNG"),
+        (4095, np.uint16, "PNG"),
+        (4095, np.uint16, "TIFF"),
+        (4095, np.int32, "TIFF"),
+        (65535, np.int32, "TIFF"),
+        (2**31 - 1, np.int32, "TIFF"),
+    ],
+    ids=str,
+)
+def test_deep_grey_is_scaled_by_the_range_that_holds_it(top, dtype, kind):
+    ramp = np.array([[0, top // 4 + 1, top // 2 + 1, top]], dtype)
+    assert grey_of(data_of(Image.fromarray(ramp), kind)) == [0, 64, 128, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_a_declared_range_is_kept(dtype):
+    """Of a dark image, too."""
+    ramp = np.array([[0, 100, 200, 400]], dtype)
+    assert grey_of(data_of(Image.fromarray(ramp), "TIFF", tiffinfo={341: 799.0})) == [0, 32, 64, 128]
+    black = {340: 100.0, 341: 400.0}
+    assert grey_of(data_of(Image.fromarray(ramp), "TIFF", tiffinfo=black))[1::2] == [0, 255]
+
+
+def test_pgm_is_scaled_by_its_own_maximum():
+    dark = np.array([[0, 256, 512, 4095]], ">u2")
+    assert grey_of(b"P5 4 1 65535\n" + dark.tobytes()) == [0, 1, 2, 15]
+    assert grey_of(b"P5 4 1 4095\n" + dark.tobytes()) == [0, 16, 32, 255]
+
+
+def test_a_tiff_whose_zero_is_white():
+    ramp = np.array([[0, 65535]], np.uint16)
+    assert grey_of(data_of(Image.fromarray(ramp), "TIFF", tiffinfo={262: 0})) == [255, 0]
+
+
+def test_what_has_no_range_is_refused():
+    assert "below zero" in bad(data_of(Image.fromarray(np.array([[-5, 9]], np.int32)), "TIFF"))
+    assert "floating-point" in bad(
+        data_of(Image.fromarray(np.array([[np.nan]], np.float32)), "TIFF", tiffinfo={341: 1.0})
+    )
+    for kind, values in ((2, (4095, 100, 7) * 2), (6, (4095, 100, 7, 65535) * 2), (4, (4095, 65535) * 2)):
+        assert "only the lowest 12 bits" in bad(raw_png(kind, 16, struct.pack(f">{len(values)}H", *values)))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])

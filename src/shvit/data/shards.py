@@ -1,8 +1,8 @@
 """WebDataset shards, read at random: by the index that `shvit shard` wrote, or by the headers of the tars.
 
 The index, `shards.json`, holds for each split its shards, and for each of these its name, checksum and length in bytes,
-and of every image the key (KEY.jpg and KEY.cls are its members), the label, and where its bytes begin and how many
-they are.
+and of every image the key (KEY.jpg and KEY.cls are its members), the label, where its bytes begin, how many they are,
+and the identity of the image that it was made from (see `identity`).
 """
 
 import hashlib
@@ -10,15 +10,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .identity import BYTES, of_name
 from .lazy import Texts
 from .remote import FetchError, expand, is_remote, read_remote
-from .sources import EMPTY, INDEX, TRAIN_NAMES, UNFINISHED, VAL_NAMES, DataError, Source, Split, draw
+from .sources import EMPTY, INDEX, TRAIN_NAMES, UNFINISHED, VAL_NAMES, DataError, Drawing, Source, Split, draw
 from .tars import Place, Sample, Shards, StoredImages, StoredNames, scan
 
 VERSION = 1
@@ -40,6 +41,8 @@ class Record:
     lengths: list[int]
     bad: list[tuple[str, str]]
     """Names of the images that were to be in it and could not be used, and why."""
+    identities: list[int] = field(default_factory=list)
+    """Of the images that those in the shard were made from; none in an index of an earlier version."""
 
     def check(self, classes: int) -> None:
         """Raises ValueError for what `shvit shard` does not write: an index may come from anywhere."""
@@ -48,6 +51,8 @@ class Record:
             raise ValueError(f"{self.name!r} of {self.bytes!r} bytes is no shard beside it")
         if not all(0 <= label < classes for label in self.labels):
             raise ValueError(f"{self.name} has labels that are no classes' numbers")
+        if self.identities and not all(0 <= one < 256**BYTES for one in self.identities):
+            raise ValueError(f"{self.name} has identities that are no numbers of {BYTES} bytes")
         places = zip(self.offsets, self.lengths, strict=False)  # of how many is checked with the other columns
         if not all(begin > 0 and 0 < length <= self.bytes - begin for begin, length in places):
             raise ValueError(f"{self.name} has images that lie outside of it")
@@ -89,15 +94,14 @@ class Index:
         return index
 
 
-def open_shards(data: str | Path, seed: int, val_share: float) -> Source:
+def open_shards(data: str | Path, how: Drawing) -> Source:
     """The data set in shards.
 
     Args:
         data: A folder of shards; a path or URL of `shards.json`; or paths or URLs of tars, with braces for several.
             Tars without an index are divided by `train`, `val` (or `test`) in their names; where not both are
             there, and not val alone, validation images are drawn.
-        seed: Draws the validation images.
-        val_share: Share of these.
+        how: Draws the validation images.
 
     Raises:
         DataError: There is nothing there, or nothing that can be used.
@@ -108,7 +112,7 @@ def open_shards(data: str | Path, seed: int, val_share: float) -> Source:
         return _indexed(place, str(Path(place) / INDEX))
     if not is_remote(place) and (Path(place) / UNFINISHED).is_dir():
         raise DataError(f"{place} holds shards that are not all written: run shvit shard again as it was begun")
-    return _indexed(place, place) if place.partition("?")[0].endswith(INDEX) else _unindexed(place, seed, val_share)
+    return _indexed(place, place) if place.partition("?")[0].endswith(INDEX) else _unindexed(place, how)
 
 
 def _indexed(name: str, path: str) -> Source:
@@ -139,13 +143,19 @@ def _stored(records: Sequence[Record], path: str) -> Split:
     members = Texts(f"{key}.jpg" for record in records for key in record.keys)
     columns = [
         np.array([value for record in records for value in column(record)], np.int64)
-        for column in (lambda r: r.labels, lambda r: r.offsets, lambda r: r.lengths)
+        for column in (lambda r: r.labels, lambda r: r.offsets, lambda r: r.lengths, _identities)
     ]
     if len({len(members), *map(len, columns)}) > 1:
         raise ValueError("its columns differ in length")
-    labels, offsets, lengths = columns
+    labels, offsets, lengths, identities = columns
     shard = np.repeat(np.arange(len(records), dtype=np.int32), [len(record.keys) for record in records])
-    return _split(StoredImages(Shards(places), members, shard, offsets, lengths), labels)
+    return _split(StoredImages(Shards(places), members, shard, offsets, lengths, identities), labels)
+
+
+def _identities(record: Record) -> list[int]:
+    """Without reading the shard, which may not be here: of the keys and lengths where the index names none."""
+    pairs = zip(record.keys, record.lengths, strict=False)
+    return record.identities or [of_name(f"{key} {length}") for key, length in pairs]
 
 
 def _split(images: StoredImages, labels: np.ndarray, bad: dict[int, str] | None = None) -> Split:
@@ -181,7 +191,7 @@ def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
     return digest.hexdigest()[:16]
 
 
-def _unindexed(name: str, seed: int, val_share: float) -> Source:
+def _unindexed(name: str, how: Drawing) -> Source:
     folder = not is_remote(name) and Path(name).is_dir()
     found = [str(path) for path in sorted(Path(name).glob("*.tar"))] if folder else expand(name)
     if packed := [place for place in found if re.search(r"\.(tgz|tar\.\w+)$", place)]:
@@ -206,7 +216,7 @@ def _unindexed(name: str, seed: int, val_share: float) -> Source:
     }
     fingerprint = _fingerprint(classes, *splits.values())
     if "all" in splits:
-        return draw(name, classes, splits["all"], seed, val_share, fingerprint, tuple(warnings))
+        return draw(name, classes, splits["all"], how, fingerprint, tuple(warnings))
     train, val = splits.get("train", EMPTY), splits["val"]
     return Source(name, classes, train, val, False, fingerprint, tuple(warnings))
 

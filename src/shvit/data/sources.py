@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .decode import BadImage
+from .identity import DrawnBy, held_out
 from .lazy import Lazy, join, pick
 from .remote import is_remote
 from .transforms import Reader
@@ -43,6 +44,10 @@ class Stored(Protocol):
 
     def read(self) -> bytes:
         """The bytes of an image file. Raises BadImage where they cannot be had."""
+        ...
+
+    def identity(self) -> int:
+        """As `identity.identity` gives it, without reading more than is needed."""
         ...
 
 
@@ -134,7 +139,16 @@ class Source:
             raise DataError(f"{self.name}: validation has no images of the training classes {_few(missing)}")
 
 
-def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Source:
+@dataclass(frozen=True)
+class Drawing:
+    """How the validation images of a dataset without splits are drawn."""
+
+    seed: int
+    share: float
+    by: DrawnBy = "content"
+
+
+def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Source:
     """Read what `data` names.
 
     Args:
@@ -145,29 +159,32 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Sour
               paths or URLs of `.tar` files with braces for the numbers (`https://host/data-{000..127}.tar`);
             - `hf://name` or `hf://name/config`: a data set of the Hugging Face hub, or `hf://./folder`, a local one;
             - the word `digits` (for a folder of that name say `./digits`).
-        seed: Draws the validation images where the data comes as one pile, the same share of each class.
-        val_share: That share, between 0 and 1. Every class with two images or more keeps one on both sides.
+        seed: Draws the validation images where the data comes without splits; see `identity.held_out`.
+        val_share: The share of images to draw, between 0 and 1. Every class with two images or more keeps one on both
+            sides.
+        drawn_by: `position` for the split that runs of earlier versions had.
 
     Raises:
         DataError: Nothing is there, or it is none of the above.
     """
     if not 0 < val_share < 1:
         raise DataError(f"the share of validation images must lie between 0 and 1, got {val_share}")
+    how = Drawing(seed, val_share, drawn_by)
     if data == "digits":
-        return _digits(seed, val_share)
+        return _digits(how)
     if is_sharded(data):
         from .shards import open_shards
 
-        return open_shards(data, seed, val_share)
+        return open_shards(data, how)
     if str(data).startswith("hf://"):
         from .hub import open_hub
 
-        return open_hub(str(data), seed, val_share)
+        return open_hub(str(data), how)
     path = Path(data)
     if path.is_dir():
-        return _folder(path, seed, val_share)
+        return _folder(path, how)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return _csv(path, seed, val_share)
+        return _csv(path, how)
     found = "no such file or folder" if not path.exists() else "neither a folder nor a CSV file nor shards"
     raise DataError(
         f"{data}: {found}; data is a folder of class folders, a CSV of path,label, shards (.tar or shards.json), "
@@ -229,7 +246,7 @@ def duplicates(one: Listed, other: Listed) -> list[tuple[str, str]]:
     return [(name, other.names[i]) for i, key in suspects[1].items() for name in by_content[key]]
 
 
-def _folder(path: Path, seed: int, val_share: float) -> Source:
+def _folder(path: Path, how: Drawing) -> Source:
     children = {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
     train_dir = next((children[name] for name in TRAIN_NAMES if name in children), None)
     val_dir = next((children[name] for name in VAL_NAMES if name in children), None)
@@ -237,7 +254,7 @@ def _folder(path: Path, seed: int, val_share: float) -> Source:
         pile = _class_folders(path)
         if not pile:
             raise DataError(f"{path} holds no class folders with images: expected {path}/<class>/<image>")
-        return _drawn(str(path), pile, seed, val_share)
+        return _drawn(str(path), pile, how)
     train, val = (_class_folders(folder) if folder else [] for folder in (train_dir, val_dir))
     if not train and not val:
         raise DataError(f"{path} holds no images: expected {train_dir or val_dir}/<class>/<image>")
@@ -256,7 +273,7 @@ def _class_folders(path: Path) -> list[tuple[Path, str]]:
     return rows
 
 
-def _csv(path: Path, seed: int, val_share: float) -> Source:
+def _csv(path: Path, how: Drawing) -> Source:
     """Paths are relative to the CSV's own folder. The header row `path,label[,split]` may be left out."""
     splits: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": []}
     try:
@@ -279,7 +296,7 @@ def _csv(path: Path, seed: int, val_share: float) -> Source:
     if splits[""] and (splits["train"] or splits["val"]):
         raise DataError(f"{path}: {len(splits[''])} rows name no split and others do; give all rows one, or none")
     if splits[""]:
-        return _drawn(str(path), splits[""], seed, val_share)
+        return _drawn(str(path), splits[""], how)
     return _given(str(path), splits["train"], splits["val"])
 
 
@@ -288,7 +305,7 @@ def _split_name(cell: str) -> str | None:
     return known.get(cell.lower())
 
 
-def _digits(seed: int, val_share: float) -> Source:
+def _digits(how: Drawing) -> Source:
     """1,797 real handwritten digits of 8x8 pixels, which scikit-learn carries within its package."""
     from sklearn.datasets import load_digits
 
@@ -297,7 +314,7 @@ def _digits(seed: int, val_share: float) -> Source:
     labels = [int(label) for label in loaded.target]  # pyright: ignore
     pile = Split(images, labels, [f"digits/{index}" for index in range(len(images))])
     classes = tuple("0123456789")
-    return draw("digits", classes, pile, seed, val_share, _fingerprint(classes, pile))
+    return draw("digits", classes, pile, how, _fingerprint(classes, pile))
 
 
 def _given(name: str, train: list[tuple[Path, str]], val: list[tuple[Path, str]]) -> Source:
@@ -306,27 +323,34 @@ def _given(name: str, train: list[tuple[Path, str]], val: list[tuple[Path, str]]
     return Source(name, classes, one, other, fingerprint=_fingerprint(classes, one, other))
 
 
-def _drawn(name: str, rows: list[tuple[Path, str]], seed: int, val_share: float) -> Source:
+def _drawn(name: str, rows: list[tuple[Path, str]], how: Drawing) -> Source:
     classes = tuple(sorted({label for _, label in rows}))
     pile = _split(rows, classes)
-    return draw(name, classes, pile, seed, val_share, _fingerprint(classes, pile))
+    return draw(name, classes, pile, how, _fingerprint(classes, pile))
 
 
 def draw(
-    name: str, classes: tuple[str, ...], pile: Split, seed: int, val_share: float, fingerprint: str,
-    warnings: tuple[str, ...] = (),
-) -> Source:  # fmt: skip
-    """The data set of one pile, whose validation images are drawn: the same share of each class."""
+    name: str, classes: tuple[str, ...], pile: Split, how: Drawing, fingerprint: str, warnings: tuple[str, ...] = ()
+) -> Source:
+    """The dataset, whose validation images are drawn from all of its images."""
+    if how.by == "position":
+        chosen = _by_position(pile, how.seed, how.share)
+    else:
+        chosen = held_out(pile.images, pile.labels, how.seed, how.share)
+    train = pile.subset(np.delete(np.arange(len(pile)), chosen).tolist())
+    return Source(name, classes, train, pile.subset(chosen), True, fingerprint, warnings)
+
+
+def _by_position(pile: Split, seed: int, share: float) -> list[int]:
+    """As earlier versions drew them: one image more or less changes which they are."""
     by_class = defaultdict(list)
     for index, label in enumerate(pile.labels):
         by_class[label].append(index)
-    held_out: set[int] = set()
+    chosen: list[int] = []
     for label, indices in sorted(by_class.items()):
-        count = min(max(1, round(len(indices) * val_share)), len(indices) - 1)
-        held_out.update(random.Random(f"{seed} {label}").sample(indices, count))
-    train = pile.subset(i for i in range(len(pile)) if i not in held_out)
-    val = pile.subset(sorted(held_out))
-    return Source(name, classes, train, val, True, fingerprint, warnings)
+        count = min(max(1, round(len(indices) * share)), len(indices) - 1)
+        chosen += random.Random(f"{seed} {label}").sample(indices, count)
+    return sorted(chosen)
 
 
 def _split(rows: list[tuple[Path, str]], classes: tuple[str, ...]) -> Split:

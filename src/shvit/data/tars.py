@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .decode import BadImage
+from .identity import identity, of_name
 from .lazy import Lazy, Texts
 from .remote import FetchError, fetched, is_remote
 
@@ -146,6 +147,10 @@ class Shards:
             raise BadImage(f"{place.name} is damaged, or another than was indexed: {member} is not where it was")
         return data[BLOCK:]
 
+    def part(self, shard: int, start: int, count: int) -> bytes:
+        """Bytes of a shard, unchecked. Raises BadImage or OSError where they cannot be read."""
+        return os.pread(self._file(shard).number, count, start)
+
     def _file(self, shard: int) -> "_Opened":
         if shard in self._failed:
             raise BadImage(self._failed[shard])
@@ -190,9 +195,19 @@ class StoredImage:
     member: str
     offset: int
     length: int
+    known: int | None = None
+    """Its identity, where an index has it."""
 
     def read(self) -> bytes:
         return self.shards.read(self.shard, self.member, self.offset, self.length)
+
+    def identity(self) -> int:
+        if self.known is not None:
+            return self.known
+        try:
+            return identity(self.length, lambda start, count: self.shards.part(self.shard, self.offset + start, count))
+        except (BadImage, OSError):
+            return of_name(self.member)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +219,7 @@ class StoredImages(Lazy[StoredImage]):
     shard: np.ndarray
     offsets: np.ndarray
     lengths: np.ndarray
+    identities: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.members)
@@ -215,6 +231,7 @@ class StoredImages(Lazy[StoredImage]):
             self.members[place],
             int(self.offsets[place]),
             int(self.lengths[place]),
+            None if self.identities is None else int(self.identities[place]),
         )
 
 

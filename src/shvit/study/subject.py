@@ -107,8 +107,9 @@ class Images:
     def __init__(
         self, subject: Subject, source: Source, which: Which, count: int, batch_size: int, workers: int, seed: int = 0
     ) -> None:
-        self.split, images = choose_split(subject, source, which)  # pyright: ignore[reportArgumentType]
-        split: Any = labelled(subject, source, images)  # pyright: ignore[reportArgumentType]
+        judged = choose_split(subject, source, which)
+        self.split = judged.split
+        split: Any = labelled(subject, source, judged.images)  # pyright: ignore[reportArgumentType]
         drawn = sorted(draw_some(split, count, seed))
         chosen = split.subset(drawn)
         reader = Decoded(eval_transform(subject.preprocess))

@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ..data.decode import MAX_PIXELS
+from ..data.identity import DrawnBy
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
 
@@ -46,7 +47,7 @@ class Task(Protocol):
         ...
 
     @staticmethod
-    def open(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Any:
+    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Any:
         """The data that the task learns from: classes, `train`, `val`, fingerprint, warnings. Raises DataError."""
         ...
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ..classnames import unique_names
 from ..data.decode import MAX_PIXELS
 from ..data.decode import Source as Encoded
+from ..data.identity import DrawnBy
 from ..data.loader import Batch
 from ..data.sources import Source, open_source
 from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
@@ -110,9 +111,9 @@ class Classify:
         self._erase = RandomErasing(random_erasing, mode="pixel", device=device) if random_erasing else None
 
     @staticmethod
-    def open(data: str | Path, seed: int = 0, val_share: float = 0.2) -> Source:
+    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Source:
         """As `open_source`."""
-        return open_source(data, seed, val_share)
+        return open_source(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainReader:
         random_changes = f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None

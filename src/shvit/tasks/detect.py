@@ -14,6 +14,7 @@ from torchvision.ops import batched_nms
 from ..data.coco import CocoSource, open_coco
 from ..data.decode import MAX_PIXELS, Source
 from ..data.frames import EvalScenes, Frame, Marks, TrainScenes, Truth, read_whole
+from ..data.identity import DrawnBy
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
 from ..errors import Failure
@@ -48,9 +49,9 @@ class Detect:
         self.frozen_norms = frozen_norms
 
     @staticmethod
-    def open(data: str | Path, seed: int = 0, val_share: float = 0.2) -> CocoSource:
+    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoSource:
         """As `open_coco`."""
-        return open_coco(data, seed, val_share)
+        return open_coco(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainScenes:
         scale = recipe.scale_min, recipe.scale_max

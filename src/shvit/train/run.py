@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data.coco import CocoSource, is_coco
 from ..data.frames import check_fit
+from ..data.identity import DrawnBy, TrainedOn, drawn_before
 from ..data.loader import seeded
 from ..data.sources import Source, duplicates
 from ..data.transforms import COARSEST, Preprocess
@@ -105,10 +106,12 @@ def train(
         named = data, task, model, recipe
         plan = _resumed(*named, out, settings or {}) if resume else _planned(*named, settings or {})
         reporter = reporter if reporter and world.leads else Reporter()
-        for warning in plan.source.warnings:
+        for warning in (*plan.source.warnings, *plan.warnings()):
             reporter.warn(warning)
         trainer = _trainer(plan, how, out, device, reporter, world)
         reporter.fitted(plan.choices, len(plan.source.train), plan.recipe.epochs)
+        if world.leads:
+            trainer.facts["trained_on"] = plan.trained_on()
         if not resume:
             if world.leads:
                 world.begin(run)
@@ -149,6 +152,10 @@ class Plan:
     start: ModelFile
     choices: tuple[Choice, ...] = ()
     """What `fit` changed of the published recipe."""
+    drawn_by: DrawnBy = "content"
+    """How the validation images were drawn, where the data has none by itself."""
+    known: Mapping[str, Any] | None = None
+    """`trained_on` of a run that is resumed."""
 
     def check(self, processes: int = 1) -> None:
         """Raises InputError where batch, images and processes do not go together."""
@@ -156,6 +163,26 @@ class Plan:
         if batch > images:
             raise InputError(f"batch_size {batch} is more than the {images} training images")
         self.recipe.check_divisible(processes)
+
+    def warnings(self) -> list[str]:
+        """Whether the weights to start from were trained on validation images."""
+        provenance, val = self.start.provenance, self.source.val
+        known = TrainedOn.recorded(provenance)
+        if known is None:
+            unknown = self.source.drawn and "data_fingerprint" in provenance
+            text = (
+                "does not name its training images, since an earlier version of shvit wrote it: they may be among the"
+            )
+            return [f"{self.model} {text} validation images"] if unknown else []
+        count = int(known.among(val.images).sum())
+        text = f"validation images were used in training {self.model}: accuracy will look better than it is"
+        return [f"{count:,} of {len(val):,} {text}"] if count else []
+
+    def trained_on(self) -> Mapping[str, Any]:
+        """The training images, and those of the weights to start from, for model files and the run's record."""
+        if self.known:
+            return self.known
+        return (TrainedOn.of(self.source.train.images) | TrainedOn.recorded(self.start.provenance)).to_dict()
 
 
 RECORD = "recipe.json"
@@ -196,20 +223,21 @@ def _resumed(
     """As the run in `out` was begun. Raises InputError where something else is named now."""
     record = recorded(out, {**settings, "task": task, "model": model, "name": recipe})
     chosen, kind = Recipe.from_dict(record["recipe"]), str(record["task"])
-    source = _opened(data, kind, chosen)
+    drawn_by = record.get("drawn_by", drawn_before(record))
+    source = _opened(data, kind, chosen, drawn_by)
     if any((out / name).exists() for name in STATES):
         network = Architecture.from_dict(record["architecture"]).build()
         start = ModelFile(network, source.classes, Preprocess.from_dict(record["preprocess"]), kind)
     else:  # killed before its first state
         start = starting_point(record["model"], source, chosen, kind)
     made = tuple(Choice(**choice) for choice in record.get("choices", ()))
-    return Plan(record["model"], chosen, source, start, made)
+    return Plan(record["model"], chosen, source, start, made, drawn_by, record.get("trained_on"))
 
 
-def _opened(data: str | Path, task: str, recipe: Recipe) -> Source | CocoSource:
+def _opened(data: str | Path, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Source | CocoSource:
     if task == "classify" and is_coco(Path(data)):
         raise InputError(f"{data} is a COCO folder, of boxes and masks: --task detect or segment learns from it")
-    source = TASKS[task].open(data, recipe.seed, recipe.val_share)
+    source = TASKS[task].open(data, recipe.seed, recipe.val_share, drawn_by)
     source.check_trainable(**({"masks": True} if task == "segment" else {}))
     return source
 
@@ -237,7 +265,7 @@ def _trainer(plan: Plan, how: Options, out: Path, device: str, reporter: Reporte
     plan.check(world.size)
     task = make_task(plan, how, device)
     where = out, device, how.workers
-    about = facts()
+    about = {**facts(), "drawn_by": plan.drawn_by}
     if isinstance(plan.source, CocoSource):
         about["categories"] = plan.source.categories
     return Trainer(task, plan.start, plan.source, plan.recipe, *where, reporter, about, world, how.save_every)
@@ -263,6 +291,7 @@ def make_task(plan: Plan, options: Options, device: str) -> Task:
             "precision": str(dtype),
             "data": source.fingerprint,
             "classes": source.classes,
+            **({"drawn_by": plan.drawn_by} if source.drawn and plan.drawn_by != "position" else {}),
         }
         cache = AnswerCache(Path(options.teacher_cache), recipe, plan.start.preprocess, about, len(source.train))
     teacher = Teacher(trained, source.classes, plan.start.preprocess, device, dtype, cache)
@@ -317,12 +346,12 @@ def starting_point(model: str, source: Source | CocoSource, recipe: Recipe, task
 
 def _detector(task: str, model: str, source: CocoSource, recipe: Recipe) -> ModelFile:
     """On a fresh backbone, or with the weights of a classifier or of a detector."""
-    count, kind = len(source.classes), TASKS[task].detector
+    count, kind, provenance = len(source.classes), TASKS[task].detector, {}
     if _is_trained(model):
         trained = load_model(model)
         architecture = replace(trained.architecture, num_classes=count, detector=kind, distilled=False)
         network = onto_detector(trained.model, architecture, fresh_head=trained.classes != source.classes)
-        known = trained.preprocess
+        known, provenance = trained.preprocess, trained.provenance
     elif recipe.frozen_norms:
         raise InputError(
             f"recipe {recipe.name} leaves BatchNorms as they are (frozen_norms), and those of {model} are fresh, which "
@@ -335,11 +364,11 @@ def _detector(task: str, model: str, source: CocoSource, recipe: Recipe) -> Mode
     preprocess = replace(known, image_size=size, crop=1.0, interpolation="bilinear", fit=fit)
     check_fit(preprocess)
     cost(network, (COARSEST, COARSEST))  # refuses what timm's model cannot take
-    return ModelFile(network, source.classes, preprocess, task)
+    return ModelFile(network, source.classes, preprocess, task, provenance=provenance)
 
 
 def _starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
-    count = len(source.classes)
+    count, provenance = len(source.classes), {}
     if _is_trained(model):
         trained = load_model(model)
         if trained.task != "classify":
@@ -348,13 +377,13 @@ def _starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
         architecture = replace(trained.architecture, num_classes=count, distilled=distilled)
         network = transfer(trained.model, architecture, fresh_head=trained.classes != source.classes)
         size = recipe.image_size or trained.preprocess.image_size
-        preprocess = replace(trained.preprocess, image_size=size)
+        preprocess, provenance = replace(trained.preprocess, image_size=size), trained.provenance
     else:
         network = create_model(model, count, distilled=recipe.teacher is not None and not model.startswith(TIMM_PREFIX))
         preprocess = default_preprocess(network, recipe.image_size)
     preprocess = replace(preprocess, fit=recipe.eval_fit or preprocess.fit)
     cost(network, (preprocess.image_size, preprocess.image_size))  # refuses what timm's model cannot take
-    return ModelFile(network, source.classes, preprocess)
+    return ModelFile(network, source.classes, preprocess, provenance=provenance)
 
 
 def _is_trained(model: str) -> bool:
