@@ -1,14 +1,19 @@
 """The time that is left follows from steps and evaluations, whatever the first step took."""
 
+import io
 import re
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import shvit
 from conftest import tiny_architecture
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile
+from shvit.tasks.objects import ObjectsEvaluation
 from shvit.train.remaining import TimeLeft
+from shvit.train.report import Reporter
 
 
 class Clock:
@@ -56,3 +61,15 @@ def test_each_epochs_line_has_it_also_of_a_run_that_goes_on(run, folder, tmp_pat
     assert len(lines) == 3
     assert all(re.search(r"· \d+m\d\ds, \d+m\d\ds left", line) for line in lines)
     assert "0m00s left" in lines[-1]
+
+
+def test_detectors_show_ap50_beside_ap():
+    console = Console(file=io.StringIO(), width=400)
+    recipe = SimpleNamespace(epochs=3)
+    trainer = SimpleNamespace(task=SimpleNamespace(headline="AP"), recipe=recipe, bad=[], epoch=1, step=0)
+    numbers = {"model_AP": 0.123, "AP": 0.123, "AP50": 0.456}
+    row = {"epoch": 1, "train_loss": 1.0, "images_per_second": 9.0, "data_wait": 0.1, "seconds": 61.0, **numbers}
+    Reporter(console).epoch(trainer, row)
+    assert "· AP 12.30% · AP50 45.60% ·" in console.file.getvalue()
+    found = ObjectsEvaluation(("cat",), {"bbox": {"AP": 0.1, "AP50": 0.2}, "segm": {"AP": 0.3, "AP50": 0.4}}, {}, 5)
+    assert (found.metrics()["AP"], found.metrics()["AP50"]) == (0.3, 0.4)
