@@ -57,6 +57,30 @@ def test_bad_images_become_results(tiny, tmp_path):
     assert results[1].labels == results[4].labels
 
 
+@pytest.mark.parametrize("shape", [(0, 0, 3), (0, 7), (7, 0, 3)])
+def test_arrays_without_pixels_become_results(tiny, shape):
+    empty, good = Predictor(tiny)([np.zeros(shape, np.uint8), picture(90)])
+    assert empty.error == f"{shape[1]}x{shape[0]} is an image without pixels"
+    assert good.error is None
+
+
+def test_an_engine_that_runs_one_call_at_a_time_chooses_its_threads(tiny, monkeypatch):
+    """Core ML refuses a number of threads, and ExecuTorch has one pool for the whole process."""
+    given = []
+
+    class OneByOne(engines.ENGINES["torch"]):
+        concurrent = False
+
+        def __init__(self, model, precision, device, threads=None):
+            given.append(threads)
+            super().__init__(model, precision, device, threads)
+
+    monkeypatch.setitem(engines.ENGINES, "torch", OneByOne)
+    predictor = Predictor(tiny, "torch", device="cpu")
+    assert (predictor.at_once, given) == (1, [None])
+    assert all(prediction.labels for prediction in predictor([picture(90)] * 5))
+
+
 def test_transparent_greyscale_and_rotated_images_work(tiny):
     results = Predictor(tiny)([picture(90).convert(mode) for mode in ("RGBA", "L", "P", "CMYK")])
     assert [r.error for r in results] == [None] * 4

@@ -20,7 +20,7 @@ from rich.markup import escape
 from . import wording
 from .errors import Failure, InputError, Notice, notice
 from .flags import Typed
-from .screen import images_progress, say
+from .screen import images_progress, say, takes_all
 from .train.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def _flow(*apps: App) -> None:
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a failure, 2 the user's input is wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        takes_all(stream)
     errors = Console(stderr=True, soft_wrap=True)
     warnings.showwarning = partial(_show_warning, errors, warnings.showwarning)
     try:
@@ -1047,4 +1049,4 @@ def _console(as_json: bool) -> Console:
 
 def _finish(as_json: bool, document: Any) -> None:
     if as_json:
-        sys.stdout.write(wording.as_json(document) + "\n")
+        sys.stdout.write(wording.as_json(document, sys.stdout.encoding) + "\n")

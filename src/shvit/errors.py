@@ -2,6 +2,8 @@
 
 import warnings
 
+from .quiet import stderr_lock
+
 
 class InputError(ValueError):
     """What the user gave is wrong; the message names what was given and what is allowed. Exit code 2."""
@@ -16,4 +18,5 @@ class Notice(UserWarning):
 
 
 def notice(text: str) -> None:
-    warnings.warn(text, Notice, stacklevel=3)
+    with stderr_lock:
+        warnings.warn(text, Notice, stacklevel=3)

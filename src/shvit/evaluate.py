@@ -173,7 +173,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
     """metrics.json and per_class.csv, of classifiers confusion.csv and .png, and bad_images.csv where there are any."""
     out.mkdir(parents=True, exist_ok=True)
     evaluation = report.evaluation
-    (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     tables = _write_objects if isinstance(evaluation, ObjectsEvaluation) else _write_labels
     files = [out / "metrics.json", *tables(evaluation, out)]  # pyright: ignore[reportArgumentType]
     if evaluation.bad:

@@ -110,7 +110,7 @@ def export(
     report["provenance"] = provenance.facts()
     parity_file = out.with_name(f"{out.name}.parity.json")
     with replacing(parity_file) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
 
@@ -135,7 +135,7 @@ def prove(
         pixels, result = Path(folder) / "images.npy", Path(folder) / "result.npz"
         np.save(pixels, images.numpy())
         command = [sys.executable, "-m", "shvit.engines.check", file, pixels, result, batch, threads or 0]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, errors="replace")
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ExportError(f"{file.name} does not run in {exported.engine}: {last}")

@@ -71,7 +71,8 @@ class Predictor:
         batch_size: Images that run at once.
         top_k: Labels that a classifier gives each image.
         threshold: Least score of the objects that a detector gives; exported files of Mask R-CNN have none below 0.05.
-        threads: CPU threads that the engine runs one batch with; None for several batches at once on few threads each.
+        threads: CPU threads that the engine runs one batch with; None for several batches at once on few threads each,
+            where the engine can do that.
         workers: Threads that decode; None for one a core.
 
     Whether an image takes longer to decode or to run depends on both, so the cores are not divided between the two:
@@ -107,7 +108,8 @@ class Predictor:
         self.workers = workers or cores()
         self.at_once = 1
         self._side = None if model_file.preprocess.fit == "shorter" else model_file.preprocess.input_size
-        if threads is None and self._side and engines.pick_device(device) == "cpu":
+        engine, precision, device = engines.choose(model_file, engine, precision, device)
+        if threads is None and self._side and device == "cpu" and engines.ENGINES[engine].concurrent:
             self.at_once = min(cores(), MAX_AT_ONCE)
             threads = cores() // self.at_once
         self._task = task_of(model_file)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, overload
 
 from safetensors import SafetensorError
@@ -398,16 +399,20 @@ def _fetched(name: str) -> Iterator[None]:
         ) from None
 
 
+_hub_lock = Lock()
+
+
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
     """The hub's client logs each retry; what counts is how the last one ends, and that is an error's message."""
     logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    with _hub_lock:  # of two that overlap, the later one to end would leave the level that the other had set
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

@@ -71,7 +71,7 @@ def instructions() -> list[str]:
 def _cpuinfo(entry: str) -> str:
     """What Linux says of the first core; empty where it says nothing."""
     cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else ():
         name, _, value = line.partition(":")
         if name.strip() == entry:
             return value.strip()

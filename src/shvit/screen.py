@@ -1,7 +1,9 @@
 """Text, tables and figures for people: names may hold what Rich or matplotlib take for markup, and stay as they are."""
 
+import codecs
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -12,6 +14,27 @@ METRICS = {"top1": "top-1", "AP": "AP"}
 """What people call the numbers by which models are compared."""
 BESIDE = {"AP": ("AP50",)}
 """Further numbers that are shown beside them."""
+
+PLAIN = str.maketrans(
+    {"·": "-", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "→": "->", "“": '"', "”": '"', "µ": "u", "†": "+"}
+)
+"""What stands for our own signs where an encoding lacks them."""
+
+
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    """For codecs: signs as `PLAIN` has them, other characters as escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end].translate(PLAIN)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+codecs.register_error("shvit-plain", _in_plain)
+
+
+def takes_all(stream: Any) -> None:
+    """From now on nothing that is written to this text stream fails for its encoding."""
+    if hasattr(stream, "reconfigure"):  # not where a library or a test has put its own in place
+        stream.reconfigure(errors="shvit-plain")
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

@@ -50,7 +50,7 @@ def table_writer(path: Path, top_k: int, categories: Mapping[str, int] | None = 
 def _csv_writer(path: Path, top_k: int) -> Iterator[Write]:
     header = ["path", "label", "score", "error"]
     header += [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "score")]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(header)
 
@@ -69,7 +69,7 @@ def _csv_writer(path: Path, top_k: int) -> Iterator[Write]:
 
 @contextmanager
 def _objects_csv_writer(path: Path) -> Iterator[Write]:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "score", "left", "top", "right", "bottom", "error"])
 
@@ -84,7 +84,7 @@ def _objects_csv_writer(path: Path) -> Iterator[Write]:
 
 @contextmanager
 def _coco_writer(path: Path, categories: Mapping[str, int]) -> Iterator[Write]:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         between = "["
 
         def write(prediction: Prediction) -> None:
@@ -112,7 +112,7 @@ def _coco_writer(path: Path, categories: Mapping[str, int]) -> Iterator[Write]:
 
 @contextmanager
 def _jsonl_writer(path: Path) -> Iterator[Write]:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         yield lambda prediction: print(json.dumps(prediction.to_dict(), ensure_ascii=False), file=file)
 
 

@@ -252,5 +252,7 @@ def surveyed(console: Console, facts: dict[str, Any]) -> None:
         say(console, "no problems found")
 
 
-def as_json(document: Any) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False, default=str)
+def as_json(document: Any, encoding: str = "utf-8") -> str:
+    """Text that this encoding can write: outside UTF-8, with JSON's own escapes."""
+    escaped = not encoding.lower().startswith("utf")
+    return json.dumps(document, indent=2, ensure_ascii=escaped, default=str)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -79,6 +80,22 @@ def test_a_killed_worker_is_a_failure(model):
     os.kill(worker._process.pid, signal.SIGKILL)
     with pytest.raises(Failure, match="killed, perhaps for want of memory"):
         worker.time()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc here")
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError])
+def test_memory_is_not_measured_where_the_peak_cannot_be_reset(model, monkeypatch, error):
+    write = Path.write_text
+
+    def refused(path, *arguments, **options):
+        if path.name == "clear_refs":
+            raise error(path)
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", refused)
+    subject = Subject(case(model))
+    assert subject.memory is None
+    assert subject.time()
 
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found")  # of torch.export.save

@@ -277,8 +277,15 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(side):
 
 def test_pixels_without_eight_bit_meaning():
     assert "floating-point" in bad(data_of(Image.new("F", (4, 4), 0.5), "TIFF"))
-    assert "uint8" in bad(np.zeros((4, 4, 3), np.float32))
-    assert "uint8" in bad(np.zeros((4, 4, 4), np.uint8))
+    assert bad(np.zeros((4, 4, 3), np.float32)) == "arrays must hold uint8 values from 0 to 255, got float32"
+    assert "(height, width, 3), got (4, 4, 4)" in bad(np.zeros((4, 4, 4), np.uint8))
+    assert "got (3,)" in bad(np.zeros(3, np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 5, 3), (5, 0, 3)])
+def test_images_without_pixels(shape):
+    assert "image without pixels" in bad(np.zeros(shape, np.uint8))
+    assert "image without pixels" in bad(Image.new("RGB", (shape[1], shape[0])))
 
 
 @pytest.fixture(params=["with simplejpeg", "Pillow alone"])

@@ -1,5 +1,6 @@
 """The loader's choices follow from seed, epoch and image alone; the evaluation transform is timm's."""
 
+import os
 import random
 from dataclasses import replace
 
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 
 from conftest import picture
-from shvit.data.loader import WINDOW, Loader, probe, seeded
+from shvit.data.loader import WINDOW, Loader, lost_workers_told, probe, seeded
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess, TrainReader, eval_transform
+from shvit.errors import Failure, InputError
 
 TRANSFORM = TrainReader(32, color_jitter=0.4)
 STRONG = TrainReader(32, rand_augment="rand-m9-mstd0.5-inc1")
@@ -183,3 +185,28 @@ def test_photographs_have_no_bad_image(photos):
 def test_impossible_preprocessing(options):
     with pytest.raises(ValueError, match="got"):
         Preprocess(**options)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (PermissionError(13, "not allowed", "a.png"), Failure, r"^\[Errno 13\] not allowed: 'a.png'$"),
+        (InputError("no such place"), InputError, "^no such place$"),
+        (ZeroDivisionError("our own"), ZeroDivisionError, "our own"),
+    ],
+)
+def test_errors_in_workers_keep_their_message(folder, error, kind, text):
+    def read(source):
+        raise error
+
+    with pytest.raises(kind, match=text), lost_workers_told():
+        list(Loader(open_source(folder).val, read, 4, workers=1))
+
+
+def test_a_worker_that_exits_is_not_said_to_be_killed(folder):
+    with (
+        pytest.raises(Failure, match="a data-loading worker ended: --workers 0 shows why") as failure,
+        lost_workers_told(),
+    ):
+        list(Loader(open_source(folder).val, lambda source: os._exit(3), 4, workers=1))
+    assert "memory" not in str(failure.value)

@@ -15,9 +15,9 @@ from shvit.data.transforms import Preprocess
 from shvit.engines import base
 from shvit.engines.base import EngineError, ExportError, Shapes
 from shvit.engines.coreml import CoreMLEngine, check
-from shvit.engines.quiet import quiet
 from shvit.model.architecture import Architecture
 from shvit.modelfile import ModelFile
+from shvit.quiet import quiet
 
 pytest.importorskip("coremltools.proto", exc_type=ImportError)
 

@@ -14,10 +14,10 @@ from shvit.engines import base
 from shvit.engines.base import EngineError, Shapes
 from shvit.engines.decompose import XNNPACK
 from shvit.engines.executorch import ExecuTorchEngine, delegate
-from shvit.engines.quiet import quiet
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import ModelFile
+from shvit.quiet import quiet
 
 pytest.importorskip("executorch.exir", exc_type=ImportError)
 

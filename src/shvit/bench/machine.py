@@ -6,7 +6,6 @@ that do not; it is named with the result, since which call reaches an instructio
 """
 
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..engines.threads import torch_threads
+from ..quiet import unwarned
 
 CPU_SIDES = (128, 256, 512, 1024, 2048)
 GPU_SIDES = (1024, 2048, 4096, 8192)
@@ -151,12 +153,10 @@ def synchronize(device: str) -> None:
 
 @contextmanager
 def _settings(threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
-    torch.set_num_threads(threads or before[0])
+    before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     try:
-        with torch.inference_mode(), warnings.catch_warnings(action="ignore"):
+        with torch_threads(threads), torch.inference_mode(), unwarned():
             yield
     finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cuda.matmul.allow_tf32 = before[1]
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ..engines.quiet import silent
+from ..quiet import silent
 
 if TYPE_CHECKING:
     from ..engines.plan import Launch

@@ -173,7 +173,7 @@ def write_json(result: Result, out: Path) -> Path:
         out = out / f"{what}_{hardware_name(result.about['hardware'])}_{result.about['date'][:10]}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary:
-        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n")
+        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
     return out
 
 

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..pretrained import default_preprocess, load
+from ..quiet import unwarned
 from ..tasks import TASKS, task_of
 from .foreign import TORCHVISION_PREFIX, TorchvisionDetector
 from .machine import synchronize
@@ -144,7 +144,7 @@ class Traced:
         size = case.image_size
         self.images = torch.randn(case.batch_size, 3, size, size, device=case.device)
         network: Any = model_file.model
-        with warnings.catch_warnings(action="ignore"):  # torch would rather have it exported
+        with unwarned():  # torch would rather have it exported
             self.network: Any = torch.jit.trace(fuse(network).to(case.device), self.images)
 
     @torch.inference_mode()
@@ -211,8 +211,6 @@ class Subject:
         self._case = case
         with as_failure():
             memory = _Memory(case.device)
-            if case.threads:
-                torch.set_num_threads(case.threads)
             engine = _start(case)
             shape = (case.batch_size, 3, case.image_size, case.image_size)
             images = torch.randint(0, 256, shape, dtype=torch.uint8).to(case.device)
@@ -281,7 +279,10 @@ class _Memory:
             give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
             if give_back:  # glibc keeps what loading has freed, several times the network, and would count it
                 give_back(0)
-            Path("/proc/self/clear_refs").write_text("5")  # the peak, from now
+            try:
+                Path("/proc/self/clear_refs").write_text("5")  # the peak, from now
+            except OSError:  # some containers have no such file, or do not let it be written
+                self.before = None
 
     def peak(self) -> int | None:
         after = self._read("VmHWM", "allocated_bytes.all.peak")
@@ -293,8 +294,8 @@ class _Memory:
         status = Path("/proc/self/status")
         if self.device != "cpu" or not status.is_file():
             return None
-        [line] = [line for line in status.read_text().splitlines() if line.startswith(of_process)]
-        return int(line.split()[1]) * 1024
+        lines = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(of_process)]
+        return int(lines[0].split()[1]) * 1024 if lines else None
 
 
 class Worker:
@@ -344,6 +345,8 @@ class Worker:
 def _serve(pipe: Connection, case: Case) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.dup2(2, 1)  # stdout is for the parent's JSON
+    if case.threads:
+        torch.set_num_threads(case.threads)
     try:
         subject = Subject(case)
         pipe.send((subject.memory, subject.detail))

@@ -4,7 +4,6 @@ import io
 import re
 import struct
 import threading
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
+
+from ..quiet import unwarned
 
 Source = Path | str | bytes | np.ndarray | Image.Image
 """A file's path, a file's bytes, pixels (height, width[, 3]) in uint8, or an opened image."""
@@ -83,7 +84,7 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS, upright: bool = True) -
         BadImage: Missing, empty, not an image, truncated, damaged, too large, or of a kind without 8-bit meaning.
     """
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, max_pixels)
     with _reasons():
         if isinstance(source, Image.Image):
             _check_size(source.size, max_pixels)
@@ -255,8 +256,7 @@ def _read(source: Path | str | bytes) -> bytes:
 
 def _open(data: bytes) -> Image.Image:
     """Reads the header only. Pillow's own limit rests meanwhile: `decode` judges by its caller's."""
-    with _open_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _open_lock, unwarned():
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(io.BytesIO(data))
@@ -283,13 +283,18 @@ def _to_upright_rgb(image: Image.Image, samples: "_Samples") -> Image.Image:
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
+    if not width * height:
+        raise BadImage(f"{width}x{height} is an image without pixels")
     if width * height > max_pixels:
         raise BadImage(f"{width}x{height} is more than the limit of {max_pixels} pixels")
 
 
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        raise BadImage(f"pixels must be uint8 (height, width) or (height, width, 3), got {pixels.dtype} {pixels.shape}")
+def _from_array(pixels: np.ndarray, max_pixels: int) -> Image.Image:
+    if pixels.dtype != np.uint8:
+        raise BadImage(f"arrays must hold uint8 values from 0 to 255, got {pixels.dtype}")
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise BadImage(f"arrays must have the shape (height, width) or (height, width, 3), got {pixels.shape}")
+    _check_size((pixels.shape[1], pixels.shape[0]), max_pixels)
     return Image.fromarray(pixels).convert("RGB")
 
 

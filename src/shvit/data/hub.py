@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,23 +175,27 @@ def _fingerprint(classes: tuple[str, ...], splits: Iterable[Split]) -> str:
     return digest.hexdigest()[:16]
 
 
+_quiet_lock = Lock()
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Progress bars for people only, and errors instead of warnings on the way to them."""
+    """Progress bars for people only, and errors instead of warnings on the way to them. One thread at a time."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 
     logging = datasets.utils.logging
-    shown = not datasets.utils.are_progress_bars_disabled()
-    levels = logging.get_verbosity(), hub_logging.get_verbosity()
-    logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(levels[0])
-        hub_logging.set_verbosity(levels[1])
-        if shown:
-            datasets.enable_progress_bars()
+    with _quiet_lock:
+        shown = not datasets.utils.are_progress_bars_disabled()
+        levels = logging.get_verbosity(), hub_logging.get_verbosity()
+        logging.set_verbosity_error()
+        hub_logging.set_verbosity_error()
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(levels[0])
+            hub_logging.set_verbosity(levels[1])
+            if shown:
+                datasets.enable_progress_bars()

@@ -272,16 +272,22 @@ class Loader:
 
 @contextmanager
 def lost_workers_told() -> Iterator[None]:
-    """Inside, a worker that is lost is a Failure. torch tells it at any moment, not only when a batch is asked for."""
+    """Inside, a data-loading worker that ends is a Failure, and an error in a worker keeps its one-line message.
+
+    torch raises the former at any moment, not only when a batch is asked for.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
+    except (RuntimeError, InputError, OSError) as error:
+        text = str(error).strip()
+        if "DataLoader worker (pid" in text:
+            killed = "killed by signal" in text
+            hint = "fewer --workers take less memory" if killed else "--workers 0 shows why"
+            raise Failure(f"a data-loading worker {'was killed' if killed else 'ended'}: {hint} ({text})") from error
+        if not isinstance(error, Failure | InputError | OSError) or "in DataLoader worker process" not in text:
             raise
-        raise Failure(
-            "a process that reads images was lost, for want of memory perhaps: fewer --workers may do "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+        reason = text.splitlines()[-1].partition(": ")[2]  # below the worker's traceback
+        raise (InputError if isinstance(error, InputError) else Failure)(reason) from error
 
 
 def collate(items: list[tuple[Tensor, Any, Key] | tuple[str, Key]]) -> Batch:

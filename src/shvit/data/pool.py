@@ -13,6 +13,8 @@ T = TypeVar("T")
 Do = Callable[[T], Iterator[int]]
 """Does a task; meanwhile yields how much of it is done since it last said so."""
 
+KEPT = "what is written is kept: start again with the same arguments"
+
 
 def work(do: Do[T], tasks: Sequence[T], workers: int) -> Generator[int]:
     """Do these tasks in so many processes, each of which takes the next one; 0 works in this one.
@@ -55,13 +57,14 @@ def _heard(reader: Connection, running: dict[Connection, BaseProcess]) -> int:
         process.join()
         reader.close()
         if process.exitcode:
-            raise Failure(
-                f"a process that worked on this ended with code {process.exitcode}, killed perhaps for memory; what is "
-                "written is kept: start again with the same arguments"
-            ) from None
+            how = f"exited with code {process.exitcode}"
+            if process.exitcode < 0:
+                how = f"was killed by {signal.Signals(-process.exitcode).name}"
+            hint = "; fewer --workers take less memory" if process.exitcode == -signal.SIGKILL else ""
+            raise Failure(f"a worker process {how}{hint}; {KEPT}") from None
         return 0
     if isinstance(message, str):
-        raise Failure(f"{message}; what is written is kept: start again with the same arguments")
+        raise Failure(f"{message}; {KEPT}")
     return message
 
 
@@ -75,8 +78,11 @@ def _run(do: Do[T], tasks: Sequence[T], taken: Any, reader: Connection, writer: 
                 writer.send(done)
     except BrokenPipeError:
         return
-    except (OSError, InputError) as error:
+    except (OSError, InputError, Failure) as error:
         writer.send(str(error))
+    except Exception as error:  # it would be lost with the process
+        writer.send(f"{type(error).__name__}: {error}")
+        raise
 
 
 def _next(taken: Any) -> int:

@@ -195,7 +195,7 @@ def _claim(out: Path, made: dict[str, Any]) -> None:
             raise InputError(f"{out} is not empty and no run of shvit shard: give another --out")
         plan.parent.mkdir(parents=True, exist_ok=True)
         with replacing(plan) as temporary:
-            temporary.write_text(json.dumps({"made": made}) + "\n")
+            temporary.write_text(json.dumps({"made": made}) + "\n", encoding="utf-8")
     elif begun != made:
         keys = [key for key in {**begun, **made} if begun.get(key) != made.get(key)]
         differing = ", ".join(f"{key} {begun.get(key)} instead of {made.get(key)}" for key in keys)

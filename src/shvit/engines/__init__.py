@@ -56,7 +56,7 @@ formats, cannot follow a number of regions that hangs on what is seen."""
 FORMATS = {name: kind for name, kind in ENGINES.items() if kind.exports()}
 """The engines that have a file format."""
 
-__all__ = ["ENGINES", "Engine", "EngineError", "Exported", "Runnable", "is_exported", "load", "read"]
+__all__ = ["ENGINES", "Engine", "EngineError", "Exported", "Runnable", "choose", "is_exported", "load", "read"]
 
 
 def load(
@@ -80,6 +80,17 @@ def load(
     Raises:
         EngineError: No such engine, precision or device, or it cannot run here; the message says what can.
     """
+    name, precision, device = choose(model, engine, precision, device)
+    check_threads(threads, device)
+    kind: Any = ENGINES[name]
+    extra = {"calibration": calibration} if precision == "int8" and not isinstance(model, Exported) else {}
+    return kind(model, precision, device, threads, **extra)
+
+
+def choose(
+    model: Runnable, engine: str = "auto", precision: str = "auto", device: str = "auto"
+) -> tuple[str, str, str]:
+    """The names of the engine, the precision and the device that `load` takes for these. Raises EngineError."""
     if isinstance(model, Exported):
         engine, precision = _as_exported(model, engine, precision)
     if engine not in ("auto", *ENGINES):
@@ -92,7 +103,6 @@ def load(
         reasons = {name: kind.unavailable(picked) for name, kind in wanted.items()}
     if all(reasons.values()):
         raise EngineError(f"cannot run on {picked}: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
-    check_threads(threads, picked)
     able = {name: kind.precisions(picked) for name, kind in wanted.items() if not reasons[name]}
     able = {name: allowed_precisions(model.task, name, has) for name, has in able.items()}
     if isinstance(model, Exported):
@@ -106,9 +116,7 @@ def load(
         precision = able[fit[0]][0]
     if engine == "auto" and picked.startswith("cuda") and (reason := reasons.get("cuda")):
         notice(f"engine cuda on {picked}: {reason}; {fit[0]} runs instead")
-    kind: Any = ENGINES[fit[0]]
-    extra = {"calibration": calibration} if precision == "int8" and not isinstance(model, Exported) else {}
-    return kind(model, precision, picked, threads, **extra)
+    return fit[0], precision, picked
 
 
 def _that_take(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:

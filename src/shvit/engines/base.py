@@ -111,7 +111,8 @@ Runnable = ModelFile | Exported
 class Engine(Protocol):
     """Runs one network. Preprocessing beyond resize-and-crop is inside: images come as they were decoded.
 
-    Several threads may call it at once; each call uses as many threads as the engine was made with.
+    Several threads may call an engine at once, while others make, call and delete engines with other numbers of CPU
+    threads. Each call uses as many as its engine was made with, and leaves the settings of the process as they were.
     """
 
     name: ClassVar[str]
@@ -119,6 +120,8 @@ class Engine(Protocol):
     """Of the files of its format, such as `.onnx`. An engine without a format has no `exports`."""
     extra: ClassVar[str | None]
     """What `pip install 'shvit[EXTRA]'` must bring; None where the core suffices."""
+    concurrent: ClassVar[bool]
+    """Whether calls from several threads run at the same time. Otherwise they wait for each other."""
     precision: str
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:

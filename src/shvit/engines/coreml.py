@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -17,10 +18,10 @@ from ..classnames import unique_names
 from ..data.transforms import Preprocess
 from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
+from ..quiet import quiet
 from .base import OUTPUTS, EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, missing
 from .decompose import MEANS
 from .portable import portable
-from .quiet import quiet
 
 IMAGE, LABEL, PROBABILITIES, LOGITS = "image", "classLabel", "classLabel_probs", OUTPUTS["classify"]
 DIGEST_KEY = f"{HEADER_KEY}.weights"
@@ -37,12 +38,15 @@ class CoreMLEngine:
     name: ClassVar[str] = "coreml"
     suffix: ClassVar[str] = ".mlpackage"
     extra: ClassVar[str | None] = "coreml"
+    concurrent: ClassVar[bool] = False
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         if threads is not None:
-            raise EngineError(f"Core ML takes the threads it wants: leave threads out, got {threads}")
+            raise EngineError(f"Core ML chooses its threads itself: leave out threads, got {threads}")
         self.precision = precision
         self._outputs = OUTPUTS[model.task]
+        self._lock = Lock()
+        """Apple says of a model that it is for one thread at a time."""
         ct = _coremltools()
         units = ct.ComputeUnit.CPU_ONLY if device == "cpu" else ct.ComputeUnit.ALL
         with TemporaryDirectory() as folder:
@@ -108,9 +112,9 @@ class CoreMLEngine:
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         pictures = [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
-        return torch.cat(
-            [torch.from_numpy(self._model.predict({IMAGE: picture})[self._outputs]) for picture in pictures]
-        )
+        with self._lock:
+            outputs = [self._model.predict({IMAGE: picture})[self._outputs] for picture in pictures]
+        return torch.cat([torch.from_numpy(output) for output in outputs])
 
 
 def check(path: Path) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class CudaEngine:
     name: ClassVar[str] = "cuda"
     suffix: ClassVar[str] = ""
     extra: ClassVar[str | None] = None
+    concurrent: ClassVar[bool] = False
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         from .kernel_network import KernelNetwork, UnsupportedNetwork

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..modelfile import HEADER_KEY, ModelFile
+from ..quiet import quiet, silent
 from .base import (
     EngineError,
     Exported,
@@ -25,27 +27,31 @@ from .base import (
 )
 from .decompose import XNNPACK
 from .portable import portable
-from .quiet import quiet, silent
+
+_runs = RLock()
+"""Held while the pool of threads is in use, or changed."""
 
 
 class ExecuTorchEngine:
     """Runs a `.pte` file. A model file is first lowered to one in memory, which takes some seconds.
 
     XNNPACK has one pool of threads for the whole process, and a program keeps to the pool that it was loaded with. So
-    an engine that wants another number of threads makes a new pool when it is called, and loads its program again: let
-    such engines take turns seldom, and never from two threads of Python at once.
+    only one engine runs at a time, and one that wants another number of threads than the last makes a new pool and
+    loads its program again, which takes milliseconds: let such engines take turns seldom.
     """
 
     name: ClassVar[str] = "executorch"
     suffix: ClassVar[str] = ".pte"
     extra: ClassVar[str | None] = "executorch"
+    concurrent: ClassVar[bool] = False
 
     _pools: ClassVar[int] = 0
     """How many pools were made. A program that was loaded with an earlier one than the last must not run."""
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
-        default = _default_threads()  # asked first of all, before an engine changes it
+        with _runs:
+            default = _default_threads()  # asked first of all, before an engine changes it
         self.threads = threads or default
         self.path = model.path if isinstance(model, Exported) else Path("in memory")
         if isinstance(model, Exported):
@@ -94,9 +100,10 @@ class ExecuTorchEngine:
         return Exported.from_json(path, facts)
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        if self._pool != ExecuTorchEngine._pools:
-            self._load()
-        return in_batches(lambda lot: self._method.execute([lot.contiguous()])[0], images, self._batch)
+        with _runs:
+            if self._pool != ExecuTorchEngine._pools:
+                self._load()
+            return in_batches(lambda lot: self._method.execute([lot.contiguous()])[0], images, self._batch)
 
     def _load(self) -> None:
         runtime, pool = _runtime(), _pool()
@@ -105,7 +112,7 @@ class ExecuTorchEngine:
                 pool._unsafe_reset_threadpool(self.threads)
                 ExecuTorchEngine._pools += 1
             self._method = runtime.load_program(self._file).load_method("forward")
-        self._pool = ExecuTorchEngine._pools
+            self._pool = ExecuTorchEngine._pools
         self._batch = self._method.metadata.input_tensor_meta(0).sizes()[0]
 
 
@@ -134,7 +141,7 @@ def _default_threads() -> int:
 def _reading(path: Path) -> Iterator[None]:
     """The runtime's errors, told in one line."""
     try:
-        with silent():
+        with _runs, silent():
             yield
     except RuntimeError as error:
         raise EngineError(f"{path} is cut short, damaged or no .pte file ({error})") from None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..model.detector import Detector
 from ..modelfile import HEADER_KEY, ModelFile
+from ..quiet import quiet
 from .base import (
     OUTPUTS,
     STATIC_SHAPES,
@@ -25,7 +26,6 @@ from .base import (
     missing,
 )
 from .portable import portable
-from .quiet import quiet
 from .torch import MIN_SIDE, dynamic_dims
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class OnnxEngine:
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
     extra: ClassVar[str | None] = "onnx"
+    concurrent: ClassVar[bool] = True
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision

@@ -1,9 +1,9 @@
 """OpenVINO, on CPUs: fp32, bf16 where the processor has it, int8 by NNCF. Its format is `.xml` beside `.bin`."""
 
-import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..modelfile import HEADER_KEY, ModelFile
+from ..quiet import quiet
 from .base import (
     OUTPUTS,
     STATIC_SHAPES,
@@ -34,7 +35,9 @@ HINTS = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECIS
 """In int8, what is not quantised runs in what OpenVINO finds best: bf16 where the processor has it."""
 
 
-@cache
+_core_lock = Lock()
+
+
 def core() -> "ov.Core":
     """The one `Core` of this process, after a first inference.
 
@@ -45,6 +48,12 @@ def core() -> "ov.Core":
     A first inference: OpenVINO's Python side makes its table of types when it first needs it, and two threads that both
     come first wait for each other forever, one with the table's lock, one with Python's.
     """
+    with _core_lock:
+        return _core()
+
+
+@cache
+def _core() -> "ov.Core":
     import openvino as ov
     import openvino.opset13 as ops
 
@@ -62,6 +71,7 @@ class OpenVINOEngine:
     name: ClassVar[str] = "openvino"
     suffix: ClassVar[str] = ".xml"
     extra: ClassVar[str | None] = "openvino"
+    concurrent: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -191,8 +201,7 @@ def convert(model_file: ModelFile, shapes: Shapes) -> "ov.Model":
     import openvino as ov
 
     side, batch = model_file.preprocess.image_size, batch_of(model_file, shapes)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of every check of a shape
+    with quiet():  # tracing warns of every check of a shape
         network = ov.convert_model(
             portable(model_file), example_input=torch.zeros(batch or 2, 3, side, side, dtype=torch.uint8), verbose=False
         )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ..quiet import quiet
 from .openvino import core
-from .quiet import quiet
 
 if TYPE_CHECKING:
     import openvino as ov

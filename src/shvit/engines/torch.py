@@ -1,6 +1,5 @@
 """PyTorch, on any device it has: the network folded, in channels_last, in fp32 or bf16. Its format is `.pt2`."""
 
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +14,10 @@ from torch.export.passes import move_to_device_pass
 
 from ..errors import Failure
 from ..modelfile import HEADER_KEY, ModelFile
+from ..quiet import environment, quiet
 from .base import EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, in_batches
 from .portable import portable
-from .quiet import quiet
+from .threads import torch_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_SIDE, MAX_SIDE = 65, 8192
@@ -30,6 +30,7 @@ class TorchEngine:
     name: ClassVar[str] = "torch"
     suffix: ClassVar[str] = ".pt2"
     extra: ClassVar[str | None] = None
+    concurrent: ClassVar[bool] = True
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
@@ -39,7 +40,9 @@ class TorchEngine:
         self.how = "operation by operation"
         """On GPUs, where Triton is there to compile for them, the network is compiled."""
         if isinstance(model, Exported):
-            with _no_pickle():
+            with environment(
+                "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"
+            ):  # else torch unpickles what it cannot read otherwise
                 program = torch.export.load(model.path)
             self.batch = _fixed_batch(program)
             self.network: nn.Module = move_to_device_pass(program, device).module()
@@ -107,17 +110,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        before = torch.get_num_threads()
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
         try:
-            with gpu_failures(torch.device(self.device)):
+            with torch_threads(self.threads), gpu_failures(torch.device(self.device)):
                 there = images.to(self.device, memory_format=torch.channels_last)
                 return in_batches(self.network, there, self.batch).float().to(images.device)
         except torch.OutOfMemoryError:
             raise Failure(f"{self.device} has not enough memory for {len(images)} images at once") from None
-        finally:
-            torch.set_num_threads(before)
 
 
 def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
@@ -163,18 +161,3 @@ def _fixed_batch(program: torch.export.ExportedProgram) -> int | None:
     [name] = program.graph_signature.user_inputs
     images: Any = next(node for node in program.graph.nodes if node.name == name).meta["val"]
     return images.shape[0] if isinstance(images.shape[0], int) else None
-
-
-@contextmanager
-def _no_pickle() -> Iterator[None]:
-    """torch.export.load unpickles what it cannot read otherwise, unless the environment forbids it."""
-    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(key)
-    os.environ[key] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[key]
-        else:
-            os.environ[key] = before

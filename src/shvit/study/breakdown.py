@@ -22,10 +22,10 @@ from ..engines import ENGINES
 from ..engines.onnx import OnnxEngine
 from ..engines.openvino import Compiled, build
 from ..engines.portable import portable
-from ..engines.quiet import silent
 from ..engines.torch import TorchEngine
 from ..errors import InputError
 from ..modelfile import ModelFile
+from ..quiet import silent
 
 CALLS = 10
 
@@ -212,7 +212,7 @@ def _onnx(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int | Non
         session = OnnxEngine(model, "fp32", "cpu", threads).session(tuple(images.shape), Path(folder) / "profile")
         for _ in range(1 + CALLS):
             session.run(None, {"images": images.numpy()})
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
     each = len(nodes) // (1 + CALLS)
     parts = {name for name, _ in portable(model).named_modules()}

@@ -5,12 +5,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..bench.run import Progress, about
 from ..bench.subject import as_failure
 from ..engines import check_threads, pick_device
+from ..engines.threads import torch_threads
 from ..errors import Failure, InputError
 from ..evaluate import Which, divided_as_trained
 from ..model.config import VARIANTS
@@ -66,8 +66,6 @@ def redundancy(
     check_threads(threads, device)
     places = [_place(text) for text in queries] or [(0.5, 0.5)]
     subject = open_subject(model, device)
-    if threads:
-        torch.set_num_threads(threads)
     source: Any = divided_as_trained(data, subject.model_file) if subject.model_file else Classify.open(data)
     told("reading images", 0, 1)
     chosen = Images(subject, source, split, images, batch_size, workers)
@@ -83,9 +81,10 @@ def redundancy(
     }
     name = subject.model_file.architecture.name if subject.model_file else model
     publish = _publisher(out, lambda found: redundancy_page(found, context))
-    found: Studied = study_heads(
-        name, subject, chosen, similarity_images, tolerance, shown, places, threads, told, publish
-    )
+    with torch_threads(threads):
+        found: Studied = study_heads(
+            name, subject, chosen, similarity_images, tolerance, shown, places, threads, told, publish
+        )
     return publish(found)
 
 

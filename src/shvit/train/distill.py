@@ -121,7 +121,7 @@ class AnswerCache:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self._folder / ".lock")
         with self._lock, replacing(self._folder / "about.json") as temporary:
-            temporary.write_text(text + "\n")
+            temporary.write_text(text + "\n", encoding="utf-8")
 
     def get(self, batch: Batch) -> Float[Tensor, "b classes"] | None:
         """None unless all of the batch are known."""

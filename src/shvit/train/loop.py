@@ -343,7 +343,7 @@ class Trainer:
     def _write_row(self, row: dict[str, Any]) -> None:
         if self.world.leads:
             self.bad.write()
-            with (self.out / "metrics.jsonl").open("a") as file:
+            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             draw_curves(self.out, self.task.headline)
 
@@ -415,7 +415,7 @@ class Trainer:
         if path.exists():
             rows = [row for row in read_metrics(self.out) if row["epoch"] <= self.epoch]
             with replacing(path) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     # -- helpers of the run -------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ..screen import BESIDE, say
+from ..screen import BESIDE, say, takes_all
 from .budget import Choice
 from .remaining import TimeLeft
 
@@ -47,6 +47,7 @@ class Reporter:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
+        takes_all(self.console.file)
         self.trackers: list[Tracker] = []
         self._progress: Progress | None = None
         self._bar: Any = None
@@ -162,7 +163,7 @@ class Reporter:
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, the last of each epoch; a line that a crash cut short is passed over."""
     rows: dict[int, dict[str, Any]] = {}
-    for line in (out / "metrics.jsonl").read_text().splitlines():
+    for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             row = json.loads(line)
             rows[row["epoch"]] = row

@@ -257,7 +257,7 @@ def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: 
         **about,
     }
     with replacing(out / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     _report_duplicates(plan.source, out, reporter)
 
 
@@ -394,7 +394,7 @@ def recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     """recipe.json of the run in `out`. Raises InputError where something else is named now."""
     path = out / RECORD
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         record.setdefault("task", "classify")
         begun = {
             **Recipe.from_dict(record["recipe"]).to_dict(),
