@@ -466,7 +466,8 @@ def export(
     model
         A model file, or published weights such as shvit_s1.in1k.
     format
-        onnx (.onnx), openvino (.xml and .bin), coreml (.mlpackage), executorch (.pte) or torch (.pt2).
+        onnx (.onnx), openvino (.xml and .bin), coreml (.mlpackage), executorch (.pte), torch (.pt2), or timm: a folder
+        (.timm) that timm.create_model("local-dir:FOLDER", pretrained=True) loads.
     precision
         fp32, fp16, bf16 or int8, as far as the format has it; default: the format's own.
     out

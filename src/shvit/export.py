@@ -49,7 +49,7 @@ def export(
 
     Args:
         model_file: What to export.
-        engine: Whose format: a key of `ENGINES`.
+        engine: Which format: a key of `FORMATS`.
         out: The file; a report `OUT.parity.json` goes beside it.
         precision: One of the format's own; None for its default.
         shapes: Sizes of input that the file takes.
@@ -128,7 +128,7 @@ def prove(
         ExportError: The file disagrees with PyTorch, fails in its runtime, or its specification is not the model's.
     """
     exported = engines.read(file)
-    kind = engines.ENGINES[exported.engine]
+    kind = engines.FORMATS[exported.engine]
     if kind.unavailable("cpu"):  # Core ML, away from a Mac
         return {"ran": False, "specification": coreml.check(file)}
     with tempfile.TemporaryDirectory() as folder:

@@ -109,7 +109,7 @@ class Predictor:
         self.at_once = 1
         self._side = None if model_file.preprocess.fit == "shorter" else model_file.preprocess.input_size
         engine, precision, device = engines.choose(model_file, engine, precision, device)
-        if threads is None and self._side and device == "cpu" and engines.ENGINES[engine].concurrent:
+        if threads is None and self._side and device == "cpu" and engines.kinds_for(model_file)[engine].concurrent:
             self.at_once = min(cores(), MAX_AT_ONCE)
             threads = cores() // self.at_once
         self._task = task_of(model_file)

@@ -16,6 +16,7 @@ from .cuda import CudaEngine
 from .executorch import ExecuTorchEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine
+from .timm import TimmFormat
 from .torch import TorchEngine
 
 ENGINES: dict[str, type[Engine]] = {
@@ -53,10 +54,24 @@ WRITE_DETECTORS: dict[str, dict[str, tuple[str, ...]]] = {
 """The formats that these tasks' networks are written in, the default precision first: torch.export, and so the other
 formats, cannot follow a number of regions that hangs on what is seen."""
 
-FORMATS = {name: kind for name, kind in ENGINES.items() if kind.exports()}
-"""The engines that have a file format."""
+FORMATS: dict[str, type[Engine]] = {
+    **{name: kind for name, kind in ENGINES.items() if kind.exports()},
+    "timm": TimmFormat,
+}
+"""What can be written: the formats of engines, and those that other software reads."""
 
-__all__ = ["ENGINES", "Engine", "EngineError", "Exported", "Runnable", "choose", "is_exported", "load", "read"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineError",
+    "Exported",
+    "Runnable",
+    "choose",
+    "is_exported",
+    "kinds_for",
+    "load",
+    "read",
+]
 
 
 def load(
@@ -82,7 +97,7 @@ def load(
     """
     name, precision, device = choose(model, engine, precision, device)
     check_threads(threads, device)
-    kind: Any = ENGINES[name]
+    kind: Any = kinds_for(model)[name]
     extra = {"calibration": calibration} if precision == "int8" and not isinstance(model, Exported) else {}
     return kind(model, precision, device, threads, **extra)
 
@@ -93,9 +108,10 @@ def choose(
     """The names of the engine, the precision and the device that `load` takes for these. Raises EngineError."""
     if isinstance(model, Exported):
         engine, precision = _as_exported(model, engine, precision)
-    if engine not in ("auto", *ENGINES):
-        raise EngineError(f"unknown engine {engine!r}: allowed are auto, {', '.join(ENGINES)}")
-    wanted = _that_take(model, ENGINES if engine == "auto" else {engine: ENGINES[engine]})
+    kinds = kinds_for(model)
+    if engine not in ("auto", *kinds):
+        raise EngineError(f"unknown engine {engine!r}: allowed are auto, {', '.join(kinds)}")
+    wanted = _that_take(model, kinds if engine == "auto" else {engine: kinds[engine]})
     picked = pick_device(device)
     reasons = {name: kind.unavailable(picked) for name, kind in wanted.items()}
     if device == "auto" and all(reasons.values()):
@@ -117,6 +133,11 @@ def choose(
     if engine == "auto" and picked.startswith("cuda") and (reason := reasons.get("cuda")):
         notice(f"engine cuda on {picked}: {reason}; {fit[0]} runs instead")
     return fit[0], precision, picked
+
+
+def kinds_for(model: Runnable) -> Mapping[str, type[Engine]]:
+    """What may run this model, by name: for an exported file, the formats; for a model file, the engines."""
+    return FORMATS if isinstance(model, Exported) else ENGINES
 
 
 def _that_take(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:

@@ -1,0 +1,179 @@
+"""The format `timm`: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
+
+It is written for timm's users, and runs by timm's own network where such a folder is given; it is no engine for others.
+"""
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..data.transforms import Normalize
+from ..model.architecture import TIMM_PREFIX, Architecture
+from ..model.config import VARIANTS, Config
+from ..model.layers import NormLinear
+from ..model.peer import TimmModel, named_arguments
+from ..model.shvit import SHViT
+from ..model.timm_names import to_timm
+from ..modelfile import HEADER_KEY, ModelFile
+from .base import EngineError, Exported, Runnable, Shapes, check_export, described
+from .torch import TorchEngine
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "architecture", "license", "label_names")
+"""Of timm's record of published weights: what does not hold for the weights written here."""
+
+
+class TimmFormat(TorchEngine):
+    """Writes the folder, and runs timm's network from it to prove it."""
+
+    name: ClassVar[str] = "timm"
+    suffix: ClassVar[str] = ".timm"
+
+    def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
+        import timm
+
+        assert isinstance(model, Exported)
+        self.precision, self.device, self.threads, self.batch = precision, device, threads, None
+        self.how = "operation by operation, by timm"
+        network = timm.create_model(f"local-dir:{model.path}", pretrained=True).eval()
+        self.network = nn.Sequential(Normalize(model.preprocess), network).to(device)
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        return ("fp32",)
+
+    @classmethod
+    def exports(cls) -> tuple[str, ...]:
+        return ("fp32",)
+
+    @classmethod
+    def export(
+        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+    ) -> None:
+        check_export(cls, precision)
+        if shapes != Shapes():
+            raise EngineError(
+                "A timm folder takes any number of images of any size: leave out --batch-size and --dynamic-size."
+            )
+        name, arguments = _in_timm(model_file.architecture)
+        weights = _weights(model_file.model)
+        config = {
+            "architecture": name,
+            "num_classes": model_file.architecture.num_classes,
+            "label_names": list(model_file.classes),
+            "model_args": arguments,
+            "pretrained_cfg": _pretrained_cfg(name, model_file),
+            HEADER_KEY: described(model_file, path, cls.name, precision).to_dict(),
+        }
+        path.mkdir()
+        save_file({key: value.float().contiguous() for key, value in weights.items()}, path / WEIGHTS, {"format": "pt"})
+        (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Exported:
+        try:
+            config = json.loads((path / CONFIG).read_text())
+        except (OSError, ValueError) as error:
+            raise EngineError(f"{path} is no timm folder written by shvit export: {error}") from None
+        if not isinstance(config, dict) or HEADER_KEY not in config:
+            raise EngineError(f"{path} was not written by shvit export")
+        return Exported.from_dict(path, config[HEADER_KEY])
+
+
+def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
+    """timm's name of the network, and the arguments that make it. Raises EngineError for one that timm cannot build."""
+    channels = {"in_chans": architecture.in_channels} if architecture.in_channels != 3 else {}
+    if architecture.config is None:
+        base, arguments = named_arguments(architecture.name.removeprefix(TIMM_PREFIX))
+        return base.partition(".")[0], {**arguments, **channels}
+    if VARIANTS.get(architecture.name) == architecture.config:
+        return architecture.name, channels
+    stages = architecture.config.stages
+    widths = [stage.width for stage in stages]
+    same = any(one == other for one, other in pairwise(widths))
+    if "/" in architecture.name or architecture.config.stem != 4 or same:
+        raise EngineError(
+            f"timm's SHViT cannot be built as {architecture.name}. It has a stem of four convolutions, single-head "
+            "attention, and another width in each stage."
+        )
+    return "shvit_s1", {**_sizes(architecture.config), **channels}
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    """The arguments of timm's SHViT for these stages."""
+    return {
+        "embed_dim": [stage.width for stage in config.stages],
+        "depth": [stage.depth for stage in config.stages],
+        "partial_dim": [stage.attended or stage.width // 4 for stage in config.stages],
+        "qk_dim": [16] * len(config.stages),
+        "types": ["i" if stage.attended is None else "s" for stage in config.stages],
+    }
+
+
+def _pretrained_cfg(name: str, model_file: ModelFile) -> dict[str, Any]:
+    """timm's record of the network, with the preprocessing of this model file."""
+    import timm
+
+    preprocess, published = model_file.preprocess, timm.get_pretrained_cfg(name)
+    record = {} if published is None else published.to_dict()
+    side = preprocess.image_size
+    squash = preprocess.fit == "squash"
+    return {
+        **{key: value for key, value in record.items() if key not in SOURCES},
+        "num_classes": model_file.architecture.num_classes,
+        "input_size": [model_file.architecture.in_channels, side, side],
+        "crop_pct": 1.0 if squash else preprocess.crop,
+        "crop_mode": "squash" if squash else "center",
+        "interpolation": preprocess.interpolation,
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+    }
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Named as timm names them; two heads are merged into one."""
+    if isinstance(model, TimmModel):
+        return model.network.state_dict()
+    assert isinstance(model, SHViT)
+    weights = {key: value for key, value in model.state_dict().items() if not key.startswith("distillation_head.")}
+    if model.distillation_head is not None:
+        assert isinstance(model.head, NormLinear)
+        assert isinstance(model.distillation_head, NormLinear)
+        merged = merged_heads(model.head, model.distillation_head)
+        weights |= {f"head.{key}": value for key, value in merged.state_dict().items()}
+    return to_timm(weights)
+
+
+@torch.no_grad()
+def merged_heads(first: NormLinear, second: NormLinear) -> NormLinear:
+    """One head whose logits are the mean of the two heads' in evaluation mode.
+
+    Its norm has the first one's statistics and no scale or shift of its own. Of features z so normalised, a head with
+    mean m, deviation s, scale g, shift b and linear layer W, c gives W (g (s1 z + m1 - m) / s + b) + c.
+    """
+    mean, deviation = _statistics(first)
+    weight, bias = torch.zeros(()).double(), torch.zeros(()).double()
+    for head in (first, second):
+        own_mean, own_deviation = _statistics(head)
+        linear, scale = head.linear.weight.double(), head.norm.weight.double() / own_deviation
+        weight = weight + linear * (scale * deviation) / 2
+        bias = bias + (linear @ (scale * (mean - own_mean) + head.norm.bias.double()) + head.linear.bias.double()) / 2
+    merged = NormLinear(first.linear.in_features, first.linear.out_features)
+    merged.norm.load_state_dict(first.norm.state_dict())
+    nn.init.ones_(merged.norm.weight)
+    nn.init.zeros_(merged.norm.bias)
+    merged.linear.weight.copy_(weight)
+    merged.linear.bias.copy_(bias)
+    return merged
+
+
+def _statistics(head: NormLinear) -> tuple[Tensor, Tensor]:
+    assert head.norm.running_mean is not None
+    assert head.norm.running_var is not None
+    return head.norm.running_mean.double(), (head.norm.running_var.double() + head.norm.eps).sqrt()
