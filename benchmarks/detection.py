@@ -27,7 +27,7 @@ from shvit.provenance import facts
 
 LEAST_SIDE = 1 / 4
 BY_HEART = [
-    *("--image-size", "128", "--batch-size", "2", "--rate", "1e-4", "--rate-batch", "2", "--frozen-norms"),
+    *("--image-size", "128", "--batch-size", "2", "--rate", "1e-4", "--rate-batch", "2", "--frozen-norms", "all"),
     *("--scale-min", "1", "--scale-max", "1", "--flip", "0", "--color-jitter", "0", "--ema", "0"),
 ]
 EPOCHS = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from conftest import random_images, randomize_norms, tiny_architecture
@@ -13,7 +14,7 @@ from shvit.data.frames import Frame
 from shvit.data.transforms import Preprocess
 from shvit.errors import InputError
 from shvit.model.architecture import Architecture
-from shvit.model.detector import Target, in_crowd, share_within
+from shvit.model.detector import BestForEach, Target, in_crowd, share_within
 from shvit.model.fuse import fuse
 from shvit.modelfile import ModelFile, load, save
 from shvit.pretrained import onto_detector
@@ -25,8 +26,8 @@ WHOLE = Frame(SIDE, SIDE, 1.0, 1.0)
 KINDS = ["retinanet", "mask_rcnn"]
 
 
-def detector(kind: str, classes: int = 3):
-    model = randomize_norms(tiny_architecture(classes, detector=kind).build()).eval()
+def detector(kind: str, classes: int = 3, layout: str = "torchvision"):
+    model = randomize_norms(tiny_architecture(classes, detector=kind, layout=layout).build()).eval()
     if kind == "retinanet":  # or no score would be above any threshold
         nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.05)
         nn.init.constant_(model.head.classification_head.cls_logits.bias, -1.0)
@@ -142,12 +143,60 @@ def test_levels_are_at_their_strides(kind):
         model.features(torch.zeros(1, 3, 100, 128))
 
 
+@pytest.mark.parametrize("layout", ["torchvision", "paper"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_learns(kind):
-    model = detector(kind).train()
+def test_every_weight_learns(kind, layout):
+    model = detector(kind, layout=layout).train()
     images, targets = images_and_targets(masks=kind == "mask_rcnn")
     model(images, targets).backward()
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+@torch.no_grad()
+def test_the_authors_coarsest_level_is_of_the_last_map():
+    model, images = detector("retinanet", layout="paper"), torch.randn(1, 3, 128, 128)
+    last = model.backbone.features(images)[-1]
+    torch.testing.assert_close(model.features(images)[-1], model.pyramid.coarser[0](last))
+    assert model.pyramid.coarser[0].in_channels == last.shape[1] != 256
+    assert not any(isinstance(part, nn.GroupNorm) for part in model.head.modules())
+
+
+@torch.no_grad()
+def test_the_authors_loss_is_over_the_objects_of_all_images():
+    model = detector("retinanet", layout="paper")
+    images, [full, empty] = images_and_targets()
+    one, other = model(images[:1], [full]), model(images[1:], [empty])
+    anchors = model.anchors.on(model.features(images))
+    count = int((model._match(anchors, full) >= 0).sum())
+    assert count > 3
+    torch.testing.assert_close(model(images, [full, empty]), (one * count + other) / (count + 1))
+
+
+def test_the_authors_mask_rcnn():
+    model = detector("mask_rcnn", layout="paper").train()
+    assert [model.roi_heads.box_roi_pool.sampling_ratio, model.roi_heads.mask_roi_pool.sampling_ratio] == [0, 0]
+    assert (model.rpn.pre_nms_top_n(), model.rpn.post_nms_top_n()) == (2000, 1000)
+    deltas, wanted = torch.zeros(4, 4), torch.full((4, 4), 0.05)
+    _, distance = model.rpn.compute_loss(torch.zeros(4, 1), deltas, [torch.ones(4)], [wanted])
+    torch.testing.assert_close(distance, torch.tensor(4 * 0.05))  # L1; the smooth one gives 4 * 0.05² * 9 / 2
+
+
+def test_each_object_keeps_its_best_box():
+    """As mmdetection's MaxIoUAssigner with match_low_quality; torchvision gives the box to the other object."""
+    overlaps = torch.tensor([[0.9, 0.6, 0.1, 0.0], [0.8, 0.2, 0.3, 0.35], [0.0, 0.0, 0.0, 0.2]])
+    assert BestForEach(0.7, 0.3, least=0.3)(overlaps).tolist() == [1, -2, -2, -2]
+    assert BestForEach(0.7, 0.3, least=0.0)(overlaps).tolist() == [1, -2, -2, 2]
+    assert Matcher(0.7, 0.3, allow_low_quality_matches=True)(overlaps).tolist() == [0, -2, -2, 1]
+    assert BestForEach(0.5, 0.5, least=0.5)(torch.zeros(1, 2)).tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_that_do_not_say_have_the_old_layout(kind, tmp_path):
+    known = tiny_architecture(3, detector=kind).to_dict()
+    del known["layout"]
+    assert Architecture.from_dict(known) == tiny_architecture(3, detector=kind)
+    with pytest.raises(InputError, match="layout of a detector must be one of torchvision, paper, got 'new'"):
+        tiny_architecture(3, detector=kind, layout="new")
 
 
 def test_nothing_is_learnt_from_crowds():

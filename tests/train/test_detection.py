@@ -221,19 +221,46 @@ def test_a_run_of_before_a_setting_was_there_is_gone_on_with(start, tmp_path):
 
 def test_fresh_norms_are_not_frozen(tmp_path):
     data = squares(tmp_path / "data", 4)
-    with pytest.raises(shvit.InputError, match=r"coco_1x leaves BatchNorms as they are .* shvit_s1 are fresh"):
+    with pytest.raises(shvit.InputError, match=r"frozen_norms statistics keeps .* shvit_s1 are fresh"):
         train(data, "shvit_s1", "coco_1x", tmp_path / "run", task="detect", device="cpu", workers=0)
     assert not (tmp_path / "run").exists()
 
 
-def test_norms_stay_frozen(start, tmp_path):
+@pytest.mark.parametrize("frozen", ["statistics", "all"])
+def test_norms_stay_frozen(start, tmp_path, frozen):
     data = squares(tmp_path / "data", 4)
-    begin(data, start, tmp_path / "run", frozen_norms=True, ema=0.0)
+    begin(data, start, tmp_path / "run", frozen_norms=frozen, ema=0.0)
     before, after = load_file(start), load_file(tmp_path / "run" / "last.safetensors")
-    norms = [name for name in before if "running_mean" in name and not name.startswith("head.")]
+    norms = [name.rpartition(".")[0] for name in before if "running_mean" in name and not name.startswith("head.")]
     assert norms
-    assert all(torch.equal(before[name], after[f"backbone.{name}"]) for name in norms)
+    same = {
+        part: all(torch.equal(before[f"{name}.{part}"], after[f"backbone.{name}.{part}"]) for name in norms)
+        for part in ("running_mean", "running_var", "weight", "bias")
+    }
+    learns = frozen == "statistics"
+    assert same == {"running_mean": True, "running_var": True, "weight": not learns, "bias": not learns}
     assert not torch.equal(before["stem.0.conv.weight"], after["backbone.stem.0.conv.weight"])
+
+
+@pytest.mark.parametrize("task", ["detect", "segment"])
+def test_the_authors_settings(start, tmp_path, task):
+    """As their configuration has them; the file that is written says so, and runs."""
+    data, out = squares(tmp_path / "data", 4), tmp_path / "run"
+    few = {"epochs": 1, "batch_size": 2, "image_size": 64, "precision": "fp32", "shorter_side": False}
+    train(data, start, "coco_1x", out, task=task, settings=few, device="cpu", workers=0)
+    model_file = shvit.load(out / "last.safetensors")
+    assert model_file.architecture.layout == "paper"
+    recipe = model_file.provenance["recipe"]
+    assert (recipe["weight_decay"], recipe["decay_all"], recipe["warmup_rate"]) == (0.05, True, 1e-7)
+    assert (recipe["frozen_norms"], recipe["schedule"], recipe["regions"]) == ("statistics", "step", 512)
+    folded = shvit.fuse(model_file.model)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for one, two in zip(folded.features(images), model_file.model.eval().features(images), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+    with pytest.raises(shvit.InputError, match="is a detector of layout paper, and recipe small has torchvision"):
+        train(data, str(out / "last.safetensors"), "small", tmp_path / "on", task=task, settings=few, device="cpu")
+    assert not (tmp_path / "on").exists()
 
 
 def test_two_crowded_and_bad_data_do_not_stop_it(run, start, tmp_path):

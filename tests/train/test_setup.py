@@ -57,3 +57,17 @@ def test_elsewhere_gradients_in_bf16_are_numbers_whatever_was_in_memory(size):
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("everything", [False, True])
+def test_weight_decay_on_everything(optimizer, everything):
+    model = tiny_architecture().build()
+    recipe = Recipe(optimizer=optimizer, weight_decay=0.05, decay_all=everything)
+    groups = setup.make_optimizer(model, recipe).param_groups
+    decayed = {id(weight) for group in groups if group["weight_decay"] for weight in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    norms = [weight for weight in model.parameters() if weight.ndim == 1]
+    assert norms
+    assert all((id(weight) in decayed) is everything for weight in norms)
+    assert {group["weight_decay"] for group in groups} == ({0.05} if everything else {0.0, 0.05})

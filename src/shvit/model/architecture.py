@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from .config import VARIANTS, Config, Stage
-from .detector import Detector
+from .detector import LAYOUTS, Detector
 from .mask_rcnn import MaskRCNN
 from .peer import TimmModel
 from .retinanet import RetinaNet
@@ -41,6 +41,8 @@ class Architecture:
     """The sizes; filled in from the table for the named variants, always None for timm's models."""
     detector: str | None = None
     """`retinanet` or `mask_rcnn`, whose backbone this then is; None: a classifier."""
+    layout: str = "torchvision"
+    """Details of a detector: `torchvision`, as of all files that do not say; or `paper`, as the authors have it."""
 
     def __post_init__(self) -> None:
         least = 0 if self.detector is None else 1
@@ -51,6 +53,8 @@ class Architecture:
         if self.detector is not None and (self.detector not in DETECTORS or self.distilled):
             allowed = ", ".join(DETECTORS)
             raise InputError(f"a detector is one of {allowed}, without distillation head; got {self}")
+        if self.layout not in LAYOUTS:
+            raise InputError(f"layout of a detector must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.name.startswith(TIMM_PREFIX):
             if self.distilled:
                 raise InputError(f"only shvit's own variants have a distillation head, {self.name} has none")
@@ -77,7 +81,7 @@ class Architecture:
             mixer = _of_family(self.name)[1] if "/" in self.name else SingleHeadAttention
             model = SHViT(self.config, logits, self.in_channels, self.distilled, mixer, drop_path_rate)
         if self.detector:
-            model = DETECTORS[self.detector](model, self.num_classes)
+            model = DETECTORS[self.detector](model, self.num_classes, self.layout)
         model.architecture = self
         return model
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
@@ -16,6 +17,8 @@ from .pyramid import Pyramid
 from .shvit import SHViT
 
 Backbone = SHViT | TimmModel
+LAYOUTS = ("torchvision", "paper")
+"""Whose details a detector has: torchvision's, or those of the authors' configuration (docs/detection.md)."""
 CROWDED = 0.5
 """Share of a box within a crowd from which it is not learnt as background."""
 
@@ -44,6 +47,7 @@ class Detector(nn.Module):
     Args:
         backbone: Without a head; its last three maps are taken.
         num_classes: Kinds of objects.
+        layout: One of `LAYOUTS`.
 
     Raises:
         InputError: The backbone's maps are at strides that no pyramid can be built on.
@@ -57,12 +61,13 @@ class Detector(nn.Module):
     any_batch: ClassVar[bool] = True
     """Whether one trace of the network is good for any number of images."""
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int, layout: str = LAYOUTS[0]) -> None:
         super().__init__()
         self.backbone = backbone
         self.num_classes = num_classes
-        maps = backbone.maps[-3:]
-        self.pyramid = Pyramid([width for width, _ in maps], [stride for _, stride in maps], self.strides)
+        self.as_published = layout == "paper"
+        widths, strides = zip(*backbone.maps[-3:], strict=True)
+        self.pyramid = Pyramid(widths, strides, self.strides, coarsest_from_input=self.as_published)
 
     @property
     def in_channels(self) -> int:
@@ -109,6 +114,33 @@ class Anchors(AnchorGenerator):
         self.set_cell_anchors(torch.float32, device)
         strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
         return torch.cat(self.grid_anchors([list(x.shape[2:]) for x in maps], strides))
+
+
+class BestForEach(Matcher):
+    """torchvision's matcher, in which each object keeps the boxes that overlap most with it, as in mmdetection.
+
+    torchvision gives such a box to the object that the box overlaps most with.
+
+    Args:
+        high, low: As torchvision's thresholds.
+        least: Overlap from which an object keeps its best boxes.
+    """
+
+    def __init__(self, high: float, low: float, least: float) -> None:
+        super().__init__(high, low, allow_low_quality_matches=True)
+        self.least = least
+
+    def set_low_quality_matches_(
+        self,
+        matches: Int64[Tensor, " n"],
+        all_matches: Int64[Tensor, " n"],
+        match_quality_matrix: Float[Tensor, "objects n"],
+    ) -> None:
+        """Of several objects that a box is best for, the last keeps it."""
+        best = match_quality_matrix.amax(1, keepdim=True)
+        kept = (match_quality_matrix == best) & (best >= self.least) & (best > 0)
+        numbers = torch.arange(len(best), device=matches.device)[:, None].where(kept, -1).amax(0)
+        matches.copy_(numbers.where(numbers >= 0, matches))
 
 
 def in_crowd(boxes: Float[Tensor, "n 4"], crowds: Float[Tensor, "m 4"]) -> Bool[Tensor, " n"]:

@@ -9,27 +9,32 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from .detector import Anchors, Backbone, Detector, Target, in_crowd
+from .detector import LAYOUTS, Anchors, Backbone, BestForEach, Detector, Target, in_crowd
 from .pyramid import WIDTH
 
 DETECTIONS = 100
 MASK_SIDE = 28
 IGNORED = -1
 """What torchvision's samplers leave out."""
+BETA = 1 / 9
+"""Of torchvision's smooth L1 loss of boxes: it is quadratic up to this difference. 0 is the L1 loss."""
 POSITIVE = 0.25
 """Share of the regions learnt from that hold an object, at most."""
 
 
 class Regions(RegionProposalNetwork):
     """torchvision's, which learns no background from crowds."""
+
+    beta = BETA
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
@@ -40,16 +45,56 @@ class Regions(RegionProposalNetwork):
                 label[(label == 0) & in_crowd(anchor, target["crowds"])] = IGNORED
         return labels, boxes
 
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Of objectness and of boxes, over the anchors that are drawn."""
+        positive, negative = (torch.cat(drawn).nonzero()[:, 0] for drawn in self.fg_bg_sampler(labels))
+        drawn, wanted = torch.cat([positive, negative]), torch.cat(regression_targets)[positive]
+        boxes = F.smooth_l1_loss(pred_bbox_deltas[positive], wanted, beta=self.beta, reduction="sum") / len(drawn)
+        return F.binary_cross_entropy_with_logits(objectness.flatten()[drawn], torch.cat(labels)[drawn]), boxes
+
 
 class Heads(RoIHeads):
     """torchvision's, which learn no background from crowds."""
 
+    beta = BETA
     crowds: Sequence[Float[Tensor, "m 4"]] = ()
     """Of the images that are being learnt from."""
 
     def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
         self.crowds = [target["crowds"] for target in targets if "crowds" in target]
         return super().select_training_samples(proposals, targets)
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Any = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """The objects of each image; in training the losses of classes, boxes and masks instead."""
+        if not self.training:
+            return super().forward(features, proposals, image_shapes)
+        proposals, matched, labels, wanted = self.select_training_samples(proposals, targets)
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        label = torch.cat(labels)
+        positive = (label > 0).nonzero()[:, 0]
+        found = deltas.view(len(label), -1, 4)[positive, label[positive]]
+        distance = F.smooth_l1_loss(found, torch.cat(wanted)[positive], beta=self.beta, reduction="sum")
+        held = [(one > 0).nonzero()[:, 0] for one in labels]
+        boxes, matched = ([one[place] for one, place in zip(part, held, strict=True)] for part in (proposals, matched))
+        assert self.mask_roi_pool
+        assert self.mask_head
+        assert self.mask_predictor
+        masks = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
+        masks_given, labels_given = ([target[name] for target in targets] for name in ("masks", "labels"))
+        losses = {
+            "loss_classifier": F.cross_entropy(logits, label),
+            "loss_box_reg": distance / len(label),
+            "loss_mask": maskrcnn_loss(masks, boxes, masks_given, labels_given, matched),
+        }
+        return [], losses
 
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
@@ -72,8 +117,9 @@ class MaskRCNN(Detector):
     class_layers = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
     any_batch = False
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone, num_classes)
+    def __init__(self, backbone: Backbone, num_classes: int, layout: str = LAYOUTS[0]) -> None:
+        super().__init__(backbone, num_classes, layout)
+        samples = 0 if self.as_published else 2
         self.rpn = Regions(
             Anchors(self.strides, (8.0,)),
             RPNHead(WIDTH, 3),
@@ -82,12 +128,12 @@ class MaskRCNN(Detector):
             batch_size_per_image=256,
             positive_fraction=0.5,
             pre_nms_top_n={"training": 2000, "testing": 1000},
-            post_nms_top_n={"training": 2000, "testing": 1000},
+            post_nms_top_n={"training": 1000 if self.as_published else 2000, "testing": 1000},
             nms_thresh=0.7,
         )
         levels = [str(level) for level in range(len(self.strides) - 1)]
         self.roi_heads = Heads(
-            MultiScaleRoIAlign(levels, 7, 2),
+            MultiScaleRoIAlign(levels, 7, samples),
             TwoMLPHead(WIDTH * 7 * 7, 1024),
             FastRCNNPredictor(1024, num_classes + 1),
             fg_iou_thresh=0.5,
@@ -98,10 +144,14 @@ class MaskRCNN(Detector):
             score_thresh=0.05,
             nms_thresh=0.5,
             detections_per_img=DETECTIONS,
-            mask_roi_pool=MultiScaleRoIAlign(levels, 14, 2),
+            mask_roi_pool=MultiScaleRoIAlign(levels, 14, samples),
             mask_head=MaskRCNNHeads(WIDTH, (256, 256, 256, 256), 1),
             mask_predictor=MaskRCNNPredictor(256, 256, num_classes + 1),
         )
+        if self.as_published:
+            self.rpn.beta = self.roi_heads.beta = 0.0
+            self.rpn.proposal_matcher = BestForEach(0.7, 0.3, least=0.3)
+            self.roi_heads.proposal_matcher = BestForEach(0.5, 0.5, least=0.5)
 
     def learn_from(self, regions: int) -> None:
         """How many regions of each training image are learnt from."""

@@ -25,12 +25,16 @@ class Pyramid(nn.Module):
         widths: Channels of the backbone's maps, fine to coarse.
         given: Their strides, each twice the one before.
         wanted: Strides of the levels, each twice the one before; the given ones are among them.
+        coarsest_from_input: The first of the coarser levels is a convolution of the backbone's last map, as in the
+            authors' RetinaNet; else of the last smoothed level.
 
     Raises:
         InputError: The strides are others.
     """
 
-    def __init__(self, widths: Sequence[int], given: Sequence[int], wanted: Sequence[int]) -> None:
+    def __init__(
+        self, widths: Sequence[int], given: Sequence[int], wanted: Sequence[int], coarsest_from_input: bool = False
+    ) -> None:
         super().__init__()
         if not set(given) <= set(wanted) or any(2 * fine != coarse for fine, coarse in pairwise(given)):
             raise InputError(
@@ -41,7 +45,9 @@ class Pyramid(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for width in widths)
         self.finer = nn.ModuleList(nn.ConvTranspose2d(WIDTH, WIDTH, 2, 2) for _ in range(finer))
         self.smooth = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(finer + len(widths)))
-        self.coarser = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, stride=2, padding=1) for _ in range(coarser))
+        self.coarsest_from_input = coarsest_from_input
+        sources = [widths[-1] if coarsest_from_input else WIDTH, *[WIDTH] * coarser][:coarser]
+        self.coarser = nn.ModuleList(nn.Conv2d(source, WIDTH, 3, stride=2, padding=1) for source in sources)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
@@ -56,6 +62,8 @@ class Pyramid(nn.Module):
         for finer in self.finer:
             merged.insert(0, finer(merged[0]))
         levels = [smooth(x) for smooth, x in zip(self.smooth, merged, strict=True)]
+        source = maps[-1] if self.coarsest_from_input else levels[-1]
         for coarser in self.coarser:
-            levels.append(coarser(levels[-1]))
+            source = coarser(source)
+            levels.append(source)
         return levels

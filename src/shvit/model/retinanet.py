@@ -14,11 +14,12 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import box_iou
 
-from .detector import Anchors, Backbone, Detector, Target, in_crowd
+from .detector import LAYOUTS, Anchors, Backbone, BestForEach, Detector, Target, in_crowd
 from .pyramid import WIDTH
 
 GROUPS = 32
-"""Of channels, each normalised by itself in the head, as in torchvision's newer RetinaNet: it learns far sooner."""
+"""Of channels, each normalised by itself in the head, as in torchvision's newer RetinaNet: it learns far sooner. The
+paper's layout has none."""
 ANCHORS_PER_PLACE = 9
 """Three sizes in three shapes."""
 ANCHOR_SCALES = tuple(4 * 2 ** (third / 3) for third in range(3))
@@ -33,12 +34,14 @@ class RetinaNet(Detector):
     strides = (8, 16, 32, 64, 128)
     class_layers = ("head.classification_head.cls_logits.",)
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
-        super().__init__(backbone, num_classes)
+    def __init__(self, backbone: Backbone, num_classes: int, layout: str = LAYOUTS[0]) -> None:
+        super().__init__(backbone, num_classes, layout)
+        norm = None if self.as_published else partial(nn.GroupNorm, GROUPS)
         self.anchors = Anchors(self.strides, ANCHOR_SCALES)
-        self.head = RetinaNetHead(WIDTH, ANCHORS_PER_PLACE, num_classes, norm_layer=partial(nn.GroupNorm, GROUPS))
+        self.head = RetinaNetHead(WIDTH, ANCHORS_PER_PLACE, num_classes, norm_layer=norm)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
-        self.matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+        published = BestForEach(0.5, 0.4, least=0.0)
+        self.matcher = published if self.as_published else Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
     @classmethod
     def anchors_at(cls, side: int) -> int:
@@ -61,11 +64,19 @@ class RetinaNet(Detector):
     def _loss(
         self, outputs: dict[str, Tensor], anchors: Float[Tensor, "anchors 4"], targets: Sequence[Target]
     ) -> Float[Tensor, ""]:
-        """Focal loss of the classes and L1 of the boxes, each over the objects' anchors, a mean over images."""
+        """Focal loss of the classes and L1 of the boxes, each divided by the number of the objects' anchors: in each
+        image, and then a mean over images; in the paper's layout, over all images at once.
+        """
         matched = [self._match(anchors, target) for target in targets]
         rows = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
-        losses = self.head.compute_loss(rows, outputs, [anchors] * len(rows), matched)
-        return losses["classification"] + losses["bbox_regression"]
+        if not self.as_published:
+            return _sum_of(self.head.compute_loss(rows, outputs, [anchors] * len(rows), matched))
+        counts = [max(1, int((found >= 0).sum())) for found in matched]
+        loss = torch.zeros((), device=anchors.device)
+        for place, (row, found) in enumerate(zip(rows, matched, strict=True)):
+            one = {name: values[place : place + 1] for name, values in outputs.items()}
+            loss = loss + _sum_of(self.head.compute_loss([row], one, [anchors], [found])) * counts[place]
+        return loss / sum(counts)
 
     def _match(self, anchors: Float[Tensor, "anchors 4"], target: Target) -> Int64[Tensor, " anchors"]:
         """The object that each anchor stands for; -1: background; -2: not to be learnt from."""
@@ -76,3 +87,7 @@ class RetinaNet(Detector):
         background = matched == Matcher.BELOW_LOW_THRESHOLD
         matched[background & in_crowd(anchors, target.crowds)] = Matcher.BETWEEN_THRESHOLDS
         return matched
+
+
+def _sum_of(losses: dict[str, Tensor]) -> Float[Tensor, ""]:
+    return losses["classification"] + losses["bbox_regression"]

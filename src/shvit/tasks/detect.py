@@ -33,7 +33,8 @@ class Detect:
 
     Args:
         classes: Names, in the order of the scores.
-        frozen_norms: Leave the backbone's BatchNorms as they are: for batches too small to measure them on.
+        frozen_norms: What the backbone's BatchNorms keep as it is: `none`, `statistics`, or their weights, too (`all`);
+            for batches too small to measure statistics on.
     """
 
     name: ClassVar[str] = "detect"
@@ -43,7 +44,7 @@ class Detect:
     least_score: ClassVar[float] = 0.0
     """The score from which the network gives objects; a network with `find_from` can be told another one."""
 
-    def __init__(self, classes: Sequence[str], frozen_norms: bool = False) -> None:
+    def __init__(self, classes: Sequence[str], frozen_norms: str = "none") -> None:
         check_tools()
         self.classes = tuple(classes)
         self.frozen_norms = frozen_norms
@@ -70,10 +71,11 @@ class Detect:
 
     def ready(self, network: Any) -> None:
         """Makes a network in training mode ready for the next steps."""
-        if self.frozen_norms:
-            for module in network.backbone.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval().requires_grad_(False)
+        if self.frozen_norms == "none":
+            return
+        for module in network.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval().requires_grad_(self.frozen_norms == "statistics")
 
     def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], list[Target]]:
         marked: list[Marks] = batch.targets

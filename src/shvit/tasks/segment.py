@@ -20,7 +20,7 @@ class Segment(Detect):
 
     Args:
         classes: Names, in the order of the scores.
-        frozen_norms: Leave the backbone's BatchNorms as they are.
+        frozen_norms: As of `Detect`.
         regions: Of each training image, that the second stage learns from.
     """
 
@@ -29,7 +29,7 @@ class Segment(Detect):
     kinds: ClassVar[tuple[str, ...]] = ("bbox", "segm")
     least_score: ClassVar[float] = THRESHOLD
 
-    def __init__(self, classes: Sequence[str], frozen_norms: bool = False, regions: int = REGIONS) -> None:
+    def __init__(self, classes: Sequence[str], frozen_norms: str = "none", regions: int = REGIONS) -> None:
         super().__init__(classes, frozen_norms)
         self.regions = regions
 

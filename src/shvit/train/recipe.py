@@ -58,7 +58,8 @@ class Recipe:
     cooldown_epochs: float = _documented(0.0, "Epochs at the end, within --epochs, at the least rate.")
     optimizer: str = _documented("adamw", "muon, or any other optimiser of timm by its name.")
     beta2: float | None = _documented(None, "Decay of the second moment; default: the optimiser's own.")
-    weight_decay: float = _documented(0.025, "Decay of weights, not of biases and norms.")
+    weight_decay: float = _documented(0.025, "Decay of weights; of biases and norms with --decay-all.")
+    decay_all: bool = _documented(False, "Weight decay on biases and norms, too.")
     clip: float = _documented(0.02, "Adaptive gradient clipping, as a share of each weight's norm; 0: none.")
     ema: float = _documented(0.99996, "Decay of the averaged weights at each step; 0: no averaging.")
     ema_warmup: bool = _documented(
@@ -101,7 +102,12 @@ class Recipe:
     max_pixels: int = _documented(89_478_485, "Images with more pixels are not decoded.")
     scale_min: float = _for_objects(1.0, "Least size of a training image, as a share of its usual size.")
     scale_max: float = _for_objects(1.0, "Greatest size of a training image; what is too large is cut off.")
-    frozen_norms: bool = _for_objects(False, "Leave the backbone's BatchNorms as they are, for small batches.")
+    frozen_norms: Literal["none", "statistics", "all"] = _for_objects(
+        "none", "What the backbone's BatchNorms keep as it is, for small batches: statistics, or weights as well (all)."
+    )
+    layout: Literal["torchvision", "paper"] = _for_objects(
+        "torchvision", "Details of the detector: torchvision's, or those of the authors (docs/detection.md)."
+    )
     regions: int = _documented(512, "Regions of an image that Mask R-CNN learns from. (segment)", ("segment",))
 
     def __post_init__(self) -> None:
@@ -148,6 +154,8 @@ class Recipe:
             ("compile", ("auto", "on", "off")),
             ("schedule", ("cosine", "linear", "step")),
             ("schedule_by", ("epoch", "step")),
+            ("frozen_norms", ("none", "statistics", "all")),
+            ("layout", ("torchvision", "paper")),
             ("interpolation", ("random", "bilinear", "bicubic")),
             ("eval_fit", (None, "crop", "squash")),
         ):
@@ -184,7 +192,10 @@ class Recipe:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Recipe":
         """Inverse of `to_dict`. A run begun before a field existed goes on as it was begun (`BEFORE`)."""
-        return cls(**BEFORE | {key: value for key, value in data.items() if key != "effective_rate"})
+        known = BEFORE | {key: value for key, value in data.items() if key != "effective_rate"}
+        if isinstance(frozen := known.get("frozen_norms"), bool):
+            known["frozen_norms"] = "all" if frozen else "none"
+        return cls(**known)
 
 
 BEFORE = {"schedule_by": "step", "ema_warmup": True, "interpolation": "random"}
@@ -341,7 +352,7 @@ def finetune(model: str = "shvit_s1") -> Recipe:
 
 
 def coco_1x(model: str = "shvit_s1") -> Recipe:
-    """The paper's training on COCO: 12 epochs from ImageNet weights, shorter side 800, mirroring, batch 16.
+    """The authors' training on COCO: 12 epochs from ImageNet weights, shorter side 800, mirroring, batch 16.
 
     One machine of 8 GPUs (2 images each a step), boxes by RetinaNet:
 
@@ -354,8 +365,9 @@ def coco_1x(model: str = "shvit_s1") -> Recipe:
             --rdzv-endpoint FIRST_MACHINE:29500 -m shvit train coco --task segment --recipe coco_1x \\
             --model shvit_s4.in1k --out runs/s4-coco-masks --workers 4
 
-    AdamW at 1e-4, weight decay 0.05, tenfold less after epochs 8 and 11, a warm-up of 500 steps. BatchNorms stay as
-    they are: of 2 images on each GPU they would learn too little. That they do is not in the paper.
+    The authors' configuration: AdamW at 1e-4, tenfold less after epochs 8 and 11, warm-up from 1e-7 in 500 steps (on
+    COCO), weight decay 0.05 on everything. BatchNorms keep their statistics and learn their weights. docs/detection.md
+    has every setting of theirs beside ours, and what differs.
 
     Published outcome, S4: AP 38.8 of boxes by RetinaNet; 39.0 of boxes and 35.9 of masks by Mask R-CNN. Not yet run
     here at that scale.
@@ -368,9 +380,12 @@ def coco_1x(model: str = "shvit_s1") -> Recipe:
         rate=1e-4,
         schedule="step",
         min_rate=0.0,
+        warmup_rate=1e-7,
         warmup_epochs=500 * 16 / COCO_IMAGES,
+        decay_all=True,
         ema=0.0,
-        frozen_norms=True,
+        frozen_norms="statistics",
+        layout="paper",
     )
 
 

@@ -349,16 +349,22 @@ def _detector(task: str, model: str, source: CocoSource, recipe: Recipe) -> Mode
     count, kind, provenance = len(source.classes), TASKS[task].detector, {}
     if _is_trained(model):
         trained = load_model(model)
-        architecture = replace(trained.architecture, num_classes=count, detector=kind, distilled=False)
+        begun = trained.architecture
+        if begun.detector == kind and begun.layout != recipe.layout:
+            raise InputError(
+                f"{model} is a detector of layout {begun.layout}, and recipe {recipe.name} has {recipe.layout}: give "
+                f"--layout {begun.layout} to go on from it"
+            )
+        architecture = replace(begun, num_classes=count, detector=kind, distilled=False, layout=recipe.layout)
         network = onto_detector(trained.model, architecture, fresh_head=trained.classes != source.classes)
         known, provenance = trained.preprocess, trained.provenance
-    elif recipe.frozen_norms:
+    elif recipe.frozen_norms != "none":
         raise InputError(
-            f"recipe {recipe.name} leaves BatchNorms as they are (frozen_norms), and those of {model} are fresh, which "
-            "would hold its blocks at zero: --model must be a trained file or published weights"
+            f"frozen_norms {recipe.frozen_norms} keeps BatchNorms as they are, and those of {model} are fresh: "
+            "--model must be a trained file or published weights"
         )
     else:
-        network = Architecture(model, count, detector=kind).build()
+        network = Architecture(model, count, detector=kind, layout=recipe.layout).build()
         known = default_preprocess(network)
     size, fit = recipe.image_size or known.image_size, "shorter" if recipe.shorter_side else "whole"
     preprocess = replace(known, image_size=size, crop=1.0, interpolation="bilinear", fit=fit)

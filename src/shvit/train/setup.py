@@ -26,18 +26,26 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay for weights alone. Raises InputError for what timm does not have or the optimiser does not take."""
+    """Weight decay for weights, and with `decay_all` for biases and norms.
+
+    Raises InputError for what timm does not have or the optimiser does not take."""
     known = sorted({"muon", *map(str, list_optimizers())})
     if recipe.optimizer not in known:
         raise InputError(f"optimizer must be one of {', '.join(known)}, got {recipe.optimizer!r}")
     options: dict[str, Any] = {} if recipe.beta2 is None else {"betas": (0.9, recipe.beta2)}
     rate, decay = recipe.effective_rate, recipe.weight_decay
     if recipe.optimizer == "muon":
-        return Muon(param_groups_weight_decay(model, decay), rate, **options)
+        everything = [
+            {"params": [weight for weight in model.parameters() if weight.requires_grad], "weight_decay": decay}
+        ]
+        groups = everything if recipe.decay_all else param_groups_weight_decay(model, decay)
+        return Muon(groups, rate, **options)
     if recipe.optimizer == "adamw":
         options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass instead of ten
     try:
-        optimizer = create_optimizer_v2(model, recipe.optimizer, lr=rate, weight_decay=decay, **options)
+        optimizer = create_optimizer_v2(
+            model, recipe.optimizer, lr=rate, weight_decay=decay, filter_bias_and_bn=not recipe.decay_all, **options
+        )
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer {recipe.optimizer} does not take these settings: {error}") from None
     if recipe.beta2 is not None and "betas" not in optimizer.defaults:  # timm drops it
