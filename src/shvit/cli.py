@@ -24,6 +24,7 @@ from .screen import images_progress, say, takes_all
 from .train.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
+    from .data.coco_ids import CocoIds
     from .engines import Runnable
     from .study.accuracy import Training
     from .study.speeds import How
@@ -353,6 +354,7 @@ def predict(
     /,
     *,
     out: Path | None = None,
+    annotations: Path | None = None,
     top_k: int = 5,
     threshold: float = 0.3,
     draw: Path | None = None,
@@ -377,6 +379,9 @@ def predict(
     out
         A .csv, .jsonl or .parquet file for what was found, of detectors also .json in COCO's format of results;
         default: the screen.
+    annotations
+        A COCO JSON file, or the dataset's folder, with the ids of images and categories for --out FILE.json. Images
+        that it does not list are left out. Default: image ids are guessed from file names.
     top_k
         Labels that a classifier gives each image.
     threshold
@@ -400,11 +405,17 @@ def predict(
         raise InputError(f"no images in {', '.join(paths)}")
     runnable = load(model)
     categories = _categories(runnable)
-    idle = ("threshold", "draw") if categories is None else ("top-k",)
+    idle = ("threshold", "draw", "annotations") if categories is None else ("top-k",)
     typed.refuse(*idle, because=f"with {model}, a model to {runnable.task}")
+    ids = None
+    if categories is not None and out and out.suffix.lower() == ".json":
+        ids, categories = _coco_ids(annotations, images, categories)
+        images = list(ids.images) if ids else images
+    else:
+        typed.refuse("annotations", because="without --out FILE.json")
     if draw:
         check_folder(draw, "--draw", new=True)
-    writer = table_writer(out, top_k, categories) if out else None
+    writer = table_writer(out, top_k, categories, ids) if out else None
     at_once = (16 if categories is None else 4) if batch_size is None else batch_size
     options = {"batch_size": at_once, "top_k": top_k, "threshold": threshold}
     predictor = Predictor(runnable, engine, precision, device, **options, threads=threads, workers=workers)
@@ -1008,6 +1019,31 @@ def _categories(model: "Runnable") -> dict[str, int] | None:
         return None
     ids = model.provenance.get("categories") or range(1, 1 + len(model.classes))
     return dict(zip(model.classes, ids, strict=True))
+
+
+def _coco_ids(
+    annotations: Path | None, images: list[Path], trained: dict[str, int]
+) -> tuple["CocoIds | None", dict[str, int]]:
+    """The ids of images, and of the model's classes; without annotations, of the latter as in training."""
+    from .classnames import match_classes
+    from .data.coco_ids import read_ids
+
+    if annotations is None:
+        notice("image ids are guessed from file names: --annotations FILE gives those of a COCO dataset")
+        return None, trained
+    ids, classes = read_ids(annotations, images), list(trained)
+    if not ids.images:
+        raise InputError(f"none of the {len(images):,} images is listed in {annotations}, the first is {images[0]}")
+    if ids.missing:
+        notice(
+            f"{len(ids.missing):,} of {len(images):,} images are not listed in {annotations} and left out, such as "
+            f"{ids.missing[0]}"
+        )
+    matched = match_classes(tuple(ids.categories), tuple(classes))
+    known = {classes[index]: id_ for index, id_ in zip(matched, ids.categories.values(), strict=True)}
+    if other := [name for name in classes if name not in known]:
+        notice(f"{annotations} has no category for {len(other)} of the model's classes, such as {other[0]}: left out")
+    return ids, known
 
 
 def _export_path(model: str, suffix: str, precision: str | None) -> Path:

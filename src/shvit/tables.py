@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
+from .data.coco_ids import CocoIds
 from .errors import InputError
 from .predict import Prediction
 
@@ -14,18 +15,23 @@ Write = Callable[[Prediction], None]
 PARQUET_ROWS = 4096
 
 
-def table_writer(path: Path, top_k: int, categories: Mapping[str, int] | None = None) -> AbstractContextManager[Write]:
+def table_writer(
+    path: Path, top_k: int, categories: Mapping[str, int] | None = None, ids: CocoIds | None = None
+) -> AbstractContextManager[Write]:
     """A context whose value writes one prediction; the suffix of `path` says in which format.
 
     Of a classifier CSV has columns path, label, score, error, and label_2, score_2, … up to `top_k`; of a detector a
     row for each object (one without label where there is none): path, label, score, left, top, right, bottom, error,
     in pixels. JSON lines and Parquet have path, labels, scores, error, and for detectors boxes and masks. JSON, for
-    detectors alone, is COCO's list of results, whose image_id is the number that the file is named with, else its name.
+    detectors alone, is COCO's list of results. Its image_id and category_id are those of `ids`; without, image_id is
+    guessed from the file's name: the number, or the name itself.
 
     Args:
         path: The file.
         top_k: Labels that a classifier gives.
-        categories: The id that each class of a detector has in COCO results; None of a classifier.
+        categories: The id that each class of a detector has in COCO results; None of a classifier. Objects of a class
+            without id are left out.
+        ids: The ids of all images that are written.
 
     Raises:
         InputError: Another suffix, or Parquet without pyarrow.
@@ -34,7 +40,7 @@ def table_writer(path: Path, top_k: int, categories: Mapping[str, int] | None = 
     if categories is not None:
         writers[".csv"] = _objects_csv_writer
         writers[".parquet"] = partial(_parquet_writer, objects=True)
-        writers[".json"] = partial(_coco_writer, categories=categories)
+        writers[".json"] = partial(_coco_writer, categories=categories, ids=ids)
     if path.suffix.lower() not in writers:
         raise InputError(f"--out must end in {', '.join(writers)}, got {path}")
     if path.suffix.lower() == ".parquet":
@@ -83,15 +89,16 @@ def _objects_csv_writer(path: Path) -> Iterator[Write]:
 
 
 @contextmanager
-def _coco_writer(path: Path, categories: Mapping[str, int]) -> Iterator[Write]:
+def _coco_writer(path: Path, categories: Mapping[str, int], ids: CocoIds | None) -> Iterator[Write]:
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         between = "["
 
         def write(prediction: Prediction) -> None:
             nonlocal between
-            stem = Path(prediction.path).stem
-            image = int(stem) if stem.isdecimal() else stem
+            image = ids.images[Path(prediction.path)] if ids else _guessed_id(prediction.path)
             for place, (label, box) in enumerate(zip(prediction.labels, prediction.boxes or (), strict=True)):
+                if label not in categories:
+                    continue
                 left, top, right, bottom = box
                 row = {
                     "image_id": image,
@@ -108,6 +115,11 @@ def _coco_writer(path: Path, categories: Mapping[str, int]) -> Iterator[Write]:
             yield write
         finally:  # also where the work ends in a failure: what was done can be read
             print("[]" if between == "[" else "\n]", file=file)
+
+
+def _guessed_id(path: str) -> int | str:
+    stem = Path(path).stem
+    return int(stem) if stem.isdecimal() else stem
 
 
 @contextmanager

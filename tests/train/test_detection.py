@@ -12,6 +12,7 @@ import torch
 from faster_coco_eval.core import mask
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
 import shvit
@@ -124,6 +125,26 @@ def test_it_finds_what_it_learnt(run, tmp_path, task, kind, epochs, start):
     found = known.loadRes(str(tmp_path / "found.json"))
     assert {row["category_id"] for row in found.anns.values()} == {3, 9}
     assert {row["image_id"] for row in found.anns.values()} == set(range(JUDGED))
+    # ids that no file name tells
+    document = json.loads((data / "annotations" / "instances_val2017.json").read_text())
+    for row in document["images"]:
+        row["id"] = 100 - row["id"]
+    for row in document["annotations"]:
+        row |= {"image_id": 100 - row["image_id"], "category_id": 10 * row["category_id"]}
+    for row in document["categories"]:
+        row["id"] *= 10
+    (renumbered := tmp_path / "renumbered.json").write_text(json.dumps(document))
+    same = ["--threshold", 0.05, "--annotations", renumbered, *exact]  # eval counts scores from 0.05
+    code, _, errors = run("predict", best, data / "val2017", "--out", tmp_path / "again.json", *same)
+    assert code == 0, errors
+    truth = COCO(str(renumbered))
+    scored = COCOeval(truth, truth.loadRes(str(tmp_path / "again.json")), kind)
+    scored.evaluate()
+    scored.accumulate()
+    scored.summarize()
+    assert scored.stats[1] == pytest.approx(judged[kind]["AP50"], abs=1e-3)
+    assert scored.stats[0] == pytest.approx(judged[kind]["AP"], abs=1e-3)
+
     if task == "segment":
         shares = [
             mask.decode(row["segmentation"]).sum() / (row["bbox"][2] * row["bbox"][3]) for row in found.anns.values()

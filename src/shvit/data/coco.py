@@ -303,17 +303,52 @@ class _File:
         return place, (cut, label, crowd, area, shape)
 
 
-def _read(path: Path, root: Path) -> _File:
-    """Raises DataError where it is no COCO file, or none of its images is there."""
+def read_listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
+    """File name and id of each image, and the ids of the categories by name; the images need not be there.
+
+    Args:
+        data: A COCO JSON file, or a folder as `open_coco` takes it.
+
+    Raises:
+        DataError: No such file, or none of COCO's; or files of a folder disagree about ids.
+    """
+    files = _annotation_files(data) if data.is_dir() else [data]
+    if not files:
+        raise DataError(f"{data} holds no COCO annotations: expected annotations/instances_*.json or */{BESIDE}")
+    names: dict[int, str] = {}
+    read: list[dict[int, str]] = []
+    for path in files:
+        document = _document(path, ("images", "categories"))
+        read.append(_categories(document["categories"], path))
+        for row in document["images"]:
+            if (
+                not isinstance(row, dict)
+                or (id_ := _key(row, "id")) is None
+                or not isinstance(row.get("file_name"), str)
+            ):
+                continue
+            if names.setdefault(id_, row["file_name"]) != row["file_name"]:
+                raise DataError(f"image id {id_} is {names[id_]} and {row['file_name']} in {data}: give one JSON file")
+    return [(name, id_) for id_, name in names.items()], {name: id_ for id_, name in _common(read, data).items()}
+
+
+def _document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
+    """Raises DataError where it is no COCO file with these lists."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise DataError(f"{path} is no COCO file: expected an object with images, annotations and categories")
-    for key in ("images", "annotations", "categories"):
+    for key in lists:
         if not isinstance(document.get(key), list):
             raise DataError(f"{path} is no COCO file: it has no list named {key!r}")
+    return document
+
+
+def _read(path: Path, root: Path) -> _File:
+    """Raises DataError where it is no COCO file, or none of its images is there."""
+    document = _document(path, ("images", "annotations", "categories"))
     problems = _Problems()
     listed = _listed_images(document["images"], path, root, problems)
     if not listed.images:

@@ -1,0 +1,62 @@
+"""The ids that COCO annotations give to images and classes, so that results name the same ones."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from .coco import read_listing
+from .sources import DataError
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """Ids by file name and by class name; see `read_ids`."""
+
+    name: str
+    images: dict[Path, int]
+    """Of the images that were asked for and are listed."""
+    categories: dict[str, int]
+    missing: tuple[Path, ...] = field(default=())
+    """Images that were asked for and are not listed."""
+
+
+def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
+    """Find these images in COCO annotations.
+
+    An image is the entry whose `file_name` ends the image's path, folders included; else the only entry with the same
+    name in whatever folder.
+
+    Args:
+        data: A COCO JSON file, or a folder of a dataset, all of whose annotation files count.
+        paths: Images.
+
+    Raises:
+        DataError: No COCO annotations; one id for two images of different files; or an image fits several entries, or
+            an entry several images.
+    """
+    entries, categories = read_listing(data)
+    by_name: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
+    for file_name, id_ in entries:
+        parts = PurePosixPath(file_name).parts
+        by_name[parts[-1]].append((parts, id_))
+    images: dict[Path, int] = {}
+    taken: dict[int, Path] = {}
+    for path in paths:
+        if (id_ := _id_of(path, by_name.get(path.name, []), data)) is None:
+            continue
+        if id_ in taken:
+            raise DataError(f"{taken[id_]} and {path} both fit image {id_} of {data}: give only one of them")
+        images[path], taken[id_] = id_, path
+    return CocoIds(str(data), images, categories, tuple(path for path in paths if path not in images))
+
+
+def _id_of(path: Path, entries: list[tuple[tuple[str, ...], int]], data: Path) -> int | None:
+    """None where no entry has the image's name."""
+    whole = path.resolve().parts
+    fitting = [(parts, id_) for parts, id_ in entries if whole[-len(parts) :] == parts]
+    longest = max((len(parts) for parts, _ in fitting), default=0)
+    ids = sorted({id_ for parts, id_ in fitting if len(parts) == longest} or {id_ for _, id_ in entries})
+    if len(ids) > 1:
+        raise DataError(f"{path} fits images {ids[0]} and {ids[1]} of {data}: give annotations with unique file names")
+    return ids[0] if ids else None
