@@ -118,17 +118,24 @@ def test_matrix_products_keep_to_the_number_too():
     """MKL has a number of its own as soon as anybody has called `torch.set_num_threads`."""
     script = """
 import os
+from threading import Thread
 import torch
 from shvit.engines.threads import torch_threads
 
 torch.set_num_threads(4)
-a = torch.empty(600, 600)  # which starts no threads itself
+a = torch.zeros(600, 600)
 started = []
-for count in (1, None):
+
+def multiply(count):
     before = len(os.listdir("/proc/self/task"))
     with torch_threads(count):
         a @ a
     started.append(len(os.listdir("/proc/self/task")) - before)
+
+for count in (1, None):
+    thread = Thread(target=multiply, args=(count,))
+    thread.start()
+    thread.join()
 assert started[0] == 0 < started[1], started
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
