@@ -14,6 +14,7 @@ from PIL import Image
 
 import shvit
 from conftest import picture, tiny_architecture, trained_looking, write_pictures
+from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
 from shvit.engines.torch import gpu_failures
 from shvit.errors import InputError, notice
@@ -157,7 +158,8 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
         )
         assert code == 0, err
         result = json.loads(run("eval", out / "best.safetensors", data, "--json", "--workers", 0)[1])
-        assert (result["split"], result["images"]) == ("val", 8)
+        assert (result["split"], result["images"]) == ("val", len(open_source(data).val))
+        assert (result["left_out"], result["trained_on"]) == (0, 0)
 
 
 @pytest.mark.parametrize(
