@@ -94,8 +94,10 @@ def _rate(recipe: Recipe, effective: float, batch: int) -> dict[str, Any]:
 
 
 def _average(recipe: Recipe, images: int, batch: int) -> dict[str, Any]:
+    if not recipe.ema:
+        return {}
     steps = AVERAGED_SHARE * max(1, images // batch) * recipe.epochs
-    return {"ema": recipe.ema and min(recipe.ema, 1 - 1 / max(10.0, steps)), "ema_warmup": recipe.ema > 0}
+    return {"ema": min(recipe.ema, 1 - 1 / max(10.0, steps)), "ema_warmup": True}
 
 
 @dataclass(frozen=True)
