@@ -119,7 +119,7 @@ def main() -> None:
             plain.append(next(epochs))
             print("plain", plain[-1], flush=True)
 
-    plain_seconds = statistics.median(seconds for seconds, _ in plain) * args.epochs if plain else None
+    plain_seconds = statistics.median(seconds for seconds, _ in plain) * args.epochs
     macs = cost(Architecture("shvit_s1", 10).build(), (args.image_size, args.image_size)).macs
     images = len(open_source(args.data).train) * args.epochs
     result = {
@@ -132,7 +132,7 @@ def main() -> None:
         "plain_epochs_run": args.plain_epochs,
         "plain_epoch_seconds": [seconds for seconds, _ in plain],
         "plain_top1_by_epoch": [top1 for _, top1 in plain],
-        "speed_ratio": plain_seconds / ours["seconds"] if plain_seconds else None,
+        "speed_ratio": plain_seconds / ours["seconds"],
         "arithmetic_tflop": images * 6 * macs / 1e12,
         **{key: ours[key] for key in ("recipe", "run_commit", "run_date", "top1_by_epoch")},
         "threads": torch.get_num_threads(),
