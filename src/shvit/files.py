@@ -44,7 +44,7 @@ def check_folder(path: Path, flag: str = "--out", new: bool = False, otherwise: 
         path: The folder.
         flag: That gave it.
         new: Whether it must be empty.
-        otherwise: What else the user can do where it is not.
+        otherwise: Ends the error with what else the user can do.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: {flag} must be a folder")

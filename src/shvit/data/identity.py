@@ -44,7 +44,7 @@ def of_file(path: Path) -> int:
 
 
 def of_name(name: str) -> int:
-    """The identity of an image of which no more than a name is known."""
+    """The identity of an image that cannot be read: a hash of its name."""
     return _hash(name.encode(errors="surrogateescape"))
 
 

@@ -196,7 +196,7 @@ class StoredImage:
     offset: int
     length: int
     known: int | None = None
-    """Its identity, where an index has it."""
+    """Its identity, if an index records it."""
 
     def read(self) -> bytes:
         return self.shards.read(self.shard, self.member, self.offset, self.length)

@@ -153,7 +153,7 @@ class Plan:
     choices: tuple[Choice, ...] = ()
     """What `fit` changed of the published recipe."""
     drawn_by: DrawnBy = "content"
-    """How the validation images were drawn, where the data has none by itself."""
+    """How the validation images were drawn, for data without a validation split."""
     known: Mapping[str, Any] | None = None
     """`trained_on` of a run that is resumed."""
 
