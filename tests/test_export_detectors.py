@@ -122,7 +122,7 @@ def test_images_without_objects_hold_no_floor(monkeypatch):
         name, headline = "detect", "AP"
 
         def evaluate(self, predict, batches):
-            return ObjectsEvaluation(("a",), {"bbox": {"AP": -1.0}}, {"bbox": [-1.0]}, 1)
+            return ObjectsEvaluation(("a",), {"bbox": {"AP": -1.0, "AP50": -1.0}}, {"bbox": [-1.0]}, 1)
 
     monkeypatch.setattr("shvit.floor.task_of", lambda _: Nothing())
     with pytest.raises(InputError, match="no validation image has an object"):
