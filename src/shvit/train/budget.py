@@ -50,8 +50,7 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str,
         }
     changes["warmup_epochs"] = min(recipe.warmup_epochs, 0.1 * recipe.epochs)
     if published.schedule_by == "epoch" and ("schedule_by" not in named or recipe.schedule_by == "step"):
-        cooldown = 0.0 if recipe.schedule == "step" else recipe.epochs / 30
-        changes |= {"schedule_by": "step", "cooldown_epochs": cooldown}
+        changes["schedule_by"] = "step"
     strength = min(1.0, max(0.0, (recipe.epochs - LIGHT_EPOCHS) / (FULL_EPOCHS - LIGHT_EPOCHS)))
     if strength < 1:
         changes |= {
@@ -149,7 +148,7 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> list[tuple[tuple
         (("weight_decay", "clip"), "twice the decay and no clipping with smaller batches"),
         (("ema", "ema_warmup"), f"the average covers about {averaged} steps, {AVERAGED_SHARE:.0%} of the run"),
         (("warmup_epochs",), "as many times fewer as the epochs, and a tenth of them at most"),
-        (("schedule_by", "cooldown_epochs"), "few epochs: the rate changes at each step, and ends at its least value"),
+        (("schedule_by",), "few epochs: the learning rate changes at each step"),
         (
             (
                 "repeats",
