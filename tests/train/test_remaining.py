@@ -41,6 +41,22 @@ def test_the_first_step_is_not_counted_and_evaluations_are():
     assert left.seconds(5, 0) == 0
 
 
+def test_a_first_step_that_compiles_gives_no_estimate(monkeypatch):
+    monkeypatch.setattr("shvit.train.report.LINE_SECONDS", -1)
+    console = Console(file=io.StringIO(), width=400)
+    reporter, clock = Reporter(console), Clock()
+    reporter._left = TimeLeft(epochs=2, steps=10, eval_every=1, eval_steps=0, clock=clock)
+    trainer = SimpleNamespace(recipe=SimpleNamespace(epochs=2), mean_loss=1.0, epoch=0, step=1, train_loader=range(10))
+    clock.now += 300
+    reporter.step(trainer, 0.1, 0.0)
+    trainer.step = 2
+    clock.now += 2
+    reporter.step(trainer, 0.2, 0.0)
+    first, second = console.file.getvalue().splitlines()
+    assert "left" not in first
+    assert second.endswith("0m36s left")
+
+
 def test_one_step_is_better_than_none():
     clock = Clock()
     left = TimeLeft(epochs=3, steps=1, eval_every=1, eval_steps=0, clock=clock)

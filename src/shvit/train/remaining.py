@@ -43,6 +43,11 @@ class TimeLeft:
         """This epoch, counted from 1, has ended."""
         self._ends[self._evaluates(epoch)] = self._lap()
 
+    @property
+    def measured(self) -> bool:
+        """Whether a step was timed that does not compile."""
+        return self._count > 0
+
     def seconds(self, epoch: int, step: int) -> float:
         """From after this many whole epochs and steps of the next one."""
         a_step = self._seconds / self._count if self._count else self._first or 0.0

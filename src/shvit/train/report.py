@@ -81,9 +81,10 @@ class Reporter:
 
     def step(self, trainer: "Trainer", images_per_second: float, waited: float) -> None:
         """After each step; `waited` is the share of this epoch's time that went by waiting for data."""
-        loss = trainer.mean_loss
+        loss, left = trainer.mean_loss, ""
         if self._left is not None:
             self._left.step()
+            left = self._time_left(trainer) if self._left.measured else ""
         if self._progress is not None:
             self._progress.update(
                 self._bar,
@@ -92,7 +93,7 @@ class Reporter:
                 speed=images_per_second,
                 waited=waited,
                 loss=loss,
-                left=self._time_left(trainer),
+                left=left,
             )
         if not self.console.is_terminal and time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
@@ -100,7 +101,7 @@ class Reporter:
             say(
                 self.console,
                 f"epoch {trainer.epoch + 1}/{trainer.recipe.epochs}, step {trainer.step}/{steps} · loss {loss:.3f} · "
-                f"{images_per_second:.0f} images/s · data wait {waited:.0%} · {self._time_left(trainer)}",
+                f"{images_per_second:.0f} images/s · data wait {waited:.0%}" + (left and f" · {left}"),
             )
         for tracker in self.trackers:
             tracker.step(trainer, images_per_second, waited)
