@@ -14,6 +14,9 @@ LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
 ENOUGH_STEPS, LEAST_BATCH, LEAST_OBJECTS = 1400, 32, 4
 """With fewer optimizer steps than the first a smaller batch learns more, down to the second, or the third of a
 detector; below, only for want of images."""
+MUON_EPOCHS, MUON_SIDE = 30, 128
+"""Muon learns more than AdamW in at most so many epochs. Its steps cost the same at every image size, so images need at
+least so many pixels a side."""
 AVERAGED_SHARE = 0.02
 """Share of the run over which the weights are averaged."""
 
@@ -39,16 +42,21 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str,
         return {}
     batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, LEAST_BATCH, 2)
     changes: dict[str, Any] = {"batch_size": batch}
+    muon = batch < published.batch_size and _takes_muon(recipe, named)
+    if muon:
+        changes |= {"optimizer": "muon", "schedule": "linear"}
     if batch < published.batch_size:
-        # Adam's rate goes with the root of the batch; 3e-3 at 64 is what was run to the end (LOG.md)
+        # the learning rate goes with the root of the batch; the values at 64 are what was run to the end (LOG.md)
+        at_64 = 4e-3 if muon else 3e-3
         share = published.effective_rate / Recipe().effective_rate
         changes |= {
-            **_rate(recipe, min(4e-3, 3e-3 * math.sqrt(batch / 64)) * share, batch),
+            **_rate(recipe, min(4e-3, at_64 * math.sqrt(batch / 64)) * share, batch),
             **_average(recipe, images, batch),
             "weight_decay": 2 * recipe.weight_decay,
             "clip": 0.0,
         }
-    changes["warmup_epochs"] = min(recipe.warmup_epochs, 0.1 * recipe.epochs)
+    tenth = 0.1 * recipe.epochs
+    changes["warmup_epochs"] = tenth if muon else min(recipe.warmup_epochs, tenth)
     if published.schedule_by == "epoch" and ("schedule_by" not in named or recipe.schedule_by == "step"):
         changes["schedule_by"] = "step"
     strength = min(1.0, max(0.0, (recipe.epochs - LIGHT_EPOCHS) / (FULL_EPOCHS - LIGHT_EPOCHS)))
@@ -63,6 +71,15 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str,
             },
         }
     return changes
+
+
+def _takes_muon(recipe: Recipe, named: frozenset[str]) -> bool:
+    """Whether Muon is named or pays: it was measured for networks that start from fresh weights."""
+    if recipe.name != "scratch":
+        return False
+    if "optimizer" in named:
+        return recipe.optimizer == "muon"
+    return recipe.epochs <= MUON_EPOCHS and (recipe.image_size or MUON_SIDE) >= MUON_SIDE
 
 
 def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
@@ -144,10 +161,19 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> list[tuple[tuple
     averaged = round(1 / (1 - fitted.ema)) if fitted.ema < 1 else 0
     return [
         (("batch_size",), f"{passes} give only {steps:,} steps of {published.batch_size:,}; {halved}"),
+        (
+            ("optimizer", "schedule"),
+            f"Muon with a linear schedule learns more than AdamW in up to {MUON_EPOCHS} epochs from fresh weights",
+        ),
         (("effective_rate",), f"goes with the root of the batch size; --rate is for {fitted.rate_batch} images"),
         (("weight_decay", "clip"), "twice the decay and no clipping with smaller batches"),
         (("ema", "ema_warmup"), f"the average covers about {averaged} steps, {AVERAGED_SHARE:.0%} of the run"),
-        (("warmup_epochs",), "as many times fewer as the epochs, and a tenth of them at most"),
+        (
+            ("warmup_epochs",),
+            "a tenth of the epochs"
+            if fitted.optimizer == "muon"
+            else "as many times fewer as the epochs, and a tenth of them at most",
+        ),
         (("schedule_by",), "few epochs: the learning rate changes at each step"),
         (
             (

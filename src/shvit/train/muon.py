@@ -1,7 +1,7 @@
-"""Muon: momentum whose matrices are made orthogonal, so that a step moves all directions alike; AdamW for the rest.
+"""Muon: orthogonalized momentum for matrices, AdamW for all other parameters.
 
-Why not timm's or torch's: both make matrices orthogonal in bf16, whatever the device; processors without bf16 then take
-many times as long for that as for the network. Here it is done in the gradients' own type.
+timm's and torch's versions orthogonalize in bf16 on every device, which takes longer than the network itself on
+processors without bf16 instructions. Here the data type is a parameter.
 """
 
 import math
@@ -29,6 +29,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: For groups that name none.
         momentum: Of Muon, in Nesterov's form.
         betas: Of AdamW.
+        dtype: Data type to orthogonalize in; default: that of the gradients.
 
     Source: K. Jordan et al., "Muon", 2024; the scale: J. Liu et al., "Muon is scalable for LLM training", 2025.
     """
@@ -40,7 +41,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
+        dtype: torch.dtype | None = None,
     ) -> None:
+        self._dtype = dtype
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas})
 
     @torch.no_grad()
@@ -58,7 +61,7 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(gradient)
         state["momentum"].lerp_(gradient, 1 - group["momentum"])
         ahead = gradient.lerp(state["momentum"], group["momentum"])
-        matrix = orthogonalized(ahead.flatten(1))
+        matrix = orthogonalized(ahead.flatten(1), self._dtype)
         return matrix.reshape(gradient.shape) * (0.2 * math.sqrt(max(matrix.shape)))
 
     def _vector_step(self, state: dict[str, Any], gradient: Tensor, group: dict[str, Any]) -> Tensor:
@@ -71,11 +74,16 @@ class Muon(torch.optim.Optimizer):
         return state["mean"] / (1 - beta1**steps) / ((state["square"] / (1 - beta2**steps)).sqrt() + 1e-8)
 
 
-def orthogonalized(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """About U V^T of the singular value decomposition U S V^T: all but very small singular values end near 1."""
+def orthogonalized(matrix: Float[Tensor, "m n"], dtype: torch.dtype | None = None) -> Float[Tensor, "m n"]:
+    """Approximately U V^T of the singular value decomposition U S V^T: all but tiny singular values become about 1.
+
+    Args:
+        matrix: Any matrix.
+        dtype: Data type to compute in; default: that of `matrix`. The result has the type of `matrix`.
+    """
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / x.norm().clamp_min(1e-7)
+    x = (x / x.norm().clamp_min(1e-7)).to(dtype)
     for a, b, c in COEFFICIENTS:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return (x.T if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)

@@ -39,7 +39,9 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
             {"params": [weight for weight in model.parameters() if weight.requires_grad], "weight_decay": decay}
         ]
         groups = everything if recipe.decay_all else param_groups_weight_decay(model, decay)
-        return Muon(groups, rate, **options)
+        device = str(next(model.parameters()).device)
+        dtype = torch.bfloat16 if picks_precision(recipe, device) == "bf16" else None
+        return Muon(groups, rate, dtype=dtype, **options)
     if recipe.optimizer == "adamw":
         options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass instead of ten
     try:
