@@ -52,6 +52,7 @@ def test_a_real_folder_is_read_once_and_by_its_own_path(tmp_path):
 def test_a_link_may_be_where_the_walk_begins(tmp_path):
     tree(tmp_path / "elsewhere", "1.png")
     (tmp_path / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path)
     assert below(tmp_path / "images") == ["1.png"]
 
 

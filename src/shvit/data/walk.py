@@ -30,8 +30,8 @@ def files_below(folder: Path) -> Iterator[Path]:
     """What is no folder in `folder` and below it: a folder's own files first, then those of its folders, each by name.
 
     A real folder that several links lead to is read once, by its own path where that lies below `folder`. A link to
-    `folder` or to one above it is not followed. Links to missing files, pipes and devices are among the files: who reads
-    one says what is wrong with it.
+    `folder` or to one above it is not followed. Links to missing files, pipes and devices are among the files: who
+    reads one says what is wrong with it.
 
     Raises:
         InputError: A folder cannot be read.
@@ -70,9 +70,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _ids_above(folder: Path) -> set[Id]:
     """Of a folder, and of all that it lies in: by the path that was given, and where its links lead."""
-    real = folder.resolve()
-    paths = [real, *real.parents, *(Path(os.path.abspath(folder)).parents)]
-    return {(stat.st_dev, stat.st_ino) for stat in map(Path.stat, paths)}
+    real, beside = folder.resolve(), folder.parent.resolve()
+    stats = map(Path.stat, [real, *real.parents, beside, *beside.parents])
+    return {(stat.st_dev, stat.st_ino) for stat in stats}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
