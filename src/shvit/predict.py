@@ -23,6 +23,7 @@ from . import engines
 from .data.decode import BadImage
 from .data.frames import Frame
 from .data.loader import stack
+from .data.walk import files_below
 from .engines import Exported, Runnable
 from .errors import InputError
 from .pretrained import load
@@ -246,4 +247,4 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import os
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from .identity import DrawnBy, held_out
 from .lazy import Lazy, join, pick
 from .remote import is_remote
 from .transforms import Reader
+from .walk import files_below, folders_in
 
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
@@ -263,14 +263,12 @@ def _folder(path: Path, how: Drawing) -> Source:
 
 def _class_folders(path: Path) -> list[tuple[Path, str]]:
     """(image, class) of `path/<class>/**/<image>`, sorted; hidden files and folders are passed over."""
-    rows = []
-    for class_dir in sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")):
-        for folder, subfolders, files in os.walk(class_dir, followlinks=True):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(files):
-                if not name.startswith(".") and Path(name).suffix.lower() not in NOT_IMAGES:
-                    rows.append((Path(folder) / name, class_dir.name))
-    return rows
+    return [
+        (file, class_dir.name)
+        for class_dir in folders_in(path)
+        for file in files_below(class_dir)
+        if file.suffix.lower() not in NOT_IMAGES
+    ]
 
 
 def _csv(path: Path, how: Drawing) -> Source:
