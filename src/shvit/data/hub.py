@@ -15,7 +15,8 @@ from ..errors import InputError
 from .decode import BadImage
 from .identity import of_bytes, of_file, of_name
 from .lazy import Lazy
-from .sources import EMPTY, TRAIN_NAMES, VAL_NAMES, DataError, Drawing, Source, Split, draw
+from .sources import EMPTY, DataError, Drawing, Source, Split, draw
+from .splits import TRAIN_NAMES, VAL_NAMES
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features

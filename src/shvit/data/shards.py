@@ -19,7 +19,8 @@ import numpy as np
 from .identity import BYTES, of_name
 from .lazy import Texts
 from .remote import FetchError, expand, is_remote, read_remote
-from .sources import EMPTY, INDEX, TRAIN_NAMES, UNFINISHED, VAL_NAMES, DataError, Drawing, Source, Split, draw
+from .sources import EMPTY, INDEX, UNFINISHED, DataError, Drawing, Source, Split, draw
+from .splits import TRAIN_NAMES, VAL_NAMES
 from .tars import Place, Sample, Shards, StoredImages, StoredNames, scan
 
 VERSION = 1

@@ -1,7 +1,7 @@
 """Files below a folder: links to folders are followed, each real folder is read once, hidden names are passed over."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -26,12 +26,12 @@ def folders_in(folder: Path) -> list[Path]:
     )
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path]:
     """What is no folder in `folder` and below it: a folder's own files first, then those of its folders, each by name.
 
     A real folder that several links lead to is read once, by its own path where that lies below `folder`. A link to
     `folder` or to one above it is not followed. Links to missing files, pipes and devices are among the files: who
-    reads one says what is wrong with it.
+    reads one says what is wrong with it. Hidden files and folders are added to `hidden`.
 
     Raises:
         InputError: A folder cannot be read.
@@ -46,8 +46,11 @@ def files_below(folder: Path) -> Iterator[Path]:
             seen.add(id_)
             waiting.append(link)
         place, files = waiting.pop(), []
-        for entry in sorted((e for e in _entries(place) if not is_hidden(e.name)), key=lambda entry: entry.name):
-            if not _is_folder(entry):
+        for entry in sorted(_entries(place), key=lambda entry: entry.name):
+            if is_hidden(entry.name):
+                if hidden is not None:
+                    hidden.append(Path(entry.path))
+            elif not _is_folder(entry):
                 files.append(entry.name)
             elif entry.is_symlink():
                 links.append((Path(entry.path), _id(entry)))
@@ -57,6 +60,23 @@ def files_below(folder: Path) -> Iterator[Path]:
         read.append((place, files))
     for place, files in sorted(read, key=lambda pair: pair[0]):
         yield from (place / name for name in files)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a path that no file can have is none."""
+    return _is(path, Path.is_file)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; a path that none can have is none."""
+    return _is(path, Path.exists)
+
+
+def _is(path: Path, check: Callable[[Path], bool]) -> bool:
+    try:
+        return check(path)
+    except (OSError, ValueError):  # a name that is too long, or holds NUL
+        return False
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
