@@ -393,6 +393,7 @@ def predict(
     batch_size
         Images that run at once; default: 16, and 4 of a detector.
     """
+    from .data.images import PassedOver
     from .draw import draw_file
     from .files import check_folder
     from .predict import Predictor, find_images
@@ -400,9 +401,12 @@ def predict(
     from .tables import table_writer
 
     console = _console(json)
-    images = find_images(paths)
+    passed = PassedOver()
+    images = find_images(paths, passed)
     if not images:
-        raise InputError(f"no images in {', '.join(paths)}")
+        raise InputError(". ".join([f"no images in {', '.join(paths)}", *passed.lines()]))
+    for text in passed.lines():
+        notice(text)
     runnable = load(model)
     categories = _categories(runnable)
     idle = ("threshold", "draw", "annotations") if categories is None else ("top-k",)

@@ -22,8 +22,9 @@ from torch import Tensor
 from . import engines
 from .data.decode import BadImage
 from .data.frames import Frame
+from .data.images import PassedOver
 from .data.loader import stack
-from .data.walk import files_below
+from .data.walk import exists, is_hidden
 from .engines import Exported, Runnable
 from .errors import InputError
 from .pretrained import load
@@ -34,8 +35,6 @@ from .tasks.objects import RunLengths
 Picture = str | Path | Image.Image | np.ndarray
 Decoded = tuple[Frame | None, UInt8[Tensor, "3 h w"] | None]
 """Where in the network's input a detector's image lies; and the input, where it has no place in its batch yet."""
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jpe", ".ppm"}
-"""What is taken from a folder. Files given by name are tried whatever their suffix."""
 MAX_AT_ONCE = 8
 """Batches that CPUs run at once: with more, each keeps memory of its own for little gain."""
 
@@ -224,27 +223,31 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_images(patterns: Iterable[str]) -> list[Path]:
+def find_images(patterns: Iterable[str], passed: PassedOver | None = None) -> list[Path]:
     """Files named by paths, folders (searched to any depth) and globs, in order, each once.
 
-    A path that does not exist is kept, so that it becomes a result with its reason.
+    Files that are named are tried whatever their suffix; of a folder, `images.is_image` says which are images, and the
+    others are counted in `passed`. A path that does not exist is kept, so that it becomes a result with its reason.
     """
+    passed = passed or PassedOver()
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
-            found |= dict.fromkeys(_images_below(path))
-        elif path.exists() or not any(mark in pattern for mark in "*?["):
-            found[path] = None
-        else:
-            root = Path(path.anchor) if path.is_absolute() else Path()
-            matches = sorted(root.glob(str(path.relative_to(root))))
-            for match in matches:
-                found |= dict.fromkeys(_images_below(match) if match.is_dir() else [match])
-            if not matches:
-                found[path] = None
+        matches = [path] if exists(path) else sorted(_matches(Path(path.anchor), path.relative_to(path.anchor).parts))
+        for match in matches or [path]:
+            found |= dict.fromkeys(passed.images_below(match) if match.is_dir() else [match])
     return list(found)
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    """What a glob's parts name below a folder; a part that is the name of something means that. Hidden as in shells."""
+    if not parts:
+        yield folder
+    elif exists(folder / parts[0]):
+        yield from _matches(folder / parts[0], parts[1:])
+    elif parts[0] == "**":
+        yield from folder.glob(str(Path(*parts)))
+    elif any(mark in parts[0] for mark in "*?["):
+        for match in folder.glob(parts[0]):
+            if parts[0].startswith(".") or not is_hidden(match.name):
+                yield from _matches(match, parts[1:])

@@ -44,7 +44,7 @@ class Listing:
 
 def split_of(name: str) -> Kind | None:
     """The split that a folder of this name holds, or a cell of this text means; None where it is another name."""
-    kinds = [WORDS.get(word) for word in _words(name) if word not in BESIDE]
+    kinds: list[Kind | None] = [WORDS.get(word) for word in _words(name) if word not in BESIDE]
     return kinds[0] if len(kinds) == 1 else None
 
 

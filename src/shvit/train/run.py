@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.coco import CocoSource, is_coco
+from ..data.coco import CocoSource
 from ..data.frames import check_fit
 from ..data.identity import DrawnBy, TrainedOn, drawn_before
 from ..data.loader import seeded
@@ -235,8 +235,6 @@ def _resumed(
 
 
 def _opened(data: str | Path, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Source | CocoSource:
-    if task == "classify" and is_coco(Path(data)):
-        raise InputError(f"{data} is a COCO folder, of boxes and masks: --task detect or segment learns from it")
     source = TASKS[task].open(data, recipe.seed, recipe.val_share, drawn_by)
     source.check_trainable(**({"masks": True} if task == "segment" else {}))
     return source
