@@ -6,7 +6,7 @@ Threads decode images into batches while others run the engine: decoding and eng
 import copy
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -61,6 +61,19 @@ class Prediction:
         """path, labels, scores, error; boxes and masks where there can be any."""
         return {key: value for key, value in asdict(self).items() if value is not None or key == "error"}
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Prediction":
+        """Inverse of `to_dict`, also after JSON."""
+        boxes, masks = data.get("boxes"), data.get("masks")
+        return cls(
+            data["path"],
+            tuple(data["labels"]),
+            tuple(data["scores"]),
+            data["error"],
+            None if boxes is None else tuple(tuple(box) for box in boxes),
+            None if masks is None else tuple(masks),
+        )
+
 
 class Predictor:
     """Predicts labels, or objects, of images, given as paths, PIL images or arrays (height, width, 3) in uint8 RGB.
@@ -108,12 +121,12 @@ class Predictor:
         self.workers = workers or cores()
         self.at_once = 1
         self._side = None if model_file.preprocess.fit == "shorter" else model_file.preprocess.input_size
-        engine, precision, device = engines.choose(model_file, engine, precision, device)
-        if threads is None and self._side and device == "cpu" and engines.kinds_for(model_file)[engine].concurrent:
+        engine, precision, self.device = engines.choose(model_file, engine, precision, device)
+        if threads is None and self._side and self.device == "cpu" and engines.kinds_for(model_file)[engine].concurrent:
             self.at_once = min(cores(), MAX_AT_ONCE)
             threads = cores() // self.at_once
         self._task = task_of(model_file)
-        self.engine = engines.load(self._finding_from(model_file, threshold), engine, precision, device, threads)
+        self.engine = engines.load(self._finding_from(model_file, threshold), engine, precision, self.device, threads)
         self.threshold = threshold
         self._read = self._task.fast_reader(model_file.preprocess)
 
@@ -134,15 +147,18 @@ class Predictor:
         """One prediction for each image, in order; a single image gives a list of one."""
         return list(self.stream(pictures))
 
-    def stream(self, pictures: Picture | Iterable[Picture]) -> Generator[Prediction]:
+    def stream(self, pictures: Picture | Iterable[Picture], size: int = 0) -> Generator[Prediction]:
         """As calling it, but for any number of images at the memory of a few batches: see `batches_ahead`.
 
         Closing the iterator stops the threads as soon as each has finished the image or batch it is at.
+
+        Args:
+            pictures: What to predict for.
+            size: Images in the batches that the engine is given; default: as many as in the first one.
         """
         single = isinstance(pictures, str | Path | Image.Image | np.ndarray)
         queue = iter([pictures] if single else pictures)
         ahead: deque[Future[list[Prediction]]] = deque()
-        size = 0
         decoding = ThreadPoolExecutor(self.workers, "shvit-decode")
         running = ThreadPoolExecutor(self.at_once, "shvit-engine")
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from .screen import BESIDE, METRICS, say, show_table
+from .screen import BESIDE, CONTROL, METRICS, say, show_table
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -253,6 +253,7 @@ def surveyed(console: Console, facts: dict[str, Any]) -> None:
 
 
 def as_json(document: Any, encoding: str = "utf-8") -> str:
-    """Text that this encoding can write: outside UTF-8, with JSON's own escapes."""
+    """Text that this encoding can write: outside UTF-8, and for what a terminal obeys, with JSON's own escapes."""
     escaped = not encoding.lower().startswith("utf")
-    return json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
+    text = json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
+    return "\n".join(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))

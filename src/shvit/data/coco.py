@@ -377,10 +377,10 @@ def _objects(rows: list[tuple[Any, ...]]) -> Objects:
 
 
 def _fingerprint(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> str:
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for one in scenes:
         digest.update(b"split\n" + one.sizes.astype("<i8").tobytes())
         for path, objects in zip(one.images, one.objects, strict=True):
-            digest.update(path.name.encode() + objects.boxes.astype("<f4").tobytes())
+            digest.update(path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes())
             digest.update(objects.labels.astype("<i8").tobytes() + objects.crowd.tobytes())
     return digest.hexdigest()[:16]

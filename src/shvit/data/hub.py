@@ -167,7 +167,7 @@ def _fingerprint(classes: tuple[str, ...], splits: Iterable[Split]) -> str:
     from pyarrow import compute
 
     functions: Any = compute  # made when it is imported, so that its types do not know them
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for split in splits:
         assert isinstance(split.images, HubImages)
         [column] = split.images.rows.data.columns

@@ -45,7 +45,7 @@ def of_file(path: Path) -> int:
 
 def of_name(name: str) -> int:
     """The identity of an image that cannot be read: a hash of its name."""
-    return _hash(name.encode(errors="surrogateescape"))
+    return _hash(name.encode(errors="surrogatepass"))
 
 
 def identity(size: int, read: Callable[[int, int], bytes | memoryview]) -> int:

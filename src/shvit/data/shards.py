@@ -182,7 +182,7 @@ def _with_missing(split: Split, records: Sequence[Record], index: str, warnings:
 
 def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
     """Of classes, keys, lengths and labels, wherever the shards lie."""
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for split in splits:
         assert isinstance(split.images, StoredImages)
         members = split.images.members

@@ -289,11 +289,15 @@ def _split(rows: list[tuple[Path, str]], classes: tuple[str, ...]) -> Split:
 
 
 def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for split in splits:
         sizes = _file_sizes(split)
         for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
-            content = image.tobytes() if isinstance(image, np.ndarray) else Path(split.names[index]).name.encode()
+            content = (
+                image.tobytes()
+                if isinstance(image, np.ndarray)
+                else Path(split.names[index]).name.encode(errors="surrogatepass")
+            )
             digest.update(content + f"\0{sizes.get(index)}\0{label}\n".encode())
         digest.update(b"split\n")
     return digest.hexdigest()[:16]
