@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
-from PIL import Image, UnidentifiedImageError
 
-from .decode import BadImage, upright_size
+from .decode import BadImage, read_size
 from .identity import DrawnBy, held_out
 from .segments import Segment, enclosed, numbers, plausible, read_segment
 from .sources import TRAIN_NAMES, VAL_NAMES, DataError
@@ -413,10 +412,9 @@ def _image_folder(rows: list[Any], path: Path, root: Path) -> Path:
 def _size(file: Path) -> tuple[tuple[int, int], str | None]:
     """Height and width of the upright image by the file's header, or why not."""
     try:
-        with Image.open(file) as image:
-            return upright_size(image), None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return (0, 0), " ".join(str(error).split())
+        return read_size(file), None
+    except BadImage as error:
+        return (0, 0), str(error)
 
 
 def _categories(rows: list[Any], path: Path) -> dict[int, str]:
