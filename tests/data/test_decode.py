@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import picture
 from shvit.data import decode as module
-from shvit.data.decode import BadImage, decode, decode_small, open_small
+from shvit.data.decode import MAX_PIXELS, BadImage, decode, open_small
 
 RED, GREEN = (250, 10, 10), (10, 250, 10)
 
@@ -20,6 +20,12 @@ def halves(mode="RGB", left=RED, right=GREEN) -> Image.Image:
     image = Image.new("RGB", (32, 16), right)
     image.paste(left, (0, 0, 16, 16))
     return image.convert(mode)
+
+
+def decode_small(source, least_side, max_pixels=MAX_PIXELS):
+    """At a part of its size, as long as the shorter side keeps so many pixels."""
+    image = open_small(source, max_pixels)
+    return image.decode(min(image.height, image.width) / least_side)
 
 
 def data_of(image, kind, **options) -> bytes:

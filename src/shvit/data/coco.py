@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
-from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
 from .coco_files import annotation_files, files_by_split, image_folder, located
 from .coco_rows import common_categories, file_name, is_crowd, read_categories, read_document, whole_number
-from .decode import BadImage, upright_size
+from .decode import BadImage, read_size
 from .folders import find_coco, refuse_format
 from .identity import DrawnBy, held_out
 from .segments import Segment, enclosed, numbers, plausible, read_segment
@@ -356,10 +355,9 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems)
 def _size(file: Path) -> tuple[tuple[int, int], str | None]:
     """Height and width of the upright image by the file's header, or why not."""
     try:
-        with Image.open(file) as image:
-            return upright_size(image), None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return (0, 0), " ".join(str(error).split())
+        return read_size(file), None
+    except BadImage as error:
+        return (0, 0), str(error)
 
 
 def _without_objects(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> list[str]:
