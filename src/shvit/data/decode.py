@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,8 @@ FORMATS = (
 )  # fmt: skip
 """What Pillow may read. Its other decoders start programs (EPS), open images within images whatever their size (ICO,
 ICNS), or are loops in Python."""
+HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
+"""What files hold at byte 4 that pillow-heif reads, where it is installed."""
 SMALL_FILE = 1 << 26
 BYTES_A_PIXEL = 8
 """A file may have `SMALL_FILE` bytes, and so many more for each pixel: RGBA of 16 bits."""
@@ -311,12 +314,27 @@ def read_size(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow has, and HEIF where pillow-heif is installed."""
+    Image.init()
+    if find_spec("pillow_heif"):
+        import_module("pillow_heif").register_heif_opener()
+    return tuple(name for name in (*FORMATS, "HEIF") if name in Image.OPEN)
+
+
 def _open(data: bytes | BinaryIO) -> Image.Image:
     """Reads the header only. Pillow's own limit rests meanwhile: `decode` judges by its caller's."""
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
     with _open_lock, unwarned():
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
+            return Image.open(file, formats=_formats())
+        except Image.UnidentifiedImageError:
+            file.seek(4)
+            if file.read(8) in HEIC and "HEIF" not in _formats():
+                raise BadImage("a HEIC image, which needs pillow-heif: pip install 'shvit[heic]'") from None
+            raise
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
