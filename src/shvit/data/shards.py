@@ -194,7 +194,7 @@ def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
 
 def _unindexed(name: str, how: Drawing) -> Source:
     folder = not is_remote(name) and Path(name).is_dir()
-    found = [str(path) for path in sorted(Path(name).glob("*.tar"))] if folder else expand(name)
+    found = [str(path) for path in sorted(Path(name).glob("*.tar"))] if folder else _expanded(name)
     if packed := [place for place in found if re.search(r"\.(tgz|tar\.\w+)$", place)]:
         raise DataError(f"{packed[0]} is compressed, so that its images cannot be read one by one: unpack it to .tar")
     places = [Place(_name(place), place) for place in found]
@@ -220,6 +220,11 @@ def _unindexed(name: str, how: Drawing) -> Source:
         return draw(name, classes, splits["all"], how, fingerprint, tuple(warnings))
     train, val = splits.get("train", EMPTY), splits["val"]
     return Source(name, classes, train, val, False, fingerprint, tuple(warnings))
+
+
+def _expanded(name: str) -> list[str]:
+    """What braces stand for, if they are not part of a file's name."""
+    return [name] if not is_remote(name) and Path(name).is_file() else expand(name)
 
 
 def _name(place: str) -> str:

@@ -4,8 +4,8 @@ import json
 import os
 import tarfile
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Sample:
 def scan(path: Path) -> tuple[list[Sample], str | None]:
     """The samples of a tar in order, and what is wrong with it: those after the damage are unknown then."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
+    repeated: dict[str, list[tarfile.TarInfo]] = defaultdict(list)
     samples: list[Sample] = []
     fault = None
     size = path.stat().st_size
@@ -55,15 +56,44 @@ def scan(path: Path) -> tuple[list[Sample], str | None]:
                     folder, _, base = member.name.rpartition("/")
                     stem, _, ending = base.partition(".")
                     if member.isfile() and stem and not stem.startswith("__"):
-                        groups[f"{folder}/{stem}" if folder else stem].setdefault(ending.lower(), member)
+                        key = f"{folder}/{stem}" if folder else stem
+                        if groups[key].setdefault(ending.lower(), member) is not member:
+                            repeated[key].append(member)
                 if _block(path, tar.offset).strip(b"\0"):
                     fault = f"no header at byte {tar.offset}"
             except tarfile.TarError as error:
                 fault = str(error)
             samples = [_sample(tar, key, members, size) for key, members in groups.items()]
+            samples = [_unambiguous(sample, repeated[key]) for sample, key in zip(samples, groups, strict=True)]
     except (tarfile.TarError, EOFError) as error:
         fault = str(error) or "not a tar file"
-    return samples, fault
+    lost = (one for key, members in groups.items() for one in _lost(key, members, repeated[key]))
+    return [*samples, *lost], fault
+
+
+def _unambiguous(sample: Sample, repeated: Sequence[tarfile.TarInfo]) -> Sample:
+    """The sample; unusable where it has one image and several labels."""
+    endings = {member.name.rpartition(".")[2].lower() for member in repeated}
+    if sample.bad or endings & IMAGES or not endings & {"cls", "json"}:
+        return sample
+    return replace(sample, label=None, bad="it has several labels of one name")
+
+
+def _lost(key: str, members: dict[str, tarfile.TarInfo], repeated: Sequence[tarfile.TarInfo]) -> Iterator[Sample]:
+    """Images that are no sample of their own: of a name that came before, or with a further dot in their names."""
+    for member in repeated:
+        if member.name.rpartition(".")[2].lower() in IMAGES:
+            yield Sample(member.name, 0, 0, None, "another member has its name")
+    plain = any(ending in IMAGES for ending in members)
+    dotted = {ending.rpartition(".")[0]: member for ending, member in members.items() if _is_dotted(ending)}
+    for before, member in dotted.items():
+        if f"{before}.cls" in members or f"{before}.json" in members or (not plain and len(dotted) > 1):
+            yield Sample(member.name, 0, 0, None, f"names end at their first dot, so that it counts as one of {key}")
+
+
+def _is_dotted(ending: str) -> bool:
+    before, _, last = ending.rpartition(".")
+    return bool(before) and last in IMAGES
 
 
 def _sample(tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo], size: int) -> Sample:
