@@ -67,8 +67,7 @@ def image_folder(names: list[str], path: Path, root: Path) -> Path:
 
 def located(folder: Path, name: str) -> Path:
     """The file of this name, which may have Windows' backslashes."""
-    path = folder / name
-    return folder / posix(name) if "\\" in name and not is_file(path) else path
+    return folder / posix(name) if "\\" in name and is_file(folder / posix(name)) else folder / name
 
 
 def posix(name: str) -> PurePosixPath:

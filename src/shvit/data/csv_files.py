@@ -162,8 +162,8 @@ def _read(path: Path, number: int, row: list[str], columns: _Columns) -> tuple[s
 
 def _located(folder: Path, cell: str) -> Path:
     """The file of a cell, which may have Windows' backslashes."""
-    file = folder / cell
-    return folder / cell.replace("\\", "/") if "\\" in cell and not exists(file) else file
+    slashed = folder / cell.replace("\\", "/")
+    return slashed if "\\" in cell and exists(slashed) else folder / cell
 
 
 def _check_files(path: Path, rows: list[tuple[Path, str]], cells: list[str], columns: _Columns) -> None:

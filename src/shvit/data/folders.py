@@ -91,7 +91,7 @@ def _read_splits(root: Path, named: list[Path], passed: PassedOver) -> Listing:
         splits[kind] = _read_classes(_base(child), passed, warnings) if child else []
     if unused := [child.name for child in folders_in(root) if child not in (train, val) and _holds_images(child)]:
         used = " and ".join(child.name for child in (train, val) if child)
-        warnings.append(f"not used: {few(unused)}; only {used} of {root} is read")
+        warnings.append(f"not used: {few(unused)}; only {used} of {root} are read")
     return Listing(splits, tuple(warnings))
 
 
