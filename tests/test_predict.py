@@ -217,6 +217,28 @@ def test_names_with_glob_marks_are_found(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("photos [2024]/*.jpg", ["photos [2024]/a.jpg"]),
+        ("photos [2024]/*/*.jpg", ["photos [2024]/day [1]/b.jpg"]),
+        ("photos*/day [1]/*.jpg", ["photos [2024]/day [1]/b.jpg"]),
+        ("photos [2024]/**/*.jpg", ["photos [2024]/a.jpg", "photos [2024]/day [1]/b.jpg"]),
+        ("photos [2024]/[ab].jpg", ["photos [2024]/a.jpg"]),
+        ("photos 202[34]/*.jpg", ["photos 2023/c.jpg"]),
+        ("photos [2024]", ["photos [2024]/a.jpg", "photos [2024]/day [1]/b.jpg"]),
+        ("photos [2025]/*.jpg", ["photos [2025]/*.jpg"]),
+    ],
+)
+def test_folders_with_brackets_in_their_names(tmp_path, monkeypatch, pattern, found):
+    for name in ("photos [2024]/a.jpg", "photos [2024]/day [1]/b.jpg", "photos 2023/c.jpg", "photos [2024]/._a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images([str(tmp_path / pattern)]) == [tmp_path / name for name in found]
+    monkeypatch.chdir(tmp_path)
+    assert [str(path) for path in find_images([pattern])] == found
+
+
+@pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"engine": "tensorrt"}, "unknown engine 'tensorrt': allowed are auto, cuda, onnx"),

@@ -261,9 +261,8 @@ def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
         yield folder
     elif exists(folder / parts[0]):
         yield from _matches(folder / parts[0], parts[1:])
-    elif parts[0] == "**":
-        yield from folder.glob(str(Path(*parts)))
     elif any(mark in parts[0] for mark in "*?["):
-        for match in folder.glob(parts[0]):
-            if parts[0].startswith(".") or not is_hidden(match.name):
-                yield from _matches(match, parts[1:])
+        steps = len(parts) if parts[0] == "**" else 1
+        for match in folder.glob(str(Path(*parts[:steps]))):
+            if parts[0].startswith(".") or not any(map(is_hidden, match.relative_to(folder).parts)):
+                yield from _matches(match, parts[steps:])
