@@ -4,19 +4,21 @@ Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; for
 """
 
 import hashlib
-import json
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from ..files import read_json
 from .decode import BadImage, read_size
 from .identity import DrawnBy, held_out
-from .segments import Segment, enclosed, numbers, plausible, read_segment
+from .segments import Segment, enclosed, lost_parts, numbers, plausible, read_segment
 from .sources import TRAIN_NAMES, VAL_NAMES, DataError
 
 T = TypeVar("T")
@@ -259,16 +261,18 @@ class _File:
         """The image's place, and box, label, crowd, area and shape; None where it cannot be used."""
         add = self.problems.add
         if not isinstance(row, dict):
-            return add("annotations are no JSON objects and left out", repr(row)[:40])
-        about = f"annotation {row.get('id')}"
+            return add("annotations are no JSON objects and left out", shown(row)[:40])
+        about = f"annotation {shown(row.get('id'))}"
         place, label = places.get(_key(row, "image_id")), labels.get(_key(row, "category_id"))
         if place is None:
             return add(
-                "annotations are of images that are not listed and left out", f"{about} of {row.get('image_id')}"
+                "annotations are of images that are not listed and left out",
+                f"{about} of {shown(row.get('image_id'))}",
             )
         if label is None:
             return add(
-                "annotations are of categories that are not listed and left out", f"{about} of {row.get('category_id')}"
+                "annotations are of categories that are not listed and left out",
+                f"{about} of {shown(row.get('category_id'))}",
             )
         box = numbers(row.get("bbox"))
         if box is None or len(box) != 4:
@@ -290,8 +294,10 @@ class _File:
         shape = read_segment(row.get("segmentation"), height, width)
         if shape is None and row.get("segmentation"):
             add("masks are neither polygons nor run-length codes of their image's size, and not used", about)
-        crowd, area, boxed = bool(row.get("iscrowd")), row.get("area"), (cut[2] - cut[0]) * (cut[3] - cut[1])
-        if not isinstance(area, int | float) or (crowd and not area > 0):
+        if lost_parts(row.get("segmentation"), shape):
+            add("masks have parts that are no polygons and are left out", about)
+        crowd, boxed = bool(row.get("iscrowd")), (cut[2] - cut[0]) * (cut[3] - cut[1])
+        if (area := _area(row)) is None or (crowd and not 0 < area <= height * width):
             area = boxed
         elif not crowd and not plausible(area, shape, box[2] * box[3]):
             stated, area = area, (enclosed(shape) if shape else 0) or boxed
@@ -299,7 +305,7 @@ class _File:
                 "areas contradict masks or boxes and are computed from these",
                 f"{about}: {stated:,.10g} instead of {area:,.10g}",
             )
-        return place, (cut, label, crowd, area, shape)
+        return place, (cut, label, crowd, min(area, height * width), shape)
 
 
 def read_listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
@@ -334,8 +340,10 @@ def read_listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
 def _document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
     """Raises DataError where it is no COCO file with these lists."""
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        document = read_json(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise DataError(f"{path} is no COCO file: expected an object with images, annotations and categories")
@@ -379,7 +387,7 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems)
     folder = _image_folder(rows, path, root)
     for row in rows:
         if not isinstance(row, dict) or _key(row, "id") is None or not isinstance(row.get("file_name"), str):
-            problems.add("images lack an id or a file_name and are left out", repr(row)[:40])
+            problems.add("images lack an id or a file_name and are left out", shown(row)[:40])
             continue
         if row["id"] in known:
             problems.add("images have the id of another one and are left out", f"{row['file_name']} with {row['id']}")
@@ -388,7 +396,7 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems)
         file = folder / row["file_name"]
         size = row.get("height"), row.get("width")
         reason = None if file.is_file() else "no such file"
-        if not all(isinstance(side, int) and side > 0 for side in size):
+        if not all(isinstance(side, int) and 0 < side < 2**31 for side in size):
             size, reason = ((0, 0), reason) if reason else _size(file)
         if reason is not None:
             problems.add("images cannot be used and are left out", f"{row['file_name']}: {reason}")
@@ -423,7 +431,7 @@ def _categories(rows: list[Any], path: Path) -> dict[int, str]:
     for row in rows:
         key, name = (_key(row, "id"), row.get("name")) if isinstance(row, dict) else (None, None)
         if key is None or not isinstance(name, str) or not name:
-            raise DataError(f"{path}: a category needs an id, which is a whole number, and a name; got {row!r}")
+            raise DataError(f"{path}: a category needs an id, which is a whole number, and a name; got {shown(row)}")
         if key in found:
             raise DataError(f"{path}: the categories {found[key]!r} and {name!r} have the same id {key}")
         if name in found.values():
@@ -449,10 +457,19 @@ def _without_objects(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> list
     return [name for label, name in enumerate(classes) if label not in seen]
 
 
+def _area(row: dict[str, Any]) -> float | None:
+    """As the file states it."""
+    value = row.get("area")
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return math.inf
+
+
 def _key(row: dict[str, Any], name: str) -> Any:
     """A whole number; None for anything else."""
     value = row.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def _objects(rows: list[tuple[Any, ...]]) -> Objects:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -311,12 +312,19 @@ def read_size(path: Path) -> tuple[int, int]:
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _open(data: bytes | BinaryIO) -> Image.Image:
     """Reads the header only. Pillow's own limit rests meanwhile: `decode` judges by its caller's."""
     with _open_lock, unwarned():
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
+            return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats())
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

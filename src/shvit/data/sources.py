@@ -5,7 +5,7 @@ import hashlib
 import io
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ..errors import InputError
-from .decode import BadImage
+from ..files import MAX_TEXT, check_regular, read_regular
+from .decode import MAX_BYTES, BadImage
 from .identity import DrawnBy, held_out
 from .lazy import Lazy, join, pick
 from .remote import is_remote
@@ -227,8 +228,11 @@ class Listed(Protocol):
     def names(self) -> Sequence[str]: ...
 
 
-def duplicates(one: Listed, other: Listed) -> list[tuple[str, str]]:
-    """Pairs of names, one of each split, whose files hold the same bytes. Reads only what could be the same."""
+def duplicates(one: Listed, other: Listed) -> list[tuple[list[str], list[str]]]:
+    """Files of the same bytes in both splits: for each content, the names in one and those in the other.
+
+    Reads only what could be the same.
+    """
     groups = [(one, _file_sizes(one)), (other, _file_sizes(other))]
     shared_sizes = set(groups[0][1].values()) & set(groups[1][1].values())
     suspects = [{i: s for i, s in sizes.items() if s in shared_sizes} for _, sizes in groups]
@@ -240,10 +244,11 @@ def duplicates(one: Listed, other: Listed) -> list[tuple[str, str]]:
             keyed.append({i: (kept[i], content) for i, content in zip(kept, contents, strict=True) if content})
         shared = set(keyed[0].values()) & set(keyed[1].values())
         suspects = [{i: key for i, key in keys.items() if key in shared} for keys in keyed]
-    by_content = defaultdict(list)
-    for index, key in suspects[0].items():
-        by_content[key].append(one.names[index])
-    return [(name, other.names[i]) for i, key in suspects[1].items() for name in by_content[key]]
+    by_content: dict[Any, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for place, (split, _) in enumerate(groups):
+        for index, key in suspects[place].items():
+            by_content[key][place].append(split.names[index])
+    return list(by_content.values())
 
 
 def _folder(path: Path, how: Drawing) -> Source:
@@ -275,11 +280,15 @@ def _csv(path: Path, how: Drawing) -> Source:
     """Paths are relative to the CSV's own folder. The header row `path,label[,split]` may be left out."""
     splits: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": []}
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, MAX_TEXT).decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{path} has NUL characters: save it as UTF-8 text")
     with io.StringIO(text, newline="") as file:
-        for row in (reader := csv.reader(file)):
+        for row in _rows(reader := csv.reader(file), path):
             cells = [cell.strip() for cell in row]
             if not any(cells) or (reader.line_num == 1 and cells[0].lower() == "path"):
                 continue
@@ -296,6 +305,13 @@ def _csv(path: Path, how: Drawing) -> Source:
     if splits[""]:
         return _drawn(str(path), splits[""], how)
     return _given(str(path), splits["train"], splits["val"])
+
+
+def _rows(reader: Any, path: Path) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: {error}") from None
 
 
 def _split_name(cell: str) -> str | None:
@@ -372,7 +388,7 @@ def _file_sizes(split: Listed) -> dict[int, int]:
     for index, image in enumerate([] if isinstance(split.images, Lazy) else split.images):  # no files of their own
         if isinstance(image, Path):
             try:
-                sizes[index] = image.stat().st_size
+                sizes[index] = check_regular(image)
             except OSError:
                 continue  # a missing file is reported when it is to be decoded
     return sizes
@@ -391,8 +407,10 @@ def _read(path: Path | np.ndarray | Stored, last: int | None) -> bytes | None:
     """Digest of a file or of its last bytes; None where it cannot be read, which decoding will report."""
     assert isinstance(path, Path)
     try:
+        if (size := check_regular(path)) > MAX_BYTES:
+            return None
         with path.open("rb") as file:
-            file.seek(0 if last is None else max(0, path.stat().st_size - last))
+            file.seek(0 if last is None else max(0, size - last))
             return hashlib.file_digest(file, "blake2b").digest()
     except OSError:
         return None
