@@ -1,7 +1,8 @@
-"""Ways to write a file that hold everywhere: whole or not at all, by one process alone, and tables as CSV."""
+"""Files read and written safely: regular ones of bounded size; whole or not at all, by one process; tables as CSV."""
 
 import csv
 import errno
+import json
 import os
 import re
 import tempfile
@@ -20,6 +21,42 @@ FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 """How a cell begins that spreadsheets take for a formula, however often it was quoted."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 """No danger in a spreadsheet, whatever its sign."""
+
+MAX_TEXT = 1 << 32
+"""Bytes of the largest JSON and CSV files that are read."""
+
+
+def check_regular(path: Path) -> int:
+    """Size in bytes. Raises OSError for anything but a regular file: a pipe may block and a device may have no end."""
+    if not path.is_file() and path.exists():
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.stat().st_size
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file. Raises OSError for another one, and for one of more bytes than `most`."""
+    if (size := check_regular(path)) > most:
+        raise OSError(errno.EFBIG, f"its {size:,} bytes are more than the limit of {most:,}")
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """The document in a regular file.
+
+    Raises:
+        OSError: As `read_regular`.
+        ValueError: It is not JSON, or nested too deeply.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        if file.read(1 << 10).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
+            raise ValueError("it begins with neither { nor [, as JSON does")
+    try:
+        return json.loads(read_regular(path, MAX_TEXT))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except MemoryError:
+        raise OSError(errno.ENOMEM, "there is not enough memory for it") from None
 
 
 @contextmanager

@@ -185,7 +185,32 @@ def test_duplicates_between_splits_are_found_by_content(folder):
     same_size[60] ^= 1
     (folder / "val" / "dark" / "same_size.png").write_bytes(same_size)
     source = open_source(folder)
-    assert duplicates(source.train, source.val) == [(str(copied), str(folder / "val" / "light" / "another_name.png"))]
+    assert duplicates(source.train, source.val) == [([str(copied)], [str(folder / "val/light/another_name.png")])]
+
+
+def test_many_copies_are_one_group(tmp_path):
+    """Their pairs would be too many to list."""
+    (tmp_path / "a.png").write_bytes(b"the same")
+    rows = [f"copies/{index}.png,{'ab'[index % 2]},{('train', 'val')[index // 2 % 2]}" for index in range(4000)]
+    (tmp_path / "copies").mkdir()
+    for index in range(4000):
+        (tmp_path / "copies" / f"{index}.png").hardlink_to(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    source = open_source(tmp_path / "labels.csv")
+    [(train, val)] = duplicates(source.train, source.val)
+    assert (len(train), len(val)) == (2000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("a.png,b\0\n", "NUL"), ("a.png," + "b" * 200_000, "field larger than field limit"), ("\0" * 5000, "NUL")],
+)
+def test_a_csv_of_impossible_cells_is_refused_in_one_line(tmp_path, text, reason):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=reason) as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_unreadable_files_are_no_duplicates(tmp_path):

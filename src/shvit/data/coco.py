@@ -4,11 +4,12 @@ Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; for
 """
 
 import hashlib
-import json
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from .coco_rows import common_categories, file_name, is_crowd, read_categories, 
 from .decode import BadImage, read_size
 from .folders import find_coco, refuse_format
 from .identity import DrawnBy, held_out
-from .segments import Segment, enclosed, numbers, plausible, read_segment
+from .segments import Segment, enclosed, lost_parts, numbers, plausible, read_segment
 from .walk import is_file
 
 T = TypeVar("T")
@@ -244,18 +245,20 @@ class _File:
         """The image's place, and box, label, crowd, area and shape; None where it cannot be used."""
         add = self.problems.add
         if not isinstance(row, dict):
-            return add("annotations are no JSON objects and left out", repr(row)[:40])
-        about = f"annotation {row.get('id')}"
+            return add("annotations are no JSON objects and left out", shown(row)[:40])
+        about = f"annotation {shown(row.get('id'))}"
         image_id, category_id = whole_number(row, "image_id"), whole_number(row, "category_id")
         place = None if image_id is None else places.get(image_id)
         label = None if category_id is None else labels.get(category_id)
         if place is None:
             return add(
-                "annotations are of images that are not listed and left out", f"{about} of {row.get('image_id')}"
+                "annotations are of images that are not listed and left out",
+                f"{about} of {shown(row.get('image_id'))}",
             )
         if label is None:
             return add(
-                "annotations are of categories that are not listed and left out", f"{about} of {row.get('category_id')}"
+                "annotations are of categories that are not listed and left out",
+                f"{about} of {shown(row.get('category_id'))}",
             )
         box = numbers(row.get("bbox"))
         if box is None or len(box) != 4:
@@ -279,8 +282,10 @@ class _File:
         shape = read_segment(row.get("segmentation"), height, width)
         if shape is None and row.get("segmentation"):
             add("masks are neither polygons nor run-length codes of their image's size, and not used", about)
-        area, boxed = row.get("area"), (cut[2] - cut[0]) * (cut[3] - cut[1])
-        if not isinstance(area, int | float) or (crowd and not area > 0):
+        if lost_parts(row.get("segmentation"), shape):
+            add("masks have parts that are no polygons and are left out", about)
+        boxed = (cut[2] - cut[0]) * (cut[3] - cut[1])
+        if (area := _area(row)) is None or (crowd and not 0 < area <= height * width):
             area = boxed
         elif not crowd and not plausible(area, shape, box[2] * box[3]):
             stated, area = area, (enclosed(shape) if shape else 0) or boxed
@@ -288,7 +293,7 @@ class _File:
                 "areas contradict masks or boxes and are computed from these",
                 f"{about}: {stated:,.10g} instead of {area:,.10g}",
             )
-        return place, (cut, label, crowd, area, shape)
+        return place, (cut, label, crowd, min(area, height * width), shape)
 
 
 def _read(path: Path, root: Path) -> _File:
@@ -298,7 +303,7 @@ def _read(path: Path, root: Path) -> _File:
     listed = _listed_images(document["images"], path, root, problems)
     if not listed.images:
         rows = document["images"]
-        found = f"; the first of {len(rows):,} entries is {json.dumps(rows[0])[:80]}" if rows else ""
+        found = f"; the first of {len(rows):,} entries is {shown(rows[0])}" if rows else ""
         raise DataError(f"{path} lists no images with a file_name and an id that is a whole number{found}")
     if len(listed.bad) == len(listed.images):
         raise DataError(
@@ -330,18 +335,18 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems)
     folder = image_folder([name for row in rows if (name := file_name(row))], path, root)
     for row in rows:
         if (name := file_name(row)) is None or (id_ := whole_number(row, "id")) is None:
-            problems.add("images lack an id or a file_name and are left out", repr(row)[:40])
+            problems.add("images lack an id or a file_name and are left out", shown(row)[:40])
             continue
         if id_ in known:
             problems.add("images have the id of another one and are left out", f"{name} with {id_}")
             continue
         known.add(id_)
         if not isinstance(row["id"], int):
-            problems.add("images have ids that are not whole numbers and are read as such", repr(row["id"])[:40])
+            problems.add("images have ids that are not whole numbers and are read as such", shown(row["id"])[:40])
         file = located(folder, name)
         size = row.get("height"), row.get("width")
         reason = None if is_file(file) else "no such file"
-        if not all(isinstance(side, int) and side > 0 for side in size):
+        if not all(isinstance(side, int) and 0 < side < 2**31 for side in size):
             size, reason = ((0, 0), reason) if reason else _size(file)
         if reason is not None:
             problems.add("images cannot be used and are left out", f"{name}: {reason}")
@@ -363,6 +368,15 @@ def _size(file: Path) -> tuple[tuple[int, int], str | None]:
 def _without_objects(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> list[str]:
     seen = {label for one in scenes for objects in one.objects for label in objects.labels.tolist()}
     return [name for label, name in enumerate(classes) if label not in seen]
+
+
+def _area(row: dict[str, Any]) -> float | None:
+    """As the file states it."""
+    value = row.get("area")
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return math.inf
 
 
 def _objects(rows: list[tuple[Any, ...]]) -> Objects:

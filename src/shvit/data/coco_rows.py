@@ -1,12 +1,13 @@
 """What COCO's annotation files hold, entry by entry: documents, categories, ids and names in the forms that occur."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from ..errors import DataError
+from ..files import read_json
 
 CROWD = {"0": False, "1": True, "false": False, "true": True, "": False}
 """Texts that stand for `iscrowd`."""
@@ -15,8 +16,10 @@ CROWD = {"0": False, "1": True, "false": False, "true": True, "": False}
 def read_document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
     """Raises DataError where it is no COCO file with these lists."""
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        document = read_json(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise DataError(f"{path} is no COCO file: expected an object with images, annotations and categories")
@@ -32,7 +35,7 @@ def read_categories(rows: list[Any], path: Path) -> dict[int, str]:
     for row in rows:
         key, name = (whole_number(row, "id"), row.get("name")) if isinstance(row, dict) else (None, None)
         if key is None or not isinstance(name, str) or not name:
-            raise DataError(f"{path}: a category needs an id, which is a whole number, and a name; got {row!r}")
+            raise DataError(f"{path}: a category needs an id, which is a whole number, and a name; got {shown(row)}")
         if key in found:
             raise DataError(f"{path}: the categories {found[key]!r} and {name!r} have the same id {key}")
         if name in found.values():

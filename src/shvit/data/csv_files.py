@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import DataError, few
+from ..files import MAX_TEXT, read_regular
 from .splits import Listing, split_of
 from .walk import exists
 
@@ -85,8 +86,11 @@ def read_csv(path: Path) -> Listing:
 
 
 def _text(path: Path) -> str:
-    """Raises DataError where it is neither UTF-8 nor UTF-16."""
-    data = path.read_bytes()
+    """Raises DataError where it cannot be read, or is neither UTF-8 nor UTF-16."""
+    try:
+        data = read_regular(path, MAX_TEXT)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding, name = "utf-16", "UTF-16"
     else:

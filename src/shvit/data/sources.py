@@ -14,8 +14,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ..errors import DataError, few
+from ..files import check_regular
 from .csv_files import CSV_SUFFIXES, read_csv
-from .decode import BadImage
+from .decode import MAX_BYTES, BadImage
 from .folders import read_folder
 from .identity import DrawnBy, held_out
 from .lazy import Lazy, join, pick
@@ -218,8 +219,11 @@ class Listed(Protocol):
     def names(self) -> Sequence[str]: ...
 
 
-def duplicates(one: Listed, other: Listed) -> list[tuple[str, str]]:
-    """Pairs of names, one of each split, whose files hold the same bytes. Reads only what could be the same."""
+def duplicates(one: Listed, other: Listed) -> list[tuple[list[str], list[str]]]:
+    """Files of the same bytes in both splits: for each content, the names in one and those in the other.
+
+    Reads only what could be the same.
+    """
     groups = [(one, _file_sizes(one)), (other, _file_sizes(other))]
     shared_sizes = set(groups[0][1].values()) & set(groups[1][1].values())
     suspects = [{i: s for i, s in sizes.items() if s in shared_sizes} for _, sizes in groups]
@@ -231,10 +235,11 @@ def duplicates(one: Listed, other: Listed) -> list[tuple[str, str]]:
             keyed.append({i: (kept[i], content) for i, content in zip(kept, contents, strict=True) if content})
         shared = set(keyed[0].values()) & set(keyed[1].values())
         suspects = [{i: key for i, key in keys.items() if key in shared} for keys in keyed]
-    by_content = defaultdict(list)
-    for index, key in suspects[0].items():
-        by_content[key].append(one.names[index])
-    return [(name, other.names[i]) for i, key in suspects[1].items() for name in by_content[key]]
+    by_content: dict[Any, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for place, (split, _) in enumerate(groups):
+        for index, key in suspects[place].items():
+            by_content[key][place].append(split.names[index])
+    return list(by_content.values())
 
 
 def _digits(how: Drawing) -> Source:
@@ -308,7 +313,7 @@ def _file_sizes(split: Listed) -> dict[int, int]:
     for index, image in enumerate([] if isinstance(split.images, Lazy) else split.images):  # no files of their own
         if isinstance(image, Path):
             try:
-                sizes[index] = image.stat().st_size
+                sizes[index] = check_regular(image)
             except OSError:
                 continue  # a missing file is reported when it is to be decoded
     return sizes
@@ -327,8 +332,10 @@ def _read(path: Path | np.ndarray | Stored, last: int | None) -> bytes | None:
     """Digest of a file or of its last bytes; None where it cannot be read, which decoding will report."""
     assert isinstance(path, Path)
     try:
+        if (size := check_regular(path)) > MAX_BYTES:
+            return None
         with path.open("rb") as file:
-            file.seek(0 if last is None else max(0, path.stat().st_size - last))
+            file.seek(0 if last is None else max(0, size - last))
             return hashlib.file_digest(file, "blake2b").digest()
     except OSError:
         return None

@@ -417,10 +417,11 @@ def recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
 
 def _report_duplicates(source: Source | CocoSource, out: Path, reporter: Reporter) -> None:
     """Images that are in both splits make the validation look better than it is."""
-    pairs = duplicates(source.train, source.val)
-    if pairs:
-        write_csv(out / "duplicates.csv", ["train", "val"], pairs)
+    groups = duplicates(source.train, source.val)
+    if groups:
+        rows = [(train[0], name) for train, val in groups for name in val]
+        write_csv(out / "duplicates.csv", ["train", "val"], rows)
         reporter.warn(
-            f"{len({val for _, val in pairs})} validation images are training images too, such as {pairs[0][1]}: "
+            f"{len(rows)} validation images are training images too, such as {rows[0][1]}: "
             f"accuracy will look better than it is; {out / 'duplicates.csv'} lists them"
         )
