@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import few
 from .walk import files_below
 
 NOT_IMAGES = frozenset(
@@ -55,8 +56,9 @@ class PassedOver:
         """A line for each kind; none for hidden files that would not be images, as .DS_Store."""
         lines = []
         if self.others:
-            kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.others.most_common(5))
-            lines.append(f"passed over: {self.others.total():,} files that are no images ({kinds})")
+            kinds = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))
+            counts = few([f"{count:,} {suffix}" for suffix, count in kinds])
+            lines.append(f"passed over: {self.others.total():,} files that are no images ({counts})")
         if hidden := [path for path in self.hidden if path.is_dir() or (path.suffix and is_image(path))]:
-            lines.append(f"passed over: {len(hidden):,} hidden files or folders, such as {hidden[0]}")
+            lines.append(f"passed over: {len(hidden):,} hidden files or folders, such as {min(hidden)}")
         return lines
