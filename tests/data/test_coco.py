@@ -196,6 +196,125 @@ def test_roboflows_folders(tmp_path):
     assert (len(source.train), len(source.val), source.warnings) == (2, 2, ())
 
 
+def with_names(root, names, splits=("train2017", "val2017")):
+    """The folder of `write_coco`, its annotation files renamed."""
+    write_coco(root, splits=splits)
+    for split, name in zip(splits, names, strict=True):
+        path = root / "annotations" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").rename(path)
+    return root
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.json", "val.json"),
+        ("instances_train2017.json", "instances_dev2017.json"),
+        ("person_keypoints_train2017.json", "person_keypoints_val2017.json"),
+        ("coco_annotations_training.json", "coco_annotations_validation.json"),
+        ("../Annotations/train.json", "../Annotations/val.json"),
+    ],
+)
+def test_annotations_of_other_names_are_found(tmp_path, run, names):
+    """Beside COCO's files without objects; also in a folder around all."""
+    root = with_names(tmp_path / "archive", names)
+    for other in ("captions_train2017.json", "panoptic_val2017.json", "image_info_test2017.json"):
+        (root / "annotations" / other).write_text('{"images": [], "annotations": []}')
+    (root / "annotations" / "settings.json").write_text('{"images": 12}')
+    for data in (root, tmp_path):
+        assert is_coco(data)
+        source = open_coco(data)
+        assert ([len(source.train), len(source.val)], source.classes) == ([2, 2], ("cat", "tree"))
+        assert source.train.images[0] == root / "train2017" / "a.png"
+        assert source.warnings == ()
+    code, out, _ = run("info", tmp_path, "--json")
+    assert (code, json.loads(out)["task"]) == (0, "detect")
+
+
+def test_annotations_that_name_no_split(tmp_path):
+    with pytest.raises(DataError, match="needs one file named train and one named val"):
+        open_coco(with_names(tmp_path, ("a.json", "b.json")))
+
+
+def rewritten(change):
+    """The file with every image, annotation and category changed."""
+    file = deepcopy(COCO)
+    for row in (row for kind in ("images", "annotations", "categories") for row in file[kind]):
+        change(row)
+    return file
+
+
+def ids_as(kind):
+    def change(row):
+        row.update({key: kind(row[key]) for key in ("id", "image_id", "category_id") if key in row})
+
+    return change
+
+
+@pytest.mark.parametrize("kind", [str, float, lambda number: f"{number}.0", lambda number: f" {number} "])
+def test_ids_are_numbers_however_they_are_written(tmp_path, kind):
+    plain = open_coco(write_coco(tmp_path / "plain"))
+    source = open_coco(write_coco(tmp_path / "other", rewritten(ids_as(kind))))
+    assert (source.train.ids, source.categories) == ([5, 3], (0, 7))
+    assert all(type(id_) is int for id_ in source.train.ids)
+    assert source.fingerprint == plain.fingerprint
+    assert "2 images have ids that are not whole numbers and are read as such, such as" in source.warnings[0]
+
+
+@pytest.mark.parametrize("kind", [lambda number: f"image_{number}", lambda number: number + 0.5, lambda number: None])
+def test_ids_that_are_no_numbers_are_named(tmp_path, kind):
+    file = deepcopy(COCO)
+    for row in file["images"]:
+        row["id"] = kind(row["id"])
+    reason = "lists no images with a file_name and an id that is a whole number; the first of 2 entries is .*a.png"
+    with pytest.raises(DataError, match=reason) as caught:
+        open_coco(write_coco(tmp_path, file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "crowd"),
+    [("0", False), ("1", True), ("false", False), (0.0, False), (True, True), (None, False), ("", False)],
+)
+def test_what_iscrowd_may_be(tmp_path, value, crowd):
+    source = open_coco(write_coco(tmp_path, changed(with_annotation(iscrowd=value))))
+    assert source.train.objects[1].crowd.tolist() == [crowd]
+
+
+@pytest.mark.parametrize("value", ["no idea", [], {}])
+def test_an_iscrowd_that_means_nothing(tmp_path, value):
+    source = open_coco(write_coco(tmp_path, changed(with_annotation(iscrowd=value))))
+    assert len(source.train.objects[1]) == 0
+    assert "1 annotations have an iscrowd that is neither 0 nor 1 and are left out" in source.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["train2017\\{}", ".\\train2017\\{}", "..\\images\\train2017\\{}"])
+def test_file_names_of_windows(tmp_path, name):
+    file = changed(lambda file: [row.update(file_name=name.format(row["file_name"])) for row in file["images"]])
+    root = write_coco(tmp_path / "images", file)
+    assert [path.name for path in open_coco(root).train.images] == ["a.png", "b.png"]
+    assert open_coco(root).train.bad == {}
+
+
+def test_file_names_that_are_numbers(tmp_path):
+    root = write_coco(tmp_path, changed(lambda file: file["images"][0].update(file_name=12)))
+    for split in ("train2017", "val2017"):
+        (root / split / "a.png").rename(root / split / "12")
+    source = open_coco(root)
+    assert (source.train.images[0], source.train.bad) == (root / "train2017" / "12", {})
+
+
+def test_missing_files_are_named_where_they_were_looked_for(tmp_path):
+    write_coco(tmp_path, changed(lambda file: [row.update(file_name=f"x{row['id']}.png") for row in file["images"]]))
+    looked_for = re.escape(f"none of its 2 images can be used; first looked for {tmp_path / 'train2017' / 'x5.png'}: ")
+    with pytest.raises(DataError, match=looked_for + "no such file"):
+        open_coco(tmp_path)
+    write_coco(tmp_path, changed(lambda file: [row.update(file_name="x" * 5000) for row in file["images"]]))
+    with pytest.raises(DataError, match="none of its 2 images can be used"):
+        open_coco(tmp_path)
+
+
 def test_the_fingerprint_tells_objects_apart(tmp_path):
     one = open_coco(write_coco(tmp_path / "one"))
     assert open_coco(write_coco(tmp_path / "same")).fingerprint == one.fingerprint
