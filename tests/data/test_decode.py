@@ -323,6 +323,21 @@ def test_a_large_file_of_many_pixels_is_read(tmp_path):
     assert_colour(decode(path), (4, 4), RED, 0)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "I;16"])
+def test_strips_are_the_whole(monkeypatch, mode):
+    """Large images are converted strip by strip."""
+    image = picture(100, size=(37, 53))
+    image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(picture(90, 1, size=(37, 53)).convert("L"))
+    options = {"transparency": 7} if mode == "P" else {}
+    data = data_of(image, "PNG", **options)
+    whole = np.asarray(decode(data))
+    monkeypatch.setattr(module, "STRIP", 200)
+    np.testing.assert_array_equal(np.asarray(decode(data)), whole)
+    np.testing.assert_array_equal(open_small(data).decode(1).values, whole)
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory in use is not known here")
 def test_a_lack_of_memory_is_a_bad_image(tmp_path):
     """In Pillow, in numpy and in torch."""
