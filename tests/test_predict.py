@@ -193,6 +193,18 @@ def test_top_k(tmp_path):
     assert list(all_labels.scores) == sorted(all_labels.scores, reverse=True)
 
 
+def test_find_images_follows_links_once(tmp_path):
+    """A linked folder is searched, too; one that leads back is not."""
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for place in ("images/deep/a.jpg", "elsewhere/b.jpg"):
+        (tmp_path / place).touch()
+    (tmp_path / "images" / "deep" / "up").symlink_to(tmp_path / "images")
+    (tmp_path / "images" / "more").symlink_to(tmp_path / "elsewhere")
+    found = [str(path.relative_to(tmp_path)) for path in find_images([str(tmp_path / "images")])]
+    assert found == ["images/deep/a.jpg", "images/more/b.jpg"]
+
+
 def test_find_images(tmp_path, monkeypatch):
     for name in ("b/2.png", "b/deep/1.JPG", "a.jpg", "b/notes.txt", "ünï 1.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

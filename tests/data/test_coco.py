@@ -1,17 +1,19 @@
 """A COCO folder gives what its files say; whatever is amiss with single entries leaves these out, and is told."""
 
 import json
+import os
 import re
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+from faster_coco_eval.core import mask
 from PIL import Image
 
 from conftest import COCO, POLYGON, SHARED, picture, write_coco
 from shvit.data.coco import Scenes, is_coco, open_coco
-from shvit.data.frames import EvalScenes
+from shvit.data.frames import EvalScenes, TrainScenes, run_lengths
 from shvit.data.sources import DataError
 from shvit.data.transforms import Preprocess
 
@@ -83,6 +85,117 @@ def test_what_is_amiss_is_left_out_and_told(tmp_path, change, warning, objects):
         assert re.search(warning, source.warnings[0])
         assert len(source.warnings) <= 2
         assert not any("\n" in line for line in source.warnings)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [40, 64], "counts": "not a code"},
+        {"size": [40, 64], "counts": "é"},
+        {"size": [40, 64], "counts": ""},
+        {"size": [40, 64], "counts": "o" * 200},
+        {"size": [40, 64], "counts": "PP1"},
+        {"size": [40, 64], "counts": [3000, -440]},
+        {"size": [40, 64], "counts": [0.5, 2559.5]},
+        {"size": [40, 64], "counts": [10**30, 5]},
+        {"size": [40, 64], "counts": [[2560]]},
+        {"size": ["40", "64"], "counts": [2560]},
+        {"size": [40, 64]},
+        [[0, 0, 2e8, 0, 2e8, 2e8]],
+        [[0, 0, 1e300, 0, 20, 20]],
+        [[0, 0, -1e9, 5, 20, 20]],
+        [[0, 0, 10**400, 5, 20, 20]],
+        [[0, 0, 60, 39] * 2000],
+        [[[[[1]]]]],
+        "polygon",
+        7,
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_masks_that_are_none_are_left_out_and_told(tmp_path, segmentation, run):
+    data = write_coco(tmp_path, changed(with_annotation(segmentation=segmentation)))
+    source = open_coco(data)
+    assert source.train.objects[1].segments == (None,)
+    assert len(source.train.objects[1]) == 1
+    assert "1 masks are neither polygons nor run-length codes" in source.warnings[0]
+    drawn = TrainScenes(Preprocess(64, fit="whole"), masks=True)(source.train, 1)[1]
+    assert drawn.masks.shape == (0, 64, 64)
+    code, printed, errors = run("info", data, "--json")
+    assert code == 0, errors
+    assert source.warnings[0] in json.loads(printed)["problems"]
+
+
+def test_parts_of_masks_that_are_none_are_told(tmp_path):
+    mixed = changed(with_annotation(segmentation=[[1, 2, 3, 4], [1, 1, 6, 1, 6, 6]]))
+    source = open_coco(write_coco(tmp_path, mixed))
+    assert len(source.train.objects[1].segments[0]) == 1
+    assert "1 masks have parts that are no polygons and are left out, such as annotation 9" in source.warnings[0]
+
+
+@pytest.mark.parametrize("counts", [[1000, 60, 1500], [0, 2560], [2560], [1000.0, 60, 1500]])
+def test_run_length_codes_are_read(tmp_path, counts):
+    code = {"size": [40, 64], "counts": counts}
+    packed = mask.frPyObjects({"size": [40, 64], "counts": [int(x) for x in counts]}, 40, 64)["counts"].decode()
+    for one in (code, code | {"counts": packed}):
+        source = open_coco(write_coco(tmp_path, changed(with_annotation(segmentation=one))))
+        assert source.warnings == ()
+        segment = source.train.objects[1].segments[0]
+        assert mask.decode(run_lengths(segment)).sum() == sum(counts[1::2])
+
+
+HUGE = 10**30
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (with_annotation(id=HUGE, bbox=[1e300, 1, 1e300, 5]), "outside"),
+        (with_annotation(bbox=[-1e300, -1e300, 1e308, 1e308]), "reach beyond"),
+        (with_annotation(bbox=[1, 1, 10**400, 5]), "not four numbers"),
+        (with_annotation(area=10**400), "areas contradict"),
+        (with_annotation(area=1e300, iscrowd=1), None),
+        (with_annotation(image_id=HUGE), "not listed"),
+        (with_annotation(category_id=HUGE), "not listed"),
+        (lambda file: file["images"].append({"id": HUGE, "file_name": "b.png"}), "lack an id"),
+        (lambda file: file["images"].append({"id": 8, "file_name": "b.png", "height": HUGE, "width": 3}), None),
+        (lambda file: file["images"].append({"id": 8, "file_name": "b\0.png"}), "no such file"),
+    ],
+)
+def test_huge_numbers_and_names_are_one_line(tmp_path, change, reason):
+    source = open_coco(write_coco(tmp_path, changed(change)))
+    assert reason is None or reason in source.warnings[0]
+    assert all(len(line) < 6000 and "\n" not in line for line in source.warnings)
+    assert all(np.isfinite(one.areas).all() and (one.areas <= 40 * 64).all() for one in source.train.objects)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"images": ' + '{"a": ' * 100_000, "nested too deeply"),
+        ('{"images": [' + "9" * 5000 + "]}", "4300 digits"),
+        ("\0" * 5000, "neither { nor ["),
+    ],
+    ids=["arrays", "objects", "digits", "zeros"],
+)
+def test_a_file_that_is_no_document_is_one_line(tmp_path, text, reason):
+    data = write_coco(tmp_path)
+    (data / "annotations" / "instances_train2017.json").write_text(text)
+    with pytest.raises(DataError, match=re.escape(reason)) as caught:
+        open_coco(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("at_most_ten_seconds")
+def test_annotations_and_images_are_regular_files(tmp_path):
+    data = write_coco(tmp_path, changed(lambda file: file["images"][0].pop("height")))
+    (data / "train2017" / "a.png").unlink()
+    os.mkfifo(data / "train2017" / "a.png")
+    assert "no such file" in open_coco(data).warnings[0]
+    (data / "annotations" / "instances_train2017.json").unlink()
+    os.mkfifo(data / "annotations" / "instances_train2017.json")
+    with pytest.raises(DataError, match="not a regular file"):
+        open_coco(data)
 
 
 def test_boxes_end_at_the_image(tmp_path):

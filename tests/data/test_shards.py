@@ -686,9 +686,46 @@ def test_unindexed_shards_that_are_damaged(jpegs, bare):
     ]
 
 
+def sized(name, size, kind=tarfile.REGTYPE):
+    """The header of a member that says it is of this size."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_members_that_claim_to_be_huge_are_not_read(tmp_path):
+    """Neither of a tar that is as large, but full of nothing, nor of one that is not."""
+    begin = sized("0.jpg", 512) + bytes(512) + sized("0.cls", 1) + b"1".ljust(512, b"\0")
+    for name, header, words in (
+        ("a", sized("1.jpg", 30 * 10**9), "the first because its 30,000,000,000 bytes"),
+        ("b", sized("1.cls", 30 * 10**9), "it has no image"),
+        ("c", sized("x", 30 * 10**9, tarfile.GNUTYPE_LONGNAME), "a header of 30,000,000,000 bytes"),
+        ("d", sized("x", 30 * 10**9, tarfile.XHDTYPE), "a header of 30,000,000,000 bytes"),
+    ):
+        path = tmp_path / f"{name}.tar"
+        path.write_bytes(begin + header)
+        os.truncate(path, 31 * 10**9)
+        source = open_source(path)
+        assert re.search(words, " ".join(source.warnings)), source.warnings
+        os.truncate(path, len(begin + header))
+        assert len(open_source(path).whole().usable_labels()) == 1
+
+
+@pytest.mark.usefixtures("at_most_ten_seconds")
+def test_pipes_and_devices_are_no_shards(tmp_path, shards):
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(DataError, match="not a regular file"):
+        open_source(tmp_path / "pipe.tar")
+    (shards / "shards.json").unlink()
+    os.mkfifo(shards / "shards.json")
+    with pytest.raises(DataError, match="not a regular file"):
+        open_source(shards / "shards.json")
+
+
 @pytest.mark.parametrize(
     ("members", "words"),
     [
+        ([("1.jpg", b"x"), ("1.cls", b"9" * 30)], "there may be 1,000,000 classes at most"),
         ([], "no samples in 1 shards"),
         ([("1.jpg", b"x"), ("1.cls", b"-1")], "has the label -1: classes are counted from 0"),
     ],
@@ -697,6 +734,17 @@ def test_unindexed_shards_that_cannot_be_used(tmp_path, members, words):
     make_tar(tmp_path / "x.tar", members)
     with pytest.raises(DataError, match=words):
         open_source(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [(("1.json", b"[" * 100_000), "nested too deeply"), (("1.cls", b"1" * (2 << 20)), "2,097,152 bytes are more than")],
+    ids=["deep", "long"],
+)
+def test_labels_that_cannot_be_read_are_told(tmp_path, label, words):
+    make_tar(tmp_path / "x.tar", [("0.jpg", b"x"), ("0.cls", b"0"), ("1.jpg", b"x"), label])
+    [warning] = open_source(tmp_path / "x.tar").warnings
+    assert words in warning
 
 
 def test_names_of_shards_that_do_not_go_together(bare):

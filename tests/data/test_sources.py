@@ -1,11 +1,13 @@
 """What may be called data, and each way in which it can be wrong."""
 
+import os
 import shutil
 from collections import Counter
 
 import pytest
 
 from conftest import picture, write_pictures
+from shvit.data.identity import of_file, of_name
 from shvit.data.sources import DataError, duplicates, open_source
 
 
@@ -186,6 +188,24 @@ def test_duplicates_between_splits_are_found_by_content(folder):
     (folder / "val" / "dark" / "same_size.png").write_bytes(same_size)
     source = open_source(folder)
     assert duplicates(source.train, source.val) == [([str(copied)], [str(folder / "val/light/another_name.png")])]
+
+
+def test_links_that_lead_back_add_no_images(folder):
+    before = open_source(folder)
+    for place in ("train/dark/again", "val/light/up", "train/all"):
+        (folder / place).symlink_to(folder)
+    (folder / "train" / "light" / "here").symlink_to(folder / "train" / "light")
+    after = open_source(folder)
+    assert (after.classes, after.fingerprint) == (before.classes, before.fingerprint)
+
+
+@pytest.mark.usefixtures("at_most_ten_seconds")
+def test_pipes_and_huge_files_have_the_identity_of_their_name(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "sparse.png").touch()
+    os.truncate(tmp_path / "sparse.png", 40 * 10**9)
+    for name in ("pipe.png", "sparse.png"):
+        assert of_file(tmp_path / name) == of_name(name)
 
 
 def test_many_copies_are_one_group(tmp_path):

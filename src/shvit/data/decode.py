@@ -173,7 +173,7 @@ def open_small(source: Source, max_pixels: int = MAX_PIXELS) -> Opened:
         BadImage: As `decode`, where the header shows it; what is wrong further on, `Opened.decode` raises.
     """
     if isinstance(source, np.ndarray | Image.Image):
-        values = np.array(decode(source, max_pixels))
+        values = _pixels(decode(source, max_pixels))
         height, width, _ = values.shape
         return Opened(height, width, lambda *_: Pixels(values, height, width))
     with _reasons():
@@ -239,7 +239,7 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
         shrink = _shrink(at_most)
         with _reasons():
             small = shrink > 1 and image.draft(None, (width // shrink, height // shrink)) is not None
-            values = np.array(_to_upright_rgb(image, samples))
+            values = _pixels(_to_upright_rgb(image, samples))
         if small:
             return Pixels(values, upright.height / shrink, upright.width / shrink)
         return Pixels(values, *values.shape[:2])
@@ -247,6 +247,16 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
     turned = _orientation(image) in (5, 6, 7, 8)
     upright = Opened(width, height, pixels) if turned else Opened(height, width, pixels)
     return upright
+
+
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Of an RGB image; strip by strip, since numpy takes them by a copy."""
+    if image.width * image.height <= STRIP:
+        return np.array(image)
+    values, rows = np.empty((image.height, image.width, 3), np.uint8), max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        values[top : top + rows] = np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))))
+    return values
 
 
 def _shrink(at_most: float) -> int:

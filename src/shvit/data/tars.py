@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .decode import BadImage
+from ..files import check_regular
+from .decode import MAX_BYTES, BadImage
 from .identity import identity, of_name
 from .lazy import Lazy, Texts
 from .remote import FetchError, fetched, is_remote
@@ -23,6 +24,8 @@ IMAGES = frozenset(
 BLOCK = tarfile.BLOCKSIZE
 OPEN_FILES = 64
 """Shards that a process keeps open."""
+MAX_HEADER = MAX_LABEL = 1 << 20
+"""Bytes of what stands between the members, and of a label's member, at most."""
 SHORT_NAME = 100
 """Bytes of a name that the block before the data holds in every kind of tar; longer ones may be elsewhere."""
 
@@ -48,11 +51,14 @@ def scan(path: Path) -> tuple[list[Sample], str | None]:
     repeated: dict[str, list[tarfile.TarInfo]] = defaultdict(list)
     samples: list[Sample] = []
     fault = None
-    size = path.stat().st_size
+    size = check_regular(path)
     try:
-        with tarfile.open(path, "r:") as tar:
+        headers: Any = _Headers  # which lacks the methods that write
+        with path.open("rb") as file, tarfile.open(fileobj=headers(file), mode="r:") as tar:
             try:
                 while member := tar.next():
+                    if member.size < 0:
+                        raise tarfile.ReadError(f"{member.name} has a size below zero")
                     folder, _, base = member.name.rpartition("/")
                     stem, _, ending = base.partition(".")
                     if member.isfile() and stem and not stem.startswith("__"):
@@ -100,11 +106,15 @@ def _sample(tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo],
     image = next((member for ending, member in members.items() if ending in IMAGES), None)
     if image is None:
         return Sample(key, 0, 0, None, "it has no image")
-    place = (image.name, image.offset_data, image.size)
     if image.offset_data + image.size > size:
-        return Sample(*place, None, "the shard ends within it")
+        return Sample(image.name, 0, 0, None, "the shard ends within it")
+    if image.size > MAX_BYTES:
+        return Sample(image.name, 0, 0, None, f"its {image.size:,} bytes are more than an image can need")
+    place = (image.name, image.offset_data, image.size)
     try:
         label = _label(tar, members)
+    except RecursionError:
+        return Sample(*place, None, "its label cannot be read: it is nested too deeply")
     except (ValueError, tarfile.TarError) as error:
         return Sample(*place, None, f"its label cannot be read: {error}")
     return Sample(*place, label, "it has no label" if label is None else None)
@@ -126,10 +136,25 @@ def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> int | s
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    """Raises ValueError."""
+    if member.size > MAX_LABEL:
+        raise ValueError(f"its {member.size:,} bytes are more than the limit of {MAX_LABEL:,}")
     file = tar.extractfile(member)
     assert file is not None  # only files are among the members
     with file:
         return file.read().decode()
+
+
+class _Headers:
+    """A tar as `tarfile` reads headers from it, whose length it takes from the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._read(size)
 
 
 def _block(path: Path, offset: int) -> bytes:
@@ -167,6 +192,8 @@ class Shards:
     def read(self, shard: int, member: str, offset: int, length: int) -> bytes:
         """The bytes of a member. Raises BadImage where they are not there, or the shard is another than it was."""
         place = self.places[shard]
+        if length > MAX_BYTES:
+            raise BadImage(f"its {length:,} bytes are more than an image can need")
         try:
             data = os.pread(self._file(shard).number, BLOCK + length, offset - BLOCK)
         except OSError as error:
@@ -199,7 +226,9 @@ class _Opened:
 
     def __init__(self, place: Place) -> None:
         self.number = -1
-        self.number = os.open(place.local(), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        path = place.local()
+        check_regular(path)
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def __del__(self) -> None:
         if self.number >= 0:

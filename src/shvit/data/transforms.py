@@ -35,6 +35,8 @@ Reader = Callable[[Source], UInt8[Tensor, "3 h w"]]
 """From what holds an image to the tensor; raises BadImage."""
 THIN = 8
 """How many times `image_size` the longer side of a resized image may be for it to be resized whole."""
+TALL = 64
+"""How many times its final height an image may have for its width to be resized first, as it usually is."""
 SHRINK_UNTIL = 4
 """How many times its final shorter side an image keeps when it is decoded at less than its size. Fewer times would be
 faster for large photographs, and further from their pixels; LOG.md has how far these are."""
@@ -154,6 +156,8 @@ class _EvalTransform:
     def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
         height, width = resized_sides(image.height, image.width, self.preprocess)
         if max(height, width) <= THIN * self.preprocess.image_size:
+            if image.height > TALL * height:
+                image = image.resize((image.width, height), _method(self.preprocess))
             return self._timms(image)
         return _centre(image, image.height, image.width, self.preprocess)
 
@@ -183,8 +187,11 @@ def _centre(image: Image.Image, height: float, width: float, preprocess: Preproc
         first = round((new - side) / 2)
         edges.append((first * old / new, min(limit, (first + side) * old / new)))
     (top, bottom), (left, right) = edges
-    method = Image.Resampling[preprocess.interpolation.upper()]
-    return pil_to_tensor(image.resize((side, side), method, (left, top, right, bottom)))
+    return pil_to_tensor(image.resize((side, side), _method(preprocess), (left, top, right, bottom)))
+
+
+def _method(preprocess: Preprocess) -> Image.Resampling:
+    return Image.Resampling[preprocess.interpolation.upper()]
 
 
 @dataclass(frozen=True)
@@ -222,6 +229,8 @@ def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor
             pixels = image.decode(min(image.height, image.width) / (SHRINK_UNTIL * shorter))
             if squash:
                 values = _channels_first(pixels)
+                if pixels.height > TALL * side:
+                    values = interpolate(values, (side, values.shape[3]), mode=preprocess.interpolation, antialias=True)
                 return interpolate(values, (side, side), mode=preprocess.interpolation, antialias=True)[0]
             return _resize_crop(pixels, preprocess)
 
