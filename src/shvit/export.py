@@ -24,7 +24,7 @@ from .engines.check import latency, run_all
 from .engines.quantize import CALIBRATION_IMAGES
 from .errors import Failure, InputError
 from .evaluate import choose_split, labelled
-from .files import replacing
+from .files import replacing, writing
 from .modelfile import ModelFile
 from .tasks import task_of
 
@@ -84,7 +84,7 @@ def export(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"file": str(out), "engine": engine, "precision": precision, "shapes": vars(shapes)}
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder, writing(out):
         file = Path(folder) / out.name
         tell(f"writing {out.name}")
         if kind is openvino.OpenVINOEngine and precision == "int8":

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import from_cell
 from .decode import BadImage
 from .identity import DrawnBy, held_out
 from .lazy import Lazy, join, pick
@@ -290,7 +291,7 @@ def _csv(path: Path, how: Drawing) -> Source:
             split = _split_name(cells[2]) if len(cells) == 3 else ""
             if split is None:
                 raise DataError(f"{path} line {reader.line_num}: split must be train or val, got {cells[2]!r}")
-            splits[split].append((path.parent / cells[0], cells[1]))
+            splits[split].append((_listed(path.parent, cells[0]), from_cell(cells[1])))
     if not any(splits.values()):
         raise DataError(f"{path} has no rows: expected path,label")
     if splits[""] and (splits["train"] or splits["val"]):
@@ -298,6 +299,11 @@ def _csv(path: Path, how: Drawing) -> Source:
     if splits[""]:
         return _drawn(str(path), splits[""], how)
     return _given(str(path), splits["train"], splits["val"])
+
+
+def _listed(folder: Path, cell: str) -> Path:
+    """The image that a cell names: as it stands there or, where there is no such file, as shvit would write it."""
+    return folder / (cell if cell == from_cell(cell) or os.path.lexists(folder / cell) else from_cell(cell))
 
 
 def _split_name(cell: str) -> str | None:
