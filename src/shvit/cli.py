@@ -95,6 +95,7 @@ def main() -> None:
         takes_all(stream)
     errors = Console(stderr=True, soft_wrap=True)
     warnings.showwarning = partial(_show_warning, errors, warnings.showwarning)
+    verb = bound = None
     try:
         verb, bound, asked = app.parse_args(sys.argv[1:], exit_on_error=False, print_error=False)
         verb(*bound.args, **bound.kwargs, **dict.fromkeys(asked, Typed.of(sys.argv[1:])))
@@ -106,7 +107,8 @@ def main() -> None:
         errors.print(f"[bold red]failed:[/bold red] {escape(_one_line(error))}", highlight=False)
         sys.exit(1)
     except KeyboardInterrupt as stop:
-        say(errors, f"stopped: {stop}" if str(stop) else "stopped")
+        kept = str(stop) or (_kept(bound.arguments) if verb is train and bound else "")
+        say(errors, f"stopped: {kept}" if kept else "stopped")
         sys.exit(INTERRUPTED)
 
 
@@ -1107,6 +1109,14 @@ def _show_warning(console: Console, others: Callable[..., None], message: Warnin
         console.print(f"[bold yellow]note:[/bold yellow] {escape(_one_line(message))}", highlight=False)
     else:
         others(message, *about)
+
+
+def _kept(arguments: dict[str, Any]) -> str:
+    """What a training run leaves that Ctrl-C ended before its first step; arguments are those of `train`."""
+    out: Path | None = arguments.get("out")
+    if out is None or not (out / "recipe.json").exists():
+        return "nothing was written"
+    return f"the run is kept in {out}; {wording.going_on(arguments['data'], out)}"
 
 
 def _exit_code(result: "Result") -> int:

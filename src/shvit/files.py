@@ -109,6 +109,16 @@ def _no_space(error: Exception, path: Path) -> str:
 
 
 @contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """A path to the file for libraries that take only names in UTF-8: `path`, or that of the open file."""
+    if escaped(str(path)) == str(path):
+        yield path
+        return
+    with path.open("rb") as file:
+        yield Path(f"/dev/fd/{file.fileno()}")
+
+
+@contextmanager
 def locked(path: Path, otherwise: str) -> Iterator[None]:
     """Inside, this process alone holds the lock `path`, a file. It is released however the process ends.
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +33,7 @@ def check_partial(out: Path, resume: bool) -> None:
 class Journal:
     """The rows of a run; see `journal`."""
 
-    def __init__(self, file: BinaryIO, path: Path, done: int) -> None:
+    def __init__(self, file: RawIOBase, path: Path, done: int) -> None:
         self._file, self._path = file, path
         self.done = done
         """Rows that are on disk."""
@@ -39,16 +41,17 @@ class Journal:
     def write(self, prediction: Prediction) -> None:
         """Add a row."""
         with writing(self._path):
-            self._file.write(json.dumps(prediction.to_dict()).encode() + b"\n")
-            self._file.flush()
+            row = json.dumps(prediction.to_dict()).encode() + b"\n"
+            while row:
+                row = row[self._file.write(row) :]
         self.done += 1
 
     def __iter__(self) -> Iterator[Prediction]:
         """All rows on disk."""
-        self._file.seek(0)
-        self._file.readline()
-        for line in self._file:
-            yield Prediction.from_dict(json.loads(line))
+        with self._path.open("rb") as file:
+            file.readline()
+            for line in file:
+                yield Prediction.from_dict(json.loads(line))
 
 
 @contextmanager
@@ -79,12 +82,12 @@ def journal(
         if not resume:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps(begun_with) + "\n", encoding="ascii")
-        with path.open("rb+") as file:
+        with path.open("rb") as file:
             ends = _sound_rows(file, path, begun_with)
-            done = len(ends) - 1
-            done = done if done >= images else done - done % batch_size
-            file.seek(ends[done])
-            file.truncate()
+        done = len(ends) - 1
+        done = done if done >= images else done - done % batch_size
+        os.truncate(path, ends[done])
+        with path.open("ab", buffering=0) as file:  # so that closing it has nothing left to write
             rows = Journal(file, path, done)
             try:
                 yield rows

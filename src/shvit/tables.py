@@ -141,7 +141,7 @@ def _parquet(path: Path, predictions: Iterable[Prediction], objects: bool = Fals
         mask = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
         columns += [("boxes", pa.list_(pa.list_(pa.float32()))), ("masks", pa.list_(mask))]
     schema = pa.schema(columns)
-    with ParquetWriter(path, schema) as writer:
+    with path.open("wb") as file, ParquetWriter(file, schema) as writer:
         rows = iter(predictions)
         while batch := list(islice(rows, PARQUET_ROWS)):
             writer.write_table(pa.Table.from_pylist([_in_utf8(prediction) for prediction in batch], schema))

@@ -27,16 +27,19 @@ SPLITS = {"val": "validation ", "train": "training "}
 
 def trained(console: Console, result: "Result", data: str) -> None:
     """Where the run's best is, or how to go on with it."""
-    out, best = quote(str(result.out)), quote(str(result.out / "best.safetensors"))
+    best = quote(str(result.out / "best.safetensors"))
     if result.interrupted:
-        say(
-            console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(data)} --out {out} --resume"
-        )
+        say(console, f"stopped in epoch {result.epochs + 1}; {going_on(data, result.out)}")
     if result.best:
         key = next(key for key in METRICS if key in result.best)
         beside = "".join(f", {name} {result.best[name]:.2%}" for name in BESIDE.get(key, ()) if name in result.best)
         say(console, f"best {METRICS[key]} {result.best[key]:.2%}{beside} in epoch {result.best['epoch']}: {best}")
         say(console, f"try it: shvit predict {best} IMAGES…")
+
+
+def going_on(data: str, out: Path) -> str:
+    """How a run that was stopped is resumed."""
+    return f"go on with: shvit train {quote(data)} --out {quote(str(out))} --resume"
 
 
 def profiling(console: Console) -> None:

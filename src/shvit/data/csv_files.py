@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..errors import DataError, few
-from ..files import MAX_TEXT, read_regular
+from ..files import MAX_TEXT, from_cell, read_regular
 from .splits import Listing, split_of
 from .walk import exists
 
@@ -158,16 +158,18 @@ def _read(path: Path, number: int, row: list[str], columns: _Columns) -> tuple[s
         truth = TRUTHS.get(word.lower().removesuffix(".0"))
         if truth is None:
             raise DataError(f"{path} line {number}: {columns.flag} must be 0 or 1, got {word!r}")
-        return FLAGS[columns.flag][0 if truth else 1], cell, label
+        return FLAGS[columns.flag][0 if truth else 1], cell, from_cell(label)
     if (split := split_of(word) if word else "") is None:
         raise DataError(f"{path} line {number}: split must be train or val, got {word!r}")
-    return split, cell, label
+    return split, cell, from_cell(label)
 
 
 def _located(folder: Path, cell: str) -> Path:
-    """The file of a cell, which may have Windows' backslashes."""
-    slashed = folder / cell.replace("\\", "/")
-    return slashed if "\\" in cell and exists(slashed) else folder / cell
+    """The file that a cell names: as it stands there; or as shvit, or Windows with its backslashes, would write it."""
+    meanings = dict.fromkeys([cell, from_cell(cell), cell.replace("\\", "/")])
+    if len(meanings) == 1:
+        return folder / cell
+    return next((folder / one for one in meanings if exists(folder / one)), folder / from_cell(cell))
 
 
 def _check_files(path: Path, rows: list[tuple[Path, str]], cells: list[str], columns: _Columns) -> None:

@@ -1,7 +1,8 @@
 """A training run from the names a user gives: data, model, recipe, folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..data.sources import Source, duplicates
 from ..data.transforms import COARSEST, Preprocess
 from ..engines import pick_device
 from ..errors import InputError
-from ..files import check_folder, replacing, write_csv
+from ..files import check_folder, locked, replacing, write_csv
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS
 from ..model.cost import cost
@@ -38,6 +39,9 @@ from .setup import DTYPES, picks_precision
 from .state import NAMES as STATES
 from .track import check_tracker, tracking
 from .world import World
+
+RESUMES = ", or --resume to continue the run in it"
+"""What else can be done about a folder that is not empty."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def train(
     with world.joined(device):
         run = str(out.resolve())
         resume = world.first(lambda: resume or (world.has_begun(run) and (out / RECORD).exists()))
-        check_folder(out, new=not resume, otherwise=", or --resume to continue the run in it")
+        check_folder(out, new=not resume, otherwise=RESUMES)
         named = data, task, model, recipe
         plan = _resumed(*named, out, settings or {}) if resume else _planned(*named, settings or {})
         reporter = reporter if reporter and world.leads else Reporter()
@@ -112,12 +116,24 @@ def train(
         reporter.fitted(plan.choices, len(plan.source.train), plan.recipe.epochs)
         if world.leads:
             trainer.facts["trained_on"] = plan.trained_on()
-        if not resume:
-            if world.leads:
-                world.begin(run)
-            world.first(lambda: _prepare(plan, str(data), out, trainer.facts, reporter))
-        with tracking(reporter, how.track if world.leads else None, out):
-            return replace(trainer.run(resume), choices=plan.choices)
+        with ExitStack() as held:
+            world.first(lambda: held.enter_context(_claimed(out, new=not resume)))
+            if not resume:
+                if world.leads:
+                    world.begin(run)
+                world.first(lambda: _prepare(plan, str(data), out, trainer.facts, reporter))
+            with tracking(reporter, how.track if world.leads else None, out):
+                return replace(trainer.run(resume), choices=plan.choices)
+
+
+@contextmanager
+def _claimed(out: Path, new: bool) -> Iterator[None]:
+    """Inside, no other training writes into the folder. Raises InputError where one does, or did so meanwhile."""
+    out.mkdir(parents=True, exist_ok=True)
+    taken = f"another training is writing into {out}: wait for its end, or give another --out"
+    with locked(out / ".lock", taken):
+        check_folder(out, new=new, otherwise=RESUMES)
+        yield
 
 
 def profile(
@@ -241,8 +257,7 @@ def _opened(data: str | Path, task: str, recipe: Recipe, drawn_by: DrawnBy = "co
 
 
 def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
-    """The folder, with the record of how the run was begun; warnings about the data."""
-    out.mkdir(parents=True, exist_ok=True)
+    """The record of how the run was begun, in its folder; warnings about the data."""
     record = {
         "recipe": plan.recipe.to_dict(),
         "choices": [choice.to_dict() for choice in plan.choices],
