@@ -110,6 +110,32 @@ def plain_outputs(model_file: ModelFile, images: torch.Tensor) -> torch.Tensor:
     return model_file.model((images / 255 - mean) / std)
 
 
+def memory_taken(code: str, *arguments) -> tuple[int, str]:
+    """By how many MiB the peak memory of a Python process grows in the last of these lines, and what it prints."""
+    *first, last = code.strip().splitlines()
+    peak = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (2**20 if sys.platform == 'darwin' else 2**10)"
+    lines = ["import resource, sys", *first, f"before = {peak}", last, f"print({peak} - before)"]
+    command = [sys.executable, "-c", "\n".join(lines), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert not done.returncode, done.stderr
+    *printed, taken = done.stdout.splitlines()
+    return int(taken), "\n".join(printed)
+
+
+@pytest.fixture
+def at_most_ten_seconds():
+    """A test that waits for a pipe fails."""
+
+    def stop(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 def picture(shade: int, seed: int = 0, size: tuple[int, int] = (40, 36)) -> Image.Image:
     """Noise around a shade of grey, (height, width)."""
     noise = np.random.default_rng((shade, seed)).integers(-25, 25, (*size, 3))

@@ -193,6 +193,18 @@ def test_top_k(tmp_path):
     assert list(all_labels.scores) == sorted(all_labels.scores, reverse=True)
 
 
+def test_find_images_follows_links_once(tmp_path):
+    """A linked folder is searched, too; one that leads back is not."""
+    (tmp_path / "images" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for place in ("images/deep/a.jpg", "elsewhere/b.jpg"):
+        (tmp_path / place).touch()
+    (tmp_path / "images" / "deep" / "up").symlink_to(tmp_path / "images")
+    (tmp_path / "images" / "more").symlink_to(tmp_path / "elsewhere")
+    found = [str(path.relative_to(tmp_path)) for path in find_images([str(tmp_path / "images")])]
+    assert found == ["images/deep/a.jpg", "images/more/b.jpg"]
+
+
 def test_find_images(tmp_path, monkeypatch):
     for name in ("b/2.png", "b/deep/1.JPG", "a.jpg", "b/notes.txt", "ünï 1.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -214,6 +226,28 @@ def test_find_images(tmp_path, monkeypatch):
 def test_names_with_glob_marks_are_found(tmp_path):
     (tmp_path / "photo[1].jpg").touch()
     assert find_images([str(tmp_path / "photo[1].jpg")]) == [tmp_path / "photo[1].jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("photos [2024]/*.jpg", ["photos [2024]/a.jpg"]),
+        ("photos [2024]/*/*.jpg", ["photos [2024]/day [1]/b.jpg"]),
+        ("photos*/day [1]/*.jpg", ["photos [2024]/day [1]/b.jpg"]),
+        ("photos [2024]/**/*.jpg", ["photos [2024]/a.jpg", "photos [2024]/day [1]/b.jpg"]),
+        ("photos [2024]/[ab].jpg", ["photos [2024]/a.jpg"]),
+        ("photos 202[34]/*.jpg", ["photos 2023/c.jpg"]),
+        ("photos [2024]", ["photos [2024]/a.jpg", "photos [2024]/day [1]/b.jpg"]),
+        ("photos [2025]/*.jpg", ["photos [2025]/*.jpg"]),
+    ],
+)
+def test_folders_with_brackets_in_their_names(tmp_path, monkeypatch, pattern, found):
+    for name in ("photos [2024]/a.jpg", "photos [2024]/day [1]/b.jpg", "photos 2023/c.jpg", "photos [2024]/._a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_images([str(tmp_path / pattern)]) == [tmp_path / name for name in found]
+    monkeypatch.chdir(tmp_path)
+    assert [str(path) for path in find_images([pattern])] == found
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields, make_dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -19,8 +20,9 @@ from rich.markup import escape
 
 from . import wording
 from .errors import Failure, InputError, Notice, notice
+from .files import FULL
 from .flags import Typed
-from .screen import images_progress, say, takes_all
+from .screen import images_progress, say, takes_all, visible
 from .train.recipe import RECIPES, Recipe
 
 if TYPE_CHECKING:
@@ -56,6 +58,10 @@ Precision = Annotated[
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps.")]
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
+RawCells = Annotated[
+    bool,
+    Parameter(help="Leave cells of a CSV as they are. By default one that a spreadsheet takes for a formula gets a '."),
+]
 Workers = Annotated[int, Parameter(help="Processes that decode images; 0 decodes in the main one.")]
 
 RecipeSettings = make_dataclass(
@@ -89,16 +95,20 @@ def main() -> None:
         takes_all(stream)
     errors = Console(stderr=True, soft_wrap=True)
     warnings.showwarning = partial(_show_warning, errors, warnings.showwarning)
+    verb = bound = None
     try:
         verb, bound, asked = app.parse_args(sys.argv[1:], exit_on_error=False, print_error=False)
         verb(*bound.args, **bound.kwargs, **dict.fromkeys(asked, Typed.of(sys.argv[1:])))
+        sys.stdout.flush()
     except (InputError, CycloptsError) as error:
         errors.print(f"[bold red]error:[/bold red] {escape(_one_line(error))}", highlight=False)
         sys.exit(2)
     except (Failure, OSError) as error:
         errors.print(f"[bold red]failed:[/bold red] {escape(_one_line(error))}", highlight=False)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        kept = str(stop) or (_kept(bound.arguments) if verb is train and bound else "")
+        say(errors, f"stopped: {kept}" if kept else "stopped")
         sys.exit(INTERRUPTED)
 
 
@@ -358,6 +368,8 @@ def predict(
     top_k: int = 5,
     threshold: float = 0.3,
     draw: Path | None = None,
+    resume: bool = False,
+    raw_cells: RawCells = False,
     engine: Engine = "auto",
     precision: Precision = "auto",
     device: Device = "auto",
@@ -378,7 +390,8 @@ def predict(
         Files, folders (searched to any depth) and globs.
     out
         A .csv, .jsonl or .parquet file for what was found, of detectors also .json in COCO's format of results;
-        default: the screen.
+        default: the screen. It is written at the end; until then the rows are in FILE.partial, and a file that is
+        there stays as it is.
     annotations
         A COCO JSON file, or the dataset's folder, with the ids of images and categories for --out FILE.json. Images
         that it does not list are left out. Default: image ids are guessed from file names.
@@ -388,21 +401,29 @@ def predict(
         Least score of the objects that a detector gives.
     draw
         A new folder for pictures with boxes, masks, classes and scores.
+    resume
+        Continue the run that was stopped, or was killed, and has left FILE.partial; with the same model, images and
+        flags.
     threads
         CPU threads that one batch runs on; default: several batches at once, on few threads each.
     batch_size
         Images that run at once; default: 16, and 4 of a detector.
     """
-    from .draw import draw_file
+    from .data.images import PassedOver
+    from .draw import draw_file, free_name
     from .files import check_folder
+    from .journal import check_partial, journal, of_images, of_model
     from .predict import Predictor, find_images
     from .pretrained import load
     from .tables import table_writer
 
     console = _console(json)
-    images = find_images(paths)
+    passed = PassedOver()
+    images = find_images(paths, passed)
     if not images:
-        raise InputError(f"no images in {', '.join(paths)}")
+        raise InputError(". ".join([f"no images in {', '.join(paths)}", *passed.lines()]))
+    for text in passed.lines():
+        notice(text)
     runnable = load(model)
     categories = _categories(runnable)
     idle = ("threshold", "draw", "annotations") if categories is None else ("top-k",)
@@ -413,32 +434,52 @@ def predict(
         images = list(ids.images) if ids else images
     else:
         typed.refuse("annotations", because="without --out FILE.json")
+    if not out:
+        typed.refuse("resume", because="without --out FILE")
+    if not out or out.suffix.lower() != ".csv":
+        typed.refuse("raw-cells", because="without --out FILE.csv")
     if draw:
-        check_folder(draw, "--draw", new=True)
-    writer = table_writer(out, top_k, categories, ids) if out else None
+        check_folder(draw, "--draw", new=not resume)
+    if out:
+        check_partial(out, resume)
+    write_table = table_writer(out, top_k, categories, ids, raw_cells) if out else None
     at_once = (16 if categories is None else 4) if batch_size is None else batch_size
     options = {"batch_size": at_once, "top_k": top_k, "threshold": threshold}
     predictor = Predictor(runnable, engine, precision, device, **options, threads=threads, workers=workers)
     if draw:
         draw.mkdir(parents=True, exist_ok=True)
+    begun_with = {
+        "model": of_model(runnable),
+        "list of images": of_images(images),
+        "engine": f"{predictor.engine.name} {predictor.engine.precision} {predictor.device} {threads}",
+        "batch size": at_once,
+        **({"--top-k": top_k} if categories is None else {"--threshold": threshold, "--draw": draw and str(draw)}),
+    }
     rows: list[dict[str, Any]] = []
-    bad, first_error = 0, None
-    started = time.perf_counter()
-    with (
-        writer or nullcontext(lambda shown: say(console, wording.prediction(shown))) as write,
-        closing(predictor.stream(images)) as stream,
-        images_progress(shown=bool(out) or not console.is_terminal) as progress,
-    ):
-        for prediction in progress.track(stream, len(images)):
-            write(prediction)
-            if draw and prediction.error is None:
-                draw_file(prediction, runnable.classes, draw)
-            if prediction.error is not None:
-                bad += 1
-                first_error = first_error or prediction.error
-            if json and not out:
-                rows.append(prediction.to_dict())
-    speed = len(images) / (time.perf_counter() - started)
+    bad, first_error, pictures = 0, None, set()
+    writes = out and write_table and journal(out, begun_with, len(images), at_once, resume, write_table)
+    with writes or nullcontext() as kept:
+        done, started = kept.done if kept else 0, time.perf_counter()
+        with (
+            closing(predictor.stream(images[done:], min(at_once, len(images)))) as stream,
+            images_progress(shown=bool(out) or not console.is_terminal) as progress,
+        ):
+            predictions = chain(kept, stream) if kept else stream
+            for place, prediction in enumerate(progress.track(predictions, len(images))):
+                if prediction.error is not None:
+                    bad += 1
+                    first_error = first_error or prediction.error
+                elif draw:
+                    picture = draw / free_name(prediction.path, pictures)
+                    if place >= done:
+                        draw_file(prediction, runnable.classes, picture)
+                if not kept:
+                    say(console, wording.prediction(prediction))
+                elif place >= done:
+                    kept.write(prediction)
+                if json and not out:
+                    rows.append(prediction.to_dict())
+        speed = (len(images) - done) / (time.perf_counter() - started)
     done = "labelled" if categories is None else "searched"
     say(
         console,
@@ -1070,13 +1111,23 @@ def _show_warning(console: Console, others: Callable[..., None], message: Warnin
         others(message, *about)
 
 
+def _kept(arguments: dict[str, Any]) -> str:
+    """What a training run leaves that Ctrl-C ended before its first step; arguments are those of `train`."""
+    out: Path | None = arguments.get("out")
+    if out is None or not (out / "recipe.json").exists():
+        return "nothing was written"
+    return f"the run is kept in {out}; {wording.going_on(arguments['data'], out)}"
+
+
 def _exit_code(result: "Result") -> int:
     """Of a training run."""
     return {None: 0, signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESUME_ME}[result.stopped_by]
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"no space left on {error.filename or 'the disk or the device that was written to'} ({error.strerror})"
+    return visible(" ".join(str(error).split()))
 
 
 def _console(as_json: bool) -> Console:

@@ -87,14 +87,15 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
     for prediction in predictions:
         say(console, f"{prediction.path}  {prediction.labels[0]}  {prediction.scores[0]:.1%}")
 
-    say(
-        console,
-        "\nNow with your own images, in folders named by class:\n"
-        "  shvit train my_images --model shvit_s1 --out runs/mine\n"
-        "  shvit eval runs/mine/best.safetensors my_images\n"
-        "  shvit predict runs/mine/best.safetensors new_image.jpg\n"
+    for line in (
+        "",
+        "Now with your own images, in folders named by class:",
+        "  shvit train my_images --model shvit_s1 --out runs/mine",
+        "  shvit eval runs/mine/best.safetensors my_images",
+        "  shvit predict runs/mine/best.safetensors new_image.jpg",
         "  shvit export runs/mine/best.safetensors --format onnx --calibrate my_images",
-    )
+    ):
+        say(console, line)
     return {
         "out": str(out),
         "top1": top1,
@@ -110,4 +111,5 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
 
 
 def _command(console: Console, command: str) -> None:
-    say(console, f"\n$ {command}", style="bold cyan")
+    say(console, "")
+    say(console, f"$ {command}", style="bold cyan")

@@ -10,6 +10,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from .data.decode import BadImage, decode
 from .errors import notice
+from .files import writing
 from .predict import Prediction
 
 Colour = tuple[int, int, int]
@@ -58,19 +59,30 @@ def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> 
     return picture
 
 
-def draw_file(prediction: Prediction, classes: Sequence[str], folder: Path) -> Path | None:
-    """Write the picture of a file's prediction into the folder, under the file's name; None where it is unreadable."""
+def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
+    """Write the picture of a file's prediction to `path`, which lacks its suffix; nothing where it is unreadable.
+
+    Raises:
+        Failure: There is no space left.
+    """
     try:
         image = decode(prediction.path)
     except BadImage:
-        return None
-    stem, suffix = Path(prediction.path).stem, ".jpg" if max(image.size) <= JPEG_SIDE else ".png"
-    path, number = folder / f"{stem}{suffix}", 1
-    while path.exists():
+        return
+    path = path.with_name(path.name + (".jpg" if max(image.size) <= JPEG_SIDE else ".png"))
+    with writing(path):
+        draw(image, prediction, classes).save(path, quality=92, subsampling=0)
+
+
+def free_name(path: str, taken: set[str]) -> str:
+    """The file's name without suffix, with the first number that makes it new, whatever its case; taken from now on."""
+    stem = name = Path(path).stem
+    number = 1
+    while name.casefold() in taken:
         number += 1
-        path = folder / f"{stem}-{number}{suffix}"
-    draw(image, prediction, classes).save(path, quality=92, subsampling=0)
-    return path
+        name = f"{stem}-{number}"
+    taken.add(name.casefold())
+    return name
 
 
 def font_file() -> str:

@@ -17,8 +17,8 @@ from .data.sources import Source, Split
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError, notice
-from .files import write_csv
-from .screen import literal_text
+from .files import write_csv, writing
+from .screen import literal_text, visible
 from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation
 from .tasks.objects import ObjectsEvaluation
@@ -173,7 +173,8 @@ def write_report(report: Report, out: Path) -> list[Path]:
     """metrics.json and per_class.csv, of classifiers confusion.csv and .png, and bad_images.csv where there are any."""
     out.mkdir(parents=True, exist_ok=True)
     evaluation = report.evaluation
-    (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    with writing(out / "metrics.json"):
+        (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     tables = _write_objects if isinstance(evaluation, ObjectsEvaluation) else _write_labels
     files = [out / "metrics.json", *tables(evaluation, out)]  # pyright: ignore[reportArgumentType]
     if evaluation.bad:
@@ -209,7 +210,7 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
 
     matrix = evaluation.confusion
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    names = unique_names([name.partition(",")[0] for name in evaluation.classes])
+    names = unique_names([visible(name.partition(",")[0]) for name in evaluation.classes])
     matrix, classes = matrix[np.ix_(seen, seen)], [names[i] for i in seen]
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     count = len(classes)
@@ -229,4 +230,5 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
         for row, column in np.argwhere(matrix):
             shade = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=shade, fontsize=7)
-    figure.savefig(path, dpi=120)
+    with writing(path):
+        figure.savefig(path, dpi=120)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import engines, floor, parity, provenance
 from .data.coco import Scenes
-from .data.loader import Batch, Loader
+from .data.loader import Batch, Loader, lost_workers_told
 from .data.sources import Source, Split
 from .engines import coreml, openvino
 from .engines.base import EngineError, ExportError, Shapes, described, need_calibration
@@ -24,7 +24,7 @@ from .engines.check import latency, run_all
 from .engines.quantize import CALIBRATION_IMAGES
 from .errors import Failure, InputError
 from .evaluate import choose_split, labelled
-from .files import replacing
+from .files import replacing, writing
 from .modelfile import ModelFile
 from .tasks import task_of
 
@@ -84,7 +84,7 @@ def export(
 
     out.parent.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"file": str(out), "engine": engine, "precision": precision, "shapes": vars(shapes)}
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder, writing(out):
         file = Path(folder) / out.name
         tell(f"writing {out.name}")
         if kind is openvino.OpenVINOEngine and precision == "int8":
@@ -174,7 +174,8 @@ def validation_batches(model_file: ModelFile, source: Source, split: Split | Sce
     task = task_of(model_file)
     loader = Loader(split, task.eval_reader(model_file.preprocess), task.eval_batch(25, 1), workers=2)
     kept = 3 * model_file.preprocess.input_size**2 * len(split) <= KEPT_BYTES
-    return list(loader) if kept else loader
+    with lost_workers_told():
+        return list(loader) if kept else loader
 
 
 def _images(model_file: ModelFile, split: Split | Scenes) -> UInt8[Tensor, "n 3 h w"]:

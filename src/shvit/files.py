@@ -1,27 +1,140 @@
-"""Ways to write a file that hold everywhere: whole or not at all, and tables as CSV."""
+"""Files read and written safely: regular ones of bounded size; whole or not at all, by one process; tables as CSV."""
 
 import csv
+import errno
+import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from filelock import FileLock, Timeout
+
+from .errors import Failure, InputError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What the system says where a file cannot grow: the disk is full, or a quota or a limit is reached."""
+FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""How a cell begins that spreadsheets take for a formula, however often it was quoted."""
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
+"""No danger in a spreadsheet, whatever its sign."""
+
+MAX_TEXT = 1 << 32
+"""Bytes of the largest JSON and CSV files that are read."""
+
+
+def check_regular(path: Path) -> int:
+    """Size in bytes. Raises OSError for anything but a regular file: a pipe may block and a device may have no end."""
+    if not path.is_file() and path.exists():
+        raise OSError(errno.EINVAL, "not a regular file")
+    return path.stat().st_size
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a regular file. Raises OSError for another one, and for one of more bytes than `most`."""
+    if (size := check_regular(path)) > most:
+        raise OSError(errno.EFBIG, f"its {size:,} bytes are more than the limit of {most:,}")
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """The document in a regular file.
+
+    Raises:
+        OSError: As `read_regular`.
+        ValueError: It is not JSON, or nested too deeply.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        if file.read(1 << 10).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
+            raise ValueError("it begins with neither { nor [, as JSON does")
+    try:
+        return json.loads(read_regular(path, MAX_TEXT))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except MemoryError:
+        raise OSError(errno.ENOMEM, "there is not enough memory for it") from None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes that place, on disk, when the block ends well."""
+    """A temporary path beside `path` to write to; it takes that place, on disk, when the block ends well.
+
+    Raises:
+        Failure: There is no space left.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with writing(path, temporary):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Inside, a full disk is a Failure of one line that names `path`, whatever the library that writes makes of it.
+
+    Args:
+        path: What is written.
+        temporary: Where it is written to; default: `path`.
+    """
+    try:
+        yield
+    except (InputError, Failure):
+        raise
+    except Exception as error:
+        if reason := _no_space(error, temporary or path):
+            raise Failure(f"no space left on {path.parent} to write {path.name}{reason}") from error
+        raise
+
+
+def _no_space(error: Exception, path: Path) -> str:
+    """Not empty where the file cannot grow. Libraries in C++ raise what says nothing, so it is tried."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f" ({os.strerror(error.errno)})" if error.errno in FULL else ""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.seek(path.stat().st_size if path.is_file() else 0)
+            probe.write(bytes(2**20))
+    except OSError as full:
+        return _no_space(full, path) if full.errno is not None else ""
+    return ""
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """A path to the file for libraries that take only names in UTF-8: `path`, or that of the open file."""
+    if escaped(str(path)) == str(path):
+        yield path
+        return
+    with path.open("rb") as file:
+        yield Path(f"/dev/fd/{file.fileno()}")
+
+
+@contextmanager
+def locked(path: Path, otherwise: str) -> Iterator[None]:
+    """Inside, this process alone holds the lock `path`, a file. It is released however the process ends.
+
+    Raises:
+        InputError: Another process holds it; the message is `otherwise`.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(otherwise) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def sweep(folder: Path) -> None:
@@ -31,10 +144,52 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table in UTF-8, whatever the system's own encoding."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], raw: bool = False) -> None:
+    """A table in UTF-8, whatever the system's own encoding; see `to_cell`.
+
+    Raises:
+        Failure: There is no space left.
+    """
+    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([to_cell(cell, raw) for cell in row] for row in (header, *rows))
+
+
+def to_cell(value: Any, raw: bool = False) -> Any:
+    """What a CSV holds for a value: text is escaped and, unless `raw`, quoted where a spreadsheet would run it.
+
+    A `'` in front makes text of a formula. `from_cell` is the inverse.
+    """
+    if not isinstance(value, str):
+        return value
+    text = escaped(value)
+    return f"'{text}" if not raw and FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `to_cell` made a cell of."""
+    return unescaped(cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell)
+
+
+def escaped(text: str) -> str:
+    r"""Text that UTF-8 can hold: a byte of a file name that is not UTF-8, which Python reads as a surrogate, as \udcff.
+
+    A name that has these characters itself gets a second backslash in front. `unescaped` is the inverse.
+    """
+    return re.sub(
+        r"(\\*)([\ud800-\udfff])|(\\+)(?=ud[89a-f][0-9a-f]{2})",
+        lambda found: 2 * found[3] if found[3] else f"{2 * found[1]}\\u{ord(found[2]):04x}",
+        text,
+    )
+
+
+def unescaped(text: str) -> str:
+    """The text that `escaped` was given."""
+
+    def restored(found: re.Match[str]) -> str:
+        half, odd = divmod(len(found[1]), 2)
+        return half * "\\" + (chr(int(found[2], 16)) if odd else f"u{found[2]}")
+
+    return re.sub(r"(\\+)u(d[89a-f][0-9a-f]{2})", restored, text)
 
 
 def check_folder(path: Path, flag: str = "--out", new: bool = False, otherwise: str = "") -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .data.transforms import Preprocess
 from .errors import InputError
-from .files import replacing
+from .files import in_utf8, replacing
 from .model.architecture import Architecture, Model
 
 VERSION = 1
@@ -96,7 +96,7 @@ def load(path: str | Path) -> ModelFile:
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file")
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:

@@ -6,7 +6,7 @@ Threads decode images into batches while others run the engine: decoding and eng
 import copy
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -22,7 +22,9 @@ from torch import Tensor
 from . import engines
 from .data.decode import BadImage
 from .data.frames import Frame
+from .data.images import PassedOver
 from .data.loader import stack
+from .data.walk import exists, is_hidden
 from .engines import Exported, Runnable
 from .errors import InputError
 from .pretrained import load
@@ -33,8 +35,6 @@ from .tasks.objects import RunLengths
 Picture = str | Path | Image.Image | np.ndarray
 Decoded = tuple[Frame | None, UInt8[Tensor, "3 h w"] | None]
 """Where in the network's input a detector's image lies; and the input, where it has no place in its batch yet."""
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jpe", ".ppm"}
-"""What is taken from a folder. Files given by name are tried whatever their suffix."""
 MAX_AT_ONCE = 8
 """Batches that CPUs run at once: with more, each keeps memory of its own for little gain."""
 
@@ -60,6 +60,19 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """path, labels, scores, error; boxes and masks where there can be any."""
         return {key: value for key, value in asdict(self).items() if value is not None or key == "error"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Prediction":
+        """Inverse of `to_dict`, also after JSON."""
+        boxes, masks = data.get("boxes"), data.get("masks")
+        return cls(
+            data["path"],
+            tuple(data["labels"]),
+            tuple(data["scores"]),
+            data["error"],
+            None if boxes is None else tuple(tuple(box) for box in boxes),
+            None if masks is None else tuple(masks),
+        )
 
 
 class Predictor:
@@ -108,12 +121,12 @@ class Predictor:
         self.workers = workers or cores()
         self.at_once = 1
         self._side = None if model_file.preprocess.fit == "shorter" else model_file.preprocess.input_size
-        engine, precision, device = engines.choose(model_file, engine, precision, device)
-        if threads is None and self._side and device == "cpu" and engines.kinds_for(model_file)[engine].concurrent:
+        engine, precision, self.device = engines.choose(model_file, engine, precision, device)
+        if threads is None and self._side and self.device == "cpu" and engines.kinds_for(model_file)[engine].concurrent:
             self.at_once = min(cores(), MAX_AT_ONCE)
             threads = cores() // self.at_once
         self._task = task_of(model_file)
-        self.engine = engines.load(self._finding_from(model_file, threshold), engine, precision, device, threads)
+        self.engine = engines.load(self._finding_from(model_file, threshold), engine, precision, self.device, threads)
         self.threshold = threshold
         self._read = self._task.fast_reader(model_file.preprocess)
 
@@ -134,15 +147,18 @@ class Predictor:
         """One prediction for each image, in order; a single image gives a list of one."""
         return list(self.stream(pictures))
 
-    def stream(self, pictures: Picture | Iterable[Picture]) -> Generator[Prediction]:
+    def stream(self, pictures: Picture | Iterable[Picture], size: int = 0) -> Generator[Prediction]:
         """As calling it, but for any number of images at the memory of a few batches: see `batches_ahead`.
 
         Closing the iterator stops the threads as soon as each has finished the image or batch it is at.
+
+        Args:
+            pictures: What to predict for.
+            size: Images in the batches that the engine is given; default: as many as in the first one.
         """
         single = isinstance(pictures, str | Path | Image.Image | np.ndarray)
         queue = iter([pictures] if single else pictures)
         ahead: deque[Future[list[Prediction]]] = deque()
-        size = 0
         decoding = ThreadPoolExecutor(self.workers, "shvit-decode")
         running = ThreadPoolExecutor(self.at_once, "shvit-engine")
         try:
@@ -223,27 +239,30 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_images(patterns: Iterable[str]) -> list[Path]:
+def find_images(patterns: Iterable[str], passed: PassedOver | None = None) -> list[Path]:
     """Files named by paths, folders (searched to any depth) and globs, in order, each once.
 
-    A path that does not exist is kept, so that it becomes a result with its reason.
+    Files that are named are tried whatever their suffix; of a folder, `images.is_image` says which are images, and the
+    others are counted in `passed`. A path that does not exist is kept, so that it becomes a result with its reason.
     """
+    passed = passed or PassedOver()
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
-            found |= dict.fromkeys(_images_below(path))
-        elif path.exists() or not any(mark in pattern for mark in "*?["):
-            found[path] = None
-        else:
-            root = Path(path.anchor) if path.is_absolute() else Path()
-            matches = sorted(root.glob(str(path.relative_to(root))))
-            for match in matches:
-                found |= dict.fromkeys(_images_below(match) if match.is_dir() else [match])
-            if not matches:
-                found[path] = None
+        matches = [path] if exists(path) else sorted(_matches(Path(path.anchor), path.relative_to(path.anchor).parts))
+        for match in matches or [path]:
+            found |= dict.fromkeys(passed.images_below(match) if match.is_dir() else [match])
     return list(found)
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    """What a glob's parts name below a folder; a part that is the name of something means that. Hidden as in shells."""
+    if not parts:
+        yield folder
+    elif exists(folder / parts[0]):
+        yield from _matches(folder / parts[0], parts[1:])
+    elif any(mark in parts[0] for mark in "*?["):
+        steps = len(parts) if parts[0] == "**" else 1
+        for match in folder.glob(str(Path(*parts[:steps]))):
+            if parts[0].startswith(".") or not any(map(is_hidden, match.relative_to(folder).parts)):
+                yield from _matches(match, parts[steps:])

@@ -1,6 +1,7 @@
 """Text, tables and figures for people: names may hold what Rich or matplotlib take for markup, and stay as they are."""
 
 import codecs
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ PLAIN = str.maketrans(
     {"·": "-", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "→": "->", "“": '"', "”": '"', "µ": "u", "†": "+"}
 )
 """What stands for our own signs where an encoding lacks them."""
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys instead of showing it: its escapes, line ends, and what turns the direction of writing."""
 
 
 def _in_plain(error: UnicodeError) -> tuple[str, int]:
@@ -37,15 +40,21 @@ def takes_all(stream: Any) -> None:
         stream.reconfigure(errors="shvit-plain")
 
 
+def visible(text: str) -> str:
+    r"""The text with control characters as escapes, such as \x1b: names of files and classes may hold them."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """One piece of text, never broken into lines."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """One line of text, however long."""
+    console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns, the first to the left, the others to the right, as wide as their cells."""
-    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
-    for index, row in enumerate([header, *rows]):
+    shown = [[visible(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
+    for index, row in enumerate(shown):
         blanks = [" " * (width - cell_len(cell)) for width, cell in zip(widths, row, strict=True)]
         cells = [row[0] + blanks[0], *(blank + cell for blank, cell in zip(blanks[1:], row[1:], strict=True))]
         say(console, "  ".join(cells).rstrip(), style="bold" if index == 0 else None)

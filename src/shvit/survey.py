@@ -162,8 +162,8 @@ def _sizes(sizes: np.ndarray) -> dict[str, Any]:
 
 
 def _shared(source: Source) -> list[str]:
-    pairs = duplicates(source.train, source.val)
-    if not pairs:
+    groups = duplicates(source.train, source.val)
+    if not groups:
         return []
-    count = len({val for _, val in pairs})
-    return [f"{count:,} validation images are training images too, such as {pairs[0][1]}"]
+    count = sum(len(val) for _, val in groups)
+    return [f"{count:,} validation images are training images too, such as {groups[0][1][0]}"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from .screen import BESIDE, METRICS, say, show_table
+from .screen import BESIDE, CONTROL, METRICS, say, show_table
 
 if TYPE_CHECKING:
     from .calibrate import Calibration
@@ -27,16 +27,19 @@ SPLITS = {"val": "validation ", "train": "training "}
 
 def trained(console: Console, result: "Result", data: str) -> None:
     """Where the run's best is, or how to go on with it."""
-    out, best = quote(str(result.out)), quote(str(result.out / "best.safetensors"))
+    best = quote(str(result.out / "best.safetensors"))
     if result.interrupted:
-        say(
-            console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(data)} --out {out} --resume"
-        )
+        say(console, f"stopped in epoch {result.epochs + 1}; {going_on(data, result.out)}")
     if result.best:
         key = next(key for key in METRICS if key in result.best)
         beside = "".join(f", {name} {result.best[name]:.2%}" for name in BESIDE.get(key, ()) if name in result.best)
         say(console, f"best {METRICS[key]} {result.best[key]:.2%}{beside} in epoch {result.best['epoch']}: {best}")
         say(console, f"try it: shvit predict {best} IMAGES…")
+
+
+def going_on(data: str, out: Path) -> str:
+    """How a run that was stopped is resumed."""
+    return f"go on with: shvit train {quote(data)} --out {quote(str(out))} --resume"
 
 
 def profiling(console: Console) -> None:
@@ -253,6 +256,7 @@ def surveyed(console: Console, facts: dict[str, Any]) -> None:
 
 
 def as_json(document: Any, encoding: str = "utf-8") -> str:
-    """Text that this encoding can write: outside UTF-8, with JSON's own escapes."""
+    """Text that this encoding can write: outside UTF-8, and for what a terminal obeys, with JSON's own escapes."""
     escaped = not encoding.lower().startswith("utf")
-    return json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
+    text = json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
+    return "\n".join(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))

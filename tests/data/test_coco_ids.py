@@ -53,3 +53,14 @@ def test_a_folder_gives_the_ids_of_all_its_files_or_is_refused(tmp_path):
         read_ids(folder, [Path("a.jpg")])
     with pytest.raises(InputError, match="holds no COCO annotations"):
         read_ids(tmp_path, [])
+
+
+def test_file_names_of_windows_and_ids_that_are_text(tmp_path):
+    images = [{"id": "41", "file_name": "one\\a.jpg"}, {"id": 2.0, "file_name": "two\\a.jpg"}]
+    images += [{"id": 3, "file_name": 5}, {"id": 4, "file_name": "."}]
+    categories = [{"id": "7", "name": "tree"}]
+    file = tmp_path / "all.json"
+    file.write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    ids = read_ids(file, [Path("photos/two/a.jpg"), Path("photos/one/a.jpg"), Path("5")])
+    assert list(ids.images.values()) == [2, 41, 3]
+    assert ids.categories == {"tree": 7}

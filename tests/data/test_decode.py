@@ -1,16 +1,18 @@
 """Every kind of image file that real folders hold, and every way in which one can be bad."""
 
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from conftest import picture
+from conftest import memory_taken, picture
 from shvit.data import decode as module
-from shvit.data.decode import BadImage, decode, decode_small, open_small
+from shvit.data.decode import MAX_PIXELS, BadImage, decode, open_small
 
 RED, GREEN = (250, 10, 10), (10, 250, 10)
 
@@ -20,6 +22,12 @@ def halves(mode="RGB", left=RED, right=GREEN) -> Image.Image:
     image = Image.new("RGB", (32, 16), right)
     image.paste(left, (0, 0, 16, 16))
     return image.convert(mode)
+
+
+def decode_small(source, least_side, max_pixels=MAX_PIXELS):
+    """At a part of its size, as long as the shorter side keeps so many pixels."""
+    image = open_small(source, max_pixels)
+    return image.decode(min(image.height, image.width) / least_side)
 
 
 def data_of(image, kind, **options) -> bytes:
@@ -242,6 +250,120 @@ def test_flipped_bytes_never_crash():
 def test_empty(tmp_path):
     (tmp_path / "a.jpg").touch()
     assert bad(tmp_path / "a.jpg") == "file is empty"
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+def test_no_program_is_started(tmp_path, monkeypatch):
+    """Pillow has Ghostscript draw PostScript, whatever the file is called."""
+    for name in ("gs", "gswin32c", "gswin64c"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    assert bad(POSTSCRIPT) == "not an image in a known format"
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("kind", ["ICO", "ICNS", "EPS"])
+def test_formats_that_unpack_before_their_size_is_known_are_not_read(kind):
+    assert bad(data_of(Image.new("RGB", (128, 128)), kind)) == "not an image in a known format"
+
+
+def with_scans(data, copies):
+    """A JPEG whose last scan comes so many times more."""
+    start, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:end] + copies * data[start:end] + data[end:]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_of_too_many_scans_is_refused(decoders, progressive):
+    whole = data_of(halves(), "JPEG", progressive=progressive)
+    assert bad(with_scans(whole, 300)).endswith(" scans, more than the limit of 100 for so many pixels")
+    if progressive:
+        assert decode(with_scans(whole, 50)).size == (32, 16)
+
+
+def test_scans_of_a_large_jpeg_count_for_more(decoders):
+    data = data_of(Image.new("L", (9400, 9400)), "JPEG", progressive=True)
+    assert bad(with_scans(data, 16)).endswith("more than the limit of 16 for so many pixels")
+
+
+def test_scans_of_previews_and_bytes_after_the_image_do_not_count(decoders):
+    data = data_of(halves(), "JPEG", progressive=True)
+    preview = b"\xff\xed" + struct.pack(">H", 2 + 2 * 400) + 400 * b"\xff\xda"
+    assert decode(data[:2] + preview + data[2:] + 500 * b"\xff\xda").size == (32, 16)
+    assert len(open_small(data[:2] + preview + data[2:] + 500 * b"\xff\xda").decode(1).values) == 16
+
+
+@pytest.mark.usefixtures("at_most_ten_seconds")
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    assert bad(tmp_path / "pipe.jpg") == "not a regular file"
+    assert bad(tmp_path / "device.jpg") == "not a regular file"
+
+
+@pytest.mark.parametrize(
+    ("begin", "reason"),
+    [(b"", "not an image in a known format"), (data_of(halves(), "JPEG"), "more than 32x16 pixels can need")],
+)
+def test_a_file_of_forty_gigabytes_is_not_read(tmp_path, begin, reason):
+    path = tmp_path / "sparse.jpg"
+    path.write_bytes(begin)
+    os.truncate(path, 40 * 10**9)
+    assert reason in bad(path)
+
+
+def test_a_large_file_of_many_pixels_is_read(tmp_path):
+    path = tmp_path / "large.bmp"
+    Image.new("RGB", (5000, 5000), RED).save(path)
+    assert path.stat().st_size > module.SMALL_FILE
+    assert_colour(decode(path), (4, 4), RED, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "I;16"])
+def test_strips_are_the_whole(monkeypatch, mode):
+    """Large images are converted strip by strip."""
+    image = picture(100, size=(37, 53))
+    image = image.convert("L").convert("I;16") if mode == "I;16" else image.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(picture(90, 1, size=(37, 53)).convert("L"))
+    options = {"transparency": 7} if mode == "P" else {}
+    data = data_of(image, "PNG", **options)
+    whole = np.asarray(decode(data))
+    monkeypatch.setattr(module, "STRIP", 200)
+    np.testing.assert_array_equal(np.asarray(decode(data)), whole)
+    np.testing.assert_array_equal(open_small(data).decode(1).values, whole)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory in use is not known here")
+def test_a_lack_of_memory_is_a_bad_image(tmp_path):
+    """In Pillow, in numpy and in torch."""
+    Image.new("L", (9000, 9000)).save(tmp_path / "large.png")
+    Image.new("L", (9000, 9000)).save(tmp_path / "large.jpg")
+    _, printed = memory_taken(
+        """
+import resource
+from shvit.data.decode import BadImage
+from shvit.data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
+size = Preprocess(32)
+readers = [Decoded(eval_transform(size)), fast_eval_decoder(size), TrainReader(32, crop_scale=(1, 1))]
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
+def reason(read, path):
+    try:
+        return tuple(read(path).shape)
+    except BadImage as error:
+        return str(error)
+print([reason(read, path) for path in sys.argv[1:] for read in readers])
+""",
+        tmp_path / "large.png",
+        tmp_path / "large.jpg",
+    )
+    assert printed.count("there is not enough memory for it") == 4  # a JPEG is decoded at an eighth of its size
+    assert printed.count("(3, 32, 32)") == 2
 
 
 def test_missing_and_folders(tmp_path):

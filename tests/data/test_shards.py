@@ -614,6 +614,52 @@ def test_labels_in_json_names_and_what_has_none(tmp_path):
     assert source.whole().usable_labels() == {0, 1}
 
 
+def unusable(path):
+    """The images of a shard by name, with their labels; and why the others cannot be used."""
+    source = open_source(path, val_share=0.5)
+    pile = source.whole()
+    good = sorted((pile.names[i], source.classes[pile.labels[i]]) for i in range(len(pile)) if i not in pile.bad)
+    return source, good, sorted((pile.names[i], reason) for i, reason in pile.bad.items())
+
+
+def test_members_of_one_name_in_a_shard_are_said(tmp_path, run):
+    rows = [(f"{i % 5}.{ending}", data) for i in range(10) for ending, data in (("jpg", jpeg(i)), ("cls", b"cat"))]
+    make_tar(tmp_path / "x.tar", rows)
+    source, good, bad = unusable(tmp_path / "x.tar")
+    assert good == [(f"x.tar/{i}", "cat") for i in range(5)]
+    assert bad == [(f"x.tar/{i}", "another member has its name") for i in range(5)]
+    assert source.warnings == ("5 samples cannot be used, the first because another member has its name",)
+    assert "5 samples cannot be used" in run("info", tmp_path / "x.tar")[1]
+
+
+def test_an_image_with_several_labels_of_one_name_has_none(tmp_path):
+    make_tar(tmp_path / "x.tar", [*pair("1", 1), ("1.cls", b"dog"), *pair("2", 2), *pair("3", 3)])
+    _, good, bad = unusable(tmp_path / "x.tar")
+    assert good == [("x.tar/2", "cat"), ("x.tar/3", "cat")]
+    assert bad == [("x.tar/1", "it has several labels of one name")]
+
+
+def pair(key, shade):
+    return [(f"{key}.jpg", jpeg(shade)), (f"{key}.cls", b"cat")]
+
+
+def test_names_with_dots_in_a_shard_are_said(tmp_path, run):
+    dotted = [member for i in range(3) for member in pair(f"img.00{i}", i)]
+    make_tar(tmp_path / "x.tar", [*pair("a", 7), *pair("b", 8), *dotted, *pair("a.v2", 9), ("b.seg.png", b"a mask")])
+    source, good, bad = unusable(tmp_path / "x.tar")
+    assert good == [("x.tar/a", "cat"), ("x.tar/b", "cat")]
+    reason = "names end at their first dot, so that it counts as one of"
+    lost = [("x.tar/a", f"{reason} a"), *[("x.tar/img", f"{reason} img")] * 3]
+    assert [row for row in bad if row[1] != "it has no image"] == lost
+    assert "5 samples cannot be used" in source.warnings[0]
+    assert "samples cannot be used" in run("info", tmp_path / "x.tar")[1]
+
+
+def test_a_shard_with_braces_in_its_name(tmp_path):
+    make_tar(tmp_path / "x{1,2}.tar", [member for i in range(4) for member in pair(i, i)])
+    assert len(open_source(tmp_path / "x{1,2}.tar", val_share=0.5).whole()) == 4
+
+
 def test_unindexed_shards_that_are_damaged(jpegs, bare):
     whole = open_source(bare)
     (bare / "train-000000.tar").write_bytes(b"x" * 2000)
@@ -640,9 +686,46 @@ def test_unindexed_shards_that_are_damaged(jpegs, bare):
     ]
 
 
+def sized(name, size, kind=tarfile.REGTYPE):
+    """The header of a member that says it is of this size."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_members_that_claim_to_be_huge_are_not_read(tmp_path):
+    """Neither of a tar that is as large, but full of nothing, nor of one that is not."""
+    begin = sized("0.jpg", 512) + bytes(512) + sized("0.cls", 1) + b"1".ljust(512, b"\0")
+    for name, header, words in (
+        ("a", sized("1.jpg", 30 * 10**9), "the first because its 30,000,000,000 bytes"),
+        ("b", sized("1.cls", 30 * 10**9), "it has no image"),
+        ("c", sized("x", 30 * 10**9, tarfile.GNUTYPE_LONGNAME), "a header of 30,000,000,000 bytes"),
+        ("d", sized("x", 30 * 10**9, tarfile.XHDTYPE), "a header of 30,000,000,000 bytes"),
+    ):
+        path = tmp_path / f"{name}.tar"
+        path.write_bytes(begin + header)
+        os.truncate(path, 31 * 10**9)
+        source = open_source(path)
+        assert re.search(words, " ".join(source.warnings)), source.warnings
+        os.truncate(path, len(begin + header))
+        assert len(open_source(path).whole().usable_labels()) == 1
+
+
+@pytest.mark.usefixtures("at_most_ten_seconds")
+def test_pipes_and_devices_are_no_shards(tmp_path, shards):
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(DataError, match="not a regular file"):
+        open_source(tmp_path / "pipe.tar")
+    (shards / "shards.json").unlink()
+    os.mkfifo(shards / "shards.json")
+    with pytest.raises(DataError, match="not a regular file"):
+        open_source(shards / "shards.json")
+
+
 @pytest.mark.parametrize(
     ("members", "words"),
     [
+        ([("1.jpg", b"x"), ("1.cls", b"9" * 30)], "there may be 1,000,000 classes at most"),
         ([], "no samples in 1 shards"),
         ([("1.jpg", b"x"), ("1.cls", b"-1")], "has the label -1: classes are counted from 0"),
     ],
@@ -651,6 +734,17 @@ def test_unindexed_shards_that_cannot_be_used(tmp_path, members, words):
     make_tar(tmp_path / "x.tar", members)
     with pytest.raises(DataError, match=words):
         open_source(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [(("1.json", b"[" * 100_000), "nested too deeply"), (("1.cls", b"1" * (2 << 20)), "2,097,152 bytes are more than")],
+    ids=["deep", "long"],
+)
+def test_labels_that_cannot_be_read_are_told(tmp_path, label, words):
+    make_tar(tmp_path / "x.tar", [("0.jpg", b"x"), ("0.cls", b"0"), ("1.jpg", b"x"), label])
+    [warning] = open_source(tmp_path / "x.tar").warnings
+    assert words in warning
 
 
 def test_names_of_shards_that_do_not_go_together(bare):

@@ -1,11 +1,13 @@
 """What may be called data, and each way in which it can be wrong."""
 
+import os
 import shutil
 from collections import Counter
 
 import pytest
 
 from conftest import picture, write_pictures
+from shvit.data.identity import of_file, of_name
 from shvit.data.sources import DataError, duplicates, open_source
 
 
@@ -185,7 +187,50 @@ def test_duplicates_between_splits_are_found_by_content(folder):
     same_size[60] ^= 1
     (folder / "val" / "dark" / "same_size.png").write_bytes(same_size)
     source = open_source(folder)
-    assert duplicates(source.train, source.val) == [(str(copied), str(folder / "val" / "light" / "another_name.png"))]
+    assert duplicates(source.train, source.val) == [([str(copied)], [str(folder / "val/light/another_name.png")])]
+
+
+def test_links_that_lead_back_add_no_images(folder):
+    before = open_source(folder)
+    for place in ("train/dark/again", "val/light/up", "train/all"):
+        (folder / place).symlink_to(folder)
+    (folder / "train" / "light" / "here").symlink_to(folder / "train" / "light")
+    after = open_source(folder)
+    assert (after.classes, after.fingerprint) == (before.classes, before.fingerprint)
+
+
+@pytest.mark.usefixtures("at_most_ten_seconds")
+def test_pipes_and_huge_files_have_the_identity_of_their_name(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "sparse.png").touch()
+    os.truncate(tmp_path / "sparse.png", 40 * 10**9)
+    for name in ("pipe.png", "sparse.png"):
+        assert of_file(tmp_path / name) == of_name(name)
+
+
+def test_many_copies_are_one_group(tmp_path):
+    """Their pairs would be too many to list."""
+    (tmp_path / "a.png").write_bytes(b"the same")
+    rows = [f"copies/{index}.png,{'ab'[index % 2]},{('train', 'val')[index // 2 % 2]}" for index in range(4000)]
+    (tmp_path / "copies").mkdir()
+    for index in range(4000):
+        (tmp_path / "copies" / f"{index}.png").hardlink_to(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    source = open_source(tmp_path / "labels.csv")
+    [(train, val)] = duplicates(source.train, source.val)
+    assert (len(train), len(val)) == (2000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("a.png,b\0\n", "NUL"), ("a.png," + "b" * 200_000, "field larger than field limit"), ("\0" * 5000, "NUL")],
+)
+def test_a_csv_of_impossible_cells_is_refused_in_one_line(tmp_path, text, reason):
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=reason) as caught:
+        open_source(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_unreadable_files_are_no_duplicates(tmp_path):

@@ -1,6 +1,7 @@
 """The fast ways from file to tensor, against timm's own transforms."""
 
 import io
+import math
 import pickle
 import random
 
@@ -11,8 +12,9 @@ import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms.v2 import InterpolationMode, Resize
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
-from conftest import picture
+from conftest import memory_taken, picture
 from shvit.data.decode import BadImage, decode
 from shvit.data.loader import seeded
 from shvit.data.transforms import (
@@ -51,6 +53,42 @@ def test_pixels_are_those_of_timms_transform(size, crop, interpolation):
         mean, most = difference(source, Preprocess(64, crop, interpolation))
         assert mean < 0.3  # noise, which rounding between the two directions moves more than photographs
         assert most <= 2
+
+
+@pytest.mark.parametrize("size", [(400, 30), (7, 150), (2, 333), (1, 200)])
+@pytest.mark.parametrize(
+    ("crop", "interpolation"), [(0.875, "bicubic"), (1.0, "lanczos"), (0.9, "nearest"), (0.1, "bilinear")]
+)
+def test_long_images_are_cropped_first_and_keep_their_pixels(size, crop, interpolation):
+    """They are those of torchvision's own resizing and cropping."""
+    preprocess, image = Preprocess(32, crop, interpolation), picture(100, size=size)
+    shorter, method = math.floor(32 / crop), InterpolationMode(interpolation)
+    expected = pil_to_tensor(center_crop(resize(image, [shorter], method), [32])).int()
+    for read in (eval_transform(preprocess), fast_eval_decoder(preprocess)):
+        assert (read(image).int() - expected).abs().max() <= 1
+
+
+THIN = """
+import torch
+from shvit.data.frames import read_whole
+from shvit.data.loader import seeded
+from shvit.data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
+crop, squash, whole, shorter = (Preprocess(256, fit=fit) for fit in ("crop", "squash", "whole", "shorter"))
+readers = [*(Decoded(eval_transform(one)) for one in (crop, squash)), *map(fast_eval_decoder, (crop, squash))]
+readers += [TrainReader(256, rand_augment="rand-m9-mstd0.5-inc1"), lambda path: read_whole(path, whole)[0]]
+readers += [lambda path: read_whole(path, shorter)[0], fast_eval_decoder(Preprocess(256, 1e-6))]
+print([tuple(read(path).shape) for path in sys.argv[1:] for read in readers])
+"""
+
+
+def test_thin_images_take_bounded_memory(tmp_path):
+    """In prediction, evaluation, training, and as detectors see them."""
+    for number, size in enumerate([(2, 20_000), (1, 1_000_000), (1_000_000, 1)]):
+        Image.new("L", size, 90).save(tmp_path / f"{number}.png")
+    Image.new("RGB", (65_000, 1), (90, 90, 90)).save(tmp_path / "4.jpg")
+    taken, printed = memory_taken(THIN, *sorted(tmp_path.iterdir()))
+    assert printed.count("(3, 256, 256)") == 4 * 7
+    assert taken < 250
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 200), (1000, 40), (37, 38), (500, 333)])

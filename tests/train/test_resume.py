@@ -268,6 +268,64 @@ def test_other_data_is_refused(folder, start, tmp_path):
         go(folder, start, tmp_path / "run", resume=True)
 
 
+def test_a_finished_run_says_so(run, folder, start, tmp_path):
+    out = tmp_path / "run"
+    go(folder, start, out, epochs=1)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    code, text, _ = run("train", folder, "--out", out, "--resume", "--workers", 0, "--device", "cpu")
+    assert code == 0
+    assert f"nothing to resume: the run in {out} is finished, all of its 1 epochs are done" in text
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_ctrl_c_before_the_first_step_says_what_is_kept(run, folder, start, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    command = ["train", folder, "--model", start, "--out", out, "--epochs", 1, "--batch-size", 8, "--workers", 0]
+    with monkeypatch.context() as patched:
+        patched.setattr("shvit.train.run._planned", stop)
+        code, _, err = run(*command)
+    assert (code, err.splitlines()[-1]) == (130, "stopped: nothing was written")
+    assert not out.exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_probe", stop)
+        code, _, err = run(*command)
+    assert code == 130
+    assert f"stopped: the run is kept in {out}; go on with: shvit train {folder} --out {out} --resume" in err
+    assert run("train", folder, "--out", out, "--resume", "--workers", 0)[0] == 0
+
+
+def test_one_of_two_trainings_into_a_new_folder_is_refused(folder, start, tmp_path, begin):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "shvit", "train", str(folder), "--model", str(start), "--out", str(out)]
+    flags = ["--epochs", "2", "--batch-size", "8", "--compile", "off", "--workers", "0", "--device", "cpu"]
+    both = [begin([*command, *flags]) for _ in range(2)]
+    errors = [process.communicate(timeout=240)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], errors
+    refused = errors[[process.returncode for process in both].index(2)]
+    assert "another training is writing into" in refused or "is not empty" in refused
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    assert not list(out.glob(".*"))
+
+
+def test_a_run_that_goes_on_is_not_resumed_beside_itself(folder, start, tmp_path, begin, monkeypatch):
+    """The lock is held before the first step, too."""
+    out, seen = tmp_path / "run", []
+
+    def meanwhile(self):
+        command = [sys.executable, "-m", "shvit", "train", str(folder), "--out", str(out), "--resume"]
+        seen.append(begin([*command, "--workers", "0"]))
+        seen.append(seen[0].communicate(timeout=240)[1])
+        return {}, {}
+
+    monkeypatch.setattr(Trainer, "_probe", meanwhile)
+    go(folder, start, out, epochs=1, workers=1)
+    assert seen[0].returncode == 2
+    assert f"another training is writing into {out}" in seen[1]
+
+
 @pytest.mark.slow
 def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path, begin):
     command = [

@@ -16,8 +16,9 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from ..files import writing
 from ..model.architecture import TIMM_PREFIX
-from ..screen import literal_text
+from ..screen import literal_text, visible
 from .report import mark
 from .run import Result, Row
 
@@ -74,7 +75,8 @@ def draw(result: Result, path: Path) -> bool:
     for put in put_names:
         put()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with writing(path):
+        figure.savefig(path)
     return True
 
 
@@ -151,7 +153,7 @@ def _name_beside(axes: Axes, ends: list[Point]) -> None:
 
 def _annotate(axes: Axes, point: Point, line_from: tuple[float, float] = (0.5, 0.5)) -> Annotation:
     return axes.annotate(
-        point.name,
+        visible(point.name),
         (point.x, point.y),
         (0, 0),
         textcoords="offset points",

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import InputError
 from ..files import replacing
-from ..screen import say, show_table
+from ..screen import say, show_table, visible
 from .peers import Top1
 from .run import Result, Row, describe
 
@@ -62,10 +62,10 @@ NOTES_ON_DETECTORS = (
 )
 NOTES = (
     "ms a call: the median of the rounds' medians, for one batch; p95 is of all calls; half of the rounds lie within "
-    "the spread.\n"
-    "of ceiling: operations/s over the machine's rate of matrix products in that precision.\n"
-    "memory: the most held while running, the runtime included, less what Python with torch held before loading.\n"
-    "params, MACs: of the folded network."
+    "the spread.",
+    "of ceiling: operations/s over the machine's rate of matrix products in that precision.",
+    "memory: the most held while running, the runtime included, less what Python with torch held before loading.",
+    "params, MACs: of the folded network.",
 )
 NOTE_ON_TOP1 = (
     "top-1: published, on ImageNet-1K († distilled), or a file's own, on its validation images (‡); timed were random "
@@ -76,10 +76,10 @@ NOTE_ON_TOP1 = (
 @contextmanager
 def watching(console: Console) -> Iterator[Callable[[str, int, int], None]]:
     """A bar for `bench` to move, while a terminal watches."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("")
-        yield lambda what, done, total: progress.update(bar, description=what, completed=done, total=total)
+        yield lambda what, done, total: progress.update(bar, description=visible(what), completed=done, total=total)
 
 
 def show(console: Console, result: Result) -> None:
@@ -109,7 +109,8 @@ def show(console: Console, result: Result) -> None:
     columns = [("model", lambda row: row.case.model), *differing, *shown, *_paper_columns(result)]
     rows = [[cell(row) for _, cell in columns] for row in result.rows]
     show_table(console, [name for name, _ in columns], rows)
-    say(console, f"{NOTES}\n{NOTE_ON_TOP1 if classifies else NOTES_ON_DETECTORS}", style="dim")
+    for note in (*NOTES, NOTE_ON_TOP1 if classifies else NOTES_ON_DETECTORS):
+        say(console, note, style="dim")
     if any(row.random_calibration for row in result.rows):
         say(console, "* quantised on random images, for its speed alone", style="dim")
     if result.request.profile:
@@ -122,7 +123,8 @@ def show(console: Console, result: Result) -> None:
 
 def _show_profile(console: Console, result: Result, row: Row) -> None:
     """What one row's call spends its time on; on the cuda engine, beside the least that it must."""
-    say(console, f"\n{describe(row.case)}: where the time of a call goes", style="bold")
+    say(console, "")
+    say(console, f"{describe(row.case)}: where the time of a call goes", style="bold")
     if not row.profile:
         say(console, f"{row.case.engine} does not show it to PyTorch's profiler")
         return

@@ -4,25 +4,27 @@ Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; for
 """
 
 import hashlib
-import json
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
-from PIL import Image, UnidentifiedImageError
 
-from .decode import BadImage, upright_size
+from ..errors import DataError
+from .coco_files import annotation_files, files_by_split, image_folder, located
+from .coco_rows import common_categories, file_name, is_crowd, read_categories, read_document, whole_number
+from .decode import BadImage, read_size
+from .folders import find_coco, refuse_format
 from .identity import DrawnBy, held_out
-from .segments import Segment, enclosed, numbers, plausible, read_segment
-from .sources import TRAIN_NAMES, VAL_NAMES, DataError
+from .segments import Segment, enclosed, lost_parts, numbers, plausible, read_segment
+from .walk import is_file
 
 T = TypeVar("T")
-BESIDE = "_annotations.coco.json"
-"""What Roboflow writes into the folder of each split."""
 SLACK = 1.0
 """Pixels that a box may reach beyond its image before that is told: annotators' rounding."""
 SMALL, MEDIUM = 32**2, 96**2
@@ -142,8 +144,8 @@ class CocoSource:
 
 
 def is_coco(folder: Path) -> bool:
-    """Whether a folder holds annotations as COCO, or Roboflow, names them."""
-    return bool(_annotation_files(folder))
+    """Whether a folder, or the only folder in it, holds annotations as COCO, or Roboflow, names them."""
+    return find_coco(folder) is not None
 
 
 def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoSource:
@@ -161,14 +163,19 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
         DataError: There are no such files, one is no COCO file, or files disagree about the classes. Whatever is wrong
             with single images and annotations leaves them out, and is among the warnings.
     """
-    root = Path(data)
-    files = _by_split(root)
+    root = find_coco(Path(data))
+    if root is None:
+        if Path(data).is_dir():
+            refuse_format(Path(data))
+        expected = f"{data}/annotations/instances_train….json and …_val….json"
+        raise DataError(f"{data} is no COCO folder: expected {expected}")
+    files = files_by_split(root)
     read = {split: _read(path, root) for split, path in files.items()}
-    categories = _common([one.categories for one in read.values()], root)
+    categories = common_categories([one.categories for one in read.values()], root)
     classes, ids = tuple(categories.values()), tuple(categories)
     scenes = {split: one.scenes({key: place for place, key in enumerate(ids)}) for split, one in read.items()}
     warnings = [f"{files[split].name}: {line}" for split, one in read.items() for line in one.problems.lines()]
-    if unused := [str(path.relative_to(root)) for path in _annotation_files(root) if path not in files.values()]:
+    if unused := [str(path.relative_to(root)) for path in annotation_files(root) if path not in files.values()]:
         warnings.append(f"not used: {', '.join(unused)}")
     if missing := _without_objects(classes, scenes.values()):
         warnings.append(f"{len(missing):,} classes have no object in any image, such as {missing[0]}")
@@ -192,28 +199,6 @@ def _by_position(count: int, seed: int, share: float) -> list[int]:
     """As earlier versions drew them: one image more or less changes which they are."""
     order = random.Random(seed).sample(range(count), count)
     return sorted(order[: min(max(1, round(count * share)), count - 1)])
-
-
-def _annotation_files(root: Path) -> list[Path]:
-    return [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{BESIDE}"))]
-
-
-def _by_split(root: Path) -> dict[str, Path]:
-    """`train` and `val`, or `all`. Raises DataError."""
-    files = _annotation_files(root)
-    if not files:
-        raise DataError(f"{root} is no COCO folder: expected {root}/annotations/instances_train….json and …_val….json")
-    names = {path: path.parent.name if path.name == BESIDE else path.stem.partition("_")[2] for path in files}
-    if len(files) == 1:
-        return {"all": files[0]}
-    found = {}
-    for split, kinds in (("train", TRAIN_NAMES), ("val", VAL_NAMES)):
-        groups = ([path for path in files if names[path].lower().startswith(kind)] for kind in kinds)
-        found[split] = next((group for group in groups if group), [])
-    if any(len(group) != 1 for group in found.values()):
-        listed = ", ".join(str(path.relative_to(root)) for path in files)
-        raise DataError(f"{root} needs one file named train and one named val, or a single file; it has {listed}")
-    return {split: group[0] for split, group in found.items()}
 
 
 class _Problems:
@@ -260,22 +245,28 @@ class _File:
         """The image's place, and box, label, crowd, area and shape; None where it cannot be used."""
         add = self.problems.add
         if not isinstance(row, dict):
-            return add("annotations are no JSON objects and left out", repr(row)[:40])
-        about = f"annotation {row.get('id')}"
-        place, label = places.get(_key(row, "image_id")), labels.get(_key(row, "category_id"))
+            return add("annotations are no JSON objects and left out", shown(row)[:40])
+        about = f"annotation {shown(row.get('id'))}"
+        image_id, category_id = whole_number(row, "image_id"), whole_number(row, "category_id")
+        place = None if image_id is None else places.get(image_id)
+        label = None if category_id is None else labels.get(category_id)
         if place is None:
             return add(
-                "annotations are of images that are not listed and left out", f"{about} of {row.get('image_id')}"
+                "annotations are of images that are not listed and left out",
+                f"{about} of {shown(row.get('image_id'))}",
             )
         if label is None:
             return add(
-                "annotations are of categories that are not listed and left out", f"{about} of {row.get('category_id')}"
+                "annotations are of categories that are not listed and left out",
+                f"{about} of {shown(row.get('category_id'))}",
             )
         box = numbers(row.get("bbox"))
         if box is None or len(box) != 4:
             return add("boxes are not four numbers, and left out", about)
         if box[2] <= 0 or box[3] <= 0:
             return add("boxes have no width or no height and are left out", about)
+        if (crowd := is_crowd(row.get("iscrowd"))) is None:
+            return add("annotations have an iscrowd that is neither 0 nor 1 and are left out", about)
         height, width = self.sizes[place].tolist()
         if not height:  # of an image that cannot be used
             return None
@@ -285,14 +276,16 @@ class _File:
             return add("boxes lie outside of their images and are left out", about)
         if min(left, top) < -SLACK or right > width + SLACK or bottom > height + SLACK:
             add("boxes reach beyond their images and are cut off", about)
-        if (same := (place, label, *box, _key(row, "id"))) in seen:
+        if (same := (place, label, *box, whole_number(row, "id"))) in seen:
             return add("annotations come twice and are taken once", about)
         seen.add(same)
         shape = read_segment(row.get("segmentation"), height, width)
         if shape is None and row.get("segmentation"):
             add("masks are neither polygons nor run-length codes of their image's size, and not used", about)
-        crowd, area, boxed = bool(row.get("iscrowd")), row.get("area"), (cut[2] - cut[0]) * (cut[3] - cut[1])
-        if not isinstance(area, int | float) or (crowd and not area > 0):
+        if lost_parts(row.get("segmentation"), shape):
+            add("masks have parts that are no polygons and are left out", about)
+        boxed = (cut[2] - cut[0]) * (cut[3] - cut[1])
+        if (area := _area(row)) is None or (crowd and not 0 < area <= height * width):
             area = boxed
         elif not crowd and not plausible(area, shape, box[2] * box[3]):
             stated, area = area, (enclosed(shape) if shape else 0) or boxed
@@ -300,64 +293,26 @@ class _File:
                 "areas contradict masks or boxes and are computed from these",
                 f"{about}: {stated:,.10g} instead of {area:,.10g}",
             )
-        return place, (cut, label, crowd, area, shape)
-
-
-def read_listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
-    """File name and id of each image, and the ids of the categories by name; the images need not be there.
-
-    Args:
-        data: A COCO JSON file, or a folder as `open_coco` takes it.
-
-    Raises:
-        DataError: No such file, or none of COCO's; or files of a folder disagree about ids.
-    """
-    files = _annotation_files(data) if data.is_dir() else [data]
-    if not files:
-        raise DataError(f"{data} holds no COCO annotations: expected annotations/instances_*.json or */{BESIDE}")
-    names: dict[int, str] = {}
-    read: list[dict[int, str]] = []
-    for path in files:
-        document = _document(path, ("images", "categories"))
-        read.append(_categories(document["categories"], path))
-        for row in document["images"]:
-            if (
-                not isinstance(row, dict)
-                or (id_ := _key(row, "id")) is None
-                or not isinstance(row.get("file_name"), str)
-            ):
-                continue
-            if names.setdefault(id_, row["file_name"]) != row["file_name"]:
-                raise DataError(f"image id {id_} is {names[id_]} and {row['file_name']} in {data}: give one JSON file")
-    return [(name, id_) for id_, name in names.items()], {name: id_ for id_, name in _common(read, data).items()}
-
-
-def _document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
-    """Raises DataError where it is no COCO file with these lists."""
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    if not isinstance(document, dict):
-        raise DataError(f"{path} is no COCO file: expected an object with images, annotations and categories")
-    for key in lists:
-        if not isinstance(document.get(key), list):
-            raise DataError(f"{path} is no COCO file: it has no list named {key!r}")
-    return document
+        return place, (cut, label, crowd, min(area, height * width), shape)
 
 
 def _read(path: Path, root: Path) -> _File:
     """Raises DataError where it is no COCO file, or none of its images is there."""
-    document = _document(path, ("images", "annotations", "categories"))
+    document = read_document(path, ("images", "annotations", "categories"))
     problems = _Problems()
     listed = _listed_images(document["images"], path, root, problems)
     if not listed.images:
-        raise DataError(f"{path} lists no images")
+        rows = document["images"]
+        found = f"; the first of {len(rows):,} entries is {shown(rows[0])}" if rows else ""
+        raise DataError(f"{path} lists no images with a file_name and an id that is a whole number{found}")
     if len(listed.bad) == len(listed.images):
-        raise DataError(f"{path}: none of its {len(listed.images):,} images can be used, {listed.bad[0]}")
+        raise DataError(
+            f"{path}: none of its {len(listed.images):,} images can be used; first looked for {listed.images[0]}: "
+            f"{listed.bad[0]}"
+        )
     return _File(
         path,
-        _categories(document["categories"], path),
+        read_categories(document["categories"], path),
         listed.images,
         listed.ids,
         np.array(listed.sizes, np.int64).reshape(-1, 2),
@@ -377,73 +332,37 @@ class _Listed:
 
 def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems) -> _Listed:
     found, known = _Listed(), set()
-    folder = _image_folder(rows, path, root)
+    folder = image_folder([name for row in rows if (name := file_name(row))], path, root)
     for row in rows:
-        if not isinstance(row, dict) or _key(row, "id") is None or not isinstance(row.get("file_name"), str):
-            problems.add("images lack an id or a file_name and are left out", repr(row)[:40])
+        if (name := file_name(row)) is None or (id_ := whole_number(row, "id")) is None:
+            problems.add("images lack an id or a file_name and are left out", shown(row)[:40])
             continue
-        if row["id"] in known:
-            problems.add("images have the id of another one and are left out", f"{row['file_name']} with {row['id']}")
+        if id_ in known:
+            problems.add("images have the id of another one and are left out", f"{name} with {id_}")
             continue
-        known.add(row["id"])
-        file = folder / row["file_name"]
+        known.add(id_)
+        if not isinstance(row["id"], int):
+            problems.add("images have ids that are not whole numbers and are read as such", shown(row["id"])[:40])
+        file = located(folder, name)
         size = row.get("height"), row.get("width")
-        reason = None if file.is_file() else "no such file"
-        if not all(isinstance(side, int) and side > 0 for side in size):
+        reason = None if is_file(file) else "no such file"
+        if not all(isinstance(side, int) and 0 < side < 2**31 for side in size):
             size, reason = ((0, 0), reason) if reason else _size(file)
         if reason is not None:
-            problems.add("images cannot be used and are left out", f"{row['file_name']}: {reason}")
+            problems.add("images cannot be used and are left out", f"{name}: {reason}")
             found.bad[len(found.images)] = reason
         found.images.append(file)
-        found.ids.append(row["id"])
+        found.ids.append(id_)
         found.sizes.append((int(size[0]), int(size[1])))  # pyright: ignore[reportArgumentType]
     return found
-
-
-def _image_folder(rows: list[Any], path: Path, root: Path) -> Path:
-    """Where the first of the images that is found lies; else where they are expected."""
-    if path.name == BESIDE:
-        return path.parent
-    name = path.stem.partition("_")[2]
-    places = [root / name, root / "images" / name, root / "images", root]
-    names = [row["file_name"] for row in rows if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
-    return next((place for file in names[:100] for place in places if (place / file).is_file()), places[0])
 
 
 def _size(file: Path) -> tuple[tuple[int, int], str | None]:
     """Height and width of the upright image by the file's header, or why not."""
     try:
-        with Image.open(file) as image:
-            return upright_size(image), None
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return (0, 0), " ".join(str(error).split())
-
-
-def _categories(rows: list[Any], path: Path) -> dict[int, str]:
-    """Name of each id, in the order of ids. Raises DataError."""
-    found: dict[int, str] = {}
-    for row in rows:
-        key, name = (_key(row, "id"), row.get("name")) if isinstance(row, dict) else (None, None)
-        if key is None or not isinstance(name, str) or not name:
-            raise DataError(f"{path}: a category needs an id, which is a whole number, and a name; got {row!r}")
-        if key in found:
-            raise DataError(f"{path}: the categories {found[key]!r} and {name!r} have the same id {key}")
-        if name in found.values():
-            raise DataError(f"{path}: two categories are named {name!r}")
-        found[key] = name
-    if not found:
-        raise DataError(f"{path} has no categories")
-    return dict(sorted(found.items()))
-
-
-def _common(given: Sequence[dict[int, str]], root: Path) -> dict[int, str]:
-    """The categories of all files. Raises DataError where they differ."""
-    first, *others = given
-    for other in others:
-        if other != first:
-            [(key, name), *_] = sorted(set(first.items()) ^ set(other.items()))
-            raise DataError(f"{root}: its files disagree about the categories, such as {key}: {name}")
-    return first
+        return read_size(file), None
+    except BadImage as error:
+        return (0, 0), str(error)
 
 
 def _without_objects(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> list[str]:
@@ -451,10 +370,13 @@ def _without_objects(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> list
     return [name for label, name in enumerate(classes) if label not in seen]
 
 
-def _key(row: dict[str, Any], name: str) -> Any:
-    """A whole number; None for anything else."""
-    value = row.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _area(row: dict[str, Any]) -> float | None:
+    """As the file states it."""
+    value = row.get("area")
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return math.inf
 
 
 def _objects(rows: list[tuple[Any, ...]]) -> Objects:
@@ -467,10 +389,10 @@ def _objects(rows: list[tuple[Any, ...]]) -> Objects:
 
 
 def _fingerprint(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> str:
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for one in scenes:
         digest.update(b"split\n" + one.sizes.astype("<i8").tobytes())
         for path, objects in zip(one.images, one.objects, strict=True):
-            digest.update(path.name.encode() + objects.boxes.astype("<f4").tobytes())
+            digest.update(path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes())
             digest.update(objects.labels.astype("<i8").tobytes() + objects.crowd.tobytes())
     return digest.hexdigest()[:16]

@@ -3,10 +3,12 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from .coco import read_listing
-from .sources import DataError
+from ..errors import DataError
+from .coco_files import BESIDE, annotation_files, posix
+from .coco_rows import common_categories, file_name, read_categories, read_document, whole_number
+from .folders import find_coco
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
         DataError: No COCO annotations; one id for two images of different files; or an image fits several entries, or
             an entry several images.
     """
-    entries, categories = read_listing(data)
+    entries, categories = _listing(data)
     by_name: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
-    for file_name, id_ in entries:
-        parts = PurePosixPath(file_name).parts
-        by_name[parts[-1]].append((parts, id_))
+    for name, id_ in entries:
+        if parts := posix(name).parts:
+            by_name[parts[-1]].append((parts, id_))
     images: dict[Path, int] = {}
     taken: dict[int, Path] = {}
     for path in paths:
@@ -49,6 +51,32 @@ def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
             raise DataError(f"{taken[id_]} and {path} both fit image {id_} of {data}: give only one of them")
         images[path], taken[id_] = id_, path
     return CocoIds(str(data), images, categories, tuple(path for path in paths if path not in images))
+
+
+def _listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
+    """File name and id of each image, and the ids of the categories by name; the images need not be there.
+
+    Args:
+        data: A COCO JSON file, or a folder as `open_coco` takes it.
+
+    Raises:
+        DataError: No such file, or none of COCO's; or files of a folder disagree about ids.
+    """
+    files = annotation_files(find_coco(data) or data) if data.is_dir() else [data]
+    if not files:
+        raise DataError(f"{data} holds no COCO annotations: expected annotations/instances_*.json or */{BESIDE}")
+    names: dict[int, str] = {}
+    read: list[dict[int, str]] = []
+    for path in files:
+        document = read_document(path, ("images", "categories"))
+        read.append(read_categories(document["categories"], path))
+        for row in document["images"]:
+            if (name := file_name(row)) is None or (id_ := whole_number(row, "id")) is None:
+                continue
+            if names.setdefault(id_, name) != name:
+                raise DataError(f"image id {id_} is {names[id_]} and {name} in {data}: give one JSON file")
+    categories = {name: id_ for id_, name in common_categories(read, data).items()}
+    return [(name, id_) for id_, name in names.items()], categories
 
 
 def _id_of(path: Path, entries: list[tuple[tuple[str, ...], int]], data: Path) -> int | None:

@@ -1,17 +1,19 @@
 """From the bytes of an image file to 8-bit RGB pixels, or a reason why not."""
 
 import io
+import os
 import re
 import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,6 +26,24 @@ Source = Path | str | bytes | np.ndarray | Image.Image
 
 MAX_PIXELS = 89_478_485
 """Images with more pixels are refused as decompression bombs. The number from which Pillow warns: 256 MiB of RGB."""
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "PCX", "PSD", "SGI", "SUN",
+    "TGA",
+)  # fmt: skip
+"""What Pillow may read. Its other decoders start programs (EPS), open images within images whatever their size (ICO,
+ICNS), or are loops in Python."""
+HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
+"""What files hold at byte 4 that pillow-heif reads, where it is installed."""
+SMALL_FILE = 1 << 26
+BYTES_A_PIXEL = 8
+"""A file may have `SMALL_FILE` bytes, and so many more for each pixel: RGBA of 16 bits."""
+MAX_BYTES = SMALL_FILE + BYTES_A_PIXEL * MAX_PIXELS
+MAX_SCANS, MAX_SCANNED = 100, 1_500_000_000
+"""Scans of a JPEG, and its pixels times these: each scan takes time for all pixels. Tools write up to 20."""
+LARGE = 1 << 24
+"""Pixels from which images are decoded one at a time, whatever the number of threads."""
+STRIP = 1 << 22
+"""Pixels that are converted at once where that takes several times their memory."""
 
 _DECODER_ERRORS = (
     OSError,
@@ -39,6 +59,7 @@ _DECODER_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
+    Image.DecompressionBombError,
 )
 """What Pillow's decoders raise on damaged files."""
 
@@ -47,6 +68,10 @@ SIMPLEJPEG = find_spec("simplejpeg") is not None
 
 _TURNED = (b"Exif\0", b"tiff:Orientation")
 """One of these is in every file that says how its image is to be turned."""
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""Of a JPEG: what begins a segment, and no part of compressed pixels."""
+NO_MEMORY = "there is not enough memory for it"
 
 _AFTER_THE_CUT = "extraneous bytes before marker 0xd9"
 """What libjpeg has to say of a sound JPEG that ends before its data do."""
@@ -59,6 +84,7 @@ RANGES = 8, 10, 12, 14, 16, 24, 31
 """Bits of the ranges that grey pixels are taken to have where the file declares none."""
 
 _open_lock = threading.Lock()
+_large_lock = threading.RLock()
 
 
 class BadImage(ValueError):
@@ -81,7 +107,8 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS, upright: bool = True) -
         upright: Whether to turn a file's image as its EXIF data say; else it comes as it is stored.
 
     Raises:
-        BadImage: Missing, empty, not an image, truncated, damaged, too large, or of a kind without 8-bit meaning.
+        BadImage: Missing, empty, not a regular file, not an image in one of `FORMATS`, truncated, damaged, too large,
+            a JPEG of too many scans, or of a kind without 8-bit meaning; or there is not enough memory.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -90,8 +117,7 @@ def decode(source: Source, max_pixels: int = MAX_PIXELS, upright: bool = True) -
             _check_size(source.size, max_pixels)
             samples = _samples(source)
             return _to_rgb(ImageOps.exif_transpose(source), samples)
-        image = _open(_read(source))
-        _check_size(image.size, max_pixels)
+        image = _open_checked(_read(source), max_pixels)
         samples = _samples(image)
         return _to_upright_rgb(image, samples) if upright else _to_rgb(image, samples)
 
@@ -116,6 +142,15 @@ class Opened:
     """Of the upright image."""
     _decode: Callable[[float, int | None], Pixels]
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For decoding a large image and making it smaller: threads wait for one another, or each would hold one.
+
+        An allocation that fails inside raises BadImage.
+        """
+        with _large_lock if self.height * self.width >= LARGE else nullcontext(), within_memory():
+            yield
+
     def decode(self, at_most: float) -> Pixels:
         """The pixels, where they may be that many times smaller. Raises BadImage as `decode` does."""
         return self._decode(at_most, None)
@@ -138,22 +173,12 @@ def open_small(source: Source, max_pixels: int = MAX_PIXELS) -> Opened:
         BadImage: As `decode`, where the header shows it; what is wrong further on, `Opened.decode` raises.
     """
     if isinstance(source, np.ndarray | Image.Image):
-        values = np.array(decode(source, max_pixels))
+        values = _pixels(decode(source, max_pixels))
         height, width, _ = values.shape
         return Opened(height, width, lambda *_: Pixels(values, height, width))
     with _reasons():
         data = _read(source)
         return _opened_by_libjpeg(data, max_pixels) or _opened_by_pillow(data, max_pixels)
-
-
-def decode_small(source: Source, least_side: int, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """What `decode` gives, at a part of its size as long as the shorter side keeps `least_side` pixels.
-
-    Raises:
-        BadImage: As `decode`.
-    """
-    image = open_small(source, max_pixels)
-    return image.decode(min(image.height, image.width) / least_side)
 
 
 def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
@@ -172,6 +197,7 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
             simplejpeg.decode_jpeg(top, buffer=values, **least)
         except ValueError as error:
             if seen == height or _AFTER_THE_CUT not in str(error):  # it is not sound: Pillow knows the reason
+                del values
                 with _reasons():
                     return _opened_by_pillow(data, max_pixels).decode(at_most)
         return Pixels(values, height / shrink, width / shrink)
@@ -180,7 +206,10 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    return Opened(height, width, pixels) if colours in ("YCbCr", "Gray") and height * width <= max_pixels else None
+    if colours not in ("YCbCr", "Gray") or height * width > max_pixels:
+        return None
+    _check_scans(data, height * width)
+    return Opened(height, width, pixels)
 
 
 def _cut(data: bytes, height: int, rows: int) -> tuple[bytes, int]:
@@ -202,8 +231,7 @@ def _cut(data: bytes, height: int, rows: int) -> tuple[bytes, int]:
 
 
 def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
-    image = _open(data)
-    _check_size(image.size, max_pixels)
+    image = _open_checked(data, max_pixels)
     samples = _samples(image)
     width, height = image.size
 
@@ -211,7 +239,7 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
         shrink = _shrink(at_most)
         with _reasons():
             small = shrink > 1 and image.draft(None, (width // shrink, height // shrink)) is not None
-            values = np.array(_to_upright_rgb(image, samples))
+            values = _pixels(_to_upright_rgb(image, samples))
         if small:
             return Pixels(values, upright.height / shrink, upright.width / shrink)
         return Pixels(values, *values.shape[:2])
@@ -219,6 +247,16 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
     turned = _orientation(image) in (5, 6, 7, 8)
     upright = Opened(width, height, pixels) if turned else Opened(height, width, pixels)
     return upright
+
+
+def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Of an RGB image; strip by strip, since numpy takes them by a copy."""
+    if image.width * image.height <= STRIP:
+        return np.array(image)
+    values, rows = np.empty((image.height, image.width, 3), np.uint8), max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        values[top : top + rows] = np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))))
+    return values
 
 
 def _shrink(at_most: float) -> int:
@@ -241,38 +279,106 @@ def _reasons() -> Iterator[None]:
         raise
     except Image.UnidentifiedImageError:
         raise BadImage("not an image in a known format") from None
+    except MemoryError:
+        raise BadImage(NO_MEMORY) from None
     except _DECODER_ERRORS as error:
         raise BadImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """An allocation that fails inside, Python's, numpy's or torch's, becomes a BadImage."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise BadImage(NO_MEMORY) from None
+
+
 def _read(source: Path | str | bytes) -> bytes:
-    if isinstance(source, str | Path) and not Path(source).is_file():
-        raise BadImage("no such file")
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if isinstance(source, bytes):
+        data = source
+    else:
+        path = Path(source)
+        if not path.is_file():  # reading a pipe may wait for ever, and a device may have no end
+            raise BadImage("not a regular file" if path.exists() and not path.is_dir() else "no such file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > SMALL_FILE:
+                width, height = _open(file).size
+                if size > SMALL_FILE + BYTES_A_PIXEL * width * height:
+                    raise BadImage(f"its {size:,} bytes are more than {width}x{height} pixels can need")
+                file.seek(0)
+            data = file.read(size)
     if not data:
         raise BadImage("file is empty")
     return data
 
 
-def _open(data: bytes) -> Image.Image:
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width as `decode` gives them, by the file's header. Raises BadImage."""
+    with _reasons():
+        image = _open(_read(path))
+        turned = _orientation(image) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow has, and HEIF where pillow-heif is installed."""
+    Image.init()
+    if find_spec("pillow_heif"):
+        import_module("pillow_heif").register_heif_opener()
+    return tuple(name for name in (*FORMATS, "HEIF") if name in Image.OPEN)
+
+
+def _open(data: bytes | BinaryIO) -> Image.Image:
     """Reads the header only. Pillow's own limit rests meanwhile: `decode` judges by its caller's."""
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
     with _open_lock, unwarned():
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data))
+            return Image.open(file, formats=_formats())
+        except Image.UnidentifiedImageError:
+            file.seek(4)
+            if file.read(8) in HEIC and "HEIF" not in _formats():
+                raise BadImage("a HEIC image, which needs pillow-heif: pip install 'shvit[heic]'") from None
+            raise
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open_checked(data: bytes, max_pixels: int) -> Image.Image:
+    """Refuses by the header what would take too much time or memory to decode."""
+    image = _open(data)
+    _check_size(image.size, max_pixels)
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(data, image.width * image.height)
+    return image
+
+
+def _check_scans(data: bytes, pixels: int) -> None:
+    most = min(MAX_SCANS, MAX_SCANNED // pixels)
+    if data.count(b"\xff\xda") > most and (scans := _scans(data)) > most:
+        raise BadImage(f"a JPEG of {scans} scans, more than the limit of {most} for so many pixels")
+
+
+def _scans(data: bytes) -> int:
+    """How often a JPEG's pixels are gone over: previews within its metadata are not counted."""
+    scans, place = 0, 2
+    while marker := _MARKER.search(data, place):
+        kind, place = data[marker.start() + 1], marker.end()
+        if kind == 0xD9:
+            break
+        scans += kind == 0xDA
+        place += int.from_bytes(data[place : place + 2])
+    return scans
 
 
 def _orientation(image: Image.Image) -> int:
     """1 where the image is upright, 5 to 8 where width and height change places."""
     return image.getexif().get(ExifTags.Base.Orientation, 1)
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width as `decode` gives them, by the header of an image that was opened and not yet decoded."""
-    turned = _orientation(image) in (5, 6, 7, 8)
-    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _to_upright_rgb(image: Image.Image, samples: "_Samples") -> Image.Image:
@@ -340,9 +446,17 @@ def _to_rgb(image: Image.Image, samples: _Samples) -> Image.Image:
             image.info["transparency"] = tuple(value >> 8 for value in key)
         elif samples.bits in (2, 4) and image.mode == "L" and isinstance(key, int):  # scaled to 8 bits, but not this
             image.info["transparency"] = key * 255 // (2**samples.bits - 1)
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """In RGB, strip by strip."""
+    shown, rows = Image.new("RGB", image.size), max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows))).convert("RGBA")
+        shown.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return shown
 
 
 def _brightest(image: Image.Image) -> float:
@@ -362,8 +476,10 @@ def _from_deep_grey(image: Image.Image, samples: _Samples) -> Image.Image:
             raise BadImage("pixels below zero have no defined range; save them with 8 or 16 bits")
         white = next(2.0**bits for bits in RANGES if values.max() < 2**bits) - 1
     levels, steps = (256, white - samples.black + 1) if whole else (255, white - samples.black)
-    scaled = (values.astype(np.float64) - samples.black) * (levels / steps)
-    grey = (scaled if whole else scaled.round()).clip(0, 255).astype(np.uint8)
+    grey, rows = np.empty(values.shape, np.uint8), max(1, STRIP // image.width)
+    for top in range(0, len(values), rows):
+        scaled = (values[top : top + rows].astype(np.float64) - samples.black) * (levels / steps)
+        grey[top : top + rows] = (scaled if whole else scaled.round()).clip(0, 255)
     if samples.white_is_zero:
         grey = 255 - grey
     if isinstance(key := image.info.get("transparency"), int):

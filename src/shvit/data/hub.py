@@ -15,7 +15,8 @@ from ..errors import InputError
 from .decode import BadImage
 from .identity import of_bytes, of_file, of_name
 from .lazy import Lazy
-from .sources import EMPTY, TRAIN_NAMES, VAL_NAMES, DataError, Drawing, Source, Split, draw
+from .sources import EMPTY, DataError, Drawing, Source, Split, draw
+from .splits import TRAIN_NAMES, VAL_NAMES
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, Features
@@ -166,7 +167,7 @@ def _fingerprint(classes: tuple[str, ...], splits: Iterable[Split]) -> str:
     from pyarrow import compute
 
     functions: Any = compute  # made when it is imported, so that its types do not know them
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for split in splits:
         assert isinstance(split.images, HubImages)
         [column] = split.images.rows.data.columns

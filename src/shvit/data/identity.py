@@ -12,6 +12,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, UInt64
 
+from ..files import check_regular
+from .decode import MAX_BYTES
+
 DrawnBy = Literal["content", "position"]
 """How validation images are drawn: by a hash of each image's content; or by its place in the sorted list of all images,
 as earlier versions of shvit did. Their runs are resumed and their models judged with the split that they had."""
@@ -30,8 +33,10 @@ def of_bytes(data: bytes | memoryview) -> int:
 
 
 def of_file(path: Path) -> int:
-    """As `of_bytes`; of a file that cannot be read, the hash of its name."""
+    """As `of_bytes`; of a file that cannot be read, or is too large for an image, the hash of its name."""
     try:
+        if check_regular(path) > MAX_BYTES:
+            return of_name(path.name)
         with path.open("rb") as file:
 
             def read(start: int, count: int) -> bytes:
@@ -45,7 +50,7 @@ def of_file(path: Path) -> int:
 
 def of_name(name: str) -> int:
     """The identity of an image that cannot be read: a hash of its name."""
-    return _hash(name.encode(errors="surrogateescape"))
+    return _hash(name.encode(errors="surrogatepass"))
 
 
 def identity(size: int, read: Callable[[int, int], bytes | memoryview]) -> int:

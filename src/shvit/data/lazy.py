@@ -70,7 +70,7 @@ class Texts(Lazy[str]):
     """Short texts as one piece of bytes."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode(errors="surrogateescape") for text in texts]
+        encoded = [text.encode(errors="surrogatepass") for text in texts]
         self.data = b"".join(encoded)
         self.ends = np.cumsum([0, *map(len, encoded)])
 
@@ -78,7 +78,7 @@ class Texts(Lazy[str]):
         return len(self.ends) - 1
 
     def item(self, place: int) -> str:
-        return self.data[self.ends[place] : self.ends[place + 1]].decode(errors="surrogateescape")
+        return self.data[self.ends[place] : self.ends[place + 1]].decode(errors="surrogatepass")
 
 
 def pick(items: Any, places: Sequence[int]) -> Any:

@@ -2,11 +2,13 @@
 
 import os
 import random
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +24,15 @@ from .warp import use_one_thread
 
 Key = tuple[int, int, int]
 """Which view of which image, and which of its copies in the epoch: what its random choices follow from."""
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where workers leave what they have read, on Linux."""
+SHARED_BYTES = 2**17
+"""The least that a worker takes of it before it has read anything: a page for each of its locks."""
+NO_SHARED_MEMORY = (
+    f"no space left on {SHARED_MEMORY} for what data-loading workers read: fewer --workers take less, --workers 0 "
+    "takes none; containers have more with --shm-size"
+)
 
 WINDOW = 16
 """Shards whose images are shuffled among one another; as many as must be at hand at once."""
@@ -263,7 +274,11 @@ class Loader:
         return len(self.sampler.allowed)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch. Raises Failure where there is no memory to share with workers."""
         self.sampler.epoch = epoch
+        needed = SHARED_BYTES * self._loader.num_workers
+        if needed and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < needed:
+            raise Failure(NO_SHARED_MEMORY)
         return iter(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -280,6 +295,8 @@ def lost_workers_told() -> Iterator[None]:
         yield
     except (RuntimeError, InputError, OSError) as error:
         text = str(error).strip()
+        if "shared memory" in text and ("No space left" in text or "Bus error" in text):
+            raise Failure(NO_SHARED_MEMORY) from error
         if "DataLoader worker (pid" in text:
             killed = "killed by signal" in text
             hint = "fewer --workers take less memory" if killed else "--workers 0 shows why"

@@ -13,7 +13,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import MAX_TEXT, replacing
 
 PAUSES = (1.0, 5.0)
 """Seconds before a fetch that failed is tried again, each time."""
@@ -67,8 +67,16 @@ def fetched(url: str, name: str, sha256: str | None = None) -> Path:
 
 
 def read_remote(url: str) -> bytes:
-    """What `url` gives now, whatever is in the cache. Raises as `fetched`."""
-    return _persistently(lambda: b"".join(_chunks(url)))
+    """What `url` gives now, whatever is in the cache: up to 4 GiB. Raises as `fetched`."""
+    return _persistently(lambda: b"".join(_bounded(_chunks(url))))
+
+
+def _bounded(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    total = 0
+    for chunk in chunks:
+        if (total := total + len(chunk)) > MAX_TEXT:
+            raise FetchError(f"it has more than {MAX_TEXT:,} bytes")
+        yield chunk
 
 
 def expand(pattern: str) -> list[str]:

@@ -16,16 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from ..files import MAX_TEXT, read_regular
 from .identity import BYTES, of_name
 from .lazy import Texts
 from .remote import FetchError, expand, is_remote, read_remote
-from .sources import EMPTY, INDEX, TRAIN_NAMES, UNFINISHED, VAL_NAMES, DataError, Drawing, Source, Split, draw
+from .sources import EMPTY, INDEX, UNFINISHED, DataError, Drawing, Source, Split, draw
+from .splits import TRAIN_NAMES, VAL_NAMES
 from .tars import Place, Sample, Shards, StoredImages, StoredNames, scan
 
 VERSION = 1
 SPLITS = {"train": set(TRAIN_NAMES), "val": set(VAL_NAMES) - {"test"}, "test": {"test"}}
 """Words, one of which the name of a shard must hold to belong to a split."""
 CLASSES = "classes.txt"
+MAX_CLASSES = 1 << 26
+"""Bytes of that file, at most."""
+MOST_CLASSES = 1_000_000
+"""That are numbered and not named."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,8 @@ class Index:
                 record.check(len(document["classes"]))
             index = cls(tuple(document["classes"]), document["size"], document["made"], splits)
             fingerprint = _fingerprint(index.classes, *(_stored(records, "") for records in splits.values()))
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"it does not have the form of an index ({error})") from None
         if fingerprint != document["fingerprint"]:
@@ -117,7 +125,7 @@ def open_shards(data: str | Path, how: Drawing) -> Source:
 
 def _indexed(name: str, path: str) -> Source:
     try:
-        content = read_remote(path) if is_remote(path) else Path(path).read_bytes()
+        content = read_remote(path) if is_remote(path) else read_regular(Path(path), MAX_TEXT)
         index = Index.from_json(content)
     except (FetchError, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
@@ -181,7 +189,7 @@ def _with_missing(split: Split, records: Sequence[Record], index: str, warnings:
 
 def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
     """Of classes, keys, lengths and labels, wherever the shards lie."""
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for split in splits:
         assert isinstance(split.images, StoredImages)
         members = split.images.members
@@ -193,7 +201,7 @@ def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
 
 def _unindexed(name: str, how: Drawing) -> Source:
     folder = not is_remote(name) and Path(name).is_dir()
-    found = [str(path) for path in sorted(Path(name).glob("*.tar"))] if folder else expand(name)
+    found = [str(path) for path in sorted(Path(name).glob("*.tar"))] if folder else _expanded(name)
     if packed := [place for place in found if re.search(r"\.(tgz|tar\.\w+)$", place)]:
         raise DataError(f"{packed[0]} is compressed, so that its images cannot be read one by one: unpack it to .tar")
     places = [Place(_name(place), place) for place in found]
@@ -219,6 +227,11 @@ def _unindexed(name: str, how: Drawing) -> Source:
         return draw(name, classes, splits["all"], how, fingerprint, tuple(warnings))
     train, val = splits.get("train", EMPTY), splits["val"]
     return Source(name, classes, train, val, False, fingerprint, tuple(warnings))
+
+
+def _expanded(name: str) -> list[str]:
+    """What braces stand for, if they are not part of a file's name."""
+    return [name] if not is_remote(name) and Path(name).is_file() else expand(name)
 
 
 def _name(place: str) -> str:
@@ -255,6 +268,8 @@ def _classes(name: str, labels: Sequence[Any], first: str) -> tuple[tuple[str, .
     if all(isinstance(label, int) for label in distinct):
         if distinct and min(distinct) < 0:
             raise DataError(f"{name} has the label {min(distinct)}: classes are counted from 0")
+        if not listed and max(distinct, default=0) >= MOST_CLASSES:
+            raise DataError(f"{name} has the label {max(distinct)}: there may be {MOST_CLASSES:,} classes at most")
         classes = listed or tuple(str(number) for number in range(max(distinct, default=-1) + 1))
         if distinct and max(distinct) >= len(classes):
             raise DataError(f"{name} has the label {max(distinct)}, but its {CLASSES} names {len(classes)} classes")
@@ -274,15 +289,17 @@ def _listed_classes(first: str) -> tuple[str, ...]:
     """The lines of the file beside the shards; none where there is no such file."""
     if first.startswith("pipe:"):
         return ()
+    beside = _beside(first, CLASSES)
     try:
-        beside = _beside(first, CLASSES)
-        text = (read_remote(beside) if is_remote(beside) else Path(beside).read_bytes()).decode()
+        text = (read_remote(beside) if is_remote(beside) else read_regular(Path(beside), MAX_CLASSES)).decode()
     except FileNotFoundError:
         return ()
     except FetchError as error:
         if error.missing:
             return ()
         raise DataError(f"{CLASSES} beside {first} cannot be fetched: {error}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{beside} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 

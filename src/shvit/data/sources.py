@@ -1,9 +1,6 @@
 """What a user may call data: folders, a CSV, shards, a hub's name or `digits`; read into two sequences of images."""
 
-import csv
 import hashlib
-import io
-import os
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,27 +13,23 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ..errors import InputError
-from .decode import BadImage
+from ..errors import DataError, few
+from ..files import check_regular
+from .csv_files import CSV_SUFFIXES, read_csv
+from .decode import MAX_BYTES, BadImage
+from .folders import read_folder
 from .identity import DrawnBy, held_out
 from .lazy import Lazy, join, pick
 from .remote import is_remote
+from .splits import Listing
 from .transforms import Reader
 
-TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "validation", "valid", "test")
 INDEX = "shards.json"
 """Name of the file that lists the images of shards written here."""
 UNFINISHED = ".unfinished"
 """Folder that lies among such shards until all are written."""
 READERS = 16
 """Files that are read at once in search of duplicates."""
-NOT_IMAGES = {".csv", ".json", ".jsonl", ".md", ".txt", ".xml", ".yaml", ".yml", ".db", ".ini", ".npy", ".html"}
-"""Files that lie beside images in real folders and are passed over; any other file is taken for an image."""
-
-
-class DataError(InputError):
-    """The data given cannot be used; the message says, in one line, what was found and what is needed."""
 
 
 class Stored(Protocol):
@@ -127,16 +120,16 @@ class Source:
             DataError: Fewer than two classes, no images in a split, or classes that one of the splits lacks.
         """
         if len(self.classes) < 2:
-            raise DataError(f"{self.name} has only the class {_few(self.classes)}: training needs at least two")
+            raise DataError(f"{self.name} has only the class {few(self.classes)}: training needs at least two")
         seen, judged = self.train.usable_labels(), self.val.usable_labels()
         if not seen:
             raise DataError(f"{self.name} has no training images")
         if not judged:
             raise DataError(f"{self.name} has no validation images: add them, or give the training images alone")
         if unknown := [self.classes[i] for i in sorted(judged - seen)]:
-            raise DataError(f"{self.name}: validation has classes that training lacks: {_few(unknown)}")
+            raise DataError(f"{self.name}: validation has classes that training lacks: {few(unknown)}")
         if missing := [self.classes[i] for i in sorted(seen - judged)]:
-            raise DataError(f"{self.name}: validation has no images of the training classes {_few(missing)}")
+            raise DataError(f"{self.name}: validation has no images of the training classes {few(missing)}")
 
 
 @dataclass(frozen=True)
@@ -153,8 +146,8 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
 
     Args:
         data: One of these:
-            - a folder with `<class>/…`, or with `train/<class>/…` and `val/<class>/…` (`validation`, `valid`, `test`);
-            - a CSV of `path,label` with an optional third column `split`;
+            - a folder with `<class>/…`, or with `train/<class>/…` and `val/<class>/…`; see `folders.read_folder`;
+            - a CSV (or .tsv) of `path,label` with an optional third column `split`; see `csv_files.read_csv`;
             - WebDataset shards (see `shvit.data.shards`): a folder of them, the path or URL of their `shards.json`, or
               paths or URLs of `.tar` files with braces for the numbers (`https://host/data-{000..127}.tar`);
             - `hf://name` or `hf://name/config`: a data set of the Hugging Face hub, or `hf://./folder`, a local one;
@@ -182,9 +175,9 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
         return open_hub(str(data), how)
     path = Path(data)
     if path.is_dir():
-        return _folder(path, how)
-    if path.is_file() and path.suffix.lower() == ".csv":
-        return _csv(path, how)
+        return _of_files(str(path), read_folder(path), how)
+    if path.is_file() and path.suffix.lower() in CSV_SUFFIXES:
+        return _of_files(str(path), read_csv(path), how)
     found = "no such file or folder" if not path.exists() else "neither a folder nor a CSV file nor shards"
     raise DataError(
         f"{data}: {found}; data is a folder of class folders, a CSV of path,label, shards (.tar or shards.json), "
@@ -194,9 +187,8 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
 
 def is_data(name: str) -> bool:
     """Whether a name is one of data, and none of a model."""
-    return (
-        name == "digits" or name.endswith(".csv") or Path(name).is_dir() or name.startswith("hf://") or is_sharded(name)
-    )
+    listed = name.lower().endswith(CSV_SUFFIXES)
+    return name == "digits" or listed or Path(name).is_dir() or name.startswith("hf://") or is_sharded(name)
 
 
 def is_sharded(data: str | Path) -> bool:
@@ -227,8 +219,11 @@ class Listed(Protocol):
     def names(self) -> Sequence[str]: ...
 
 
-def duplicates(one: Listed, other: Listed) -> list[tuple[str, str]]:
-    """Pairs of names, one of each split, whose files hold the same bytes. Reads only what could be the same."""
+def duplicates(one: Listed, other: Listed) -> list[tuple[list[str], list[str]]]:
+    """Files of the same bytes in both splits: for each content, the names in one and those in the other.
+
+    Reads only what could be the same.
+    """
     groups = [(one, _file_sizes(one)), (other, _file_sizes(other))]
     shared_sizes = set(groups[0][1].values()) & set(groups[1][1].values())
     suspects = [{i: s for i, s in sizes.items() if s in shared_sizes} for _, sizes in groups]
@@ -240,69 +235,11 @@ def duplicates(one: Listed, other: Listed) -> list[tuple[str, str]]:
             keyed.append({i: (kept[i], content) for i, content in zip(kept, contents, strict=True) if content})
         shared = set(keyed[0].values()) & set(keyed[1].values())
         suspects = [{i: key for i, key in keys.items() if key in shared} for keys in keyed]
-    by_content = defaultdict(list)
-    for index, key in suspects[0].items():
-        by_content[key].append(one.names[index])
-    return [(name, other.names[i]) for i, key in suspects[1].items() for name in by_content[key]]
-
-
-def _folder(path: Path, how: Drawing) -> Source:
-    children = {child.name.lower(): child for child in sorted(path.iterdir()) if child.is_dir()}
-    train_dir = next((children[name] for name in TRAIN_NAMES if name in children), None)
-    val_dir = next((children[name] for name in VAL_NAMES if name in children), None)
-    if train_dir is None and val_dir is None:
-        pile = _class_folders(path)
-        if not pile:
-            raise DataError(f"{path} holds no class folders with images: expected {path}/<class>/<image>")
-        return _drawn(str(path), pile, how)
-    train, val = (_class_folders(folder) if folder else [] for folder in (train_dir, val_dir))
-    if not train and not val:
-        raise DataError(f"{path} holds no images: expected {train_dir or val_dir}/<class>/<image>")
-    return _given(str(path), train, val)
-
-
-def _class_folders(path: Path) -> list[tuple[Path, str]]:
-    """(image, class) of `path/<class>/**/<image>`, sorted; hidden files and folders are passed over."""
-    rows = []
-    for class_dir in sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")):
-        for folder, subfolders, files in os.walk(class_dir, followlinks=True):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            for name in sorted(files):
-                if not name.startswith(".") and Path(name).suffix.lower() not in NOT_IMAGES:
-                    rows.append((Path(folder) / name, class_dir.name))
-    return rows
-
-
-def _csv(path: Path, how: Drawing) -> Source:
-    """Paths are relative to the CSV's own folder. The header row `path,label[,split]` may be left out."""
-    splits: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": []}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
-    with io.StringIO(text, newline="") as file:
-        for row in (reader := csv.reader(file)):
-            cells = [cell.strip() for cell in row]
-            if not any(cells) or (reader.line_num == 1 and cells[0].lower() == "path"):
-                continue
-            if len(cells) not in (2, 3) or not cells[0] or not cells[1]:
-                raise DataError(f"{path} line {reader.line_num}: expected path,label or path,label,split, got {row}")
-            split = _split_name(cells[2]) if len(cells) == 3 else ""
-            if split is None:
-                raise DataError(f"{path} line {reader.line_num}: split must be train or val, got {cells[2]!r}")
-            splits[split].append((path.parent / cells[0], cells[1]))
-    if not any(splits.values()):
-        raise DataError(f"{path} has no rows: expected path,label")
-    if splits[""] and (splits["train"] or splits["val"]):
-        raise DataError(f"{path}: {len(splits[''])} rows name no split and others do; give all rows one, or none")
-    if splits[""]:
-        return _drawn(str(path), splits[""], how)
-    return _given(str(path), splits["train"], splits["val"])
-
-
-def _split_name(cell: str) -> str | None:
-    known = {"": "", **dict.fromkeys(TRAIN_NAMES, "train"), **dict.fromkeys(VAL_NAMES, "val")}
-    return known.get(cell.lower())
+    by_content: dict[Any, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for place, (split, _) in enumerate(groups):
+        for index, key in suspects[place].items():
+            by_content[key][place].append(split.names[index])
+    return list(by_content.values())
 
 
 def _digits(how: Drawing) -> Source:
@@ -317,16 +254,14 @@ def _digits(how: Drawing) -> Source:
     return draw("digits", classes, pile, how, _fingerprint(classes, pile))
 
 
-def _given(name: str, train: list[tuple[Path, str]], val: list[tuple[Path, str]]) -> Source:
-    classes = tuple(sorted({label for _, label in train} | {label for _, label in val}))
-    one, other = _split(train, classes), _split(val, classes)
-    return Source(name, classes, one, other, fingerprint=_fingerprint(classes, one, other))
-
-
-def _drawn(name: str, rows: list[tuple[Path, str]], how: Drawing) -> Source:
-    classes = tuple(sorted({label for _, label in rows}))
-    pile = _split(rows, classes)
-    return draw(name, classes, pile, how, _fingerprint(classes, pile))
+def _of_files(name: str, listing: Listing, how: Drawing) -> Source:
+    """The dataset of images that are files, its classes in alphabetical order."""
+    classes = tuple(sorted({label for rows in listing.splits.values() for _, label in rows}))
+    splits = {split: _split(rows, classes) for split, rows in listing.splits.items()}
+    fingerprint = _fingerprint(classes, *splits.values())
+    if "all" in splits:
+        return draw(name, classes, splits["all"], how, fingerprint, listing.warnings)
+    return Source(name, classes, splits["train"], splits["val"], False, fingerprint, listing.warnings)
 
 
 def draw(
@@ -359,11 +294,15 @@ def _split(rows: list[tuple[Path, str]], classes: tuple[str, ...]) -> Split:
 
 
 def _fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
-    digest = hashlib.sha256("\0".join(classes).encode())
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for split in splits:
         sizes = _file_sizes(split)
         for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
-            content = image.tobytes() if isinstance(image, np.ndarray) else Path(split.names[index]).name.encode()
+            content = (
+                image.tobytes()
+                if isinstance(image, np.ndarray)
+                else Path(split.names[index]).name.encode(errors="surrogatepass")
+            )
             digest.update(content + f"\0{sizes.get(index)}\0{label}\n".encode())
         digest.update(b"split\n")
     return digest.hexdigest()[:16]
@@ -374,7 +313,7 @@ def _file_sizes(split: Listed) -> dict[int, int]:
     for index, image in enumerate([] if isinstance(split.images, Lazy) else split.images):  # no files of their own
         if isinstance(image, Path):
             try:
-                sizes[index] = image.stat().st_size
+                sizes[index] = check_regular(image)
             except OSError:
                 continue  # a missing file is reported when it is to be decoded
     return sizes
@@ -393,16 +332,13 @@ def _read(path: Path | np.ndarray | Stored, last: int | None) -> bytes | None:
     """Digest of a file or of its last bytes; None where it cannot be read, which decoding will report."""
     assert isinstance(path, Path)
     try:
+        if (size := check_regular(path)) > MAX_BYTES:
+            return None
         with path.open("rb") as file:
-            file.seek(0 if last is None else max(0, path.stat().st_size - last))
+            file.seek(0 if last is None else max(0, size - last))
             return hashlib.file_digest(file, "blake2b").digest()
     except OSError:
         return None
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def merge(one: Split, other: Split) -> Split:

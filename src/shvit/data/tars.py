@@ -4,15 +4,16 @@ import json
 import os
 import tarfile
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .decode import BadImage
+from ..files import check_regular
+from .decode import MAX_BYTES, BadImage
 from .identity import identity, of_name
 from .lazy import Lazy, Texts
 from .remote import FetchError, fetched, is_remote
@@ -23,6 +24,8 @@ IMAGES = frozenset(
 BLOCK = tarfile.BLOCKSIZE
 OPEN_FILES = 64
 """Shards that a process keeps open."""
+MAX_HEADER = MAX_LABEL = 1 << 20
+"""Bytes of what stands between the members, and of a label's member, at most."""
 SHORT_NAME = 100
 """Bytes of a name that the block before the data holds in every kind of tar; longer ones may be elsewhere."""
 
@@ -45,36 +48,73 @@ class Sample:
 def scan(path: Path) -> tuple[list[Sample], str | None]:
     """The samples of a tar in order, and what is wrong with it: those after the damage are unknown then."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
+    repeated: dict[str, list[tarfile.TarInfo]] = defaultdict(list)
     samples: list[Sample] = []
     fault = None
-    size = path.stat().st_size
+    size = check_regular(path)
     try:
-        with tarfile.open(path, "r:") as tar:
+        headers: Any = _Headers  # which lacks the methods that write
+        with path.open("rb") as file, tarfile.open(fileobj=headers(file), mode="r:") as tar:
             try:
                 while member := tar.next():
+                    if member.size < 0:
+                        raise tarfile.ReadError(f"{member.name} has a size below zero")
                     folder, _, base = member.name.rpartition("/")
                     stem, _, ending = base.partition(".")
                     if member.isfile() and stem and not stem.startswith("__"):
-                        groups[f"{folder}/{stem}" if folder else stem].setdefault(ending.lower(), member)
+                        key = f"{folder}/{stem}" if folder else stem
+                        if groups[key].setdefault(ending.lower(), member) is not member:
+                            repeated[key].append(member)
                 if _block(path, tar.offset).strip(b"\0"):
                     fault = f"no header at byte {tar.offset}"
             except tarfile.TarError as error:
                 fault = str(error)
             samples = [_sample(tar, key, members, size) for key, members in groups.items()]
+            samples = [_unambiguous(sample, repeated[key]) for sample, key in zip(samples, groups, strict=True)]
     except (tarfile.TarError, EOFError) as error:
         fault = str(error) or "not a tar file"
-    return samples, fault
+    lost = (one for key, members in groups.items() for one in _lost(key, members, repeated[key]))
+    return [*samples, *lost], fault
+
+
+def _unambiguous(sample: Sample, repeated: Sequence[tarfile.TarInfo]) -> Sample:
+    """The sample; unusable where it has one image and several labels."""
+    endings = {member.name.rpartition(".")[2].lower() for member in repeated}
+    if sample.bad or endings & IMAGES or not endings & {"cls", "json"}:
+        return sample
+    return replace(sample, label=None, bad="it has several labels of one name")
+
+
+def _lost(key: str, members: dict[str, tarfile.TarInfo], repeated: Sequence[tarfile.TarInfo]) -> Iterator[Sample]:
+    """Images that are no sample of their own: of a name that came before, or with a further dot in their names."""
+    for member in repeated:
+        if member.name.rpartition(".")[2].lower() in IMAGES:
+            yield Sample(member.name, 0, 0, None, "another member has its name")
+    plain = any(ending in IMAGES for ending in members)
+    dotted = {ending.rpartition(".")[0]: member for ending, member in members.items() if _is_dotted(ending)}
+    for before, member in dotted.items():
+        if f"{before}.cls" in members or f"{before}.json" in members or (not plain and len(dotted) > 1):
+            yield Sample(member.name, 0, 0, None, f"names end at their first dot, so that it counts as one of {key}")
+
+
+def _is_dotted(ending: str) -> bool:
+    before, _, last = ending.rpartition(".")
+    return bool(before) and last in IMAGES
 
 
 def _sample(tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo], size: int) -> Sample:
     image = next((member for ending, member in members.items() if ending in IMAGES), None)
     if image is None:
         return Sample(key, 0, 0, None, "it has no image")
-    place = (image.name, image.offset_data, image.size)
     if image.offset_data + image.size > size:
-        return Sample(*place, None, "the shard ends within it")
+        return Sample(image.name, 0, 0, None, "the shard ends within it")
+    if image.size > MAX_BYTES:
+        return Sample(image.name, 0, 0, None, f"its {image.size:,} bytes are more than an image can need")
+    place = (image.name, image.offset_data, image.size)
     try:
         label = _label(tar, members)
+    except RecursionError:
+        return Sample(*place, None, "its label cannot be read: it is nested too deeply")
     except (ValueError, tarfile.TarError) as error:
         return Sample(*place, None, f"its label cannot be read: {error}")
     return Sample(*place, label, "it has no label" if label is None else None)
@@ -96,10 +136,25 @@ def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> int | s
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    """Raises ValueError."""
+    if member.size > MAX_LABEL:
+        raise ValueError(f"its {member.size:,} bytes are more than the limit of {MAX_LABEL:,}")
     file = tar.extractfile(member)
     assert file is not None  # only files are among the members
     with file:
         return file.read().decode()
+
+
+class _Headers:
+    """A tar as `tarfile` reads headers from it, whose length it takes from the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._read(size)
 
 
 def _block(path: Path, offset: int) -> bytes:
@@ -137,6 +192,8 @@ class Shards:
     def read(self, shard: int, member: str, offset: int, length: int) -> bytes:
         """The bytes of a member. Raises BadImage where they are not there, or the shard is another than it was."""
         place = self.places[shard]
+        if length > MAX_BYTES:
+            raise BadImage(f"its {length:,} bytes are more than an image can need")
         try:
             data = os.pread(self._file(shard).number, BLOCK + length, offset - BLOCK)
         except OSError as error:
@@ -169,7 +226,9 @@ class _Opened:
 
     def __init__(self, place: Place) -> None:
         self.number = -1
-        self.number = os.open(place.local(), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        path = place.local()
+        check_regular(path)
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def __del__(self) -> None:
         if self.number >= 0:

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import Compose
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import InputError
-from .decode import MAX_PIXELS, Opened, Pixels, Source, decode, decode_small, open_small
+from .decode import MAX_PIXELS, Opened, Pixels, Source, decode, open_small, within_memory
 from .warp import FASTER
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
@@ -33,6 +33,10 @@ MARGIN = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
 Reader = Callable[[Source], UInt8[Tensor, "3 h w"]]
 """From what holds an image to the tensor; raises BadImage."""
+THIN = 8
+"""How many times `image_size` the longer side of a resized image may be for it to be resized whole."""
+TALL = 64
+"""How many times its final height an image may have for its width to be resized first, as it usually is."""
 SHRINK_UNTIL = 4
 """How many times its final shorter side an image keeps when it is decoded at less than its size. Fewer times would be
 faster for large photographs, and further from their pixels; LOG.md has how far these are."""
@@ -127,17 +131,67 @@ def per_channel(values: tuple[float, ...]) -> Float[Tensor, "1 c 1 1"]:
 def eval_transform(preprocess: Preprocess) -> Transform:
     """timm's evaluation transform, with antialiasing.
 
-    Shorter side to `image_size / crop`, then the centre square; of fit `squash`, both sides to `image_size`.
+    Shorter side to `image_size / crop`, then the centre square; of fit `squash`, both sides to `image_size`. Where the
+    resized image would be long, only the square is made: the pixels are the same.
     """
-    squash = preprocess.fit == "squash"
-    to_pixels: Any = create_transform(
-        preprocess.image_size,
-        interpolation=preprocess.interpolation,
-        crop_pct=1.0 if squash else preprocess.crop,
-        crop_mode="squash" if squash else "center",
-        use_prefetcher=True,
-    )
-    return Compose([to_pixels, torch.as_tensor])
+    return _EvalTransform(preprocess)
+
+
+@dataclass(frozen=True)
+class _EvalTransform:
+    preprocess: Preprocess
+
+    @cached_property
+    def _timms(self) -> Any:
+        squash = self.preprocess.fit == "squash"
+        to_pixels: Any = create_transform(
+            self.preprocess.image_size,
+            interpolation=self.preprocess.interpolation,
+            crop_pct=1.0 if squash else self.preprocess.crop,
+            crop_mode="squash" if squash else "center",
+            use_prefetcher=True,
+        )
+        return Compose([to_pixels, torch.as_tensor])
+
+    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+        height, width = resized_sides(image.height, image.width, self.preprocess)
+        if max(height, width) <= THIN * self.preprocess.image_size:
+            if image.height > TALL * height:
+                image = image.resize((image.width, height), _method(self.preprocess))
+            return self._timms(image)
+        return _centre(image, image.height, image.width, self.preprocess)
+
+
+def resized_sides(height: float, width: float, preprocess: Preprocess) -> tuple[int, int]:
+    """Of an image of this size, before it is cropped; as timm and torchvision round them."""
+    side = preprocess.image_size
+    if preprocess.fit == "squash":
+        return side, side
+    shorter = math.floor(side / preprocess.crop)
+    return int(shorter * height / min(height, width)), int(shorter * width / min(height, width))
+
+
+def _centre(image: Image.Image, height: float, width: float, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"]:
+    """What resizing the whole image and cropping it gives, from the part that is left alone.
+
+    Args:
+        image: RGB.
+        height, width: Of the image, as of `Pixels`.
+        preprocess: Of fit `crop`.
+    """
+    side = preprocess.image_size
+    edges = []
+    for new, old, limit in zip(
+        resized_sides(height, width, preprocess), (height, width), (image.height, image.width), strict=True
+    ):
+        first = round((new - side) / 2)
+        edges.append((first * old / new, min(limit, (first + side) * old / new)))
+    (top, bottom), (left, right) = edges
+    return pil_to_tensor(image.resize((side, side), _method(preprocess), (left, top, right, bottom)))
+
+
+def _method(preprocess: Preprocess) -> Image.Resampling:
+    return Image.Resampling[preprocess.interpolation.upper()]
 
 
 @dataclass(frozen=True)
@@ -148,7 +202,10 @@ class Decoded:
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
-        return self.transform(decode(source, self.max_pixels))
+        """Raises BadImage as `decode` does."""
+        image = decode(source, self.max_pixels)
+        with within_memory():
+            return self.transform(image)
 
 
 def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor, "3 h w"]]:
@@ -161,28 +218,34 @@ def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor
     The function raises BadImage as `decode` does.
     """
     if preprocess.interpolation not in ("bicubic", "bilinear"):
-        transform = eval_transform(preprocess)
-        return lambda source: transform(decode(source))
+        return Decoded(eval_transform(preprocess))
     side = preprocess.image_size
     squash = preprocess.fit == "squash"
     shorter = side if squash else math.floor(side / preprocess.crop)
 
     def to_pixels(source: Source) -> UInt8[Tensor, "3 h w"]:
-        if squash:
-            values = _channels_first(decode_small(source, SHRINK_UNTIL * side))
-            return interpolate(values, (side, side), mode=preprocess.interpolation, antialias=True)[0]
-        return _resize_crop(decode_small(source, SHRINK_UNTIL * shorter), shorter, side, preprocess.interpolation)
+        image = open_small(source)
+        with image.alone():
+            pixels = image.decode(min(image.height, image.width) / (SHRINK_UNTIL * shorter))
+            if squash:
+                values = _channels_first(pixels)
+                if pixels.height > TALL * side:
+                    values = interpolate(values, (side, values.shape[3]), mode=preprocess.interpolation, antialias=True)
+                return interpolate(values, (side, side), mode=preprocess.interpolation, antialias=True)[0]
+            return _resize_crop(pixels, preprocess)
 
     return to_pixels
 
 
-def _resize_crop(image: Pixels, shorter: int, side: int, interpolation: str) -> UInt8[Tensor, "3 h w"]:
-    """The shorter side to `shorter` with antialiasing, then the centre square of `side`, as torchvision rounds them."""
-    least = min(image.height, image.width)
-    height, width = (int(shorter * length / least) for length in (image.height, image.width))
+def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"]:
+    """The shorter side to `image_size / crop` with antialiasing, then the centre square of `image_size`."""
+    side = preprocess.image_size
+    height, width = resized_sides(image.height, image.width, preprocess)
+    if max(height, width) > THIN * side:
+        return _centre(Image.fromarray(image.values), image.height, image.width, preprocess)
     # the least bit more, or rounding might lose the last row
     factors = [(1 + 1e-6) * new / old for new, old in ((height, image.height), (width, image.width))]
-    resized = interpolate(_channels_first(image), scale_factor=factors, mode=interpolation, antialias=True)
+    resized = interpolate(_channels_first(image), scale_factor=factors, mode=preprocess.interpolation, antialias=True)
     top, left = (round((length - side) / 2) for length in (height, width))
     return resized[0, :, top : top + side, left : left + side]
 
@@ -240,8 +303,10 @@ class TrainReader:
         box = draw_crop(image.height, image.width, self.crop_scale)
         random_one = self.interpolation == "random"
         interpolation = random.choice(("bilinear", "bicubic")) if random_one else self.interpolation
-        part = _part(image, box, min(box.height, box.width) / self.image_size)
-        tensor = interpolate(part, (self.image_size, self.image_size), mode=interpolation, antialias=True)[0]
+        with image.alone():
+            part = _part(image, box, min(box.height, box.width) / self.image_size)
+            tensor = interpolate(part, (self.image_size, self.image_size), mode=interpolation, antialias=True)[0]
+            del part
         if self.flip and torch.rand(()) < self.flip:
             tensor = tensor.flip(2)
         if not self.changes:

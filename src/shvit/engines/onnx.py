@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ..files import escaped
 from ..model.detector import Detector
 from ..modelfile import HEADER_KEY, ModelFile
 from ..quiet import quiet
@@ -47,7 +48,7 @@ class OnnxEngine:
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
         self.threads = threads
-        self._network = str(model.path) if isinstance(model, Exported) else traced(model, Shapes())
+        self._network = _name(model.path) if isinstance(model, Exported) else traced(model, Shapes())
         import onnx
 
         if isinstance(self._network, str):
@@ -91,7 +92,7 @@ class OnnxEngine:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(_name(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise EngineError(f"{path} is no usable ONNX file ({str(error).strip().splitlines()[0]})") from None
         facts = session.get_modelmeta().custom_metadata_map
@@ -186,3 +187,8 @@ def _example(model_file: ModelFile, shapes: Shapes) -> UInt8[Tensor, "b 3 h w"]:
     if shapes.dynamic_size:
         side = max(side, MIN_SIDE)
     return torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
+
+
+def _name(path: Path) -> str | bytes:
+    """What the runtime reads a file by; its content where the name is not UTF-8, which the runtime does not take."""
+    return str(path) if escaped(str(path)) == str(path) else path.read_bytes()

@@ -1,5 +1,6 @@
 """PyTorch, on any device it has: the network folded, in channels_last, in fp32 or bf16. Its format is `.pt2`."""
 
+import io
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,10 +41,9 @@ class TorchEngine:
         self.how = "operation by operation"
         """On GPUs, where Triton is there to compile for them, the network is compiled."""
         if isinstance(model, Exported):
-            with environment(
-                "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"
-            ):  # else torch unpickles what it cannot read otherwise
-                program = torch.export.load(model.path)
+            safe = environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # else torch unpickles what it cannot read
+            with safe, model.path.open("rb") as file:  # torch takes no name that is not UTF-8
+                program = torch.export.load(file)
             self.batch = _fixed_batch(program)
             self.network: nn.Module = move_to_device_pass(program, device).module()
         else:
@@ -93,7 +93,9 @@ class TorchEngine:
                 raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
             program.example_inputs = None  # they would be stored, as a pickle
             facts = described(model_file, path, cls.name, precision).to_json()
-            torch.export.save(program, path, extra_files={HEADER_KEY: facts})
+            whole = io.BytesIO()  # a disk that is full would end the process within torch
+            torch.export.save(program, whole, extra_files={HEADER_KEY: facts})
+        path.write_bytes(whole.getbuffer())
 
     @classmethod
     def read(cls, path: Path) -> Exported:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 
-from ..screen import literal_text
+from ..screen import literal_text, visible
 
 OURS, PEER, PAPER = "#c2255c", "#3b5b7a", "#c9ced6"
 SERIES = ("#3b5b7a", "#d9780f", "#2b8a3e", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#a61e9d", "#5c940d")
@@ -35,12 +35,12 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], ax
     for number, (name, values) in enumerate(series.items()):
         color = PAPER if name.startswith("paper") else next(colors)
         places = [index + (number - (len(series) - 1) / 2) * height for index in range(len(groups))]
-        axes.barh(places, [value or 0.0 for value in values], 0.9 * height, color=color, label=name)
+        axes.barh(places, [value or 0.0 for value in values], 0.9 * height, color=color, label=visible(name))
         for place, value in zip(places, values, strict=True):
             axes.text(value or 0.0, place, f" {value:.2f}" if value else " –", va="center", fontsize=8)
     if line is not None:
         axes.axvline(line, color="#777777", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(groups)), groups)
+    axes.set_yticks(range(len(groups)), [visible(name) for name in groups])
     axes.invert_yaxis()
     axes.set_xlabel(axis)
     axes.margins(x=0.1)
@@ -58,7 +58,7 @@ def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], axis: str,
         lengths = np.asarray(values)
         if not lengths.any():
             continue
-        axes.barh(rows, lengths, 0.72, left=left, color=color, label=name)
+        axes.barh(rows, lengths, 0.72, left=left, color=color, label=visible(name))
         for index, length in enumerate(lengths):
             if length > 0.055 * (1 if percent else max(sum(v[i] for v in parts.values()) for i in range(len(rows)))):
                 text = f"{length:.0%}" if percent else f"{length:.2g}"
@@ -79,7 +79,9 @@ def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: 
     figure, axes = _figure(8.2, 5.0)
     for color, (name, found) in zip(cycle((OURS, *SERIES)), series.items(), strict=False):
         xs, ys, _ = zip(*found, strict=True)
-        axes.plot(xs, ys, "o-" if len(series) > 1 else "o", color=color, label=name, markersize=6, linewidth=1.2)
+        axes.plot(
+            xs, ys, "o-" if len(series) > 1 else "o", color=color, label=visible(name), markersize=6, linewidth=1.2
+        )
         for across, up, text in found:
             axes.annotate(text, (across, up), (6, 4), textcoords="offset points", fontsize=8.5, color=color)
     axes.set_xscale("log")
@@ -103,7 +105,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, l
             *zip(*found, strict=True),
             "s--" if paper else "o-",
             color="#9aa3ad" if paper else next(colors),
-            label=name,
+            label=visible(name),
             markersize=5,
             linewidth=1.6,
         )

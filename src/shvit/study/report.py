@@ -96,7 +96,10 @@ def write(report: Report, out: Path) -> list[Path]:
         buffer = BytesIO()
         picture.figure.savefig(buffer, format="png", dpi=130)
         pictures[picture.name] = buffer.getvalue()
-    files = {out / "report.html": _page(report, pictures).encode(), out / "study.json": as_json(report.data).encode()}
+    files = {
+        out / "report.html": _page(report, pictures).encode(errors="backslashreplace"),
+        out / "study.json": as_json(report.data).encode(),
+    }
     files |= {out / f"{name}.png": content for name, content in pictures.items()}
     for path, content in files.items():
         with replacing(path) as temporary:
@@ -111,12 +114,14 @@ def write(report: Report, out: Path) -> list[Path]:
 def show(console: Console, report: Report, files: Sequence[Path]) -> None:
     """Tables and findings, on the screen."""
     for table in report.tables:
-        say(console, f"\n{table.title}", style="bold")
+        say(console, "")
+        say(console, table.title, style="bold")
         show_table(console, [column.name for column in table.columns], table.shown)
     say(console, "")
     for finding in report.findings:
         say(console, f"· {finding}")
-    say(console, f"\nwrote {files[0]} and {len(files) - 1} files beside it")
+    say(console, "")
+    say(console, f"wrote {files[0]} and {len(files) - 1} files beside it")
 
 
 def _page(report: Report, pictures: dict[str, bytes]) -> str:

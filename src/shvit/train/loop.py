@@ -18,7 +18,7 @@ from ..data.coco import CocoSource
 from ..data.loader import Batch, Loader, Share, lost_workers_told, seeded
 from ..data.sources import Source
 from ..data.transforms import Normalize
-from ..files import replacing, sweep
+from ..files import replacing, sweep, writing
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Task
@@ -180,6 +180,9 @@ class Trainer:
             self.bad.train, self.bad.val = self.world.first(self._probe)
             self._exclude(set(self.bad.train))
             self._save_state()
+        if self.epoch == self.recipe.epochs:
+            self.reporter.finished(self)
+            return Result(self.out, self.epoch, self.best_metrics, None, self.seconds, 0.0)
         if len(self.train_loader) == 0:
             raise TrainError(
                 f"{self.train_loader.images} usable training images do not fill one batch of {self.recipe.batch_size}"
@@ -343,7 +346,8 @@ class Trainer:
     def _write_row(self, row: dict[str, Any]) -> None:
         if self.world.leads:
             self.bad.write()
-            with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            path = self.out / "metrics.jsonl"
+            with writing(path), path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             draw_curves(self.out, self.task.headline)
 

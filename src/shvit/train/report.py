@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from ..files import writing
 from ..screen import BESIDE, say, takes_all
 from .budget import Choice
 from .remaining import TimeLeft
@@ -133,6 +134,14 @@ class Reporter:
     def warn(self, message: str) -> None:
         say(self.console, message, style="yellow")
 
+    def finished(self, trainer: "Trainer") -> None:
+        """Instead of training, where a run that is resumed has nothing left to do."""
+        epochs = trainer.recipe.epochs
+        say(
+            self.console,
+            f"nothing to resume: the run in {trainer.out} is finished, all of its {epochs} epochs are done",
+        )
+
     def fitted(self, choices: Sequence[Choice], images: int, epochs: int) -> None:
         """What is not as published, by reason."""
         if not choices:
@@ -195,7 +204,8 @@ def draw_curves(out: Path, headline: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)
-    figure.savefig(out / "curves.png", dpi=120)
+    with writing(out / "curves.png"):
+        figure.savefig(out / "curves.png", dpi=120)
 
 
 def _curve(axis: Any, rows: list[dict[str, Any]], key: str, label: str) -> None:

@@ -1,12 +1,13 @@
 """A training run from the names a user gives: data, model, recipe, folder."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.coco import CocoSource, is_coco
+from ..data.coco import CocoSource
 from ..data.frames import check_fit
 from ..data.identity import DrawnBy, TrainedOn, drawn_before
 from ..data.loader import seeded
@@ -14,7 +15,7 @@ from ..data.sources import Source, duplicates
 from ..data.transforms import COARSEST, Preprocess
 from ..engines import pick_device
 from ..errors import InputError
-from ..files import check_folder, replacing, write_csv
+from ..files import check_folder, locked, replacing, write_csv
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS
 from ..model.cost import cost
@@ -38,6 +39,9 @@ from .setup import DTYPES, picks_precision
 from .state import NAMES as STATES
 from .track import check_tracker, tracking
 from .world import World
+
+RESUMES = ", or --resume to continue the run in it"
+"""What else can be done about a folder that is not empty."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def train(
     with world.joined(device):
         run = str(out.resolve())
         resume = world.first(lambda: resume or (world.has_begun(run) and (out / RECORD).exists()))
-        check_folder(out, new=not resume, otherwise=", or --resume to continue the run in it")
+        check_folder(out, new=not resume, otherwise=RESUMES)
         named = data, task, model, recipe
         plan = _resumed(*named, out, settings or {}) if resume else _planned(*named, settings or {})
         reporter = reporter if reporter and world.leads else Reporter()
@@ -112,12 +116,24 @@ def train(
         reporter.fitted(plan.choices, len(plan.source.train), plan.recipe.epochs)
         if world.leads:
             trainer.facts["trained_on"] = plan.trained_on()
-        if not resume:
-            if world.leads:
-                world.begin(run)
-            world.first(lambda: _prepare(plan, str(data), out, trainer.facts, reporter))
-        with tracking(reporter, how.track if world.leads else None, out):
-            return replace(trainer.run(resume), choices=plan.choices)
+        with ExitStack() as held:
+            world.first(lambda: held.enter_context(_claimed(out, new=not resume)))
+            if not resume:
+                if world.leads:
+                    world.begin(run)
+                world.first(lambda: _prepare(plan, str(data), out, trainer.facts, reporter))
+            with tracking(reporter, how.track if world.leads else None, out):
+                return replace(trainer.run(resume), choices=plan.choices)
+
+
+@contextmanager
+def _claimed(out: Path, new: bool) -> Iterator[None]:
+    """Inside, no other training writes into the folder. Raises InputError where one does, or did so meanwhile."""
+    out.mkdir(parents=True, exist_ok=True)
+    taken = f"another training is writing into {out}: wait for its end, or give another --out"
+    with locked(out / ".lock", taken):
+        check_folder(out, new=new, otherwise=RESUMES)
+        yield
 
 
 def profile(
@@ -235,16 +251,13 @@ def _resumed(
 
 
 def _opened(data: str | Path, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Source | CocoSource:
-    if task == "classify" and is_coco(Path(data)):
-        raise InputError(f"{data} is a COCO folder, of boxes and masks: --task detect or segment learns from it")
     source = TASKS[task].open(data, recipe.seed, recipe.val_share, drawn_by)
     source.check_trainable(**({"masks": True} if task == "segment" else {}))
     return source
 
 
 def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
-    """The folder, with the record of how the run was begun; warnings about the data."""
-    out.mkdir(parents=True, exist_ok=True)
+    """The record of how the run was begun, in its folder; warnings about the data."""
     record = {
         "recipe": plan.recipe.to_dict(),
         "choices": [choice.to_dict() for choice in plan.choices],
@@ -419,10 +432,11 @@ def recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
 
 def _report_duplicates(source: Source | CocoSource, out: Path, reporter: Reporter) -> None:
     """Images that are in both splits make the validation look better than it is."""
-    pairs = duplicates(source.train, source.val)
-    if pairs:
-        write_csv(out / "duplicates.csv", ["train", "val"], pairs)
+    groups = duplicates(source.train, source.val)
+    if groups:
+        rows = [(train[0], name) for train, val in groups for name in val]
+        write_csv(out / "duplicates.csv", ["train", "val"], rows)
         reporter.warn(
-            f"{len({val for _, val in pairs})} validation images are training images too, such as {pairs[0][1]}: "
+            f"{len(rows)} validation images are training images too, such as {rows[0][1]}: "
             f"accuracy will look better than it is; {out / 'duplicates.csv'} lists them"
         )

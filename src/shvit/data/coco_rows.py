@@ -1,0 +1,81 @@
+"""What COCO's annotation files hold, entry by entry: documents, categories, ids and names in the forms that occur."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from reprlib import repr as shown
+from typing import Any
+
+from ..errors import DataError
+from ..files import read_json
+
+CROWD = {"0": False, "1": True, "false": False, "true": True, "": False}
+"""Texts that stand for `iscrowd`."""
+
+
+def read_document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
+    """Raises DataError where it is no COCO file with these lists."""
+    try:
+        document = read_json(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path} is no COCO file: expected an object with images, annotations and categories")
+    for key in lists:
+        if not isinstance(document.get(key), list):
+            raise DataError(f"{path} is no COCO file: it has no list named {key!r}")
+    return document
+
+
+def read_categories(rows: list[Any], path: Path) -> dict[int, str]:
+    """Name of each id, in the order of ids. Raises DataError."""
+    found: dict[int, str] = {}
+    for row in rows:
+        key, name = (whole_number(row, "id"), row.get("name")) if isinstance(row, dict) else (None, None)
+        if key is None or not isinstance(name, str) or not name:
+            raise DataError(f"{path}: a category needs an id, which is a whole number, and a name; got {shown(row)}")
+        if key in found:
+            raise DataError(f"{path}: the categories {found[key]!r} and {name!r} have the same id {key}")
+        if name in found.values():
+            raise DataError(f"{path}: two categories are named {name!r}")
+        found[key] = name
+    if not found:
+        raise DataError(f"{path} has no categories")
+    return dict(sorted(found.items()))
+
+
+def common_categories(given: Sequence[dict[int, str]], root: Path) -> dict[int, str]:
+    """The categories of all files. Raises DataError where they differ."""
+    first, *others = given
+    for other in others:
+        if other != first:
+            [(key, name), *_] = sorted(set(first.items()) ^ set(other.items()))
+            raise DataError(f"{root}: its files disagree about the categories, such as {key}: {name}")
+    return first
+
+
+def whole_number(row: dict[str, Any], name: str) -> int | None:
+    """A whole number, of 64 bits, also where it is text or has a decimal point; None for anything else."""
+    value = row.get(name)
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}(\.0+)?", value.strip()):
+        value = int(value.partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
+
+
+def is_crowd(value: Any) -> bool | None:
+    """None where the value means neither."""
+    if isinstance(value, str):
+        return CROWD.get(value.strip().lower())
+    return bool(value) if value is None or isinstance(value, int | float) else None
+
+
+def file_name(row: Any) -> str | None:
+    """Of an image's entry; a number counts as its digits. None where there is none."""
+    value = row.get("file_name") if isinstance(row, dict) else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,199 @@
+"""CSV files of images and labels: whatever the columns are called, in whatever order, with whatever separator."""
+
+import csv
+import io
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..errors import DataError, few
+from ..files import MAX_TEXT, from_cell, read_regular
+from .splits import Listing, split_of
+from .walk import exists
+
+CSV_SUFFIXES = (".csv", ".tsv")
+SEPARATORS = ",;\t|"
+LOOKED_AT = 100
+"""Rows by which the separator is found."""
+PATHS = (
+    *("path", "file_path", "filepath", "filepaths", "image_path", "img_path", "filename", "file_name", "filenames"),
+    *("file", "files", "image_name", "img_name", "image_file", "image", "images", "img", "picture", "photo"),
+    *("image_id", "img_id", "id", "url", "image_url"),
+)
+LABELS = (
+    *("label", "labels", "class", "class_name", "classname", "class_label", "label_name", "category", "categories"),
+    *("category_name", "target", "targets", "species", "breed", "tag", "y", "class_id", "label_id", "category_id"),
+)
+SPLITS = ("split", "splits", "set", "data_set", "subset", "partition")
+"""Names of columns; of several in a header the first in this order is read."""
+INDEX = ("index", "unnamed")
+"""What the name of a column begins with that counts the rows."""
+FLAGS = {"is_valid": ("val", "train"), "is_val": ("val", "train"), "is_validation": ("val", "train")} | {
+    **{"is_train": ("train", "val"), "is_training": ("train", "val"), "is_test": ("test", "train")}
+}
+"""Columns of 0 and 1, and the splits that 1 and 0 stand for."""
+TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where in a row the cells are."""
+
+    path: int = 0
+    label: int = 1
+    split: int | None = 2
+    flag: str | None = None
+    """The name of the split's column where it is one of `FLAGS`."""
+    header: tuple[str, ...] = ()
+    """Empty where the first row holds an image."""
+
+
+def read_csv(path: Path) -> Listing:
+    """The rows of a CSV, in order; files are relative to its own folder.
+
+    Columns are separated by commas, semicolons, tabs or bars, and found by the names in the first row; without such a
+    row they are path, label and, if there are three, split. The text is UTF-8 or, with a byte order mark, UTF-16.
+    Rows of a test split are left out where there is a validation split.
+
+    Raises:
+        DataError: It cannot be read so, a row is incomplete, or none of the files exists.
+    """
+    rows = list(_rows(path, _text(path)))
+    if not rows:
+        raise DataError(f"{path} has no rows: expected path,label")
+    columns = _columns(path, rows[0][1])
+    rows = rows[1:] if columns.header else rows
+    found: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": [], "test": []}
+    for number, row in rows:
+        split, cell, label = _read(path, number, row, columns)
+        found[split].append((_located(path.parent, cell), label))
+    everything = [row for part in found.values() for row in part]
+    if not everything:
+        raise DataError(f"{path} has no rows: expected path,label")
+    _check_files(path, everything, [row[columns.path] for _, row in rows], columns)
+    if found[""] and len(found[""]) < len(everything):
+        raise DataError(f"{path}: {len(found[''])} rows name no split and others do; give all rows one, or none")
+    warnings = list(_warnings(columns, everything))
+    if found[""]:
+        return Listing({"all": found[""]}, tuple(warnings))
+    if found["val"] and found["test"]:
+        warnings.append(f"not used: {len(found['test']):,} rows of the test split")
+    return Listing({"train": found["train"], "val": found["val"] or found["test"]}, tuple(warnings))
+
+
+def _text(path: Path) -> str:
+    """Raises DataError where it cannot be read, or is neither UTF-8 nor UTF-16."""
+    try:
+        data = read_regular(path, MAX_TEXT)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding, name = "utf-16", "UTF-16"
+    else:
+        encoding, name = "utf-8-sig", "UTF-8"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not {name} ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    if "\0" in text:
+        raise DataError(f"{path} has NUL characters, as UTF-16 without a byte order mark has: save it as UTF-8")
+    return text
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """The number of each line that is not empty, and its cells."""
+    separator = next((one for one in SEPARATORS if _fits(text, one)), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: {error}") from None
+
+
+def _fits(text: str, separator: str) -> bool:
+    """Whether it divides the first rows into the same number of cells, two or more."""
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        counts = {len(row) for row in islice(reader, LOOKED_AT) if any(row)}
+    except csv.Error:
+        return False
+    return len(counts) == 1 and counts.pop() > 1
+
+
+def _columns(path: Path, first: list[str]) -> _Columns:
+    """By the names in the first row, or by position where it names none."""
+    names = [cell.lower().replace(" ", "_").replace("-", "_") for cell in first]
+    image, label, split, flag = (_place(names, known) for known in (PATHS, LABELS, SPLITS, tuple(FLAGS)))
+    rest = [place for place, name in enumerate(names) if name and place not in (image, label, split, flag)]
+    if len(rest) == 1 and (image is None) != (label is None) and "." not in names[rest[0]]:
+        image, label = (rest[0] if place is None else place for place in (image, label))  # the one that is left
+    if image is None or label is None or any(exists(_located(path.parent, cell)) for cell in first if cell):
+        return _Columns()
+    if split is None and flag is not None:
+        return _Columns(image, label, flag, names[flag], tuple(first))
+    return _Columns(image, label, split, None, tuple(first))
+
+
+def _place(names: Sequence[str], known: Iterable[str]) -> int | None:
+    return next((names.index(name) for name in known if name in names), None)
+
+
+def _read(path: Path, number: int, row: list[str], columns: _Columns) -> tuple[str, str, str]:
+    """Split, path and label of a row. Raises DataError."""
+    width = len(columns.header) or 3
+    cells = row + [""] * (width - len(row))
+    cell, label = cells[columns.path], cells[columns.label]
+    if len(row) > width or not cell or not label:
+        expected = ",".join(columns.header) or "path,label or path,label,split"
+        raise DataError(f"{path} line {number}: expected {expected}, got {row}")
+    word = "" if columns.split is None else cells[columns.split]
+    if columns.flag:
+        truth = TRUTHS.get(word.lower().removesuffix(".0"))
+        if truth is None:
+            raise DataError(f"{path} line {number}: {columns.flag} must be 0 or 1, got {word!r}")
+        return FLAGS[columns.flag][0 if truth else 1], cell, from_cell(label)
+    if (split := split_of(word) if word else "") is None:
+        raise DataError(f"{path} line {number}: split must be train or val, got {word!r}")
+    return split, cell, from_cell(label)
+
+
+def _located(folder: Path, cell: str) -> Path:
+    """The file that a cell names: as it stands there; or as shvit, or Windows with its backslashes, would write it."""
+    meanings = dict.fromkeys([cell, from_cell(cell), cell.replace("\\", "/")])
+    if len(meanings) == 1:
+        return folder / cell
+    return next((folder / one for one in meanings if exists(folder / one)), folder / from_cell(cell))
+
+
+def _check_files(path: Path, rows: list[tuple[Path, str]], cells: list[str], columns: _Columns) -> None:
+    """Raises DataError where no file exists, or the first row is no image and names columns that are not known."""
+    if not any(exists(file) for file, _ in rows):
+        url = urlsplit(cells[0])
+        first = rows[0][0]
+        if url.scheme and url.netloc:
+            first = f"{url.scheme}://{url.hostname}{url.path}, a URL: download the images first"
+        raise DataError(f"{path}: 0 of {len(rows):,} images found; first looked for {first}")
+    names = not columns.header and len(cells) > 1 and not Path(cells[0]).suffix and Path(cells[1]).suffix
+    if names and not exists(_located(path.parent, cells[0])):
+        raise DataError(f"{path} line 1: {cells[0]!r} is no image and no known column: name the columns path and label")
+
+
+def _warnings(columns: _Columns, rows: list[tuple[Path, str]]) -> Iterator[str]:
+    used = [place for place in (columns.path, columns.label, columns.split) if place is not None]
+    others = [name for place, name in enumerate(columns.header) if place not in used]
+    if unused := [name for name in others if name and not name.lower().startswith(INDEX)]:
+        read = [columns.header[place] for place in used]
+        yield f"columns read: {', '.join(read)}; not used: {few(unused)}"
+    labels = defaultdict[str, set[str]](set)
+    for file, label in rows:
+        labels[os.path.normpath(file)].add(label)
+    if several := [file for file, names in labels.items() if len(names) > 1]:
+        names = few(sorted(labels[several[0]]))
+        yield f"{len(several):,} images are listed with more than one label, such as {several[0]}: {names}"

@@ -1,0 +1,64 @@
+"""Which files of a folder are images: one rule for training, evaluation and prediction; the others are counted."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import few
+from .walk import files_below
+
+NOT_IMAGES = frozenset(
+    {
+        *(".txt", ".md", ".rst", ".rtf", ".tex", ".pdf", ".doc", ".docx", ".ppt", ".pptx", ".xls", ".xlsx", ".log"),
+        *(".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".html"),
+        *(".htm", ".css", ".js", ".py", ".pyc", ".ipynb", ".sh", ".bat", ".c", ".cc", ".cpp", ".h", ".m", ".lua"),
+        *(".db", ".sqlite", ".lmdb", ".mdb", ".npy", ".npz", ".mat", ".pkl", ".pickle", ".h5", ".hdf5", ".parquet"),
+        *(".arrow", ".feather", ".tfrecord", ".names", ".cache", ".pt", ".pth", ".onnx"),
+        *(".safetensors", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".torrent", ".md5", ".sha256"),
+        *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mp3", ".wav", ".flac"),
+        *(".aae", ".xmp", ".thm", ".lnk", ".url"),
+    }
+)
+"""Files that lie beside images in real folders and are passed over; any other file is taken for an image."""
+NAMED_NOT_IMAGES = frozenset({"readme", "license", "licence", "copying", "notice", "authors", "changelog", "makefile"})
+"""The same, of files without a suffix."""
+
+
+def is_image(file: Path) -> bool:
+    """Whether a file in a folder is taken for an image, by its name alone."""
+    return file.suffix.lower() not in NOT_IMAGES and file.name.lower() not in NAMED_NOT_IMAGES
+
+
+@dataclass
+class PassedOver:
+    """What lies in folders of images and is not read."""
+
+    others: Counter[str] = field(default_factory=Counter)
+    """Files that are no images, by suffix."""
+    hidden: list[Path] = field(default_factory=list)
+
+    def images_in(self, files: Iterable[Path]) -> list[Path]:
+        """The images among files; the others are counted."""
+        images = []
+        for file in files:
+            if is_image(file):
+                images.append(file)
+            else:
+                self.others[file.suffix.lower() or file.name] += 1
+        return images
+
+    def images_below(self, folder: Path) -> list[Path]:
+        """The images below a folder, in the order of `files_below`. Raises InputError where one cannot be read."""
+        return self.images_in(files_below(folder, self.hidden))
+
+    def lines(self) -> list[str]:
+        """A line for each kind; none for hidden files that would not be images, as .DS_Store."""
+        lines = []
+        if self.others:
+            kinds = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))
+            counts = few([f"{count:,} {suffix}" for suffix, count in kinds])
+            lines.append(f"passed over: {self.others.total():,} files that are no images ({counts})")
+        if hidden := [path for path in self.hidden if path.is_dir() or (path.suffix and is_image(path))]:
+            lines.append(f"passed over: {len(hidden):,} hidden files or folders, such as {min(hidden)}")
+        return lines

@@ -1,0 +1,64 @@
+"""Words for splits, in names of folders and files, in CSV columns and among a hub's splits."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["train", "val", "test"]
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "validation", "valid", "test")
+"""Exact names, the first of which wins where there are several."""
+_KINDS: dict[Kind, tuple[str, ...]] = {
+    "train": (*TRAIN_NAMES, "trn"),
+    "val": ("val", "validation", "valid", "dev", "devel", "development", "eval", "evaluation"),
+    "test": ("test", "testing", "tst"),
+}
+WORDS: dict[str, Kind] = {word: kind for kind, words in _KINDS.items() for word in words}
+BESIDE = {
+    "set",
+    "sets",
+    "seg",
+    "split",
+    "data",
+    "dataset",
+    "image",
+    "images",
+    "img",
+    "imgs",
+    "photos",
+    "pictures",
+    "folder",
+}
+"""Words that a folder's name may hold beside one of those: seg_train, training_set, train_images."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images and the names of their classes, by split: `train` and `val`; or `all`, to be divided."""
+
+    splits: dict[str, list[tuple[Path, str]]]
+    warnings: tuple[str, ...] = ()
+    """What was not used or may be meant otherwise, a line each."""
+
+
+def split_of(name: str) -> Kind | None:
+    """The split that a folder of this name holds, or a cell of this text means; None where it is another name."""
+    kinds: list[Kind | None] = [WORDS.get(word) for word in _words(name) if word not in BESIDE]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def splits_within(name: str) -> set[Kind]:
+    """All splits that a file's name mentions among other words, as person_keypoints_train2017.json does."""
+    return {WORDS[word] for word in _words(name) if word in WORDS}
+
+
+def _words(name: str) -> list[str]:
+    """In lower case, without numbers; trainset, valset and TrainImages are two words each."""
+    parts = re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return [word for part in parts for word in _halves(part)]
+
+
+def _halves(part: str) -> list[str]:
+    cut = next((len(word) for word in WORDS if part.startswith(word) and part[len(word) :] in BESIDE), 0)
+    return [part[:cut], part[cut:]] if cut else [part]

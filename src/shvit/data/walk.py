@@ -1,0 +1,107 @@
+"""Files below a folder: links to folders are followed, each real folder is read once, hidden names are passed over."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ..errors import InputError
+
+HIDDEN = {"@eaDir", "__MACOSX"}
+"""Names that tools give to folders of their own; so is every name that begins with a dot."""
+Id = tuple[int, int]
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's."""
+    return name.startswith(".") or name in HIDDEN
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, in order, without hidden ones and links that lead back to it or to one above it."""
+    above = _ids_above(folder)
+    return sorted(
+        Path(entry.path)
+        for entry in _entries(folder)
+        if _is_folder(entry) and not is_hidden(entry.name) and _id(entry) not in above
+    )
+
+
+def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path]:
+    """What is no folder in `folder` and below it: a folder's own files first, then those of its folders, each by name.
+
+    A real folder that several links lead to is read once, by its own path where that lies below `folder`. A link to
+    `folder` or to one above it is not followed. Links to missing files, pipes and devices are among the files: who
+    reads one says what is wrong with it. Hidden files and folders are added to `hidden`.
+
+    Raises:
+        InputError: A folder cannot be read.
+    """
+    read, seen, links = [], _ids_above(folder), []
+    waiting = [folder]
+    while waiting or links:
+        if not waiting:  # all real folders are known
+            link, id_ = links.pop(0)
+            if id_ in seen:
+                continue
+            seen.add(id_)
+            waiting.append(link)
+        place, files = waiting.pop(), []
+        for entry in sorted(_entries(place), key=lambda entry: entry.name):
+            if is_hidden(entry.name):
+                if hidden is not None:
+                    hidden.append(Path(entry.path))
+            elif not _is_folder(entry):
+                files.append(entry.name)
+            elif entry.is_symlink():
+                links.append((Path(entry.path), _id(entry)))
+            elif (id_ := _id(entry)) not in seen:
+                seen.add(id_)
+                waiting.append(Path(entry.path))
+        read.append((place, files))
+    for place, files in sorted(read, key=lambda pair: pair[0]):
+        yield from (place / name for name in files)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a path that no file can have is none."""
+    return _is(path, Path.is_file)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder; a path that none can have is none."""
+    return _is(path, Path.exists)
+
+
+def _is(path: Path, check: Callable[[Path], bool]) -> bool:
+    try:
+        return check(path)
+    except (OSError, ValueError):  # a name that is too long, or holds NUL
+        return False
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Raises InputError where the folder cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from None
+
+
+def _ids_above(folder: Path) -> set[Id]:
+    """Of a folder, and of all that it lies in: by the path that was given, and where its links lead."""
+    real, beside = folder.resolve(), folder.parent.resolve()
+    stats = map(Path.stat, [real, *real.parents, beside, *beside.parents])
+    return {(stat.st_dev, stat.st_ino) for stat in stats}
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, for one
+        return False
+
+
+def _id(entry: os.DirEntry[str]) -> Id:
+    stat = entry.stat()
+    return stat.st_dev, stat.st_ino
