@@ -297,6 +297,7 @@ def test_ctrl_c_before_the_first_step_says_what_is_kept(run, folder, start, tmp_
     assert run("train", folder, "--out", out, "--resume", "--workers", 0)[0] == 0
 
 
+@pytest.mark.slow
 def test_one_of_two_trainings_into_a_new_folder_is_refused(folder, start, tmp_path, begin):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "shvit", "train", str(folder), "--model", str(start), "--out", str(out)]
