@@ -327,6 +327,20 @@ def test_a_run_that_goes_on_is_not_resumed_beside_itself(folder, start, tmp_path
     assert f"another training is writing into {out}" in seen[1]
 
 
+@pytest.mark.parametrize(("limit", "name"), [(100_000, "state.pt"), (200, "recipe.json")])
+def test_a_full_disk_is_told_in_one_line(folder, start, tmp_path, limit, name):
+    """A limit on the length of files stands for the disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(shvit.Failure, match=f"^no space left on {tmp_path / 'run'} to write {name}"):
+            go(folder, start, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
 @pytest.mark.slow
 def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path, begin):
     command = [
