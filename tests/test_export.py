@@ -1,6 +1,8 @@
 """A file is written whole, proved in a process of its own, and reported; or it never appears."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -145,3 +147,18 @@ def test_from_the_command_line_and_back(tiny, folder, tmp_path, capsys):
         capsys, "export", str(model), "--format", "onnx", "--image-size", "64", "--out", str(tmp_path / "x.onnx")
     )
     assert shvit.load(small["file"]).preprocess.image_size == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["m.pt2", "m.xml"])
+def test_a_full_disk_is_told_in_one_line(tiny, tmp_path, name):
+    """A limit on the length of files stands for the disk; torch would abort the process."""
+    save(tiny, tmp_path / "tiny.safetensors")
+    format = {"m.pt2": "torch", "m.xml": "openvino"}[name]
+    command = [sys.executable, "-m", "shvit", "export", tmp_path / "tiny.safetensors", "--format", format]
+    limited = ["sh", "-c", 'ulimit -f 100; exec "$@"', "sh", *command, "--out", tmp_path / name]
+    done = subprocess.run(limited, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"failed: no space left on {tmp_path} to write {name}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.safetensors"]

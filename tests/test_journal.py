@@ -127,6 +127,27 @@ def test_nothing_to_resume_and_nothing_done(run, model, images, tmp_path, monkey
     assert not list(tmp_path.glob("*out.csv*"))
 
 
+def test_a_full_disk_keeps_the_rows(run, model, images, tmp_path):
+    """A limit on the length of files stands for the disk."""
+    resource = pytest.importorskip("resource")
+    out = tmp_path / "out.csv"
+    out.write_text("old")
+    command = ["predict", model, images, "--batch-size", 2, "--engine", "torch", "--out"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+    try:
+        code, _, err = run(*command, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    assert f"failed: no space left on {tmp_path} to write out.csv.partial" in err
+    assert "of 11 images are done and kept in" in err
+    assert out.read_text() == "old"
+    assert run(*command, out, "--resume")[0] == 0
+    assert run(*command, tmp_path / "whole.csv")[0] == 0
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
 def test_two_runs_into_one_file(run, model, images, tmp_path):
     """The lock is another process's: within one process, it is the same."""
     if not (child := os.fork()):

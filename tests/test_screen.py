@@ -9,7 +9,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from shvit.screen import say, takes_all
+from shvit.bench.report import watching
+from shvit.screen import say, show_table, takes_all
 from shvit.train.report import Reporter
 from shvit.wording import as_json
 
@@ -64,3 +65,25 @@ def test_training_on_an_ascii_console(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert b"epoch 1/1 - loss" in done.stdout
     assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_what_a_terminal_obeys_is_shown_escaped():
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, no_color=True, width=80)
+    name = "a\x1b[31m\x9b\u202e\n\udcff"
+    say(console, name)
+    show_table(console, ["name", "n"], [[name, "1"], ["b", "22"]])
+    with watching(console) as progress:
+        progress(f"{name}[bold]", 1, 2)
+    assert r"a\x1b[31m\x9b\u202e\n\udcff[bold]" in stream.getvalue()
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == r"a\x1b[31m\x9b\u202e\n\udcff"
+    assert lines[2:4] == [r"a\x1b[31m\x9b\u202e\n\udcff   1", f"b{' ' * 28}22"]
+    assert not {"\x9b", "\u202e", "\udcff"} & set(stream.getvalue())
+
+
+def test_json_on_a_terminal_holds_no_escapes():
+    text = as_json({"class": "\x1b\x7f\x9b\u202e\udcff é\n"})
+    assert json.loads(text) == {"class": "\x1b\x7f\x9b\u202e\udcff é\n"}
+    assert not {"\x1b", "\x7f", "\x9b", "\u202e", "\udcff"} & set(text)
+    assert "é" in text

@@ -239,6 +239,7 @@ def evaluate(
     split: Literal["auto", "train", "val", "all"] = "auto",
     fit: Literal["crop", "squash"] | None = None,
     out: Path | None = None,
+    raw_cells: RawCells = False,
     json: Json = False,
 ) -> None:
     """Measure a model's accuracy on labelled images: top-1, or COCO's numbers for boxes and masks.
@@ -275,13 +276,15 @@ def evaluate(
     console = _console(json)
     if out:
         check_folder(out)
+    elif raw_cells:
+        raise InputError("--raw-cells has no effect without --out: leave it out")
     model_file = seen_as(load(model), fit)
     source = divided_as_trained(data, model_file)
     precision = precision or ("auto" if isinstance(model_file, engines.Exported) else "fp32")
     runner = engines.load(model_file, engine, precision, device, threads)
     at_once = (64 if model_file.task == "classify" else 8) if batch_size is None else batch_size
     report = run(model_file, runner, source, split, at_once, workers)
-    files = write_report(report, out) if out else []
+    files = write_report(report, out, raw_cells) if out else []
     wording.evaluated(console, report, runner, files)
     about = {
         "model": model,

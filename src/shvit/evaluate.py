@@ -169,35 +169,41 @@ def labelled(model: Described, source: Source | CocoSource, split: Split | Scene
     return split.relabelled(match_classes(source.classes, model.classes))
 
 
-def write_report(report: Report, out: Path) -> list[Path]:
-    """metrics.json and per_class.csv, of classifiers confusion.csv and .png, and bad_images.csv where there are any."""
+def write_report(report: Report, out: Path, raw_cells: bool = False) -> list[Path]:
+    """metrics.json and per_class.csv, of classifiers confusion.csv and .png, and bad_images.csv where there are any.
+
+    Args:
+        report: What was measured.
+        out: A folder.
+        raw_cells: Whether cells stay as they are that a spreadsheet takes for formulas; see `files.to_cell`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     evaluation = report.evaluation
     with writing(out / "metrics.json"):
         (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     tables = _write_objects if isinstance(evaluation, ObjectsEvaluation) else _write_labels
-    files = [out / "metrics.json", *tables(evaluation, out)]  # pyright: ignore[reportArgumentType]
+    files = [out / "metrics.json", *tables(evaluation, out, raw_cells)]  # pyright: ignore[reportArgumentType]
     if evaluation.bad:
         bad = [[report.names[index], reason] for index, reason in sorted(evaluation.bad.items())]
-        write_csv(out / "bad_images.csv", ["image", "reason"], bad)
+        write_csv(out / "bad_images.csv", ["image", "reason"], bad, raw_cells)
         files.append(out / "bad_images.csv")
     return files
 
 
-def _write_objects(evaluation: ObjectsEvaluation, out: Path) -> list[Path]:
+def _write_objects(evaluation: ObjectsEvaluation, out: Path, raw: bool) -> list[Path]:
     kinds = list(evaluation.numbers)
     rows = [[name, *(f"{by_kind[kind]:.6f}" for kind in kinds)] for name, by_kind in evaluation.per_class().items()]
-    write_csv(out / "per_class.csv", ["class", *(f"{kind}_AP" for kind in kinds)], rows)
+    write_csv(out / "per_class.csv", ["class", *(f"{kind}_AP" for kind in kinds)], rows, raw)
     return [out / "per_class.csv"]
 
 
-def _write_labels(evaluation: ClassifyEvaluation, out: Path) -> list[Path]:
+def _write_labels(evaluation: ClassifyEvaluation, out: Path, raw: bool) -> list[Path]:
     counts = evaluation.confusion.sum(axis=1)
     shares = evaluation.per_class()
     rows = [[name, int(counts[i]), f"{shares[name]:.6f}"] for i, name in enumerate(evaluation.classes) if counts[i]]
-    write_csv(out / "per_class.csv", ["class", "images", "top1"], rows)
+    write_csv(out / "per_class.csv", ["class", "images", "top1"], rows, raw)
     matrix = [[name, *row] for name, row in zip(evaluation.classes, evaluation.confusion.tolist(), strict=True)]
-    write_csv(out / "confusion.csv", ["true \\ predicted", *evaluation.classes], matrix)
+    write_csv(out / "confusion.csv", ["true \\ predicted", *evaluation.classes], matrix, raw)
     draw_confusion(evaluation, out / "confusion.png")
     return [out / name for name in ("per_class.csv", "confusion.csv", "confusion.png")]
 

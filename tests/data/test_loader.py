@@ -2,6 +2,8 @@
 
 import os
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -210,3 +212,24 @@ def test_a_worker_that_exits_is_not_said_to_be_killed(folder):
     ):
         list(Loader(open_source(folder).val, lambda source: os._exit(3), 4, workers=1))
     assert "memory" not in str(failure.value)
+
+
+def test_a_small_shared_memory_is_a_failure_in_one_line(folder, tmp_path):
+    """In a mount namespace of its own, where /dev/shm has 256 kB, then 4 kB."""
+    code = (
+        "from pathlib import Path; import sys; from shvit.data.loader import Loader, lost_workers_told\n"
+        "from shvit.data.sources import open_source; from shvit.data.transforms import Decoded, Preprocess\n"
+        "from shvit.data.transforms import eval_transform; from shvit.errors import Failure\n"
+        "split = open_source(sys.argv[1]).train\n"
+        "try:\n"
+        "    with lost_workers_told(): list(Loader(split, Decoded(eval_transform(Preprocess(192))), 20, 1))\n"
+        "except Failure as error: print(error)"
+    )
+    for size in ("256k", "4k"):
+        mount = f'mount -t tmpfs -o size={size} none /dev/shm || exit 77; exec "$@"'
+        command = ["unshare", "-rm", "sh", "-c", mount, "sh", sys.executable, "-W", "ignore", "-c", code, folder]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 77 or "unshare" in done.stderr:
+            pytest.skip("no mount of one's own here")
+        assert "no space left on /dev/shm" in done.stdout, done.stderr
+        assert "Traceback" not in done.stderr

@@ -297,6 +297,7 @@ def test_ctrl_c_before_the_first_step_says_what_is_kept(run, folder, start, tmp_
     assert run("train", folder, "--out", out, "--resume", "--workers", 0)[0] == 0
 
 
+@pytest.mark.slow
 def test_one_of_two_trainings_into_a_new_folder_is_refused(folder, start, tmp_path, begin):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "shvit", "train", str(folder), "--model", str(start), "--out", str(out)]
@@ -324,6 +325,20 @@ def test_a_run_that_goes_on_is_not_resumed_beside_itself(folder, start, tmp_path
     go(folder, start, out, epochs=1, workers=1)
     assert seen[0].returncode == 2
     assert f"another training is writing into {out}" in seen[1]
+
+
+@pytest.mark.parametrize(("limit", "name"), [(100_000, "state.pt"), (200, "recipe.json")])
+def test_a_full_disk_is_told_in_one_line(folder, start, tmp_path, limit, name):
+    """A limit on the length of files stands for the disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(shvit.Failure, match=f"^no space left on {tmp_path / 'run'} to write {name}"):
+            go(folder, start, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 @pytest.mark.slow
