@@ -219,7 +219,7 @@ def _trained_as(file: dict[str, Any]) -> Iterator[str]:
     scores = [f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics]
     if scores:
         yield scores[0] + (f" of {metrics['images']:,} images" if "images" in metrics else "")
-    if "recipe" in provenance:
+    if {"name", "epochs"} <= set(provenance.get("recipe", ())):
         yield f"recipe {provenance['recipe']['name']}, {provenance['recipe']['epochs']} epochs"
     if "date" in provenance:
         yield f"trained {provenance['date'][:10]}"

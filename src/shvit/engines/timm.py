@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.transforms import Normalize
+from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS, Config
 from ..model.layers import NormLinear
@@ -21,7 +22,7 @@ from ..model.peer import TimmModel, named_arguments
 from ..model.shvit import SHViT
 from ..model.timm_names import to_timm
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import EngineError, Exported, Runnable, Shapes, check_export, described
+from .base import EngineError, Exported, Runnable, Shapes, check_export, described, seal
 from .torch import TorchEngine
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -74,11 +75,12 @@ class TimmFormat(TorchEngine):
         path.mkdir()
         save_file({key: value.float().contiguous() for key, value in weights.items()}, path / WEIGHTS, {"format": "pt"})
         (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        seal(path)
 
     @classmethod
     def read(cls, path: Path) -> Exported:
         try:
-            config = json.loads((path / CONFIG).read_text())
+            config = parsed((path / CONFIG).read_bytes())
         except (OSError, ValueError) as error:
             raise EngineError(f"{path} is no timm folder written by shvit export: {error}") from None
         if not isinstance(config, dict) or HEADER_KEY not in config:

@@ -1,7 +1,9 @@
 """timm's models behind the interface of SHViT: the peers it is compared with, and the teachers it learns from."""
 
 import ast
+import re
 from collections import Counter
+from types import NoneType
 from typing import Any
 
 import torch
@@ -12,6 +14,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError
+from .config import MAX_DEPTH, MAX_WIDTH
+
+DEPTHS = {"depth", "depths", "layers", "num_blocks", "num_layers", "num_stages", "stem_layers", "expand_ratio"}
+ARGUMENTS = DEPTHS | {
+    *("act_layer", "attn_drop_rate", "attn_ratio", "aa_layer", "base_width", ""cardinality", "channels"),
+    *("class_token", "conv_mlp", "depth_mult", "dims", "drop_block_rate", "drop_rate", "embed_dim", "embed_dims"),
+    *("fc_norm", "global_pool", "head_dim", "head_dropout", "head_norm_first", "hidden_dim", "img_size"),
+    *("init_values", "key_dim", "kernel_size", "kernel_sizes", "mlp_ratio", "mlp_ratios", "no_embed_class", "norm_layer"),
+    *("num_features", "num_heads", "num_registers", "output_stride", "partial_dim", "patch_norm", "patch_size"),
+    *("pos_drop_rate", "pos_embed", "pre_norm", "proj_drop_rate", "qk_dim", "qk_norm", "qkv_bias", "reg_tokens"),
+    *("se_layer", "stem_size", "stem_type", "stem_width", "strict_img_size", "types", "use_abs_pos", "width"),
+    *("width_factor", "widths", "window_ratio", "window_size", "dynamic_img_size", "num_groups", "feat_size"),
+}  # fmt: skip
+"""Of timm's: what may follow a model's name. Sizes, and choices among parts that timm knows by name."""
 
 
 class TimmModel(nn.Module):
@@ -88,21 +104,46 @@ class TimmModel(nn.Module):
 def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
     """The name before the first colon, and what follows it, as `create_model` of timm takes it.
 
+    The name may come from a file, so arguments are those alone that give sizes or choose parts: none that loads weights
+    or opens a path.
+
     Raises:
-        InputError: What follows is not KEY=VALUE with a plain Python value.
+        InputError: What follows is not KEY=VALUE with one of `ARGUMENTS` and a plain Python value, or it is too large.
     """
     base, *rest = name.split(":")
+    if not re.fullmatch(r"[\w.-]+", base, re.ASCII):
+        raise InputError(f"timm has no model {name!r:.80}")
     arguments: dict[str, Any] = {}
     for part in rest:
         key, _, value = part.partition("=")
+        if key not in ARGUMENTS:
+            raise InputError(f"{key!r} cannot follow the name of timm's model: allowed are {', '.join(sorted(ARGUMENTS))}")
         try:
             arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+            _check_argument(key, arguments[key])
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise InputError(
                 f"{name!r}: behind the name of timm's model come arguments of timm's, each :KEY=VALUE with a number, "
                 f"True, False, a quoted text or a tuple, such as :img_size=160; got {part!r}"
             ) from None
     return base, arguments
+
+
+def _check_argument(key: str, value: Any) -> None:
+    """Raises InputError for a number beyond any use, and ValueError for what is no number, text or tuple of these."""
+    most = MAX_DEPTH if key in DEPTHS else MAX_WIDTH
+    for one in value if isinstance(value, tuple | list) else [value]:
+        if isinstance(one, tuple | list):
+            _check_argument(key, one)
+        elif isinstance(one, str):
+            if not re.fullmatch(r"[\w.-]{0,40}", one, re.ASCII):
+                raise ValueError
+        elif isinstance(one, bool | NoneType):
+            continue
+        elif type(one) not in (int, float):
+            raise ValueError
+        elif not -1 <= one <= most:
+            raise InputError(f"{key} of timm's model must be at most {most}, got {value!r:.60}")
 
 
 def pretrained_cfg(name: str) -> Any:
