@@ -20,6 +20,7 @@ from rich.markup import escape
 from . import wording
 from .errors import Failure, InputError, Notice, notice
 from .flags import Typed
+from .redact import redacted
 from .screen import images_progress, say, takes_all
 from .train.recipe import RECIPES, Recipe
 
@@ -275,7 +276,7 @@ def evaluate(
     wording.evaluated(console, report, runner, files)
     about = {
         "model": model,
-        "data": str(data),
+        "data": redacted(data),
         "engine": runner.name,
         "precision": runner.precision,
         "fit": model_file.preprocess.fit,

@@ -110,7 +110,7 @@ def load(path: str | Path) -> ModelFile:
         )
     try:
         return _read(parsed(metadata[HEADER_KEY]), weights)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise ModelFileError(f"{path} is not usable: {reason}") from None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from .redact import redacted
 from .screen import BESIDE, METRICS, say, show_table
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def trained(console: Console, result: "Result", data: str) -> None:
     out, best = quote(str(result.out)), quote(str(result.out / "best.safetensors"))
     if result.interrupted:
         say(
-            console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(data)} --out {out} --resume"
+            console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(redacted(data))} --out {out} --resume"
         )
     if result.best:
         key = next(key for key in METRICS if key in result.best)

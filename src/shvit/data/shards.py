@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..redact import redacted
 from .identity import BYTES, of_name
 from .lazy import Texts
 from .remote import FetchError, expand, is_remote, read_remote
@@ -224,7 +225,7 @@ def _unindexed(name: str, how: Drawing) -> Source:
 def _name(place: str) -> str:
     """The file's name in a path, a URL or a command."""
     names = re.findall(r"[^/\s'\"?&=:]+\.tar\b", place)
-    return names[-1] if names else place.rstrip("/").rpartition("/")[2]
+    return names[-1] if names else redacted(place).rstrip("/").rpartition("/")[2]
 
 
 def _scan(place: Place) -> tuple[list[Sample], str | None]:

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ..errors import InputError
+from ..redact import redacted
 from .decode import BadImage
 from .identity import DrawnBy, held_out
 from .lazy import Lazy, join, pick
@@ -115,6 +116,10 @@ class Source:
     """Of names, sizes and labels of all images, whatever the split: says later whether two runs saw the same data."""
     warnings: tuple[str, ...] = ()
     """What is amiss with the data as a whole, a line each: a shard that is missing, for one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", redacted(self.name))
+        object.__setattr__(self, "warnings", redacted(self.warnings))
 
     def whole(self) -> Split:
         """The images of both splits."""

@@ -51,7 +51,7 @@ class TimmModel(nn.Module):
         extra = {**self._arguments, **({"drop_path_rate": drop_path_rate} if drop_path_rate else {})}
         try:
             self.network = timm.create_model(base, num_classes=num_classes, in_chans=in_channels, **extra)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        except Exception as error:  # timm does not check its arguments
             if not extra:
                 raise
             reason = str(error).partition("\n")[0]
@@ -116,11 +116,11 @@ def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
     arguments: dict[str, Any] = {}
     for part in rest:
         key, _, value = part.partition("=")
-        if key not in ARGUMENTS:
-            raise InputError(f"{key!r} cannot follow the name of timm's model: allowed are {', '.join(sorted(ARGUMENTS))}")
         try:
             arguments[key] = ast.literal_eval(value)
-            _check_argument(key, arguments[key])
+            check_argument(key, arguments[key])
+        except InputError:
+            raise
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise InputError(
                 f"{name!r}: behind the name of timm's model come arguments of timm's, each :KEY=VALUE with a number, "
@@ -129,12 +129,14 @@ def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
     return base, arguments
 
 
-def _check_argument(key: str, value: Any) -> None:
-    """Raises InputError for a number beyond any use, and ValueError for what is no number, text or tuple of these."""
+def check_argument(key: str, value: Any) -> None:
+    """Raises InputError for another than `ARGUMENTS` or a number beyond any use, ValueError for a value of another kind."""
+    if key not in ARGUMENTS:
+        raise InputError(f"{key!r:.80} cannot follow the name of timm's model: allowed are {', '.join(sorted(ARGUMENTS))}")
     most = MAX_DEPTH if key in DEPTHS else MAX_WIDTH
     for one in value if isinstance(value, tuple | list) else [value]:
         if isinstance(one, tuple | list):
-            _check_argument(key, one)
+            check_argument(key, one)
         elif isinstance(one, str):
             if not re.fullmatch(r"[\w.-]{0,40}", one, re.ASCII):
                 raise ValueError
