@@ -116,7 +116,7 @@ def load(path: str | Path) -> ModelFile:
 
 
 def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
-    if not isinstance(header, dict) or header.get("version") != VERSION:
+    if not isinstance(header, dict) or type(header.get("version")) is not int or header["version"] != VERSION:
         version = header.get("version") if isinstance(header, dict) else None
         raise ValueError(f"its format is version {version}, this shvit reads version {VERSION}")
     missing = {"task", "architecture", "classes", "preprocess", "metrics", "provenance", "digest"} - set(header)
@@ -125,6 +125,7 @@ def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
     architecture = Architecture.from_dict(header["architecture"])
     classes = checked_classes(header["classes"])
     preprocess = Preprocess.from_dict(header["preprocess"])
+    check_channels(preprocess, architecture.in_channels)
     task = checked_task(header["task"])
     metrics, provenance = checked_metrics(header["metrics"]), checked_provenance(header["provenance"], len(classes))
     model = empty(architecture)
@@ -137,6 +138,12 @@ def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
     model.load_state_dict(weights, assign=True)
     model.eval()
     return model_file
+
+
+def check_channels(preprocess: Preprocess, channels: int) -> None:
+    """Raises ValueError for preprocessing of images of other channels."""
+    if len(preprocess.mean) not in (1, 3, channels):
+        raise ValueError(f"mean and std must be of {channels} channels, got {preprocess.mean} and {preprocess.std}")
 
 
 def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:

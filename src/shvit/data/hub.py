@@ -176,8 +176,8 @@ def _roots(data: str) -> tuple[Path, ...]:
 
     folder, _ = _meanings(data)[0]
     local = data.removeprefix(PREFIX).startswith((".", "/", "~"))
-    places = [folder] if local else [datasets.config.HF_CACHE_HOME, constants.HF_HUB_CACHE]
-    places += [datasets.config.HF_DATASETS_CACHE]
+    fetched = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    places = [folder] if local else fetched
     return tuple({root for place in places for root in (Path(os.path.abspath(place)), Path(place).resolve())})
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, UInt64
 
+from ..errors import InputError
+
 DrawnBy = Literal["content", "position"]
 """How validation images are drawn: by a hash of each image's content; or by its place in the sorted list of all images,
 as earlier versions of shvit did. Their runs are resumed and their models judged with the split that they had."""

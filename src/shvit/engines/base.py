@@ -17,7 +17,7 @@ from ..data.transforms import Preprocess
 from ..errors import Failure, InputError
 from ..header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
 from ..model.detector import Detector
-from ..modelfile import ModelFile
+from ..modelfile import ModelFile, check_channels
 from ..redact import redacted
 
 STATIC_SHAPES = 6
@@ -84,13 +84,14 @@ class Exported:
         try:
             if type(data["version"]) is not int or not 1 <= data["version"] <= VERSION:
                 raise InputError(f"{path} has metadata of version {data['version']}, this shvit reads up to {VERSION}")
-            classes = checked_classes(data["classes"])
+            classes, preprocess = checked_classes(data["classes"]), Preprocess.from_dict(data["preprocess"])
+            check_channels(preprocess, 3)
             return cls(
                 path,
                 data["engine"],
                 data["precision"],
                 classes,
-                Preprocess.from_dict(data["preprocess"]),
+                preprocess,
                 checked_task(data["task"]),
                 checked_metrics(data["metrics"]),
                 checked_provenance(data["provenance"], len(classes)),

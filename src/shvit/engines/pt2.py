@@ -72,7 +72,7 @@ def members(path: Path) -> dict[str, bytes]:
     except EngineError:
         raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise EngineError(f"{path} is cut short, damaged or no .pt2 file ({error})") from None
+        raise EngineError(f"{path} is cut short or no .pt2 file ({error})") from None
     if len(found) < len(entries):
         raise EngineError(f"{path} is refused: it has two members of one name")
     for name in found:

@@ -18,7 +18,7 @@ from .config import MAX_DEPTH, MAX_WIDTH
 
 DEPTHS = {"depth", "depths", "layers", "num_blocks", "num_layers", "num_stages", "stem_layers", "expand_ratio"}
 ARGUMENTS = DEPTHS | {
-    *("act_layer", "attn_drop_rate", "attn_ratio", "aa_layer", "base_width", ""cardinality", "channels"),
+    *("act_layer", "attn_drop_rate", "attn_ratio", "aa_layer", "base_width", "cardinality", "channels"),
     *("class_token", "conv_mlp", "depth_mult", "dims", "drop_block_rate", "drop_rate", "embed_dim", "embed_dims"),
     *("fc_norm", "global_pool", "head_dim", "head_dropout", "head_norm_first", "hidden_dim", "img_size"),
     *("init_values", "key_dim", "kernel_size", "kernel_sizes", "mlp_ratio", "mlp_ratios", "no_embed_class", "norm_layer"),
