@@ -34,7 +34,14 @@ def written(path, good, **entries):
 
 
 DEEP = json.loads("[" * 100 + "]" * 100)
-PREPROCESS = {"image_size": 32, "crop": 0.9, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3, "fit": "crop"}
+PREPROCESS = {
+    "image_size": 32,
+    "crop": 0.9,
+    "interpolation": "bicubic",
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "fit": "crop",
+}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +154,9 @@ def test_sizes_of_networks_that_explode(config, good, tmp_path):
 def test_a_network_of_timm_costs_no_memory_before_its_weights_fit(good, tmp_path):
     """Of 16,384 channels and 256 blocks it would take 3 TB."""
     name = "timm/deit_tiny_patch16_224:embed_dim=16384:depth=256:num_heads=16"
-    path = written(tmp_path / "m.safetensors", good, architecture={**good[0]["architecture"], "config": None, "name": name})
+    path = written(
+        tmp_path / "m.safetensors", good, architecture={**good[0]["architecture"], "config": None, "name": name}
+    )
     with pytest.raises(InputError, match="weights do not fit"):
         shvit.load(path)
 
@@ -155,7 +164,7 @@ def test_a_network_of_timm_costs_no_memory_before_its_weights_fit(good, tmp_path
 def test_nested_json():
     assert parsed('{"a": [{"b": 1}]}') == {"a": [{"b": 1}]}
     for text in ("[" * 100 + "]" * 100, "[" * 10**6, '{"a":' * 10**5):
-        with pytest.raises(ValueError, match="nested|Expecting"):
+        with pytest.raises(ValueError, match=r"nested|Expecting"):
             parsed(text)
 
 

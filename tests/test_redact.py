@@ -78,7 +78,9 @@ def test_a_model_file_and_its_command(tiny, tmp_path, monkeypatch):
 def test_errors_and_names_of_data():
     for error in (InputError(f"{URL} cannot be read"), Failure(f"{URL} is gone")):
         assert SECRET not in str(error)
-    assert Source(URL, ("a",), EMPTY, EMPTY, warnings=(f"{URL} is damaged",)).warnings == (redacted(f"{URL} is damaged"),)
+    assert Source(URL, ("a",), EMPTY, EMPTY, warnings=(f"{URL} is damaged",)).warnings == (
+        redacted(f"{URL} is damaged"),
+    )
     assert SECRET not in Source(URL, ("a",), EMPTY, EMPTY).name
 
 

@@ -28,9 +28,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def place(export: Path, target: Path) -> None:
     """Move a finished export, and the files that lie beside it, from its temporary folder to where it belongs.
 
-    Whole or not at all, wherever a crash falls: all of it is on disk before anything is moved. Of `.xml` and `.bin`, the
-    old `.xml` goes first and the new one comes last, since nobody reads a `.bin` without it. A folder cannot take the
-    place of another in one step: the old one is moved aside to `.NAME.old`, and removed when the new one is there.
+    Whole or not at all, wherever a crash falls: all of it is on disk before anything is moved. Of `.xml` and `.bin`,
+    the old `.xml` goes first and the new one comes last, since nobody reads a `.bin` without it. A folder cannot take
+    the place of another in one step: the old one moves aside to `.NAME.old`, and is removed when the new one is there.
 
     Raises:
         InputError: A folder is where a file is to be written, or the reverse.

@@ -274,10 +274,8 @@ def _of_its_task(model: Described, source: str | Path) -> Described:
         fits = kind_of(model).fits
     except InputError as error:
         raise ModelFileError(f"{source} is not usable: {error}") from None
-    if model.preprocess.fit not in fits:
-        raise ModelFileError(
-            f"{source} is not usable: models of task {model.task} have fit {' or '.join(fits)}, not {model.preprocess.fit}"
-        )
+    if (fit := model.preprocess.fit) not in fits:
+        raise ModelFileError(f"{source} is not usable: {model.task} models have fit {' or '.join(fits)}, not {fit}")
     return model
 
 

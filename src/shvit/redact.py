@@ -5,26 +5,25 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 HIDDEN = "***"
+WORDS = r"token|secret|passw(?:or)?d|api_?-?key|access_?-?key|credential"
 SECRETS = (
-    (re.compile(r"(?<=://)[^/\s'\"?#@]*(?:@[^/\s'\"?#@]*)*@"), f"{HIDDEN}@"),  # user:password@
-    (re.compile(r"([?&#][^=&#;\s'\"<>]{1,80}=)[^&#;\s'\"<>]+"), rf"\g<1>{HIDDEN}"),  # ?token=…&signature=…
-    (re.compile(r"(?i)(\bauthorization['\"]?\s{0,3}[:=]\s{0,3}['\"]?)[^'\"\n]+"), rf"\g<1>{HIDDEN}"),
-    (re.compile(r"(?i)(\bbearer\s+)[^\s'\"]+"), rf"\g<1>{HIDDEN}"),
-    (
-        re.compile(r"(?i)((?:token|secret|passw(?:or)?d|api_?-?key|access_?-?key|credential)[\w-]{0,40}['\"]?\s{0,3}[=:]\s{0,3})[^\s'\"&,]+"),
-        rf"\g<1>{HIDDEN}",
-    ),
-    (re.compile(r"((?:^|\s)(?:-u|--user|--password|--token|--http-password)[ =]\s{0,3}['\"]?)[^\s'\"]*[^\s'\"-][^\s'\"]*"), rf"\g<1>{HIDDEN}"),
-    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), HIDDEN),
-)  # fmt: skip
+    (r"(?<=://)[^/\s'\"?#@]*(?:@[^/\s'\"?#@]*)*@", f"{HIDDEN}@"),  # user:password@
+    (r"([?&#][^=&#\s'\"<>]{1,80}=)[^&#\s'\"<>]+", rf"\1{HIDDEN}"),  # ?token=…&signature=…
+    (r"(\bauthorization['\"]?\s{0,3}[:=]\s{0,3}['\"]?)[^'\"\n]+", rf"\1{HIDDEN}"),
+    (r"(\bbearer\s+)[^\s'\"]+", rf"\1{HIDDEN}"),
+    (rf"((?:{WORDS})[\w-]{{0,40}}['\"]?\s{{0,3}}[=:]\s{{0,3}})[^\s'\"&,]+", rf"\1{HIDDEN}"),
+    (r"((?:^|\s)(?:-u|--user|--password|--token|--http-password)[ =]\s{0,3}['\"]?)[^\s'\"]+", rf"\1{HIDDEN}"),
+    (r"\bhf_[a-z0-9]{20,}", HIDDEN),
+)
 """What gives a secret away, and what is written instead. Each takes time in proportion to the text alone."""
+PATTERNS = [(re.compile(pattern, re.IGNORECASE), hidden) for pattern, hidden in SECRETS]
 
 
 def redacted(value: T) -> T:
     """The same text, or nested plain data, with secrets hidden."""
     found: Any = value
     if isinstance(found, str):
-        for secret, hidden in SECRETS:
+        for secret, hidden in PATTERNS:
             found = secret.sub(hidden, found)
     elif isinstance(found, dict):
         found = {redacted(key): redacted(inner) for key, inner in found.items()}

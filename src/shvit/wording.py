@@ -30,9 +30,8 @@ def trained(console: Console, result: "Result", data: str) -> None:
     """Where the run's best is, or how to go on with it."""
     out, best = quote(str(result.out)), quote(str(result.out / "best.safetensors"))
     if result.interrupted:
-        say(
-            console, f"stopped in epoch {result.epochs + 1}; go on with: shvit train {quote(redacted(data))} --out {out} --resume"
-        )
+        again = f"shvit train {quote(redacted(data))} --out {out} --resume"
+        say(console, f"stopped in epoch {result.epochs + 1}; go on with: {again}")
     if result.best:
         key = next(key for key in METRICS if key in result.best)
         beside = "".join(f", {name} {result.best[name]:.2%}" for name in BESIDE.get(key, ()) if name in result.best)

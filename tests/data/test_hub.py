@@ -268,7 +268,12 @@ def test_rows_never_name_other_files(tmp_path):
     (tmp_path / "private.png").write_bytes(png(0))
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / "own.png").write_bytes(png(1))
-    names = [tmp_path / "private.png", tmp_path / "saved" / ".." / "private.png", "/dev/zero", tmp_path / "saved" / "own.png"]
+    names = [
+        tmp_path / "private.png",
+        tmp_path / "saved" / ".." / "private.png",
+        "/dev/zero",
+        tmp_path / "saved" / "own.png",
+    ]
     rows = [{"image": {"bytes": None, "path": str(name)}, "label": 1} for name in names]
     features = datasets.Features({"image": IMAGE, "label": LABEL})
     (tmp_path / "saved" / "data").mkdir()

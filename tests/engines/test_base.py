@@ -70,7 +70,9 @@ def test_damage_to_any_part_is_noticed(name, exports, tmp_path):
         for share in (0.2, 0.5, 0.9):
             place = int(len(whole) * share)
             length = min(100_000, len(whole) - place, len(whole) // 20)
-            part.write_bytes(whole[:place] + bytes(byte ^ 1 for byte in whole[place : place + length]) + whole[place + length :])
+            part.write_bytes(
+                whole[:place] + bytes(byte ^ 1 for byte in whole[place : place + length]) + whole[place + length :]
+            )
             refused(path)
         part.write_bytes(whole)
     shvit.load(path)

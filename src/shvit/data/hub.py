@@ -49,7 +49,7 @@ class HubImage:
 
     def _file(self, name: str) -> Path | None:
         """The file that a row names, if it lies where the data set does; rows come from anywhere."""
-        path = Path(os.path.abspath(name))
+        path = Path(os.path.normpath(Path(name).absolute()))
         inside = any(path.is_relative_to(root) for root in self.roots)
         return path if inside and path.is_file() else None
 
@@ -178,7 +178,7 @@ def _roots(data: str) -> tuple[Path, ...]:
     local = data.removeprefix(PREFIX).startswith((".", "/", "~"))
     fetched = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
     places = [folder] if local else fetched
-    return tuple({root for place in places for root in (Path(os.path.abspath(place)), Path(place).resolve())})
+    return tuple({root for place in places for root in (Path(place).absolute(), Path(place).resolve())})
 
 
 def _split(name: str, rows: "Dataset", labels: np.ndarray, roots: tuple[Path, ...]) -> Split:

@@ -228,7 +228,9 @@ def _checked(path: Path, name: str, kind: type[Engine]) -> Exported:
         raise EngineError(f"{path} cannot be read: {error.strerror or error}") from None
     exported = kind.read(path)
     if exported.engine != name:
-        raise EngineError(f"{path} is refused: it says that it is for {exported.engine!r}, and {kind.suffix} is {name}'s")
+        raise EngineError(
+            f"{path} is refused: it says that it is for {exported.engine!r}, and {kind.suffix} is {name}'s"
+        )
     if exported.precision not in kind.exports():
         allowed = ", ".join(kind.exports())
         raise EngineError(f"{path} has no possible precision {exported.precision!r}: allowed are {allowed}")

@@ -221,7 +221,9 @@ def check_seal(path: Path) -> bool:
     mark = min(found)
     if len(found) > 1 or _digest(path, files, mark) != mark.rpartition(b":")[2].decode():
         which = " and ".join(part.name for part in files[:2])
-        raise EngineError(f"{path} is damaged: {which} changed since shvit export wrote it, or belong to another export")
+        raise EngineError(
+            f"{path} is damaged: {which} changed since shvit export wrote it, or belong to another export"
+        )
     return True
 
 
@@ -247,7 +249,8 @@ def check_ends(exported: Exported, takes: Sequence[int | None], gives: Sequence[
     side, classes = exported.preprocess.input_size, len(exported.classes)
     if len(takes) != 4 or takes[1] not in (3, None) or any(size not in (side, None) for size in takes[2:]):
         raise EngineError(
-            f"{exported.path} is not usable: its network takes {_shape(takes)}, its metadata says images of {side} pixels"
+            f"{exported.path} is not usable: its network takes {_shape(takes)}, and its metadata names images of "
+            f"{side} pixels"
         )
     least = {"classify": classes, "detect": 4 + classes}.get(exported.task)
     if gives and least is not None and gives[-1] not in (least, None):

@@ -19,7 +19,19 @@ from ..header import parsed
 from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
 from ..quiet import quiet
-from .base import OUTPUTS, EngineError, Exported, ExportError, Runnable, Shapes, check_ends, check_export, described, missing, seal
+from .base import (
+    OUTPUTS,
+    EngineError,
+    Exported,
+    ExportError,
+    Runnable,
+    Shapes,
+    check_ends,
+    check_export,
+    described,
+    missing,
+    seal,
+)
 from .decompose import MEANS
 from .portable import portable
 

@@ -46,7 +46,7 @@ WORDS = {"approximate", "equation", "indexing", "mode", "ord", "padding", "reduc
 CODE = {"as_custom_obj", "as_operator", "custom_obj", "token"}
 """What stands for more than tensors, sizes and operations."""
 FUNCTIONS = {
-    *("Add", "Mul", "Pow", "Integer", "Rational", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "ModularIndexing"),
+    *("Add", "Mul", "Integer", "Rational", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "ModularIndexing"),
     *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Equality", "Unequality", "StrictLessThan", "LessThan"),
     *("StrictGreaterThan", "GreaterThan", "ToFloat", "TruncToInt", "CleanDiv", "IntTrueDiv"),
 }  # fmt: skip

@@ -102,7 +102,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _check(exported: Exported, config: dict[str, Any]) -> None:
-    """Raises EngineError where timm would read other files than these, or build a network that the weights do not fit."""
+    """Raises EngineError where timm would read other files, or build a network that these weights do not fit."""
     import timm
 
     path = exported.path

@@ -21,8 +21,8 @@ ARGUMENTS = DEPTHS | {
     *("act_layer", "attn_drop_rate", "attn_ratio", "aa_layer", "base_width", "cardinality", "channels"),
     *("class_token", "conv_mlp", "depth_mult", "dims", "drop_block_rate", "drop_rate", "embed_dim", "embed_dims"),
     *("fc_norm", "global_pool", "head_dim", "head_dropout", "head_norm_first", "hidden_dim", "img_size"),
-    *("init_values", "key_dim", "kernel_size", "kernel_sizes", "mlp_ratio", "mlp_ratios", "no_embed_class", "norm_layer"),
-    *("num_features", "num_heads", "num_registers", "output_stride", "partial_dim", "patch_norm", "patch_size"),
+    *("init_values", "key_dim", "kernel_size", "kernel_sizes", "mlp_ratio", "mlp_ratios", "no_embed_class"),
+    *("norm_layer", "num_features", "num_heads", "num_registers", "output_stride", "partial_dim", "patch_norm", "patch_size"),
     *("pos_drop_rate", "pos_embed", "pre_norm", "proj_drop_rate", "qk_dim", "qk_norm", "qkv_bias", "reg_tokens"),
     *("se_layer", "stem_size", "stem_type", "stem_width", "strict_img_size", "types", "use_abs_pos", "width"),
     *("width_factor", "widths", "window_ratio", "window_size", "dynamic_img_size", "num_groups", "feat_size"),
@@ -130,9 +130,11 @@ def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def check_argument(key: str, value: Any) -> None:
-    """Raises InputError for another than `ARGUMENTS` or a number beyond any use, ValueError for a value of another kind."""
+    """Raises InputError for a key outside `ARGUMENTS` or too large a number, ValueError for a value of another kind."""
     if key not in ARGUMENTS:
-        raise InputError(f"{key!r:.80} cannot follow the name of timm's model: allowed are {', '.join(sorted(ARGUMENTS))}")
+        raise InputError(
+            f"{key!r:.80} cannot follow the name of timm's model: allowed are {', '.join(sorted(ARGUMENTS))}"
+        )
     most = MAX_DEPTH if key in DEPTHS else MAX_WIDTH
     for one in value if isinstance(value, tuple | list) else [value]:
         if isinstance(one, tuple | list):
