@@ -88,6 +88,10 @@ NAMES = (
 )
 
 
+NOT_RUN_HERE = () if sys.platform == "darwin" else (".mlpackage",)
+"""Formats that only info reads."""
+
+
 class Payload:
     """Creates the marker where it is unpickled."""
 
@@ -340,6 +344,10 @@ def _spoiled(data: bytes, kind: str, expression: str) -> str:
     return text.replace('"images"', json.dumps(f"images={expression}"))
 
 
+def untouched(path: Path, rng: random.Random, marker: Path) -> None:
+    """The good file, which must be accepted."""
+
+
 WAYS = (flip, zero, cut, swap, field, field, code)
 
 
@@ -469,7 +477,7 @@ def of_format(
     here = folder / path.suffix[1:]
     files = {}
     for number in range(arguments.count):
-        way = WAYS[number % len(WAYS)]
+        way = WAYS[number % len(WAYS)] if number else untouched
         place = here / f"{number:04}-{way.__name__}"
         shutil.copytree(path.parent, place)
         file = place / path.name
@@ -481,6 +489,8 @@ def of_format(
         rows += watch(names[start : start + arguments.batch], image, here, marker)
     for row in rows:
         row["way"] = files[row["file"]]
+        if row["way"] == "untouched" and row["exit"] != 0 and path.suffix not in NOT_RUN_HERE:
+            raise SystemExit(f"the good {path.suffix} file is not accepted: {row}")
         if faults(row) and arguments.keep:
             source = Path(row["file"]).parent
             shutil.copytree(source, arguments.keep / path.suffix[1:] / source.name, dirs_exist_ok=True)

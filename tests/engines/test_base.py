@@ -1,8 +1,8 @@
 """What an export says of itself is checked: it is the file that shvit wrote, and its network is as described."""
 
 import json
+import re
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +16,7 @@ from shvit.errors import InputError, Notice
 from shvit.modelfile import ModelFile
 
 FORMATS = [name for name, kind in engines.FORMATS.items() if not kind.absent()]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in ("executorch", "coreml") else name for name in FORMATS]
 
 
 @pytest.fixture(scope="module")
@@ -45,23 +46,19 @@ def refused(path):
     return message
 
 
-def change(path, **entries):
-    """Other metadata in the file, of the same length, and a digest that fits."""
+def change(path, old, new):
+    """Other metadata in the file, filled up to the same length, and a digest that fits."""
     for part in files_of(path):
         text = part.read_bytes()
-        for old, new in entries.values():
-            old, new = (json.dumps(value)[1:-1] if isinstance(value, dict) else value for value in (old, new))
-            for quote in ('"', "&quot;", '\\"'):
-                was = old.replace('"', quote).encode()
-                if was in text:
-                    by = new.replace('"', quote).encode()
-                    assert len(by) <= len(was)
-                    text = text.replace(was, by + b" " * (len(was) - len(by)))
+        for quote in ('"', "&quot;"):
+            was, by = (value.replace('"', quote).encode() for value in (old, new))
+            assert len(by) <= len(was)
+            text = text.replace(was, by.ljust(len(was)))
         part.write_bytes(text)
     reseal(path)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", SLOW)
 def test_damage_to_any_part_is_noticed(name, exports, tmp_path):
     path = exports(name, tmp_path)
     shvit.load(path)
@@ -78,9 +75,9 @@ def test_damage_to_any_part_is_noticed(name, exports, tmp_path):
     shvit.load(path)
 
 
-@pytest.mark.parametrize("name", ["onnx"])
-def test_a_file_without_its_digest(name, exports, tmp_path):
-    path = exports(name, tmp_path)
+@pytest.mark.skipif("onnx" not in FORMATS, reason="onnx is not installed")
+def test_a_file_without_its_digest(exports, tmp_path):
+    path = exports("onnx", tmp_path)
     path.write_bytes(path.read_bytes().replace(b"shvit-sha256:", b"shvit-sha255:"))
     assert "the digest that it held is not there" in refused(path)
     path.write_bytes(path.read_bytes().replace(b'"version": 2', b'"version": 1'))
@@ -97,14 +94,13 @@ def test_the_weights_of_another_network(exports, tmp_path):
     assert "m.xml and m.bin changed since shvit export wrote it, or belong to another export" in refused(path)
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("coreml", "executorch")])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name in ("onnx", "openvino")])
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
         ('"engine": "{name}"', '"engine": "torh"', "it says that it is for"),
         ('"precision": "fp32"', '"precision": "fp3"', "no possible precision"),
         ('"classes": ["red", "green"]', '"classes": ["red"]', "not for 1 classes|of 1 classes|2 classes"),
-        ('"classes": ["red", "green"]', '"classes": ["r","g","b"]', "not for 3 classes|2 classes"),
         ('"classes": ["red", "green"]', '"classes": [1, 2]', "classes must be names"),
         ('"metrics": {}', '"metrics": 1', "metrics must be a table"),
         ('"image_size": 32', '"image_size": 64', "images of 64 pixels"),
@@ -114,14 +110,8 @@ def test_the_weights_of_another_network(exports, tmp_path):
     ],
 )  # fmt: skip
 def test_impossible_metadata(name, old, new, reason, exports, tmp_path):
-    if name == "timm":
-        pytest.skip("its JSON has line ends")
     path = exports(name, tmp_path)
-    if name == "torch":
-        pytest.skip("its members have checksums: see test_pt2.py")
-    change(path, entry=(old.format(name=name), new))
-    import re
-
+    change(path, old.replace("{name}", name), new)
     assert re.search(reason, refused(path))
 
 
@@ -133,7 +123,6 @@ def test_an_onnx_file_that_names_other_files(exports, tmp_path):
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights.bin")
-    Path("weights.bin").exists()
     path.write_bytes(model.SerializeToString())
     reseal(path)
     assert "its weights lie in other files" in refused(path)
@@ -164,11 +153,11 @@ def test_a_timm_folder_builds_its_own_network_alone(key, value, exports, tmp_pat
     refused(path)
 
 
-def test_every_format_leaves_a_place_for_one_digest(exports, tmp_path):
-    for name in FORMATS:
-        parts = files_of(exports(name, tmp_path / name))
-        assert sum(part.read_bytes().count(UNSEALED[:13]) for part in parts) == 1
-        assert not any(UNSEALED in part.read_bytes() for part in parts)
+@pytest.mark.parametrize("name", SLOW)
+def test_a_format_leaves_a_place_for_one_digest(name, exports, tmp_path):
+    parts = files_of(exports(name, tmp_path))
+    assert sum(part.read_bytes().count(UNSEALED[:13]) for part in parts) == 1
+    assert not any(UNSEALED in part.read_bytes() for part in parts)
 
 
 def test_a_part_of_a_folder_that_lies_elsewhere(exports, tmp_path):

@@ -75,6 +75,8 @@ def members(path: Path) -> dict[str, bytes]:
         raise EngineError(f"{path} is cut short or no .pt2 file ({error})") from None
     if len(found) < len(entries):
         raise EngineError(f"{path} is refused: it has two members of one name")
+    if FACTS not in found:
+        raise EngineError(f"{path} was not written by shvit export")
     for name in found:
         if name not in (MODEL, SAMPLES, FACTS, *CONFIGS) and not MEMBERS.fullmatch(name):
             raise EngineError(f"{path} is refused: it has a member {name!r}, which may hold code; export it again")

@@ -114,8 +114,9 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
             check_argument(key, value)
         if config["num_classes"] != len(exported.classes) or channels != 3:
             raise ValueError(f"it is of {config['num_classes']} classes and {channels} channels")
-        if foreign := {*SOURCES, "custom_load", "state_dict"}.intersection(config["pretrained_cfg"]):
-            raise ValueError(f"it names {foreign.pop()!r}, where other weights are")
+        for key in (*SOURCES, "custom_load", "state_dict"):
+            if config["pretrained_cfg"].get(key):
+                raise ValueError(f"it names {key!r}, by which other weights are loaded")
         with torch.device("meta"):
             network = timm.create_model(base, num_classes=config["num_classes"], **arguments)
         with safe_open(path / WEIGHTS, "pt") as weights:

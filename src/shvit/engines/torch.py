@@ -111,8 +111,6 @@ class TorchEngine:
     @classmethod
     def read(cls, path: Path) -> Exported:
         found = pt2.members(path)
-        if pt2.FACTS not in found:
-            raise EngineError(f"{path} was not written by shvit export")
         exported = Exported.from_json(path, found[pt2.FACTS])
         check_ends(exported, *pt2.ends(path))
         return exported
@@ -174,7 +172,7 @@ def _loaded(path: Path, device: str) -> nn.Module:
     """The network of a `.pt2` file. Raises EngineError where it would run code, or torch cannot read it."""
     archive = pt2.checked(path)
     try:
-        with environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
+        with quiet(), environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
             program = torch.export.load(archive)
         # without guards, which are code that the file brings; the sizes of the images are checked all the same
         return move_to_device_pass(program, device).module(check_guards=False)

@@ -18,14 +18,15 @@ from .config import MAX_DEPTH, MAX_WIDTH
 
 DEPTHS = {"depth", "depths", "layers", "num_blocks", "num_layers", "num_stages", "stem_layers", "expand_ratio"}
 ARGUMENTS = DEPTHS | {
-    *("act_layer", "attn_drop_rate", "attn_ratio", "aa_layer", "base_width", "cardinality", "channels"),
-    *("class_token", "conv_mlp", "depth_mult", "dims", "drop_block_rate", "drop_rate", "embed_dim", "embed_dims"),
-    *("fc_norm", "global_pool", "head_dim", "head_dropout", "head_norm_first", "hidden_dim", "img_size"),
-    *("init_values", "key_dim", "kernel_size", "kernel_sizes", "mlp_ratio", "mlp_ratios", "no_embed_class"),
-    *("norm_layer", "num_features", "num_heads", "num_registers", "output_stride", "partial_dim", "patch_norm", "patch_size"),
-    *("pos_drop_rate", "pos_embed", "pre_norm", "proj_drop_rate", "qk_dim", "qk_norm", "qkv_bias", "reg_tokens"),
-    *("se_layer", "stem_size", "stem_type", "stem_width", "strict_img_size", "types", "use_abs_pos", "width"),
-    *("width_factor", "widths", "window_ratio", "window_size", "dynamic_img_size", "num_groups", "feat_size"),
+    *("aa_layer", "act_layer", "attn_drop_rate", "attn_ratio", "base_width", "cardinality", "channels"),
+    *("class_token", "conv_mlp", "depth_mult", "dims", "drop_block_rate", "drop_rate", "dynamic_img_size"),
+    *("embed_dim", "embed_dims", "fc_norm", "feat_size", "global_pool", "head_dim", "head_dropout"),
+    *("head_norm_first", "hidden_dim", "img_size", "init_values", "kernel_size", "kernel_sizes", "key_dim"),
+    *("mlp_ratio", "mlp_ratios", "no_embed_class", "norm_layer", "num_features", "num_groups", "num_heads"),
+    *("num_registers", "output_stride", "partial_dim", "patch_norm", "patch_size", "pos_drop_rate", "pos_embed"),
+    *("pre_norm", "proj_drop_rate", "qk_dim", "qk_norm", "qkv_bias", "reg_tokens", "se_layer", "stem_size"),
+    *("stem_type", "stem_width", "strict_img_size", "types", "use_abs_pos", "width", "width_factor", "widths"),
+    *("window_ratio", "window_size"),
 }  # fmt: skip
 """Of timm's: what may follow a model's name. Sizes, and choices among parts that timm knows by name."""
 
