@@ -199,7 +199,7 @@ def _in_mlpackage(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     import coremltools as ct
 
     [part] = path.rglob("*.mlmodel")
-    specification = ct.utils.load_spec(str(path))
+    specification: Any = ct.utils.load_spec(str(path))
     known = specification.description.metadata.userDefined
     known[HEADER_KEY] = _edited(known[HEADER_KEY], change)
     part.write_bytes(specification.SerializeToString())

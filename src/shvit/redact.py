@@ -21,12 +21,15 @@ PATTERNS = [(re.compile(pattern, re.IGNORECASE), hidden) for pattern, hidden in 
 
 def redacted(value: T) -> T:
     """The same text, or nested plain data, with secrets hidden."""
-    found: Any = value
-    if isinstance(found, str):
+    return _redacted(value)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
         for secret, hidden in PATTERNS:
-            found = secret.sub(hidden, found)
-    elif isinstance(found, dict):
-        found = {redacted(key): redacted(inner) for key, inner in found.items()}
-    elif isinstance(found, list | tuple):
-        found = type(found)(redacted(inner) for inner in found)
-    return found
+            value = secret.sub(hidden, value)
+    elif isinstance(value, dict):
+        value = {_redacted(key): _redacted(inner) for key, inner in value.items()}
+    elif isinstance(value, list | tuple):
+        value = type(value)(map(_redacted, value))
+    return value

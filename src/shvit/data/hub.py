@@ -171,12 +171,12 @@ def _only(data: str, features: "Features", kind: type) -> str:
 
 def _roots(data: str) -> tuple[Path, ...]:
     """Where the files of a data set are: in its folder, or in the cache that it was fetched into."""
-    import datasets
+    from datasets import config
     from huggingface_hub import constants
 
     folder, _ = _meanings(data)[0]
     local = data.removeprefix(PREFIX).startswith((".", "/", "~"))
-    fetched = (constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    fetched = (constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
     places = [folder] if local else fetched
     return tuple({root for place in places for root in (Path(place).absolute(), Path(place).resolve())})
 
