@@ -22,6 +22,7 @@ from . import wording
 from .errors import Failure, InputError, Notice, notice
 from .files import FULL
 from .flags import Typed
+from .redact import redacted
 from .screen import images_progress, say, takes_all, visible
 from .train.recipe import RECIPES, Recipe
 
@@ -288,7 +289,7 @@ def evaluate(
     wording.evaluated(console, report, runner, files)
     about = {
         "model": model,
-        "data": str(data),
+        "data": redacted(data),
         "engine": runner.name,
         "precision": runner.precision,
         "fit": model_file.preprocess.fit,

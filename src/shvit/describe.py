@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import torch
-
 from .data.identity import in_short
 from .engines import Exported, Runnable
 from .errors import InputError
 from .model.architecture import Architecture, Model, is_network
 from .model.cost import cost, stage_costs
 from .model.shvit import SHViT
+from .modelfile import empty
 from .pretrained import load
 
 
@@ -33,7 +32,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
     if image_size is not None and image_size < 32:
         raise InputError(f"image_size must be at least 32 pixels, got {image_size}")
     if is_network(name):
-        model, header = _untrained(Architecture(name)), {}
+        model, header = empty(Architecture(name)), {}
         size = image_size or model.image_size
     else:
         runnable = load(name)
@@ -55,18 +54,20 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
     }
 
 
-def _untrained(architecture: Architecture) -> Model:
-    """Without weights, so in no time."""
-    with torch.device("meta"):
-        return architecture.build()
-
-
 def _network(runnable: Runnable) -> Model | None:
     """A model file's network; one of the same build for an exported file, whose own is in another format."""
     if not isinstance(runnable, Exported):
         return runnable.model
     described = runnable.provenance.get("architecture")
-    return Architecture.from_dict(described).build() if described else None
+    if not described:
+        return None
+    try:
+        architecture = Architecture.from_dict(described)
+        if architecture.num_classes != len(runnable.classes):
+            raise InputError(f"it is of {architecture.num_classes} classes, and {len(runnable.classes)} are named")
+        return empty(architecture)
+    except (InputError, RuntimeError) as error:
+        raise InputError(f"{runnable.path} names no possible network: {error}") from None
 
 
 def _header(runnable: Runnable) -> dict[str, Any]:

@@ -4,9 +4,17 @@ import warnings
 from collections.abc import Sequence
 
 from .quiet import stderr_lock
+from .redact import redacted
 
 
-class InputError(ValueError):
+class _Told(Exception):
+    """Its message never shows a token or a password."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*map(redacted, arguments))
+
+
+class InputError(_Told, ValueError):
     """What the user gave is wrong; the message names what was given and what is allowed. Exit code 2."""
 
 
@@ -14,7 +22,7 @@ class DataError(InputError):
     """The data given cannot be used; the message says, in one line, what was found and what is needed."""
 
 
-class Failure(RuntimeError):
+class Failure(_Told, RuntimeError):
     """The work cannot go on for a reason outside the program; the message says why and what is kept. Exit code 1."""
 
 
@@ -24,7 +32,7 @@ class Notice(UserWarning):
 
 def notice(text: str) -> None:
     with stderr_lock:
-        warnings.warn(text, Notice, stacklevel=3)
+        warnings.warn(redacted(text), Notice, stacklevel=3)
 
 
 def few(names: Sequence[str]) -> str:

@@ -1,7 +1,6 @@
 """Write a model in another runtime's format, and prove that the file computes what the model does."""
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from .engines.check import latency, run_all
 from .engines.quantize import CALIBRATION_IMAGES
 from .errors import Failure, InputError
 from .evaluate import choose_split, labelled
-from .files import replacing, writing
+from .files import place, replacing, writing
 from .modelfile import ModelFile
 from .tasks import task_of
 
@@ -105,8 +104,7 @@ def export(
             else "comparing it with PyTorch, in a process of its own"
         )
         report |= prove(model_file, file, images, precision, shapes.batch or 1, threads)
-        for part in Path(folder).iterdir():
-            place(part, out.parent / part.name)
+        place(file, out)
     report["provenance"] = provenance.facts()
     parity_file = out.with_name(f"{out.name}.parity.json")
     with replacing(parity_file) as temporary:
@@ -205,10 +203,3 @@ def sample_images(model_file: ModelFile) -> UInt8[Tensor, "n 3 h w"]:
     ]
     count = PARITY_IMAGES[model_file.task]
     return torch.stack([read(parts[place * len(parts) // count])[0] for place in range(count)])
-
-
-def place(part: Path, target: Path) -> None:
-    """Move a file or folder to where another may lie already."""
-    if target.is_dir():
-        shutil.rmtree(target)
-    part.replace(target)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -135,6 +136,52 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def place(export: Path, target: Path) -> None:
+    """Move a finished export, and the files that lie beside it, from its temporary folder to where it belongs.
+
+    Whole or not at all, wherever a crash falls: all of it is on disk before anything is moved. Of `.xml` and `.bin`,
+    the old `.xml` goes first and the new one comes last, since nobody reads a `.bin` without it. A folder cannot take
+    the place of another in one step: the old one moves aside to `.NAME.old`, and is removed when the new one is there.
+
+    Raises:
+        InputError: A folder is where a file is to be written, or the reverse.
+    """
+    check_kind(target, export.is_dir())
+    beside = [part for part in export.parent.iterdir() if part != export]
+    aside = target.with_name(f".{target.name}.old")
+    for part in export.parent.rglob("*"):
+        _sync(part)
+    if target.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+        target.replace(aside)
+    elif beside:
+        target.unlink(missing_ok=True)
+        _sync(target.parent)
+    for part in beside:
+        part.replace(target.with_name(part.name))
+    export.replace(target)
+    _sync(target.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_kind(target: Path, folder: bool) -> None:
+    """Raises InputError where a folder is in the place of a file, or a file in that of a folder."""
+    if target.exists() and target.is_dir() != folder:
+        there, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise InputError(f"{target} is a {there}, and a {wanted} is to be written: give another --out")
+
+
+def _sync(path: Path) -> None:
+    """The file, or the list of what is in the folder, is on disk."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows, which cannot
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def sweep(folder: Path) -> None:

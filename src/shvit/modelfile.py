@@ -15,7 +15,9 @@ from torch import Tensor
 from .data.transforms import Preprocess
 from .errors import InputError
 from .files import in_utf8, replacing
+from .header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
 from .model.architecture import Architecture, Model
+from .redact import redacted
 
 VERSION = 1
 HEADER_KEY = "shvit"
@@ -68,7 +70,7 @@ def save(model_file: ModelFile, path: str | Path) -> None:
     """
     path = Path(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model_file.model.state_dict().items()}
-    if set(weights) != set(_empty(model_file.architecture).state_dict()):
+    if set(weights) != set(empty(model_file.architecture).state_dict()):
         raise InputError("the network was changed since it was built (fused, perhaps); save the original")
     header = {
         "version": VERSION,
@@ -77,7 +79,7 @@ def save(model_file: ModelFile, path: str | Path) -> None:
         "classes": list(model_file.classes),
         "preprocess": model_file.preprocess.to_dict(),
         "metrics": dict(model_file.metrics),
-        "provenance": dict(model_file.provenance),
+        "provenance": redacted(dict(model_file.provenance)),
     }
     header["digest"] = _digest(header, weights)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,31 +109,41 @@ def load(path: str | Path) -> ModelFile:
             "shvit.pretrained.from_timm and from_official read such weights"
         )
     try:
-        return _read(json.loads(metadata[HEADER_KEY]), weights)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        return _read(parsed(metadata[HEADER_KEY]), weights)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise ModelFileError(f"{path} is not usable: {reason}") from None
 
 
 def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
-    if not isinstance(header, dict) or header.get("version") != VERSION:
+    if not isinstance(header, dict) or type(header.get("version")) is not int or header["version"] != VERSION:
         version = header.get("version") if isinstance(header, dict) else None
         raise ValueError(f"its format is version {version}, this shvit reads version {VERSION}")
     missing = {"task", "architecture", "classes", "preprocess", "metrics", "provenance", "digest"} - set(header)
     if missing:
         raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
     architecture = Architecture.from_dict(header["architecture"])
-    # timm's models keep tables in buffers that no file holds, so they need their memory from the start
-    model = architecture.build() if architecture.config is None else _empty(architecture)
-    _check_weights(model, weights)
-    classes = tuple(header["classes"])
+    classes = checked_classes(header["classes"])
     preprocess = Preprocess.from_dict(header["preprocess"])
-    model_file = ModelFile(model, classes, preprocess, header["task"], header["metrics"], header["provenance"])
+    check_channels(preprocess, architecture.in_channels)
+    task = checked_task(header["task"])
+    metrics, provenance = checked_metrics(header["metrics"]), checked_provenance(header["provenance"], len(classes))
+    model = empty(architecture)
+    _check_weights(model, weights)
+    if architecture.config is None:  # timm's models keep tables in buffers that no file holds
+        model = architecture.build()
+    model_file = ModelFile(model, classes, preprocess, task, metrics, provenance)
     if _digest({key: value for key, value in header.items() if key != "digest"}, weights) != header["digest"]:
         raise ValueError("header or weights were changed after it was written (their digest differs)")
     model.load_state_dict(weights, assign=True)
     model.eval()
     return model_file
+
+
+def check_channels(preprocess: Preprocess, channels: int) -> None:
+    """Raises ValueError for preprocessing of images of other channels."""
+    if len(preprocess.mean) not in (1, 3, channels):
+        raise ValueError(f"mean and std must be of {channels} channels, got {preprocess.mean} and {preprocess.std}")
 
 
 def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:
@@ -147,7 +159,7 @@ def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:
             )
 
 
-def _empty(architecture: Architecture) -> Model:
+def empty(architecture: Architecture) -> Model:
     """The network without memory for its weights."""
     with torch.device("meta"):
         return architecture.build()

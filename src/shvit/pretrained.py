@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 from safetensors import SafetensorError
 from torch import nn
 
 from . import engines
 from .data.transforms import INTERPOLATIONS, Preprocess
-from .engines import Runnable
+from .engines import Exported, Runnable
 from .errors import InputError
 from .model.architecture import TIMM_PREFIX, Architecture, Model, is_network, variant_config
 from .model.config import VARIANTS
@@ -24,9 +24,11 @@ from .model.timm_interface import check_pool, chosen_stages
 from .model.timm_names import StateDict, from_timm, to_timm
 from .modelfile import ModelFile, ModelFileError
 from .modelfile import load as load_file
+from .tasks import kind_of
 
 __all__ = ["StateDict", "create_model", "from_official", "from_timm", "load", "load_model", "to_timm", "transfer"]
 
+Described = TypeVar("Described", ModelFile, Exported)
 PUBLISHED_TOP1 = {"shvit_s1.in1k": 72.780, "shvit_s2.in1k": 75.184, "shvit_s3.in1k": 77.356, "shvit_s4.in1k": 79.362}
 """timm's names of the published ImageNet-1K weights, and the top-1 accuracy in % that timm lists for each."""
 
@@ -239,7 +241,7 @@ def load(source: str | Path) -> Runnable:
     Raises:
         InputError: There is no such file or name, the file is not usable, or the weights cannot be had.
     """
-    return engines.read(source) if engines.is_exported(source) else load_model(source)
+    return _of_its_task(engines.read(source), source) if engines.is_exported(source) else load_model(source)
 
 
 def load_model(source: str | Path) -> ModelFile:
@@ -263,7 +265,18 @@ def load_model(source: str | Path) -> ModelFile:
     if not Path(source).exists() and not name.endswith(".safetensors"):
         allowed = ", ".join([*PUBLISHED_TOP1, f"{TIMM_PREFIX}NAME"])
         raise ModelFileError(f"{name}: no such file, and none of the names {allowed}")
-    return load_file(source)
+    return _of_its_task(load_file(source), source)
+
+
+def _of_its_task(model: Described, source: str | Path) -> Described:
+    """The model, if it sees images as its task does. Raises ModelFileError."""
+    try:
+        fits = kind_of(model).fits
+    except InputError as error:
+        raise ModelFileError(f"{source} is not usable: {error}") from None
+    if (fit := model.preprocess.fit) not in fits:
+        raise ModelFileError(f"{source} is not usable: {model.task} models have fit {' or '.join(fits)}, not {fit}")
+    return model
 
 
 def is_published(name: str) -> bool:

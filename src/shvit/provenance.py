@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .redact import redacted
+
 PACKAGES = ("shvit", "torch", "torchvision", "timm", "numpy", "pillow")
 ENGINES = ("triton", "openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
 INSTRUCTIONS = {
@@ -35,7 +37,7 @@ def facts() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "system": platform.system(),
         },
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redacted(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -13,6 +13,7 @@ from .data.decode import BadImage, decode
 from .data.frames import open_as
 from .data.loader import draw_some
 from .data.sources import Source, Split, duplicates, open_source
+from .redact import redacted
 
 SAMPLED = 512
 """Images of each split that are decoded, for their sizes and to find bad ones."""
@@ -48,7 +49,7 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
         for place, name in enumerate(source.classes)
     ]
     splits = {split: part.facts for split, part in found.items()}
-    about = {"data": str(data), "task": task, "drawn": source.drawn}
+    about = {"data": redacted(str(data)), "task": task, "drawn": source.drawn}
     return {**about, "classes": classes, "splits": splits, "problems": problems + shared}
 
 

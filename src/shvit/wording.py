@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from .redact import redacted
 from .screen import BESIDE, CONTROL, METRICS, say, show_table
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def trained(console: Console, result: "Result", data: str) -> None:
 
 def going_on(data: str, out: Path) -> str:
     """How a run that was stopped is resumed."""
-    return f"go on with: shvit train {quote(data)} --out {quote(str(out))} --resume"
+    return f"go on with: shvit train {quote(redacted(data))} --out {quote(str(out))} --resume"
 
 
 def profiling(console: Console) -> None:
@@ -222,7 +223,7 @@ def _trained_as(file: dict[str, Any]) -> Iterator[str]:
     scores = [f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics]
     if scores:
         yield scores[0] + (f" of {metrics['images']:,} images" if "images" in metrics else "")
-    if "recipe" in provenance:
+    if {"name", "epochs"} <= set(provenance.get("recipe", ())):
         yield f"recipe {provenance['recipe']['name']}, {provenance['recipe']['epochs']} epochs"
     if "date" in provenance:
         yield f"trained {provenance['date'][:10]}"

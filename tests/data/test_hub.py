@@ -20,6 +20,8 @@ from shvit.data.transforms import Decoded, Preprocess, eval_transform
 from shvit.errors import InputError
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 IMAGE, LABEL = datasets.Image(), datasets.ClassLabel(names=["dark", "light"])
 
 
@@ -123,7 +125,7 @@ def test_rows_without_label_or_image(tmp_path):
     (tmp_path / "gone.png").unlink()
     split = open_source(f"hf://{tmp_path / 'saved'}").val
     assert split.bad == {0: "the row has no label"}
-    for index, reason in enumerate(["has no label", "has no image", "No such file"]):
+    for index, reason in enumerate(["has no label", "has no image", "no file of the data set"]):
         with pytest.raises(BadImage, match=reason):
             split.source(index)
     assert split.source(3) == png(3)
@@ -259,3 +261,27 @@ def test_a_data_set_by_name(hub, saved, tmp_path):
     assert read == f"hf://me/pictures 20 6 {local.fingerprint} {len(png(0))}"
     assert config == "hf://me/pictures/other cannot be opened: BuilderConfig 'other' not found. Available: ['default']"
     assert secret.startswith("hf://me/secret cannot be opened: Dataset 'me/secret' is a gated dataset")
+
+
+def test_rows_never_name_other_files(tmp_path):
+    """A row read from elsewhere may name any file of this computer, or a device."""
+    (tmp_path / "private.png").write_bytes(png(0))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "own.png").write_bytes(png(1))
+    names = [
+        tmp_path / "private.png",
+        tmp_path / "saved" / ".." / "private.png",
+        "/dev/zero",
+        tmp_path / "saved" / "own.png",
+    ]
+    rows = [{"image": {"bytes": None, "path": str(name)}, "label": 1} for name in names]
+    features = datasets.Features({"image": IMAGE, "label": LABEL})
+    (tmp_path / "saved" / "data").mkdir()
+    table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+    parquet.write_table(table, tmp_path / "saved" / "data" / "validation-00000-of-00001.parquet")
+    split = open_source(f"hf://{tmp_path / 'saved'}").val
+    for index in range(3):
+        with pytest.raises(BadImage, match="which is no file of the data set"):
+            split.source(index)
+    assert split.source(3) == png(1)
+    assert len({image.identity() for image in split.images}) == 2

@@ -171,7 +171,7 @@ def unusable(path, data):
 def test_truncated(facts, tmp_path, keep):
     whole = facts.path.read_bytes()
     kept = whole[: int(len(whole) * keep)] if isinstance(keep, float) else whole[:keep]
-    assert "cut short, damaged or no .pte file" in unusable(tmp_path / "m.pte", kept)
+    assert "damaged" in unusable(tmp_path / "m.pte", kept)
 
 
 def test_foreign(tmp_path):

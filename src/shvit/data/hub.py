@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, or saved for it: `hf://name`, `hf://name/config`, `hf://./folder`."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from .decode import BadImage
+from ..files import read_regular
+from .decode import MAX_BYTES, BadImage
 from .identity import of_bytes, of_file, of_name
 from .lazy import Lazy
 from .sources import EMPTY, DataError, Drawing, Source, Split, draw
@@ -30,6 +32,8 @@ class HubImage:
 
     rows: "Dataset"
     row: int
+    roots: tuple[Path, ...]
+    """Folders that its file may be in."""
 
     def read(self) -> bytes:
         [cell] = self.rows[self.row].values()
@@ -37,18 +41,27 @@ class HubImage:
             return cell["bytes"]
         if not cell or not cell["path"]:
             raise BadImage("the row has no image")
+        path = self._file(cell["path"])
+        if path is None:
+            raise BadImage(f"the row names {cell['path']!r}, which is no file of the data set")
         try:
-            return Path(cell["path"]).read_bytes()
+            return read_regular(path, MAX_BYTES)
         except OSError as error:
             raise BadImage(f"{cell['path']}: {error.strerror}") from None
+
+    def _file(self, name: str) -> Path | None:
+        """The file that a row names, if it lies where the data set does; rows come from anywhere."""
+        path = Path(os.path.normpath(Path(name).absolute()))
+        inside = any(path.is_relative_to(root) for root in self.roots)
+        return path if inside and path.is_file() else None
 
     def identity(self) -> int:
         """Without copying the image, which may lie in a file that is mapped into memory."""
         cell: Any = self.rows.data.column(0)[self.row]
         if cell.is_valid and cell["bytes"].is_valid and len(cell["bytes"].as_buffer()):
             return of_bytes(memoryview(cell["bytes"].as_buffer()))
-        if cell.is_valid and cell["path"].is_valid:
-            return of_file(Path(cell["path"].as_py()))
+        if cell.is_valid and cell["path"].is_valid and (path := self._file(cell["path"].as_py())):
+            return of_file(path)
         return of_name("no image")
 
 
@@ -57,12 +70,13 @@ class HubImages(Lazy[HubImage]):
     """The images of all rows."""
 
     rows: "Dataset"
+    roots: tuple[Path, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def item(self, place: int) -> HubImage:
-        return HubImage(self.rows, place)
+        return HubImage(self.rows, place, self.roots)
 
 
 @dataclass(frozen=True)
@@ -91,7 +105,7 @@ def open_hub(data: str, how: Drawing) -> Source:
     except ImportError:
         raise InputError(f"{data} needs datasets, which is not installed: pip install 'shvit[hf]'") from None
     with _quiet():
-        loaded = _load(data)
+        loaded, roots = _load(data), _roots(data)
         train, val = (next((n for n in names if n in loaded), None) for names in (TRAIN_NAMES, VAL_NAMES))
         named = [name for name in (train, val) if name]
         if not named:
@@ -100,7 +114,7 @@ def open_hub(data: str, how: Drawing) -> Source:
         image, label = (_only(data, features, kind) for kind in (datasets.Image, datasets.ClassLabel))
         bytes_only = datasets.Image(decode=False)
         splits = {
-            name: _split(name, loaded[name].select_columns([image]).cast_column(image, bytes_only), labels)
+            name: _split(name, loaded[name].select_columns([image]).cast_column(image, bytes_only), labels, roots)
             for name in named
             for labels in [loaded[name].data.column(label).fill_null(-1).to_numpy()]
         }
@@ -157,9 +171,21 @@ def _only(data: str, features: "Features", kind: type) -> str:
     return found[0]
 
 
-def _split(name: str, rows: "Dataset", labels: np.ndarray) -> Split:
+def _roots(data: str) -> tuple[Path, ...]:
+    """Where the files of a data set are: in its folder, or in the cache that it was fetched into."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    folder, _ = _meanings(data)[0]
+    local = data.removeprefix(PREFIX).startswith((".", "/", "~"))
+    fetched = (constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
+    places = [folder] if local else fetched
+    return tuple({root for place in places for root in (Path(place).absolute(), Path(place).resolve())})
+
+
+def _split(name: str, rows: "Dataset", labels: np.ndarray, roots: tuple[Path, ...]) -> Split:
     bad = dict.fromkeys(np.flatnonzero(labels < 0).tolist(), "the row has no label")
-    return Split(HubImages(rows), labels, RowNames(name, len(rows)), bad=bad)
+    return Split(HubImages(rows, roots), labels, RowNames(name, len(rows)), bad=bad)
 
 
 def _fingerprint(classes: tuple[str, ...], splits: Iterable[Split]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, UInt64
 
+from ..errors import InputError
 from ..files import check_regular
 from .decode import MAX_BYTES
 
@@ -153,8 +154,15 @@ class TrainedOn:
         """Those that a model file names; None where it names none."""
         if "trained_on" not in provenance:
             return None
-        planes = zlib.decompress(base64.b64decode(provenance["trained_on"]["identities"]))
-        steps = np.frombuffer(planes, np.uint8).reshape(8, -1).T.copy().view("<u8")[:, 0]
+        packed, images = provenance["trained_on"]["identities"], provenance["trained_on"]["images"]
+        try:
+            content = base64.b64decode(packed, validate=True)
+            if images > len(content):  # of six bytes, at least one cannot be foreseen
+                raise ValueError("so many do not fit into it")
+            planes = zlib.decompressobj().decompress(content, max_length=8 * images + 1)
+            steps = np.frombuffer(planes, np.uint8).reshape(8, images).T.copy().view("<u8").ravel()
+        except (ValueError, zlib.error) as error:
+            raise InputError(f"the model file's list of {images:,} training images cannot be read: {error}") from None
         return cls(np.cumsum(steps, dtype=np.uint64))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..files import MAX_TEXT, read_regular
+from ..redact import redacted
 from .identity import BYTES, of_name
 from .lazy import Texts
 from .remote import FetchError, expand, is_remote, read_remote
@@ -237,7 +238,7 @@ def _expanded(name: str) -> list[str]:
 def _name(place: str) -> str:
     """The file's name in a path, a URL or a command."""
     names = re.findall(r"[^/\s'\"?&=:]+\.tar\b", place)
-    return names[-1] if names else place.rstrip("/").rpartition("/")[2]
+    return names[-1] if names else redacted(place).rstrip("/").rpartition("/")[2]
 
 
 def _scan(place: Place) -> tuple[list[Sample], str | None]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import DataError, few
 from ..files import check_regular
+from ..redact import redacted
 from .csv_files import CSV_SUFFIXES, read_csv
 from .decode import MAX_BYTES, BadImage
 from .folders import read_folder
@@ -108,6 +109,10 @@ class Source:
     """Of names, sizes and labels of all images, whatever the split: says later whether two runs saw the same data."""
     warnings: tuple[str, ...] = ()
     """What is amiss with the data as a whole, a line each: a shard that is missing, for one."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", redacted(self.name))
+        object.__setattr__(self, "warnings", redacted(self.warnings))
 
     def whole(self) -> Split:
         """The images of both splits."""

@@ -24,6 +24,8 @@ from .warp import FASTER
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 FITS = ("crop", "squash", "whole", "shorter")
+MAX_SIDE, MIN_CROP, MIN_STD = 8192, 0.1, 1e-6
+"""Far beyond any use; a damaged file must not ask for more."""
 COARSEST = 64
 """Sides of what a detector sees are multiples of this, in pixels: the stride of SHViT's last map."""
 LONGER = 5 / 3
@@ -64,16 +66,19 @@ class Preprocess:
     one, or less where the longer one would be more than 5/3 of that."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int) or self.image_size < 32:
-            raise InputError(f"image_size must be at least 32 pixels, got {self.image_size}")
-        if not 0 < self.crop <= 1:
-            raise InputError(f"crop must lie above 0 and be at most 1, got {self.crop}")
+        if type(self.image_size) is not int or not 32 <= self.image_size <= MAX_SIDE:
+            raise InputError(f"image_size must be 32 to {MAX_SIDE} pixels, got {self.image_size}")
+        if type(self.crop) not in (int, float) or not MIN_CROP <= self.crop <= 1:
+            raise InputError(f"crop must be {MIN_CROP} to 1, got {self.crop}")
         if self.fit not in FITS:
             raise InputError(f"fit must be one of {', '.join(FITS)}, got {self.fit!r}")
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
-        if len(self.mean) != len(self.std) or not all(deviation > 0 for deviation in self.std):
-            raise InputError(f"mean and std must be as long, and std positive, got {self.mean} and {self.std}")
+        numbers = all(type(value) in (int, float) and abs(value) <= 255 for value in (*self.mean, *self.std))
+        if not numbers or len(self.mean) != len(self.std) or not all(value >= MIN_STD for value in self.std):
+            raise InputError(
+                f"mean and std must be as many numbers of at most 255, and std positive, got {self.mean} and {self.std}"
+            )
 
     @property
     def input_size(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..data.frames import check_fit
 from ..errors import notice
 from ..modelfile import ModelFile
-from .base import Engine, EngineError, Exported, Runnable, Shapes, batch_of
+from .base import Engine, EngineError, Exported, Runnable, Shapes, batch_of, check_seal
 from .coreml import CoreMLEngine
 from .cuda import CudaEngine
 from .executorch import ExecuTorchEngine
@@ -215,9 +215,30 @@ def read(path: str | Path) -> Exported:
                 raise EngineError(f"{path}: no such file")
             if reason := kind.absent():
                 raise EngineError(f"{path} needs the engine {name}: {reason}")
-            return kind.read(path)
+            return _checked(path, name, kind)
     allowed = ", ".join(kind.suffix for kind in FORMATS.values())
     raise EngineError(f"{path} is in no format of an engine: allowed are {allowed}")
+
+
+def _checked(path: Path, name: str, kind: type[Engine]) -> Exported:
+    """What the file says, where that is true of it. Raises EngineError."""
+    try:
+        sealed = check_seal(path)
+    except OSError as error:
+        raise EngineError(f"{path} cannot be read: {error.strerror or error}") from None
+    exported = kind.read(path)
+    if exported.engine != name:
+        raise EngineError(
+            f"{path} is refused: it says that it is for {exported.engine!r}, and {kind.suffix} is {name}'s"
+        )
+    if exported.precision not in kind.exports():
+        allowed = ", ".join(kind.exports())
+        raise EngineError(f"{path} has no possible precision {exported.precision!r}: allowed are {allowed}")
+    if exported.sealed and not sealed:
+        raise EngineError(f"{path} is damaged: the digest that it held is not there")
+    if not sealed:
+        notice(f"{path} holds no digest, as an earlier shvit wrote it, so damage goes unnoticed: export it again")
+    return exported
 
 
 def _as_exported(model: Exported, engine: str, precision: str) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """What every engine is: a callable from uint8 images to the task's raw outputs; and, for most, a file format."""
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -13,12 +15,22 @@ from torch import Tensor
 
 from ..data.transforms import Preprocess
 from ..errors import Failure, InputError
+from ..header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
 from ..model.detector import Detector
-from ..modelfile import ModelFile
+from ..modelfile import ModelFile, check_channels
+from ..redact import redacted
 
 STATIC_SHAPES = 6
 """Input shapes for which an engine readies the network alone; all others share one that is slower."""
 
+
+VERSION = 2
+"""Of an export's metadata. Files of version 1 hold no digest of themselves."""
+SEAL = re.compile(rb"shvit-sha256:([0-9a-f]{64})")
+UNSEALED = b"shvit-sha256:" + b"0" * 64
+"""Where a file is to hold its digest, which is that of the file with this in its place."""
+PARTS = ("*.json", "*.safetensors", "*.mlmodel", "*.bin")
+"""Of an export that is a folder; what a system or a user adds to it does not count."""
 
 OUTPUTS = {"classify": "logits", "detect": "objects", "segment": "objects"}
 """What a task's raw outputs are called in files."""
@@ -49,38 +61,48 @@ class Exported:
     task: str = "classify"
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    sealed: bool = True
+    """Whether the file must hold a digest of itself, as since version 2."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the path, as plain data: what is written into the format's own metadata."""
         return {
-            "version": 1,
+            "version": VERSION,
+            "digest": UNSEALED.decode(),
             "engine": self.engine,
             "precision": self.precision,
             "classes": list(self.classes),
             "preprocess": self.preprocess.to_dict(),
             "task": self.task,
             "metrics": dict(self.metrics),
-            "provenance": dict(self.provenance),
+            "provenance": redacted(dict(self.provenance)),
         }
 
     @classmethod
     def from_dict(cls, path: Path, data: Mapping[str, Any]) -> "Exported":
-        """Inverse of `to_dict`. Raises InputError where entries are missing or of another version."""
+        """Inverse of `to_dict`. Raises InputError where an entry is missing, of another version or impossible."""
         try:
-            if data["version"] != 1:
-                raise InputError(f"{path} has metadata of version {data['version']}, this shvit reads version 1")
+            if type(data["version"]) is not int or not 1 <= data["version"] <= VERSION:
+                raise InputError(f"{path} has metadata of version {data['version']}, this shvit reads up to {VERSION}")
+            classes, preprocess = checked_classes(data["classes"]), Preprocess.from_dict(data["preprocess"])
+            check_channels(preprocess, 3)
             return cls(
                 path,
                 data["engine"],
                 data["precision"],
-                tuple(data["classes"]),
-                Preprocess.from_dict(data["preprocess"]),
-                data["task"],
-                data["metrics"],
-                data["provenance"],
+                classes,
+                preprocess,
+                checked_task(data["task"]),
+                checked_metrics(data["metrics"]),
+                checked_provenance(data["provenance"], len(classes)),
+                sealed=data["version"] > 1,
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} was not written by shvit export: its metadata lacks {error}") from None
+        except InputError as error:
+            raise error if str(path) in str(error) else InputError(f"{path} is not usable: {error}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is not usable: {error}") from None
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
@@ -89,7 +111,7 @@ class Exported:
     def from_json(cls, path: Path, text: str | bytes) -> "Exported":
         """Inverse of `to_json`. Raises InputError where shvit did not write the text."""
         try:
-            data = json.loads(text)
+            data = parsed(text)
         except (ValueError, TypeError) as error:
             raise InputError(f"{path} was not written by shvit export: its metadata is no JSON ({error})") from None
         return cls.from_dict(path, data)
@@ -165,6 +187,80 @@ class Engine(Protocol):
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """fp32 outputs, on the device where the images are."""
         ...
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that an export consists of."""
+    if path.is_dir():
+        found = sorted(part for pattern in PARTS for part in path.rglob(pattern) if not part.name.startswith("."))
+        if outside := [part for part in found if not part.resolve().is_relative_to(path.resolve())]:
+            raise EngineError(f"{path} is refused: its part {outside[0]} lies elsewhere")
+        return [part for part in found if part.is_file()]
+    weights = path.with_suffix(".bin")
+    return [path, weights] if path.suffix == ".xml" and weights.is_file() else [path]
+
+
+def seal(path: Path) -> None:
+    """Writes the digest of an export into the place that its metadata leaves for it."""
+    files = files_of(path)
+    for part in files:
+        if (place := part.read_bytes().find(UNSEALED)) >= 0:
+            with part.open("r+b") as file:
+                file.seek(place)
+                file.write(b"shvit-sha256:" + _digest(path, files, UNSEALED).encode())
+            return
+    raise AssertionError(f"{path} leaves no place for its digest")
+
+
+def check_seal(path: Path) -> bool:
+    """Whether an export holds its digest. Raises EngineError where it is not that of the files."""
+    files = files_of(path)
+    found = {bytes(match[0]) for part in files for match in SEAL.finditer(part.read_bytes())}
+    if not found:
+        return False
+    mark = min(found)
+    if len(found) > 1 or _digest(path, files, mark) != mark.rpartition(b":")[2].decode():
+        which = " and ".join(part.name for part in files[:2])
+        raise EngineError(
+            f"{path} is damaged: {which} changed since shvit export wrote it, or belong to another export"
+        )
+    return True
+
+
+def _digest(path: Path, files: Sequence[Path], mark: bytes) -> str:
+    """Of the files' names and contents, with `UNSEALED` for the mark."""
+    digest = hashlib.sha256()
+    for part in files:
+        content = part.read_bytes().replace(mark, UNSEALED)
+        name = part.relative_to(path) if path.is_dir() else part.suffix
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def check_ends(exported: Exported, takes: Sequence[int | None], gives: Sequence[int | None]) -> None:
+    """Raises EngineError where a file's network takes or gives something else than its metadata says.
+
+    Args:
+        exported: What the metadata says.
+        takes: Shape of the images (b, 3, h, w); None: any number.
+        gives: Shape of the raw outputs.
+    """
+    side, classes = exported.preprocess.input_size, len(exported.classes)
+    if len(takes) != 4 or takes[1] not in (3, None) or any(size not in (side, None) for size in takes[2:]):
+        raise EngineError(
+            f"{exported.path} is not usable: its network takes {_shape(takes)}, and its metadata names images of "
+            f"{side} pixels"
+        )
+    least = {"classify": classes, "detect": 4 + classes}.get(exported.task)
+    if gives and least is not None and gives[-1] not in (least, None):
+        raise EngineError(
+            f"{exported.path} is not usable: its network gives {_shape(gives)}, which is not for {classes} classes"
+        )
+
+
+def _shape(sizes: Sequence[int | None]) -> str:
+    return "×".join("any" if size is None else str(size) for size in sizes)
 
 
 def need_calibration(batches: Sequence[Tensor]) -> None:

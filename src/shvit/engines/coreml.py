@@ -1,6 +1,5 @@
 """Core ML, for Apple's devices: a `.mlpackage` with an image input and class labels. Written anywhere, run on macOS."""
 
-import hashlib
 import math
 import sys
 from collections.abc import Sequence
@@ -16,15 +15,27 @@ from torch import Tensor, nn
 
 from ..classnames import unique_names
 from ..data.transforms import Preprocess
+from ..header import parsed
 from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
 from ..quiet import quiet
-from .base import OUTPUTS, EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, missing
+from .base import (
+    OUTPUTS,
+    EngineError,
+    Exported,
+    ExportError,
+    Runnable,
+    Shapes,
+    check_ends,
+    check_export,
+    described,
+    missing,
+    seal,
+)
 from .decompose import MEANS
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES, LOGITS = "image", "classLabel", "classLabel_probs", OUTPUTS["classify"]
-DIGEST_KEY = f"{HEADER_KEY}.weights"
 DTYPES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 """As coremltools names them."""
 
@@ -96,19 +107,25 @@ class CoreMLEngine:
             what = {"classify": f"which of {kinds}", "detect": f"boxes of {kinds}"}[model_file.task]
             model.short_description = f"{model_file.architecture.name}: {what}"
             model.input_description[IMAGE] = _input_description(model_file.preprocess)
-            model.user_defined_metadata[DIGEST_KEY] = _digest(Path(model.weights_dir))
             model.user_defined_metadata[HEADER_KEY] = described(model_file, path, cls.name, precision).to_json()
             model.save(str(path))
+        seal(path)
 
     @classmethod
     def read(cls, path: Path) -> Exported:
         """Works on every system that coremltools is on."""
-        facts = _specification(path).description.metadata.userDefined
+        description = _specification(path).description
+        facts = description.metadata.userDefined
         if HEADER_KEY not in facts:
             raise EngineError(f"{path} was not written by shvit export")
-        if _digest(path) != facts[DIGEST_KEY]:
-            raise EngineError(f"{path} is damaged: its weights were changed since it was written")
-        return Exported.from_json(path, facts[HEADER_KEY])
+        exported = Exported.from_json(path, facts[HEADER_KEY])
+        outputs = {end.name: list(end.type.multiArrayType.shape) for end in description.output}
+        name = OUTPUTS.get(exported.task)
+        if len(description.input) != 1 or name not in outputs:
+            raise EngineError(f"{path} does not take one image and give {name}")
+        image = description.input[0].type.imageType
+        check_ends(exported, (1, 3, image.height, image.width), outputs[name])
+        return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         pictures = [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
@@ -248,18 +265,16 @@ def _specification(path: Path) -> Any:
     if not (path / "Manifest.json").is_file():
         raise EngineError(f"{path} is no .mlpackage: it is no folder with a Manifest.json")
     try:
+        entries = parsed((path / "Manifest.json").read_bytes())["itemInfoEntries"].values()
+        for entry in entries:
+            if not (path / "Data" / entry["path"]).resolve().is_relative_to(path.resolve()):
+                raise EngineError(f"{path} is refused: its part {entry['path']!r} lies elsewhere")
         return ct.utils.load_spec(str(path))
-    except (RuntimeError, OSError, DecodeError) as error:
+    except EngineError:
+        raise
+    except (RuntimeError, OSError, DecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise EngineError(f"{path} is damaged ({reason})") from None
-
-
-def _digest(folder: Path) -> str:
-    """Of the files with weights anywhere in this folder."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("weight*.bin")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _coremltools() -> Any:

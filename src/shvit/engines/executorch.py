@@ -19,11 +19,13 @@ from .base import (
     Exported,
     Runnable,
     Shapes,
+    check_ends,
     check_export,
     described,
     in_batches,
     missing,
     need_calibration,
+    seal,
 )
 from .decompose import XNNPACK
 from .portable import portable
@@ -88,6 +90,7 @@ class ExecuTorchEngine:
             need_calibration(calibration)
         facts = described(model_file, path, cls.name, precision)
         path.write_bytes(_lower(model_file, facts, shapes.batch or 1, calibration))
+        seal(path)
 
     @classmethod
     def read(cls, path: Path) -> Exported:
@@ -97,7 +100,11 @@ class ExecuTorchEngine:
             if HEADER_KEY not in program.method_names:
                 raise EngineError(f"{path} was not written by shvit export")
             [facts] = program.load_method(HEADER_KEY).execute([])
-        return Exported.from_json(path, facts)
+            ends = program.metadata("forward")
+            shapes = [list(end.sizes()) for end in (ends.input_tensor_meta(0), ends.output_tensor_meta(0))]
+        exported = Exported.from_json(path, facts)
+        check_ends(exported, *shapes)
+        return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         with _runs:

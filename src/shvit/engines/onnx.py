@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..files import escaped
 from ..model.detector import Detector
 from ..modelfile import HEADER_KEY, ModelFile
 from ..quiet import quiet
@@ -22,9 +21,11 @@ from .base import (
     Runnable,
     Shapes,
     batch_of,
+    check_ends,
     described,
     in_batches,
     missing,
+    seal,
 )
 from .portable import portable
 from .torch import MIN_SIDE, dynamic_dims
@@ -48,13 +49,10 @@ class OnnxEngine:
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
         self.threads = threads
-        self._network = _name(model.path) if isinstance(model, Exported) else traced(model, Shapes())
         import onnx
 
-        if isinstance(self._network, str):
-            whole = onnx.load(self._network, load_external_data=False)
-        else:
-            whole = onnx.load_from_string(self._network)
+        self._network = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
+        whole = onnx.load_from_string(self._network)
         [images] = whole.graph.input
         self._batch = images.type.tensor_type.shape.dim[0].dim_value or None  # None: any number
         self._sessions: dict[tuple[int, ...] | None, ort.InferenceSession] = {}
@@ -83,22 +81,27 @@ class OnnxEngine:
     ) -> None:
         facts = described(model_file, path, cls.name, precision)
         path.write_bytes(to_onnx(model_file, shapes, facts))
+        seal(path)
 
     @classmethod
     def read(cls, path: Path) -> Exported:
         import onnxruntime as ort
 
+        content = path.read_bytes()
+        facts = _facts(path, content)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
         try:
-            session = ort.InferenceSession(_name(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise EngineError(f"{path} is no usable ONNX file ({str(error).strip().splitlines()[0]})") from None
-        facts = session.get_modelmeta().custom_metadata_map
-        if HEADER_KEY not in facts:
-            raise EngineError(f"{path} was not written by shvit export")
-        return Exported.from_json(path, facts[HEADER_KEY])
+        exported = Exported.from_json(path, facts)
+        ends = session.get_inputs(), session.get_outputs()
+        if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":
+            raise EngineError(f"{path} does not take one batch of images and give one tensor")
+        check_ends(exported, *([size if type(size) is int else None for size in part[0].shape] for part in ends))
+        return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         return in_batches(self._run, images, self._batch)
@@ -136,6 +139,24 @@ class OnnxEngine:
             if name:
                 options.add_free_dimension_override_by_name(name, size)
         return ort.InferenceSession(self._network, options, providers=["CPUExecutionProvider"])
+
+
+def _facts(path: Path, content: bytes) -> str:
+    """What shvit wrote into the metadata. Raises EngineError for a file that names others, or was not written here."""
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError as error:
+        raise EngineError(f"{path} is no usable ONNX file ({error})") from None
+    if any(map(uses_external_data, _get_all_tensors(model))):
+        raise EngineError(f"{path} is refused: its weights lie in other files")
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    if HEADER_KEY not in facts:
+        raise EngineError(f"{path} was not written by shvit export")
+    return facts[HEADER_KEY]
 
 
 def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
@@ -187,8 +208,3 @@ def _example(model_file: ModelFile, shapes: Shapes) -> UInt8[Tensor, "b 3 h w"]:
     if shapes.dynamic_size:
         side = max(side, MIN_SIDE)
     return torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
-
-
-def _name(path: Path) -> str | bytes:
-    """What the runtime reads a file by; its content where the name is not UTF-8, which the runtime does not take."""
-    return str(path) if escaped(str(path)) == str(path) else path.read_bytes()

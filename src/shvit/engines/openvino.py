@@ -21,10 +21,12 @@ from .base import (
     Runnable,
     Shapes,
     batch_of,
+    check_ends,
     described,
     in_batches,
     missing,
     need_calibration,
+    seal,
 )
 from .portable import portable
 
@@ -121,7 +123,11 @@ class OpenVINOEngine:
             raise EngineError(f"{path} is no usable OpenVINO file ({_first_line(error)})") from None
         if not network.has_rt_info([HEADER_KEY]):
             raise EngineError(f"{path} was not written by shvit export")
-        return Exported.from_json(path, network.get_rt_info([HEADER_KEY]).astype(str))
+        exported = Exported.from_json(path, network.get_rt_info([HEADER_KEY]).astype(str))
+        if len(network.inputs) != 1 or len(network.outputs) != 1:
+            raise EngineError(f"{path} does not take one batch of images and give one tensor")
+        check_ends(exported, *(_sizes(end.partial_shape) for end in (network.inputs[0], network.outputs[0])))
+        return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         return self._run(images)
@@ -218,6 +224,7 @@ def write(network: "ov.Model", facts: Exported) -> None:
 
     network.set_rt_info(facts.to_json(), [HEADER_KEY])
     ov.save_model(network, facts.path, compress_to_fp16=facts.precision == "fp16")
+    seal(facts.path)
 
 
 def takes_channels_last(network: "ov.Model") -> "ov.Model":
@@ -229,6 +236,13 @@ def takes_channels_last(network: "ov.Model") -> "ov.Model":
     steps.input().tensor().set_layout(ov.Layout("NHWC"))
     steps.input().model().set_layout(ov.Layout("NCHW"))
     return steps.build()
+
+
+def _sizes(shape: "ov.PartialShape") -> list[int | None]:
+    """Of an input or output; None where a dimension varies."""
+    if shape.rank.is_dynamic:
+        return []
+    return [size.get_length() if size.is_static else None for size in shape]
 
 
 def _first_line(error: Exception) -> str:

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.transforms import Normalize
+from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS, Config
 from ..model.layers import NormLinear
-from ..model.peer import TimmModel, named_arguments
+from ..model.peer import TimmModel, check_argument, named_arguments
 from ..model.shvit import SHViT
 from ..model.timm_names import to_timm
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import EngineError, Exported, Runnable, Shapes, check_export, described
+from .base import EngineError, Exported, Runnable, Shapes, check_export, described, seal
 from .torch import TorchEngine
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -39,8 +41,10 @@ class TimmFormat(TorchEngine):
         import timm
 
         assert isinstance(model, Exported)
+        _check(model, _config(model.path))
         self.precision, self.device, self.threads, self.batch = precision, device, threads, None
         self.how = "operation by operation, by timm"
+        self.path = model.path
         network = timm.create_model(f"local-dir:{model.path}", pretrained=True).eval()
         self.network = nn.Sequential(Normalize(model.preprocess), network).to(device)
 
@@ -74,16 +78,54 @@ class TimmFormat(TorchEngine):
         path.mkdir()
         save_file({key: value.float().contiguous() for key, value in weights.items()}, path / WEIGHTS, {"format": "pt"})
         (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        seal(path)
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        try:
-            config = json.loads((path / CONFIG).read_text())
-        except (OSError, ValueError) as error:
-            raise EngineError(f"{path} is no timm folder written by shvit export: {error}") from None
-        if not isinstance(config, dict) or HEADER_KEY not in config:
+        config = _config(path)
+        if HEADER_KEY not in config:
             raise EngineError(f"{path} was not written by shvit export")
-        return Exported.from_dict(path, config[HEADER_KEY])
+        exported = Exported.from_dict(path, config[HEADER_KEY])
+        _check(exported, config)
+        return exported
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises EngineError."""
+    try:
+        config = parsed((path / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{path} is no timm folder written by shvit export: {error}") from None
+    if not isinstance(config, dict):
+        raise EngineError(f"{path} is no timm folder written by shvit export: its {CONFIG} is no table")
+    return config
+
+
+def _check(exported: Exported, config: dict[str, Any]) -> None:
+    """Raises EngineError where timm would read other files, or build a network that these weights do not fit."""
+    import timm
+
+    path = exported.path
+    try:
+        base, arguments = config["architecture"], {**config["model_args"]}
+        channels = arguments.pop("in_chans", 3)
+        named_arguments(base)
+        for key, value in arguments.items():
+            check_argument(key, value)
+        if config["num_classes"] != len(exported.classes) or channels != 3:
+            raise ValueError(f"it is of {config['num_classes']} classes and {channels} channels")
+        for key in (*SOURCES, "custom_load", "state_dict"):
+            if config["pretrained_cfg"].get(key):
+                raise ValueError(f"it names {key!r}, by which other weights are loaded")
+        with torch.device("meta"):
+            network = timm.create_model(base, num_classes=config["num_classes"], **arguments)
+        with safe_open(path / WEIGHTS, "pt") as weights:
+            shapes = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        if shapes != {name: list(tensor.shape) for name, tensor in network.state_dict().items()}:
+            raise ValueError(f"the weights are not those of {base}")
+    except Exception as error:  # timm does not check its arguments
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise EngineError(f"{path} is not usable: {reason}") from None
 
 
 def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:

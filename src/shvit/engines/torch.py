@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,7 +16,20 @@ from torch.export.passes import move_to_device_pass
 from ..errors import Failure
 from ..modelfile import HEADER_KEY, ModelFile
 from ..quiet import environment, quiet
-from .base import EngineError, Exported, ExportError, Runnable, Shapes, check_export, described, in_batches
+from . import pt2
+from .base import (
+    UNSEALED,
+    EngineError,
+    Exported,
+    ExportError,
+    Runnable,
+    Shapes,
+    check_ends,
+    check_export,
+    described,
+    in_batches,
+    seal,
+)
 from .portable import portable
 from .threads import torch_threads
 
@@ -38,14 +51,12 @@ class TorchEngine:
         self.threads = threads
         self.device = device
         self.batch: int | None = None
+        self.path = model.path if isinstance(model, Exported) else None
         self.how = "operation by operation"
         """On GPUs, where Triton is there to compile for them, the network is compiled."""
         if isinstance(model, Exported):
-            safe = environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # else torch unpickles what it cannot read
-            with safe, model.path.open("rb") as file:  # torch takes no name that is not UTF-8
-                program = torch.export.load(file)
-            self.batch = _fixed_batch(program)
-            self.network: nn.Module = move_to_device_pass(program, device).module()
+            self.network: nn.Module = _loaded(model.path, device)
+            self.batch = pt2.ends(model.path)[0][0]
         else:
             network = portable(model).to(device, DTYPES[precision])
             self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -92,23 +103,20 @@ class TorchEngine:
                 reason = str(error).partition("\n")[0]
                 raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
             program.example_inputs = None  # they would be stored, as a pickle
-            facts = described(model_file, path, cls.name, precision).to_json()
+            facts = described(model_file, path, cls.name, precision).to_json().replace(UNSEALED.decode(), "")
             whole = io.BytesIO()  # a disk that is full would end the process within torch
             torch.export.save(program, whole, extra_files={HEADER_KEY: facts})
+        with zipfile.ZipFile(whole, "a") as archive:
+            archive.comment = UNSEALED  # members have checksums, which the digest within one would change
         path.write_bytes(whole.getbuffer())
+        seal(path)
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise EngineError(f"{path} is damaged: {damaged} was changed since it was written")
-                facts = [archive.read(name) for name in archive.namelist() if name.endswith(f"/extra/{HEADER_KEY}")]
-        except (zipfile.BadZipFile, OSError) as error:
-            raise EngineError(f"{path} is cut short or no .pt2 file ({error})") from None
-        if not facts:
-            raise EngineError(f"{path} was not written by shvit export")
-        return Exported.from_json(path, facts[0])
+        found = pt2.members(path)
+        exported = Exported.from_json(path, found[pt2.FACTS])
+        check_ends(exported, *pt2.ends(path))
+        return exported
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -118,6 +126,11 @@ class TorchEngine:
                 return in_batches(self.network, there, self.batch).float().to(images.device)
         except torch.OutOfMemoryError:
             raise Failure(f"{self.device} has not enough memory for {len(images)} images at once") from None
+        except RuntimeError as error:
+            if self.path is None or isinstance(error, Failure):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise EngineError(f"{self.path} does not run on images of shape {tuple(images.shape)}: {reason}") from None
 
 
 def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
@@ -158,8 +171,14 @@ def gpu_failures(device: torch.device) -> Iterator[None]:
         ) from error
 
 
-def _fixed_batch(program: torch.export.ExportedProgram) -> int | None:
-    """The only number of images that the program takes; None where it takes any."""
-    [name] = program.graph_signature.user_inputs
-    images: Any = next(node for node in program.graph.nodes if node.name == name).meta["val"]
-    return images.shape[0] if isinstance(images.shape[0], int) else None
+def _loaded(path: Path, device: str) -> nn.Module:
+    """The network of a `.pt2` file. Raises EngineError where it would run code, or torch cannot read it."""
+    archive = pt2.checked(path)
+    try:
+        with quiet(), environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
+            program = torch.export.load(archive)
+        # without guards, which are code that the file brings; the sizes of the images are checked all the same
+        return move_to_device_pass(program, device).module(check_guards=False)
+    except Exception as error:  # torch's readers raise whatever they stumble over
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise EngineError(f"{path} cannot be read by torch ({reason})") from None

@@ -7,10 +7,10 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import InputError
-from .config import VARIANTS, Config, Stage
+from .config import MAX_WIDTH, VARIANTS, Config, Stage
 from .detector import LAYOUTS, Detector
 from .mask_rcnn import MaskRCNN
-from .peer import TimmModel
+from .peer import TimmModel, named_arguments
 from .retinanet import RetinaNet
 from .shvit import Mixer, SHViT, SingleHeadAttention
 
@@ -20,6 +20,7 @@ FAMILIES = "shvit.networks"
 Family = Callable[[str], tuple[Config, Mixer]]
 """NAME -> the sizes of an SHViT, and what mixes its tokens. Raises InputError for a name that it does not know."""
 Model = SHViT | TimmModel | Detector
+MAX_CLASSES, MAX_NAME = 1_000_000, 1000
 DETECTORS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
 
 
@@ -45,6 +46,15 @@ class Architecture:
     """Details of a detector: `torchvision`, as of all files that do not say; or `paper`, as the authors have it."""
 
     def __post_init__(self) -> None:
+        kinds = {"name": str, "num_classes": int, "in_channels": int, "distilled": bool, "layout": str}
+        for field, kind in kinds.items():
+            if type(value := getattr(self, field)) is not kind:
+                raise InputError(f"{field} of a network must be of type {kind.__name__}, got {value!r:.60}")
+        if self.num_classes > MAX_CLASSES or self.in_channels > MAX_WIDTH or len(self.name) > MAX_NAME:
+            raise InputError(
+                f"a network has at most {MAX_CLASSES:,} classes, {MAX_WIDTH:,} channels and a name of {MAX_NAME} "
+                f"characters, got {self.num_classes}, {self.in_channels} and {self.name:.60}"
+            )
         least = 0 if self.detector is None else 1
         if self.num_classes < least or self.in_channels < 1:
             raise InputError(f"num_classes must be at least {least} and in_channels at least 1, got {self}")
@@ -56,6 +66,9 @@ class Architecture:
         if self.layout not in LAYOUTS:
             raise InputError(f"layout of a detector must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.name.startswith(TIMM_PREFIX):
+            named_arguments(self.name.removeprefix(TIMM_PREFIX))
+            if self.config is not None:
+                raise InputError(f"timm's models have sizes of their own, got {self.config}")
             if self.distilled:
                 raise InputError(f"only shvit's own variants have a distillation head, {self.name} has none")
         elif self.config is None:

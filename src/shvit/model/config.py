@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
-MAX_WIDTH, MAX_DEPTH = 16384, 256
+MAX_WIDTH, MAX_DEPTH, MAX_STAGES, MAX_SIDE = 16384, 256, 8, 8192
 """Far beyond any use; a damaged file must not ask for more."""
 
 
@@ -29,8 +29,15 @@ class Config:
     """Convolutions of stride 2 before the first stage: 4 for maps 16 times smaller than the image."""
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise InputError("an SHViT needs at least one stage, got none")
+        if not 1 <= len(self.stages) <= MAX_STAGES:
+            raise InputError(f"an SHViT has 1 to {MAX_STAGES} stages, got {len(self.stages)}")
+        sizes = [self.image_size, self.stem]
+        for stage in self.stages:
+            sizes += [stage.width, stage.depth] + ([] if stage.attended is None else [stage.attended])
+        if not all(type(size) is int for size in sizes):
+            raise InputError(f"sizes of an SHViT are whole numbers, got {self}")
+        if not 32 <= self.image_size <= MAX_SIDE:
+            raise InputError(f"image_size must be 32 to {MAX_SIDE} pixels, got {self.image_size}")
         if not 1 <= self.stem <= 5:
             raise InputError(f"a stem has 1 to 5 convolutions, got {self.stem}")
         if self.stages[0].width % self.stem_divisor or self.stages[0].width < self.stem_divisor:

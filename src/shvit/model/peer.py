@@ -1,7 +1,9 @@
 """timm's models behind the interface of SHViT: the peers it is compared with, and the teachers it learns from."""
 
 import ast
+import re
 from collections import Counter
+from types import NoneType
 from typing import Any
 
 import torch
@@ -12,6 +14,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError
+from .config import MAX_DEPTH, MAX_WIDTH
+
+DEPTHS = {"depth", "depths", "layers", "num_blocks", "num_layers", "num_stages", "stem_layers", "expand_ratio"}
+ARGUMENTS = DEPTHS | {
+    *("aa_layer", "act_layer", "attn_drop_rate", "attn_ratio", "base_width", "cardinality", "channels"),
+    *("class_token", "conv_mlp", "depth_mult", "dims", "drop_block_rate", "drop_rate", "dynamic_img_size"),
+    *("embed_dim", "embed_dims", "fc_norm", "feat_size", "global_pool", "head_dim", "head_dropout"),
+    *("head_norm_first", "hidden_dim", "img_size", "init_values", "kernel_size", "kernel_sizes", "key_dim"),
+    *("mlp_ratio", "mlp_ratios", "no_embed_class", "norm_layer", "num_features", "num_groups", "num_heads"),
+    *("num_registers", "output_stride", "partial_dim", "patch_norm", "patch_size", "pos_drop_rate", "pos_embed"),
+    *("pre_norm", "proj_drop_rate", "qk_dim", "qk_norm", "qkv_bias", "reg_tokens", "se_layer", "stem_size"),
+    *("stem_type", "stem_width", "strict_img_size", "types", "use_abs_pos", "width", "width_factor", "widths"),
+    *("window_ratio", "window_size"),
+}  # fmt: skip
+"""Of timm's: what may follow a model's name. Sizes, and choices among parts that timm knows by name."""
 
 
 class TimmModel(nn.Module):
@@ -35,7 +52,7 @@ class TimmModel(nn.Module):
         extra = {**self._arguments, **({"drop_path_rate": drop_path_rate} if drop_path_rate else {})}
         try:
             self.network = timm.create_model(base, num_classes=num_classes, in_chans=in_channels, **extra)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        except Exception as error:  # timm does not check its arguments
             if not extra:
                 raise
             reason = str(error).partition("\n")[0]
@@ -88,21 +105,50 @@ class TimmModel(nn.Module):
 def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
     """The name before the first colon, and what follows it, as `create_model` of timm takes it.
 
+    The name may come from a file, so arguments are those alone that give sizes or choose parts: none that loads weights
+    or opens a path.
+
     Raises:
-        InputError: What follows is not KEY=VALUE with a plain Python value.
+        InputError: What follows is not KEY=VALUE with one of `ARGUMENTS` and a plain Python value, or it is too large.
     """
     base, *rest = name.split(":")
+    if not re.fullmatch(r"[\w.-]+", base, re.ASCII):
+        raise InputError(f"timm has no model {name!r:.80}")
     arguments: dict[str, Any] = {}
     for part in rest:
         key, _, value = part.partition("=")
         try:
             arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+            check_argument(key, arguments[key])
+        except InputError:
+            raise
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise InputError(
                 f"{name!r}: behind the name of timm's model come arguments of timm's, each :KEY=VALUE with a number, "
                 f"True, False, a quoted text or a tuple, such as :img_size=160; got {part!r}"
             ) from None
     return base, arguments
+
+
+def check_argument(key: str, value: Any) -> None:
+    """Raises InputError for a key outside `ARGUMENTS` or too large a number, ValueError for a value of another kind."""
+    if key not in ARGUMENTS:
+        raise InputError(
+            f"{key!r:.80} cannot follow the name of timm's model: allowed are {', '.join(sorted(ARGUMENTS))}"
+        )
+    most = MAX_DEPTH if key in DEPTHS else MAX_WIDTH
+    for one in value if isinstance(value, tuple | list) else [value]:
+        if isinstance(one, tuple | list):
+            check_argument(key, one)
+        elif isinstance(one, str):
+            if not re.fullmatch(r"[\w.-]{0,40}", one, re.ASCII):
+                raise ValueError
+        elif isinstance(one, bool | NoneType):
+            continue
+        elif type(one) not in (int, float):
+            raise ValueError
+        elif not -1 <= one <= most:
+            raise InputError(f"{key} of timm's model must be at most {most}, got {value!r:.60}")
 
 
 def pretrained_cfg(name: str) -> Any:

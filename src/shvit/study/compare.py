@@ -15,6 +15,7 @@ from ..errors import Failure, InputError
 from ..model.config import VARIANTS
 from ..model.cost import cost
 from ..modelfile import ModelFile
+from ..redact import redacted
 from ..train.report import Reporter
 from .accuracy import Training
 from .breakdown import Breakdown, able, breakdown
@@ -147,7 +148,7 @@ class Compared:
             "study": self.comparison.name,
             "reference": self.comparison.reference,
             "how": asdict(self.how),
-            "training": asdict(self.training) if self.training else None,
+            "training": redacted(asdict(self.training)) if self.training else None,
             "rows": [row.to_dict() for row in self.rows],
             "omitted": list(self.omitted),
         }

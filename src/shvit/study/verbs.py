@@ -15,6 +15,7 @@ from ..errors import Failure, InputError
 from ..evaluate import Which, divided_as_trained
 from ..model.config import VARIANTS
 from ..provenance import facts
+from ..redact import redacted
 from ..tasks.classify import Classify
 from ..train.report import Reporter
 from .accuracy import Training
@@ -72,7 +73,7 @@ def redundancy(
     shown = read_pictures(pictures, subject.preprocess) if pictures else chosen.pictures(max(4, len(places)))
     context = {
         **facts(),
-        "data": str(data),
+        "data": redacted(str(data)),
         "split": chosen.split,
         "bad_images": chosen.bad,
         "similarity_images": similarity_images,

@@ -20,11 +20,22 @@ class Described(Protocol):
 
 
 def task_of(model: Described) -> Any:
-    """The task that a model was trained for: a `Classify`, `Detect` or `Segment`.
+    """The task that a model was trained for: a `Classify`, `Detect` or `Segment`. Raises InputError as `kind_of`."""
+    return kind_of(model)(model.classes)
+
+
+def kind_of(model: Described) -> Any:
+    """The class of its task.
 
     Raises:
-        InputError: This shvit does not have it.
+        InputError: This shvit does not have it, or the model is of another.
     """
     if model.task not in TASKS:
         raise InputError(f"the model's task is {model.task!r}: this shvit has {', '.join(TASKS)}")
-    return TASKS[model.task](model.classes)
+    architecture = getattr(model, "architecture", None)
+    if architecture is not None and architecture.detector != TASKS[model.task].detector:
+        raise InputError(
+            f"a model of task {model.task} has a {TASKS[model.task].detector or 'classifier'}, got "
+            f"{architecture.detector or 'a classifier'}"
+        )
+    return TASKS[model.task]

@@ -93,6 +93,8 @@ class Classify:
 
     name: ClassVar[str] = "classify"
     headline = "top1"
+    detector: ClassVar[str | None] = None
+    fits: ClassVar[tuple[str, ...]] = ("crop", "squash")
 
     def __init__(
         self,

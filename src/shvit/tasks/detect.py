@@ -40,6 +40,8 @@ class Detect:
     name: ClassVar[str] = "detect"
     detector: ClassVar[str] = "retinanet"
     headline = "AP"
+    fits: ClassVar[tuple[str, ...]] = ("whole", "shorter")
+    """Of `Preprocess`, with which its networks can see images."""
     kinds: ClassVar[tuple[str, ...]] = ("bbox",)
     least_score: ClassVar[float] = 0.0
     """The score from which the network gives objects; a network with `find_from` can be told another one."""

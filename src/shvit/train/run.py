@@ -22,6 +22,7 @@ from ..model.cost import cost
 from ..modelfile import ModelFile, digest_of, need_classifier
 from ..pretrained import create_model, default_preprocess, is_published, load_model, onto_detector, transfer
 from ..provenance import facts
+from ..redact import redacted
 from ..tasks import TASKS
 from ..tasks.base import Task
 from ..tasks.classify import Classify
@@ -265,7 +266,7 @@ def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: 
         "model": plan.model,
         "architecture": plan.start.architecture.to_dict(),
         "preprocess": plan.start.preprocess.to_dict(),
-        "data": data,
+        "data": redacted(data),
         "classes": plan.source.classes,
         **about,
     }

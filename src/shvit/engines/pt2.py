@@ -1,0 +1,239 @@
+"""What is checked in a `.pt2` file before torch may read it.
+
+`torch.export.load` unpickles what a file asks it to, hands sizes to sympy, which evaluates them as Python, and writes
+names into code that it runs. So torch is given a new archive: the members that shvit writes, and of these what names
+tensors, sizes and operations. Everything else is refused or left out.
+"""
+
+import ast
+import io
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils._pytree import tree_structure, treespec_dumps
+
+from ..header import parsed
+from ..modelfile import HEADER_KEY
+from .base import EngineError
+
+MODEL, SAMPLES, FACTS = "models/model.json", "data/sample_inputs/model.pt", f"extra/{HEADER_KEY}"
+CONFIGS = {
+    "data/weights/model_weights_config.json": r"weight_\d+",
+    "data/constants/model_constants_config.json": r"tensor_\d+",
+}
+"""Where a file lists its tensors, and what each of these is called."""
+MEMBERS = re.compile(
+    r"data/(weights/weight|constants/tensor)_\d+|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
+)
+"""Members that torch reads as plain numbers or bytes."""
+NAME = re.compile(r"[\w.+-]*", re.ASCII)
+TEXT = re.compile(r"[\w ,.>-]*", re.ASCII)
+"""Of an operation's argument, such as `reflect` or `bhij,bhjd->bhid`."""
+SYMBOL = re.compile(r"[a-z]+\d+")
+OPERATIONS = re.compile(
+    r"torch\.ops\.aten\.\w+\.\w+"
+    r"|torch\.ops\.higher_order\.wrap_with_(autocast|set_grad_enabled)"
+    r"|torch\.ops\.torchvision\.(nms|roi_align)\.default"
+    r"|torch\.sym_(float|int|ite|max|min|not|sum)"
+    r"|_operator\.(add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|or_|pow|sub|truediv)"
+)
+WORDS = {"approximate", "equation", "indexing", "mode", "ord", "padding", "reduce", "rounding_mode", "side"}
+"""Arguments of operations that may be text; others may name files, as of `aten.from_file`."""
+CODE = {"as_custom_obj", "as_operator", "custom_obj", "token"}
+"""What stands for more than tensors, sizes and operations."""
+FUNCTIONS = {
+    *("Add", "Mul", "Integer", "Rational", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "ModularIndexing"),
+    *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Equality", "Unequality", "StrictLessThan", "LessThan"),
+    *("StrictGreaterThan", "GreaterThan", "ToFloat", "TruncToInt", "CleanDiv", "IntTrueDiv"),
+}  # fmt: skip
+MAX_EXPRESSION, MAX_POWER, MAX_NUMBER = 10_000, 8, 2**63
+
+
+def members(path: Path) -> dict[str, bytes]:
+    """The archive's members, named without the folder that all of them are in.
+
+    Raises:
+        EngineError: It is no such archive, is damaged, or has members that shvit does not write.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if packed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
+                raise EngineError(f"{path} is refused: {packed[0]!r} is compressed, as shvit export never writes it")
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise EngineError(f"{path} is refused: its members lie over one another")
+            if len({entry.filename.partition("/")[0] for entry in entries}) > 1:
+                raise EngineError(f"{path} is refused: it is a legacy archive, or was not written by shvit export")
+            found = {entry.filename.partition("/")[2]: archive.read(entry) for entry in entries}
+    except EngineError:
+        raise
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise EngineError(f"{path} is cut short or no .pt2 file ({error})") from None
+    if len(found) < len(entries):
+        raise EngineError(f"{path} is refused: it has two members of one name")
+    if FACTS not in found:
+        raise EngineError(f"{path} was not written by shvit export")
+    for name in found:
+        if name not in (MODEL, SAMPLES, FACTS, *CONFIGS) and not MEMBERS.fullmatch(name):
+            raise EngineError(f"{path} is refused: it has a member {name!r}, which may hold code; export it again")
+    if found.get(SAMPLES):
+        raise EngineError(f"{path} is refused: it holds sample inputs, which are a pickle; export it again")
+    return found
+
+
+def checked(path: Path) -> io.BytesIO:
+    """An archive that is safe to give to `torch.export.load`.
+
+    Raises:
+        EngineError: The file asks for more than plain operations on its own tensors; the message says for what.
+    """
+    found = members(path)
+    try:
+        found[MODEL] = json.dumps(_model(_json(found, MODEL))).encode()
+        for config, names in CONFIGS.items():
+            _check_tensors(_json(found, config), names)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"{path} is refused: it does not have the form of a .pt2 file ({error!r})") from None
+    except ValueError as error:
+        raise EngineError(f"{path} is refused: {error}") from None
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as fresh:
+        for name, content in found.items():
+            fresh.writestr(f"model/{name}", content)
+    archive.seek(0)
+    return archive
+
+
+def ends(path: Path) -> tuple[list[Any], list[Any]]:
+    """The shapes of the images that the file takes and of what it gives; a dimension that varies is None.
+
+    Raises:
+        EngineError: It does not say.
+    """
+    try:
+        module = _json(members(path), MODEL)["graph_module"]
+        graph = module["graph"]
+        [images] = [spec["user_input"] for spec in module["signature"]["input_specs"] if "user_input" in spec]
+        shapes = [
+            [size.get("as_int") for size in graph["tensor_values"][end["as_tensor"]["name"]]["sizes"]]
+            for end in (images["arg"], *graph["outputs"])
+        ]
+        takes, gives = shapes
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise EngineError(f"{path} does not take one batch of images and give one tensor ({error})") from None
+    return takes, gives
+
+
+def _json(found: Mapping[str, bytes], name: str) -> Any:
+    if name not in found:
+        raise ValueError(f"it has no {name}")
+    return parsed(found[name], depth=200)
+
+
+def _check_tensors(config: Any, names: str) -> None:
+    for entry in config["config"].values():
+        if entry["use_pickle"] is not False:
+            raise ValueError(f"{entry['path_name']!r} is a pickle, which may hold code")
+        if not re.fullmatch(names, entry["path_name"]):
+            raise ValueError(f"{entry['path_name']!r} is a custom object, which may hold code")
+    _check_names(config)
+
+
+def _model(document: Any) -> dict[str, Any]:
+    """The program, less what torch would run as code and does not need: guards, and where operations come from."""
+    module = document["graph_module"]
+    module["metadata"] = {}
+    module["module_call_graph"] = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
+    for entry in module["module_call_graph"]:
+        entry["signature"] |= {"in_spec": "", "out_spec": ""}
+    document["guards_code"] = []
+    _check_names(document)
+    for entry in module["module_call_graph"]:  # one batch of images, one tensor: all that networks here take and give
+        trees = {"in_spec": ((0,), {}), "out_spec": 0}
+        entry["signature"] |= {key: treespec_dumps(tree_structure(tree)) for key, tree in trees.items()}
+    return document
+
+
+def _check_names(value: Any, key: str = "") -> None:
+    """Nothing in a program, however deep, is more than names, numbers, plain expressions and known operations."""
+    if isinstance(value, dict):
+        if code := CODE.intersection(value):
+            raise ValueError(f"it has {code.pop()!r}, which may be code")
+        if "target" in value and "inputs" in value:
+            value["metadata"] = {}
+            _check_operation(value)
+        for name, inner in value.items():
+            _check_text(name, NAME)
+            _check_names(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_names(inner, key)
+    elif key == "expr_str":
+        _check_expression(value)
+    elif isinstance(value, str):
+        _check_text(value, TEXT if key in ("as_string", "as_strings") else NAME)
+
+
+def _check_text(text: str, allowed: re.Pattern[str]) -> None:
+    if not allowed.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is no plain name")
+
+
+def _check_operation(node: dict[str, Any]) -> None:
+    if not OPERATIONS.fullmatch(node["target"]):
+        raise ValueError(f"{node['target'][:80]!r} is no operation of a network")
+    if node["target"].startswith("torch.ops.higher_order."):  # whose text is the device
+        return
+    for argument in node["inputs"]:
+        if {"as_string", "as_strings"} & set(argument["arg"]) and argument["name"] not in WORDS:
+            raise ValueError(f"{node['target']} is given text as {argument['name']!r}")
+
+
+def _check_expression(text: Any) -> None:
+    """A size as torch writes it, such as `Add(Symbol('s0', integer=True), Integer(-1))`."""
+    if not isinstance(text, str) or len(text) > MAX_EXPRESSION:
+        raise ValueError("one of its sizes is no expression")
+    try:
+        plain = _plain(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        plain = False
+    if not plain:
+        raise ValueError(f"{text[:80]!r} is no plain size, and may be code")
+
+
+def _plain(node: ast.expr) -> bool:
+    """Whether it is a number, a symbol, or made of these by `FUNCTIONS`."""
+    match node:
+        case ast.Constant(value=bool()):
+            return True
+        case ast.Constant(value=int() | float() as number):
+            return abs(number) <= MAX_NUMBER
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return _plain(operand)
+        case ast.BinOp(op=ast.Add() | ast.Sub() | ast.Mult() | ast.FloorDiv(), left=left, right=right):
+            return _plain(left) and _plain(right)
+        case ast.Name(id=name):
+            return bool(SYMBOL.fullmatch(name))
+        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str() as name)], keywords=facts):
+            known = all(isinstance(fact.value, ast.Constant) and fact.arg is not None for fact in facts)
+            return known and bool(SYMBOL.fullmatch(name))
+        case ast.Call(func=ast.Name(id="Pow"), args=[base, power], keywords=[]):
+            nested = any(isinstance(inner, ast.Name) and inner.id == "Pow" for inner in ast.walk(base))
+            return _plain(base) and _plain(power) and _small(power) and not nested
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
+            return name in FUNCTIONS and all(map(_plain, arguments))
+    return False
+
+
+def _small(power: ast.expr) -> bool:
+    """Whether this power keeps a number small."""
+    match power:
+        case ast.Call(func=ast.Name(id="Integer"), args=[inner]) | ast.UnaryOp(op=ast.USub(), operand=inner):
+            return _small(inner)
+        case ast.Constant(value=int() as number):
+            return number <= MAX_POWER
+    return False

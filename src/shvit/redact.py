@@ -1,0 +1,35 @@
+"""Tokens and passwords in addresses and commands are left out of everything that is written or shown."""
+
+import re
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+HIDDEN = "***"
+WORDS = r"token|secret|passw(?:or)?d|api_?-?key|access_?-?key|credential"
+SECRETS = (
+    (r"(?<=://)[^/\s'\"?#@]*(?:@[^/\s'\"?#@]*)*@", f"{HIDDEN}@"),  # user:password@
+    (r"([?&#][^=&#\s'\"<>]{1,80}=)[^&#\s'\"<>]+", rf"\1{HIDDEN}"),  # ?token=…&signature=…
+    (r"(\bauthorization['\"]?\s{0,3}[:=]\s{0,3}['\"]?)[^'\"\n]+", rf"\1{HIDDEN}"),
+    (r"(\bbearer\s+)[^\s'\"]+", rf"\1{HIDDEN}"),
+    (rf"((?:{WORDS})[\w-]{{0,40}}['\"]?\s{{0,3}}[=:]\s{{0,3}})[^\s'\"&,]+", rf"\1{HIDDEN}"),
+    (r"((?:^|\s)(?:-u|--user|--password|--token|--http-password)[ =]\s{0,3}['\"]?)[^\s'\"]+", rf"\1{HIDDEN}"),
+    (r"\bhf_[a-z0-9]{20,}", HIDDEN),
+)
+"""What gives a secret away, and what is written instead. Each takes time in proportion to the text alone."""
+PATTERNS = [(re.compile(pattern, re.IGNORECASE), hidden) for pattern, hidden in SECRETS]
+
+
+def redacted(value: T) -> T:
+    """The same text, or nested plain data, with secrets hidden."""
+    return _redacted(value)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        for secret, hidden in PATTERNS:
+            value = secret.sub(hidden, value)
+    elif isinstance(value, dict):
+        value = {_redacted(key): _redacted(inner) for key, inner in value.items()}
+    elif isinstance(value, list | tuple):
+        value = type(value)(map(_redacted, value))
+    return value
