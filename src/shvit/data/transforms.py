@@ -225,7 +225,7 @@ def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor
 
     def to_pixels(source: Source) -> UInt8[Tensor, "3 h w"]:
         image = open_small(source)
-        with image.alone():
+        with image.in_turn():
             pixels = image.decode(min(image.height, image.width) / (SHRINK_UNTIL * shorter))
             if squash:
                 values = _channels_first(pixels)
@@ -303,7 +303,7 @@ class TrainReader:
         box = draw_crop(image.height, image.width, self.crop_scale)
         random_one = self.interpolation == "random"
         interpolation = random.choice(("bilinear", "bicubic")) if random_one else self.interpolation
-        with image.alone():
+        with image.in_turn():
             part = _part(image, box, min(box.height, box.width) / self.image_size)
             tensor = interpolate(part, (self.image_size, self.image_size), mode=interpolation, antialias=True)[0]
             del part
