@@ -7,7 +7,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -40,8 +40,8 @@ BYTES_A_PIXEL = 8
 MAX_BYTES = SMALL_FILE + BYTES_A_PIXEL * MAX_PIXELS
 MAX_SCANS, MAX_SCANNED = 100, 1_500_000_000
 """Scans of a JPEG, and its pixels times these: each scan takes time for all pixels. Tools write up to 20."""
-LARGE = 1 << 24
-"""Pixels from which images are decoded one at a time, whatever the number of threads."""
+AT_ONCE = 12_000_000 * (os.cpu_count() or 1)
+"""Pixels that all threads of a process decode at once; a larger image is decoded alone. JPEGs count for a quarter."""
 STRIP = 1 << 22
 """Pixels that are converted at once where that takes several times their memory."""
 
@@ -84,7 +84,9 @@ RANGES = 8, 10, 12, 14, 16, 24, 31
 """Bits of the ranges that grey pixels are taken to have where the file declares none."""
 
 _open_lock = threading.Lock()
-_large_lock = threading.RLock()
+_turn = threading.Condition()
+_held = [0]
+"""Pixels that are being decoded."""
 
 
 class BadImage(ValueError):
@@ -141,15 +143,26 @@ class Opened:
     width: int
     """Of the upright image."""
     _decode: Callable[[float, int | None], Pixels]
+    is_jpeg: bool = False
+    """Whether it may be decoded at a part of its size."""
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """For decoding a large image and making it smaller: threads wait for one another, or each would hold one.
+    def in_turn(self) -> Iterator[None]:
+        """For decoding an image and making it smaller: threads wait where they would hold too many pixels at once.
 
         An allocation that fails inside raises BadImage.
         """
-        with _large_lock if self.height * self.width >= LARGE else nullcontext(), within_memory():
-            yield
+        pixels = self.height * self.width // (4 if self.is_jpeg else 1)
+        with _turn:
+            _turn.wait_for(lambda: not _held[0] or _held[0] + pixels <= AT_ONCE)
+            _held[0] += pixels
+        try:
+            with within_memory():
+                yield
+        finally:
+            with _turn:
+                _held[0] -= pixels
+                _turn.notify_all()
 
     def decode(self, at_most: float) -> Pixels:
         """The pixels, where they may be that many times smaller. Raises BadImage as `decode` does."""
@@ -209,7 +222,7 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
     if colours not in ("YCbCr", "Gray") or height * width > max_pixels:
         return None
     _check_scans(data, height * width)
-    return Opened(height, width, pixels)
+    return Opened(height, width, pixels, is_jpeg=True)
 
 
 def _cut(data: bytes, height: int, rows: int) -> tuple[bytes, int]:
@@ -239,7 +252,8 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
         shrink = _shrink(at_most)
         with _reasons():
             small = shrink > 1 and image.draft(None, (width // shrink, height // shrink)) is not None
-            values = _pixels(_to_upright_rgb(image, samples))
+            ImageOps.exif_transpose(image, in_place=True)
+            values = _pixels(_prepared(image, samples))
         if small:
             return Pixels(values, upright.height / shrink, upright.width / shrink)
         return Pixels(values, *values.shape[:2])
@@ -250,12 +264,10 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
 
 
 def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Of an RGB image; strip by strip, since numpy takes them by a copy."""
-    if image.width * image.height <= STRIP:
-        return np.array(image)
-    values, rows = np.empty((image.height, image.width, 3), np.uint8), max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        values[top : top + rows] = np.asarray(image.crop((0, top, image.width, min(image.height, top + rows))))
+    """What `_to_rgb` gives of a prepared image."""
+    values = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in _rgb_strips(image):
+        values[top : top + strip.height] = np.asarray(strip)
     return values
 
 
@@ -434,8 +446,37 @@ def _samples(image: Image.Image) -> _Samples:
 
 
 def _to_rgb(image: Image.Image, samples: _Samples) -> Image.Image:
+    image = _prepared(image, samples)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.width * image.height <= STRIP:
+        return _rgb(image)
+    shown = Image.new("RGB", image.size)
+    for top, strip in _rgb_strips(image):
+        shown.paste(strip, (0, top))
+    return shown
+
+
+def _rgb_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """The first row of each strip, and the strip in RGB."""
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        yield top, _rgb(image.crop((0, top, image.width, min(image.height, top + rows))))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """In RGB, on white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _prepared(image: Image.Image, samples: _Samples) -> Image.Image:
+    """With 8 bits a value, and transparency as `_rgb` reads it."""
+    image.load()  # which may tell more of transparency
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image, samples).convert("RGB")
+        return _from_deep_grey(image, samples)
     if samples.bits == 16 and image.mode in DEEP_COLOURS and _brightest(image) < 16:
         raise BadImage("its 16-bit colours use only the lowest 12 bits, if any; scale them to 16 bits or save 8 bits")
     if image.has_transparency_data:
@@ -446,17 +487,7 @@ def _to_rgb(image: Image.Image, samples: _Samples) -> Image.Image:
             image.info["transparency"] = tuple(value >> 8 for value in key)
         elif samples.bits in (2, 4) and image.mode == "L" and isinstance(key, int):  # scaled to 8 bits, but not this
             image.info["transparency"] = key * 255 // (2**samples.bits - 1)
-        return _on_white(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """In RGB, strip by strip."""
-    shown, rows = Image.new("RGB", image.size), max(1, STRIP // image.width)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(image.height, top + rows))).convert("RGBA")
-        shown.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
-    return shown
+    return image
 
 
 def _brightest(image: Image.Image) -> float:

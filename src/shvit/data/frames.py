@@ -256,7 +256,7 @@ def run_lengths(segment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resized(image: Opened, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
-    with image.alone():
+    with image.in_turn():
         pixels = image.decode(min(image.height / height, image.width / width) / 2)
         values = torch.from_numpy(pixels.values)[None].permute(0, 3, 1, 2)
         return interpolate(values, (height, width), mode="bilinear", antialias=True)[0]

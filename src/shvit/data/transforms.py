@@ -37,6 +37,8 @@ Reader = Callable[[Source], UInt8[Tensor, "3 h w"]]
 """From what holds an image to the tensor; raises BadImage."""
 THIN = 8
 """How many times `image_size` the longer side of a resized image may be for it to be resized whole."""
+REACH = 4
+"""Pixels beyond a part's edges, of the image or of the result, that its pixels depend on: Lanczos' 3 and one."""
 TALL = 64
 """How many times its final height an image may have for its width to be resized first, as it usually is."""
 SHRINK_UNTIL = 4
@@ -164,7 +166,7 @@ class _EvalTransform:
             if image.height > TALL * height:
                 image = image.resize((image.width, height), _method(self.preprocess))
             return self._timms(image)
-        return _centre(image, image.height, image.width, self.preprocess)
+        return _centre(image.crop, (image.height, image.width), image.height, image.width, self.preprocess)
 
 
 def resized_sides(height: float, width: float, preprocess: Preprocess) -> tuple[int, int]:
@@ -176,23 +178,33 @@ def resized_sides(height: float, width: float, preprocess: Preprocess) -> tuple[
     return int(shorter * height / min(height, width)), int(shorter * width / min(height, width))
 
 
-def _centre(image: Image.Image, height: float, width: float, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"]:
+def _centre(
+    crop: Callable[[tuple[int, int, int, int]], Image.Image],
+    size: tuple[int, int],
+    height: float,
+    width: float,
+    preprocess: Preprocess,
+) -> UInt8[Tensor, "3 h w"]:
     """What resizing the whole image and cropping it gives, from the part that is left alone.
 
     Args:
-        image: RGB.
-        height, width: Of the image, as of `Pixels`.
+        crop: Gives a part of the image in RGB: left, top, right, bottom.
+        size: Height and width of the image.
+        height, width: The same, as of `Pixels`.
         preprocess: Of fit `crop`.
     """
     side = preprocess.image_size
-    edges = []
-    for new, old, limit in zip(
-        resized_sides(height, width, preprocess), (height, width), (image.height, image.width), strict=True
-    ):
-        first = round((new - side) / 2)
-        edges.append((first * old / new, min(limit, (first + side) * old / new)))
+    edges, around = [], []
+    for new, old, limit in zip(resized_sides(height, width, preprocess), (height, width), size, strict=True):
+        first, scale = round((new - side) / 2), old / new
+        edge = first * scale, min(limit, (first + side) * scale)
+        reach = REACH * max(1, scale)
+        around.append((max(0, math.floor(edge[0] - reach)), min(limit, math.ceil(edge[1] + reach))))
+        edges.append((edge[0] - around[-1][0], edge[1] - around[-1][0]))
     (top, bottom), (left, right) = edges
-    return pil_to_tensor(image.resize((side, side), _method(preprocess), (left, top, right, bottom)))
+    (upper, lower), (first, last) = around
+    part = crop((first, upper, last, lower))
+    return pil_to_tensor(part.resize((side, side), _method(preprocess), (left, top, right, bottom)))
 
 
 def _method(preprocess: Preprocess) -> Image.Resampling:
@@ -230,7 +242,7 @@ def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor
 
     def to_pixels(source: Source) -> UInt8[Tensor, "3 h w"]:
         image = open_small(source)
-        with image.alone():
+        with image.in_turn():
             pixels = image.decode(min(image.height, image.width) / (SHRINK_UNTIL * shorter))
             if squash:
                 values = _channels_first(pixels)
@@ -247,7 +259,13 @@ def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"
     side = preprocess.image_size
     height, width = resized_sides(image.height, image.width, preprocess)
     if max(height, width) > THIN * side:
-        return _centre(Image.fromarray(image.values), image.height, image.width, preprocess)
+        return _centre(
+            lambda box: Image.fromarray(image.values[box[1] : box[3], box[0] : box[2]]),
+            image.values.shape[:2],
+            image.height,
+            image.width,
+            preprocess,
+        )
     # the least bit more, or rounding might lose the last row
     factors = [(1 + 1e-6) * new / old for new, old in ((height, image.height), (width, image.width))]
     resized = interpolate(_channels_first(image), scale_factor=factors, mode=preprocess.interpolation, antialias=True)
@@ -308,7 +326,7 @@ class TrainReader:
         box = draw_crop(image.height, image.width, self.crop_scale)
         random_one = self.interpolation == "random"
         interpolation = random.choice(("bilinear", "bicubic")) if random_one else self.interpolation
-        with image.alone():
+        with image.in_turn():
             part = _part(image, box, min(box.height, box.width) / self.image_size)
             tensor = interpolate(part, (self.image_size, self.image_size), mode=interpolation, antialias=True)[0]
             del part
