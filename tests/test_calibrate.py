@@ -101,7 +101,7 @@ def test_other_networks(folder):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"image_size": 16}, "at least 32 pixels"),
+        ({"image_size": 16}, "32 to 8192 pixels"),
         ({"images": 1}, "at least 2, got 1"),
         ({"batch_size": 1}, "at least 2"),
     ],

@@ -181,9 +181,10 @@ def test_a_list_of_training_images_that_explodes():
 
 def test_what_is_right_stays(good, tmp_path):
     provenance = {"recipe": {"name": "scratch", "epochs": 3, "seed": 1}, "date": "2026-01-01", "more": [1, {"x": None}]}
-    path = written(tmp_path / "m.safetensors", good, metrics={"top1": 1, "bbox": {"AP": -1.0}}, provenance=provenance)
+    metrics = {"top1": 1, "bbox": {"AP": -1.0}, "weights": "ema"}
+    path = written(tmp_path / "m.safetensors", good, metrics=metrics, provenance=provenance)
     loaded = shvit.load(path)
     assert loaded.provenance == provenance
-    assert loaded.metrics == {"top1": 1, "bbox": {"AP": -1.0}}
+    assert loaded.metrics == metrics
     assert asdict(loaded.architecture)["name"] == "tiny"
     assert torch.equal(loaded.model.state_dict()["head.linear.bias"], good[1]["head.linear.bias"])

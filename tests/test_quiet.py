@@ -20,10 +20,10 @@ def test_a_notice_is_told_while_another_thread_opens_an_image(tmp_path, monkeypa
     opening, opened = Event(), Event()
     open_image = Image.open
 
-    def slow(*arguments):
+    def slow(*arguments, **options):
         opening.set()
         opened.wait(60)
-        return open_image(*arguments)
+        return open_image(*arguments, **options)
 
     monkeypatch.setattr(Image, "open", slow)
     with warnings.catch_warnings(record=True) as told:
@@ -42,9 +42,9 @@ def test_pillows_warnings_are_no_ones(tmp_path, monkeypatch):
     picture(90).save(tmp_path / "a.png")
     open_image = Image.open
 
-    def warning(*arguments):
+    def warning(*arguments, **options):
         warnings.warn("odd file", stacklevel=1)
-        return open_image(*arguments)
+        return open_image(*arguments, **options)
 
     monkeypatch.setattr(Image, "open", warning)
     decode(tmp_path / "a.png")  # pytest makes an error of any warning

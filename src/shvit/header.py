@@ -49,12 +49,14 @@ def checked_task(task: Any) -> str:
 
 
 def checked_metrics(metrics: Any) -> dict[str, Any]:
-    """Numbers by name, or such tables of them. Raises ValueError."""
+    """Numbers by name, or such tables of them; and which weights they are of. Raises ValueError."""
     if not isinstance(metrics, dict):
         raise ValueError(f"metrics must be a table of numbers, got {_short(metrics)}")
     for name, value in metrics.items():
         if isinstance(value, dict):
             checked_metrics(value)
+        elif name == "weights" and _text(value):
+            continue
         elif not _number(value, -MAX_NUMBER, MAX_NUMBER) and not (isinstance(value, float) and math.isnan(value)):
             raise ValueError(f"the metric {name} must be a number, got {_short(value)}")
     return metrics

@@ -100,7 +100,8 @@ def load(path: str | Path) -> ModelFile:
     try:
         with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # copies, whose memory is aligned: on some processors the last bits of outputs depend on that
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is cut short or no safetensors file ({error})") from None
     if HEADER_KEY not in metadata:

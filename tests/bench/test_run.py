@@ -50,9 +50,9 @@ def test_a_failing_configuration_costs_only_its_row(quick_machine, model):
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found")  # of torch.export.save
 def test_an_exported_file_brings_its_size_and_costs(quick_machine, tiny, tmp_path):
-    path = str(tmp_path / "tiny.pt2")
+    path = tmp_path / "tiny.pt2"
     TorchEngine.export(tiny, path, "fp32", Shapes())
-    [row] = bench(Request((path,), batch_sizes=(2,), rounds=1, device="cpu")).rows
+    [row] = bench(Request((str(path),), batch_sizes=(2,), rounds=1, device="cpu")).rows
     assert (row.case.image_size, row.case.engine, row.case.precision) == (32, "torch", "fp32")
     assert row.cost.params == sum(p.numel() for p in shvit.fuse(tiny.model).parameters())
 

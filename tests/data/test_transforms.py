@@ -76,7 +76,7 @@ from shvit.data.transforms import Decoded, Preprocess, TrainReader, eval_transfo
 crop, squash, whole, shorter = (Preprocess(256, fit=fit) for fit in ("crop", "squash", "whole", "shorter"))
 readers = [*(Decoded(eval_transform(one)) for one in (crop, squash)), *map(fast_eval_decoder, (crop, squash))]
 readers += [TrainReader(256, rand_augment="rand-m9-mstd0.5-inc1"), lambda path: read_whole(path, whole)[0]]
-readers += [lambda path: read_whole(path, shorter)[0], fast_eval_decoder(Preprocess(256, 1e-6))]
+readers += [lambda path: read_whole(path, shorter)[0], fast_eval_decoder(Preprocess(256, 0.1))]
 print([tuple(read(path).shape) for path in sys.argv[1:] for read in readers])
 """
 

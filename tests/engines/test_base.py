@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import torch
 
 import shvit
 from conftest import randomize_norms, reseal, tiny_architecture
@@ -88,6 +89,7 @@ def test_a_file_without_its_digest(exports, tmp_path):
 @pytest.mark.skipif("openvino" not in FORMATS, reason="openvino is not installed")
 def test_the_weights_of_another_network(exports, tmp_path):
     path = exports("openvino", tmp_path)
+    torch.manual_seed(1)
     other = ModelFile(randomize_norms(tiny_architecture().build()).eval(), ("green", "red"), Preprocess(32))
     engines.FORMATS["openvino"].export(other, tmp_path / "other.xml", "fp32", Shapes(), ())
     shutil.copy(tmp_path / "other.bin", path.with_suffix(".bin"))

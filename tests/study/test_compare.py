@@ -61,7 +61,7 @@ def test_an_engine_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
         (How(32, ("onnx",), ("fp4",)), "cannot run in 'fp4'"),
         (How(32, batch_sizes=(0,)), "--batch-size must be at least 1, got 0"),
         (How(32, rounds=0), "--rounds must be at least 1, got 0"),
-        (How(16), "at least 32"),
+        (How(16), "32 to 8192 pixels"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path, monkeypatch, how, reason):
