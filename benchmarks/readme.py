@@ -33,8 +33,8 @@ def train_small() -> str:
 
 From fresh weights in {result["seconds"] / 60:.0f} minutes on {cores} \
 ({machine["processor"]}, no GPU). A plain loop of timm's loader, transforms and eager
-model with AdamW takes {result["speed_ratio"]:.2f} times as long (by {result["plain_epochs_run"]} of its epochs, on the \
-same machine).
+model with AdamW takes {result["speed_ratio"]:.2f} times as long (by {result["plain_epochs_run"]} of its epochs, \
+on the same machine).
 One seed; the saved weights are the better of the last ones and their average, judged on these same images."""
 
 
