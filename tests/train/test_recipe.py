@@ -47,8 +47,19 @@ def test_a_small_budget_gets_small_batches_light_augmentation_and_a_short_averag
     assert 1 / (1 - recipe.ema) < 0.1 * steps
 
 
+def test_muon_is_for_few_epochs_of_images_that_are_not_small():
+    def optimizer(epochs, size, *named, **fields):
+        return fit(replace(scratch(), epochs=epochs, **fields), 9469, frozenset(named), size).optimizer
+
+    assert (optimizer(30, 128), optimizer(31, 128), optimizer(30, 127)) == ("muon", "adamw", "adamw")
+    assert optimizer(30, 224, image_size=64) == "adamw"
+    assert optimizer(30, 224, "optimizer") == "adamw"
+    assert fit(replace(finetune(), epochs=10), 9469).optimizer == "adamw"
+
+
 def test_the_measured_run_is_what_the_defaults_give():
-    measured = json.loads(max((ROOT / "results").glob("train_small_*.json")).read_text())["recipe"]
+    newest = max((ROOT / "results").glob("train_small_*.json"), key=lambda path: path.stem[-10:])
+    measured = json.loads(newest.read_text())["recipe"]
     settings = {"epochs": measured["epochs"], "image_size": measured["image_size"]}
     recipe = fit(make_recipe("scratch", "shvit_s1", settings), 9469, frozenset(settings)).to_dict()
     assert measured.pop("beta2") in (None, 0.999)  # the optimiser's own default, since then left to it

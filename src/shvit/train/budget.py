@@ -21,7 +21,7 @@ AVERAGED_SHARE = 0.02
 """Share of the run over which the weights are averaged."""
 
 
-def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Recipe:
+def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_size: int | None = None) -> Recipe:
     """The recipe for this many training images; `choices` lists what it changes, and why.
 
     `rate_batch` stays the recipe's, so that a learning rate means the same whether it was fitted or named.
@@ -30,19 +30,23 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset()) -> Rec
         recipe: Written for the budget it was published with: for classifiers, ImageNet-1K's 1.28 million images.
         images: Training images there are.
         named: Fields that the user set, which stay as they are.
+        image_size: Side of the images in pixels, for a recipe that has none. Default: at least 128.
     """
-    fitted = _fit_objects if recipe.name in TASK_RECIPES["detect"] else _fit_labels
-    return replace(recipe, **{key: value for key, value in fitted(recipe, images, named).items() if key not in named})
+    if recipe.name in TASK_RECIPES["detect"]:
+        changes = _fit_objects(recipe, images, named)
+    else:
+        changes = _fit_labels(recipe, images, named, recipe.image_size or image_size or MUON_SIDE)
+    return replace(recipe, **{key: value for key, value in changes.items() if key not in named})
 
 
-def _fit_labels(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
+def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
     """What a small budget changes; nothing from half of the published budget on."""
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}
     batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, LEAST_BATCH, 2)
     changes: dict[str, Any] = {"batch_size": batch}
-    muon = batch < published.batch_size and _takes_muon(recipe, named)
+    muon = batch < published.batch_size and _takes_muon(recipe, named, image_size)
     if muon:
         changes |= {"optimizer": "muon", "schedule": "linear"}
     if batch < published.batch_size:
@@ -73,13 +77,13 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str,
     return changes
 
 
-def _takes_muon(recipe: Recipe, named: frozenset[str]) -> bool:
+def _takes_muon(recipe: Recipe, named: frozenset[str], image_size: int) -> bool:
     """Whether Muon is named or pays: it was measured for networks that start from fresh weights."""
     if recipe.name != "scratch":
         return False
     if "optimizer" in named:
         return recipe.optimizer == "muon"
-    return recipe.epochs <= MUON_EPOCHS and (recipe.image_size or MUON_SIDE) >= MUON_SIDE
+    return recipe.epochs <= MUON_EPOCHS and image_size >= MUON_SIDE
 
 
 def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:

@@ -222,11 +222,11 @@ def _planned(
             f"published weights such as {published}"
         )
     source = _opened(data, task, draft)
-    images = len(source.train)
-    chosen = fit(draft, images, frozenset(named))
+    start, images = starting_point(model, source, draft, task), len(source.train)
+    chosen = fit(draft, images, frozenset(named), start.preprocess.image_size)
     refuse_idle(chosen, named, source.drawn)
     made = choices(make_recipe(chosen.name, variant, {}, task), chosen, images, named)
-    return Plan(model, chosen, source, starting_point(model, source, chosen, task), made)
+    return Plan(model, chosen, source, start, made)
 
 
 def _resumed(
