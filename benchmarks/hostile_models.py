@@ -400,7 +400,7 @@ def watch(files: list[str], image: Path, folder: Path, marker: Path) -> list[dic
     left = list(files)
     while left:
         results = folder / f"rows-{len(rows)}-{len(left)}.jsonl"
-        results.touch()
+        results.write_text("")
         command = [sys.executable, __file__, "--read", json.dumps([left, str(image), str(results), str(marker)])]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         known, since = 0, time.monotonic()

@@ -8,6 +8,7 @@ from threading import Event, Thread
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from conftest import picture
 from shvit.data.decode import decode
@@ -50,6 +51,18 @@ def test_pillows_warnings_are_no_ones(tmp_path, monkeypatch):
     decode(tmp_path / "a.png")  # pytest makes an error of any warning
     with pytest.raises(UserWarning, match="odd file"):
         Image.open(tmp_path / "a.png")
+
+
+def test_nor_are_those_of_damaged_pixels(tmp_path, monkeypatch):
+    picture(90).save(tmp_path / "a.png")
+    load = PngImageFile.load
+
+    def warning(self):
+        warnings.warn("odd pixels", stacklevel=1)
+        return load(self)
+
+    monkeypatch.setattr(PngImageFile, "load", warning)
+    decode(tmp_path / "a.png")  # pytest makes an error of any warning
 
 
 def overlapping(block) -> None:

@@ -338,6 +338,21 @@ def test_strips_are_the_whole(monkeypatch, mode):
     np.testing.assert_array_equal(open_small(data).decode(1).values, whole)
 
 
+@pytest.mark.parametrize("mode", ["P", "RGBA", "L"])
+def test_large_images_are_reduced_as_they_are_converted(monkeypatch, mode):
+    """Each pixel is the mean of those it stands for; the last row and column show less of the image."""
+    image = picture(100, size=(37, 85)).convert(mode)
+    data = data_of(image, "PNG")
+    whole = open_small(data).decode(4)
+    assert whole.values.shape == (37, 85, 3)
+    monkeypatch.setattr(module, "LARGE", 37 * 85)
+    monkeypatch.setattr(module, "STRIP", 400)
+    small = open_small(data).decode(4)
+    assert (small.height, small.width, small.values.shape) == (37 / 4, 85 / 4, (10, 22, 3))
+    np.testing.assert_array_equal(small.values, np.asarray(decode(data).reduce(4)))
+    assert open_small(data).decode(1.9).values.shape == (37, 85, 3)
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory in use is not known here")
 def test_a_lack_of_memory_is_a_bad_image(tmp_path):
     """In Pillow, in numpy and in torch."""

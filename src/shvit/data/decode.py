@@ -42,6 +42,8 @@ MAX_SCANS, MAX_SCANNED = 100, 1_500_000_000
 """Scans of a JPEG, and its pixels times these: each scan takes time for all pixels. Tools write up to 20."""
 AT_ONCE = 12_000_000 * (os.cpu_count() or 1)
 """Pixels that all threads of a process decode at once; a larger image is decoded alone. JPEGs count for a quarter."""
+LARGE = 1 << 24
+"""Pixels from which any image may be decoded at a part of its size, for less memory; a JPEG always may."""
 STRIP = 1 << 22
 """Pixels that are converted at once where that takes several times their memory."""
 
@@ -180,7 +182,7 @@ def open_small(source: Source, max_pixels: int = MAX_PIXELS) -> Opened:
     """What `decode` gives, faster, for an image that is to be made smaller: how much may depend on its size.
 
     A JPEG's decoder can give it at a half, a quarter or an eighth of its size for less work, each pixel the mean of
-    those it stands for; other images keep their size.
+    those it stands for. Other images keep their size, unless they have `LARGE` pixels.
 
     Raises:
         BadImage: As `decode`, where the header shows it; what is wrong further on, `Opened.decode` raises.
@@ -253,8 +255,9 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
         with _reasons():
             small = shrink > 1 and image.draft(None, (width // shrink, height // shrink)) is not None
             ImageOps.exif_transpose(image, in_place=True)
-            values = _pixels(_prepared(image, samples))
-        if small:
+            reduced = shrink if not small and width * height >= LARGE else 1
+            values = _pixels(_prepared(image, samples), reduced)
+        if small or reduced > 1:
             return Pixels(values, upright.height / shrink, upright.width / shrink)
         return Pixels(values, *values.shape[:2])
 
@@ -263,11 +266,12 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
     return upright
 
 
-def _pixels(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """What `_to_rgb` gives of a prepared image."""
-    values = np.empty((image.height, image.width, 3), np.uint8)
+def _pixels(image: Image.Image, shrink: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+    """What `_to_rgb` gives of a prepared image; of `shrink` times as many pixels each way the mean."""
+    values = np.empty((-(-image.height // shrink), -(-image.width // shrink), 3), np.uint8)
     for top, strip in _rgb_strips(image):
-        values[top : top + strip.height] = np.asarray(strip)
+        part = strip.reduce(shrink) if shrink > 1 else strip
+        values[top // shrink : top // shrink + part.height] = np.asarray(part)
     return values
 
 
@@ -284,9 +288,10 @@ def is_plain_jpeg(data: bytes) -> bool:
 
 @contextmanager
 def _reasons() -> Iterator[None]:
-    """What goes wrong inside becomes a BadImage."""
+    """What goes wrong inside becomes a BadImage. Pillow's warnings of damaged metadata are not shown."""
     try:
-        yield
+        with unwarned():
+            yield
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
@@ -459,7 +464,7 @@ def _to_rgb(image: Image.Image, samples: _Samples) -> Image.Image:
 
 def _rgb_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """The first row of each strip, and the strip in RGB."""
-    rows = max(1, STRIP // image.width)
+    rows = max(8, STRIP // image.width // 8 * 8)  # whole pixels of an image that is made 8 times smaller
     for top in range(0, image.height, rows):
         yield top, _rgb(image.crop((0, top, image.width, min(image.height, top + rows))))
 
