@@ -1,5 +1,6 @@
 """The verbs. Heavy imports happen inside them, so that help is instant; what they say is in wording.py."""
 
+import ctypes
 import inspect
 import re
 import signal
@@ -39,6 +40,8 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C, as of any program that a shell stops."""
 RESUME_ME = 75
 """Exit code after SIGTERM, which clusters send before they take a machine away: EX_TEMPFAIL, to be tried again."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
 
 app = App(
     name="shvit",
@@ -90,8 +93,17 @@ def _flow(*apps: App) -> None:
             verb.__doc__ = paragraph.sub(lambda found: found[1] + " ".join(found[0].split()), text)
 
 
+def _return_large_blocks() -> None:
+    """Let glibc return freed blocks of 8 MiB and more to the system. By default it keeps ever larger ones, per thread."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 8 << 20)
+        mallopt(M_TRIM_THRESHOLD, 32 << 20)
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 a failure, 2 the user's input is wrong."""
+    _return_large_blocks()
     for stream in (sys.stdout, sys.stderr):
         takes_all(stream)
     errors = Console(stderr=True, soft_wrap=True)
