@@ -94,7 +94,7 @@ def _flow(*apps: App) -> None:
 
 
 def _return_large_blocks() -> None:
-    """Let glibc return freed blocks of 8 MiB and more to the system. By default it keeps ever larger ones, per thread."""
+    """Let glibc return freed blocks of 8 MiB and more to the system. By default each thread keeps ever larger ones."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 8 << 20)
