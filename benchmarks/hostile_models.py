@@ -463,6 +463,7 @@ def main() -> None:
         "unit": f"of {len(rows)} commands",
         "seed": arguments.seed,
         "files_of_each_format": arguments.count,
+        "threads": torch.get_num_threads(),
         "seconds_allowed": PATIENCE,
         "memory_limit": LIMIT,
         "formats": table,
