@@ -64,7 +64,7 @@ T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 RawCells = Annotated[
     bool,
-    Parameter(help="Leave cells of a CSV as they are. By default one that a spreadsheet takes for a formula gets a '."),
+    Parameter(help="Do not escape CSV cells. By default, cells that a spreadsheet would run as a formula begin with a '."),
 ]
 Workers = Annotated[int, Parameter(help="Processes that decode images; 0 decodes in the main one.")]
 
@@ -406,8 +406,7 @@ def predict(
         Files, folders (searched to any depth) and globs.
     out
         A .csv, .jsonl or .parquet file for what was found, of detectors also .json in COCO's format of results;
-        default: the screen. It is written at the end; until then the rows are in FILE.partial, and a file that is
-        there stays as it is.
+        default: the screen. Rows are collected in FILE.partial; an existing file is replaced only at the end.
     annotations
         A COCO JSON file, or the dataset's folder, with the ids of images and categories for --out FILE.json. Images
         that it does not list are left out. Default: image ids are guessed from file names.
@@ -418,8 +417,7 @@ def predict(
     draw
         A new folder for pictures with boxes, masks, classes and scores.
     resume
-        Continue the run that was stopped, or was killed, and has left FILE.partial; with the same model, images and
-        flags.
+        Continue an interrupted run from FILE.partial. Requires the same model, images and flags.
     threads
         CPU threads that one batch runs on; default: several batches at once, on few threads each.
     batch_size

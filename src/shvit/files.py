@@ -1,4 +1,4 @@
-"""Files read and written safely: regular ones of bounded size; whole or not at all, by one process; tables as CSV."""
+"""Safe file access: bounded reads of regular files, atomic writes, locks, and CSV tables."""
 
 import csv
 import errno
@@ -141,9 +141,9 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
 def place(export: Path, target: Path) -> None:
     """Move a finished export, and the files that lie beside it, from its temporary folder to where it belongs.
 
-    Whole or not at all, wherever a crash falls: all of it is on disk before anything is moved. Of `.xml` and `.bin`,
-    the old `.xml` goes first and the new one comes last, since nobody reads a `.bin` without it. A folder cannot take
-    the place of another in one step: the old one moves aside to `.NAME.old`, and is removed when the new one is there.
+    A crash never leaves a partial export: all files are on disk before any is moved. For `.xml` and `.bin`, the old
+    `.xml` is removed first and the new one is moved last, because readers start at the `.xml`. A folder cannot replace
+    another in one step: the old one is renamed to `.NAME.old` and removed once the new one is in place.
 
     Raises:
         InputError: A folder is where a file is to be written, or the reverse.
@@ -246,7 +246,7 @@ def check_folder(path: Path, flag: str = "--out", new: bool = False, otherwise: 
         path: The folder.
         flag: That gave it.
         new: Whether it must be empty.
-        otherwise: Ends the error with what else the user can do.
+        otherwise: Appended to the error message: what else the user can do.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: {flag} must be a folder")

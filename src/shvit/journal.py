@@ -17,7 +17,7 @@ from .predict import Prediction
 
 
 def partial_of(out: Path) -> Path:
-    """The file that holds what is done of `out`: JSON lines, the first of which says what the run was begun with."""
+    """The unfinished rows of `out`, as JSON lines. The first line records the arguments of the run."""
     return out.with_name(f"{out.name}.partial")
 
 
@@ -72,7 +72,8 @@ def journal(
         write: Makes `out` of all rows.
 
     Raises:
-        InputError: See `check_partial`; the run was begun with something else; or another process goes on with it.
+        InputError: See `check_partial`; or the arguments differ from those of the unfinished run; or another process is
+            writing it.
         Failure: There is no space left.
     """
     path = partial_of(out)

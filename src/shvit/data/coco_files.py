@@ -76,5 +76,5 @@ def posix(name: str) -> PurePosixPath:
 
 
 def _about(path: Path) -> str:
-    """What says of which split a file is: its folder's name, or its own without `instances_`."""
+    """The text that names a file's split: its folder's name, or its own name without `instances_`."""
     return path.parent.name if path.name == BESIDE else path.stem.removeprefix("instances_")

@@ -8,7 +8,7 @@ from typing import Literal
 Kind = Literal["train", "val", "test"]
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
-"""Exact names, the first of which wins where there are several."""
+"""Exact names of split folders. If several are present, the first in this order is used."""
 _KINDS: dict[Kind, tuple[str, ...]] = {
     "train": (*TRAIN_NAMES, "trn"),
     "val": ("val", "validation", "valid", "dev", "devel", "development", "eval", "evaluation"),

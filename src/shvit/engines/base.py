@@ -62,7 +62,7 @@ class Exported:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sealed: bool = True
-    """Whether the file must hold a digest of itself, as since version 2."""
+    """Whether the file must hold its own digest. Required since metadata version 2."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the path, as plain data: what is written into the format's own metadata."""
