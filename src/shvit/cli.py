@@ -64,7 +64,9 @@ T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
 RawCells = Annotated[
     bool,
-    Parameter(help="Do not escape CSV cells. By default, cells that a spreadsheet would run as a formula begin with a '."),
+    Parameter(
+        help="Do not escape CSV cells. By default, cells that a spreadsheet would run as a formula begin with a '."
+    ),
 ]
 Workers = Annotated[int, Parameter(help="Processes that decode images; 0 decodes in the main one.")]
 
