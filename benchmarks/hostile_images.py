@@ -21,6 +21,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,10 @@ def main() -> None:
         )
         for number, start in enumerate(range(0, args.images, args.lot)):
             count = min(args.lot, args.images - start)
-            done += fill(folder / f"lot {number}", photos, count, chance)
+            # In a process of its own: the system counts this one's peak memory as its children's, too.
+            with get_context("spawn").Pool(1) as builder:
+                arguments = folder / f"lot {number}", photos, count, random.Random(chance.random())
+                done += builder.apply(fill, arguments)
             most_seconds = max(row["seconds"] for row in whole) + 60 + count
             rows += try_all(folder / f"lot {number}", model, folder / f"of lot {number}", most_seconds)
             for row in rows[-3:]:

@@ -307,7 +307,11 @@ def test_only_regular_files_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     ("begin", "reason"),
-    [(b"", "not an image in a known format"), (data_of(halves(), "JPEG"), "more than 32x16 pixels can need")],
+    [
+        (b"", "not an image in a known format"),
+        (data_of(halves(), "JPEG"), "more than 32x16 pixels can need"),
+        (data_of(halves(), "WEBP"), "more than the limit of 67,108,864 for WebP"),
+    ],
 )
 def test_a_file_of_forty_gigabytes_is_not_read(tmp_path, begin, reason):
     path = tmp_path / "sparse.jpg"

@@ -38,6 +38,8 @@ SMALL_FILE = 1 << 26
 BYTES_A_PIXEL = 8
 """A file may have `SMALL_FILE` bytes, and so many more for each pixel: RGBA of 16 bits."""
 MAX_BYTES = SMALL_FILE + BYTES_A_PIXEL * MAX_PIXELS
+READ_WHOLE = re.compile(rb"RIFF|....ftyp", re.DOTALL)
+"""How WebP, AVIF and HEIC begin. Pillow reads such a file whole before it tells the image's size."""
 MAX_SCANS, MAX_SCANNED = 100, 1_500_000_000
 """Scans of a JPEG, and its pixels times these: each scan takes time for all pixels. Tools write up to 20."""
 AT_ONCE = 12_000_000 * (os.cpu_count() or 1)
@@ -65,7 +67,10 @@ _DECODER_ERRORS = (
 )
 """What Pillow's decoders raise on damaged files."""
 
-SIMPLEJPEG = find_spec("simplejpeg") is not None
+_simplejpeg: Any = (
+    import_module("simplejpeg") if find_spec("simplejpeg") else None
+)  # loaded now: later, memory may lack
+SIMPLEJPEG = _simplejpeg is not None
 """Whether JPEGs are decoded by libjpeg-turbo alone where that is possible. Without it Pillow decodes them all."""
 
 _TURNED = (b"Exif\0", b"tiff:Orientation")
@@ -200,7 +205,6 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
     """A JPEG in plain colours that is not to be turned; None for all others, which are Pillow's to judge."""
     if not SIMPLEJPEG or (any(mark in data for mark in _TURNED) and _orientation(_open(data)) != 1):
         return None
-    simplejpeg: Any = import_module("simplejpeg")  # it need not be there, and its types say less than it does
 
     def pixels(at_most: float, rows: int | None) -> Pixels:
         shrink = _shrink(at_most)
@@ -209,7 +213,7 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
         least = {"min_height": size[0], "min_width": size[1]} if shrink > 1 else {}
         values = np.empty((*size, 3), np.uint8)
         try:
-            simplejpeg.decode_jpeg(top, buffer=values, **least)
+            _simplejpeg.decode_jpeg(top, buffer=values, **least)
         except ValueError as error:
             if seen == height or _AFTER_THE_CUT not in str(error):  # it is not sound: Pillow knows the reason
                 del values
@@ -218,7 +222,7 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> Opened | None:
         return Pixels(values, height / shrink, width / shrink)
 
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colours, _ = _simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
     if colours not in ("YCbCr", "Gray") or height * width > max_pixels:
@@ -253,7 +257,7 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
     def pixels(at_most: float, _: int | None) -> Pixels:
         shrink = _shrink(at_most)
         with _reasons():
-            small = shrink > 1 and image.draft(None, (width // shrink, height // shrink)) is not None
+            small = shrink > 1 and image.draft(None, (max(1, width // shrink), max(1, height // shrink))) is not None
             ImageOps.exif_transpose(image, in_place=True)
             reduced = shrink if not small and width * height >= LARGE else 1
             values = _pixels(_prepared(image, samples), reduced)
@@ -323,6 +327,11 @@ def _read(source: Path | str | bytes) -> bytes:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > SMALL_FILE:
+                if READ_WHOLE.match(file.read(8)):
+                    raise BadImage(
+                        f"its {size:,} bytes are more than the limit of {SMALL_FILE:,} for WebP, AVIF and HEIC"
+                    )
+                file.seek(0)
                 width, height = _open(file).size
                 if size > SMALL_FILE + BYTES_A_PIXEL * width * height:
                     raise BadImage(f"its {size:,} bytes are more than {width}x{height} pixels can need")
