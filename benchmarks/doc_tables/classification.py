@@ -1,0 +1,128 @@
+"""Speed and accuracy of classifiers, and of their exports."""
+
+import json
+
+from shvit.bench.peers import PROTOCOLS
+
+from .results import ROOT, latest, machine, table, top1_cell
+
+AVX2_RATIO = "cpu_ratio_amd-epyc-2core_2026-11-22.json"
+NOT_RUN = "converted, not run"
+
+
+def train_small() -> str:
+    result = latest("train_small")
+    epochs, size = result["recipe"]["epochs"], result["recipe"]["image_size"]
+    threads = result["threads"]
+    cores = "one core" if threads == 1 else f"{threads} cores"
+    by = f" ({result['engine']}, {result['precision']})" if "engine" in result else ""
+    return f"""\
+    $ shvit train imagenette160 --model shvit_s1 --image-size {size} --epochs {epochs} --out runs/x
+    $ shvit eval runs/x/best.safetensors imagenette160
+    top-1 {result["value"]:.2%} of {result["images"]:,} validation images{by}
+
+Training from scratch takes {result["seconds"] / 60:.0f} minutes on {cores} of an \
+{result["hardware"]["processor"]} CPU, without a GPU. A plain training loop (timm's loader, transforms and eager
+model, AdamW) takes {result["speed_ratio"]:.2f} times as long on the same machine, extrapolated from \
+{result["plain_epochs_run"]} epoch{"s" * (result["plain_epochs_run"] > 1)}.
+One seed. `best.safetensors` holds the better of the raw and the EMA weights, chosen on the same validation images."""
+
+
+def cpu_ratio() -> str:
+    result = latest("cpu_ratio")
+    rates = result["machine"]["products"]
+    ratios = {
+        (row["engine"], row["precision"], row["model"], row["batch_size"]): row["ratio"] for row in result["rows"]
+    }
+    older = json.loads((ROOT / "results" / AVX2_RATIO).read_text())
+    before = ", ".join(f"{row['ratio']:.2f}" for row in older["rows"] if row["precision"] == "int8")
+    return "\n".join(
+        [
+            f"On {machine(result)}, {result['threads']} thread. Throughput relative to timm's port of the same network",
+            "in ONNX Runtime fp32. Runs are interleaved; values are medians. On this processor an int8 matmul is "
+            f"{rates['int8']['rate'] / rates['fp32']['rate']:.1f} times",
+            "as fast as an fp32 matmul.",
+            "",
+            *table(
+                ("engine", "precision", "S1, batch 16", "S1, batch 1", "S4, batch 16", "S4, batch 1"),
+                (
+                    [*pair, *(f"{ratios[*pair, model, batch]:.2f}" for model in MODELS for batch in (16, 1))]
+                    for pair in dict.fromkeys(key[:2] for key in ratios)
+                ),
+            ),
+            "",
+            f"On the AVX2-only machine, OpenVINO int8 reaches {before} (same column order).",
+        ]
+    )
+
+
+MODELS = ("shvit_s1", "shvit_s4")
+
+
+def predict() -> str:
+    result = latest("predict")
+    speed = result["images_per_second"]
+    few, many = result["peak_mib"].items()
+    agreed = ", ".join(
+        f"{part['top1_agreement']:.2%} ({name}, {part['images']:,} images)"
+        for name, part in result["agreement"].items()
+    )
+    return f"""\
+`shvit predict` with an int8 file classifies {result["files"]:,} photographs at {speed["shvit"]:.0f} images/s on \
+{machine(result)}.
+That is {result["value"]:.1f} times a plain loop (PIL, timm's transform, a DataLoader with two workers, timm's \
+shvit_s1 in eager mode), interleaved.
+Peak memory is {few[1]:.0f} MiB for {int(few[0]):,} files and {many[1]:.0f} MiB for {int(many[0]):,} files.
+Top-1 agreement of the fast image decoder with PIL and timm's transform: {agreed}."""
+
+
+def parity() -> str:
+    rows = []
+    for name in ("s1", "s4"):
+        for report in latest(f"parity-{name}")["reports"]:
+            result = report.get("parity")
+            cells = [NOT_RUN, "-"]
+            if result:
+                cells = [f"{result['relative_difference']:.0e}", f"{result['top1_agreement']:.0%} of {result['images']}"]
+            rows.append([name.upper(), report["engine"], report["precision"], *cells])
+    columns = ("network", "format", "precision", "max logit difference / max logit", "top-1 agreement")
+    return "\n".join(table(columns, rows))
+
+
+def bench() -> str:
+    result = latest("bench")
+    rows = [
+        [
+            f"`{row['model']}`",
+            str(row["image_size"]),
+            f"{row['engine']} {row['precision']}",
+            f"{row['images_per_second']:.0f}",
+            f"{row['share_of_ceiling']:.0%}" if row["share_of_ceiling"] else "-",
+            top1_cell(row["published_top1"]),
+        ]
+        for row in sorted(result["rows"], key=lambda row: -row["images_per_second"])
+    ]
+    batches = " and ".join(map(str, result["request"]["batch_sizes"]))
+    columns = ("network", "pixels", "engine", "images/s", "share of peak matmul FLOP/s", "published top-1")
+    return "\n".join(
+        [
+            f"On {machine(result)}, {result['threads']} thread, batch size {batches}, each network at its own image "
+            "size, interleaved:",
+            "",
+            *table(columns, rows),
+            "",
+            "† Trained with distillation. Published top-1 on ImageNet-1K, from timm's results table.",
+        ]
+    )
+
+
+def paper_gpu() -> str:
+    """The paper's throughput on a GPU. Nothing here was measured by this project."""
+    speeds = PROTOCOLS["paper-gpu"].images_per_second
+    return "\n".join(
+        [
+            "Published in the paper, not measured by this project: NVIDIA A100, batch size 256, traced PyTorch, fp16.",
+            "",
+            *table(("network", "images/s"), ([f"`{name}`", f"{speed:,}"] for name, speed in speeds.items())),
+        ]
+    )

@@ -1,0 +1,96 @@
+"""Detection and segmentation: overfitting, transfer, exports and speed."""
+
+from shvit.bench.peers import PAPER_BACKBONES
+
+from .classification import NOT_RUN
+from .results import latest, machine, table
+
+
+def overfit() -> str:
+    result = latest("by-heart")
+    rows = []
+    for task, run in result["runs"].items():
+        masks = f"{run['segm']['AP50']:.1%}" if "segm" in run else "-"
+        rows.append([task, f"{run['bbox']['AP50']:.1%}", masks, f"{run['seconds'] / 60:.1f}"])
+    return "\n".join(
+        [
+            f"S1 overfits {len(result['photographs'])} photographs of coco421 with {result['objects']} objects of "
+            f"{result['classes']} classes, none of them small, at 128 pixels,",
+            f"starting from a backbone trained on imagenette160 (`benchmarks/detection.py`). On {machine(result)}:",
+            "",
+            *table(("task", "box AP50", "mask AP50", "minutes"), rows),
+        ]
+    )
+
+
+def transfer() -> str:
+    result = latest("learn")
+    flags = " ".join(result["pairs"][0]["trained"]["command"].split()[5:])
+    minutes = [pair[start]["seconds"] / 60 for pair in result["pairs"] for start in ("trained", "fresh")]
+    keys = [(start, metric) for metric in ("AP50", "AP") for start in ("trained", "fresh")]
+    rows = [
+        [str(pair["seed"]), *(f"{pair[start]['bbox'][metric]:.2%}" for start, metric in keys)]
+        for pair in result["pairs"]
+    ]
+    columns = ("seed", "AP50, trained backbone", "AP50, from scratch", "AP, trained backbone", "AP, from scratch")
+    return "\n".join(
+        [
+            "S1 as RetinaNet on the 215 training images of coco421, evaluated on its 206 validation images, with a "
+            "backbone trained on",
+            f"imagenette160 and from scratch. {max(minutes):.0f} minutes per run on {machine(result)}.",
+            f"Flags: `{flags}`.",
+            "",
+            *table(columns, rows),
+            "",
+            "There are too few images and epochs for a useful detector. The comparison only shows which start is "
+            "better.",
+        ]
+    )
+
+
+def exports() -> str:
+    rows = []
+    for task in ("detect", "segment"):
+        for report in latest(f"parity-{task}")["reports"]:
+            result, floor = report.get("parity"), report.get("floor")
+            cells = [NOT_RUN, "-"]
+            if "failed" in report:
+                cells = [f"not kept: {report['failed']}", "-"]
+            elif result:
+                cells = [f"{result['matched']:.1%} of {result['objects']}", f"{result['score_difference']:.0e}"]
+            ap = f"{floor['score']:.2%} / {floor['reference']:.2%}" if floor else "-"
+            rows.append([task, report["engine"], report["precision"], *cells, ap])
+    columns = ("task", "format", "precision", "matched objects", "max score difference", "AP, int8 / fp32")
+    return "\n".join(table(columns, rows))
+
+
+def speed() -> str:
+    result = latest("bench-detect")
+    times: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in result["rows"]:
+        key = row["part"], row["engine"], row["model"]
+        times.setdefault(key, {})[row["batch_size"]] = 1e3 / row["images_per_second"]
+    rows = [
+        [f"`{model}`", part, engine, *(f"{cells[batch]:.0f}" if batch in cells else "-" for batch in (16, 1))]
+        for (part, engine, model), cells in sorted(times.items())
+    ]
+    backbones = {"the paper (PyTorch, traced)": {model: cpu for model, (_, cpu) in PAPER_BACKBONES.items()}}
+    for part, engine, model in sorted(times):
+        if part == "backbone":
+            backbones.setdefault(engine, {})[model] = times[part, engine, model][16]
+    peers = ("timm/resnet50", "timm/mobilenetv3_large_100")
+    ratios = (
+        [engine, *(f"{took[name] / took['shvit_s4']:.2f}" for name in peers)] for engine, took in backbones.items()
+    )
+    return "\n".join(
+        [
+            f"On {machine(result)}, {result['threads']} thread, fp32, {result['rows'][0]['image_size']} pixels, "
+            "interleaved. Milliseconds per image:",
+            "",
+            *table(("network", "part", "engine", "batch 16", "batch 1"), rows),
+            "",
+            "Backbone time relative to S4, batch size 16:",
+            "",
+            *table(("engine", "ResNet-50", "MobileNetV3-Large"), ratios),
+        ]
+    )

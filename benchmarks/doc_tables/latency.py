@@ -1,0 +1,239 @@
+"""Accuracy against latency, one image at a time: README's figure, its caption, and its table."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from shvit.bench.peers import PROTOCOLS, published_top1
+from shvit.bench.report import hardware_in_words
+
+from .results import ROOT, latest, table
+
+FIGURE = "docs/accuracy-latency.png"
+ENGINE, THREADS, PRECISIONS = "openvino", 1, ("fp32", "int8")
+SOURCES = ("bench", "cpu_ratio", "study-resolution")
+"""Kinds of results that time classifiers."""
+SHOWN = 2
+"""Peers named in one sentence."""
+OURS, PEER, INK, PAPER = "#c2255c", "#31557f", "#222222", "#ffffff"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Published accuracy of a network, and its measured latency by precision."""
+
+    name: str
+    image_size: int
+    top1: float
+    """In percent, on ImageNet-1K."""
+    distilled: bool
+    milliseconds: dict[str, float]
+
+    @property
+    def ours(self) -> bool:
+        return self.name.startswith("shvit")
+
+    def beats(self, other: "Network", precision: str) -> bool:
+        """Whether it is faster and at least as accurate."""
+        return self.milliseconds[precision] < other.milliseconds[precision] and self.top1 >= other.top1
+
+    def in_words(self, precision: str) -> str:
+        return f"`{self.name}` ({self.top1:.1f} %, {self.milliseconds[precision]:.1f} ms)"
+
+
+def _files() -> Iterator[dict[str, Any]]:
+    """Results with latencies of one image on one CPU thread, newest first."""
+    paths = (path for source in SOURCES for path in (ROOT / "results").glob(f"{source}_*.json"))
+    for path in sorted(paths, key=lambda path: path.stem[-10:], reverse=True):
+        result = json.loads(path.read_text())
+        if result["threads"] == THREADS and any(_rows(result)):
+            yield result
+
+
+def _rows(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float]]:
+    """The rows of one image in the figure's engine, and their milliseconds."""
+    for row in result.get("rows") or result["points"]:
+        if (row["engine"], row["batch_size"]) == (ENGINE, 1) and row["precision"] in PRECISIONS:
+            yield row, row["milliseconds"] if "milliseconds" in row else 1e3 * row["seconds"]
+
+
+def networks() -> tuple[list[Network], dict[str, Any]]:
+    """Every network with a published accuracy at the measured size, and the machine: that of the newest result."""
+    files = list(_files())
+    hardware = files[0]["hardware"]
+    times: dict[tuple[str, int], dict[str, float]] = {}
+    for result in files:
+        for row, milliseconds in _rows(result):
+            if result["hardware"] == hardware:
+                times.setdefault((row["model"], row["image_size"]), {}).setdefault(row["precision"], milliseconds)
+    measured = []
+    for (model, size), milliseconds in times.items():
+        if top1 := published_top1(model, size):
+            measured.append(Network(model.removeprefix("timm/"), size, top1.percent, top1.distilled, milliseconds))
+    return sorted(measured, key=lambda network: network.top1), hardware
+
+
+def caption() -> str:
+    """The figure, and what it shows."""
+    measured, hardware = networks()
+    return "\n".join(
+        [
+            f"![Published ImageNet-1K top-1 against latency of one image on one thread, SHViT and peers]({FIGURE})",
+            "",
+            f"*Published ImageNet-1K top-1 (fp32) against measured latency: one image, one thread of "
+            f"{hardware_in_words(hardware)}, OpenVINO. "
+            f"int8 points are drawn at the fp32 accuracy.{_missing(measured)} [Data](docs/benchmarks.md#latency-of-one-image)*",
+        ]
+    )
+
+
+def latencies() -> str:
+    """The figure's data."""
+    measured, hardware = networks()
+    rows = (
+        [
+            f"`{network.name}`",
+            str(network.image_size),
+            f"{network.top1:.1f} %{'†' if network.distilled else ''}",
+            *(
+                f"{network.milliseconds[name]:.1f}" if name in network.milliseconds else "not measured"
+                for name in PRECISIONS
+            ),
+        ]
+        for network in measured
+    )
+    return "\n".join(
+        [
+            f"One image, {THREADS} thread of {hardware_in_words(hardware)}, OpenVINO. Medians, from several runs on "
+            "this machine:",
+            "",
+            *table(("network", "pixels", "published top-1 (fp32)", *(f"{name}, ms" for name in PRECISIONS)), rows),
+            "",
+            "† Trained with distillation.",
+        ]
+    )
+
+
+def verdict() -> str:
+    """Where SHViT is faster than its peers, and where it is not."""
+    measured, _ = networks()
+    lines = [line for precision in PRECISIONS for line in _comparison(measured, precision)]
+    by_name = {network.name: network.milliseconds for network in measured}
+    gains = " and ".join(
+        f"{by_name[name]['fp32'] / by_name[name]['int8']:.1f} times (`{name}`)" for name in ("shvit_s1", "shvit_s4")
+    )
+    lines.append(f"- **int8.** OpenVINO int8 is faster than OpenVINO fp32: {gains}.{_missing(measured)}")
+    times = {(p["model"], p["image_size"]): p["milliseconds"] for p in latest("study-resolution")["points"]
+             if p["engine"] == ENGINE}  # fmt: skip
+    growth = ", ".join(
+        f"{times[name, 512] / times[name, 224]:.1f} times for `{name.removeprefix('timm/')}`"
+        for name in ("shvit_s4", "timm/repvit_m0_9", "timm/fastvit_t8", "timm/mobilenetv4_conv_small")
+    )
+    paper = PROTOCOLS["paper-gpu"].images_per_second
+    lines += [
+        f"- **Large images, fp32, CPU.** From 224 to 512 pixels, latency grows {growth}.",
+        f"- **GPU.** The paper reports {paper['shvit_s4']:,} images/s for S4 and {paper['timm/fastvit_t8']:,} for "
+        "FastViT-T8 on an A100. This project has not measured a GPU.",
+    ]
+    return "\n".join(lines)
+
+
+def _comparison(measured: list[Network], precision: str) -> Iterator[str]:
+    """Of networks that are faster and at least as accurate; none where no peer was timed in this precision."""
+    timed = sorted((one for one in measured if precision in one.milliseconds), key=lambda one: -one.top1)
+    ours, peers = ([one for one in timed if one.ours is mine] for mine in (True, False))
+    texts = []
+    for one in ours:
+        if worse := [peer.in_words(precision) for peer in peers if one.beats(peer, precision)]:
+            texts.append(f"{one.in_words(precision)} beats {_some(worse)}.")
+    for one in ours:
+        if better := [peer.in_words(precision) for peer in peers if peer.beats(one, precision)]:
+            texts.append(f"{one.in_words(precision)} loses to {_some(better)}.")
+    if texts:
+        yield f"- **One image, {precision}, CPU.** {' '.join(texts)}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _missing(measured: list[Network]) -> str:
+    timed = any("int8" in network.milliseconds for network in measured if not network.ours)
+    return "" if timed else " Peers have not been measured in int8."
+
+
+def data() -> str:
+    """What the figure was drawn from, as it is kept in the PNG."""
+    measured, hardware = networks()
+    return json.dumps({"hardware": hardware, "networks": [vars(network) for network in measured]}, sort_keys=True)
+
+
+def draw(path: Path) -> None:
+    """The PNG, with its data as the text chunk `Description`. Its background is opaque, for light and dark pages."""
+    measured, hardware = networks()
+    figure = Figure(figsize=(8, 4.8), dpi=200, layout="constrained", facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_facecolor(PAPER)
+    axes.set_xscale("log")
+    for network in measured:
+        color, width = (OURS, 2.0) if network.ours else (PEER, 1.2)
+        times = network.milliseconds
+        axes.plot(list(times.values()), [network.top1] * len(times), color=color, linewidth=width, alpha=0.5)
+        for precision, milliseconds in times.items():
+            axes.plot(milliseconds, network.top1, **_marker(precision, color), zorder=4 if network.ours else 3)
+    for precision in PRECISIONS:
+        axes.plot([], [], **_marker(precision, INK), label=precision)
+    axes.plot([], [], color=OURS, linewidth=4, label="SHViT")
+    axes.plot([], [], color=PEER, linewidth=4, label="peers († distilled)")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=11, frameon=False)
+    figure.suptitle(f"One image, one thread, OpenVINO · {hardware_in_words(hardware)}", fontsize=12, color=INK)
+    axes.set_xlabel("latency, ms (log scale, left is faster)", fontsize=12, color=INK)
+    axes.set_ylabel("published ImageNet-1K top-1, %", fontsize=12, color=INK)
+    axes.tick_params(labelsize=11, colors=INK)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(0.06, 0.08)
+    figure.draw_without_rendering()  # how far apart names are depends on the final layout
+    _name_beside(axes, measured)
+    figure.savefig(path, facecolor=PAPER, metadata={"Software": None, "Description": data()})
+
+
+def _marker(precision: str, color: str) -> dict[str, Any]:
+    face = color if precision == "fp32" else PAPER
+    shape = "o" if precision == "fp32" else "D"
+    return {"marker": shape, "color": color, "markerfacecolor": face, "markersize": 8, "markeredgewidth": 1.6,
+            "linestyle": "none"}  # fmt: skip
+
+
+def _name_beside(axes: Axes, measured: list[Network]) -> None:
+    """Put the names in a column to the right of the axes, in the order of accuracy, each with a line to its point."""
+    gap = 15 * axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = [axes.transData.transform((1, one.top1))[1] for one in measured]
+    placed: list[float] = []
+    for height in wanted:
+        placed.append(max(height, placed[-1] + gap) if placed else height)
+    top = axes.bbox.y1
+    for index in reversed(range(len(placed))):  # a column that is too high moves down
+        placed[index] = min(placed[index], top)
+        top = placed[index] - gap
+    for one, height in zip(measured, placed, strict=True):
+        color = OURS if one.ours else PEER
+        axes.annotate(
+            one.name + "†" * one.distilled, (max(one.milliseconds.values()), one.top1),
+            (1.03, axes.transAxes.inverted().transform((0, height))[1]), textcoords="axes fraction", color=color,
+            fontsize=11, fontweight="bold" if one.ours else "normal", verticalalignment="center",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": color, "alpha": 0.6, "relpos": (0, 0.5),
+                        "shrinkB": 5},
+        )  # fmt: skip

@@ -1,0 +1,46 @@
+"""Read results/, and format what every table needs."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from shvit.bench.report import hardware_in_words
+
+ROOT = Path(__file__).parents[2]
+
+
+def latest(what: str) -> dict[str, Any]:
+    """The newest result of this kind."""
+    return json.loads(max((ROOT / "results").glob(f"{what}_*.json"), key=lambda path: path.stem[-10:]).read_text())
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return [
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+    ]
+
+
+def machine(result: dict[str, Any]) -> str:
+    """2 cores of AMD EPYC (AVX2, AVX-512)."""
+    cores = result["hardware"]["cores"]
+    return f"{cores} core{'s' * (cores > 1)} of {hardware_in_words(result['hardware'])}"
+
+
+def one_thread(result: dict[str, Any]) -> str:
+    """1 thread of AMD EPYC (AVX2, AVX-512)."""
+    threads = f"{result['threads']} thread of " if result["threads"] == 1 else ""
+    return f"{threads}{hardware_in_words(result['hardware'])}"
+
+
+def command(result: dict[str, Any]) -> list[str]:
+    """The command that measured it."""
+    return [f"Command: `{result['command']}`", ""]
+
+
+def top1_cell(top1: dict[str, Any] | None) -> str:
+    """A published accuracy, marked where the network was distilled."""
+    return f"{top1['percent']:.1f} %{'†' if top1['distilled'] else ''}" if top1 else "-"

@@ -1,0 +1,136 @@
+"""Speed, exactness and outcome of training."""
+
+import json
+
+from .results import ROOT, latest, table
+
+
+def loader() -> str:
+    result = latest("loader")
+    rows = [
+        [
+            row["data"].removeprefix("data/"),
+            row["augmentation"],
+            f"{row['images_per_second']['shvit']:.0f}",
+            *(f"{row['ratio'][name]:.2f}" for name in ("timm", "timm with prefetcher")),
+        ]
+        for row in result["rows"]
+    ]
+    columns = ("images", "augmentation", "images/s", "vs timm, normalising in workers", "vs timm with prefetcher")
+    return "\n".join(
+        [
+            f"On {result['cores']} cores of {result['hardware']['processor']}, {result['workers']} workers: images/s "
+            "from files to normalised batches, and the ratio",
+            "to timm's `create_loader` with the same augmentation, interleaved. `paper` is the paper's augmentation at "
+            "224 pixels; `light`",
+            "is crops and flips only, at 160 pixels.",
+            "",
+            *table(columns, rows),
+        ]
+    )
+
+
+def step() -> str:
+    result = latest("train-step")
+    return (
+        f"A training step of S1 at 160 pixels on {result['hardware']['cores']} cores of "
+        f"{result['hardware']['processor']} ({result['precision']}, compiled, channels_last, with the\n"
+        f"recipe's mixing, clipping and EMA) processes {result['images_per_second']['ours']:.0f} images/s. That is "
+        f"{result['value']:.2f} times timm's eager fp32 step\nand {result['share_of_ceiling']:.0%} of the peak matmul "
+        "FLOP/s. Not measured on a GPU."
+    )
+
+
+def kill() -> str:
+    result = latest("kill-resume")
+    rows = result["rows"]
+    for path in sorted((ROOT / "results").glob("kill-resume-*_*.json")):  # configurations measured separately
+        rows = rows | json.loads(path.read_text())["rows"]
+    cells = (
+        [name, str(row["kills"]), str(row["states_cut"]), "yes" if row["same"] else "NO"] for name, row in rows.items()
+    )
+    return "\n".join(
+        [
+            "`shvit_s1` on 512 images of imagenette160. Each run is stopped by SIGKILL at random moments and resumed "
+            "each time, then",
+            "compared with an uninterrupted run:",
+            "",
+            *table(("configuration", "kills", "kills while writing a checkpoint", "bit-identical weights"), cells),
+        ]
+    )
+
+
+def recipes() -> str:
+    result = latest("recipes")
+    student, teacher, highres = result["pairs"][0]["plain"]["recipe"], result["teacher"], result["highres"]
+    tuned = highres["tuned"]
+    rows = (
+        [
+            str(pair["seed"]),
+            f"{max(pair['plain']['top1']):.2%}",
+            f"{max(pair['distilled']['top1']):.2%}",
+            f"{pair['gain']:+.2f}",
+        ]
+        for pair in result["pairs"]
+    )
+    return "\n".join(
+        [
+            f"S1 at {student['image_size']} pixels on imagenette160, {student['epochs']} epochs, without and with a "
+            f"teacher (`{teacher['model']}`,",
+            f"trained by `shvit train` for {teacher['recipe']['epochs']} epochs to {teacher['top1']:.2%}). "
+            "Top-1 of the best epoch:",
+            "",
+            *table(("seed", "labels only", "distilled (soft, temperature 2)", "gain, points"), rows),
+            "",
+            f"`highres` fine-tuned the S1 of {highres['start']['image_size']} pixels "
+            f"({highres['start']['top1']:.2%}) at {tuned['recipe']['image_size']} pixels for "
+            f"{tuned['recipe']['epochs']} epochs, to {max(tuned['top1']):.2%} ({highres['gain']:+.2f} points).",
+            f"Without fine-tuning, the same weights reach {highres['as_it_is']:.2%} at "
+            f"{tuned['recipe']['image_size']} pixels: the gain comes from the larger images, not from the",
+            "fine-tuning.",
+        ]
+    )
+
+
+PUBLISHED = {"S1 at 224": (33489, 241, 300), "S4 at 256": (14283, 986, 300), "S4 at 512": (3957, 3972, 30)}
+"""Inference images/s on an A100, millions of multiply-accumulates, and epochs, from the paper."""
+IMAGES = 1_281_167
+S1_AT_160 = 123
+"""Millions of multiply-accumulates."""
+
+
+def estimate() -> str:
+    """From the measured throughput of loader and training step, and the paper's inference throughput."""
+    measured, reading = latest("train-step"), latest("loader")
+    here = measured["images_per_second"]["ours"] * S1_AT_160
+    core = reading["rows"][0]["images_per_second"]["shvit"] / reading["cores"]
+    runs = [(8 * inference / 3, macs, epochs * IMAGES) for inference, macs, epochs in PUBLISHED.values()]
+    rows = {
+        "epochs": [str(epochs) for _, _, epochs in PUBLISHED.values()],
+        "training throughput of 8 A100, images/s, at most": [f"{rate:,.0f}" for rate, _, _ in runs],
+        "hours at this throughput": [f"{images / rate / 3600:.1f}" for rate, _, images in runs],
+        "CPU cores needed to load as fast": [f"{rate / core:.0f}" for rate, _, _ in runs],
+        "hours with 96 cores for loading": [f"{images / min(rate, 96 * core) / 3600:.1f}" for rate, _, images in runs],
+        "days on the two cores used here": [f"{images / (here / macs) / 86400:.0f}" for _, macs, images in runs],
+    }
+    return "\n".join(
+        [
+            "These numbers are estimates, not measurements. ImageNet-1K has 1.28 million training images. A training "
+            "step costs about three forward",
+            "passes, so a GPU trains on at most a third of the images that it can classify; inference throughput is "
+            "the paper's, on an A100.",
+            f"Data loading was measured above: {core:.0f} images/s per core (photographs of 500x375, the paper's "
+            "augmentation).",
+            "",
+            *table(("", *list(PUBLISHED)[:-1], f"{list(PUBLISHED)[-1]}, `highres`"),
+                   ([name, *cells] for name, cells in rows.items())),
+            "",
+            "On one machine with 8 GPUs, data loading limits S1 at 224 and S4 at 256 unless there are several hundred "
+            "CPU cores. Shards of",
+            "smaller images (`shvit shard --size 256`) and more machines help more than faster GPUs. At 512 pixels "
+            "about 50 cores are enough.",
+            "A teacher of 16 G multiply-accumulates costs 22 times as much as a step of S1 and 5 times as much as a "
+            "step of S4, so the",
+            "teacher limits distillation.",
+        ]
+    )  # fmt: skip
