@@ -83,7 +83,10 @@ def parity() -> str:
             result = report.get("parity")
             cells = [NOT_RUN, "-"]
             if result:
-                cells = [f"{result['relative_difference']:.0e}", f"{result['top1_agreement']:.0%} of {result['images']}"]
+                cells = [
+                    f"{result['relative_difference']:.0e}",
+                    f"{result['top1_agreement']:.0%} of {result['images']}",
+                ]
             rows.append([name.upper(), report["engine"], report["precision"], *cells])
     columns = ("network", "format", "precision", "max logit difference / max logit", "top-1 agreement")
     return "\n".join(table(columns, rows))

@@ -66,10 +66,10 @@ def ablation_accuracy() -> str:
     return "\n".join(
         [
             *command(result),
-            f"S1 at {how['image_size'] or result['how']['image_size']} pixels on imagenette160, {how['epochs']} epochs "
-            "from scratch, the same recipe for all; top-1 of the best epoch. On",
-            f"{one_thread(result)}, {result['date']}. The run folders were lost with the machine; the numbers are those "
-            "that LOG.md",
+            f"S1 at {how['image_size'] or result['how']['image_size']} pixels on imagenette160, {how['epochs']} epochs"
+            " from scratch, the same recipe for all; top-1 of the best epoch. On",
+            f"{one_thread(result)}, {result['date']}. The run folders were lost with the machine; the numbers are those"
+            " that LOG.md",
             "recorded on the same day.",
             "",
             *table(("network", "top-1 by seed, %", "mean", "paper, S3 on ImageNet-1K"), rows),
@@ -96,7 +96,7 @@ def breakdown() -> str:
     return "\n".join(
         [
             *command(result),
-            f"On {one_thread(result)}, fp32, batch size {result['rows'][0]['batch_size']}, from each engine's profiler:",
+            f"On {one_thread(result)}, fp32, batch size {result['rows'][0]['batch_size']}, from the engines' profilers:",
             "",
             *table(columns, rows),
         ]
@@ -108,9 +108,9 @@ def resolution() -> str:
     sizes = result["sizes"]
     times = {(p["model"], p["engine"], p["image_size"]): p["milliseconds"] for p in result["points"]}
     rows = (
-        [f"`{model}`", engine, *(f"{times[key]:.1f}" if (key := (model, engine, size)) in times else "-" for size in sizes)]
-        for model, engine in dict.fromkeys(key[:2] for key in times)
-    )  # fmt: skip
+        [f"`{pair[0]}`", pair[1], *(f"{times[*pair, size]:.1f}" if (*pair, size) in times else "-" for size in sizes)]
+        for pair in dict.fromkeys(key[:2] for key in times)
+    )
     return "\n".join(
         [
             *command(result),
@@ -131,8 +131,8 @@ def sizes() -> str:
     return "\n".join(
         [
             *command(result),
-            f"S1 trained at {trained['image_size']} pixels on imagenette160 for {trained['epochs']} epochs, evaluated at "
-            f"other sizes without further training. Latency in {engine}, one image:",
+            f"S1 trained at {trained['image_size']} pixels on imagenette160 for {trained['epochs']} epochs, evaluated at"
+            f" other sizes without further training. Latency in {engine}, one image:",
             "",
             *table(
                 ("pixels", *map(str, tops)),
@@ -180,10 +180,10 @@ def _redundancy_of(what: str) -> str:
             f"Training: `{trained['command']}`",
             "",
             *command(result),
-            f"Top-1 is {top1:.2%} on {result['images']:,} images (standard error {error:.1f} points). Mean similarity of "
-            f"the first {third} layers: {early:.1f} %; of the last",
-            f"{third} layers: {late:.1f} %. Late layers are {'more' if late > early else 'not more'} similar than early "
-            "ones. In the paper they are more similar.",
+            f"Top-1 is {top1:.2%} on {result['images']:,} images (standard error {error:.1f} points). Mean similarity of"
+            f" the first {third} layers: {early:.1f} %; of the last",
+            f"{third} layers: {late:.1f} %. Late layers are {'more' if late > early else 'not more'} similar than early"
+            " ones. In the paper they are more similar.",
             "",
             *table(
                 ("layer", *(str(n) for n in range(1, len(layers) + 1))),
