@@ -4,7 +4,7 @@ import json
 
 from shvit.bench.peers import PROTOCOLS
 
-from .results import ROOT, latest, machine, table, top1_cell
+from .results import BATCH, ROOT, latest, machine, table, throughput, top1_cell
 
 AVX2_RATIO = "cpu_ratio_amd-epyc-2core_2026-11-22.json"
 NOT_RUN = "converted, not run"
@@ -93,7 +93,7 @@ def parity() -> str:
 
 
 def bench() -> str:
-    result = latest("bench")
+    result = throughput()
     rows = [
         [
             f"`{row['model']}`",
@@ -105,11 +105,10 @@ def bench() -> str:
         ]
         for row in sorted(result["rows"], key=lambda row: -row["images_per_second"])
     ]
-    batches = " and ".join(map(str, result["request"]["batch_sizes"]))
     columns = ("network", "pixels", "engine", "images/s", "share of peak matmul FLOP/s", "published top-1")
     return "\n".join(
         [
-            f"On {machine(result)}, {result['threads']} thread, batch size {batches}, each network at its own image "
+            f"On {machine(result)}, {result['threads']} thread, batch size {BATCH}, each network at its own image "
             "size, interleaved:",
             "",
             *table(columns, rows),

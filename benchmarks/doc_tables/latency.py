@@ -14,14 +14,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from shvit.bench.peers import PROTOCOLS, published_top1
 from shvit.bench.report import hardware_in_words
 
-from .results import ROOT, latest, table
+from .results import BATCH, ROOT, latest, table, throughput
 
 FIGURE = "docs/accuracy-latency.png"
 ENGINE, THREADS, PRECISIONS = "openvino", 1, ("fp32", "int8")
 SOURCES = ("bench", "cpu_ratio", "study-resolution")
 """Kinds of results that time classifiers."""
-SHOWN = 1
-"""Peers named in one sentence."""
 OURS, PEER, INK, PAPER = "#c2255c", "#31557f", "#222222", "#ffffff"
 
 
@@ -125,7 +123,7 @@ def verdict() -> str:
     """Where SHViT is faster than its peers, and where it is not."""
     measured, _ = networks()
     lines = [line for name in PRECISIONS for line in _compare(f"One image, {name}, OpenVINO", measured, name)]
-    lines += _compare("Batch 16, fp32, ONNX Runtime", _batches(), "fp32")
+    lines += _compare(f"Batch {BATCH}, fp32, ONNX Runtime", _batches(), "fp32")
     by_name = {network.name: network.milliseconds for network in measured}
     gains = " and ".join(
         f"{1e3 / by_name[name]['int8']:.0f} images/s with `{name}` "
@@ -149,12 +147,12 @@ def verdict() -> str:
 
 
 def _batches() -> list[Network]:
-    """The networks of the newest benchmark in batches of 16, if it is one, with milliseconds per image."""
+    """The networks of the newest benchmark in batches, in ONNX Runtime, with milliseconds per image."""
     return [
         Network(row["model"].removeprefix("timm/"), row["image_size"], top1["percent"], top1["distilled"],
                 {row["precision"]: 1e3 / row["images_per_second"]})
-        for row in latest("bench")["rows"]
-        if row["batch_size"] == 16 and (top1 := row["published_top1"])
+        for row in throughput()["rows"]
+        if row["engine"] == "onnx" and (top1 := row["published_top1"])
     ]  # fmt: skip
 
 
@@ -162,21 +160,24 @@ def _compare(title: str, measured: list[Network], precision: str) -> Iterator[st
     """Which networks are faster and at least as accurate; nothing if no peer was timed in this precision."""
     timed = sorted((one for one in measured if precision in one.milliseconds), key=lambda one: -one.top1)
     ours, peers = ([one for one in timed if one.ours is mine] for mine in (True, False))
-    beaten = {one.name: [peer for peer in peers if one.beats(peer, precision)] for one in ours}
-    better = {one.name: [peer for peer in peers if peer.beats(one, precision)] for one in ours}
-    texts = [
-        f"{one.in_words(precision)} {verb} {_some(found[one.name], precision)}."
-        for verb, found in (("beats", beaten), ("loses to", better))
-        for one in ours
-        if found[one.name]
-    ]
-    if texts:
-        yield f"- **{title}.** {' '.join(texts)}"
+    wins = [(one, [peer for peer in peers if one.beats(peer, precision)]) for one in ours]
+    losses = [(one, [peer for peer in peers if peer.beats(one, precision)]) for one in ours]
+    texts = [_pairs("beats", wins, precision), _pairs("loses to", losses, precision)]
+    if any(texts):
+        yield f"- **{title}.** {' '.join(filter(None, texts))}"
 
 
-def _some(peers: list[Network], precision: str) -> str:
-    more = f" and {len(peers) - SHOWN} more" if len(peers) > SHOWN else ""
-    return ", ".join(peer.in_words(precision) for peer in peers[:SHOWN]) + more
+def _pairs(verb: str, pairs: list[tuple[Network, list[Network]]], precision: str) -> str:
+    """One peer for each network that has any, with numbers for the first pair; the others are counted."""
+    texts = []
+    for one, peers in pairs:
+        if peers:
+            more = f" and {len(peers) - 1} more" if len(peers) > 1 else ""
+            if texts:
+                texts.append(f"`{one.name}` {verb} `{peers[0].name}`{more}")
+            else:
+                texts.append(f"{one.in_words(precision)} {verb} {peers[0].in_words(precision)}{more}")
+    return f"{'; '.join(texts)}." if texts else ""
 
 
 def _missing(measured: list[Network]) -> str:

@@ -8,11 +8,22 @@ from typing import Any
 from shvit.bench.report import hardware_in_words
 
 ROOT = Path(__file__).parents[2]
+BATCH = 16
+"""Of throughput, as in the paper on a CPU."""
 
 
 def latest(what: str) -> dict[str, Any]:
     """The newest result of this kind."""
     return json.loads(max((ROOT / "results").glob(f"{what}_*.json"), key=lambda path: path.stem[-10:]).read_text())
+
+
+def throughput() -> dict[str, Any]:
+    """The newest benchmark in batches of `BATCH`, with these rows only."""
+    paths = sorted((ROOT / "results").glob("bench_*.json"), key=lambda path: path.stem[-10:])
+    result = [result for path in paths if BATCH in (result := json.loads(path.read_text()))["request"]["batch_sizes"]][
+        -1
+    ]
+    return result | {"rows": [row for row in result["rows"] if row["batch_size"] == BATCH]}
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -96,7 +96,7 @@ def breakdown() -> str:
     return "\n".join(
         [
             *command(result),
-            f"On {one_thread(result)}, fp32, batch size {result['rows'][0]['batch_size']}, from the engines' profilers:",
+            f"On {one_thread(result)}, fp32, batch size {result['rows'][0]['batch_size']}, measured by profilers:",
             "",
             *table(columns, rows),
         ]
@@ -131,8 +131,8 @@ def sizes() -> str:
     return "\n".join(
         [
             *command(result),
-            f"S1 trained at {trained['image_size']} pixels on imagenette160 for {trained['epochs']} epochs, evaluated at"
-            f" other sizes without further training. Latency in {engine}, one image:",
+            f"S1 trained at {trained['image_size']} pixels on imagenette160 for {trained['epochs']} epochs, evaluated "
+            f"at other sizes without further training. Latency in {engine}, one image:",
             "",
             *table(
                 ("pixels", *map(str, tops)),
@@ -180,8 +180,8 @@ def _redundancy_of(what: str) -> str:
             f"Training: `{trained['command']}`",
             "",
             *command(result),
-            f"Top-1 is {top1:.2%} on {result['images']:,} images (standard error {error:.1f} points). Mean similarity of"
-            f" the first {third} layers: {early:.1f} %; of the last",
+            f"Top-1 is {top1:.2%} on {result['images']:,} images (standard error {error:.1f} points). Mean similarity "
+            f"of the first {third} layers: {early:.1f} %; of the last",
             f"{third} layers: {late:.1f} %. Late layers are {'more' if late > early else 'not more'} similar than early"
             " ones. In the paper they are more similar.",
             "",
