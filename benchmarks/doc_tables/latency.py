@@ -194,7 +194,7 @@ def data() -> str:
 def draw(path: Path) -> None:
     """The PNG, with its data as the text chunk `Description`. Its background is opaque, for light and dark pages."""
     measured, hardware = networks()
-    figure = Figure(figsize=(8, 4.8), dpi=200, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(8, max(3.8, 1.2 + 0.21 * len(measured))), dpi=200, layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_facecolor(PAPER)
