@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from ..bench.report import hardware_in_words
+from ..cli.wording import as_json
+from ..console import literal_text, say, show_table
 from ..files import replacing, write_csv
-from ..screen import literal_text, say, show_table
-from ..wording import as_json
 
 Cell = str | float | int | None
 
