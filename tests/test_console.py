@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 
 from shvit.bench.report import watching
-from shvit.cli.wording import as_json
-from shvit.console import say, show_table, takes_all
+from shvit.console import as_json, say, show_table, takes_all
 from shvit.train.report import Reporter
 
 

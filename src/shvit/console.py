@@ -1,6 +1,7 @@
 """Text, tables and figures for people: names may hold what Rich or matplotlib take for markup, and stay as they are."""
 
 import codecs
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,3 +86,10 @@ def images_progress(shown: bool) -> Progress:
     columns = (BarColumn(), MofNCompleteColumn(), ImagesPerSecond(), TimeRemainingColumn())
     disable = not (shown and console.is_terminal)
     return Progress(*columns, console=console, disable=disable, transient=True, redirect_stdout=False)
+
+
+def as_json(document: Any, encoding: str = "utf-8") -> str:
+    """Text that this encoding can write: outside UTF-8, and for what a terminal obeys, with JSON's own escapes."""
+    escaped = not encoding.lower().startswith("utf")
+    text = json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
+    return "\n".join(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))

@@ -9,7 +9,8 @@ from rich.console import Console
 
 import shvit
 from conftest import tiny_architecture, write_coco
-from shvit.cli.main import app, study
+from shvit.cli.main import app
+from shvit.cli.study import study
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import Shapes
 from shvit.engines.torch import TorchEngine

@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from ..bench.report import hardware_in_words
-from ..cli.wording import as_json
-from ..console import literal_text, say, show_table
+from ..console import as_json, literal_text, say, show_table
 from ..files import replacing, write_csv
 
 Cell = str | float | int | None
