@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -35,34 +35,6 @@ NONE_TYPED = Typed()
 
 
 Json = Annotated[bool, Parameter("--json", help="Print one JSON document on stdout, and nothing else there.")]
-
-
-Engine = Annotated[str, Parameter(help="auto, or an engine by name: cuda, onnx, openvino, torch, executorch, coreml.")]
-
-
-Precision = Annotated[
-    str, Parameter(help="auto, fp32, bf16 where the processor has it, fp16 on GPUs; an int8 file is int8.")
-]
-
-
-Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1, mps.")]
-
-
-T = TypeVar("T")
-
-
-Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
-
-
-RawCells = Annotated[
-    bool,
-    Parameter(
-        help="Do not escape CSV cells. By default, cells that a spreadsheet would run as a formula begin with a '."
-    ),
-]
-
-
-Workers = Annotated[int, Parameter(help="Processes that decode images; 0 decodes in the main one.")]
 
 
 def free_folder(path: Path) -> Path:

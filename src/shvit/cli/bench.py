@@ -7,7 +7,8 @@ from cyclopts import Parameter
 
 from ..console import say
 from ..errors import InputError
-from .app import NONE_TYPED, Device, Flags, Json, Many, console_for, finish
+from ..requests import Device, Many
+from .app import NONE_TYPED, Flags, Json, console_for, finish
 
 
 def bench(

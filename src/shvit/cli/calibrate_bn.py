@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..console import say
-from .app import Device, Json, Workers, console_for, finish
+from ..requests import Device, Workers
+from .app import Json, console_for, finish
 from .export import beside_model
 
 if TYPE_CHECKING:

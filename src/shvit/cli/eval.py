@@ -9,7 +9,8 @@ from rich.console import Console
 from ..console import say, show_table
 from ..errors import InputError
 from ..redact import redacted
-from .app import Device, Engine, Json, RawCells, Workers, console_for, finish
+from ..requests import Device, Engine, RawCells, Workers
+from .app import Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..engines.base import Engine as Runner

@@ -10,17 +10,8 @@ from cyclopts import Parameter
 
 from ..console import images_progress, say
 from ..errors import Failure, InputError, notice
-from .app import (
-    NONE_TYPED,
-    Device,
-    Engine,
-    Flags,
-    Json,
-    Precision,
-    RawCells,
-    console_for,
-    finish,
-)
+from ..requests import Device, Engine, Precision, RawCells
+from .app import NONE_TYPED, Flags, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..data.coco_ids import CocoIds

@@ -9,13 +9,8 @@ from rich.console import Console
 
 from ..console import images_progress, say
 from ..errors import notice
-from .app import (
-    INTERRUPTED,
-    Json,
-    Workers,
-    console_for,
-    finish,
-)
+from ..requests import Workers
+from .app import INTERRUPTED, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..data.shards.writer import Written

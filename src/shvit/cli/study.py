@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from .app import (
-    NONE_TYPED,
-    Device,
-    Flags,
-    Json,
-    Many,
-    Workers,
-    console_for,
-    finish,
-)
+from ..requests import Device, Many, Workers
+from .app import NONE_TYPED, Flags, Json, console_for, finish
 from .flags import Typed
 
 if TYPE_CHECKING:

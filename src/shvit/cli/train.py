@@ -13,8 +13,9 @@ from rich.console import Console
 from ..console import BESIDE, METRICS, say, show_table
 from ..errors import InputError
 from ..redact import redacted
+from ..requests import Device, Workers
 from ..train.recipe import RECIPES, Recipe
-from .app import INTERRUPTED, NONE_TYPED, RESUME_ME, Device, Flags, Json, Workers, console_for, finish
+from .app import INTERRUPTED, NONE_TYPED, RESUME_ME, Flags, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..train.loop import Result
