@@ -23,9 +23,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from shvit.bench.subject import open_model
-from shvit.engines.kernel_network import KernelNetwork
-from shvit.engines.plan import OPTIONS, Launch
+from shvit.bench.case import open_model
+from shvit.engines.cuda.network import KernelNetwork
+from shvit.engines.cuda.plan import OPTIONS, Launch
 from shvit.engines.portable import portable
 
 TYPES = {

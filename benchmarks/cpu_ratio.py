@@ -22,11 +22,11 @@ import onnxruntime
 import timm
 import torch
 
+from shvit.bench.case import Case, Worker, open_model
 from shvit.bench.machine import measure
 from shvit.bench.plan import Request, plan, settle
 from shvit.bench.report import hardware_name
 from shvit.bench.run import about, describe
-from shvit.bench.subject import Case, Worker, open_model
 from shvit.bench.timing import Subject, interleave, sample, warm_up
 from shvit.engines import ENGINES, Exported, Runnable
 from shvit.errors import Failure, InputError

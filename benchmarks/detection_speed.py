@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from shvit.bench.case import BACKBONE
 from shvit.bench.plan import Request
 from shvit.bench.report import show, write_json
 from shvit.bench.run import bench
-from shvit.bench.subject import BACKBONE
 
 MODELS = (
     "shvit_s4",

@@ -27,18 +27,18 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from shvit.bench.case import Case
 from shvit.bench.peers import COMPILED, EAGER, TRACED
 from shvit.bench.plan import Request
 from shvit.bench.report import hardware_name, show
 from shvit.bench.run import Result, about, bench
-from shvit.bench.subject import Case
+from shvit.console import say
 from shvit.data.transforms import Preprocess
-from shvit.engines.cuda import CudaEngine
+from shvit.engines.cuda.engine import CudaEngine
 from shvit.engines.portable import portable
 from shvit.engines.torch import DTYPES
 from shvit.model.architecture import TIMM_PREFIX, Architecture
 from shvit.modelfile import ModelFile
-from shvit.screen import say
 
 STAGES = {
     "eager": ((CudaEngine.name, EAGER, TRACED), (1, 32, 256, 1024, 2048)),

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from shvit.bench.subject import open_model
-from shvit.engines.kernel_network import KernelNetwork
-from shvit.engines.plan import Choices
+from shvit.bench.case import open_model
+from shvit.engines.cuda.network import KernelNetwork
+from shvit.engines.cuda.plan import Choices
 from shvit.engines.portable import portable
 
 

@@ -34,8 +34,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from shvit import cli, engines, modelfile
+from shvit import engines, modelfile
 from shvit.bench.report import hardware_name
+from shvit.cli import main as cli
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import SEAL, UNSEALED, Shapes, files_of, seal
 from shvit.model.architecture import Architecture

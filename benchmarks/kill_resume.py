@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from shvit.bench.report import hardware_name
 from shvit.provenance import facts
-from shvit.train.state import State
+from shvit.train.checkpoint import State
 
 TRAIN = ["--model", "shvit_s1", "--image-size", "64", "--epochs", "4", "--batch-size", "64", "--save-every", "3"]
 FIXED = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]

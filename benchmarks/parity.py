@@ -11,7 +11,7 @@ from pathlib import Path
 from shvit import engines, provenance
 from shvit.bench.report import hardware_name
 from shvit.errors import Failure
-from shvit.export import export
+from shvit.export.export import export
 from shvit.pretrained import load_model
 from shvit.tasks import task_of
 

@@ -36,9 +36,9 @@ import torch
 from PIL import Image
 
 from shvit import engines
-from shvit.data.decode import SIMPLEJPEG, Source, decode
+from shvit.data.decode import SIMPLEJPEG, ImageInput, decode
 from shvit.data.transforms import SHRINK_UNTIL, eval_transform, fast_eval_decoder
-from shvit.predict import Predictor, cores
+from shvit.predict.predictor import Predictor, cores
 from shvit.pretrained import load, load_model
 from shvit.provenance import facts
 
@@ -130,7 +130,7 @@ def parts(photos: list[Path], count: int, least_side: int, seed: int = 0) -> Ite
         yield buffer.getvalue()
 
 
-def agreement(model: str, sources: Iterable[Source]) -> dict[str, Any]:
+def agreement(model: str, sources: Iterable[ImageInput]) -> dict[str, Any]:
     """How alike labels, probabilities and pixels of the two paths are."""
     model_file = load_model(model)
     engine = engines.load(model_file, "torch", "fp32", "cpu")

@@ -23,11 +23,11 @@ from PIL import Image
 
 if find_spec("triton") and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it meets a kernel, its own among them: before all else
-    import shvit.engines.kernels  # noqa: F401
+    import shvit.engines.cuda.kernels  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
 
-from shvit import cli
+from shvit.cli import main as cli
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import SEAL, UNSEALED, files_of, seal
 from shvit.errors import Notice

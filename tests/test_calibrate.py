@@ -11,7 +11,7 @@ from torch import nn
 import shvit
 from conftest import random_images, tiny_architecture
 from shvit.calibrate import calibrate_bn, with_statistics_of
-from shvit.cli import app
+from shvit.cli.main import app
 from shvit.data.loader import Batch
 from shvit.data.sources import open_source
 from shvit.data.transforms import Normalize, Preprocess

@@ -15,7 +15,7 @@ from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
 from shvit.evaluate import draw_confusion, evaluate, match_classes, write_report
 from shvit.modelfile import ModelFile
-from shvit.predict import Predictor
+from shvit.predict.predictor import Predictor
 from shvit.pretrained import imagenet_classes
 from shvit.tasks.classify import Classify, ClassifyEvaluation
 

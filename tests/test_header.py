@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save
 
 import shvit
 from conftest import tiny_architecture
+from shvit.cli.describe import describe
 from shvit.data.identity import TrainedOn
-from shvit.describe import describe
 from shvit.errors import InputError
 from shvit.header import parsed
 from shvit.modelfile import HEADER_KEY, ModelFile, _digest

@@ -18,8 +18,8 @@ from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import Exported, described
 from shvit.errors import Notice
-from shvit.evaluate import choose_split, divided_as_trained
-from shvit.export import export
+from shvit.evaluate import choose_split, open_as_trained
+from shvit.export.export import export
 from shvit.modelfile import ModelFile, load, save
 from shvit.train.run import train
 
@@ -54,7 +54,7 @@ def contents(split) -> set[bytes]:
 
 
 def judged(model: ModelFile, data: Path, which="auto"):
-    return choose_split(model, divided_as_trained(data, model), which)
+    return choose_split(model, open_as_trained(data, model), which)
 
 
 def test_the_data_trained_on_is_judged_by_its_held_out_part(trained, pile):
@@ -126,7 +126,7 @@ def test_exported_files_know_them_and_are_judged_alike(trained, pile, tmp_path):
     picture(120, 999).save(pile / "dark" / "new.png")
     path = tmp_path / "m.onnx"
     exported = Exported.from_json(path, described(trained, path, "onnx", "fp32").to_json())
-    source = divided_as_trained(pile, exported)
+    source = open_as_trained(pile, exported)
     assert choose_split(exported, source).left_out == trained.provenance["trained_on"]["images"]
     with pytest.raises(shvit.InputError, match="were used in training"):
         export(trained, "torch", tmp_path / "n.pt2", source=replace(source, val=source.train))
@@ -153,7 +153,7 @@ def test_going_on_from_a_model_adds_to_its_images(trained, pile, tmp_path):
 def test_calibration_adds_its_images(trained, tmp_path):
     for name, shade in (("dark", 70), ("light", 180)):
         write_pictures(tmp_path / "more" / name, shade, 10, first=50)
-    source = divided_as_trained(tmp_path / "more", trained)
+    source = open_as_trained(tmp_path / "more", trained)
     calibrated = calibrate_bn(trained, source, 48, batch_size=4, device="cpu").model_file
     assert judged(calibrated, tmp_path / "more").left_out == len(source.train)
 

@@ -11,10 +11,10 @@ import pytest
 
 import shvit
 from conftest import write_pictures
+from shvit.console import visible
 from shvit.data.sources import open_source
 from shvit.files import from_cell, unescaped
 from shvit.modelfile import ModelFile
-from shvit.screen import visible
 
 DARK, LIGHT = os.fsdecode(b"dark\xff"), "light\x1b[31m"
 

@@ -30,7 +30,7 @@ def test_the_public_names_are_exactly_these():
 
 def test_public_names_stay_what_they_are_whatever_was_imported_before():
     """A submodule of the same name would take a function's place."""
-    code = "import shvit.cli, shvit.train.run, shvit.demo, types; import shvit;"
+    code = "import shvit.cli.main, shvit.train.run, shvit.cli.demo, types; import shvit;"
     code += "modules = {n for n in shvit.__all__ if isinstance(getattr(shvit, n), types.ModuleType)};"
     code += "assert modules == {'engines', 'pretrained'}"
     assert python(code).returncode == 0
@@ -57,7 +57,7 @@ def test_help_does_not_import_torch(arguments):
     code = f"""
 import sys
 sys.argv = ["shvit", *{arguments!r}, "--help"]
-from shvit.cli import main
+from shvit.cli.main import main
 try:
     main()
 finally:
@@ -70,7 +70,7 @@ finally:
 
 def test_the_command_and_the_module_are_the_same():
     module = subprocess.run([sys.executable, "-m", "shvit", "--help"], capture_output=True, text=True)
-    command = python("import sys; sys.argv = ['shvit', '--help']; from shvit.cli import main; main()")
+    command = python("import sys; sys.argv = ['shvit', '--help']; from shvit.cli.main import main; main()")
     assert module.returncode == 0
     assert module.stdout == command.stdout
 

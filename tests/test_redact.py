@@ -7,7 +7,7 @@ import pytest
 
 import shvit
 from shvit import provenance
-from shvit.data.sources import EMPTY, Source
+from shvit.data.sources import EMPTY, Dataset
 from shvit.errors import Failure, InputError
 from shvit.redact import redacted
 
@@ -78,10 +78,10 @@ def test_a_model_file_and_its_command(tiny, tmp_path, monkeypatch):
 def test_errors_and_names_of_data():
     for error in (InputError(f"{URL} cannot be read"), Failure(f"{URL} is gone")):
         assert SECRET not in str(error)
-    assert Source(URL, ("a",), EMPTY, EMPTY, warnings=(f"{URL} is damaged",)).warnings == (
+    assert Dataset(URL, ("a",), EMPTY, EMPTY, warnings=(f"{URL} is damaged",)).warnings == (
         redacted(f"{URL} is damaged"),
     )
-    assert SECRET not in Source(URL, ("a",), EMPTY, EMPTY).name
+    assert SECRET not in Dataset(URL, ("a",), EMPTY, EMPTY).name
 
 
 def test_the_command_line(run):

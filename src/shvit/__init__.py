@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .model.architecture import list_models
     from .model.fuse import FuseError, fuse
     from .modelfile import ModelFile, save
-    from .predict import Prediction, Predictor
+    from .predict.predictor import Prediction, Predictor
     from .pretrained import create_model, load
 
 _HOMES = {
@@ -20,8 +20,8 @@ _HOMES = {
     "FuseError": "model.fuse",
     "InputError": "errors",
     "ModelFile": "modelfile",
-    "Prediction": "predict",
-    "Predictor": "predict",
+    "Prediction": "predict.predictor",
+    "Predictor": "predict.predictor",
     "create_model": "pretrained",
     "engines": "",
     "fuse": "model.fuse",

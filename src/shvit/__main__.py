@@ -1,5 +1,5 @@
 """`python -m shvit` is `shvit`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from . import engines
 from .data.identity import TrainedOn
-from .data.loader import Batch, Loader, lost_workers_told
-from .data.sources import Source
+from .data.loader import Batch, Loader, worker_death_as_failure
+from .data.sources import Dataset
 from .data.transforms import Decoded, Normalize, Preprocess, eval_transform
 from .errors import InputError
 from .evaluate import evaluate
@@ -42,7 +42,7 @@ class Calibration:
 
 def calibrate_bn(
     model_file: ModelFile,
-    source: Source,
+    source: Dataset,
     image_size: int,
     images: int = 4096,
     batch_size: int = 64,
@@ -80,7 +80,7 @@ def calibrate_bn(
     drawn = source.train.subset(np.random.default_rng(seed).permutation(len(source.train))[:images].tolist())
     reader = Decoded(eval_transform(resized.preprocess))
     loader = Loader(drawn, reader, batch_size, workers)
-    with lost_workers_told():
+    with worker_death_as_failure():
         network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)
     calibrated = replace(resized, model=network)
     before, after = (

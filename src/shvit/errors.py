@@ -3,8 +3,8 @@
 import warnings
 from collections.abc import Sequence
 
-from .quiet import stderr_lock
 from .redact import redacted
+from .suppress import stderr_lock
 
 
 class _Told(Exception):

@@ -10,15 +10,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from .classnames import match_classes, unique_names
-from .data.coco import CocoSource, Scenes
+from .console import literal_text, visible
+from .data.coco import CocoSource, CocoSplit
 from .data.identity import TrainedOn, drawn_before
-from .data.loader import Loader, lost_workers_told
-from .data.sources import Source, Split
+from .data.loader import Loader, worker_death_as_failure
+from .data.sources import Dataset, Split
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError, notice
 from .files import write_csv, writing
-from .screen import literal_text, visible
 from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation
 from .tasks.objects import ObjectsEvaluation
@@ -54,13 +54,13 @@ class Judged:
     """The images that a model is judged on; see `choose_split`."""
 
     split: str
-    images: Split | Scenes
+    images: Split | CocoSplit
     left_out: int = 0
     trained_on: int = 0
     """As in `Report`."""
 
 
-def divided_as_trained(data: str | Path, model_file: Runnable) -> Any:
+def open_as_trained(data: str | Path, model_file: Runnable) -> Any:
     """The data, as the model's task opens it; one pile is divided as it was for the model's training, else by default.
 
     Raises:
@@ -87,7 +87,7 @@ def seen_as(model: Runnable, fit: str | None) -> Runnable:
 def evaluate(
     model_file: Runnable,
     engine: Engine,
-    source: Source | CocoSource,
+    source: Dataset | CocoSource,
     which: Which = "auto",
     batch_size: int = 64,
     workers: int = 0,
@@ -105,11 +105,11 @@ def evaluate(
         InputError: Classes that the model does not know, or no usable images.
     """
     judged = choose_split(model_file, source, which)
-    split = labelled(model_file, source, judged.images)
+    split = relabel_for(model_file, source, judged.images)
     task = task_of(model_file)
     loader = Loader(split, task.eval_reader(model_file.preprocess), batch_size, workers)
     started = time.perf_counter()
-    with lost_workers_told():
+    with worker_death_as_failure():
         evaluation = task.evaluate(engine, loader)
     seconds = time.perf_counter() - started
     return Report(evaluation, judged.split, tuple(split.names), seconds, judged.left_out, judged.trained_on)
@@ -122,7 +122,7 @@ class Trained(Protocol):
     def provenance(self) -> Mapping[str, Any]: ...
 
 
-def choose_split(model: Trained, source: Source | CocoSource, which: Which = "auto") -> Judged:
+def choose_split(model: Trained, source: Dataset | CocoSource, which: Which = "auto") -> Judged:
     """The images to judge a model on; a notice says how many of them were used in training.
 
     Args:
@@ -164,7 +164,7 @@ def choose_split(model: Trained, source: Source | CocoSource, which: Which = "au
     return Judged(chosen, images.subset(np.flatnonzero(~used).tolist()), number)
 
 
-def labelled(model: Described, source: Source | CocoSource, split: Split | Scenes) -> Split | Scenes:
+def relabel_for(model: Described, source: Dataset | CocoSource, split: Split | CocoSplit) -> Split | CocoSplit:
     """The same images, their labels counted as the model counts its classes. Raises InputError as `match_classes`."""
     return split.relabelled(match_classes(source.classes, model.classes))
 

@@ -18,9 +18,9 @@ from .errors import InputError
 from .model.architecture import TIMM_PREFIX, Architecture, Model, is_network, variant_config
 from .model.config import VARIANTS
 from .model.detector import Detector
-from .model.peer import TimmModel, named_arguments, pretrained_cfg
 from .model.shvit import SHViT
 from .model.timm_interface import check_pool, chosen_stages
+from .model.timm_model import TimmModel, named_arguments, pretrained_cfg
 from .model.timm_names import StateDict, from_timm, to_timm
 from .modelfile import ModelFile, ModelFileError
 from .modelfile import load as load_file

@@ -59,7 +59,7 @@ def test_help_is_instant():
     code = """
 import sys
 sys.argv = ["shvit", "bench", "--help"]
-from shvit.cli import main
+from shvit.cli.main import main
 try:
     main()
 finally:

@@ -9,11 +9,11 @@ from torchvision.models import get_model
 
 import shvit
 from conftest import tiny_architecture
-from shvit.bench.foreign import TorchvisionDetector
+from shvit.bench.case import BACKBONE, WHOLE, Case, Subject, open_model
 from shvit.bench.plan import Request, _cannot, plan, settle
 from shvit.bench.run import Row
-from shvit.bench.subject import BACKBONE, WHOLE, Case, Subject, open_model
 from shvit.bench.timing import Timing
+from shvit.bench.torchvision import TorchvisionDetector
 from shvit.data.transforms import Preprocess
 from shvit.errors import InputError
 from shvit.modelfile import ModelFile, save

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from shvit import engines
+from shvit.bench.case import Case, open_model
 from shvit.bench.peers import DEFAULT_MODELS, PROTOCOLS, TRACED, published_top1
 from shvit.bench.plan import Request, plan, settle
-from shvit.bench.subject import Case, open_model
 from shvit.data.transforms import Preprocess
 from shvit.engines import Exported, TorchEngine
 from shvit.errors import InputError

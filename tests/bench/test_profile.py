@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 from test_report import made_up
 
+from shvit.bench.case import Case, Subject
 from shvit.bench.machine import Machine, Product
-from shvit.bench.profile import CALLS, Spent, by_layer, by_name
+from shvit.bench.profile import CALLS, OpTime, by_layer, by_name
 from shvit.bench.report import show
-from shvit.bench.subject import Case, Subject
 
 MACHINE = Machine({"fp16": Product(1e12, 4096, "torch.mm")}, 5e11, 1e11)
 
@@ -51,10 +51,10 @@ def test_kernels_of_the_cuda_engine_are_told_by_layer():
 
 
 def test_the_floor_is_the_larger_of_arithmetic_and_memory():
-    assert Spent("", 1, 1.0, operations=10**9, bytes=10**3).floor(MACHINE, "fp16") == pytest.approx(1e-3)
-    assert Spent("", 1, 1.0, operations=10**3, bytes=10**9).floor(MACHINE, "fp16") == pytest.approx(1e-2)
-    assert Spent("", 1, 1.0).floor(MACHINE, "fp16") is None
-    assert Spent("", 1, 1.0, 1, 1).floor(MACHINE, "fp4") is None
+    assert OpTime("", 1, 1.0, operations=10**9, bytes=10**3).floor(MACHINE, "fp16") == pytest.approx(1e-3)
+    assert OpTime("", 1, 1.0, operations=10**3, bytes=10**9).floor(MACHINE, "fp16") == pytest.approx(1e-2)
+    assert OpTime("", 1, 1.0).floor(MACHINE, "fp16") is None
+    assert OpTime("", 1, 1.0, 1, 1).floor(MACHINE, "fp4") is None
 
 
 def test_operations_of_pytorch_on_a_cpu():
@@ -73,7 +73,7 @@ def test_engines_that_keep_to_themselves_show_nothing():
 
 def test_the_table_of_a_profile():
     result = made_up(models=("shvit_s1", "shvit_s2"), sizes=(224,), precisions=("fp16",))
-    spent = (Spent("stem 1+2", 1, 4e-6, 2 * 10**6, 10**5), Spent("a_name_" * 20, 3, 1e-6))
+    spent = (OpTime("stem 1+2", 1, 4e-6, 2 * 10**6, 10**5), OpTime("a_name_" * 20, 3, 1e-6))
     rows = (replace(result.rows[0], profile=spent), result.rows[1])
     result = replace(result, rows=rows, machine=MACHINE, request=replace(result.request, profile=True))
     stream = io.StringIO()

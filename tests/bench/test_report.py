@@ -12,13 +12,13 @@ from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
+from shvit.bench.case import Case
 from shvit.bench.figures import draw
 from shvit.bench.machine import Machine, Product
 from shvit.bench.peers import DEFAULT_MODELS
 from shvit.bench.plan import Omitted, Request
 from shvit.bench.report import check_paths, hardware_name, show, write_json
 from shvit.bench.run import Result, Row
-from shvit.bench.subject import Case
 from shvit.bench.timing import Timing
 from shvit.errors import InputError
 from shvit.model.cost import Cost

@@ -12,8 +12,8 @@ from faster_coco_eval.core import mask
 from PIL import Image
 
 from conftest import COCO, POLYGON, SHARED, picture, write_coco
-from shvit.data.coco import Scenes, is_coco, open_coco
-from shvit.data.frames import EvalScenes, TrainScenes, run_lengths
+from shvit.data.coco import CocoSplit, is_coco, open_coco
+from shvit.data.letterbox import EvalScenes, TrainScenes, run_lengths
 from shvit.data.sources import DataError
 from shvit.data.transforms import Preprocess
 
@@ -439,7 +439,7 @@ def test_real_annotations(photos):
     assert (len(source.train), len(source.val), len(source.classes)) == (215, 206, 80)
     assert source.warnings == ()
     for scenes, annotations, crowds in ((source.train, 2035, 19), (source.val, 1786, 21)):
-        assert isinstance(scenes, Scenes)
+        assert isinstance(scenes, CocoSplit)
         assert sum(map(len, scenes.objects)) == annotations
         assert sum(int(one.crowd.sum()) for one in scenes.objects) == crowds
         boxes = np.concatenate([one.boxes for one in scenes.objects])

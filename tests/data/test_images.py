@@ -12,7 +12,7 @@ from shvit.data.decode import BadImage, decode
 from shvit.data.images import PassedOver, is_image
 from shvit.data.sources import open_source
 from shvit.modelfile import save
-from shvit.predict import find_images
+from shvit.predict.predictor import find_images
 
 FORMATS = {".jfif": "JPEG", ".jp2": "JPEG2000", ".mpo": "MPO", ".tga": "TGA", ".pgm": "PPM", ".jpg": "JPEG", "": "PNG"}
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic"

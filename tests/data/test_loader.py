@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from conftest import picture
-from shvit.data.loader import WINDOW, Loader, lost_workers_told, probe, seeded
+from shvit.data.loader import WINDOW, Loader, probe, seeded, worker_death_as_failure
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess, TrainReader, eval_transform
 from shvit.errors import Failure, InputError
@@ -201,14 +201,14 @@ def test_errors_in_workers_keep_their_message(folder, error, kind, text):
     def read(source):
         raise error
 
-    with pytest.raises(kind, match=text), lost_workers_told():
+    with pytest.raises(kind, match=text), worker_death_as_failure():
         list(Loader(open_source(folder).val, read, 4, workers=1))
 
 
 def test_a_worker_that_exits_is_not_said_to_be_killed(folder):
     with (
         pytest.raises(Failure, match="a data-loading worker ended: --workers 0 shows why") as failure,
-        lost_workers_told(),
+        worker_death_as_failure(),
     ):
         list(Loader(open_source(folder).val, lambda source: os._exit(3), 4, workers=1))
     assert "memory" not in str(failure.value)
@@ -217,12 +217,12 @@ def test_a_worker_that_exits_is_not_said_to_be_killed(folder):
 def test_a_small_shared_memory_is_a_failure_in_one_line(folder, tmp_path):
     """In a mount namespace of its own, where /dev/shm has 256 kB, then 4 kB."""
     code = (
-        "from pathlib import Path; import sys; from shvit.data.loader import Loader, lost_workers_told\n"
+        "from pathlib import Path; import sys; from shvit.data.loader import Loader, worker_death_as_failure\n"
         "from shvit.data.sources import open_source; from shvit.data.transforms import Decoded, Preprocess\n"
         "from shvit.data.transforms import eval_transform; from shvit.errors import Failure\n"
         "split = open_source(sys.argv[1]).train\n"
         "try:\n"
-        "    with lost_workers_told(): list(Loader(split, Decoded(eval_transform(Preprocess(192))), 20, 1))\n"
+        "    with worker_death_as_failure(): list(Loader(split, Decoded(eval_transform(Preprocess(192))), 20, 1))\n"
         "except Failure as error: print(error)"
     )
     for size in ("256k", "4k"):

@@ -10,8 +10,8 @@ import torch
 import shvit
 from conftest import randomize_norms, reseal, tiny_architecture
 from shvit import engines
+from shvit.cli.describe import describe
 from shvit.data.transforms import Preprocess
-from shvit.describe import describe
 from shvit.engines.base import UNSEALED, EngineError, Shapes, files_of
 from shvit.errors import InputError, Notice
 from shvit.modelfile import ModelFile

@@ -17,7 +17,7 @@ from shvit.engines.base import EngineError, ExportError, Shapes
 from shvit.engines.coreml import CoreMLEngine, check
 from shvit.model.architecture import Architecture
 from shvit.modelfile import ModelFile
-from shvit.quiet import quiet
+from shvit.suppress import quiet
 
 pytest.importorskip("coremltools.proto", exc_type=ImportError)
 

@@ -17,7 +17,7 @@ from shvit.engines.executorch import ExecuTorchEngine, delegate
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import ModelFile
-from shvit.quiet import quiet
+from shvit.suppress import quiet
 
 pytest.importorskip("executorch.exir", exc_type=ImportError)
 

@@ -8,7 +8,7 @@ from conftest import randomize_norms, tiny_architecture
 from shvit.data.loader import Batch
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import Shapes
-from shvit.floor import FloorError, fewest, quantize_within, rank
+from shvit.export.accuracy_floor import FloorError, fewest, quantize_within, rank
 from shvit.modelfile import ModelFile
 
 pytest.importorskip("openvino")
@@ -132,7 +132,7 @@ def test_a_floor_that_holds_gives_nothing_back(model_file, exact, images):
 @pytest.mark.slow
 def test_a_floor_is_held_by_giving_layers_back(model_file, exact, images, monkeypatch):
     """Where int8 is judged worse than it is until two layers are back."""
-    from shvit import floor as module
+    from shvit.export import accuracy_floor as module
 
     real = module.Compiled
 

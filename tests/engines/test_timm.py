@@ -10,10 +10,10 @@ from timm.data import resolve_model_data_config
 import shvit
 from conftest import plain_outputs, random_images, tiny_architecture, trained_looking
 from shvit import engines
-from shvit.cli import app
+from shvit.cli.main import app
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import EngineError, Shapes
-from shvit.export import export
+from shvit.export.export import export
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import ModelFile, save

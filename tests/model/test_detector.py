@@ -10,7 +10,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from conftest import random_images, randomize_norms, tiny_architecture
-from shvit.data.frames import Frame
+from shvit.data.letterbox import Letterbox
 from shvit.data.transforms import Preprocess
 from shvit.errors import InputError
 from shvit.model.architecture import Architecture
@@ -22,7 +22,7 @@ from shvit.tasks.detect import Detect
 from shvit.tasks.segment import Segment
 
 SIDE = 128
-WHOLE = Frame(SIDE, SIDE, 1.0, 1.0)
+WHOLE = Letterbox(SIDE, SIDE, 1.0, 1.0)
 KINDS = ["retinanet", "mask_rcnn"]
 
 

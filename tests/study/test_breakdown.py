@@ -3,7 +3,7 @@
 import pytest
 
 import shvit
-from shvit.bench.subject import open_model
+from shvit.bench.case import open_model
 from shvit.engines import ENGINES
 from shvit.errors import InputError
 from shvit.study.breakdown import (
@@ -18,7 +18,7 @@ from shvit.study.breakdown import (
     PROFILERS,
     SOFTMAX,
     Breakdown,
-    Spent,
+    PartTime,
     able,
     breakdown,
     kind_of,
@@ -57,13 +57,13 @@ def test_kinds_by_the_names_of_operations(operation, kind):
 
 def test_shares_are_of_the_time_and_of_the_parts_asked_for():
     spent = (
-        Spent("stem.0", PRODUCT, 2.0),
-        Spent("stages.0.0.local", DEPTHWISE, 1.0),
-        Spent("stages.1.0.mixer.branch.norm", NORM, 3.0),
-        Spent("stages.1.0.mixer.branch.qkv", PRODUCT, 1.0),
-        Spent("head", PRODUCT, 0.5),
-        Spent("network", ELEMENTWISE, 0.5),
-        Spent("", MOVE, 0.25),
+        PartTime("stem.0", PRODUCT, 2.0),
+        PartTime("stages.0.0.local", DEPTHWISE, 1.0),
+        PartTime("stages.1.0.mixer.branch.norm", NORM, 3.0),
+        PartTime("stages.1.0.mixer.branch.qkv", PRODUCT, 1.0),
+        PartTime("head", PRODUCT, 0.5),
+        PartTime("network", ELEMENTWISE, 0.5),
+        PartTime("", MOVE, 0.25),
     )
     one = Breakdown("m", "onnx", 1, 32, spent)
     assert one.seconds() == 8.25

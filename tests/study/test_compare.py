@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from shvit.errors import Failure, InputError
-from shvit.export import export
+from shvit.export.export import export
 from shvit.study import compare as module
 from shvit.study import speeds
 from shvit.study.accuracy import Training

@@ -10,7 +10,7 @@ from torch import nn
 
 from shvit.errors import InputError
 from shvit.study.heads import AttentionLayer, Grid, Windows
-from shvit.study.redundancy import Heads, Redundancy, looks, redundancy, single_together
+from shvit.study.redundancy import LayerHeads, Redundancy, looks, redundancy, single_together
 
 TOKENS, WIDTH = 4, 2
 
@@ -90,8 +90,8 @@ def test_a_single_head_is_neither_alike_nor_switched_off():
 
 
 def test_heads_are_ranked_by_what_their_absence_costs_then_by_likeness():
-    first = Heads("one", (0.1, 0.9), (0.8, 0.8), (0.5, 0.5))
-    second = Heads("two", (0.2, 0.2), (0.2, 0.9), (0.85, 0.6))
+    first = LayerHeads("one", (0.1, 0.9), (0.8, 0.8), (0.5, 0.5))
+    second = LayerHeads("two", (0.2, 0.2), (0.2, 0.9), (0.85, 0.6))
     found = Redundancy(0.9, 10, (first, second))
     assert found.ranked() == [(1, 0), (0, 0), (0, 1), (1, 1)]
     assert found.could_be_single(6) == {1: 0}
@@ -165,7 +165,7 @@ def test_a_layer_that_is_described_wrongly_is_refused_at_once():
 
 
 def test_a_loss_of_just_the_tolerance_is_within_it():
-    found = Redundancy(0.723, 1000, (Heads("one", (0.1, 0.1), (0.7, 0.7), (0.718, 0.6)),))
+    found = Redundancy(0.723, 1000, (LayerHeads("one", (0.1, 0.1), (0.7, 0.7), (0.718, 0.6)),))
     assert found.could_be_single(0.5) == {0: 0}
 
 

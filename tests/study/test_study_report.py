@@ -9,20 +9,20 @@ from PIL import Image
 
 from shvit.bench.run import about
 from shvit.study.accuracy import Training
-from shvit.study.breakdown import NORM, PRODUCT, Breakdown, Spent
+from shvit.study.breakdown import NORM, PRODUCT, Breakdown, PartTime
 from shvit.study.compare import Compared, Measured, Speed
 from shvit.study.experiments import COMPARISONS, ablation
 from shvit.study.figures import bars, lines, points, stacks
+from shvit.study.head_study import Studied
 from shvit.study.pages.comparison import compared_page
 from shvit.study.pages.redundancy import redundancy_page
 from shvit.study.pages.resolution import resolution_page
-from shvit.study.redundancy import Heads, Redundancy
+from shvit.study.redundancy import LayerHeads, Redundancy
 from shvit.study.report import Column, Picture, Report, Section, Table, write
 from shvit.study.resolution import Accuracy, AgainstSize, Point
-from shvit.study.single import Studied
 from shvit.study.speeds import How
 
-SPENT = (Spent("stem.0", PRODUCT, 0.001), Spent("stages.1.0.mixer.branch.norm", NORM, 0.003))
+SPENT = (PartTime("stem.0", PRODUCT, 0.001), PartTime("stages.1.0.mixer.branch.norm", NORM, 0.003))
 
 
 def compared(top1=((0.70, 0.72), (0.71, 0.73), (0.6,), (), ())) -> Compared:
@@ -118,7 +118,7 @@ def test_the_papers_own_sizes_have_its_numbers(name):
 
 def studied(early: float, late: float) -> Studied:
     layers = tuple(
-        Heads(f"block {place}", (value, value), (0.9, 0.8), (0.7, 0.85))
+        LayerHeads(f"block {place}", (value, value), (0.9, 0.8), (0.7, 0.85))
         for place, value in enumerate((early, early, 0.5, 0.5, late, late))
     )
     return Studied("net", Redundancy(0.9, 100, layers), 0.5, {"block 0": 1}, {"block 0": 1}, None, None)
@@ -133,7 +133,7 @@ def test_whether_late_layers_are_more_alike_is_reported_as_found(early, late):
 
 
 def test_a_network_of_single_heads_has_nothing_redundant():
-    layers = (Heads("one", (), (), (0.9,)),)
+    layers = (LayerHeads("one", (), (), (0.9,)),)
     report = redundancy_page(Studied("net", Redundancy(0.9, 10, layers), 0.5, {}, {}, None, None), about("cpu"))
     assert report.findings == ("Each attention layer has one head: there is nothing to be redundant.",)
 

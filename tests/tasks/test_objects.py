@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from conftest import SHARED, write_coco
 from shvit.data.coco import open_coco
-from shvit.data.frames import EvalScenes, Frame, Truth, rasterised
+from shvit.data.letterbox import EvalScenes, GroundTruth, Letterbox, rasterised
 from shvit.data.loader import Batch, Loader
 from shvit.data.transforms import Preprocess
 from shvit.errors import Failure, InputError
@@ -33,10 +33,10 @@ def by_pycocotools(annotations, rows, kind: str) -> dict[str, float]:
     return dict(zip(NUMBERS, evaluation.stats.tolist(), strict=True))
 
 
-def roughly(truth: Truth, classes: int, generator) -> Detections:
+def roughly(truth: GroundTruth, classes: int, generator) -> Detections:
     """The objects of an image, some of them moved, renamed, doubled or left out, and some that are not there."""
     boxes, labels, masks = [], [], []
-    everywhere = Frame(truth.frame.height, truth.frame.width, 1, 1)
+    everywhere = Letterbox(truth.frame.height, truth.frame.width, 1, 1)
     for box, label, segment in zip(truth.objects.boxes, truth.objects.labels, truth.objects.segments, strict=True):
         mask = rasterised(segment, everywhere, (truth.frame.height, truth.frame.width))
         for _ in range(generator.integers(0, 3)):
@@ -61,7 +61,7 @@ def test_numbers_are_those_of_pycocotools(kind):
     source = open_coco(SHARED / "coco421")
     generator = np.random.default_rng(0)
     truths = [
-        Truth(id_, Frame(*map(int, size), 1, 1), found)
+        GroundTruth(id_, Letterbox(*map(int, size), 1, 1), found)
         for id_, size, found in zip(source.val.ids, source.val.sizes, source.val.objects, strict=True)
     ]
     found = [roughly(truth, len(source.classes), generator) for truth in truths]
@@ -123,7 +123,7 @@ def test_masks_of_boxes_that_reach_into_the_margin_keep_their_place():
     outputs = torch.zeros(1, 100, 6 + 28 * 28)
     outputs[0, 0, :6] = torch.tensor([32.0, 8, 64, 40, 0.9, 1])
     outputs[0, 0, 6:].view(28, 28)[:, :14] = 1.0
-    [found] = Segment("ab").decode(outputs, [Frame(64, 48, 1.0, 1.0)])
+    [found] = Segment("ab").decode(outputs, [Letterbox(64, 48, 1.0, 1.0)])
     assert found.boxes.tolist() == [[32, 8, 48, 40]]
     drawn = mask.decode(found.masks[0])
     assert drawn.shape == (64, 48)
@@ -162,10 +162,10 @@ def test_boxes_of_one_class_that_overlap_are_one_object():
     outputs = torch.zeros(1, 4, 6)
     outputs[0, :, :4] = torch.tensor([[10.0, 10, 50, 50], [12, 10, 50, 50], [10, 10, 50, 50], [0, 0, 0, 9]])
     outputs[0, :, 4:] = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7], [0.9, 0.9]])
-    [found] = Detect("ab").decode(outputs, [Frame(100, 100, 1, 1)])
+    [found] = Detect("ab").decode(outputs, [Letterbox(100, 100, 1, 1)])
     assert found.labels.tolist() == [0, 1]
     assert found.scores.tolist() == pytest.approx([0.9, 0.7])
-    [few] = Detect("ab").decode(outputs, [Frame(100, 100, 1, 1)], 0.8)
+    [few] = Detect("ab").decode(outputs, [Letterbox(100, 100, 1, 1)], 0.8)
     assert len(few) == 1
 
 

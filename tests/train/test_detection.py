@@ -19,12 +19,12 @@ import shvit
 from conftest import tiny_architecture, write_coco
 from shvit import engines
 from shvit.data.coco import open_coco
-from shvit.data.frames import read_whole
+from shvit.data.letterbox import read_whole
 from shvit.data.loader import stack
 from shvit.data.transforms import Preprocess
-from shvit.draw import draw, legible
 from shvit.evaluate import evaluate
 from shvit.modelfile import ModelFile
+from shvit.predict.drawing import draw, legible
 from shvit.tasks.detect import Detect
 from shvit.tasks.objects import ObjectsEvaluation
 from shvit.train.budget import fit

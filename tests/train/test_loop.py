@@ -23,7 +23,8 @@ from shvit.data.transforms import Preprocess
 from shvit.evaluate import evaluate
 from shvit.modelfile import ModelFile
 from shvit.tasks.classify import Classify
-from shvit.train import bad, loop
+from shvit.train import bad_images as bad
+from shvit.train import loop
 from shvit.train.report import Reporter, read_metrics
 from shvit.train.run import train
 

@@ -16,13 +16,13 @@ import shvit
 from conftest import tiny_architecture, wait_for
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile
+from shvit.train import checkpoint as state_module
 from shvit.train import loop
-from shvit.train import state as state_module
+from shvit.train.checkpoint import NAMES, State
 from shvit.train.loop import Trainer
+from shvit.train.optim import DTYPES
 from shvit.train.report import Reporter, read_metrics
 from shvit.train.run import train
-from shvit.train.setup import DTYPES
-from shvit.train.state import NAMES, State
 
 SETTINGS = {
     "epochs": 3,

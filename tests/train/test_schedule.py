@@ -7,8 +7,8 @@ import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from shvit.errors import InputError
+from shvit.train.optim import make_schedule, schedule_time
 from shvit.train.recipe import RECIPES, Recipe
-from shvit.train.setup import make_schedule, schedule_time
 
 PUBLISHED = {
     "scratch": (300, 4e-3, 1e-5, 1e-6),

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import tiny_architecture
-from shvit.cli import app
+from shvit.cli.main import app
 from shvit.data.transforms import Preprocess, TrainReader
 from shvit.modelfile import ModelFile, save
-from shvit.train.bad import TrainError
+from shvit.train.bad_images import TrainError
 from shvit.train.loop import Trainer
 from shvit.train.profile import Profile
 from shvit.train.run import profile

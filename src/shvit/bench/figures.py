@@ -16,9 +16,9 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from ..console import literal_text, visible
 from ..files import writing
 from ..model.architecture import TIMM_PREFIX
-from ..screen import literal_text, visible
 from .report import mark
 from .run import Result, Row
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..engines.threads import torch_threads
-from ..quiet import unwarned
+from ..suppress import unwarned
 
 CPU_SIDES = (128, 256, 512, 1024, 2048)
 GPU_SIDES = (1024, 2048, 4096, 8192)

@@ -10,9 +10,9 @@ from ..engines import EngineError, Exported, Runnable
 from ..errors import InputError
 from ..model.detector import Detector
 from ..model.shvit import SHViT
-from .foreign import TorchvisionDetector
+from .case import PARTS, WHOLE, Case, has_random_weights
 from .peers import DEFAULT_MODELS, DETECTION_MODELS, DETECTION_SIZE, EAGER, PROTOCOLS, yardsticks
-from .subject import PARTS, WHOLE, Case, has_random_weights
+from .torchvision import TorchvisionDetector
 
 Opened = Runnable | TorchvisionDetector
 

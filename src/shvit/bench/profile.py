@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from ..quiet import silent
+from ..suppress import silent
 
 if TYPE_CHECKING:
-    from ..engines.plan import Launch
+    from ..engines.cuda.plan import Launch
     from .machine import Machine
 
 CALLS = 10
 
 
 @dataclass(frozen=True)
-class Spent:
+class OpTime:
     """One kernel or operation, over one call of the network."""
 
     what: str
@@ -44,7 +44,7 @@ Seen = tuple[str, float]
 """A kernel's name and seconds, once."""
 
 
-def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch]" = ()) -> list[Spent]:
+def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch]" = ()) -> list[OpTime]:
     """What one call spends its time on, averaged over several.
 
     Args:
@@ -67,17 +67,17 @@ def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch
     return by_layer(seen, launches) if launches else by_name(seen)
 
 
-def by_name(seen: Sequence[Seen]) -> list[Spent]:
+def by_name(seen: Sequence[Seen]) -> list[OpTime]:
     """The most time first."""
     seconds: dict[str, float] = defaultdict(float)
     for name, spent in seen:
         seconds[name] += spent
     times = Counter(name for name, _ in seen)
-    rows = [Spent(name, round(times[name] / CALLS), spent / CALLS) for name, spent in seconds.items()]
+    rows = [OpTime(name, round(times[name] / CALLS), spent / CALLS) for name, spent in seconds.items()]
     return sorted((row for row in rows if row.seconds), key=lambda row: -row.seconds)
 
 
-def by_layer(seen: Sequence[Seen], launches: "Sequence[Launch]") -> list[Spent]:
+def by_layer(seen: Sequence[Seen], launches: "Sequence[Launch]") -> list[OpTime]:
     """In the network's order, layers of one name together; last what is not of the network, such as copies.
 
     Where the kernels seen are not those launched, all are told by their own names.
@@ -90,11 +90,11 @@ def by_layer(seen: Sequence[Seen], launches: "Sequence[Launch]") -> list[Spent]:
     return [*_layers(ours, launches), *by_name([one for one in seen if one[0] not in names])]
 
 
-def _layers(ours: Sequence[Seen], launches: "Sequence[Launch]") -> Iterator[Spent]:
+def _layers(ours: Sequence[Seen], launches: "Sequence[Launch]") -> Iterator[OpTime]:
     groups: dict[str, list[int]] = defaultdict(list)
     for number, launch in enumerate(launches):
         groups[launch.layer].append(number)
     for layer, numbers in groups.items():
         seconds = sum(spent for at, (_, spent) in enumerate(ours) if at % len(launches) in numbers) / CALLS
         operations = sum(launches[number].operations for number in numbers)
-        yield Spent(layer, len(numbers), seconds, operations, sum(launches[number].bytes for number in numbers))
+        yield OpTime(layer, len(numbers), seconds, operations, sum(launches[number].bytes for number in numbers))

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..console import say, show_table, visible
 from ..errors import InputError
 from ..files import replacing
-from ..screen import say, show_table, visible
 from .peers import Top1
 from .run import Result, Row, describe
 

@@ -12,13 +12,13 @@ from ..model.architecture import Architecture
 from ..model.cost import Cost, cost
 from ..model.fuse import fuse
 from ..provenance import facts
-from .foreign import TORCHVISION_PREFIX, TorchvisionDetector
+from .case import BACKBONE, Case, Subject, Worker, has_random_weights, open_model, own_top1
 from .machine import Machine, measure
 from .peers import DETECTION_SIZE, PAPER_BACKBONES, PROTOCOLS, Protocol, Top1, published_top1
 from .plan import Omitted, Opened, Request, plan, settle
-from .profile import Spent
-from .subject import BACKBONE, Case, Subject, Worker, has_random_weights, open_model, own_top1
+from .profile import OpTime
 from .timing import Timing, interleave
+from .torchvision import TORCHVISION_PREFIX, TorchvisionDetector
 
 Progress = Callable[[str, int, int], None]
 """Told what is done now, and how many of how many steps were done before."""
@@ -40,7 +40,7 @@ class Row:
     """What else is to be known of how it ran."""
     own_top1: Top1 | None = None
     """Of a file."""
-    profile: tuple[Spent, ...] = ()
+    profile: tuple[OpTime, ...] = ()
     """Where it was asked for, and the engine shows it."""
 
     @property
@@ -210,7 +210,7 @@ def bench(
     return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))
 
 
-def _profile(subject: Worker | Subject) -> tuple[Spent, ...]:
+def _profile(subject: Worker | Subject) -> tuple[OpTime, ...]:
     """Empty where the profiler fails: that costs no timings."""
     try:
         return tuple(subject.profile())

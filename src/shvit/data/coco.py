@@ -21,7 +21,7 @@ from .coco_rows import common_categories, file_name, is_crowd, read_categories, 
 from .decode import BadImage, read_size
 from .folders import find_coco, refuse_format
 from .identity import DrawnBy, held_out
-from .segments import Segment, enclosed, lost_parts, numbers, plausible, read_segment
+from .segments import Mask, enclosed, lost_parts, numbers, plausible, read_segment
 from .walk import is_file
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Objects:
     crowd: Bool[np.ndarray, " n"]
     areas: Float32[np.ndarray, " n"]
     """In pixels, by COCO's own count of the mask."""
-    segments: Sequence[Segment | None]
+    segments: Sequence[Mask | None]
     """None for an object without a usable mask."""
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ NOTHING = Objects(np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(
 
 
 @dataclass(frozen=True)
-class Scenes:
+class CocoSplit:
     """Images with objects, in the order of their file."""
 
     images: Sequence[Path]
@@ -81,18 +81,18 @@ class Scenes:
             raise BadImage(self.bad[index])
         return self.images[index]
 
-    def example(self, index: int, read: Callable[["Scenes", int], T]) -> T:
+    def example(self, index: int, read: Callable[["CocoSplit", int], T]) -> T:
         """What `read` makes of an image and its objects. Raises BadImage."""
         return read(self, index)
 
-    def relabelled(self, numbers: Sequence[int]) -> "Scenes":
+    def relabelled(self, numbers: Sequence[int]) -> "CocoSplit":
         """The same, each label replaced by the number at its place."""
         table = np.array(numbers, np.int64)
         return replace(self, objects=[replace(one, labels=table[one.labels]) for one in self.objects])
 
-    def subset(self, indices: Iterable[int]) -> "Scenes":
+    def subset(self, indices: Iterable[int]) -> "CocoSplit":
         picked = list(indices)
-        return Scenes(
+        return CocoSplit(
             [self.images[i] for i in picked],
             [self.ids[i] for i in picked],
             self.sizes[picked],
@@ -109,8 +109,8 @@ class CocoSource:
     classes: tuple[str, ...]
     categories: tuple[int, ...]
     """The id that each class has in the files."""
-    train: Scenes
-    val: Scenes
+    train: CocoSplit
+    val: CocoSplit
     drawn: bool = False
     """Whether the validation images were drawn here, because all were in one file."""
     fingerprint: str = field(default="", compare=False)
@@ -118,13 +118,13 @@ class CocoSource:
     warnings: tuple[str, ...] = ()
     """What is amiss, a line for each kind, with how often it occurs and an example."""
 
-    def whole(self) -> Scenes:
+    def whole(self) -> CocoSplit:
         """The images of both splits; where ids occur in both, those of the second are counted on from the first's."""
         one, other = self.train, self.val
         ids = list(other.ids)
         if not set(ids).isdisjoint(one.ids):
             ids = [max(one.ids) + 1 + place for place in range(len(ids))]
-        return Scenes(
+        return CocoSplit(
             [*one.images, *other.images],
             [*one.ids, *ids],
             np.concatenate([one.sizes, other.sizes]),
@@ -228,7 +228,7 @@ class _File:
     annotations: list[Any]
     problems: _Problems
 
-    def scenes(self, labels: dict[int, int]) -> Scenes:
+    def scenes(self, labels: dict[int, int]) -> CocoSplit:
         """With the objects, whose labels are `labels` of their categories."""
         places = {id_: place for place, id_ in enumerate(self.ids)}
         rows: list[list[tuple[Any, ...]]] = [[] for _ in self.ids]
@@ -237,7 +237,7 @@ class _File:
             if (taken := self._object(row, places, labels, seen)) is not None:
                 place, parts = taken
                 rows[place].append(parts)
-        return Scenes(self.images, self.ids, self.sizes, [_objects(parts) for parts in rows], self.bad)
+        return CocoSplit(self.images, self.ids, self.sizes, [_objects(parts) for parts in rows], self.bad)
 
     def _object(
         self, row: Any, places: dict[int, int], labels: dict[int, int], seen: set[Any]
@@ -365,7 +365,7 @@ def _size(file: Path) -> tuple[tuple[int, int], str | None]:
         return (0, 0), str(error)
 
 
-def _without_objects(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> list[str]:
+def _without_objects(classes: tuple[str, ...], scenes: Iterable[CocoSplit]) -> list[str]:
     seen = {label for one in scenes for objects in one.objects for label in objects.labels.tolist()}
     return [name for label, name in enumerate(classes) if label not in seen]
 
@@ -388,7 +388,7 @@ def _objects(rows: list[tuple[Any, ...]]) -> Objects:
     )
 
 
-def _fingerprint(classes: tuple[str, ...], scenes: Iterable[Scenes]) -> str:
+def _fingerprint(classes: tuple[str, ...], scenes: Iterable[CocoSplit]) -> str:
     digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for one in scenes:
         digest.update(b"split\n" + one.sizes.astype("<i8").tobytes())

@@ -19,9 +19,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from ..quiet import unwarned
+from ..suppress import unwarned
 
-Source = Path | str | bytes | np.ndarray | Image.Image
+ImageInput = Path | str | bytes | np.ndarray | Image.Image
 """A file's path, a file's bytes, pixels (height, width[, 3]) in uint8, or an opened image."""
 
 MAX_PIXELS = 89_478_485
@@ -100,7 +100,7 @@ class BadImage(ValueError):
     """An image that cannot be used; the message is the reason, in a few words."""
 
 
-def decode(source: Source, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Image.Image:
+def decode(source: ImageInput, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Image.Image:
     """An upright 8-bit RGB image: EXIF orientation applied, the first frame of an animation, transparency on white.
 
     Transparent is what an alpha channel, a palette, or a PNG's transparent grey or colour makes so. Grey pixels of more
@@ -183,7 +183,7 @@ class Opened:
         return self._decode(at_most, rows)
 
 
-def open_small(source: Source, max_pixels: int = MAX_PIXELS) -> Opened:
+def open_small(source: ImageInput, max_pixels: int = MAX_PIXELS) -> Opened:
     """What `decode` gives, faster, for an image that is to be made smaller: how much may depend on its size.
 
     A JPEG's decoder can give it at a half, a quarter or an eighth of its size for less work, each pixel the mean of

@@ -16,12 +16,13 @@ from ..errors import InputError
 from ..files import read_regular
 from .decode import MAX_BYTES, BadImage
 from .identity import of_bytes, of_file, of_name
-from .lazy import Lazy
-from .sources import EMPTY, DataError, Drawing, Source, Split, draw
+from .sequences import Lazy
+from .sources import EMPTY, DataError, Dataset, Drawing, Split, draw
 from .splits import TRAIN_NAMES, VAL_NAMES
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features
+    from datasets import Dataset as HubDataset
+    from datasets import DatasetDict, Features
 
 PREFIX = "hf://"
 
@@ -30,7 +31,7 @@ PREFIX = "hf://"
 class HubImage:
     """A row's image."""
 
-    rows: "Dataset"
+    rows: "HubDataset"
     row: int
     roots: tuple[Path, ...]
     """Folders that its file may be in."""
@@ -69,7 +70,7 @@ class HubImage:
 class HubImages(Lazy[HubImage]):
     """The images of all rows."""
 
-    rows: "Dataset"
+    rows: "HubDataset"
     roots: tuple[Path, ...]
 
     def __len__(self) -> int:
@@ -93,7 +94,7 @@ class RowNames(Lazy[str]):
         return f"{self.split}/{place}"
 
 
-def open_hub(data: str, how: Drawing) -> Source:
+def open_hub(data: str, how: Drawing) -> Dataset:
     """The data set, whose one image column and one column of class labels are found by their types.
 
     Raises:
@@ -122,7 +123,7 @@ def open_hub(data: str, how: Drawing) -> Source:
     fingerprint = _fingerprint(classes, splits.values())
     if val is None:
         return draw(data, classes, splits[named[0]], how, fingerprint)
-    return Source(data, classes, splits[train] if train else EMPTY, splits[val], fingerprint=fingerprint)
+    return Dataset(data, classes, splits[train] if train else EMPTY, splits[val], fingerprint=fingerprint)
 
 
 def _load(data: str) -> "DatasetDict":
@@ -183,7 +184,7 @@ def _roots(data: str) -> tuple[Path, ...]:
     return tuple({root for place in places for root in (Path(place).absolute(), Path(place).resolve())})
 
 
-def _split(name: str, rows: "Dataset", labels: np.ndarray, roots: tuple[Path, ...]) -> Split:
+def _split(name: str, rows: "HubDataset", labels: np.ndarray, roots: tuple[Path, ...]) -> Split:
     bad = dict.fromkeys(np.flatnonzero(labels < 0).tolist(), "the row has no label")
     return Split(HubImages(rows, roots), labels, RowNames(name, len(rows)), bad=bad)
 

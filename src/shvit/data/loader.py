@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ..errors import Failure, InputError
-from .decode import MAX_PIXELS, BadImage, Source, decode
+from .decode import MAX_PIXELS, BadImage, ImageInput, decode
+from .opencv import use_one_thread
 from .transforms import on_canvas
-from .warp import use_one_thread
 
 Key = tuple[int, int, int]
 """Which view of which image, and which of its copies in the epoch: what its random choices follow from."""
@@ -97,7 +97,7 @@ def seed(*key: int, everywhere: bool = False) -> None:
 
 
 class Examples(Protocol):
-    """Images in a fixed order, with what is to be learnt from them: a `Split`, or `Scenes`."""
+    """Images in a fixed order, with what is to be learnt from them: a `Split`, or `CocoSplit`."""
 
     @property
     def shards(self) -> np.ndarray | None:
@@ -110,7 +110,7 @@ class Examples(Protocol):
         """What `read` makes of an image, and its target. Raises BadImage."""
         ...
 
-    def source(self, index: int) -> Source:
+    def source(self, index: int) -> ImageInput:
         """What to decode. Raises BadImage where it cannot be had."""
         ...
 
@@ -286,7 +286,7 @@ class Loader:
 
 
 @contextmanager
-def lost_workers_told() -> Iterator[None]:
+def worker_death_as_failure() -> Iterator[None]:
     """Inside, a data-loading worker that ends is a Failure, and an error in a worker keeps its one-line message.
 
     torch raises the former at any moment, not only when a batch is asked for.

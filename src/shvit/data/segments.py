@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-Segment = tuple[np.ndarray, ...] | dict[str, Any]
+Mask = tuple[np.ndarray, ...] | dict[str, Any]
 """An object's shape: polygons, each x, y, x, y, … in pixels; or COCO's run-length code, with `size` and `counts`."""
 
 TOLERANCE, ROUNDING = 0.25, 8.0
@@ -30,7 +30,7 @@ def numbers(value: Any) -> list[float] | None:
     return found if all(map(math.isfinite, found)) else None
 
 
-def read_segment(value: Any, height: int, width: int) -> Segment | None:
+def read_segment(value: Any, height: int, width: int) -> Mask | None:
     """None where it is no shape in an image of this size, or one that would take unbounded time and memory to draw."""
     if isinstance(value, dict):
         counts = value.get("counts")
@@ -46,7 +46,7 @@ def read_segment(value: Any, height: int, width: int) -> Segment | None:
     return polygons if polygons and _drawable(polygons, height, width) else None
 
 
-def lost_parts(value: Any, segment: Segment | None) -> bool:
+def lost_parts(value: Any, segment: Mask | None) -> bool:
     """Whether a shape was read from some of its polygons only, since others are none."""
     return isinstance(segment, tuple) and len(segment) < len(value)
 
@@ -75,7 +75,7 @@ def _drawable(polygons: tuple[np.ndarray, ...], height: int, width: int) -> bool
     return length <= LONGEST * (height + width)
 
 
-def plausible(area: float, segment: Segment | None, box: float) -> bool:
+def plausible(area: float, segment: Mask | None, box: float) -> bool:
     """Whether a stated area can be that of an object with this mask, or with a box of this area."""
     if not area > 0:
         return False
@@ -84,7 +84,7 @@ def plausible(area: float, segment: Segment | None, box: float) -> bool:
     return _close(area, box) or _close(area, enclosed(segment))
 
 
-def enclosed(segment: Segment) -> float:
+def enclosed(segment: Mask) -> float:
     """Area of a mask in pixels: of polygons the sum that COCO's files give, of a run-length code its pixels."""
     if isinstance(segment, dict):
         counts: Any = segment["counts"]

@@ -20,8 +20,8 @@ from .csv_files import CSV_SUFFIXES, read_csv
 from .decode import MAX_BYTES, BadImage
 from .folders import read_folder
 from .identity import DrawnBy, held_out
-from .lazy import Lazy, join, pick
-from .remote import is_remote
+from .sequences import Lazy, join, pick
+from .shards.download import is_remote
 from .splits import Listing
 from .transforms import Reader
 
@@ -96,7 +96,7 @@ EMPTY = Split([], [], [])
 
 
 @dataclass(frozen=True)
-class Source:
+class Dataset:
     """A data set for classification: its classes in alphabetical order, and its two splits."""
 
     name: str
@@ -146,7 +146,7 @@ class Drawing:
     by: DrawnBy = "content"
 
 
-def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Source:
+def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Dataset:
     """Read what `data` names.
 
     Args:
@@ -171,7 +171,7 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
     if data == "digits":
         return _digits(how)
     if is_sharded(data):
-        from .shards import open_shards
+        from .shards.index import open_shards
 
         return open_shards(data, how)
     if str(data).startswith("hf://"):
@@ -247,7 +247,7 @@ def duplicates(one: Listed, other: Listed) -> list[tuple[list[str], list[str]]]:
     return list(by_content.values())
 
 
-def _digits(how: Drawing) -> Source:
+def _digits(how: Drawing) -> Dataset:
     """1,797 real handwritten digits of 8x8 pixels, which scikit-learn carries within its package."""
     from sklearn.datasets import load_digits
 
@@ -259,26 +259,26 @@ def _digits(how: Drawing) -> Source:
     return draw("digits", classes, pile, how, _fingerprint(classes, pile))
 
 
-def _of_files(name: str, listing: Listing, how: Drawing) -> Source:
+def _of_files(name: str, listing: Listing, how: Drawing) -> Dataset:
     """The dataset of images that are files, its classes in alphabetical order."""
     classes = tuple(sorted({label for rows in listing.splits.values() for _, label in rows}))
     splits = {split: _split(rows, classes) for split, rows in listing.splits.items()}
     fingerprint = _fingerprint(classes, *splits.values())
     if "all" in splits:
         return draw(name, classes, splits["all"], how, fingerprint, listing.warnings)
-    return Source(name, classes, splits["train"], splits["val"], False, fingerprint, listing.warnings)
+    return Dataset(name, classes, splits["train"], splits["val"], False, fingerprint, listing.warnings)
 
 
 def draw(
     name: str, classes: tuple[str, ...], pile: Split, how: Drawing, fingerprint: str, warnings: tuple[str, ...] = ()
-) -> Source:
+) -> Dataset:
     """The dataset, whose validation images are drawn from all of its images."""
     if how.by == "position":
         chosen = _by_position(pile, how.seed, how.share)
     else:
         chosen = held_out(pile.images, pile.labels, how.seed, how.share)
     train = pile.subset(np.delete(np.arange(len(pile)), chosen).tolist())
-    return Source(name, classes, train, pile.subset(chosen), True, fingerprint, warnings)
+    return Dataset(name, classes, train, pile.subset(chosen), True, fingerprint, warnings)
 
 
 def _by_position(pile: Split, seed: int, share: float) -> list[int]:

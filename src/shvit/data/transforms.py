@@ -19,8 +19,8 @@ from torchvision.transforms.v2 import Compose
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import InputError
-from .decode import MAX_PIXELS, Opened, Pixels, Source, decode, open_small, within_memory
-from .warp import FASTER
+from .decode import MAX_PIXELS, ImageInput, Opened, Pixels, decode, open_small, within_memory
+from .opencv import FASTER
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 FITS = ("crop", "squash", "whole", "shorter")
@@ -33,7 +33,7 @@ LONGER = 5 / 3
 MARGIN = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
 """Colour around images that do not fill what the network sees: all but zero when it is normalised."""
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
-Reader = Callable[[Source], UInt8[Tensor, "3 h w"]]
+Reader = Callable[[ImageInput], UInt8[Tensor, "3 h w"]]
 """From what holds an image to the tensor; raises BadImage."""
 THIN = 8
 """How many times `image_size` the longer side of a resized image may be for it to be resized whole."""
@@ -218,14 +218,14 @@ class Decoded:
     transform: Transform
     max_pixels: int = MAX_PIXELS
 
-    def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
+    def __call__(self, source: ImageInput) -> UInt8[Tensor, "3 h w"]:
         """Raises BadImage as `decode` does."""
         image = decode(source, self.max_pixels)
         with within_memory():
             return self.transform(image)
 
 
-def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor, "3 h w"]]:
+def fast_eval_decoder(preprocess: Preprocess) -> Callable[[ImageInput], UInt8[Tensor, "3 h w"]]:
     """From file to tensor in less than half the time of `decode` and `eval_transform`, and all but the same.
 
     Pixels differ by rounding, mostly by none of 255 levels; where a large JPEG is decoded at a part of its size, by a
@@ -240,7 +240,7 @@ def fast_eval_decoder(preprocess: Preprocess) -> Callable[[Source], UInt8[Tensor
     squash = preprocess.fit == "squash"
     shorter = side if squash else math.floor(side / preprocess.crop)
 
-    def to_pixels(source: Source) -> UInt8[Tensor, "3 h w"]:
+    def to_pixels(source: ImageInput) -> UInt8[Tensor, "3 h w"]:
         image = open_small(source)
         with image.in_turn():
             pixels = image.decode(min(image.height, image.width) / (SHRINK_UNTIL * shorter))
@@ -320,7 +320,7 @@ class TrainReader:
             operation.aug_fn = SAME.get(operation.aug_fn, operation.aug_fn)
         return changes.transforms
 
-    def __call__(self, source: Source) -> UInt8[Tensor, "3 h w"]:
+    def __call__(self, source: ImageInput) -> UInt8[Tensor, "3 h w"]:
         """Raises BadImage as `decode` does."""
         image = open_small(source, self.max_pixels)
         box = draw_crop(image.height, image.width, self.crop_scale)

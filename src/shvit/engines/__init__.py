@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.frames import check_fit
+from ..data.letterbox import check_fit
 from ..errors import notice
 from ..modelfile import ModelFile
 from .base import Engine, EngineError, Exported, Runnable, Shapes, batch_of, check_seal
 from .coreml import CoreMLEngine
-from .cuda import CudaEngine
+from .cuda.engine import CudaEngine
 from .executorch import ExecuTorchEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine

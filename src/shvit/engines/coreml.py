@@ -18,7 +18,7 @@ from ..data.transforms import Preprocess
 from ..header import parsed
 from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
-from ..quiet import quiet
+from ..suppress import quiet
 from .base import (
     OUTPUTS,
     EngineError,

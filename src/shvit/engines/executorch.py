@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..modelfile import HEADER_KEY, ModelFile
-from ..quiet import quiet, silent
+from ..suppress import quiet, silent
 from .base import (
     EngineError,
     Exported,

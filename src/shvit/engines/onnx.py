@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..model.detector import Detector
 from ..modelfile import HEADER_KEY, ModelFile
-from ..quiet import quiet
+from ..suppress import quiet
 from .base import (
     OUTPUTS,
     STATIC_SHAPES,

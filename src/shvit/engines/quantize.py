@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ..quiet import quiet
+from ..suppress import quiet
 from .openvino import core
 
 if TYPE_CHECKING:

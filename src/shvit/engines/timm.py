@@ -19,8 +19,8 @@ from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS, Config
 from ..model.layers import NormLinear
-from ..model.peer import TimmModel, check_argument, named_arguments
 from ..model.shvit import SHViT
+from ..model.timm_model import TimmModel, check_argument, named_arguments
 from ..model.timm_names import to_timm
 from ..modelfile import HEADER_KEY, ModelFile
 from .base import EngineError, Exported, Runnable, Shapes, check_export, described, seal

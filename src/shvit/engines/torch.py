@@ -15,7 +15,7 @@ from torch.export.passes import move_to_device_pass
 
 from ..errors import Failure
 from ..modelfile import HEADER_KEY, ModelFile
-from ..quiet import environment, quiet
+from ..suppress import environment, quiet
 from . import pt2
 from .base import (
     UNSEALED,

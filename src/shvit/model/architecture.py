@@ -10,9 +10,9 @@ from ..errors import InputError
 from .config import MAX_WIDTH, VARIANTS, Config, Stage
 from .detector import LAYOUTS, Detector
 from .mask_rcnn import MaskRCNN
-from .peer import TimmModel, named_arguments
 from .retinanet import RetinaNet
 from .shvit import Mixer, SHViT, SingleHeadAttention
+from .timm_model import TimmModel, named_arguments
 
 TIMM_PREFIX = "timm/"
 FAMILIES = "shvit.networks"

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError
 from .detector import Detector
-from .peer import TimmModel
 from .shvit import SHViT
+from .timm_model import TimmModel
 
 
 @dataclass(frozen=True)

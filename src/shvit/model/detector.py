@@ -12,9 +12,9 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from ..errors import InputError
-from .peer import TimmModel
 from .pyramid import Pyramid
 from .shvit import SHViT
+from .timm_model import TimmModel
 
 Backbone = SHViT | TimmModel
 LAYOUTS = ("torchvision", "paper")

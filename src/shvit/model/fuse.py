@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..errors import Failure
 from .detector import Detector
-from .peer import TimmModel
 from .shvit import SHViT
+from .timm_model import TimmModel
 
 Network = TypeVar("Network", SHViT, TimmModel, Detector)
 CHECK_SIDE = 64

@@ -31,7 +31,7 @@ POSITIVE = 0.25
 """Share of the regions learnt from that hold an object, at most."""
 
 
-class Regions(RegionProposalNetwork):
+class CrowdAwareRPN(RegionProposalNetwork):
     """torchvision's, which learns no background from crowds."""
 
     beta = BETA
@@ -55,7 +55,7 @@ class Regions(RegionProposalNetwork):
         return F.binary_cross_entropy_with_logits(objectness.flatten()[drawn], torch.cat(labels)[drawn]), boxes
 
 
-class Heads(RoIHeads):
+class CrowdAwareRoIHeads(RoIHeads):
     """torchvision's, which learn no background from crowds."""
 
     beta = BETA
@@ -120,7 +120,7 @@ class MaskRCNN(Detector):
     def __init__(self, backbone: Backbone, num_classes: int, layout: str = LAYOUTS[0]) -> None:
         super().__init__(backbone, num_classes, layout)
         samples = 0 if self.as_published else 2
-        self.rpn = Regions(
+        self.rpn = CrowdAwareRPN(
             Anchors(self.strides, (8.0,)),
             RPNHead(WIDTH, 3),
             fg_iou_thresh=0.7,
@@ -132,7 +132,7 @@ class MaskRCNN(Detector):
             nms_thresh=0.7,
         )
         levels = [str(level) for level in range(len(self.strides) - 1)]
-        self.roi_heads = Heads(
+        self.roi_heads = CrowdAwareRoIHeads(
             MultiScaleRoIAlign(levels, 7, samples),
             TwoMLPHead(WIDTH * 7 * 7, 1024),
             FastRCNNPredictor(1024, num_classes + 1),

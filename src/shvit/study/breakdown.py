@@ -25,7 +25,7 @@ from ..engines.portable import portable
 from ..engines.torch import TorchEngine
 from ..errors import InputError
 from ..modelfile import ModelFile
-from ..quiet import silent
+from ..suppress import silent
 
 CALLS = 10
 
@@ -65,7 +65,7 @@ WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
 
 
 @dataclass(frozen=True)
-class Spent:
+class PartTime:
     """One kind of operation in one part of the network, over one call."""
 
     part: str
@@ -84,7 +84,7 @@ class Breakdown:
     engine: str
     batch_size: int
     image_size: int
-    spent: tuple[Spent, ...]
+    spent: tuple[PartTime, ...]
 
     def seconds(self, kinds: Sequence[str] = KINDS, within: Callable[[str], bool] = lambda part: True) -> float:
         """A call's, of some kinds, in some parts."""
@@ -136,7 +136,7 @@ def breakdown(
             seen[part.removeprefix("network."), kind] += seconds
         calls.append(seen)
     keys = dict.fromkeys(key for seen in calls for key in seen)
-    rows = (Spent(part, kind, median(seen[part, kind] for seen in calls)) for part, kind in keys)
+    rows = (PartTime(part, kind, median(seen[part, kind] for seen in calls)) for part, kind in keys)
     return Breakdown(
         name or model.architecture.name, engine, batch_size, side, tuple(row for row in rows if row.seconds)
     )

@@ -8,9 +8,9 @@ from statistics import mean
 from typing import Any
 
 from .. import engines
+from ..bench.case import Case, as_failure, open_model
 from ..bench.run import Progress
 from ..bench.run import Row as Timed
-from ..bench.subject import Case, as_failure, open_model
 from ..errors import Failure, InputError
 from ..model.config import VARIANTS
 from ..model.cost import cost
@@ -19,7 +19,7 @@ from ..redact import redacted
 from ..train.report import Reporter
 from .accuracy import Training
 from .breakdown import Breakdown, able, breakdown
-from .speeds import How, timed
+from .speeds import SpeedOptions, timed
 
 FP32_BYTES = 4
 
@@ -124,7 +124,7 @@ class Compared:
     """A comparison's outcome, as far as it has come."""
 
     comparison: Comparison
-    how: How
+    how: SpeedOptions
     training: Training | None
     rows: tuple[Measured, ...]
     omitted: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ class Compared:
 
 def compare(
     comparison: Comparison,
-    how: How,
+    how: SpeedOptions,
     training: Training | None,
     out: Path,
     told: Progress = lambda what, done, total: None,

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
 
-from ..screen import literal_text, visible
+from ..console import literal_text, visible
 
 OURS, PEER, PAPER = "#c2255c", "#3b5b7a", "#c9ced6"
 SERIES = ("#3b5b7a", "#d9780f", "#2b8a3e", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#a61e9d", "#5c940d")

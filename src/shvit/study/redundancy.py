@@ -24,7 +24,7 @@ NO_MORE = 1e-9
 
 
 @dataclass(frozen=True)
-class Heads:
+class LayerHeads:
     """What was found of one layer; each tuple has an entry for each head."""
 
     layer: str
@@ -43,7 +43,7 @@ class Redundancy:
     top1: float
     """With all heads."""
     images: int
-    layers: tuple[Heads, ...]
+    layers: tuple[LayerHeads, ...]
 
     @property
     def mean_similarity(self) -> tuple[float | None, ...]:
@@ -126,7 +126,7 @@ def redundancy(
             done += 1
         switched_off = [top1[every - {head}] for head in every] if layer.heads > 1 else []
         left = [top1[frozenset({head})] for head in every]
-        found.append(Heads(layer.name, alike.of(layer), tuple(switched_off), tuple(left)))
+        found.append(LayerHeads(layer.name, alike.of(layer), tuple(switched_off), tuple(left)))
         so_far(Redundancy(whole, images, tuple(found)))
     return Redundancy(whole, images, tuple(found))
 

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from ..bench.report import hardware_in_words
+from ..console import as_json, literal_text, say, show_table
 from ..files import replacing, write_csv
-from ..screen import literal_text, say, show_table
-from ..wording import as_json
 
 Cell = str | float | int | None
 

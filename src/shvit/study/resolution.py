@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import engines
+from ..bench.case import as_failure, has_random_weights
 from ..bench.run import Progress, Row
-from ..bench.subject import as_failure, has_random_weights
 from ..classnames import match_classes
 from ..errors import Failure, InputError
-from ..evaluate import divided_as_trained, evaluate
+from ..evaluate import evaluate, open_as_trained
 from ..model.architecture import TIMM_PREFIX
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile
@@ -19,7 +19,7 @@ from ..tasks.classify import Classify
 from ..train.report import Reporter
 from .accuracy import Training
 from .compare import need_model_file
-from .speeds import How, timed
+from .speeds import SpeedOptions, timed
 
 MODELS = ("shvit_s3", "shvit_s4", "timm/mobilenetv4_conv_small", "timm/fastvit_t8", "timm/repvit_m0_9")
 """SHViT beside networks that take images of any size."""
@@ -62,7 +62,7 @@ class AgainstSize:
 
     models: tuple[str, ...]
     sizes: tuple[int, ...]
-    how: How
+    how: SpeedOptions
     training: Training | None
     points: tuple[Point, ...] = ()
     accuracies: tuple[Accuracy, ...] = ()
@@ -79,7 +79,7 @@ class AgainstSize:
 def against_size(
     models: Sequence[str],
     sizes: Sequence[int],
-    how: How,
+    how: SpeedOptions,
     data: str | None,
     training: Training | None,
     out: Path,
@@ -131,7 +131,7 @@ def _with_accuracy(
     """With top-1 of a model's weights at every size."""
     try:
         weights = _weights(name, found.training, out, reporter)
-        source = divided_as_trained(data, weights)
+        source = open_as_trained(data, weights)
         match_classes(source.classes, weights.classes)
     except (InputError, Failure) as error:
         return found.without(f"top-1 of {name}: {error}")

@@ -1,17 +1,17 @@
-"""How fast networks run beside each other, on one engine after the other."""
+"""SpeedOptions fast networks run beside each other, on one engine after the other."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..bench.case import Case
 from ..bench.plan import Omitted, Request, pairs, settle
 from ..bench.run import Progress, Row, bench
-from ..bench.subject import Case
 from ..errors import Failure, InputError
 
 
 @dataclass(frozen=True)
-class How:
-    """How speed is measured; as `shvit bench` has it."""
+class SpeedOptions:
+    """SpeedOptions speed is measured; as `shvit bench` has it."""
 
     image_size: int | None = None
     """None: what the first network was designed for."""
@@ -26,7 +26,7 @@ class How:
 
 
 def timed(
-    how: How,
+    how: SpeedOptions,
     models: tuple[str, ...],
     sizes: tuple[int, ...],
     told: Progress,

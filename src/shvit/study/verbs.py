@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from ..bench.case import as_failure
 from ..bench.run import Progress, about
-from ..bench.subject import as_failure
 from ..engines import check_threads, pick_device
 from ..engines.threads import torch_threads
 from ..errors import Failure, InputError
-from ..evaluate import Which, divided_as_trained
+from ..evaluate import Which, open_as_trained
 from ..model.config import VARIANTS
 from ..provenance import facts
 from ..redact import redacted
@@ -23,16 +23,16 @@ from .breakdown import Breakdown, able
 from .breakdown import breakdown as measure_breakdown
 from .compare import Compared, compare, need_model_file
 from .experiments import COMPARISONS
+from .head_study import Studied, study_heads
 from .heads import attention_layers
+from .inputs import Images, open_subject, read_pictures
 from .pages.breakdown import breakdown_page
 from .pages.comparison import compared_page
 from .pages.redundancy import redundancy_page
 from .pages.resolution import resolution_page
 from .report import Report, write
 from .resolution import MODELS, SIZES, AgainstSize, against_size
-from .single import Studied, study_heads
-from .speeds import How
-from .subject import Images, open_subject, read_pictures
+from .speeds import SpeedOptions
 
 Written = tuple[Report, list[Path]]
 
@@ -67,7 +67,7 @@ def redundancy(
     check_threads(threads, device)
     places = [_place(text) for text in queries] or [(0.5, 0.5)]
     subject = open_subject(model, device)
-    source: Any = divided_as_trained(data, subject.model_file) if subject.model_file else Classify.open(data)
+    source: Any = open_as_trained(data, subject.model_file) if subject.model_file else Classify.open(data)
     told("reading images", 0, 1)
     chosen = Images(subject, source, split, images, batch_size, workers)
     shown = read_pictures(pictures, subject.preprocess) if pictures else chosen.pictures(max(4, len(places)))
@@ -94,7 +94,7 @@ def comparison(
     out: Path,
     *,
     size: str | None = None,
-    how: How | None = None,
+    how: SpeedOptions | None = None,
     training: Training | None = None,
     told: Progress = lambda what, done, total: None,
     reporter: Reporter | None = None,
@@ -106,7 +106,7 @@ def comparison(
         KeyboardInterrupt: Ctrl-C; the report holds what was known, and the same call goes on.
     """
     plan = COMPARISONS[name](size) if size else COMPARISONS[name]()
-    how = how or How()
+    how = how or SpeedOptions()
     publish = _publisher(out, lambda found: compared_page(found, about(found.how.device)))
     found: Compared = compare(plan, how, training, out, told, reporter, publish)
     return publish(found)
@@ -167,7 +167,7 @@ def resolution(
     out: Path,
     *,
     sizes: Sequence[int] = (),
-    how: How | None = None,
+    how: SpeedOptions | None = None,
     data: str | None = None,
     training: Training | None = None,
     workers: int = 2,
@@ -180,7 +180,7 @@ def resolution(
         InputError: A model, engine, size or data that cannot be used.
         KeyboardInterrupt: Ctrl-C; the report holds what was known, and the same call goes on.
     """
-    how = how or How()
+    how = how or SpeedOptions()
     publish = _publisher(out, lambda found: resolution_page(found, about(found.how.device)))
     found: AgainstSize = against_size(
         models or MODELS, sizes or SIZES, how, data, training, out, told, reporter, workers, publish

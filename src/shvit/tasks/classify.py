@@ -15,11 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..classnames import unique_names
-from ..data.decode import MAX_PIXELS
-from ..data.decode import Source as Encoded
+from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.identity import DrawnBy
 from ..data.loader import Batch
-from ..data.sources import Source, open_source
+from ..data.sources import Dataset, open_source
 from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
 from ..errors import Failure
 from .base import Gather, Predict, alone
@@ -113,7 +112,7 @@ class Classify:
         self._erase = RandomErasing(random_erasing, mode="pixel", device=device) if random_erasing else None
 
     @staticmethod
-    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Source:
+    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Dataset:
         """As `open_source`."""
         return open_source(data, seed, val_share, drawn_by)
 
@@ -132,7 +131,7 @@ class Classify:
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Decoded:
         return Decoded(eval_transform(preprocess), max_pixels)
 
-    def fast_reader(self, preprocess: Preprocess) -> Callable[[Encoded], tuple[UInt8[Tensor, "3 h w"], None]]:
+    def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], None]]:
         """What `Predictor` reads with: all but the same pixels, sooner."""
         to_pixels = fast_eval_decoder(preprocess)
         return lambda source: (to_pixels(source), None)

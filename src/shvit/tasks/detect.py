@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from ..data.coco import CocoSource, open_coco
-from ..data.decode import MAX_PIXELS, Source
-from ..data.frames import EvalScenes, Frame, Marks, TrainScenes, Truth, read_whole
+from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.identity import DrawnBy
+from ..data.letterbox import DetectionTargets, EvalScenes, GroundTruth, Letterbox, TrainScenes, read_whole
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
 from ..errors import Failure
@@ -64,7 +64,7 @@ class Detect:
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> EvalScenes:
         return EvalScenes(preprocess, max_pixels)
 
-    def fast_reader(self, preprocess: Preprocess) -> Callable[[Source], tuple[UInt8[Tensor, "3 h w"], Frame]]:
+    def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], Letterbox]]:
         """What `Predictor` reads with."""
         return partial(read_whole, preprocess=preprocess)
 
@@ -80,7 +80,7 @@ class Detect:
                 module.eval().requires_grad_(self.frozen_norms == "statistics")
 
     def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], list[Target]]:
-        marked: list[Marks] = batch.targets
+        marked: list[DetectionTargets] = batch.targets
         return images, [_target(one).to(images.device) for one in marked]
 
     def loss(self, network: Any, images: Float[Tensor, "b 3 h w"], targets: list[Target]) -> Float[Tensor, ""]:
@@ -96,7 +96,7 @@ class Detect:
         Raises:
             Failure: None of the images could be used.
         """
-        truths: list[Truth] = []
+        truths: list[GroundTruth] = []
         found: list[Detections] = []
         bad: dict[int, str] = {}
         for batch in batches:
@@ -119,12 +119,12 @@ class Detect:
         )
 
     def decode(
-        self, outputs: Float[Tensor, "b found values"], frames: Sequence[Frame], threshold: float = THRESHOLD
+        self, outputs: Float[Tensor, "b found values"], frames: Sequence[Letterbox], threshold: float = THRESHOLD
     ) -> list[Detections]:
         """The objects in each image, from what the network gives; their scores are `threshold` at least."""
         return [self._found(*pair, threshold) for pair in zip(outputs, frames, strict=False)]
 
-    def _found(self, outputs: Float[Tensor, "anchors 4+classes"], frame: Frame, threshold: float) -> Detections:
+    def _found(self, outputs: Float[Tensor, "anchors 4+classes"], frame: Letterbox, threshold: float) -> Detections:
         scores = outputs[:, 4:]
         anchors, labels = (scores >= threshold).nonzero(as_tuple=True)
         certain, best = scores[anchors, labels].topk(min(CANDIDATES, len(labels)))
@@ -135,6 +135,6 @@ class Detect:
         return Detections(boxes[kept], certain[kept], labels[kept])
 
 
-def _target(marks: Marks) -> Target:
+def _target(marks: DetectionTargets) -> Target:
     boxes, labels, crowds = (torch.from_numpy(part) for part in (marks.boxes, marks.labels, marks.crowds))
     return Target(boxes, labels, crowds, None if marks.masks is None else torch.from_numpy(marks.masks))

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..data.coco import Objects
-from ..data.frames import Truth, run_lengths
+from ..data.letterbox import GroundTruth, run_lengths
 from ..errors import InputError
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -79,7 +79,7 @@ def check_tools() -> None:
 
 
 def judge(
-    classes: tuple[str, ...], truths: Sequence[Truth], found: Sequence[Detections], kind: str
+    classes: tuple[str, ...], truths: Sequence[GroundTruth], found: Sequence[Detections], kind: str
 ) -> tuple[dict[str, float], list[float]]:
     """COCO's twelve numbers, and the AP of each class, of boxes (`bbox`) or masks (`segm`).
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
 
-from ..data.frames import Frame
+from ..data.letterbox import Letterbox
 from ..model.mask_rcnn import MASK_SIDE
 from .detect import THRESHOLD, Detect
 from .objects import Detections, RunLengths, encode
@@ -41,7 +41,7 @@ class Segment(Detect):
         """The scores, best first: a row need not be the same object in both."""
         return outputs[..., 4]
 
-    def _found(self, outputs: Float[Tensor, "100 790"], frame: Frame, threshold: float) -> Detections:
+    def _found(self, outputs: Float[Tensor, "100 790"], frame: Letterbox, threshold: float) -> Detections:
         outputs = outputs.cpu()
         boxes = frame.to_image(outputs[:, :4])
         kept = (outputs[:, 4] >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -51,7 +51,7 @@ class Segment(Detect):
         return Detections(boxes[kept], rows[:, 4], rows[:, 5].long(), masks)
 
 
-def _pasted(shares: Float[Tensor, "n 1 28 28"], boxes: Float[Tensor, "n 4"], frame: Frame) -> list[RunLengths]:
+def _pasted(shares: Float[Tensor, "n 1 28 28"], boxes: Float[Tensor, "n 4"], frame: Letterbox) -> list[RunLengths]:
     """The masks in the whole image: where the shares, stretched over the boxes, are more than a half.
 
     As torchvision does it, but one after another: all at once, those of a large image would take gigabytes.

@@ -15,19 +15,19 @@ from timm.utils.model_ema import ModelEmaV3
 
 from .. import modelfile
 from ..data.coco import CocoSource
-from ..data.loader import Batch, Loader, Share, lost_workers_told, seeded
-from ..data.sources import Source
+from ..data.loader import Batch, Loader, Share, seeded, worker_death_as_failure
+from ..data.sources import Dataset
 from ..data.transforms import Normalize
 from ..files import replacing, sweep, writing
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Task
-from .bad import BadImages, TrainError
+from .bad_images import BadImages, TrainError
 from .budget import Choice
+from .checkpoint import NEWEST, State
 from .clip import clip_adaptively
-from .recipe import Recipe
-from .report import Reporter, draw_curves, read_metrics
-from .setup import (
+from .distributed import World
+from .optim import (
     DTYPES,
     check_norms,
     make_optimizer,
@@ -36,9 +36,9 @@ from .setup import (
     picks_training_precision,
     schedule_time,
 )
-from .signals import heeded
-from .state import NEWEST, State
-from .world import World
+from .recipe import Recipe
+from .report import Reporter, draw_curves, read_metrics
+from .signals import on_stop_signal
 
 SAVE_EVERY = 500
 """Steps from one state on disk to the next."""
@@ -102,7 +102,7 @@ class Trainer:
         self,
         task: Task,
         start: ModelFile,
-        source: Source | CocoSource,
+        source: Dataset | CocoSource,
         recipe: Recipe,
         out: Path,
         device: str = "cpu",
@@ -188,7 +188,7 @@ class Trainer:
                 f"{self.train_loader.images} usable training images do not fill one batch of {self.recipe.batch_size}"
             )
         images_done, train_seconds = 0, 0.0
-        with lost_workers_told(), heeded(self._stop), self.reporter.training(self):
+        with worker_death_as_failure(), on_stop_signal(self._stop), self.reporter.training(self):
             while self.epoch < self.recipe.epochs:
                 done, seconds, wait = self._train_epoch()
                 images_done, train_seconds = images_done + done, train_seconds + seconds

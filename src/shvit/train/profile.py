@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ..data.loader import Batch
-from .bad import TrainError
+from .bad_images import TrainError
 from .loop import Trainer
 
 STEPS = 10

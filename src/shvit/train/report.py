@@ -16,8 +16,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from ..console import BESIDE, say, takes_all
 from ..files import writing
-from ..screen import BESIDE, say, takes_all
 from .budget import Choice
 from .remaining import TimeLeft
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data.coco import CocoSource
-from ..data.frames import check_fit
 from ..data.identity import DrawnBy, TrainedOn, drawn_before
+from ..data.letterbox import check_fit
 from ..data.loader import seeded
-from ..data.sources import Source, duplicates
+from ..data.sources import Dataset, duplicates
 from ..data.transforms import COARSEST, Preprocess
 from ..engines import pick_device
 from ..errors import InputError
@@ -29,17 +29,17 @@ from ..tasks.classify import Classify
 from ..tasks.detect import Detect
 from ..tasks.segment import Segment
 from .budget import Choice, choices, fit
+from .checkpoint import NAMES as STATES
 from .distill import AnswerCache, Distill, Teacher
+from .distributed import World
 from .idle import refuse_idle
 from .loop import SAVE_EVERY, Result, Trainer
+from .optim import DTYPES, picks_precision
 from .profile import Profile
 from .profile import profile as measure
 from .recipe import RECIPES, TASK_RECIPES, TUNES, Recipe
 from .report import Reporter
-from .setup import DTYPES, picks_precision
-from .state import NAMES as STATES
 from .track import check_tracker, tracking
-from .world import World
 
 RESUMES = ", or --resume to continue the run in it"
 """What else can be done about a folder that is not empty."""
@@ -165,7 +165,7 @@ class Plan:
 
     model: str
     recipe: Recipe
-    source: Source | CocoSource
+    source: Dataset | CocoSource
     start: ModelFile
     choices: tuple[Choice, ...] = ()
     """What `fit` changed of the published recipe."""
@@ -251,7 +251,7 @@ def _resumed(
     return Plan(record["model"], chosen, source, start, made, drawn_by, record.get("trained_on"))
 
 
-def _opened(data: str | Path, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Source | CocoSource:
+def _opened(data: str | Path, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Dataset | CocoSource:
     source = TASKS[task].open(data, recipe.seed, recipe.val_share, drawn_by)
     source.check_trainable(**({"masks": True} if task == "segment" else {}))
     return source
@@ -347,7 +347,7 @@ def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str 
     return draft
 
 
-def starting_point(model: str, source: Source | CocoSource, recipe: Recipe, task: str = "classify") -> ModelFile:
+def starting_point(model: str, source: Dataset | CocoSource, recipe: Recipe, task: str = "classify") -> ModelFile:
     """The network to train, with the data's classes: fresh, or trained weights under a head that fits.
 
     It has a second head where a teacher is to be learnt from, and the network can have one.
@@ -387,7 +387,7 @@ def _detector(task: str, model: str, source: CocoSource, recipe: Recipe) -> Mode
     return ModelFile(network, source.classes, preprocess, task, provenance=provenance)
 
 
-def _starting_point(model: str, source: Source, recipe: Recipe) -> ModelFile:
+def _starting_point(model: str, source: Dataset, recipe: Recipe) -> ModelFile:
     count, provenance = len(source.classes), {}
     if _is_trained(model):
         trained = load_model(model)
@@ -431,7 +431,7 @@ def recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _report_duplicates(source: Source | CocoSource, out: Path, reporter: Reporter) -> None:
+def _report_duplicates(source: Dataset | CocoSource, out: Path, reporter: Reporter) -> None:
     """Images that are in both splits make the validation look better than it is."""
     groups = duplicates(source.train, source.val)
     if groups:

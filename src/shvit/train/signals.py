@@ -8,7 +8,7 @@ from typing import Any
 
 
 @contextmanager
-def heeded(ask: Callable[[signal.Signals], None]) -> Iterator[None]:
+def on_stop_signal(ask: Callable[[signal.Signals], None]) -> Iterator[None]:
     """Inside, the first SIGINT or SIGTERM calls `ask` instead of ending the program; a second SIGINT ends it."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -5,9 +5,9 @@ from statistics import mean
 from typing import Any
 
 from .. import figures
+from ..head_study import Studied
 from ..redundancy import Redundancy
 from ..report import Column, Picture, Report, Section, Table
-from ..single import Studied
 
 PAPER_SIMILARITY = {
     3: (49.5, 35.5, 18.4, 39.2, 53.2, 47.5, 52.1, 63.5, 69.0, 76.2, 91.6, 91.2),

@@ -1,0 +1,35 @@
+"""The flags that a user typed: one without effect is refused, not ignored."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import takewhile
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Typed:
+    """Names of flags, without their dashes. Empty where a verb is called from Python."""
+
+    flags: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, arguments: Iterable[str]) -> "Typed":
+        """The flags of a command line, whatever their values: `--top-k 5`, `--top-k=5` and `--top_k 5` are one."""
+        before = takewhile(lambda argument: argument != "--", arguments)
+        names = (argument.partition("=")[0] for argument in before if argument.startswith("--"))
+        return cls(frozenset(name[2:].replace("_", "-") for name in names))
+
+    def refuse(self, *flags: str, because: str) -> None:
+        """Refuses these flags, also with their default values.
+
+        Args:
+            flags: Names, as in the command line.
+            because: Why they have no effect, such as "without --train DATA".
+
+        Raises:
+            InputError: One of them was typed.
+        """
+        if idle := [f"--{flag}" for flag in flags if flag in self.flags]:
+            verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")
+            raise InputError(f"{' and '.join(idle)} {verb} no effect {because}: leave {them} out")

@@ -1,0 +1,49 @@
+"""`shvit models`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from ..console import say, show_table
+from .app import Json, console_for, finish
+
+
+def models(*, json: Json = False) -> None:
+    """List the networks and the published weights."""
+    import torch
+
+    from ..model.architecture import Architecture, list_models
+    from ..model.cost import cost
+    from ..pretrained import PUBLISHED_TOP1
+
+    rows = []
+    for name in list_models():
+        with torch.device("meta"):
+            model = Architecture(name).build()
+        total = cost(model, (model.image_size, model.image_size))
+        published = f"{name}.in1k"
+        rows.append(
+            {
+                "name": name,
+                "image_size": model.image_size,
+                "params": total.params,
+                "macs": total.macs,
+                "published_weights": published,
+                "published_top1": PUBLISHED_TOP1[published] / 100,
+            }
+        )
+    console = console_for(json)
+    show_models(console, rows)
+    finish(json, rows)
+
+
+def show_models(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """The networks and their published weights."""
+    table = [
+        [r["name"], str(r["image_size"]), f"{r['params'] / 1e6:.1f} M", f"{r['macs'] / 1e6:.0f} M",
+         r["published_weights"], f"{r['published_top1']:.1%}"]
+        for r in rows
+    ]  # fmt: skip
+    show_table(console, ["name", "pixels", "params", "MACs", "published weights", "their top-1"], table)
+    say(console, "timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")

@@ -1,0 +1,275 @@
+"""Whole images for detectors: made to fit the network's input, their objects with them."""
+
+import random
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms.v2 import ColorJitter
+
+from ..errors import InputError
+from .coco import CocoSplit, Objects
+from .decode import MAX_PIXELS, BadImage, ImageInput, Opened, decode, open_small
+from .segments import Mask
+from .transforms import COARSEST, LONGER, Preprocess, on_canvas
+
+LEAST_VISIBLE, LEAST_SIDE = 0.2, 2.0
+"""Share of an object's box, and pixels of its sides, that a crop must leave for it to be learnt."""
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where in what the network sees an image lies."""
+
+    height: int
+    width: int
+    """Of the image, in pixels."""
+    down: float
+    across: float
+    """Pixels of the input for each of the image's."""
+    top: int = 0
+    left: int = 0
+    """Of the image's first pixel, in those of the input; less than 0 where the image is cut off."""
+
+    def to_input(self, points: np.ndarray) -> np.ndarray:
+        """From pixels of the image, x, y, x, y, … in the last dimension."""
+        scale, shift = self._factors(points.shape[-1])
+        return (points * scale + shift).astype(points.dtype)
+
+    def to_image(self, boxes: Float[Tensor, "n 4"], cut: bool = True) -> Float[Tensor, "n 4"]:
+        """From pixels of the input to those of the image, cut off at its edges if `cut`."""
+        scale, shift = (torch.tensor(values) for values in self._factors(4))
+        points = (boxes - shift) / scale
+        if not cut:
+            return points
+        most = torch.tensor([self.width, self.height] * 2)
+        return torch.minimum(points.clamp(min=0), most)
+
+    def _factors(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        pairs = length // 2
+        return (
+            np.array([self.across, self.down] * pairs, np.float32),
+            np.array([self.left, self.top] * pairs, np.float32),
+        )
+
+
+@dataclass(frozen=True)
+class DetectionTargets:
+    """What is to be learnt from one image, in pixels of the network's input.
+
+    Arrays, since each tensor that a worker sends holds a file descriptor open.
+    """
+
+    boxes: Float[np.ndarray, "n 4"]
+    labels: Int64[np.ndarray, " n"]
+    crowds: Float[np.ndarray, "m 4"]
+    """Boxes of regions of many objects."""
+    masks: UInt8[np.ndarray, "n h w"] | None = None
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """What is to be found in one image, and where the image lies in the input."""
+
+    image_id: int
+    frame: Letterbox
+    objects: Objects
+
+
+def check_fit(preprocess: Preprocess) -> None:
+    """Raises InputError for an input that a detector cannot take."""
+    if preprocess.fit not in ("whole", "shorter"):
+        raise InputError(f"a detector sees whole images: fit must be whole or shorter, got {preprocess.fit}")
+    if preprocess.fit == "whole" and preprocess.image_size % COARSEST:
+        raise InputError(
+            f"image_size of a detector must be a multiple of {COARSEST} pixels, got {preprocess.image_size}"
+        )
+
+
+def fitted(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
+    """Height and width that an image of this size is given, margins not counted."""
+    size = preprocess.image_size
+    scale = size / max(height, width)
+    if preprocess.fit == "shorter":
+        scale = min(size / min(height, width), LONGER * size / max(height, width))
+    return max(1, round(scale * height)), max(1, round(scale * width))
+
+
+def read_whole(
+    source: ImageInput, preprocess: Preprocess, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[UInt8[Tensor, "3 h w"], Letterbox]:
+    """A whole image as a detector sees it, with margins at the right and below.
+
+    Args:
+        source: What to decode.
+        preprocess: Of fit `whole` or `shorter`.
+        size: Height and width that its annotations are for; None to take what comes.
+        max_pixels: Larger images are refused.
+
+    Raises:
+        BadImage: As `decode`, or the image is of another size.
+    """
+    image = open_as(source, size, max_pixels)
+    height, width = fitted(image.height, image.width, preprocess)
+    pixels = _resized(image, height, width)
+    frame = Letterbox(image.height, image.width, height / image.height, width / image.width)
+    if preprocess.fit == "whole":
+        return on_canvas(pixels, preprocess.image_size, preprocess.image_size), frame
+    return on_canvas(pixels, _round_up(height), _round_up(width)), frame
+
+
+def open_as(source: ImageInput, size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS) -> Opened:
+    """An image of the size that its annotations are for: upright or, where they are for that, as it is stored.
+
+    Raises:
+        BadImage: As `decode`, or neither is of that size.
+    """
+    image = open_small(source, max_pixels)
+    found = image.height, image.width
+    if size is None or found == size:
+        return image
+    if found == size[::-1]:
+        stored = open_small(np.asarray(decode(source, max_pixels, upright=False)), max_pixels)
+        if (stored.height, stored.width) == size:
+            return stored
+    raise BadImage(f"is {found[1]}x{found[0]}, its annotations are for {size[1]}x{size[0]}")
+
+
+@dataclass(frozen=True)
+class EvalScenes:
+    """Reads an image of `CocoSplit` whole, with all its objects."""
+
+    preprocess: Preprocess
+    max_pixels: int = MAX_PIXELS
+
+    def __call__(self, scenes: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], GroundTruth]:
+        """Raises BadImage."""
+        height, width = scenes.sizes[index].tolist()
+        image, frame = read_whole(scenes.source(index), self.preprocess, (height, width), self.max_pixels)
+        return image, GroundTruth(scenes.ids[index], frame, scenes.objects[index])
+
+
+@dataclass(frozen=True)
+class TrainScenes:
+    """Reads an image of `CocoSplit` at a random size and place, perhaps mirrored, its colours changed, and its objects.
+
+    The random choices come from the global generators: call it within `loader.seeded`.
+    """
+
+    preprocess: Preprocess
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Least and greatest size, 1 being that of the evaluation; what is too large is cut off."""
+    flip: float = 0.5
+    """Probability of mirroring."""
+    color_jitter: float = 0.0
+    """Strength of changes of brightness, contrast and saturation."""
+    masks: bool = False
+    """Whether masks are wanted; an object without one is then treated as a crowd."""
+    max_pixels: int = MAX_PIXELS
+
+    @cached_property
+    def recolour(self) -> Any:
+        return ColorJitter(*[self.color_jitter] * 3)
+
+    def __call__(self, scenes: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], DetectionTargets]:
+        """Raises BadImage."""
+        stated = scenes.sizes[index].tolist()
+        image = open_as(scenes.source(index), (stated[0], stated[1]), self.max_pixels)
+        usual = fitted(image.height, image.width, self.preprocess)
+        factor = random.uniform(*self.scale)
+        height, width = (max(1, round(factor * side)) for side in usual)
+        seen = (self.preprocess.image_size,) * 2 if self.preprocess.fit == "whole" else usual
+        top, left = (random.randint(min(0, room), max(0, room)) for room in (seen[0] - height, seen[1] - width))
+        frame = Letterbox(image.height, image.width, height / image.height, width / image.width, top, left)
+        pixels = _resized(image, height, width)
+        cut = pixels[:, max(0, -top) :, max(0, -left) :]
+        cut = cut[:, : seen[0] - max(0, top), : seen[1] - max(0, left)]
+        if self.color_jitter:
+            cut = self.recolour(cut)
+        canvas = on_canvas(cut[:, :0, :0], *(_round_up(side) for side in seen))
+        shown = max(0, top), max(0, left), max(0, top) + cut.shape[1], max(0, left) + cut.shape[2]
+        canvas[:, shown[0] : shown[2], shown[1] : shown[3]] = cut
+        marks = marks_of(scenes.objects[index], frame, (canvas.shape[1], canvas.shape[2]), shown, self.masks)
+        if self.flip and torch.rand(()) < self.flip:
+            return canvas.flip(2), _mirrored(marks, canvas.shape[2])
+        return canvas, marks
+
+
+def marks_of(
+    objects: Objects, frame: Letterbox, size: tuple[int, int], shown: tuple[int, int, int, int], masks: bool
+) -> DetectionTargets:
+    """An image's objects in the network's input, without those of which too little is visible.
+
+    Args:
+        objects: In pixels of the image.
+        frame: Where the image lies in the input.
+        size: Height and width of the input.
+        shown: Top, left, bottom and right of the part of the input that shows the image; the rest is margin. Boxes and
+            masks end there.
+        masks: Whether to draw masks.
+    """
+    top, left, bottom, right = shown
+    boxes = frame.to_input(objects.boxes)
+    inside = boxes.clip(np.array([left, top] * 2, np.float32), np.array([right, bottom] * 2, np.float32))
+    sides, whole = inside[:, 2:] - inside[:, :2], boxes[:, 2:] - boxes[:, :2]
+    visible = (sides.min(1, initial=np.inf) >= LEAST_SIDE) & (sides.prod(1) >= LEAST_VISIBLE * whole.prod(1))
+    crowd = objects.crowd | np.array([masks and segment is None for segment in objects.segments], bool)
+    kept = np.flatnonzero(visible & ~crowd)
+    drawn = np.zeros((len(kept), *size), np.uint8) if masks else None
+    if drawn is not None:
+        for number, place in enumerate(kept):
+            mask = rasterised(objects.segments[int(place)], frame, size)
+            drawn[number, top:bottom, left:right] = mask[top:bottom, left:right]
+    return DetectionTargets(inside[kept], objects.labels[kept], inside[visible & crowd], drawn)
+
+
+def rasterised(segment: Mask | None, frame: Letterbox, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """An object's mask in an input of this height and width: 1 where it is."""
+    from faster_coco_eval.core import mask
+
+    if segment is None:
+        return np.zeros(size, np.uint8)
+    if isinstance(segment, tuple):
+        parts: Any = mask.frPyObjects([frame.to_input(points) for points in segment], *size)
+        return mask.decode(mask.merge(parts))
+    whole = torch.from_numpy(mask.decode(run_lengths(segment)))[None, None]
+    height, width = round(frame.down * frame.height), round(frame.across * frame.width)
+    scaled = interpolate(whole, (height, width), mode="nearest")[0, 0].numpy()
+    drawn = np.zeros(size, np.uint8)
+    cut = scaled[max(0, -frame.top) :, max(0, -frame.left) :]
+    cut = cut[: size[0] - max(0, frame.top), : size[1] - max(0, frame.left)]
+    drawn[max(0, frame.top) :, max(0, frame.left) :][: cut.shape[0], : cut.shape[1]] = cut
+    return drawn
+
+
+def run_lengths(segment: dict[str, Any]) -> dict[str, Any]:
+    """COCO's run-length code in the packed form that its tools read."""
+    from faster_coco_eval.core import mask
+
+    packed: Any = mask.frPyObjects(segment, *segment["size"]) if isinstance(segment["counts"], list) else segment
+    return packed
+
+
+def _resized(image: Opened, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
+    with image.in_turn():
+        pixels = image.decode(min(image.height / height, image.width / width) / 2)
+        values = torch.from_numpy(pixels.values)[None].permute(0, 3, 1, 2)
+        return interpolate(values, (height, width), mode="bilinear", antialias=True)[0]
+
+
+def _mirrored(marks: DetectionTargets, width: int) -> DetectionTargets:
+    boxes, crowds = (
+        np.stack([width - given[:, 2], given[:, 1], width - given[:, 0], given[:, 3]], 1)
+        for given in (marks.boxes, marks.crowds)
+    )
+    masks = None if marks.masks is None else np.ascontiguousarray(marks.masks[:, :, ::-1])
+    return DetectionTargets(boxes, marks.labels, crowds, masks)
+
+
+def _round_up(side: int) -> int:
+    return -(-side // COARSEST) * COARSEST

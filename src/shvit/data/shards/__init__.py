@@ -1,0 +1,1 @@
+"""WebDataset shards: reading, writing and downloading them."""

@@ -1,0 +1,309 @@
+"""Tar files as WebDataset fills them: what lies where in one, and images read from where they lie."""
+
+import json
+import os
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ...files import check_regular
+from ..decode import MAX_BYTES, BadImage
+from ..identity import identity, of_name
+from ..sequences import Lazy, Texts
+from .download import FetchError, fetched, is_remote
+
+IMAGES = frozenset(
+    {"jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "pnm", "bmp", "gif", "tif", "tiff", "jp2", "avif"}
+)
+BLOCK = tarfile.BLOCKSIZE
+OPEN_FILES = 64
+"""Shards that a process keeps open."""
+MAX_HEADER = MAX_LABEL = 1 << 20
+"""Bytes of what stands between the members, and of a label's member, at most."""
+SHORT_NAME = 100
+"""Bytes of a name that the block before the data holds in every kind of tar; longer ones may be elsewhere."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The members of a tar that share their name up to the first dot."""
+
+    member: str
+    """Name of the image; where there is none, what the sample's members share."""
+    offset: int
+    """Of the image's bytes from the start of the tar."""
+    length: int
+    label: int | str | None
+    """A class by number or by name."""
+    bad: str | None = None
+    """Why it cannot be used."""
+
+
+def scan(path: Path) -> tuple[list[Sample], str | None]:
+    """The samples of a tar in order, and what is wrong with it: those after the damage are unknown then."""
+    groups: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
+    repeated: dict[str, list[tarfile.TarInfo]] = defaultdict(list)
+    samples: list[Sample] = []
+    fault = None
+    size = check_regular(path)
+    try:
+        headers: Any = _Headers  # which lacks the methods that write
+        with path.open("rb") as file, tarfile.open(fileobj=headers(file), mode="r:") as tar:
+            try:
+                while member := tar.next():
+                    if member.size < 0:
+                        raise tarfile.ReadError(f"{member.name} has a size below zero")
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, ending = base.partition(".")
+                    if member.isfile() and stem and not stem.startswith("__"):
+                        key = f"{folder}/{stem}" if folder else stem
+                        if groups[key].setdefault(ending.lower(), member) is not member:
+                            repeated[key].append(member)
+                if _block(path, tar.offset).strip(b"\0"):
+                    fault = f"no header at byte {tar.offset}"
+            except tarfile.TarError as error:
+                fault = str(error)
+            samples = [_sample(tar, key, members, size) for key, members in groups.items()]
+            samples = [_unambiguous(sample, repeated[key]) for sample, key in zip(samples, groups, strict=True)]
+    except (tarfile.TarError, EOFError) as error:
+        fault = str(error) or "not a tar file"
+    lost = (one for key, members in groups.items() for one in _lost(key, members, repeated[key]))
+    return [*samples, *lost], fault
+
+
+def _unambiguous(sample: Sample, repeated: Sequence[tarfile.TarInfo]) -> Sample:
+    """The sample; unusable where it has one image and several labels."""
+    endings = {member.name.rpartition(".")[2].lower() for member in repeated}
+    if sample.bad or endings & IMAGES or not endings & {"cls", "json"}:
+        return sample
+    return replace(sample, label=None, bad="it has several labels of one name")
+
+
+def _lost(key: str, members: dict[str, tarfile.TarInfo], repeated: Sequence[tarfile.TarInfo]) -> Iterator[Sample]:
+    """Images that are no sample of their own: of a name that came before, or with a further dot in their names."""
+    for member in repeated:
+        if member.name.rpartition(".")[2].lower() in IMAGES:
+            yield Sample(member.name, 0, 0, None, "another member has its name")
+    plain = any(ending in IMAGES for ending in members)
+    dotted = {ending.rpartition(".")[0]: member for ending, member in members.items() if _is_dotted(ending)}
+    for before, member in dotted.items():
+        if f"{before}.cls" in members or f"{before}.json" in members or (not plain and len(dotted) > 1):
+            yield Sample(member.name, 0, 0, None, f"names end at their first dot, so that it counts as one of {key}")
+
+
+def _is_dotted(ending: str) -> bool:
+    before, _, last = ending.rpartition(".")
+    return bool(before) and last in IMAGES
+
+
+def _sample(tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo], size: int) -> Sample:
+    image = next((member for ending, member in members.items() if ending in IMAGES), None)
+    if image is None:
+        return Sample(key, 0, 0, None, "it has no image")
+    if image.offset_data + image.size > size:
+        return Sample(image.name, 0, 0, None, "the shard ends within it")
+    if image.size > MAX_BYTES:
+        return Sample(image.name, 0, 0, None, f"its {image.size:,} bytes are more than an image can need")
+    place = (image.name, image.offset_data, image.size)
+    try:
+        label = _label(tar, members)
+    except RecursionError:
+        return Sample(*place, None, "its label cannot be read: it is nested too deeply")
+    except (ValueError, tarfile.TarError) as error:
+        return Sample(*place, None, f"its label cannot be read: {error}")
+    return Sample(*place, label, "it has no label" if label is None else None)
+
+
+def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> int | str | None:
+    """Of `.cls`, or of `label` or `cls` in `.json`. Raises ValueError."""
+    value: Any = None
+    if "cls" in members:
+        value = _content(tar, members["cls"])
+    elif "json" in members and isinstance(document := json.loads(_content(tar, members["json"])), dict):
+        value = document.get("label", document.get("cls"))
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is neither a number nor a name")
+    text = value.strip()
+    return int(text) if text.removeprefix("-").isdecimal() else text or None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    """Raises ValueError."""
+    if member.size > MAX_LABEL:
+        raise ValueError(f"its {member.size:,} bytes are more than the limit of {MAX_LABEL:,}")
+    file = tar.extractfile(member)
+    assert file is not None  # only files are among the members
+    with file:
+        return file.read().decode()
+
+
+class _Headers:
+    """A tar as `tarfile` reads headers from it, whose length it takes from the file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._read(size)
+
+
+def _block(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(BLOCK)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a shard is."""
+
+    name: str
+    """What it is called in reports."""
+    where: str
+    """A path, or what `webdataset.gopen` opens."""
+    sha256: str | None = None
+
+    def local(self) -> Path:
+        """Its path here, fetched if it is elsewhere. Raises FetchError."""
+        return fetched(self.where, self.name, self.sha256) if is_remote(self.where) else Path(self.where)
+
+
+class Shards:
+    """Shards that are opened, and fetched, when something is read from them; in each process anew."""
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = places
+        self._opened = lru_cache(OPEN_FILES)(_Opened)
+        self._failed: dict[int, str] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.places,)
+
+    def read(self, shard: int, member: str, offset: int, length: int) -> bytes:
+        """The bytes of a member. Raises BadImage where they are not there, or the shard is another than it was."""
+        place = self.places[shard]
+        if length > MAX_BYTES:
+            raise BadImage(f"its {length:,} bytes are more than an image can need")
+        try:
+            data = os.pread(self._file(shard).number, BLOCK + length, offset - BLOCK)
+        except OSError as error:
+            raise BadImage(f"{place.name} cannot be read: {error.strerror or error}") from None
+        if len(data) < BLOCK + length:
+            raise BadImage(f"{place.name} ends before it")
+        if not _heads(data[:BLOCK], member, length):
+            raise BadImage(f"{place.name} is damaged, or another than was indexed: {member} is not where it was")
+        return data[BLOCK:]
+
+    def part(self, shard: int, start: int, count: int) -> bytes:
+        """Bytes of a shard, unchecked. Raises BadImage or OSError where they cannot be read."""
+        return os.pread(self._file(shard).number, count, start)
+
+    def _file(self, shard: int) -> "_Opened":
+        if shard in self._failed:
+            raise BadImage(self._failed[shard])
+        try:
+            return self._opened(self.places[shard])
+        except FetchError as error:
+            reason = f"cannot be fetched: {error}"
+        except OSError as error:  # no place in the cache, for one
+            reason = f"cannot be read: {error.strerror or error}"
+        self._failed[shard] = f"{self.places[shard].name} {reason}"
+        raise BadImage(self._failed[shard])
+
+
+class _Opened:
+    """A file that is closed when nobody uses it any more."""
+
+    def __init__(self, place: Place) -> None:
+        self.number = -1
+        path = place.local()
+        check_regular(path)
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)
+
+
+def _heads(block: bytes, member: str, length: int) -> bool:
+    """Whether this is the header of that member with that length."""
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    named = len(member) > SHORT_NAME or not member.isascii() or header.name == member
+    return named and header.size == length
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image in a shard."""
+
+    shards: Shards
+    shard: int
+    member: str
+    offset: int
+    length: int
+    known: int | None = None
+    """Its identity, if an index records it."""
+
+    def read(self) -> bytes:
+        return self.shards.read(self.shard, self.member, self.offset, self.length)
+
+    def identity(self) -> int:
+        if self.known is not None:
+            return self.known
+        try:
+            return identity(self.length, lambda start, count: self.shards.part(self.shard, self.offset + start, count))
+        except (BadImage, OSError):
+            return of_name(self.member)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImages(Lazy[StoredImage]):
+    """Images in shards, by where they lie: arrays of the shard's number, of the first byte and of the length."""
+
+    shards: Shards
+    members: Texts
+    shard: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+    identities: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def item(self, place: int) -> StoredImage:
+        return StoredImage(
+            self.shards,
+            int(self.shard[place]),
+            self.members[place],
+            int(self.offsets[place]),
+            int(self.lengths[place]),
+            None if self.identities is None else int(self.identities[place]),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class StoredNames(Lazy[str]):
+    """`train-000003.tar/KEY` of each of these images."""
+
+    images: StoredImages
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def item(self, place: int) -> str:
+        folder, slash, base = self.images.members[place].rpartition("/")
+        shard = self.images.shards.places[int(self.images.shard[place])]
+        return f"{shard.name}/{folder}{slash}{base.partition('.')[0]}"

@@ -1,0 +1,274 @@
+"""SHViT on kernels of its own, on NVIDIA GPUs, in fp16 or bf16. It runs model files and has no format.
+
+Each batch runs as a CUDA graph, one launch for the whole network, of a size that is a power of two: graphs are made
+when a size is first met, of the ways through the kernels that are the fastest for it on this GPU.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from statistics import median
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ...errors import Failure, notice
+from ...model.shapes import MIN_SIDE
+from ...modelfile import ModelFile
+from ..base import EngineError, Exported, Runnable, Shapes, TooLarge
+from ..portable import portable
+from ..torch import DTYPES, TorchEngine, gpu_failures, no_triton
+
+if TYPE_CHECKING:
+    from .network import KernelNetwork
+    from .plan import Choices, Launch, Way
+
+CAPABILITY = (8, 0)
+"""Compute capability from which on GPUs have bf16 and copies that do not wait."""
+MAX_BATCH = 1024
+MAX_GRAPHS = 32
+"""Each holds memory of its own; the oldest goes when another is needed."""
+QUEUED_LAUNCHES, QUEUE_CYCLES = 30, 8_000_000
+"""When ways are timed: so many launches, some 30 microseconds of the CPU each, while the GPU waits 4 ms."""
+
+
+class Size(NamedTuple):
+    """What a graph is made for."""
+
+    batch: int
+    height: int
+    width: int
+    channels_last: bool
+
+
+class CudaEngine:
+    """The network on the kernels; one that they do not compute, on the torch engine, which a notice tells.
+
+    Out of memory, batches are halved, which a notice tells, too.
+
+    Args:
+        device: A CUDA device; the CPU under Triton's interpreter, which runs the launches one by one.
+    """
+
+    name: ClassVar[str] = "cuda"
+    suffix: ClassVar[str] = ""
+    extra: ClassVar[str | None] = None
+    concurrent: ClassVar[bool] = False
+
+    def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
+        from .network import KernelNetwork, UnsupportedNetwork
+        from .plan import Choices
+
+        assert isinstance(model, ModelFile), "there are no files in a format of this engine"
+        self.precision = precision
+        self.most = MAX_BATCH
+        """Images at once, at most."""
+        self._device = _with_index(torch.device(device))
+        self._choices = Choices()
+        self._graphs: dict[Size, Graph] = {}
+        self._lock = Lock()
+        self._most_images: dict[tuple[int, int], int] = {}
+        self._torch: TorchEngine | None = None
+        self._make_torch = lambda: TorchEngine(model, precision, device, threads)
+        try:
+            self._kernels: KernelNetwork | None = KernelNetwork(portable(model), DTYPES[precision], str(self._device))
+        except UnsupportedNetwork as reason:
+            self._kernels = None
+            self._use_torch(reason)
+
+    @classmethod
+    def absent(cls) -> str | None:
+        return no_triton()
+
+    @classmethod
+    def unavailable(cls, device: str) -> str | None:
+        if torch.device(device).type != "cuda" or torch.version.cuda is None:
+            return "runs on NVIDIA GPUs"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < CAPABILITY:
+            return "needs compute capability {}.{}, this GPU has {}.{}".format(*CAPABILITY, *capability)
+        return cls.absent()
+
+    @classmethod
+    def precisions(cls, device: str) -> tuple[str, ...]:
+        return ("fp16", "bf16")
+
+    @classmethod
+    def exports(cls) -> tuple[str, ...]:
+        return ()
+
+    @classmethod
+    def export(
+        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+    ) -> None:
+        raise EngineError(f"the engine {cls.name} has no format: it runs model files")
+
+    @classmethod
+    def read(cls, path: Path) -> Exported:
+        raise EngineError(f"the engine {cls.name} has no format: it runs model files")
+
+    @torch.inference_mode()
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        if images.ndim != 4 or not len(images) or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise EngineError(f"images must be (batch, 3, height, width) in uint8, got {images.dtype} {images.shape}")
+        if min(images.shape[2:]) < MIN_SIDE:
+            size = f"{images.shape[2]}x{images.shape[3]}"
+            raise EngineError(f"images must be at least {MIN_SIDE} pixels high and wide, got {size}")
+        with self._lock, self._current(), gpu_failures(self._device):
+            outputs: list[Tensor] = []
+            while (done := sum(map(len, outputs))) < len(images):
+                if self._torch:
+                    outputs.append(self._torch(images[done:]))
+                elif (logits := self._next(images[done:])) is not None:
+                    outputs.append(logits)
+            return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> "Sequence[Launch]":
+        """What a call with these images launches, each lot anew; empty where the torch engine runs."""
+        self(images)
+        lots: list[Launch] = []
+        left = len(images)
+        while left and not self._torch:
+            size = self._size(images[:left])
+            lots += self._graphs[size].launches
+            left -= min(left, size.batch)
+        return lots
+
+    def _next(self, images: Tensor) -> Tensor | None:
+        """The first of these images' logits; None where the batch or the engine had to be changed."""
+        size = self._size(images)
+        try:
+            return self._graph(size)(images[: size.batch])
+        except TooLarge as reason:
+            self._use_torch(reason)
+        except RuntimeError as error:  # torch's own and those of CUDA's other parts
+            if "out of memory" not in str(error):
+                raise
+            self._halve(size.batch)
+        return None
+
+    def _size(self, images: Tensor) -> Size:
+        assert self._kernels is not None
+        _, _, height, width = images.shape
+        channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+        if (height, width) not in self._most_images:
+            self._most_images[height, width] = self._kernels.most_images(height, width)
+        most = min(self.most, self._most_images[height, width])
+        return Size(bucket(len(images), most), height, width, channels_last)
+
+    def _graph(self, size: Size) -> "Graph":
+        assert self._kernels is not None
+        if size not in self._graphs:
+            if len(self._graphs) >= MAX_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[size] = Graph(self._kernels, self._choices, size, self._device)
+        return self._graphs[size]
+
+    def _halve(self, batch: int) -> None:
+        self._graphs.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if batch == 1:
+            raise Failure(f"{self._device} has not enough memory for one image")
+        self.most = batch // 2
+        notice(f"{self._device} has not enough memory for {batch} images at once: {self.most} from here on")
+
+    def _use_torch(self, reason: Exception) -> None:
+        self._graphs.clear()
+        self._torch = self._make_torch()
+        notice(f"engine cuda: its kernels do not run this network, {reason}; the torch engine does, {self._torch.how}")
+
+    def _current(self) -> AbstractContextManager[Any]:
+        """Kernels are launched on the current device."""
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+
+class Graph:
+    """The network for one size of batch, with memory of its own.
+
+    Raises:
+        TooLarge: The GPU's multiprocessors cannot hold the kernels' tiles.
+        torch.OutOfMemoryError: Its memory is not enough.
+    """
+
+    def __init__(self, kernels: "KernelNetwork", choices: "Choices", size: Size, device: torch.device) -> None:
+        layout = torch.channels_last if size.channels_last else torch.contiguous_format
+        shape = (size.batch, 3, size.height, size.width)
+        self._images = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=layout).random_(0, 256)
+        on_gpu = device.type == "cuda"
+        about: Any = torch.cuda.get_device_properties(device) if on_gpu else None
+        plan, self._logits = kernels.plan(self._images, about.multi_processor_count if on_gpu else 1)
+        if on_gpu:
+            threads = min(16, os.cpu_count() or 1)
+            with ThreadPoolExecutor(threads, "shvit-compile", torch.cuda.set_device, (device,)) as pool:
+                choices.tune(plan, _seconds, about.shared_memory_per_block_optin, pool)
+        self.launches = choices.launches(plan)
+        self._run: Callable[[], None] = _captured(self.launches, device) if on_gpu else lambda: _launch(self.launches)
+        self._done = torch.cuda.Event() if on_gpu else None
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        """For as many images as it was made for, or less."""
+        if self._done:  # with the call before, which may have been on another stream
+            torch.cuda.current_stream().wait_event(self._done)
+        self._images[: len(images)].copy_(images, non_blocking=True)
+        self._run()
+        logits = self._logits[: len(images)].clone()
+        if self._done:
+            self._done.record()
+        return logits.to(images.device)
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """The GPU that is meant for good, where none is named."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def bucket(images: int, most: int) -> int:
+    """How many images, a power of two, the next lot of so many is made for.
+
+    A lot that fills three quarters of it or more, or has 8 images at most, runs with what is left empty; another is
+    split.
+    """
+    least = 1 << (images - 1).bit_length()
+    if images <= 8 or 4 * images >= 3 * least:
+        return min(least, 1 << (most.bit_length() - 1))
+    return min(least // 2, 1 << (most.bit_length() - 1))
+
+
+def _launch(launches: "Way") -> None:
+    for launch in launches:
+        launch()
+
+
+def _captured(launches: "Way", device: torch.device) -> Callable[[], None]:
+    """All of them as one CUDA graph."""
+    _launch(launches)  # kernels are loaded when they are first run, which a capture cannot hold
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
+        _launch(launches)
+    return graph.replay
+
+
+def _seconds(way: "Way") -> float:
+    """Of the GPU: it is kept waiting while launches queue up, so that those of the CPU do not count."""
+    _launch(way)  # loads the kernels
+    calls = max(1, QUEUED_LAUNCHES // len(way))
+    times = []
+    for _ in range(3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(QUEUE_CYCLES)  # torch has no public name for this
+        start.record()
+        for _ in range(calls):
+            _launch(way)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / calls / 1e3)
+    return median(times)

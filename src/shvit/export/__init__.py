@@ -1,0 +1,1 @@
+"""Writing a model for another runtime, and comparing the file with PyTorch."""

@@ -1,0 +1,51 @@
+"""Runs an exported file as a user's program would: read from disk, in a process of its own.
+
+python -m shvit.engines.check FILE IMAGES.npy RESULT.npz BATCH THREADS
+"""
+
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ..engines import load, read
+from ..engines.base import Engine
+
+ROUNDS, SECONDS = 30, 5.0
+"""Calls that are timed, and the time after which three are enough."""
+
+
+def run_all(engine: Engine, images: UInt8[Tensor, "n 3 h w"], batch: int) -> Float[Tensor, "n classes"]:
+    """Every image, in batches of just this size: the last is filled up with copies of the last image."""
+    short = -len(images) % batch
+    whole = torch.cat([images, images[-1:].expand(short, -1, -1, -1)]) if short else images
+    return torch.cat([engine(part.contiguous()) for part in whole.split(batch)])[: len(images)]
+
+
+def latency(engine: Engine, images: UInt8[Tensor, "b 3 h w"], rounds: int = ROUNDS) -> float:
+    """Median milliseconds of a call, warmed up."""
+    for _ in range(2):
+        engine(images)
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < rounds and sum(times) < SECONDS):
+        started = time.perf_counter()
+        engine(images)
+        times.append(time.perf_counter() - started)
+    return 1000 * median(times)
+
+
+def main() -> None:
+    file, images_file, result, batch, threads = sys.argv[1:]
+    engine = load(read(Path(file)), device="cpu", threads=int(threads) or None)
+    images = torch.from_numpy(np.load(images_file))
+    outputs = run_all(engine, images, int(batch))
+    np.savez(result, outputs=outputs.numpy(), latency=latency(engine, images[: int(batch)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Using a model on images: predictions, tables of them, and drawings."""

@@ -1,0 +1,156 @@
+"""Predictions of an unfinished run, on disk row by row: what `shvit predict --resume` goes on from."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import RawIOBase
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..engines import Exported, Runnable
+from ..errors import Failure, InputError
+from ..files import locked, replacing, writing
+from ..modelfile import digest_of
+from .predictor import Prediction
+
+
+def partial_of(out: Path) -> Path:
+    """The unfinished rows of `out`, as JSON lines. The first line records the arguments of the run."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def check_partial(out: Path, resume: bool) -> None:
+    """Raises InputError where there is an unfinished run and it is not to be resumed, or the reverse."""
+    path = partial_of(out)
+    if path.exists() and not resume:
+        raise InputError(f"{path} is an unfinished run: continue it with --resume, or delete it to begin again")
+    if resume and not path.exists():
+        raise InputError(f"{path}: no such file, so there is nothing to resume: leave --resume out to begin")
+
+
+class Journal:
+    """The rows of a run; see `journal`."""
+
+    def __init__(self, file: RawIOBase, path: Path, done: int) -> None:
+        self._file, self._path = file, path
+        self.done = done
+        """Rows that are on disk."""
+
+    def write(self, prediction: Prediction) -> None:
+        """Add a row."""
+        with writing(self._path):
+            row = json.dumps(prediction.to_dict()).encode() + b"\n"
+            while row:
+                row = row[self._file.write(row) :]
+        self.done += 1
+
+    def __iter__(self) -> Iterator[Prediction]:
+        """All rows on disk."""
+        with self._path.open("rb") as file:
+            file.readline()
+            for line in file:
+                yield Prediction.from_dict(json.loads(line))
+
+
+@contextmanager
+def journal(
+    out: Path, begun_with: Mapping[str, Any], images: int, batch_size: int, resume: bool, write: Callable[..., None]
+) -> Iterator[Journal]:
+    """A run whose rows become the file `out` when the block ends well, and stay in `partial_of(out)` when it does not.
+
+    A run that is resumed goes on at the beginning of a batch, so that its batches are those of one that was not
+    stopped, and all numbers are the same.
+
+    Args:
+        out: The file to write. One that is there stays as it is until the end.
+        begun_with: All that rows depend on, by name.
+        images: Rows of the whole run.
+        batch_size: Images that run at once.
+        resume: Continue the unfinished run.
+        write: Makes `out` of all rows.
+
+    Raises:
+        InputError: See `check_partial`; or the arguments differ from those of the unfinished run; or another process is
+            writing it.
+        Failure: There is no space left.
+    """
+    path = partial_of(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.with_name(f".{out.name}.lock"), f"another process is writing {path}"):
+        check_partial(out, resume)
+        if not resume:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(begun_with) + "\n", encoding="ascii")
+        with path.open("rb") as file:
+            ends = _sound_rows(file, path, begun_with)
+        done = len(ends) - 1
+        done = done if done >= images else done - done % batch_size
+        os.truncate(path, ends[done])
+        with path.open("ab", buffering=0) as file:  # so that closing it has nothing left to write
+            rows = Journal(file, path, done)
+            try:
+                yield rows
+                write(rows)
+            except BaseException as error:
+                kept = f"{rows.done:,} of {images:,} images are done and kept in {path}; --resume continues from there"
+                if not rows.done:
+                    path.unlink()
+                    kept = "nothing was written"
+                if isinstance(error, KeyboardInterrupt):
+                    raise KeyboardInterrupt(kept) from None
+                if isinstance(error, Failure | OSError):
+                    raise Failure(f"{error}; {kept}") from error
+                raise
+        path.unlink()
+
+
+def _sound_rows(file: BinaryIO, path: Path, begun_with: Mapping[str, Any]) -> list[int]:
+    """Where the first line and each row after it ends; a row that a crash cut short is passed over."""
+    first = file.readline()
+    try:
+        begun = dict(json.loads(first))
+    except (ValueError, TypeError):
+        raise InputError(f"{path} was not written by shvit predict: delete it to begin again") from None
+    if other := [key for key, value in begun_with.items() if begun.get(key) != value]:
+        raise InputError(
+            f"{path} was begun with another {' and '.join(other)}: give the same arguments, or delete it to begin again"
+        )
+    ends = [len(first)]
+    for line in file:
+        try:
+            Prediction.from_dict(json.loads(line))
+        except (ValueError, TypeError, KeyError):
+            break
+        if not line.endswith(b"\n"):
+            break
+        ends.append(ends[-1] + len(line))
+    return ends
+
+
+def of_images(paths: Sequence[Path]) -> str:
+    """A digest of these files' names, sizes and times of change, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            found = path.stat()
+            about = f"{found.st_size} {found.st_mtime_ns}"
+        except (OSError, ValueError):
+            about = "missing"
+        digest.update(f"{path}\0{about}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def of_model(model: Runnable) -> str:
+    """A digest of all that its predictions depend on."""
+    digest = hashlib.sha256(repr((model.task, model.classes, model.preprocess)).encode())
+    if not isinstance(model, Exported):
+        digest.update(digest_of(model).encode())
+        return digest.hexdigest()
+    parts = sorted(model.path.rglob("*")) if model.path.is_dir() else [model.path, model.path.with_suffix(".bin")]
+    for part in parts:  # OpenVINO's weights are a file .bin beside the .xml
+        if part.is_file():
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,257 @@
+"""Detectors in other runtimes: the file finds what PyTorch finds, or it never appears."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import shvit
+from conftest import random_images, randomize_norms, tiny_architecture, write_coco
+from shvit import engines
+from shvit.data.coco import open_coco
+from shvit.data.transforms import Preprocess
+from shvit.engines.base import EngineError, ExportError, Shapes
+from shvit.errors import InputError
+from shvit.export import parity
+from shvit.export.accuracy_floor import check_within
+from shvit.export.export import export
+from shvit.modelfile import ModelFile, save
+from shvit.tasks.detect import Detect
+from shvit.tasks.objects import Detections, ObjectsEvaluation, encode
+from shvit.tasks.segment import Segment
+
+KINDS = {"detect": "retinanet", "segment": "mask_rcnn"}
+SUFFIXES = {"onnx": "m.onnx", "openvino": "m.xml", "torch": "m.pt2", "executorch": "m.pte", "coreml": "m.mlpackage"}
+
+
+def detector(task: str, background: float = 0.0, most: int = 4, **options) -> ModelFile:
+    """Untrained; that its second stage finds less with more `background` makes the number of objects vary."""
+    torch.manual_seed(0)
+    model = randomize_norms(replace(tiny_architecture(3), detector=KINDS[task]).build()).eval()
+    if task == "segment":
+        torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.1)
+        model.roi_heads.box_predictor.cls_score.bias.data[0] = background
+        model.roi_heads.detections_per_img = most  # masks take most of the time
+    return ModelFile(model, ("a", "b", "c"), Preprocess(**{"image_size": 128, "fit": "whole", **options}), task)
+
+
+def skip_without(engine: str) -> None:
+    if reason := engines.ENGINES[engine].absent():
+        pytest.skip(reason)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "engine"),
+    [(task, engine) for task in KINDS for engine in ("onnx", "openvino")]
+    + [("detect", "torch"), ("detect", "executorch")],
+)
+def test_a_file_finds_what_pytorch_finds(task, engine, tmp_path):
+    skip_without(engine)
+    model_file, out = detector(task), tmp_path / SUFFIXES[engine]
+    report = export(model_file, engine, out)["parity"]
+    assert (report["images"], report["matched"]) == (16, 1)
+    assert report["objects"] > 16
+    assert report["score_difference"] < 1e-4
+    assert (report["mask_overlap"] or 1) > 0.999
+
+    facts = shvit.load(out)
+    assert (facts.task, facts.classes, facts.preprocess.fit) == (task, model_file.classes, "whole")
+    images = random_images(3, 128)
+    expected = engines.load(model_file, "torch", "fp32", "cpu")(images)
+    run = engines.load(facts, device="cpu")
+    for part in (run(images), torch.cat([run(images[:1]), run(images[1:])])):
+        torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+@pytest.mark.parametrize("background", [3.0, 9.0])
+def test_however_many_objects_there_are(engine, background):
+    skip_without(engine)
+    model_file, images = detector("segment", background, 100), random_images(2, 128)
+    expected = engines.load(model_file, "torch", "fp32", "cpu")(images)
+    found = (expected[..., 4] > 0).sum(1)
+    assert {3.0: 0 < found.min() < 100, 9.0: found.max() == 0}[background], found
+    outputs = engines.load(model_file, engine, device="cpu")(images)
+    torch.testing.assert_close(outputs, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_several_at_once_in_a_file_of_fixed_size(tmp_path):
+    skip_without("onnx")
+    model_file = detector("segment")
+    engines.ENGINES["onnx"].export(model_file, tmp_path / "m.onnx", "fp32", Shapes(batch=2), ())
+    images = random_images(3, 128)
+    expected = engines.load(model_file, "torch", "fp32", "cpu")(images)
+    outputs = engines.load(shvit.load(tmp_path / "m.onnx"))(images)
+    torch.testing.assert_close(outputs, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_core_ml_has_the_raw_outputs(tmp_path):
+    pytest.importorskip("coremltools.proto", exc_type=ImportError)
+    report = export(detector("detect"), "coreml", tmp_path / "m.mlpackage")
+    if not report["ran"]:
+        anchors = 9 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
+        assert report["specification"]["outputs"] == {"objects": f"array 1x{anchors}x7 FLOAT32"}
+        assert report["specification"]["inputs"] == {"image": "image 128x128 RGB"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "predictor"), [("detect", "cls_logits/"), ("segment", "mask_fcn_logits/")])
+def test_int8_is_held_to_average_precision(tmp_path, task, predictor):
+    skip_without("openvino")
+    source = open_coco(write_coco(tmp_path / "data"))
+    model = replace(detector(task), classes=("tree", "cat", "c"))
+    report = export(model, "openvino", tmp_path / "m.xml", "int8", source=source, max_drop=100)
+    floor = report["floor"]
+    assert floor["metric"] == "AP"
+    assert floor["AP"] == floor["score"]
+    assert floor["drop"] == pytest.approx(100 * (floor["reference"] - floor["AP"]))
+    assert floor["layers"] > 20
+    exported = shvit.load(tmp_path / "m.xml")
+    assert exported.precision == "int8"
+    heads = engines.openvino.core().read_model(tmp_path / "m.xml").get_ops()
+    predictors = [node for node in heads if predictor in node.get_friendly_name() and "Conv" in node.get_type_name()]
+    assert predictors
+    assert not any("FakeQuantize" in node.input_value(0).get_node().get_type_name() for node in predictors)
+
+
+def test_images_without_objects_hold_no_floor(monkeypatch):
+    class Nothing:
+        name, headline = "detect", "AP"
+
+        def evaluate(self, predict, batches):
+            return ObjectsEvaluation(("a",), {"bbox": {"AP": -1.0, "AP50": -1.0}}, {"bbox": [-1.0]}, 1)
+
+    monkeypatch.setattr("shvit.export.accuracy_floor.task_of", lambda _: Nothing())
+    with pytest.raises(InputError, match="no validation image has an object"):
+        check_within(None, None, None, [], 1.0)
+
+
+def test_boxes_do_not_count_where_layers_are_ranked():
+    """Of RetinaNet the scores alone; of Mask R-CNN neither boxes nor which object is which."""
+    outputs = torch.rand(2, 5, 7)
+    moved = outputs.clone()
+    moved[..., :4] += 10
+    detect = Detect(("a", "b", "c"))
+    assert torch.equal(detect.signal(outputs), detect.signal(moved))
+    assert not torch.equal(detect.signal(outputs), detect.signal(outputs * 0.9))
+    rows = torch.rand(2, 100, 790)
+    others = rows.clone()
+    others[..., 5:] = 0
+    segment = Segment(("a",))
+    assert torch.equal(segment.signal(rows), segment.signal(others))
+    assert not torch.equal(segment.signal(rows), segment.signal(rows * 0.9))
+
+
+@pytest.mark.parametrize(
+    ("task", "engine", "options", "shapes", "reason"),
+    [
+        ("segment", "executorch", {}, Shapes(), "models of task segment are written as onnx, openvino, not as execu"),
+        (
+            "detect",
+            "plan",
+            {},
+            Shapes(),
+            "unknown format 'plan': allowed are onnx, openvino, torch, executorch, coreml",
+        ),
+        ("detect", "onnx", {}, Shapes(dynamic_size=True), "files of detectors take images of one size"),
+        ("detect", "onnx", {"fit": "shorter"}, Shapes(), "a file of one: give --image-size"),
+        ("detect", "onnx", {"image_size": 100}, Shapes(), "must be a multiple of 64 pixels, got 100"),
+    ],
+)
+def test_refusals(task, engine, options, shapes, reason, tmp_path):
+    if engine in engines.FORMATS:
+        skip_without(engine)
+    with pytest.raises(shvit.InputError, match=reason):
+        export(detector(task, **options), engine, tmp_path / SUFFIXES.get(engine, "m.plan"), shapes=shapes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_of_images_of_many_sizes_one_is_chosen(tmp_path, run):
+    skip_without("onnx")
+    save(detector("detect", fit="shorter"), tmp_path / "m.safetensors")
+    code, _, errors = run("export", tmp_path / "m.safetensors", "--format", "onnx", "--image-size", 192)
+    assert code == 0, errors
+    assert shvit.load(tmp_path / "m.onnx").preprocess == Preprocess(192, fit="whole")
+
+
+@pytest.mark.slow
+def test_a_file_that_finds_something_else_never_appears(tmp_path, monkeypatch):
+    skip_without("onnx")
+    kind = engines.ENGINES["onnx"]
+    write, model_file = kind.export, detector("detect")
+    torch.nn.init.normal_(model_file.model.head.classification_head.cls_logits.weight, std=0.05)
+    other = replace(model_file, model=randomize_norms(model_file.architecture.build()))
+    monkeypatch.setattr(kind, "export", classmethod(lambda cls, model, *rest: write(other, *rest)))
+    with pytest.raises(ExportError, match=r"m\.onnx is not kept: only .* of its objects are PyTorch's"):
+        export(model_file, "onnx", tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def found(*rows: tuple[float, ...], masks=None) -> Detections:
+    """Rows of label, score, left, top, right, bottom."""
+    values = torch.tensor(rows).view(-1, 6)
+    return Detections(values[:, 2:], values[:, 1], values[:, 0].long(), masks)
+
+
+ONE = (1.0, 0.9, 10.0, 10.0, 50.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("other", "share", "fault"),
+    [
+        (ONE, 1.0, None),
+        ((1.0, 0.905, 10.0, 10.0, 50.0, 51.0), 1.0, None),
+        ((1.0, 0.8, 10.0, 10.0, 50.0, 50.0), 1.0, "its scores differ by 0.1, allowed is 0.02"),
+        ((2.0, 0.9, 10.0, 10.0, 50.0, 50.0), 0.0, "only 0.0% of its objects are PyTorch's, required are 90%"),
+        ((1.0, 0.9, 10.0, 10.0, 50.0, 60.0), 0.0, "only 0.0% of its objects"),
+    ],
+)
+def test_planted_differences(other, share, fault):
+    numbers, found_fault = parity._objects([(found(other), found(ONE))], "fp16")
+    assert numbers["matched"] == share
+    assert (found_fault or "").startswith(fault or "")
+    assert (found_fault is None) == (fault is None)
+
+
+def test_boxes_may_move_more_in_int8():
+    pair = found((1.0, 0.9, 10.0, 10.0, 50.0, 60.0)), found(ONE)  # they overlap by 0.8
+    assert parity._objects([pair], "int8")[1] is None
+    assert parity._objects([pair], "fp32")[1] is not None
+
+
+def test_what_either_side_lacks_counts():
+    assert parity._objects([(found(), found())], "fp16")[1] is None
+    for pair in ((found(), found(ONE)), (found(ONE), found())):
+        assert "only 0.0%" in parity._objects([pair], "fp16")[1]
+    twice = found(ONE, (0.0, 0.9, 60.0, 60.0, 90.0, 90.0))
+    assert parity._objects([(twice, found(ONE))], "int8")[0]["matched"] == pytest.approx(2 / 3)
+
+
+def test_masks_are_compared():
+    masks = [np.zeros((64, 64), np.uint8) for _ in range(2)]
+    masks[0][10:50, 10:50] = 1
+    masks[1][10:30, 10:50] = 1
+    whole, half = (found(ONE, masks=[encode(mask)]) for mask in masks)
+    assert parity._objects([(whole, whole)], "fp16")[0]["mask_overlap"] == 1
+    numbers, fault = parity._objects([(whole, half)], "fp16")
+    assert numbers["mask_overlap"] == pytest.approx(0.5)
+    assert fault == "its masks overlap PyTorch's by 0.50 on average, required are 0.9"
+
+
+def test_other_engines_of_segmentation_are_refused():
+    with pytest.raises(EngineError, match="models of task segment and fit whole run on onnx, openvino, torch"):
+        engines.load(detector("segment"), "executorch")
+    with pytest.raises(EngineError, match="no precision 'bf16' on cpu: openvino has fp32, int8"):
+        engines.load(detector("detect"), "openvino", "bf16")
+
+
+def test_the_certain_ones_count_where_there_are_any():
+    noise = [(0.0, 0.01, 5.0 * place, 0.0, 5.0 * place + 4, 4.0) for place in range(10)]
+    numbers, fault = parity._objects([(found(ONE), found(ONE, *noise))], "fp16")
+    assert (numbers["objects"], numbers["matched"], fault) == (2, 1, None)
+    assert parity._objects([(found(*noise), found(*noise[:5]))], "fp16")[0]["matched"] == pytest.approx(10 / 15)
