@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cyclopts import App
 from PIL import Image
 
 import shvit
@@ -210,6 +211,20 @@ def test_the_examples_of_an_engine_and_a_task_have_members_of_real_ones(example,
             real = inspect.signature(getattr(kind, member.name)).parameters
             shown = [argument.arg for argument in member.args.args if argument.arg not in ("self", "cls")]
             assert not set(shown) - set(real), member.name
+
+
+def test_the_example_of_a_verb_runs(tmp_path, monkeypatch, capsys):
+    [block] = [block for block in python_blocks("docs/architecture.md") if "CountRequest" in block]
+    (tmp_path / "counting.py").write_text(block)
+    monkeypatch.syspath_prepend(tmp_path)
+    app = App(name="shvit", result_action="return_value")
+    app.command(importlib.import_module("counting").count)
+    for name in ("a.jpg", "b.jpg", "c.txt"):
+        (tmp_path / name).touch()
+    app(["count", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out) == {"files": 2}
+    app(["count", str(tmp_path), "--suffix", ".txt"])
+    assert capsys.readouterr().out == "1 files\n"
 
 
 @pytest.mark.skipif(
