@@ -175,7 +175,7 @@ def test_flags_in_the_text_exist():
     verbs = ["train", "eval", "predict", "export", "bench", "info", "models", "shard", "calibrate-bn"]
     studies = ["redundancy", "macro", "ablation", "designs", "breakdown", "resolution"]
     known = set().union(*(flags_of(verb) for verb in verbs), *(flags_of("study", name) for name in studies))
-    others = {"--max-restarts", "--shutdown-timeout", "--version"}  # of torchrun, and of shvit itself
+    others = {"--max-restarts", "--shutdown-timeout", "--rate"}  # of torchrun; a name of an earlier version
     for path in PAGES:
         for code in re.findall(r"`(--[^`]+)`", written(path)):
             assert not set(re.findall(r"--[a-z][\w-]*", code)) - known - others - RENAMED, f"{path}: {code}"
