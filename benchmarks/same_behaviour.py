@@ -23,7 +23,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import zipfile
@@ -41,8 +40,8 @@ C, D, S = (f"train-{task}/best.safetensors" for task in ("classify", "detect", "
 CPU = "--workers 0 --device cpu"
 THREADS = "--threads 1 --workers 1"
 FOUND = f"--threshold 0.02 {THREADS}"
-CLASSIFY = f"train data --model shvit_s1 --image-size 32 --epochs 2 --batch-size 8 --seed 1 {CPU} --out OUT"
-OBJECTS = f"train coco --image-size 64 --epochs 1 --batch-size 4 --seed 1 {CPU} --out OUT"
+CLASSIFY = f"train data --model shvit_s1 --image-size 32 --epochs 2 --batch-size 8 --save-every 1 {CPU} --out OUT"
+OBJECTS = f"train coco --image-size 64 --epochs 1 --batch-size 4 {CPU} --out OUT"
 
 # Each command writes only into its folder OUT, which has the command's name.
 TRAIN = {
@@ -50,23 +49,17 @@ TRAIN = {
     "train-detect": f"{OBJECTS} --task detect",
     "train-segment": f"{OBJECTS} --task segment",
 }
-STOPPED = {"train-stopped": f"{CLASSIFY} --save-every 1"}
-"""Stopped by SIGTERM after its first checkpoint; `read-old` resumes it, and expects the weights of train-classify."""
+STOPPED = {"train-stopped": CLASSIFY}
+"""Stopped by SIGTERM after its first checkpoint; `read-old` resumes it and expects what train-classify has."""
 
-SUFFIXES = {
-    "onnx": "onnx",
-    "openvino": "xml",
-    "torch": "pt2",
-    "executorch": "pte",
-    "coreml": "mlpackage",
-    "timm": "timm",
-}
 EXPORTS = """
-    classify onnx fp32, classify openvino fp32, classify openvino fp16, classify openvino bf16, classify openvino int8,
-    classify torch fp32, classify torch bf16, classify executorch fp32, classify executorch int8, classify coreml fp16,
-    classify timm fp32, detect onnx fp32, detect openvino fp32, detect openvino int8, detect torch fp32,
-    detect executorch fp32, detect coreml fp16, segment openvino fp32
+    classify fp32 best.onnx, classify fp32 best.xml, classify fp16 best.xml, classify bf16 best.xml,
+    classify int8 best.xml, classify fp32 best.pt2, classify bf16 best.pt2, classify fp32 best.pte,
+    classify int8 best.pte, classify fp16 best.mlpackage, classify fp32 best.timm, detect fp32 best.onnx,
+    detect fp32 best.xml, detect int8 best.xml, detect fp32 best.pt2, detect fp32 best.pte, segment fp32 best.xml
 """
+FORMATS = {"xml": "openvino", "pt2": "torch", "pte": "executorch", "mlpackage": "coreml"}
+"""Of those suffixes that are not the format's name."""
 WRITE = {
     "shard": "shard data --out OUT/shards --size 64 --workers 0",
     "calibrate-bn": f"calibrate-bn {C} data --image-size 64 --out OUT/best64.safetensors {CPU}",
@@ -82,15 +75,14 @@ READ = {
     "predict-detect-csv": f"predict {D} coco/val2017 --out OUT/found.csv {FOUND}",
     "predict-detect-jsonl": f"predict {D} coco/val2017 --draw OUT/drawn --out OUT/found.jsonl {FOUND}",
     "predict-detect-json": f"predict {D} coco/val2017 --annotations coco --out OUT/found.json {FOUND}",
-    "predict-detect-stdout": f"predict {D} coco/val2017 {FOUND}",
     "predict-segment-json": f"predict {S} coco/val2017 --out OUT/found.json {FOUND}",
     "info-classify": f"info {C}",
     "info-detect": f"info {D}",
-    "info-segment": f"info {S}",
     "info-shards": "info shard/shards",
 }
-READ |= {f"eval-classify-{e}": f"eval {C} data --engine {e} --out OUT {CPU}" for e in ("torch", "onnx", "openvino")}
-READ |= {f"eval-detect-{e}": f"eval {D} coco --engine {e} --out OUT {CPU}" for e in ("torch", "onnx", "openvino")}
+for engine in ("torch", "onnx", "openvino"):
+    READ[f"eval-classify-{engine}"] = f"eval {C} data --engine {engine} --out OUT {CPU}"
+    READ[f"eval-detect-{engine}"] = f"eval {D} coco --engine {engine} --out OUT {CPU}"
 OTHER = {
     "info-network": "info shvit_s4 --image-size 256",
     "info-timm": "info timm/resnet18",
@@ -103,38 +95,37 @@ OTHER = {
 ERRORS = {  # only the exit code is recorded
     "error-no-model": "predict none.safetensors data/val",
     "error-image-as-model": "info coco/annotations/instances_val2017.json",
-    "error-network": "train data --model shvit_s9 --out OUT",
-    "error-no-data": "train nowhere --out OUT",
-    "error-no-out": "train data",
     "error-no-such-flag": "train data --out OUT --nonsense 1",
     "error-flag-without-effect": "train data --out OUT --task classify --scale-min 0.5",
-    "error-batch-size": "train data --out OUT --batch-size 0",
     "error-run-exists": f"train data --out train-classify {CPU}",
     "error-nothing-to-resume": "train data --out OUT --resume",
     "error-engine": f"eval {C} data --engine onx",
-    "error-precision": f"eval {C} data --precision fp7",
     "error-detector-on-folders": f"eval {D} data --workers 0",
     "error-no-images": f"predict {C} nowhere",
     "error-classifier-to-coco": f"predict {C} data/val --out OUT/found.json",
     "error-format": f"export {C} --format tflite",
-    "error-suffix": f"export {C} --format onnx --out OUT/best.pte",
     "error-max-drop-without-int8": f"export {C} --format onnx --max-drop 1",
     "error-no-int8": f"export {C} --format onnx --precision int8 --calibrate data",
     "error-int8-without-images": f"export {C} --format openvino --precision int8",
 }
-for task, form, precision in map(str.split, EXPORTS.split(",")):
-    name, data = f"{task}-{form}-{precision}", "data" if task == "classify" else "coco"
-    file = f"export-{name}/best.{SUFFIXES[form]}"
-    WRITE[f"export-{name}"] = (
-        f"export train-{task}/best.safetensors --format {form} --precision {precision} --out {file} "
-        f"--calibrate {data}{' --max-drop 100' if precision == 'int8' else ''}"
-    )
-    READ[f"info-{name}"] = f"info {file}"
-    READ[f"eval-{name}"] = f"eval {file} {data} {CPU}"
-    READ[f"predict-{name}"] = f"predict {file} {data}/val* --out OUT/found.jsonl {THREADS if data == 'data' else FOUND}"
+for task, precision, best in map(str.split, EXPORTS.split(",")):
+    suffix, data, found = best[5:], *(("data", THREADS) if task == "classify" else ("coco", FOUND))
+    name = f"{task}-{precision}-{suffix}"
+    flags = f"--precision {precision} --calibrate {data}" + " --max-drop 100" * (precision == "int8")
+    WRITE[f"export-{name}"] = f"export train-{task}/best.safetensors --format {FORMATS.get(suffix, suffix)} {flags}"
+    WRITE[f"export-{name}"] += f" --out OUT/{best}"
+    READ[f"eval-{name}"] = f"eval export-{name}/{best} {data} {CPU}"
+    READ[f"predict-{name}"] = f"predict export-{name}/{best} {data}/val* --out OUT/found.jsonl {found}"
+    if precision != "int8":
+        READ[f"info-{name}"] = f"info export-{name}/{best}"
 
-RENAMED = {"rate": "lr", "rate_batch": "lr_batch", "min_rate": "min_lr", "warmup_rate": "warmup_lr"}
-RENAMED |= {"regions": "proposals"}
+RENAMED = {
+    "rate": "lr",
+    "rate_batch": "lr_batch",
+    "min_rate": "min_lr",
+    "warmup_rate": "warmup_lr",
+    "regions": "proposals",
+}
 """Old key: new key. A string that is an old key, such as a field's name, counts as renamed, too."""
 
 IGNORED = {  # why: keys and file names, as a regular expression
@@ -144,7 +135,7 @@ IGNORED = {  # why: keys and file names, as a regular expression
     "the measured headline of bench and study": r"value",
     "measured memory": r"memory_bytes",
     "when and where": r"date|commit|versions|hardware|machine|command",
-    "a size that includes dates and commits": r"bytes",
+    "covers dates and commits, or seconds": r"bytes|digest",
     "CSV files of measured times": r"whole\.csv|attention\.csv",
 }
 TEXT = r"what|reason|why|help|message|findings|problems|error|note|detail|used_for|about|description"
@@ -159,22 +150,22 @@ def subset(data: Path, folder: Path) -> None:
             target.mkdir(parents=True)
             for image in sorted(source.iterdir())[:8]:
                 shutil.copy(image, target)
-        file = f"annotations/instances_{split}2017.json"
-        coco = json.loads((data / "coco421" / file).read_text())
+        source, target, file = data / "coco421", folder / "coco", f"annotations/instances_{split}2017.json"
+        (target / "annotations").mkdir(parents=True, exist_ok=True)
+        (target / f"{split}2017").mkdir()
+        coco = json.loads((source / file).read_text())
         coco["images"] = coco["images"][:6]
         ids = {image["id"] for image in coco["images"]}
         coco["annotations"] = [row for row in coco["annotations"] if row["image_id"] in ids]
-        for path in (folder / "coco" / file, folder / "coco" / f"{split}2017" / "images"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "coco" / file).write_text(json.dumps(coco))
+        (target / file).write_text(json.dumps(coco))
         for image in coco["images"]:
-            shutil.copy(data / "coco421" / f"{split}2017" / image["file_name"], folder / "coco" / f"{split}2017")
+            shutil.copy(source / f"{split}2017" / image["file_name"], target / f"{split}2017")
 
 
-def sha(pieces: Iterable[bytes | str]) -> str:
+def sha(parts: Iterable[bytes | str]) -> str:
     digest = hashlib.sha256()
-    for piece in pieces:
-        digest.update(piece.encode() if isinstance(piece, str) else piece)
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else part)
     return digest.hexdigest()[:16]
 
 
@@ -191,9 +182,7 @@ def content(path: Path) -> Any:
             raw = path.read_bytes()
             start = 8 + struct.unpack("<Q", raw[:8])[0]
             header = json.loads(raw[8:start])
-            about = {
-                key: json.loads(text) if text[:1] in "{[" else text for key, text in header.pop("__metadata__").items()
-            }
+            about = {key: json.loads(text) for key, text in header.pop("__metadata__").items() if text[0] == "{"}
             rows = sorted((name, t["dtype"], t["shape"], *t["data_offsets"]) for name, t in header.items())
             weights = sha(part for *row, a, b in rows for part in (str(row), raw[start + a : start + b]))
             return {"tensors": len(rows), "weights": weights, "metadata": about}
@@ -206,45 +195,23 @@ def content(path: Path) -> Any:
             return {"ends": ends, "weights": weights, "operations": sha(f"{node.op_type} " for node in graph.node)}
         case ".xml":  # without rt_info, which holds the model file's metadata
             layers = ElementTree.parse(path).getroot().iter("layer")
-            data = (
-                (layer.get("type"), [sorted(part.attrib.items()) for part in layer.iter("data")]) for layer in layers
-            )
-            return {"operations": sha(map(str, data))}
-        case ".pt2":
+            rows = ((one.get("type"), [sorted(part.attrib.items()) for part in one.iter("data")]) for one in layers)
+            return {"operations": sha(map(str, rows))}
+        case ".pt" | ".pt2":  # tensors; state.pt also holds seconds, which differ
             with zipfile.ZipFile(path) as file:
-                names = sorted(name for name in file.namelist() if "/weights/weight_" in name)
+                names = sorted(name for name in file.namelist() if re.search(r"/data/(weights/weight_)?\d+$", name))
                 return {"tensors": len(names), "weights": sha(map(file.read, names))}
-        case ".pt":
-            import torch
-
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            return {key: sha(pieces(value)) for key, value in state.items()}
-        case ".tar":
-            with tarfile.open(path) as file:
-                return {entry.name: sha([file.extractfile(entry).read()]) for entry in file}  # pyright: ignore
-        case ".html" | ".log":
+        case ".html":
             return "text"
         case _:
             return sha([path.read_bytes()])
 
 
-def pieces(value: Any) -> Iterator[bytes | str]:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield from (str(value.dtype), str(tuple(value.shape)))
-        yield value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    elif isinstance(value, dict | list | tuple):
-        for entry in value.items() if isinstance(value, dict) else value:
-            yield from pieces(entry)
-    else:
-        yield repr(value)
-
-
 def run(name: str, line: str, folder: Path, source: Path) -> dict[str, Any]:
     """Run one command in the folder; its exit code, its JSON document, and what it wrote."""
     out, started = folder / name, time.monotonic()
-    fails, stops = name in ERRORS, name in STOPPED and "--resume" not in line
+    stops = name in STOPPED and "--resume" not in line
+    coded = stops or name in ERRORS  # only the exit code counts: where a run stops depends on the moment
     command = [sys.executable, "-m", "shvit", *shlex.split(line.replace("OUT", name)), "--json"]
     env = {**os.environ, "PYTHONPATH": str(source.resolve()), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -254,21 +221,22 @@ def run(name: str, line: str, folder: Path, source: Path) -> dict[str, Any]:
         process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate()
     record: dict[str, Any] = {"exit": process.returncode}
-    if not fails and not stops:  # where a run stops depends on the moment
+    if not coded:
         text = stdout.replace(str(folder.resolve()), "FOLDER")
         record["json"] = json.loads(text) if text.strip() else None
         files = sorted(path for path in out.rglob("*") if path.is_file())
         record["files"] = {str(path.relative_to(out)): content(path) for path in files}
     print(f"{name}: exit {record['exit']}, {time.monotonic() - started:.1f} s", flush=True)
-    if process.returncode and not fails and not stops:
+    if process.returncode and not coded:
         print("    " + "\n    ".join(stderr.strip().splitlines()[-3:]), flush=True)
     return record
 
 
 def run_all(commands: dict[str, str], folder: Path, source: Path) -> dict[str, Any]:
     with ThreadPoolExecutor(JOBS) as pool:
-        records = pool.map(lambda item: run(*item, folder, source), commands.items())
-        return dict(zip(commands, records, strict=True))
+        return dict(
+            zip(commands, pool.map(lambda name: run(name, commands[name], folder, source), commands), strict=True)
+        )
 
 
 def record(folder: Path, source: Path, data: Path) -> None:
@@ -323,34 +291,28 @@ def read_old(before: Path, source: Path, renamed: dict[str, str]) -> int:
         resume = {name: f"{line} --resume" for name, line in STOPPED.items()}
         records = run_all(READ | resume, folder, source)
     old = {name: expected[name] for name in READ}
-    for name in STOPPED:  # best and last are those of the run that was not stopped
-        files = expected["train-classify"]["files"]
-        old[name], new = (
-            {part: side[part]["weights"] for part in ("best.safetensors", "last.safetensors")}
-            for side in (files, records[name]["files"])
-        )
-        records[name] = new
+    whole = json.dumps(expected["train-classify"])
+    old |= {name: json.loads(whole.replace("train-classify", name)) for name in STOPPED}
     return compare(old, records, renamed)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    actions = parser.add_subparsers(dest="action", required=True)
-    for action, folders in (("record", ["folder"]), ("compare", ["before", "after"]), ("read-old", ["before"])):
-        sub = actions.add_parser(action)
-        for folder in folders:
-            sub.add_argument(folder, type=Path)
-        sub.add_argument("--source", type=Path, default=PROJECT / "src", help="the checkout's src to run")
-        sub.add_argument("--data", type=Path, default=PROJECT / "../shared/data", help="the images to take a few of")
-        sub.add_argument("--renamed", nargs="*", default=[], metavar="OLD=NEW", help="renamed keys")
+    parser.add_argument("action", choices=["record", "compare", "read-old"])
+    parser.add_argument("folders", type=Path, nargs="+", help="one folder, or two for compare")
+    parser.add_argument("--source", type=Path, default=PROJECT / "src", help="src of the checkout to run")
+    parser.add_argument("--data", type=Path, default=PROJECT / "../shared/data", help="imagenette160 and coco421")
+    parser.add_argument("--renamed", nargs="+", default=[], metavar="OLD=NEW", help="renamed keys of the documents")
     args = parser.parse_args()
     renamed = RENAMED | dict(pair.split("=") for pair in args.renamed)
+    if len(args.folders) != 1 + (args.action == "compare"):
+        parser.error("record and read-old take one folder, compare takes two")
     if args.action == "record":
-        record(args.folder, args.source, args.data)
+        record(args.folders[0], args.source, args.data)
         return 0
     if args.action == "read-old":
-        return read_old(args.before, args.source, renamed)
-    old, new = (json.loads((folder / "record.json").read_text()) for folder in (args.before, args.after))
+        return read_old(args.folders[0], args.source, renamed)
+    old, new = (json.loads((folder / "record.json").read_text()) for folder in args.folders)
     return compare(old, new, renamed)
 
 
