@@ -119,24 +119,19 @@ for task, precision, best in map(str.split, EXPORTS.split(",")):
     if precision != "int8":
         READ[f"info-{name}"] = f"info export-{name}/{best}"
 
-RENAMED = {
-    "rate": "lr",
-    "rate_batch": "lr_batch",
-    "min_rate": "min_lr",
-    "warmup_rate": "warmup_lr",
-    "regions": "proposals",
-}
-"""Old key: new key. A string that is an old key, such as a field's name, counts as renamed, too."""
+RENAMED = ["rate=lr", "rate_batch=lr_batch", "min_rate=min_lr", "warmup_rate=warmup_lr", "regions=proposals"]
+"""Old key=new key. A string that is an old key, such as a field's name, counts as renamed, too."""
 
-IGNORED = {  # why: keys and file names, as a regular expression
+IGNORED = {  # why: keys and file names, as a regular expression; both sides must have them
     "measured time": r"seconds|.*_seconds|.*latency_ms|p95_.*|spread|data_wait",
     "measured speed": r"images_per_second|share_of_ceiling",
     "measured share of time": r"shares|.*_shares|.*memory_bound",
     "the measured headline of bench and study": r"value",
     "measured memory": r"memory_bytes",
+    "random identifiers, or metadata with dates, in Core ML": r".*/(Manifest\.json|model\.mlmodel)",
     "when and where": r"date|commit|versions|hardware|machine|command",
     "covers dates and commits, or seconds": r"bytes|digest",
-    "CSV files of measured times": r"whole\.csv|attention\.csv",
+    "tables and figures of measured times": r"(whole|attention)\.(csv|png)",
 }
 TEXT = r"what|reason|why|help|message|findings|problems|error|note|detail|used_for|about|description"
 """Keys whose values are wording: compared only as present."""
@@ -201,6 +196,9 @@ def content(path: Path) -> Any:
             with zipfile.ZipFile(path) as file:
                 names = sorted(name for name in file.namelist() if re.search(r"/data/(weights/weight_)?\d+$", name))
                 return {"tensors": len(names), "weights": sha(map(file.read, names))}
+        case ".pte":  # the segments: weights and compiled parts. The program before them holds metadata with dates
+            raw = path.read_bytes()
+            return {"segments": sha([raw[struct.unpack("<Q", raw[24:32])[0] :]])}
         case ".html":
             return "text"
         case _:
@@ -234,9 +232,8 @@ def run(name: str, line: str, folder: Path, source: Path) -> dict[str, Any]:
 
 def run_all(commands: dict[str, str], folder: Path, source: Path) -> dict[str, Any]:
     with ThreadPoolExecutor(JOBS) as pool:
-        return dict(
-            zip(commands, pool.map(lambda name: run(name, commands[name], folder, source), commands), strict=True)
-        )
+        records = pool.map(lambda name: run(name, commands[name], folder, source), commands)
+        return dict(zip(commands, records, strict=True))
 
 
 def record(folder: Path, source: Path, data: Path) -> None:
@@ -248,32 +245,27 @@ def record(folder: Path, source: Path, data: Path) -> None:
     (folder / "record.json").write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
 
 
-def differences(path: str, old: Any, new: Any, renamed: dict[str, str]) -> Iterator[tuple[str, Any, Any]]:
+def differences(path: str, old: Any, new: Any, renamed: dict[Any, Any]) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         old, new = ({renamed.get(key, key): value for key, value in side.items()} for side in (old, new))
         for key in sorted(old.keys() | new.keys()):
-            if any(re.fullmatch(pattern, key) for pattern in IGNORED.values()):
-                continue
             if key not in old or key not in new:
                 yield f"{path}/{key}", old.get(key, "absent"), new.get(key, "absent")
             elif re.fullmatch(TEXT, key):
                 if bool(old[key]) != bool(new[key]):
                     yield f"{path}/{key}", old[key], new[key]
-            else:
+            elif not any(re.fullmatch(pattern, key) for pattern in IGNORED.values()):
                 yield from differences(f"{path}/{key}", old[key], new[key], renamed)
     elif isinstance(old, list) and isinstance(new, list):
         if len(old) != len(new):
             yield f"{path}/length", len(old), len(new)
         for index, (one, other) in enumerate(zip(old, new, strict=False)):
             yield from differences(f"{path}/{index}", one, other, renamed)
-    elif isinstance(old, str) and isinstance(new, str):
-        if renamed.get(old, old) != renamed.get(new, new):
-            yield path, old, new
-    elif type(old) is not type(new) or old != new:
+    elif type(old) is not type(new) or renamed.get(old, old) != renamed.get(new, new):
         yield path, old, new
 
 
-def compare(old: Any, new: Any, renamed: dict[str, str]) -> int:
+def compare(old: Any, new: Any, renamed: dict[Any, Any]) -> int:
     """Print each difference; 1 where there is one."""
     found = list(differences("", old, new, renamed))
     for path, one, other in found:
@@ -282,7 +274,7 @@ def compare(old: Any, new: Any, renamed: dict[str, str]) -> int:
     return int(bool(found))
 
 
-def read_old(before: Path, source: Path, renamed: dict[str, str]) -> int:
+def read_old(before: Path, source: Path, renamed: dict[Any, Any]) -> int:
     """Read what `before` wrote, in a copy of it; and resume its stopped training."""
     expected = json.loads((before / "record.json").read_text())
     with tempfile.TemporaryDirectory(dir=before.resolve().parent) as temporary:
@@ -304,7 +296,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=PROJECT / "../shared/data", help="imagenette160 and coco421")
     parser.add_argument("--renamed", nargs="+", default=[], metavar="OLD=NEW", help="renamed keys of the documents")
     args = parser.parse_args()
-    renamed = RENAMED | dict(pair.split("=") for pair in args.renamed)
+    renamed = dict(pair.split("=") for pair in [*RENAMED, *args.renamed])
     if len(args.folders) != 1 + (args.action == "compare"):
         parser.error("record and read-old take one folder, compare takes two")
     if args.action == "record":
