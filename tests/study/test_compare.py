@@ -59,8 +59,8 @@ def test_an_engine_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
     [
         (How(32, ("onnx", "abacus")), "there is no such engine"),
         (How(32, ("onnx",), ("fp4",)), "cannot run in 'fp4'"),
-        (How(32, batch_sizes=(0,)), "--batch-size must be at least 1, got 0"),
-        (How(32, rounds=0), "--rounds must be at least 1, got 0"),
+        (How(32, batch_sizes=(0,)), "batch_size must be at least 1, got 0"),
+        (How(32, rounds=0), "rounds must be at least 1, got 0"),
         (How(16), "32 to 8192 pixels"),
     ],
 )
@@ -80,7 +80,7 @@ def test_all_networks_of_a_comparison_are_trained_alike(folder):
     reference = next(entry.model for entry in ablation().entries if entry.model.startswith("shvit_"))
     alike = Training(str(folder), 3).like(reference)
     assert alike.settings == {"weight_decay": 2 * WEIGHT_DECAY["shvit_s3"]}  # as fitted to little data
-    with pytest.raises(InputError, match="--seeds must be at least 1, got 0"):
+    with pytest.raises(InputError, match="seeds must be at least 1, got 0"):
         Training(str(folder), 3, 0).like(reference)
     with pytest.raises(InputError, match="epochs must be"):
         Training(str(folder), 0).like(reference)

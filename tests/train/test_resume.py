@@ -257,7 +257,7 @@ def test_states_are_saved_every_so_many_steps(folder, start, tmp_path, monkeypat
     monkeypatch.setattr(State, "save", lambda self, out: saved.append((self.epoch, self.step)) or save(self, out))
     go(folder, start, tmp_path / "run", save_every=2, epochs=2)
     assert saved == [(0, 0), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]
-    with pytest.raises(shvit.InputError, match="save_every must be at least 1 step, got 0"):
+    with pytest.raises(shvit.InputError, match="save_every must be at least 1, got 0"):
         go(folder, start, tmp_path / "other", save_every=0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import engines
 from ..engines import EngineError, Exported, Runnable
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..model.detector import Detector
 from ..model.shvit import SHViT
 from .case import PARTS, WHOLE, Case, has_random_weights
@@ -57,11 +57,11 @@ def settle(request: Request) -> Request:
     Raises:
         InputError: A number too small, or a setting that the protocol fixes otherwise.
     """
-    for name, least in (("threads", 1), ("rounds", 1), ("batch_sizes", 1), ("image_sizes", 32)):
-        value = getattr(request, name)
-        for number in value if isinstance(value, tuple) else [value]:
-            if number is not None and number < least:
-                raise InputError(f"{_flag(name)} must be at least {least}, got {number}")
+    check_at_least(1, threads=request.threads, rounds=request.rounds)
+    for number in request.batch_sizes:
+        check_at_least(1, batch_size=number)
+    for side in request.image_sizes:
+        check_at_least(32, image_size=side)
     if request.task not in PARTS:
         raise InputError(f"--task must be one of {', '.join(PARTS)}, got {request.task!r}")
     if request.task != "classify":

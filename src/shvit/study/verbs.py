@@ -11,7 +11,7 @@ from ..bench.case import as_failure
 from ..bench.run import Progress, about
 from ..engines import check_threads, pick_device
 from ..engines.threads import torch_threads
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, check_at_least
 from ..evaluate import Which, open_as_trained
 from ..model.config import VARIANTS
 from ..provenance import facts
@@ -60,9 +60,7 @@ def redundancy(
         InputError: A model, data, picture or place that cannot be used.
         Failure: No image could be read.
     """
-    for name, value in (("images", images), ("similarity-images", similarity_images), ("batch-size", batch_size)):
-        if value < 1:
-            raise InputError(f"--{name} must be at least 1, got {value}")
+    check_at_least(1, images=images, similarity_images=similarity_images, batch_size=batch_size)
     device = pick_device(device)
     check_threads(threads, device)
     places = [_place(text) for text in queries] or [(0.5, 0.5)]
@@ -129,8 +127,7 @@ def breakdown(
     Raises:
         InputError: No such model, or an engine that cannot be looked into.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+    check_at_least(1, batch_size=batch_size)
     check_threads(threads, "cpu")
     names, chosen = list(dict.fromkeys(models)), able(engines)
     if len(names) == 1 and names[0] in VARIANTS:

@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import Failure, InputError, notice
+from ..errors import Failure, InputError, notice, one_line
 from ..model.detector import Detector
 
 LONGEST_START = timedelta(minutes=30)
@@ -106,7 +106,7 @@ class World:
             if isinstance(error, Failure) or not _lost_connection(error):
                 raise
             raise Failure(
-                f"process {self.rank} of {self.size} lost another one ({str(error).splitlines()[0]}); "
+                f"process {self.rank} of {self.size} lost another one ({one_line(error, first=True)}); "
                 "the last state is kept"
             ) from error
         finally:

@@ -14,7 +14,7 @@ from ..data.loader import seeded
 from ..data.sources import Dataset, duplicates
 from ..data.transforms import COARSEST, Preprocess
 from ..engines import pick_device
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..files import check_folder, locked, replacing, write_csv
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS
@@ -62,8 +62,7 @@ class Options:
 
     def check(self) -> None:
         """Raises InputError for a value that is not allowed."""
-        if self.save_every < 1:
-            raise InputError(f"save_every must be at least 1 step, got {self.save_every}")
+        check_at_least(1, save_every=self.save_every)
         check_tracker(self.track)
 
 
