@@ -1,6 +1,5 @@
 """How good a model is on labelled images, by any engine; and a report of it as files."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from .data.sources import Dataset, Split
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError, notice
-from .files import write_csv, writing
+from .files import write_csv, write_json, writing
 from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation
 from .tasks.objects import ObjectsEvaluation
@@ -179,8 +178,7 @@ def write_report(report: Report, out: Path, raw_cells: bool = False) -> list[Pat
     """
     out.mkdir(parents=True, exist_ok=True)
     evaluation = report.evaluation
-    with writing(out / "metrics.json"):
-        (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(out / "metrics.json", report.to_dict())
     tables = _write_objects if isinstance(evaluation, ObjectsEvaluation) else _write_labels
     files = [out / "metrics.json", *tables(evaluation, out, raw_cells)]  # pyright: ignore[reportArgumentType]
     if evaluation.bad:

@@ -3,7 +3,6 @@
 It is written for timm's users, and runs by timm's own network where such a folder is given; it is no engine for others.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.transforms import Normalize
 from ..errors import one_line
+from ..files import write_json
 from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS, Config
@@ -78,7 +78,7 @@ class TimmFormat(TorchEngine):
         }
         path.mkdir()
         save_file({key: value.float().contiguous() for key, value in weights.items()}, path / WEIGHTS, {"format": "pt"})
-        (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_json(path / CONFIG, config)
         seal(path)
 
     @classmethod

@@ -15,7 +15,7 @@ from ..data.sources import Dataset, duplicates
 from ..data.transforms import COARSEST, Preprocess
 from ..engines import pick_device
 from ..errors import InputError, check_at_least
-from ..files import check_folder, locked, replacing, write_csv
+from ..files import check_folder, locked, write_csv, write_json
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS
 from ..model.cost import cost
@@ -269,8 +269,7 @@ def _prepare(plan: Plan, data: str, out: Path, about: dict[str, Any], reporter: 
         "classes": plan.source.classes,
         **about,
     }
-    with replacing(out / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / RECORD, record)
     _report_duplicates(plan.source, out, reporter)
 
 
