@@ -20,7 +20,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from ..engines import ENGINES
 from ..engines.onnx import OnnxEngine
-from ..engines.openvino import Compiled, build
+from ..engines.openvino import build
+from ..engines.openvino_runtime import Compiled
 from ..engines.portable import portable
 from ..engines.torch import TorchEngine
 from ..errors import InputError
