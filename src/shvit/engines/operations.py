@@ -16,7 +16,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ..modelfile import ModelFile
 from ..suppress import silent
 from .onnx import OnnxEngine
-from .openvino import Compiled, build
+from .openvino import build
+from .openvino_runtime import Compiled
 from .portable import portable
 from .torch import TorchEngine
 

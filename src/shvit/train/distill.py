@@ -146,7 +146,7 @@ class AnswerCache:
         return self._answers
 
 
-class Distill:
+class Distill(Classify):
     """Classification by a network that also learns what a teacher says: in its second head where it has one.
 
     The loss is (1 - share) x the task's own + share x the teacher's: cross-entropy with its first class (hard), or
@@ -159,9 +159,7 @@ class Distill:
     def __init__(
         self, task: Classify, teacher: Teacher, kind: str = "hard", share: float = 0.5, temperature: float = 1.0
     ) -> None:
-        self.headline, self.evaluate, self.ready = task.headline, task.evaluate, task.ready
-        self.open, self.train_reader, self.eval_reader = task.open, task.train_reader, task.eval_reader
-        self.eval_batch, self.signal = task.eval_batch, task.signal
+        vars(self).update(vars(task))
         self._task, self._teacher, self._kind = task, teacher, kind
         self._share, self._temperature = share, temperature
 
