@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+DPI = 120
 OURS, PEER, PAPER, REFERENCE_LINE = "#c2255c", "#3b5b7a", "#c9ced6", "#777777"
 SERIES = (PEER, "#d9780f", "#2b8a3e", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#a61e9d", "#5c940d")
 """Colours of series without a meaning of their own. Does not include `OURS`."""
@@ -43,7 +44,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -54,6 +55,7 @@ def plot_style(axes: "Axes", x: str = "", y: str = "") -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_prop_cycle(color=SERIES)
+    axes.tick_params(labelsize=9, labelbottom=True, labelleft=True)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
@@ -74,8 +76,8 @@ def plain_ticks(axis: "Axis") -> None:
 
 
 @literal_text()
-def save_png(figure: "Figure", path: Path, dpi: int = 120) -> None:
+def save_png(figure: "Figure", path: Path) -> None:
     """Write the figure. Raises Failure if no space is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path):
-        figure.savefig(path, format="png", dpi=dpi)
+        figure.savefig(path, format="png")

@@ -84,7 +84,7 @@ def test_all_networks_of_a_comparison_are_trained_alike(folder):
     reference = next(entry.model for entry in ablation().entries if entry.model.startswith("shvit_"))
     alike = Training(str(folder), 3).like(reference)
     assert alike.settings == {"weight_decay": 2 * WEIGHT_DECAY["shvit_s3"]}  # as fitted to little data
-    with pytest.raises(InputError, match="--seeds must be at least 1, got 0"):
+    with pytest.raises(InputError, match="seeds must be at least 1, got 0"):
         Training(str(folder), 3, 0).like(reference)
     with pytest.raises(InputError, match="epochs must be"):
         Training(str(folder), 0).like(reference)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..redact import redacted
 from ..requests.study import AccuracyOptions
 from ..tasks.classify import Classify
@@ -46,8 +46,7 @@ class Training:
         Raises:
             InputError: The data cannot be trained on, or a setting is not allowed.
         """
-        if self.seeds < 1:
-            raise InputError(f"--seeds must be at least 1, got {self.seeds}")
+        check_at_least(1, seeds=self.seeds)
         named = {"epochs": self.epochs, **self.settings}
         recipe = make_recipe("scratch", variant_of(model), named, "classify")
         source = Classify.open(self.data, recipe.seed, recipe.val_share)

@@ -6,6 +6,7 @@ from math import ceil
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -70,7 +71,8 @@ def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str
         for index, length in enumerate(lengths):
             if length > 0.055 * longest:
                 text = f"{length:.0%}" if percent else f"{length:.2g}"
-                axes.text(left[index] + length / 2, index, text, ha="center", va="center", color="white", fontsize=8)
+                ink = "white" if sum(to_rgb(color)) < 1.9 else "black"
+                axes.text(left[index] + length / 2, index, text, ha="center", va="center", color=ink, fontsize=8)
         left += lengths
     axes.invert_yaxis()
     if percent:
@@ -174,5 +176,5 @@ def heads(layers: Sequence[str], scores: Mapping[str, Sequence[Sequence[float]]]
                 axes.plot(index, 100 * max(values), "o", color=OURS, markersize=6)
         axes.set_title(ablation, fontsize=10)
         axes.set_xticks(range(1, len(layers) + 1))
-        axes.tick_params(labelsize=8, labelleft=True)
+        axes.tick_params(labelsize=8)
     return figure

@@ -11,7 +11,7 @@ from ..bench.case import as_failure
 from ..bench.run import Progress, about
 from ..engines import check_threads, pick_device
 from ..engines.threads import torch_threads
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, check_at_least
 from ..evaluate import open_as_trained
 from ..model.config import VARIANTS
 from ..provenance import facts
@@ -48,9 +48,7 @@ def redundancy(request: RedundancyRequest, progress: Progress = _ignore) -> Writ
         InputError: The model, data, a picture or a query point cannot be used.
         Failure: No image could be read.
     """
-    for name in ("images", "similarity_images", "batch_size"):
-        if (value := getattr(request, name)) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    check_at_least(1, images=request.images, similarity_images=request.similarity_images, batch_size=request.batch_size)
     device = pick_device(request.device)
     check_threads(request.threads, device)
     queries = [_query(text) for text in request.queries] or [(0.5, 0.5)]
@@ -100,8 +98,7 @@ def breakdown(request: BreakdownRequest, progress: Progress = _ignore) -> Writte
     Raises:
         InputError: No such model, or the engine has no profiler.
     """
-    if request.batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {request.batch_size}")
+    check_at_least(1, batch_size=request.batch_size)
     check_threads(request.threads, "cpu")
     names, engines = list(dict.fromkeys(request.models)), profilers(request.engines)
     if len(names) == 1 and names[0] in VARIANTS:
