@@ -145,7 +145,7 @@ class LogitsCache:
         return self._logits
 
 
-class Distill:
+class Distill(Classify):
     """Classification with a teacher. The student's second head learns from the teacher, if it has one.
 
     The loss is (1 - share) x the task's loss + share x the teacher's loss. The teacher's loss is the cross-entropy with
@@ -159,15 +159,12 @@ class Distill:
     def __init__(
         self, task: Classify, teacher: Teacher, kind: str = "hard", share: float = 0.5, temperature: float = 1.0
     ) -> None:
-        self.headline, self.evaluate, self.ready = task.headline, task.evaluate, task.ready
-        self.open, self.train_reader, self.eval_reader = task.open, task.train_reader, task.eval_reader
-        self.eval_batch, self.signal = task.eval_batch, task.signal
-        self._task, self._teacher, self._kind = task, teacher, kind
-        self._share, self._temperature = share, temperature
+        vars(self).update(vars(task))
+        self._teacher, self._kind, self._share, self._temperature = teacher, kind, share, temperature
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Augmented images, and targets: those of the task, and the teacher's logits."""
-        inputs, targets = self._task.augment(images, batch)
+        inputs, targets = super().augment(images, batch)
         return inputs, (targets, self._teacher(inputs, batch))
 
     def loss(self, network: Any, images: Tensor, targets: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
