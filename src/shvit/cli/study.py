@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..study.accuracy import Training
     from ..study.speeds import SpeedOptions
     from ..study.verbs import Written
-    from ..train.report import Reporter
+    from ..train.progress import Reporter
 
 
 study = App(
@@ -303,7 +303,7 @@ def _run_study(verb: "Callable[..., Written]", json: bool, out: Path, *subjects:
 
 def _plain_reporter(json: bool) -> "Reporter":
     """Tells of training in lines: the study's own bar is on the screen."""
-    from ..train.report import Reporter
+    from ..train.progress import Reporter
 
     console = console_for(json)
     return Reporter(Console(file=console.file, stderr=console.stderr, force_terminal=False))

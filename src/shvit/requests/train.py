@@ -17,19 +17,19 @@ class TrainRequest:
     data: Annotated[
         str,
         Parameter(
-            help="Dataset. For classify: a folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV "
-            "file with columns path,label, WebDataset shards (a folder, shards.json or data-{000..127}.tar, as path or "
-            "URL), hf://NAME or hf://./FOLDER from the Hugging Face hub, or digits. For detect and segment: a COCO folder "
-            "with annotations/instances_train….json and instances_val….json, or with train/_annotations.coco.json and "
-            "valid/ as exported by Roboflow."
+            help="Dataset. For classify: a folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a "
+            "CSV file with columns path,label, WebDataset shards (a folder, shards.json or data-{000..127}.tar, as "
+            "path or URL), hf://NAME or hf://./FOLDER from the Hugging Face hub, or digits. For detect and segment: a "
+            "COCO folder with annotations/instances_train….json and instances_val….json, or with "
+            "train/_annotations.coco.json and valid/ as exported by Roboflow."
         ),
     ]
     _: KW_ONLY
     out: Annotated[
         Path | None,
         Parameter(
-            help="New folder for best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Required, except "
-            "with --profile."
+            help="New folder for best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Required, "
+            "except with --profile."
         ),
     ] = None
     model: Annotated[
@@ -42,8 +42,8 @@ class TrainRequest:
     recipe: Annotated[
         str | None,
         Parameter(
-            help="scratch, finetune, distill, highres or highres-paper; small or coco_1x for detect and segment. Default: "
-            "scratch or small."
+            help="scratch, finetune, distill, highres or highres-paper; small or coco_1x for detect and segment. "
+            "Default: scratch or small."
         ),
     ] = None
     task: Annotated[
@@ -55,14 +55,14 @@ class TrainRequest:
     ] = False
     device: Device = "auto"
     workers: Workers = 2
-    save_every: Annotated[
-        int, Parameter(help="Steps between checkpoints. Each epoch also ends with a checkpoint.")
-    ] = 500
+    save_every: Annotated[int, Parameter(help="Steps between checkpoints. Each epoch also ends with a checkpoint.")] = (
+        500
+    )
     teacher_cache: Annotated[
         Path | None,
         Parameter(
-            help="Cache teacher logits in this folder. Requires --mixup 0 --cutmix 0 --random-erasing 0 --repeats 1; use "
-            "with --views."
+            help="Cache teacher logits in this folder. Requires --mixup 0 --cutmix 0 --random-erasing 0 --repeats 1; "
+            "use with --views."
         ),
     ] = None
     track: Annotated[
@@ -72,8 +72,8 @@ class TrainRequest:
     profile: Annotated[
         bool,
         Parameter(
-            help="Do not train. Measure the throughput of data loading and of training steps, and show which one limits "
-            "the speed."
+            help="Do not train. Measure the throughput of data loading and of training steps, and show which one "
+            "limits the speed."
         ),
     ] = False
     settings: Annotated[Mapping[str, Any], Parameter(parse=False)] = field(default_factory=dict)

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..requests.train import TrainRequest
 from ..tasks.classify import Classify
 from ..train.budget import fit
-from ..train.report import Reporter
-from ..train.run import RECORD, make_recipe, recorded, variant_of
+from ..train.progress import Reporter
+from ..train.recipes import make_recipe
+from ..train.run import RECORD, recorded
 from ..train.run import train as run_training
+from ..train.start import variant_of
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,16 @@ class Training:
             KeyboardInterrupt: The run was stopped; it goes on another time.
         """
         settings = self._settings(image_size, seed)
-        where = {"device": self.device, "workers": self.workers}
-        begun = (folder / RECORD).exists()
-        result = run_training(
-            self.data, model, None, folder, settings=settings, resume=begun, reporter=reporter, **where
+        request = TrainRequest(
+            self.data,
+            out=folder,
+            model=model,
+            resume=(folder / RECORD).exists(),
+            device=self.device,
+            workers=self.workers,
+            settings=settings,
         )
+        result = run_training(request, reporter)
         if result.interrupted:
             raise KeyboardInterrupt
         if "top1" not in result.best:

@@ -16,7 +16,7 @@ from ..model.config import VARIANTS
 from ..model.cost import cost
 from ..modelfile import ModelFile
 from ..redact import redacted
-from ..train.report import Reporter
+from ..train.progress import Reporter
 from .accuracy import Training
 from .breakdown import Breakdown, able, breakdown
 from .speeds import SpeedOptions, timed

@@ -16,7 +16,7 @@ from ..model.config import VARIANTS
 from ..modelfile import ModelFile
 from ..pretrained import load_model
 from ..tasks.classify import Classify
-from ..train.report import Reporter
+from ..train.progress import Reporter
 from .accuracy import Training
 from .compare import need_model_file
 from .speeds import SpeedOptions, timed

@@ -17,7 +17,7 @@ from ..model.config import VARIANTS
 from ..provenance import facts
 from ..redact import redacted
 from ..tasks.classify import Classify
-from ..train.report import Reporter
+from ..train.progress import Reporter
 from .accuracy import Training
 from .breakdown import Breakdown, able
 from .breakdown import breakdown as measure_breakdown

@@ -58,6 +58,18 @@ class Checkpoint:
     fingerprint: str
     """Fingerprint of the dataset."""
 
+    def differences(self, processes: int, precision: str) -> list[str]:
+        """Warnings if another number of processes or another precision resumes the run."""
+        warnings = []
+        if self.processes != processes:
+            warnings.append(
+                f"{processes} processes resume a run of {self.processes}: each step uses the same images, but mixes "
+                "and normalizes them differently"
+            )
+        if self.precision != precision:
+            warnings.append(f"the run began in {self.precision} and resumes in {precision}")
+        return warnings
+
     def save(self, folder: Path) -> None:
         """Writes state.pt atomically, and keeps the previous one as state.previous.pt."""
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}

@@ -19,7 +19,7 @@ from ..errors import Failure, InputError, notice
 START_TIMEOUT = timedelta(minutes=30)
 """Time from the start of the first process to the start of the last one."""
 TIMEOUT = timedelta(hours=2)
-"""Time to wait for another process. A lost process is noticed at once, but one may read a whole dataset for the others."""
+"""Time to wait for another process, which may be reading a whole dataset. A lost process is noticed at once."""
 
 
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -28,7 +28,7 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[[Recipe, bool], bool], str], ...] = 
     ),
     (("val_share",), lambda _, drawn: not drawn, "on a dataset with its own validation split"),
 )
-"""Fields, a test whether they have no effect (given the recipe, and whether the validation split is drawn), and the reason."""
+"""Fields, whether they have no effect (for a recipe, and a drawn validation split or not), and the reason."""
 
 
 def refuse_idle(recipe: Recipe, named: Iterable[str], drawn: bool = True) -> None:

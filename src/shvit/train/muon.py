@@ -17,7 +17,7 @@ COEFFICIENTS = (
     (3.9505, -6.3029, 2.6377),
     (2.8366, -3.0525, 1.2012),
 )
-"""Coefficients of three Newton-Schulz iterations: the first two and the last of timm's five. Each costs a tenth of a step."""
+"""Newton-Schulz coefficients: the first two and the last of timm's five iterations. Each costs a tenth of a step."""
 
 
 class Muon(torch.optim.Optimizer):

@@ -43,7 +43,7 @@ class Profile:
         return {**asdict(self), "bottleneck": self.bottleneck}
 
 
-def profile(trainer: Trainer, workers: int) -> Profile:
+def measure(trainer: Trainer, workers: int) -> Profile:
     """Times a few training steps. They change the trainer's network. Writes nothing."""
     trainer.task.ready(trainer.model.train())
     size, pieces = trainer.recipe.batch_size, trainer.recipe.accumulate

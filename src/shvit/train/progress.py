@@ -1,6 +1,7 @@
 """Progress of a training run, and the reporter that prints it."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,41 @@ class Progress:
     def steps_done(self) -> int:
         """Completed steps of the whole run."""
         return self.epoch * self.steps + self.step
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    out: Path
+    epochs: int
+    """Completed epochs, including those before the run was resumed."""
+    best: dict[str, Any]
+    """Metrics of best.safetensors. Empty before the first evaluation."""
+    stopped_by: signal.Signals | None
+    """SIGINT (Ctrl-C) or SIGTERM, if one of them stopped the run."""
+    seconds: float
+    images_per_second: float
+    """Training throughput since the run was started or resumed, including waiting for data, over all processes."""
+    choices: tuple[Choice, ...] = ()
+    """Settings that were adapted to the dataset or the number of epochs."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run can be resumed."""
+        return self.stopped_by is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the folder."""
+        return {
+            **self.best,
+            "epochs": self.epochs,
+            "interrupted": self.interrupted,
+            "stopped_by": self.stopped_by and self.stopped_by.name,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "choices": [choice.to_dict() for choice in self.choices],
+        }
 
 
 class Tracker(Protocol):
@@ -198,8 +234,8 @@ class Reporter:
         )
         say(
             self.console,
-            f"{run.network} at {run.image_size} pixels on {device}, {run.precision}, channels_last, {compiled}; {name}: "
-            f"{recipe.epochs} epochs, batch size {recipe.batch_size}, effective learning rate "
+            f"{run.network} at {run.image_size} pixels on {device}, {run.precision}, channels_last, {compiled}; "
+            f"{name}: {recipe.epochs} epochs, batch size {recipe.batch_size}, effective learning rate "
             f"{recipe.effective_lr:.2g}, weight decay {recipe.weight_decay:g}",
         )
 

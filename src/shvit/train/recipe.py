@@ -14,7 +14,9 @@ from ..errors import InputError
 OBJECT_TASKS = ("detect", "segment")
 
 
-def _setting(default: Any, help: str, low: float | None = None, high: float = math.inf, tasks: tuple[str, ...] = ()) -> Any:
+def _setting(
+    default: Any, help: str, low: float | None = None, high: float = math.inf, tasks: tuple[str, ...] = ()
+) -> Any:
     """A field with the help of its flag, the range of its values, and the tasks that have it (default: all)."""
     if tasks and "classify" not in tasks:
         help += f" ({', '.join(tasks)})"
@@ -50,8 +52,8 @@ class Recipe:
     )
     schedule: Literal["cosine", "linear", "step"] = _setting(
         "cosine",
-        "Learning-rate schedule after the warm-up. step divides the learning rate by 10 after 2/3 and after 11/12 of the "
-        "epochs.",
+        "Learning-rate schedule after the warm-up. step divides the learning rate by 10 after 2/3 and after 11/12 of "
+        "the epochs.",
     )
     schedule_by: Literal["epoch", "step"] = _setting(
         "epoch",
@@ -74,13 +76,13 @@ class Recipe:
     ema: float = _setting(0.99996, "Decay of the EMA weights per step. 0 disables them.", 0, 1)
     ema_warmup: bool = _setting(
         False,
-        "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Otherwise the decay is --ema from the first step. "
-        "On by default for small datasets; --ema-warmup=false turns it off.",
+        "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Otherwise the decay is --ema from the first "
+        "step. On by default for small datasets; --ema-warmup=false turns it off.",
     )
     eval_fit: Literal["crop", "squash"] | None = _setting(
         None,
-        "How images are resized for evaluation. crop: center crop. squash: resize the whole image to a square. Default: "
-        "as the starting weights were trained, or crop for new weights.",
+        "How images are resized for evaluation. crop: center crop. squash: resize the whole image to a square. "
+        "Default: as the starting weights were trained, or crop for new weights.",
         tasks=("classify",),
     )
     crop_min: float = _setting(
@@ -172,8 +174,8 @@ class Recipe:
         pieces = processes * self.accumulate
         if self.batch_size % pieces:
             raise InputError(
-                f"batch_size must be a multiple of {pieces} ({processes} processes x accumulate {self.accumulate}), got "
-                f"{self.batch_size}"
+                f"batch_size must be a multiple of {pieces} ({processes} processes x accumulate {self.accumulate}), "
+                f"got {self.batch_size}"
             )
         each = self.batch_size // pieces
         if each % 2 and (self.mixup or self.cutmix):

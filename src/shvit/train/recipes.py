@@ -37,8 +37,8 @@ def scratch(model: str = "shvit_s1") -> Recipe:
 
     Published top-1: 72.8, 75.2, 77.4, 79.4 % for S1 to S4. Not yet run here at that scale.
 
-    On a small dataset (see `budget.fit`): `shvit train imagenette160 --image-size 160 --epochs 10` reached 80.05 % in 27
-    minutes on two CPU cores. LOG.md has the other experiments.
+    On a small dataset (see `budget.fit`): `shvit train imagenette160 --image-size 160 --epochs 10` reached 80.05 % in
+    27 minutes on two CPU cores. LOG.md has the other experiments.
     """
     return Recipe(weight_decay=WEIGHT_DECAY.get(model, Recipe.weight_decay), repeats=3)
 
@@ -118,8 +118,8 @@ def finetune(model: str = "shvit_s1") -> Recipe:
 def coco_1x(model: str = "shvit_s1") -> Recipe:
     """The authors' training on COCO: 12 epochs from ImageNet weights, shorter side 800, flips, batch 16.
 
-    Flags: `--task detect --recipe coco_1x --model shvit_s4.in1k` for boxes (RetinaNet), `--task segment` for masks (Mask
-    R-CNN). On 8 GPUs, each step takes 2 images per GPU.
+    Flags: `--task detect --recipe coco_1x --model shvit_s4.in1k` for boxes (RetinaNet), `--task segment` for masks
+    (Mask R-CNN). On 8 GPUs, each step takes 2 images per GPU.
 
     The authors' configuration: AdamW at 1e-4, divided by 10 after epochs 8 and 11, warm-up from 1e-7 in 500 steps (on
     COCO), weight decay 0.05 on all parameters. BatchNorm statistics are frozen, their weights are trained.
