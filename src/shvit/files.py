@@ -191,6 +191,16 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def write_json(path: Path, document: Any, indent: int | None = 2) -> None:
+    """Write a JSON document in UTF-8, atomically.
+
+    Raises:
+        Failure: There is no space left.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=indent) + "\n", encoding="utf-8")
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], raw: bool = False) -> None:
     """A table in UTF-8, whatever the system's own encoding; see `to_cell`.
 

@@ -12,7 +12,7 @@ from shvit.study import speeds
 from shvit.study.accuracy import Training
 from shvit.study.compare import Comparison, Entry, need_model_file, run_comparison
 from shvit.study.experiments import ablation
-from shvit.train.recipe import WEIGHT_DECAY
+from shvit.train.recipes import WEIGHT_DECAY
 
 PAIR = Comparison(
     "pair", "A pair", "?", (), (Entry("one", "shvit_s1"), Entry("larger", "shvit_s1", 2.0, {"gpu": 1.0})), "one"
@@ -108,7 +108,7 @@ def test_ctrl_c_while_timing_ends_the_study_with_what_was_timed(tmp_path, monkey
 
 @pytest.mark.slow
 def test_training_goes_on_where_it_was(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("shvit.train.loop.draw_curves", lambda *_: None)
+    monkeypatch.setattr("shvit.train.metrics.draw_curves", lambda *_: None)
     settings = {"batch_size": 8, "compile": "off"}
     training = Training(str(folder), 1, 2, 32, settings, "cpu", 0)
     monkeypatch.setattr(module, "timed", lambda *_: [])

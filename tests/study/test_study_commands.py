@@ -127,7 +127,7 @@ def test_wrong_input_is_one_line(run, folder, tmp_path, arguments, reason):
 
 @pytest.mark.slow
 def test_designs_trained_and_timed(run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("shvit.train.loop.draw_curves", lambda *_: None)
+    monkeypatch.setattr("shvit.train.metrics.draw_curves", lambda *_: None)
     flags = ["--size", "s1", "--image-size", 32, "--engine", "onnx", "--batch-size", 1, "--threads", 1, "--rounds", 1]
     learn = ["--train", folder, "--epochs", 1, "--workers", 0]
     code, out, err = run("designs", *flags, *learn, "--out", tmp_path / "out", "--json")

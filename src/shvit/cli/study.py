@@ -20,7 +20,7 @@ from .flags import Typed
 
 if TYPE_CHECKING:
     from ..study.verbs import Written
-    from ..train.report import Reporter
+    from ..train.progress import Reporter
 
 FLAT = Parameter(name="*")
 
@@ -120,7 +120,7 @@ def _run(verb: "Callable[..., Written]", out: Path, json: bool) -> None:
 
 def _plain_reporter(json: bool) -> "Reporter":
     """Log training as plain lines, because the study's own progress bar is on the screen."""
-    from ..train.report import Reporter
+    from ..train.progress import Reporter
 
     console = console_for(json)
     return Reporter(Console(file=console.file, stderr=console.stderr, force_terminal=False))

@@ -3,7 +3,6 @@
 It is written for timm's users. Here timm's own network runs it; it does not run model files.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.transforms import Normalize
+from ..files import write_json
 from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS, Config
@@ -80,7 +80,7 @@ class TimmFormat(TorchEngine):
         }
         path.mkdir()
         save_file({key: value.float().contiguous() for key, value in weights.items()}, path / WEIGHTS, {"format": "pt"})
-        (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_json(path / CONFIG, config)
         seal(path)
 
     @classmethod

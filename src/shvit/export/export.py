@@ -1,6 +1,5 @@
 """Write a model in another runtime's format, and prove that the file computes what the model does."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from ..engines.exported import EngineError, ExportError, described
 from ..engines.quantize import CALIBRATION_IMAGES
 from ..errors import Failure, InputError
 from ..evaluate import choose_split, relabel_for
-from ..files import place, replacing, writing
+from ..files import place, write_json, writing
 from ..modelfile import ModelFile
 from ..tasks import task_of
 from . import accuracy_floor as floor
@@ -110,8 +109,7 @@ def export(
         place(file, out)
     report["provenance"] = provenance.facts()
     parity_file = out.with_name(f"{out.name}.parity.json")
-    with replacing(parity_file) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(parity_file, report)
     return report
 
 

@@ -8,11 +8,14 @@ from typing import Any
 from ..errors import InputError, check_at_least
 from ..redact import redacted
 from ..requests.study import AccuracyOptions
+from ..requests.train import TrainRequest
 from ..tasks.classify import Classify
 from ..train.budget import fit
-from ..train.report import Reporter
-from ..train.run import RECORD, make_recipe, recorded, variant_of
+from ..train.progress import Reporter
+from ..train.recipes import make_recipe
+from ..train.run import RECORD, recorded
 from ..train.run import train as run_training
+from ..train.start import variant_of
 
 
 @dataclass(frozen=True)
@@ -78,17 +81,16 @@ class Training:
             Failure: Training failed.
             KeyboardInterrupt: The run was stopped and can be resumed.
         """
-        result = run_training(
+        request = TrainRequest(
             self.data,
-            model,
-            None,
-            folder,
-            settings=self._settings(image_size, seed),
+            out=folder,
+            model=model,
             resume=(folder / RECORD).exists(),
-            reporter=reporter,
             device=self.device,
             workers=self.workers,
+            settings=self._settings(image_size, seed),
         )
+        result = run_training(request, reporter)
         if result.interrupted:
             raise KeyboardInterrupt
         if "top1" not in result.best:

@@ -15,7 +15,7 @@ from ..model.config import VARIANTS
 from ..model.cost import cost
 from ..modelfile import ModelFile
 from ..requests.study import ComparisonRequest, SpeedOptions
-from ..train.report import Reporter
+from ..train.progress import Reporter
 from .accuracy import Training
 from .breakdown import Breakdown, profilers, time_breakdown
 from .speeds import timed

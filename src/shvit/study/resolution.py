@@ -17,7 +17,7 @@ from ..modelfile import ModelFile
 from ..pretrained import load_model
 from ..requests.study import ResolutionRequest, SpeedOptions
 from ..tasks.classify import Classify
-from ..train.report import Reporter
+from ..train.progress import Reporter
 from .accuracy import Training
 from .compare import need_model_file
 from .speeds import timed

@@ -18,7 +18,7 @@ from ..provenance import facts
 from ..redact import redacted
 from ..requests.study import BreakdownRequest, ComparisonRequest, RedundancyRequest, ResolutionRequest
 from ..tasks.classify import Classify
-from ..train.report import Reporter
+from ..train.progress import Reporter
 from .accuracy import Training
 from .breakdown import Breakdown, profilers, time_breakdown
 from .compare import need_model_file, run_comparison

@@ -37,7 +37,7 @@ class Segment(Detect):
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Segment":
         """The task to train: BatchNorms frozen and proposals sampled as the recipe says."""
-        return cls(classes, recipe.frozen_norms, recipe.regions)
+        return cls(classes, recipe.frozen_norms, recipe.proposals)
 
     def ready(self, network: Any) -> None:
         super().ready(network)
