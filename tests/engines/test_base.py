@@ -12,7 +12,8 @@ from conftest import randomize_norms, reseal, tiny_architecture
 from shvit import engines
 from shvit.cli.describe import describe
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import UNSEALED, EngineError, Shapes, files_of
+from shvit.engines.base import Shapes
+from shvit.engines.exported import UNSEALED, EngineError, files_of
 from shvit.errors import InputError, Notice
 from shvit.modelfile import ModelFile
 
@@ -30,7 +31,7 @@ def exports(tmp_path_factory):
         kind = engines.FORMATS[name]
         if name not in written:
             written[name] = folder / f"m{kind.suffix}"
-            kind.export(model_file, written[name], kind.exports()[0], Shapes(), ())
+            kind.export(model_file, written[name], kind.writes[None][0], Shapes(), ())
         shutil.copytree(folder, to, dirs_exist_ok=True)
         return to / f"m{kind.suffix}"
 

@@ -11,9 +11,10 @@ from conftest import plain_outputs, random_images, tiny_architecture, trained_lo
 from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import base
-from shvit.engines.base import EngineError, Shapes
+from shvit.engines.base import Shapes
 from shvit.engines.decompose import XNNPACK
 from shvit.engines.executorch import ExecuTorchEngine, delegate
+from shvit.engines.exported import EngineError
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import ModelFile

@@ -16,10 +16,10 @@ from shvit.data.loader import EpochSampler, Share
 from shvit.data.sources import Split
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile
-from shvit.train.checkpoint import State
-from shvit.train.distributed import World
+from shvit.train.checkpoint import Checkpoint
+from shvit.train.distributed import ProcessGroup
+from shvit.train.metrics import read_metrics
 from shvit.train.recipe import Recipe
-from shvit.train.report import read_metrics
 
 
 def split_of(count, shards=None):
@@ -89,7 +89,7 @@ def test_images_of_few_shards_are_together(monkeypatch):
 
 
 def test_a_world_of_one_is_as_none():
-    world = World()
+    world = ProcessGroup()
     assert world.sum(1.5, True) == [1.5, 1]
     assert world.gather("x") == ["x"]
     assert world.first(lambda: 3) == 3
@@ -110,7 +110,7 @@ def environment_of(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        return World.from_environment()
+        return ProcessGroup.from_environment()
 
     return world
 
@@ -127,11 +127,11 @@ def environment_of(monkeypatch):
     ids=str,
 )
 def test_an_environment_of_one_process_is_none(environment_of, variables):
-    assert environment_of(variables) == World()
+    assert environment_of(variables) == ProcessGroup()
 
 
 def test_an_environment_of_several_processes(environment_of):
-    assert environment_of(WHOLE) == World(1, 2, 1)
+    assert environment_of(WHOLE) == ProcessGroup(1, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_half_an_environment_is_refused(environment_of, variables, reason):
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert World(rank=3, size=8, local_rank=1).device("cuda") == "cuda:1"
-    assert World(rank=3, size=8, local_rank=1).device("cpu") == "cpu"
+    assert ProcessGroup(rank=3, size=8, local_rank=1).device("cuda") == "cuda:1"
+    assert ProcessGroup(rank=3, size=8, local_rank=1).device("cpu") == "cpu"
     with pytest.raises(shvit.InputError, match="more processes than the 4 GPUs here: --nproc-per-node 4"):
-        World(rank=4, size=8, local_rank=4).device("cuda")
+        ProcessGroup(rank=4, size=8, local_rank=4).device("cuda")
     with pytest.raises(shvit.InputError, match="device cuda:0 is one GPU for 8 processes"):
-        World(rank=4, size=8, local_rank=1).device("cuda:0")
+        ProcessGroup(rank=4, size=8, local_rank=1).device("cuda:0")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_two_processes_lose_one_and_end_with_the_same_weights(folder, torchrun, 
     assert whole.returncode == 0, err
     result = json.loads(out)  # one document, though two processes ran
     assert (result["images"], result["bad_images"]) == (12, 1)
-    state = State.load(tmp_path / "whole")[0]
+    state = Checkpoint.load(tmp_path / "whole")[0]
     assert state.processes == 2
     assert len(state.bad_images) == len(state.bad_val) == 1
 
@@ -251,7 +251,7 @@ def test_torchrun_is_told_to_stop_then_called_anew(torchrun, tmp_path):
     assert process.returncode != 0
     assert "stopped" in out
     assert "DataLoader worker" not in err
-    assert State.load(tmp_path / "run")[0].epoch >= 1
+    assert Checkpoint.load(tmp_path / "run")[0].epoch >= 1
 
     again = torchrun(tmp_path / "run", restarts=1)  # without --resume: another run, by mistake
     _, err = again.communicate(timeout=240)
@@ -278,7 +278,7 @@ def test_two_processes_and_one_that_accumulates_see_the_same_images(torchrun, tr
         assert process.returncode == 0, err
     for one, two in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
         assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)
-        assert one["rate"] == two["rate"]
+        assert one["lr"] == two["lr"]
 
 
 def environment(pid):

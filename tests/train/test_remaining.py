@@ -12,8 +12,8 @@ from conftest import tiny_architecture
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile
 from shvit.tasks.objects import ObjectsEvaluation
+from shvit.train.progress import Reporter
 from shvit.train.remaining import TimeLeft
-from shvit.train.report import Reporter
 
 
 class Clock:
@@ -42,7 +42,7 @@ def test_the_first_step_is_not_counted_and_evaluations_are():
 
 
 def test_a_first_step_that_compiles_gives_no_estimate(monkeypatch):
-    monkeypatch.setattr("shvit.train.report.LINE_SECONDS", -1)
+    monkeypatch.setattr("shvit.train.progress.LINE_SECONDS", -1)
     console = Console(file=io.StringIO(), width=400)
     reporter, clock = Reporter(console), Clock()
     reporter._left = TimeLeft(epochs=2, steps=10, eval_every=1, eval_steps=0, clock=clock)

@@ -16,19 +16,21 @@ import shvit
 from conftest import tiny_architecture, wait_for
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile
+from shvit.requests.train import TrainRequest
 from shvit.train import checkpoint as state_module
-from shvit.train import loop
-from shvit.train.checkpoint import NAMES, State
+from shvit.train import metrics
+from shvit.train.checkpoint import NAMES, Checkpoint
 from shvit.train.loop import Trainer
-from shvit.train.optim import DTYPES
-from shvit.train.report import Reporter, read_metrics
+from shvit.train.metrics import read_metrics
+from shvit.train.precision import DTYPES
+from shvit.train.progress import Reporter
 from shvit.train.run import train
 
 SETTINGS = {
     "epochs": 3,
     "batch_size": 8,
-    "rate": 1e-2,
-    "rate_batch": 8,
+    "lr": 1e-2,
+    "lr_batch": 8,
     "compile": "off",
     "precision": "fp32",
     "mixup": 0.5,
@@ -47,8 +49,8 @@ def start(tmp_path):
 def go(folder, start, out, resume=False, workers=0, save_every=2, reporter=None, **settings):
     options = {"device": "cpu", "workers": workers, "save_every": save_every}
     if resume:
-        return train(folder, out=out, resume=True, reporter=reporter, **options)
-    return train(folder, str(start), out=out, settings={**SETTINGS, **settings}, **options)
+        return train(TrainRequest(folder, out=out, resume=True, **options), reporter)
+    return train(TrainRequest(folder, out=out, model=str(start), settings={**SETTINGS, **settings}, **options))
 
 
 CLEAN = multiprocessing.get_context("forkserver")
@@ -72,7 +74,7 @@ def in_child(work, *args, kill_after=None, **options):
 
 def alone(work, args, options):
     torch.set_num_threads(1)
-    loop.draw_curves = lambda *_: None
+    metrics.draw_curves = lambda *_: None
     work(*args, **options)
 
 
@@ -88,7 +90,7 @@ def assert_same(one, other):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert [row["train_loss"] for row in read_metrics(one)] == [row["train_loss"] for row in read_metrics(other)]
     assert len((one / "metrics.jsonl").read_text().splitlines()) == SETTINGS["epochs"]
-    ours, theirs = State.load(one)[0], State.load(other)[0]
+    ours, theirs = Checkpoint.load(one)[0], Checkpoint.load(other)[0]
     for part in ("model", "ema"):
         assert all(torch.equal(value, getattr(theirs, part)[key]) for key, value in getattr(ours, part).items())
 
@@ -193,15 +195,15 @@ def test_a_damaged_state_falls_back_to_the_one_before(folder, start, tmp_path, h
         assert "the state before it" in reporter.warnings[0]
     after = load_file(tmp_path / "run" / "last.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert State.load(tmp_path / "run")[1] == []
+    assert Checkpoint.load(tmp_path / "run")[1] == []
 
 
 def test_another_precision_goes_on_and_is_told(folder, start, tmp_path, monkeypatch):
     go(folder, start, tmp_path / "run", epochs=1, image_size=64)
-    state, _ = State.load(tmp_path / "run")
+    state, _ = Checkpoint.load(tmp_path / "run")
     state.epoch, state.precision = 0, "bf16"
     state.save(tmp_path / "run")
-    monkeypatch.setattr("shvit.train.loop.picks_training_precision", lambda *_: "fp16")
+    monkeypatch.setattr("shvit.train.loop.pick_training_precision", lambda *_: "fp16")
     monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)  # fp16 takes minutes on a CPU
     reporter = Heard()
     assert go(folder, start, tmp_path / "run", resume=True, reporter=reporter).epochs == 1
@@ -234,9 +236,9 @@ def test_the_scale_of_losses_is_resumed(folder, start, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "train_step", stopping)
         assert go(folder, start, tmp_path / "parts", **half).stopped_by == signal.SIGTERM
-    assert State.load(tmp_path / "parts")[0].scaler["_growth_tracker"] == 3
+    assert Checkpoint.load(tmp_path / "parts")[0].scaler["_growth_tracker"] == 3
     go(folder, start, tmp_path / "parts", resume=True)
-    one, other = (State.load(tmp_path / name)[0] for name in ("whole", "parts"))
+    one, other = (Checkpoint.load(tmp_path / name)[0] for name in ("whole", "parts"))
     assert one.scaler == other.scaler
     assert one.scaler["scale"] > 1
     assert all(torch.equal(value, other.model[key]) for key, value in one.model.items())
@@ -253,8 +255,8 @@ def test_two_damaged_states_are_refused(folder, start, tmp_path):
 
 def test_states_are_saved_every_so_many_steps(folder, start, tmp_path, monkeypatch):
     saved = []
-    save = State.save
-    monkeypatch.setattr(State, "save", lambda self, out: saved.append((self.epoch, self.step)) or save(self, out))
+    save = Checkpoint.save
+    monkeypatch.setattr(Checkpoint, "save", lambda self, out: saved.append((self.epoch, self.step)) or save(self, out))
     go(folder, start, tmp_path / "run", save_every=2, epochs=2)
     assert saved == [(0, 0), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]
     with pytest.raises(shvit.InputError, match="save_every must be at least 1, got 0"):
@@ -362,4 +364,4 @@ def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path, begin):
     assert process.returncode == 75, err
     assert "--resume" in out
     assert "Traceback" not in err
-    assert State.load(tmp_path / "run")[0].epoch >= 1
+    assert Checkpoint.load(tmp_path / "run")[0].epoch >= 1

@@ -16,7 +16,8 @@ from ..evaluate import evaluate, write_report
 from ..export.export import export
 from ..predict.predictor import Predictor
 from ..pretrained import load, load_model
-from ..train.report import Reporter
+from ..requests.train import TrainRequest
+from ..train.progress import Reporter
 from ..train.run import train
 from .export import exported as export_lines
 
@@ -47,7 +48,7 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
     """
     flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in SETTINGS.items())
     _command(console, f"shvit train digits --model shvit_s1 {flags} --out {out}")
-    result = train("digits", out=out, settings=SETTINGS, workers=0, reporter=Reporter(console))
+    result = train(TrainRequest("digits", out=out, settings=SETTINGS, workers=0), Reporter(console))
     if result.interrupted:
         raise KeyboardInterrupt
     best = out / "best.safetensors"

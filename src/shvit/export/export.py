@@ -16,8 +16,9 @@ from .. import engines, provenance
 from ..data.coco import CocoSplit
 from ..data.loader import Batch, Loader, worker_death_as_failure
 from ..data.sources import Dataset, Split
-from ..engines import coreml, openvino
-from ..engines.base import EngineError, ExportError, Shapes, described, need_calibration
+from ..engines import openvino
+from ..engines.base import Shapes, need_calibration
+from ..engines.exported import EngineError, ExportError, described
 from ..engines.quantize import CALIBRATION_IMAGES
 from ..errors import Failure, InputError
 from ..evaluate import choose_split, relabel_for
@@ -128,7 +129,7 @@ def prove(
     exported = engines.read(file)
     kind = engines.FORMATS[exported.engine]
     if kind.unavailable("cpu"):  # Core ML, away from a Mac
-        return {"ran": False, "specification": coreml.check(file)}
+        return {"ran": False, "specification": kind.specification(file)}
     with tempfile.TemporaryDirectory() as folder:
         pixels, result = Path(folder) / "images.npy", Path(folder) / "result.npz"
         np.save(pixels, images.numpy())
