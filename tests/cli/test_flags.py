@@ -217,5 +217,5 @@ def test_profile_says_at_once_what_it_does(run, folder, model, monkeypatch):
 
     monkeypatch.setattr("shvit.train.run._planned", slow)
     _, out, err = run("train", folder, "--model", model, "--profile")
-    assert out.startswith("profiling: 10 steps each of reading alone, learning alone and both together")
+    assert out.startswith("profiling: 10 steps each of data loading, training steps, and both together")
     assert "the first slow step" in err

@@ -139,7 +139,7 @@ def test_designs_trained_and_timed(run, folder, tmp_path, monkeypatch):
         assert row["mean_top1"] == shvit.load(weights / "best.safetensors").metrics["top1"]
     code, _, err = run("designs", *flags, "--train", folder, "--epochs", 2, "--workers", 0, "--out", tmp_path / "out")
     assert code == 2, err
-    assert "was begun with epochs 1, not 2; a new run needs another --out" in err
+    assert "began with epochs 1, not 2: choose another --out for a new run" in err
     assert json.loads((tmp_path / "out" / "study.json").read_text())["rows"] == document["rows"]
     assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {
         "costs.csv", "speed.csv", "stages_onnx.csv", "accuracy.csv"

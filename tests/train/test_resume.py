@@ -192,7 +192,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(folder, start, tmp_path, h
     go(folder, start, tmp_path / "run", resume=True, reporter=reporter)
     if harm != "gone":
         assert "state.pt is damaged" in reporter.warnings[0]
-        assert "the state before it" in reporter.warnings[0]
+        assert "the previous checkpoint" in reporter.warnings[0]
     after = load_file(tmp_path / "run" / "last.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert Checkpoint.load(tmp_path / "run")[1] == []
@@ -207,7 +207,7 @@ def test_another_precision_goes_on_and_is_told(folder, start, tmp_path, monkeypa
     monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)  # fp16 takes minutes on a CPU
     reporter = Heard()
     assert go(folder, start, tmp_path / "run", resume=True, reporter=reporter).epochs == 1
-    assert reporter.warnings == ["begun in bf16, the run goes on in fp16"]
+    assert reporter.warnings == ["the run began in bf16 and resumes in fp16"]
 
 
 def test_a_worker_that_is_lost_while_nobody_reads_is_a_failure(folder, start, tmp_path, monkeypatch):
@@ -276,7 +276,7 @@ def test_a_finished_run_says_so(run, folder, start, tmp_path):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     code, text, _ = run("train", folder, "--out", out, "--resume", "--workers", 0, "--device", "cpu")
     assert code == 0
-    assert f"nothing to resume: the run in {out} is finished, all of its 1 epochs are done" in text
+    assert f"nothing to resume: the run in {out} is complete (1 of 1 epochs)" in text
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -295,7 +295,7 @@ def test_ctrl_c_before_the_first_step_says_what_is_kept(run, folder, start, tmp_
         patched.setattr(Trainer, "_probe", stop)
         code, _, err = run(*command)
     assert code == 130
-    assert f"stopped: the run is kept in {out}; go on with: shvit train {folder} --out {out} --resume" in err
+    assert f"stopped: the run is kept in {out}; resume with: shvit train {folder} --out {out} --resume" in err
     assert run("train", folder, "--out", out, "--resume", "--workers", 0)[0] == 0
 
 
@@ -308,7 +308,7 @@ def test_one_of_two_trainings_into_a_new_folder_is_refused(folder, start, tmp_pa
     errors = [process.communicate(timeout=240)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], errors
     refused = errors[[process.returncode for process in both].index(2)]
-    assert "another training is writing into" in refused or "is not empty" in refused
+    assert "another training is writing to" in refused or "is not empty" in refused
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     assert not list(out.glob(".*"))
 
@@ -326,7 +326,7 @@ def test_a_run_that_goes_on_is_not_resumed_beside_itself(folder, start, tmp_path
     monkeypatch.setattr(Trainer, "_probe", meanwhile)
     go(folder, start, out, epochs=1, workers=1)
     assert seen[0].returncode == 2
-    assert f"another training is writing into {out}" in seen[1]
+    assert f"another training is writing to {out}" in seen[1]
 
 
 @pytest.mark.parametrize(("limit", "name"), [(100_000, "state.pt"), (200, "recipe.json")])

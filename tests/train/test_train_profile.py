@@ -62,7 +62,7 @@ def test_the_command_trains_nothing(folder, start, tmp_path, capsys):
 def test_nothing_to_time(folder, start):
     for path in (folder / "train").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(TrainError, match="no step of an epoch has images that can be used"):
+    with pytest.raises(TrainError, match="no step of an epoch has usable images"):
         profile(TrainRequest(folder, model=start, device="cpu", workers=0, settings=SETTINGS))
 
 
