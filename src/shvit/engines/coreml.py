@@ -159,7 +159,7 @@ def _expected(facts: Exported) -> dict[str, Any]:
     task, side, classes = kind_of(facts.task), facts.preprocess.image_size, len(facts.classes)
     expected: dict[str, Any] = {"inputs": {IMAGE: f"image {side}x{side} RGB"}, "precision": [DTYPES[facts.precision]]}
     if not task.labels_images:
-        array = f"array 1x{RetinaNet.anchors_at(side)}x{task.output_width(classes)} FLOAT32"
+        array = f"array 1x{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)} FLOAT32"
         return {**expected, "outputs": {task.output: array}}
     return {
         **expected,

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ..bench.case import Case
-from ..bench.plan import Omitted, Request, pairs, settle
+from ..bench.plan import Omitted, pairs, settle
 from ..bench.run import Progress, Row, bench
 from ..errors import Failure, InputError
+from ..requests.bench import BenchRequest
 from ..requests.study import SpeedOptions
 
 
@@ -27,15 +28,15 @@ def timed(
     """
     gpu = speed.device.startswith("cuda")
     request = settle(
-        Request(
+        BenchRequest(
             models,
-            speed.engines,
-            speed.precisions or (("fp16",) if gpu else ("fp32",)),
-            speed.batch_sizes,
-            sizes,
-            speed.threads,
-            speed.device,
-            speed.rounds,
+            engines=speed.engines,
+            precisions=speed.precisions or (("fp16",) if gpu else ("fp32",)),
+            batch_sizes=speed.batch_sizes,
+            image_sizes=sizes,
+            threads=speed.threads,
+            device=speed.device,
+            rounds=speed.rounds,
         )
     )
     runnable, left_out = pairs(request)
