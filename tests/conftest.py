@@ -29,7 +29,7 @@ if find_spec("triton") and not torch.cuda.is_available():
 
 from shvit.cli import main as cli
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import SEAL, UNSEALED, files_of, seal
+from shvit.engines.exported import SEAL, UNSEALED, files_of, seal
 from shvit.errors import Notice
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
@@ -48,7 +48,7 @@ def seeded():
 def undrawn(request, monkeypatch):
     """Tests of training look at no curves, which take longer than their epochs, but those marked `drawn`."""
     if request.path.parent.name == "train" and "drawn" not in request.keywords:
-        monkeypatch.setattr("shvit.train.loop.draw_curves", lambda *_: None)
+        monkeypatch.setattr("shvit.train.metrics.draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

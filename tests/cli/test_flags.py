@@ -184,7 +184,7 @@ def test_info_of_a_file_is_ten_lines(run, tiny, tmp_path, kind):
         if reason := engine.absent():
             pytest.skip(reason)
         path = tmp_path / f"m{engine.suffix}"
-        precision = engine.exports()[0]
+        precision = engine.writes[None][0]
         engine.export(model_file, path, precision, Shapes(), ())
         expected["file"] |= {"engine": kind, "precision": precision}
         expected["file"]["provenance"]["architecture"] = model_file.architecture.to_dict()
@@ -217,5 +217,5 @@ def test_profile_says_at_once_what_it_does(run, folder, model, monkeypatch):
 
     monkeypatch.setattr("shvit.train.run._planned", slow)
     _, out, err = run("train", folder, "--model", model, "--profile")
-    assert out.startswith("profiling: 10 steps each of reading alone, learning alone and both together")
+    assert out.startswith("profiling: 10 steps each of data loading, training steps, and both together")
     assert "the first slow step" in err

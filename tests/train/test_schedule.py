@@ -8,7 +8,8 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from shvit.errors import InputError
 from shvit.train.optim import make_schedule, schedule_time
-from shvit.train.recipe import RECIPES, Recipe
+from shvit.train.recipe import Recipe
+from shvit.train.recipes import RECIPES
 
 PUBLISHED = {
     "scratch": (300, 4e-3, 1e-5, 1e-6),
@@ -25,7 +26,7 @@ def sgd(rate: float) -> torch.optim.Optimizer:
 
 def rates(recipe: Recipe, steps: int = 3) -> list[list[float]]:
     """Of each step of each epoch, as the loop sets them."""
-    optimizer = sgd(recipe.effective_rate)
+    optimizer = sgd(recipe.effective_lr)
     schedule = make_schedule(optimizer, recipe, steps)
     found = []
     for epoch in range(recipe.epochs):
@@ -70,14 +71,14 @@ def test_the_rates_of_highres_in_digits():
 def test_a_named_cooldown_is_so_many_epochs_at_the_least_rate(schedule, by, cooldown):
     recipe = Recipe(epochs=12, schedule=schedule, schedule_by=by, cooldown_epochs=cooldown, warmup_epochs=2)
     found = [rate for epoch in rates(recipe, 5) for rate in epoch]
-    at_least = [rate == pytest.approx(recipe.min_rate) for rate in found]
+    at_least = [rate == pytest.approx(recipe.min_lr) for rate in found]
     assert at_least == [False] * 5 * (12 - cooldown) + [True] * 5 * cooldown
 
 
 def test_by_step_the_rate_rises_and_falls_at_each_step():
     recipe = Recipe(epochs=6, schedule_by="step", warmup_epochs=2)
     found = [rate for epoch in rates(recipe, 4) for rate in epoch]
-    assert found[0] == recipe.warmup_rate
+    assert found[0] == recipe.warmup_lr
     assert found[:8] == sorted(set(found[:8]))
     assert found[8:] == sorted(set(found[8:]), reverse=True)
 

@@ -10,6 +10,7 @@ from conftest import tiny_architecture
 from shvit.cli.main import app
 from shvit.data.transforms import Preprocess, TrainReader
 from shvit.modelfile import ModelFile, save
+from shvit.requests.train import TrainRequest
 from shvit.train.bad_images import TrainError
 from shvit.train.loop import Trainer
 from shvit.train.profile import Profile
@@ -41,7 +42,7 @@ def test_the_bottleneck_is_what_was_made_slow(folder, start, monkeypatch, second
 
     takes(seconds_an_image, TrainReader, "__call__")
     takes(0.02, Trainer, "train_step")
-    found = profile(folder, start, settings=SETTINGS, device="cpu", workers=0)
+    found = profile(TrainRequest(folder, model=start, device="cpu", workers=0, settings=SETTINGS))
     assert found.bottleneck == slow
     assert found.data == pytest.approx(1 / seconds_an_image)
     assert found.compute == pytest.approx(8 / 0.02)
@@ -61,8 +62,8 @@ def test_the_command_trains_nothing(folder, start, tmp_path, capsys):
 def test_nothing_to_time(folder, start):
     for path in (folder / "train").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(TrainError, match="no step of an epoch has images that can be used"):
-        profile(folder, start, settings=SETTINGS, device="cpu", workers=0)
+    with pytest.raises(TrainError, match="no step of an epoch has usable images"):
+        profile(TrainRequest(folder, model=start, device="cpu", workers=0, settings=SETTINGS))
 
 
 def test_the_slower_one_is_the_bottleneck():

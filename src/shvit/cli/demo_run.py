@@ -8,7 +8,6 @@ from rich.console import Console
 
 from .. import engines
 from ..bench import report as bench_report
-from ..bench.plan import Request
 from ..bench.run import bench
 from ..console import say
 from ..data.sources import open_source
@@ -16,7 +15,9 @@ from ..evaluate import evaluate, write_report
 from ..export.export import export
 from ..predict.predictor import Predictor
 from ..pretrained import load, load_model
-from ..train.report import Reporter
+from ..requests.bench import BenchRequest
+from ..requests.train import TrainRequest
+from ..train.progress import Reporter
 from ..train.run import train
 from .export import exported as export_lines
 
@@ -47,7 +48,7 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
     """
     flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in SETTINGS.items())
     _command(console, f"shvit train digits --model shvit_s1 {flags} --out {out}")
-    result = train("digits", out=out, settings=SETTINGS, workers=0, reporter=Reporter(console))
+    result = train(TrainRequest("digits", out=out, settings=SETTINGS, workers=0), Reporter(console))
     if result.interrupted:
         raise KeyboardInterrupt
     best = out / "best.safetensors"
@@ -72,7 +73,7 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
         say(console, line)
 
     _command(console, f"shvit bench {best} {exported} --engine torch --precision fp32 --rounds {ROUNDS}")
-    request = Request((str(best), str(exported)), ("torch",), ("fp32",), rounds=ROUNDS)
+    request = BenchRequest((str(best), str(exported)), engines=("torch",), precisions=("fp32",), rounds=ROUNDS)
     with bench_report.watching(console) as progress:
         speeds = bench(request, progress)
     bench_report.show(console, speeds)

@@ -24,12 +24,16 @@ def task_of(model: Described) -> Any:
     return kind_of(model)(model.classes)
 
 
-def kind_of(model: Described) -> Any:
-    """The class of its task.
+def kind_of(model: Described | str) -> Any:
+    """The class of a task, given its name or a model.
 
     Raises:
-        InputError: This shvit does not have it, or the model is of another.
+        InputError: There is no such task, or the model's architecture is that of another task.
     """
+    if isinstance(model, str):
+        if model not in TASKS:
+            raise InputError(f"Unknown task {model!r}. Choose from: {', '.join(TASKS)}.")
+        return TASKS[model]
     if model.task not in TASKS:
         raise InputError(f"the model's task is {model.task!r}: this shvit has {', '.join(TASKS)}")
     architecture = getattr(model, "architecture", None)

@@ -1,8 +1,8 @@
 """What a task is to the training loop and to the verbs: a loss, an evaluation, and names for outputs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -39,11 +39,43 @@ class Evaluation(Protocol):
 
 
 class Task(Protocol):
-    """One thing that can be learnt from labelled images."""
+    """What depends on the task: facts, data, loss, evaluation and output formats.
 
-    @property
-    def headline(self) -> str:
-        """The metric by which two models are compared; more is better."""
+    The facts are class attributes, so `kind_of("detect").output` works without an instance.
+    """
+
+    name: ClassVar[str]
+    headline: ClassVar[str]
+    """The metric that models are compared by. Higher is better."""
+    output: ClassVar[str]
+    """Name of the output in exported files."""
+    labels_images: ClassVar[bool]
+    """Whether the model gives one score per class for the whole image."""
+    has_masks: ClassVar[bool]
+    """Whether objects have masks."""
+    detector: ClassVar[str | None]
+    """Kind of detector that the architecture must have; None for a classifier."""
+    fits: ClassVar[tuple[str, ...]]
+    """Values of `Preprocess.fit` that its models can have."""
+    any_size: ClassVar[bool]
+    """Whether exported files may take images of any height and width."""
+    eval_batch_size: ClassVar[int]
+    """Default batch size of `shvit eval`."""
+    predict_batch_size: ClassVar[int]
+    """Default batch size of `shvit predict`."""
+    parity_images: ClassVar[int]
+    """Images that an exported file and PyTorch are compared on."""
+    ranking_images: ClassVar[int]
+    """Calibration images that layers are ranked on for int8."""
+
+    @classmethod
+    def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Task":
+        """The task to train: its loss as the recipe says, with training images on this device."""
+        ...
+
+    @staticmethod
+    def new_fit(fit: str) -> str:
+        """`Preprocess.fit` of a model after its image size is changed."""
         ...
 
     @staticmethod

@@ -91,9 +91,27 @@ class Classify:
     """
 
     name: ClassVar[str] = "classify"
-    headline = "top1"
+    headline: ClassVar[str] = "top1"
+    output: ClassVar[str] = "logits"
+    labels_images: ClassVar[bool] = True
+    has_masks: ClassVar[bool] = False
     detector: ClassVar[str | None] = None
     fits: ClassVar[tuple[str, ...]] = ("crop", "squash")
+    any_size: ClassVar[bool] = True
+    eval_batch_size: ClassVar[int] = 64
+    predict_batch_size: ClassVar[int] = 16
+    parity_images: ClassVar[int] = 64
+    ranking_images: ClassVar[int] = 64
+
+    @classmethod
+    def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Classify":
+        """The task to train: labels smoothed and images mixed as the recipe says."""
+        return cls(classes, recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing, device)
+
+    @staticmethod
+    def new_fit(fit: str) -> str:
+        """A classifier keeps its fit at another image size."""
+        return fit
 
     def __init__(
         self,
@@ -142,9 +160,7 @@ class Classify:
     def ready(self, network: Any) -> None:
         """Nothing is to be done."""
 
-    def augment(
-        self, images: Float[Tensor, "b 3 h w"], batch: Batch
-    ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b classes"]]:
+    def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Any]:
         targets = batch.targets.to(images.device)
         if self._erase is not None:
             images = self._erase(images)
@@ -153,9 +169,7 @@ class Classify:
         one_hot = F.one_hot(targets, len(self.classes)).float()
         return images, one_hot * (1 - self.label_smoothing) + self.label_smoothing / len(self.classes)
 
-    def loss(
-        self, network: Any, images: Float[Tensor, "b 3 h w"], targets: Float[Tensor, "b classes"]
-    ) -> Float[Tensor, ""]:
+    def loss(self, network: Any, images: Float[Tensor, "b 3 h w"], targets: Any) -> Float[Tensor, ""]:
         return cross_entropy(network(images), targets)
 
     def signal(self, outputs: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:

@@ -38,13 +38,30 @@ class Detect:
     """
 
     name: ClassVar[str] = "detect"
-    detector: ClassVar[str] = "retinanet"
-    headline = "AP"
+    headline: ClassVar[str] = "AP"
+    output: ClassVar[str] = "objects"
+    labels_images: ClassVar[bool] = False
+    has_masks: ClassVar[bool] = False
+    detector: ClassVar[str | None] = "retinanet"
     fits: ClassVar[tuple[str, ...]] = ("whole", "shorter")
-    """Of `Preprocess`, with which its networks can see images."""
+    any_size: ClassVar[bool] = False
+    eval_batch_size: ClassVar[int] = 8
+    predict_batch_size: ClassVar[int] = 4
+    parity_images: ClassVar[int] = 16
+    ranking_images: ClassVar[int] = 8
     kinds: ClassVar[tuple[str, ...]] = ("bbox",)
     least_score: ClassVar[float] = 0.0
     """The score from which the network gives objects; a network with `find_from` can be told another one."""
+
+    @classmethod
+    def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Detect":
+        """The task to train: BatchNorms frozen as the recipe says."""
+        return cls(classes, recipe.frozen_norms)
+
+    @staticmethod
+    def new_fit(fit: str) -> str:
+        """At another image size a detector sees the whole image in a square."""
+        return "whole"
 
     def __init__(self, classes: Sequence[str], frozen_norms: str = "none") -> None:
         check_tools()

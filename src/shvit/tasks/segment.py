@@ -25,13 +25,19 @@ class Segment(Detect):
     """
 
     name: ClassVar[str] = "segment"
-    detector: ClassVar[str] = "mask_rcnn"
+    detector: ClassVar[str | None] = "mask_rcnn"
+    has_masks: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = ("bbox", "segm")
     least_score: ClassVar[float] = THRESHOLD
 
     def __init__(self, classes: Sequence[str], frozen_norms: str = "none", regions: int = REGIONS) -> None:
         super().__init__(classes, frozen_norms)
         self.regions = regions
+
+    @classmethod
+    def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Segment":
+        """The task to train: BatchNorms frozen and proposals sampled as the recipe says."""
+        return cls(classes, recipe.frozen_norms, recipe.proposals)
 
     def ready(self, network: Any) -> None:
         super().ready(network)
