@@ -249,7 +249,9 @@ def test_a_run_of_before_a_setting_was_there_is_gone_on_with(start, tmp_path):
 
 def test_fresh_norms_are_not_frozen(tmp_path):
     data = squares(tmp_path / "data", 4)
-    with pytest.raises(shvit.InputError, match="frozen_norms statistics needs trained BatchNorms, and shvit_s1 has none"):
+    with pytest.raises(
+        shvit.InputError, match="frozen_norms statistics needs trained BatchNorms, and shvit_s1 has none"
+    ):
         train(
             TrainRequest(
                 data, out=tmp_path / "run", model="shvit_s1", recipe="coco_1x", task="detect", device="cpu", workers=0

@@ -101,7 +101,9 @@ def test_kept_answers_are_not_asked_for_again(tmp_path):
     ("field", "least"), [({"mixup": 0.1}, 0), ({"random_erasing": 0.2}, 0), ({"repeats": 3}, 1)], ids=str
 )
 def test_logits_of_images_that_differ_at_every_step_are_not_cached(tmp_path, field, least):
-    with pytest.raises(shvit.InputError, match=f"--teacher-cache requires --{next(iter(field)).replace('_', '-')} {least}: "):
+    with pytest.raises(
+        shvit.InputError, match=f"--teacher-cache requires --{next(iter(field)).replace('_', '-')} {least}: "
+    ):
         LogitsCache(tmp_path, replace(CALM, **field), Preprocess(32), {"classes": CLASSES}, 10)
 
 

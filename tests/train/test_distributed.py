@@ -162,7 +162,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert ProcessGroup(rank=3, size=8, local_rank=1).device("cuda") == "cuda:1"
     assert ProcessGroup(rank=3, size=8, local_rank=1).device("cpu") == "cpu"
-    with pytest.raises(shvit.InputError, match="more processes than the 4 GPUs of this machine: use --nproc-per-node 4"):
+    with pytest.raises(
+        shvit.InputError, match="more processes than the 4 GPUs of this machine: use --nproc-per-node 4"
+    ):
         ProcessGroup(rank=4, size=8, local_rank=4).device("cuda")
     with pytest.raises(shvit.InputError, match="device cuda:0 is a single GPU for 8 processes"):
         ProcessGroup(rank=4, size=8, local_rank=1).device("cuda:0")
