@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .. import engines, provenance
 from ..data.coco import CocoSplit
+from ..data.dataset import Dataset, Split
 from ..data.loader import Batch, Loader, worker_death_as_failure
-from ..data.sources import Dataset, Split
 from ..engines import coreml, openvino
 from ..engines.base import EngineError, ExportError, Shapes, described, need_calibration
 from ..engines.quantize import CALIBRATION_IMAGES

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.coco import CocoSource, CocoSplit
+from ..data.coco import CocoDataset, CocoSplit
+from ..data.dataset import Dataset, Split
 from ..data.loader import probe
-from ..data.sources import Dataset, Split
 from ..errors import Failure
 from ..files import write_csv
 
@@ -27,7 +27,7 @@ class BadImages:
         writes: Whether this is the process that writes.
     """
 
-    def __init__(self, source: Dataset | CocoSource, out: Path, max_share: float, writes: bool = True) -> None:
+    def __init__(self, source: Dataset | CocoDataset, out: Path, max_share: float, writes: bool = True) -> None:
         self._splits = {"train": source.train, "val": source.val}
         self._out, self._max_share, self._writes = out, max_share, writes
         self.train: dict[int, str] = dict(source.train.bad)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.coco import CocoSource
-from ..data.identity import DrawnBy, TrainedOn, drawn_before
+from ..data.coco import CocoDataset
+from ..data.dataset import Dataset, DrawnBy, drawn_before, duplicates
+from ..data.identity import TrainedOn
 from ..data.letterbox import check_fit
 from ..data.loader import seeded
-from ..data.sources import Dataset, duplicates
 from ..data.transforms import COARSEST, Preprocess
 from ..engines import pick_device
 from ..errors import InputError
@@ -165,7 +165,7 @@ class Plan:
 
     model: str
     recipe: Recipe
-    source: Dataset | CocoSource
+    source: Dataset | CocoDataset
     start: ModelFile
     choices: tuple[Choice, ...] = ()
     """What `fit` changed of the published recipe."""
@@ -251,7 +251,7 @@ def _resumed(
     return Plan(record["model"], chosen, source, start, made, drawn_by, record.get("trained_on"))
 
 
-def _opened(data: str | Path, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Dataset | CocoSource:
+def _opened(data: str | Path, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Dataset | CocoDataset:
     source = TASKS[task].open(data, recipe.seed, recipe.val_share, drawn_by)
     source.check_trainable(**({"masks": True} if task == "segment" else {}))
     return source
@@ -280,7 +280,7 @@ def _trainer(plan: Plan, how: Options, out: Path, device: str, reporter: Reporte
     task = make_task(plan, how, device)
     where = out, device, how.workers
     about = {**facts(), "drawn_by": plan.drawn_by}
-    if isinstance(plan.source, CocoSource):
+    if isinstance(plan.source, CocoDataset):
         about["categories"] = plan.source.categories
     return Trainer(task, plan.start, plan.source, plan.recipe, *where, reporter, about, world, how.save_every)
 
@@ -347,18 +347,18 @@ def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str 
     return draft
 
 
-def starting_point(model: str, source: Dataset | CocoSource, recipe: Recipe, task: str = "classify") -> ModelFile:
+def starting_point(model: str, source: Dataset | CocoDataset, recipe: Recipe, task: str = "classify") -> ModelFile:
     """The network to train, with the data's classes: fresh, or trained weights under a head that fits.
 
     It has a second head where a teacher is to be learnt from, and the network can have one.
     """
     with seeded(recipe.seed):
-        if isinstance(source, CocoSource):
+        if isinstance(source, CocoDataset):
             return _detector(task, model, source, recipe)
         return _starting_point(model, source, recipe)
 
 
-def _detector(task: str, model: str, source: CocoSource, recipe: Recipe) -> ModelFile:
+def _detector(task: str, model: str, source: CocoDataset, recipe: Recipe) -> ModelFile:
     """On a fresh backbone, or with the weights of a classifier or of a detector."""
     count, kind, provenance = len(source.classes), TASKS[task].detector, {}
     if _is_trained(model):
@@ -431,7 +431,7 @@ def recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _report_duplicates(source: Dataset | CocoSource, out: Path, reporter: Reporter) -> None:
+def _report_duplicates(source: Dataset | CocoDataset, out: Path, reporter: Reporter) -> None:
     """Images that are in both splits make the validation look better than it is."""
     groups = duplicates(source.train, source.val)
     if groups:
