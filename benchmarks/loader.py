@@ -36,7 +36,7 @@ from timm.data import auto_augment, create_dataset, create_loader
 
 from shvit.data.decode import SIMPLEJPEG
 from shvit.data.loader import Loader
-from shvit.data.sources import merge, open_source
+from shvit.data.sources import open_source
 from shvit.data.transforms import Normalize, Preprocess, TrainReader, posterize_to_black
 from shvit.provenance import facts
 
@@ -63,7 +63,7 @@ def folder_of_links(source: Path, count: int, folder: Path) -> None:
 def ours(folder: Path, reader: TrainReader, batch_size: int) -> Epoch:
     """What `shvit train` does before a step."""
     source = open_source(folder)
-    loader = Loader(merge(source.train, source.val), reader, batch_size, WORKERS, shuffle=True)
+    loader = Loader(source.whole(), reader, batch_size, WORKERS, shuffle=True)
     normalize = Normalize(Preprocess(reader.image_size))
     return lambda epoch: (normalize(batch.images) for batch in loader.epoch(epoch))
 

@@ -7,7 +7,7 @@ import pytest
 
 import shvit
 from shvit import provenance
-from shvit.data.sources import EMPTY, Dataset
+from shvit.data.dataset import EMPTY, Dataset
 from shvit.errors import Failure, InputError
 from shvit.redact import redacted
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from . import engines
+from .data.dataset import Dataset
 from .data.identity import TrainedOn
 from .data.loader import Batch, Loader, worker_death_as_failure
-from .data.sources import Dataset
 from .data.transforms import Decoded, Normalize, Preprocess, eval_transform
 from .errors import InputError, check_at_least
 from .evaluate import evaluate

@@ -10,10 +10,10 @@ import numpy as np
 
 from .classnames import match_classes, unique_names
 from .console import literal_text, visible
-from .data.coco import CocoSource, CocoSplit
-from .data.identity import TrainedOn, drawn_before
+from .data.coco import CocoDataset, CocoSplit
+from .data.dataset import Dataset, Split, drawn_before
+from .data.identity import TrainedOn
 from .data.loader import Loader, worker_death_as_failure
-from .data.sources import Dataset, Split
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError, notice
@@ -87,7 +87,7 @@ def seen_as(model: Runnable, fit: str | None) -> Runnable:
 def evaluate(
     model_file: Runnable,
     engine: Engine,
-    source: Dataset | CocoSource,
+    source: Dataset | CocoDataset,
     which: Which = "auto",
     batch_size: int = 64,
     workers: int = 0,
@@ -122,7 +122,7 @@ class Trained(Protocol):
     def provenance(self) -> Mapping[str, Any]: ...
 
 
-def choose_split(model: Trained, source: Dataset | CocoSource, which: Which = "auto") -> Judged:
+def choose_split(model: Trained, source: Dataset | CocoDataset, which: Which = "auto") -> Judged:
     """The images to judge a model on; a notice says how many of them were used in training.
 
     Args:
@@ -164,7 +164,7 @@ def choose_split(model: Trained, source: Dataset | CocoSource, which: Which = "a
     return Judged(chosen, images.subset(np.flatnonzero(~used).tolist()), number)
 
 
-def relabel_for(model: Described, source: Dataset | CocoSource, split: Split | CocoSplit) -> Split | CocoSplit:
+def relabel_for(model: Described, source: Dataset | CocoDataset, split: Split | CocoSplit) -> Split | CocoSplit:
     """The same images, their labels counted as the model counts its classes. Raises InputError as `match_classes`."""
     return split.relabelled(match_classes(source.classes, model.classes))
 

@@ -29,9 +29,7 @@ def test_shards_are_written_then_only_checked(run, folder, tmp_path):
         "bad_images": 1,
         "resumed": True,
     }
-    assert err.startswith(
-        "nothing was to be done, all checksums are right: 52 images in 4 shards (4 of them were there)"
-    )
+    assert err.startswith("already complete, all checksums match: 52 images in 4 shards (4 of them existed)")
 
     code, text, err = run("shard", folder, "--out", out, "--size", 64)
     assert (code, text) == (2, "")
@@ -52,10 +50,10 @@ def test_ctrl_c_is_one_line(run, folder, tmp_path, monkeypatch):
     command = ["shard", folder, "--out", tmp_path / "out", "--per-shard", 10, "--workers", 0]
     code, text, err = run(*command)
     assert (code, err) == (cli.INTERRUPTED, "")
-    assert text == f"stopped; the same command goes on with the shards that are missing in {tmp_path / 'out'}\n"
+    assert text == f"stopped; run the same command again to write the remaining shards of {tmp_path / 'out'}\n"
     code, text, _ = run(*command)
     assert code == 0
-    assert text.startswith("52 images in 6 shards (2 of them were there)")
+    assert text.startswith("52 images in 6 shards (2 of them existed)")
     assert len(seen) == 30 + 32
 
 
@@ -66,7 +64,7 @@ def test_too_many_bad_images_are_a_failure(run, folder, tmp_path, workers):
         (folder / "train" / "dark" / f"{index:03}.png").write_bytes(b"oops")
     code, text, err = run("shard", folder, "--out", tmp_path / "out", "--workers", workers)
     assert (code, text) == (1, "")
-    assert err.startswith("failed: 20 of 52 images cannot be used, more than the share of 0.2 that is allowed")
+    assert err.startswith("failed: 20 of 52 images cannot be used, more than the allowed share of 0.2")
     assert len(err.splitlines()) == 1
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from conftest import COCO, POLYGON, SHARED, picture, write_coco
 from shvit.data.coco import CocoSplit, is_coco, open_coco
-from shvit.data.letterbox import EvalScenes, TrainScenes, run_lengths
-from shvit.data.sources import DataError
+from shvit.data.letterbox import DetectionEvalReader, DetectionTrainReader, run_lengths
 from shvit.data.transforms import Preprocess
+from shvit.errors import DataError
 
 
 @pytest.mark.parametrize("images", ["{split}", "images/{split}", "images", "."])
@@ -69,7 +69,7 @@ def with_annotation(**entries):
         (with_annotation(segmentation=[]), None, 3),
         (lambda file: file["annotations"].append(file["annotations"][0]), "come twice and are taken once", 2),
         (with_annotation(id=1), None, 3),
-        (lambda file: file["annotations"].append(None), "no JSON objects", 2),
+        (lambda file: file["annotations"].append(None), "not JSON objects", 2),
         (lambda file: file["images"].append({"id": 5, "file_name": "b.png"}), "have the id of another one", 2),
         (lambda file: file["images"].append({"file_name": "b.png"}), "lack an id or a file_name", 2),
         (lambda file: file["images"].append({"id": 8, "file_name": "c.png"}), "1 images cannot be used .* c.png", 2),
@@ -118,7 +118,7 @@ def test_masks_that_are_none_are_left_out_and_told(tmp_path, segmentation, run):
     assert source.train.objects[1].segments == (None,)
     assert len(source.train.objects[1]) == 1
     assert "1 masks are neither polygons nor run-length codes" in source.warnings[0]
-    drawn = TrainScenes(Preprocess(64, fit="whole"), masks=True)(source.train, 1)[1]
+    drawn = DetectionTrainReader(Preprocess(64, fit="whole"), masks=True)(source.train, 1)[1]
     assert drawn.masks.shape == (0, 64, 64)
     code, printed, errors = run("info", data, "--json")
     assert code == 0, errors
@@ -129,7 +129,7 @@ def test_parts_of_masks_that_are_none_are_told(tmp_path):
     mixed = changed(with_annotation(segmentation=[[1, 2, 3, 4], [1, 1, 6, 1, 6, 6]]))
     source = open_coco(write_coco(tmp_path, mixed))
     assert len(source.train.objects[1].segments[0]) == 1
-    assert "1 masks have parts that are no polygons and are left out, such as annotation 9" in source.warnings[0]
+    assert "1 masks have parts that are not polygons and are left out, such as annotation 9" in source.warnings[0]
 
 
 @pytest.mark.parametrize("counts", [[1000, 60, 1500], [0, 2560], [2560], [1000.0, 60, 1500]])
@@ -220,7 +220,7 @@ def test_sizes_that_are_read_are_of_the_upright_picture(tmp_path):
         picture(90, size=(40, 64)).save(data / split / "a.jpg", exif=exif)
     source = open_coco(data)
     assert source.val.sizes.tolist() == [[64, 40], [40, 64]]
-    image, truth = EvalScenes(Preprocess(64, fit="whole"))(source.val, 0)
+    image, truth = DetectionEvalReader(Preprocess(64, fit="whole"))(source.val, 0)
     assert truth.objects.boxes.tolist() == [[4, 50, 24, 62]]
     assert (image[:, :, 41:] == torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]).all()
 
@@ -261,7 +261,7 @@ def test_files_that_cannot_be_used(tmp_path, change, reason):
 
 def test_files_that_are_not_there_or_disagree(tmp_path):
     assert not is_coco(tmp_path)
-    with pytest.raises(DataError, match="is no COCO folder: expected"):
+    with pytest.raises(DataError, match="is not a COCO folder: expected"):
         open_coco(tmp_path)
     write_coco(tmp_path, splits=["train2017", "more2017"])
     with pytest.raises(DataError, match="needs one file named train and one named val"):

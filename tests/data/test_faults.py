@@ -22,7 +22,7 @@ READ = """
 import json
 from pathlib import Path
 from shvit.data.decode import BadImage
-from shvit.data.frames import read_whole
+from shvit.data.letterbox import read_whole
 from shvit.data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
 size, whole = Preprocess(224), Preprocess(256, fit="whole")
 readers = fast_eval_decoder(size), Decoded(eval_transform(size)), TrainReader(224), lambda path: read_whole(path, whole)

@@ -15,9 +15,9 @@ import pytest
 from conftest import picture
 from shvit.data.decode import BadImage
 from shvit.data.loader import Loader
-from shvit.data.sources import DataError, open_source
+from shvit.data.sources import open_source
 from shvit.data.transforms import Decoded, Preprocess, eval_transform
-from shvit.errors import InputError
+from shvit.errors import DataError, InputError
 
 datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")
@@ -125,7 +125,7 @@ def test_rows_without_label_or_image(tmp_path):
     (tmp_path / "gone.png").unlink()
     split = open_source(f"hf://{tmp_path / 'saved'}").val
     assert split.bad == {0: "the row has no label"}
-    for index, reason in enumerate(["has no label", "has no image", "no file of the data set"]):
+    for index, reason in enumerate(["has no label", "has no image", "not a file of the dataset"]):
         with pytest.raises(BadImage, match=reason):
             split.source(index)
     assert split.source(3) == png(3)
@@ -237,7 +237,8 @@ def hub(saved):
 
 READ = """
 import sys
-from shvit.data.sources import DataError, open_source
+from shvit.data.sources import open_source
+from shvit.errors import DataError
 for name in sys.argv[1:]:
     try:
         source = open_source(name)
@@ -281,7 +282,7 @@ def test_rows_never_name_other_files(tmp_path):
     parquet.write_table(table, tmp_path / "saved" / "data" / "validation-00000-of-00001.parquet")
     split = open_source(f"hf://{tmp_path / 'saved'}").val
     for index in range(3):
-        with pytest.raises(BadImage, match="which is no file of the data set"):
+        with pytest.raises(BadImage, match="which is not a file of the dataset"):
             split.source(index)
     assert split.source(3) == png(1)
     assert len({image.identity() for image in split.images}) == 2

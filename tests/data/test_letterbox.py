@@ -11,7 +11,16 @@ from PIL import Image
 from conftest import SHARED, picture
 from shvit.data.coco import NOTHING, CocoSplit, Objects, open_coco
 from shvit.data.decode import BadImage
-from shvit.data.letterbox import EvalScenes, Letterbox, TrainScenes, check_fit, fitted, marks_of, rasterised, read_whole
+from shvit.data.letterbox import (
+    DetectionEvalReader,
+    DetectionTrainReader,
+    Letterbox,
+    check_fit,
+    fitted,
+    rasterised,
+    read_whole,
+    targets_of,
+)
 from shvit.data.loader import Loader, seeded
 from shvit.data.transforms import Preprocess
 from shvit.errors import InputError
@@ -40,7 +49,7 @@ def white_box(image: torch.Tensor, margin_is_dark: bool = True) -> list[int]:
 
 @pytest.mark.parametrize(("preprocess", "size"), [(WHOLE, (64, 64)), (SHORTER, (64, 128))])
 def test_evaluation_sees_the_whole_image(tmp_path, preprocess, size):
-    image, truth = EvalScenes(preprocess)(scenes(tmp_path), 0)
+    image, truth = DetectionEvalReader(preprocess)(scenes(tmp_path), 0)
     assert image.shape[1:] == size
     seen = torch.from_numpy(truth.frame.to_input(truth.objects.boxes))
     assert (seen[0] - torch.tensor(white_box(image))).abs().max() < 1
@@ -57,7 +66,7 @@ def test_boxes_of_the_margin_are_cut_off():
 @pytest.mark.parametrize("preprocess", [WHOLE, SHORTER])
 @pytest.mark.parametrize("masks", [False, True])
 def test_marks_stay_on_their_objects(tmp_path, preprocess, masks):
-    read = TrainScenes(preprocess, (0.6, 1.5), flip=0.5, masks=masks)
+    read = DetectionTrainReader(preprocess, (0.6, 1.5), flip=0.5, masks=masks)
     given, seen = scenes(tmp_path), 0
     for view in range(40):
         with seeded(0, view):
@@ -78,7 +87,7 @@ def test_what_is_hardly_seen_is_not_learnt():
         np.array([[0, 0, 40, 40], [50, 50, 60, 60], [62, 0, 90, 10]], np.float32),
         np.array([0, 1, 2]), np.zeros(3, bool), np.ones(3, np.float32), [None] * 3,
     )  # fmt: skip
-    marks = marks_of(objects, Letterbox(90, 90, 1, 1, -30, 0), (64, 64), (0, 0, 60, 64), masks=False)
+    marks = targets_of(objects, Letterbox(90, 90, 1, 1, -30, 0), (64, 64), (0, 0, 60, 64), masks=False)
     assert marks.labels.tolist() == [0, 1]
     assert marks.boxes.tolist() == [[0, 0, 40, 10], [50, 20, 60, 30]]
 
@@ -90,7 +99,7 @@ def test_nothing_reaches_into_the_margin(tmp_path, size, preprocess, crowd):
     """An object as large as the image, whose polygon reaches beyond it, ends where the image does."""
     beyond = (np.array([-9, -9, 99, -9, 99, 99, -9, 99], float),)
     given = scenes(tmp_path, size, (0, 0, size[1], size[0]), crowd, beyond)
-    read, margins = TrainScenes(preprocess, (0.6, 2.0), masks=True), 0
+    read, margins = DetectionTrainReader(preprocess, (0.6, 2.0), masks=True), 0
     for view in range(30):
         with seeded(0, view):
             image, marks = read(given, 0)
@@ -105,12 +114,12 @@ def test_nothing_reaches_into_the_margin(tmp_path, size, preprocess, crowd):
 
 def test_crowds_and_objects_without_masks_are_set_apart(tmp_path):
     given = scenes(tmp_path, crowd=True)
-    _, marks = TrainScenes(WHOLE)(given, 0)
+    _, marks = DetectionTrainReader(WHOLE)(given, 0)
     assert (len(marks.boxes), len(marks.crowds)) == (0, 1)
     bare = replace(given.objects[0], crowd=np.array([False]), segments=[None])
     frame = Letterbox(60, 90, 1, 1)
-    assert len(marks_of(bare, frame, (64, 128), (0, 0, 60, 90), masks=False).boxes) == 1
-    assert len(marks_of(bare, frame, (64, 128), (0, 0, 60, 90), masks=True).crowds) == 1
+    assert len(targets_of(bare, frame, (64, 128), (0, 0, 60, 90), masks=False).boxes) == 1
+    assert len(targets_of(bare, frame, (64, 128), (0, 0, 60, 90), masks=True).crowds) == 1
 
 
 def test_run_lengths_and_polygons_give_the_same_mask():
@@ -132,15 +141,15 @@ def test_annotations_say_whether_exif_counts(tmp_path, stated, turned):
     exif[0x0112] = 6
     picture(90, size=(40, 64)).save(tmp_path / "a.jpg", exif=exif)
     one = CocoSplit([tmp_path / "a.jpg"], [1], np.array([stated]), [NOTHING])
-    _, truth = EvalScenes(WHOLE)(one, 0)
+    _, truth = DetectionEvalReader(WHOLE)(one, 0)
     assert (truth.frame.height, truth.frame.width) == stated
 
 
 def test_images_of_another_size_are_bad(tmp_path):
     given = scenes(tmp_path, stated=(61, 90))
     with pytest.raises(BadImage, match="is 90x60, its annotations are for 90x61"):
-        EvalScenes(WHOLE)(given, 0)
-    [batch] = Loader(given, EvalScenes(WHOLE), 4)
+        DetectionEvalReader(WHOLE)(given, 0)
+    [batch] = Loader(given, DetectionEvalReader(WHOLE), 4)
     assert batch.bad == {0: "is 90x60, its annotations are for 90x61"}
 
 
@@ -185,7 +194,7 @@ def test_real_annotations_fit_real_images():
     if not (SHARED / "coco421").is_dir():
         pytest.skip("the real photographs are not beside this checkout")
     val = open_coco(SHARED / "coco421").val
-    read = TrainScenes(Preprocess(128, fit="whole"), masks=True)
+    read = DetectionTrainReader(Preprocess(128, fit="whole"), masks=True)
     for index in range(12):
         with seeded(0, index):
             image, marks = read(val, index)

@@ -167,7 +167,7 @@ def test_photographs_have_no_bad_image(photos):
     for path in images[:10]:
         with Image.open(path) as image:
             image.load()
-    from shvit.data.sources import Split
+    from shvit.data.dataset import Split
 
     assert probe(Split(images, [0] * len(images), [str(p) for p in images]), 100, 0) == {}
 

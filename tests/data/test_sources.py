@@ -7,8 +7,10 @@ from collections import Counter
 import pytest
 
 from conftest import picture, write_pictures
+from shvit.data.dataset import duplicates
 from shvit.data.identity import of_file, of_name
-from shvit.data.sources import DataError, duplicates, open_source
+from shvit.data.sources import open_source
+from shvit.errors import DataError
 
 
 def refused(data, **options):

@@ -70,7 +70,7 @@ def test_long_images_are_cropped_first_and_keep_their_pixels(size, crop, interpo
 
 THIN = """
 import torch
-from shvit.data.frames import read_whole
+from shvit.data.letterbox import read_whole
 from shvit.data.loader import seeded
 from shvit.data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
 crop, squash, whole, shorter = (Preprocess(256, fit=fit) for fit in ("crop", "squash", "whole", "shorter"))

@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from conftest import SHARED, write_coco
 from shvit.data.coco import open_coco
-from shvit.data.letterbox import EvalScenes, GroundTruth, Letterbox, rasterised
+from shvit.data.letterbox import DetectionEvalReader, GroundTruth, Letterbox, rasterised
 from shvit.data.loader import Batch, Loader
 from shvit.data.transforms import Preprocess
 from shvit.errors import Failure, InputError
@@ -135,7 +135,7 @@ def test_masks_of_boxes_that_reach_into_the_margin_keep_their_place():
 def test_finding_nothing_is_zero(tmp_path):
     source = open_coco(write_coco(tmp_path))
     task = Detect(source.classes)
-    batches = list(Loader(source.val, EvalScenes(Preprocess(128, fit="whole")), 2))
+    batches = list(Loader(source.val, DetectionEvalReader(Preprocess(128, fit="whole")), 2))
     evaluation = task.evaluate(lambda images: torch.zeros(len(images), 9, 6), batches)
     assert evaluation.metrics()["AP"] == 0
 
@@ -143,7 +143,7 @@ def test_finding_nothing_is_zero(tmp_path):
 def test_images_are_counted_once_over_all_processes(tmp_path):
     source = open_coco(write_coco(tmp_path))
     task = Detect(source.classes)
-    one, two = Loader(source.val, EvalScenes(Preprocess(128, fit="whole")), 1)
+    one, two = Loader(source.val, DetectionEvalReader(Preprocess(128, fit="whole")), 1)
     alone = task.evaluate(perfect([one, two], 2, False), [one, two]).metrics()
     parts = []
     for batch in (one, two):

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import shvit
 from conftest import descendants, tiny_architecture, wait_for, write_pictures
+from shvit.data.dataset import Split
 from shvit.data.loader import EpochSampler, Share
-from shvit.data.sources import Split
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile
 from shvit.train.checkpoint import Checkpoint

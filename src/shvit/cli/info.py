@@ -28,7 +28,7 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False, typ
 
     console = console_for(json)
     if name not in list_models() and not is_exported(name) and is_data(name):
-        from .survey import survey
+        from ..data.survey import survey
 
         typed.refuse("image-size", because=f"on data, which {name} is")
         facts = survey(name)

@@ -1,16 +1,14 @@
-"""COCO folders: images with boxes, masks and classes; what is amiss with them is said in a line for each kind.
+"""COCO folders: images with boxes, masks and classes. Problems are counted, with one warning line per kind.
 
 Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; format: https://cocodataset.org/#format-data
 """
 
-import hashlib
 import math
-import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -18,30 +16,30 @@ from jaxtyping import Bool, Float32, Int64
 from ..errors import DataError
 from .coco_files import annotation_files, files_by_split, image_folder, located
 from .coco_rows import common_categories, file_name, is_crowd, read_categories, read_document, whole_number
+from .dataset import AnyDataset, DrawnBy, Holdout, Samples, fingerprint_of
 from .decode import BadImage, read_size
 from .folders import find_coco, refuse_format
-from .identity import DrawnBy, held_out
 from .segments import Mask, enclosed, lost_parts, numbers, plausible, read_segment
 from .walk import is_file
 
 T = TypeVar("T")
 SLACK = 1.0
-"""Pixels that a box may reach beyond its image before that is told: annotators' rounding."""
+"""Pixels that a box may reach beyond its image without a warning, because annotation tools round."""
 SMALL, MEDIUM = 32**2, 96**2
-"""Areas in pixels up to which COCO calls an object small, and medium."""
+"""Areas in pixels below which COCO calls an object small, and medium."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What is in one image. Crowds are regions of many objects, which are neither learnt nor counted."""
+    """The objects of one image. Crowds are regions with many objects, ignored in training and evaluation."""
 
     boxes: Float32[np.ndarray, "n 4"]
-    """Left, top, right, bottom in pixels of the image, of some width and height, within it."""
+    """Left, top, right, bottom in pixels, inside the image and not empty."""
     labels: Int64[np.ndarray, " n"]
-    """Places among the classes."""
+    """Class numbers."""
     crowd: Bool[np.ndarray, " n"]
     areas: Float32[np.ndarray, " n"]
-    """In pixels, by COCO's own count of the mask."""
+    """In pixels, as COCO counts a mask."""
     segments: Sequence[Mask | None]
     """None for an object without a usable mask."""
 
@@ -53,213 +51,155 @@ NOTHING = Objects(np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(
 
 
 @dataclass(frozen=True)
-class CocoSplit:
-    """Images with objects, in the order of their file."""
+class CocoSplit(Samples):
+    """Images with their objects, in the order of the annotation file."""
+
+    columns: ClassVar[tuple[str, ...]] = ("images", "ids", "sizes", "objects")
 
     images: Sequence[Path]
     ids: Sequence[int]
-    """Of the images, as COCO results name them."""
+    """Image ids, as COCO results name them."""
     sizes: Int64[np.ndarray, "images 2"]
-    """Height and width in pixels; 0 where they are not known, of images that cannot be used."""
+    """Height and width in pixels; 0 if unknown, for images that cannot be used."""
     objects: Sequence[Objects]
-    bad: dict[int, str] = field(default_factory=dict)
-    """Place of each image that is known to be unusable, and why."""
+    bad: Mapping[int, str] = field(default_factory=dict)
+    """Index of each image known to be unusable, and the reason."""
     shards: None = None
-    """Images are files of their own."""
-
-    def __len__(self) -> int:
-        return len(self.images)
+    """None: each image is a file of its own."""
 
     @property
     def names(self) -> Sequence[str]:
-        """How each image is called in reports."""
+        """Names for reports: the paths."""
         return [str(path) for path in self.images]
 
-    def source(self, index: int) -> Path:
-        """What to decode. Raises BadImage where it is known to be unusable."""
-        if index in self.bad:
-            raise BadImage(self.bad[index])
-        return self.images[index]
-
     def example(self, index: int, read: Callable[["CocoSplit", int], T]) -> T:
-        """What `read` makes of an image and its objects. Raises BadImage."""
+        """An image and its objects as `read` returns them. Raises BadImage."""
         return read(self, index)
 
     def relabelled(self, numbers: Sequence[int]) -> "CocoSplit":
-        """The same, each label replaced by the number at its place."""
+        """A copy in which each label `i` is replaced by `numbers[i]`."""
         table = np.array(numbers, np.int64)
         return replace(self, objects=[replace(one, labels=table[one.labels]) for one in self.objects])
 
-    def subset(self, indices: Iterable[int]) -> "CocoSplit":
-        picked = list(indices)
-        return CocoSplit(
-            [self.images[i] for i in picked],
-            [self.ids[i] for i in picked],
-            self.sizes[picked],
-            [self.objects[i] for i in picked],
-            {place: self.bad[i] for place, i in enumerate(picked) if i in self.bad},
-        )
+    def joined(self, other: Self) -> Self:
+        """The samples of both, these first. If ids occur in both, the other's images get new ones."""
+        both = super().joined(other)
+        if set(self.ids).isdisjoint(other.ids):
+            return both
+        first = max(self.ids) + 1
+        return replace(both, ids=[*self.ids, *range(first, first + len(other))])
 
 
 @dataclass(frozen=True)
-class CocoSource:
-    """A data set for detection and segmentation."""
+class CocoDataset(AnyDataset[CocoSplit]):
+    """A dataset for detection and segmentation."""
 
-    name: str
-    classes: tuple[str, ...]
-    categories: tuple[int, ...]
-    """The id that each class has in the files."""
-    train: CocoSplit
-    val: CocoSplit
-    drawn: bool = False
-    """Whether the validation images were drawn here, because all were in one file."""
-    fingerprint: str = field(default="", compare=False)
-    """Of file names, sizes and objects."""
-    warnings: tuple[str, ...] = ()
-    """What is amiss, a line for each kind, with how often it occurs and an example."""
-
-    def whole(self) -> CocoSplit:
-        """The images of both splits; where ids occur in both, those of the second are counted on from the first's."""
-        one, other = self.train, self.val
-        ids = list(other.ids)
-        if not set(ids).isdisjoint(one.ids):
-            ids = [max(one.ids) + 1 + place for place in range(len(ids))]
-        return CocoSplit(
-            [*one.images, *other.images],
-            [*one.ids, *ids],
-            np.concatenate([one.sizes, other.sizes]),
-            [*one.objects, *other.objects],
-            {**one.bad, **{len(one) + place: reason for place, reason in other.bad.items()}},
-        )
+    categories: tuple[int, ...] = ()
+    """Category id of each class in the annotation files."""
 
     def check_trainable(self, masks: bool = False) -> None:
-        """Raises DataError where a split has no usable images or no objects, or these have no masks though wanted."""
-        for kind, scenes in (("training", self.train), ("validation", self.val)):
-            if len(scenes) == len(scenes.bad):
+        """Raises DataError if a split has no usable images or no objects; or with `masks`, no masks."""
+        for kind, split in (("training", self.train), ("validation", self.val)):
+            if len(split) == len(split.bad):
                 raise DataError(f"{self.name} has no {kind} images")
-            if not any((~objects.crowd).any() for objects in scenes.objects):
+            if not any((~objects.crowd).any() for objects in split.objects):
                 raise DataError(f"{self.name}: no {kind} image has an object")
-            if masks and not any(segment for objects in scenes.objects for segment in objects.segments):
-                raise DataError(f"{self.name}: no {kind} image has a mask, and to segment is to learn masks")
+            if masks and not any(segment for objects in split.objects for segment in objects.segments):
+                raise DataError(f"{self.name}: no {kind} image has a mask, which segmentation needs")
 
 
 def is_coco(folder: Path) -> bool:
-    """Whether a folder, or the only folder in it, holds annotations as COCO, or Roboflow, names them."""
+    """Whether a folder, or the only folder in it, holds annotation files named as COCO or Roboflow does."""
     return find_coco(folder) is not None
 
 
-def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoSource:
-    """Read a COCO folder.
+def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoDataset:
+    """Open a COCO folder. Images and annotations that cannot be used are left out and counted in the warnings.
 
     Args:
         data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid`, `test`), whose images lie
             in `train*/`, `images/train*/` or `images/`; or with `train/_annotations.coco.json` beside the images, and
-            `valid/` likewise. One file alone is divided.
-        seed: Draws the validation images where there is one file; see `identity.held_out`.
-        val_share: Share of these.
-        drawn_by: `position` for the split that runs of earlier versions had.
+            `valid/` likewise. From a single annotation file validation images are drawn.
+        seed: Draws the validation images; see `Holdout`.
+        val_share: Share of the images to draw.
+        drawn_by: `position` reproduces the split of runs of earlier versions.
 
     Raises:
-        DataError: There are no such files, one is no COCO file, or files disagree about the classes. Whatever is wrong
-            with single images and annotations leaves them out, and is among the warnings.
+        DataError: There are no such files, one is not a COCO file, or their classes differ.
     """
     root = find_coco(Path(data))
     if root is None:
         if Path(data).is_dir():
             refuse_format(Path(data))
         expected = f"{data}/annotations/instances_train….json and …_val….json"
-        raise DataError(f"{data} is no COCO folder: expected {expected}")
+        raise DataError(f"{data} is not a COCO folder: expected {expected}")
     files = files_by_split(root)
     read = {split: _read(path, root) for split, path in files.items()}
     categories = common_categories([one.categories for one in read.values()], root)
     classes, ids = tuple(categories.values()), tuple(categories)
-    scenes = {split: one.scenes({key: place for place, key in enumerate(ids)}) for split, one in read.items()}
+    splits = {split: one.split({id_: label for label, id_ in enumerate(ids)}) for split, one in read.items()}
     warnings = [f"{files[split].name}: {line}" for split, one in read.items() for line in one.problems.lines()]
     if unused := [str(path.relative_to(root)) for path in annotation_files(root) if path not in files.values()]:
         warnings.append(f"not used: {', '.join(unused)}")
-    if missing := _without_objects(classes, scenes.values()):
+    if missing := _without_objects(classes, splits.values()):
         warnings.append(f"{len(missing):,} classes have no object in any image, such as {missing[0]}")
-    fingerprint = _fingerprint(classes, scenes.values())
-    drawn = "all" in scenes
-    if drawn:
-        pile = scenes["all"]
-        chosen = (
-            _by_position(len(pile), seed, val_share)
-            if drawn_by == "position"
-            else held_out(pile.images, [0] * len(pile), seed, val_share)
-        )
-        scenes = {
-            "train": pile.subset(np.delete(np.arange(len(pile)), chosen).tolist()),
-            "val": pile.subset(chosen),
-        }
-    return CocoSource(str(data), classes, ids, scenes["train"], scenes["val"], drawn, fingerprint, tuple(warnings))
-
-
-def _by_position(count: int, seed: int, share: float) -> list[int]:
-    """As earlier versions drew them: one image more or less changes which they are."""
-    order = random.Random(seed).sample(range(count), count)
-    return sorted(order[: min(max(1, round(count * share)), count - 1)])
+    fingerprint = fingerprint_of(classes, _contents(splits.values()))
+    drawn = "all" in splits
+    train, val = Holdout(seed, val_share, drawn_by).divide(splits["all"]) if drawn else (splits["train"], splits["val"])
+    return CocoDataset(str(data), classes, train, val, drawn, fingerprint, tuple(warnings), ids)
 
 
 class _Problems:
-    """Counts of each kind, and its first example."""
+    """Counts the problems of each kind and keeps the first example."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
+        self._kinds: dict[str, tuple[int, str]] = {}
 
     def add(self, kind: str, example: str) -> None:
-        count, first = self._found.get(kind, (0, example))
-        self._found[kind] = count + 1, first
+        count, first = self._kinds.get(kind, (0, example))
+        self._kinds[kind] = count + 1, first
 
     def lines(self) -> list[str]:
-        return [f"{count:,} {kind}, such as {example}" for kind, (count, example) in self._found.items()]
+        return [f"{count:,} {kind}, such as {example}" for kind, (count, example) in self._kinds.items()]
 
 
 @dataclass(frozen=True)
 class _File:
-    """An annotation file whose images and categories are sound; its annotations were not yet looked at."""
+    """An annotation file with valid images and categories. Its annotations are not checked yet."""
 
-    path: Path
     categories: dict[int, str]
-    images: list[Path]
-    ids: list[int]
-    sizes: Int64[np.ndarray, "images 2"]
-    bad: dict[int, str]
+    images: CocoSplit
+    """Without objects."""
     annotations: list[Any]
     problems: _Problems
 
-    def scenes(self, labels: dict[int, int]) -> CocoSplit:
-        """With the objects, whose labels are `labels` of their categories."""
-        places = {id_: place for place, id_ in enumerate(self.ids)}
-        rows: list[list[tuple[Any, ...]]] = [[] for _ in self.ids]
+    def split(self, labels: dict[int, int]) -> CocoSplit:
+        """The images with their objects. `labels` gives the class number of each category id."""
+        index_of = {id_: index for index, id_ in enumerate(self.images.ids)}
+        rows: list[list[tuple[Any, ...]]] = [[] for _ in self.images.ids]
         seen: set[Any] = set()
         for row in self.annotations:
-            if (taken := self._object(row, places, labels, seen)) is not None:
-                place, parts = taken
-                rows[place].append(parts)
-        return CocoSplit(self.images, self.ids, self.sizes, [_objects(parts) for parts in rows], self.bad)
+            if (read := self._object(row, index_of, labels, seen)) is not None:
+                index, values = read
+                rows[index].append(values)
+        return replace(self.images, objects=[_objects(values) for values in rows])
 
     def _object(
-        self, row: Any, places: dict[int, int], labels: dict[int, int], seen: set[Any]
+        self, row: Any, index_of: dict[int, int], labels: dict[int, int], seen: set[Any]
     ) -> tuple[int, tuple[Any, ...]] | None:
-        """The image's place, and box, label, crowd, area and shape; None where it cannot be used."""
+        """The image's index, and box, label, crowd, area and segment; None if the annotation cannot be used."""
         add = self.problems.add
         if not isinstance(row, dict):
-            return add("annotations are no JSON objects and left out", shown(row)[:40])
+            return add("annotations are not JSON objects and left out", shown(row)[:40])
         about = f"annotation {shown(row.get('id'))}"
-        image_id, category_id = whole_number(row, "image_id"), whole_number(row, "category_id")
-        place = None if image_id is None else places.get(image_id)
-        label = None if category_id is None else labels.get(category_id)
-        if place is None:
-            return add(
-                "annotations are of images that are not listed and left out",
-                f"{about} of {shown(row.get('image_id'))}",
-            )
-        if label is None:
-            return add(
-                "annotations are of categories that are not listed and left out",
-                f"{about} of {shown(row.get('category_id'))}",
-            )
+        ids = []
+        for key, known, name in (("image_id", index_of, "images"), ("category_id", labels, "categories")):
+            if (id_ := whole_number(row, key)) is None or id_ not in known:
+                return add(
+                    f"annotations are of {name} that are not listed and left out", f"{about} of {shown(row.get(key))}"
+                )
+            ids.append(known[id_])
+        index, label = ids
         box = numbers(row.get("bbox"))
         if box is None or len(box) != 4:
             return add("boxes are not four numbers, and left out", about)
@@ -267,8 +207,8 @@ class _File:
             return add("boxes have no width or no height and are left out", about)
         if (crowd := is_crowd(row.get("iscrowd"))) is None:
             return add("annotations have an iscrowd that is neither 0 nor 1 and are left out", about)
-        height, width = self.sizes[place].tolist()
-        if not height:  # of an image that cannot be used
+        height, width = self.images.sizes[index].tolist()
+        if not height:  # the image cannot be used
             return None
         left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
         cut = max(0.0, left), max(0.0, top), min(width, right), min(height, bottom)
@@ -276,71 +216,64 @@ class _File:
             return add("boxes lie outside of their images and are left out", about)
         if min(left, top) < -SLACK or right > width + SLACK or bottom > height + SLACK:
             add("boxes reach beyond their images and are cut off", about)
-        if (same := (place, label, *box, whole_number(row, "id"))) in seen:
+        if (same := (index, label, *box, whole_number(row, "id"))) in seen:
             return add("annotations come twice and are taken once", about)
         seen.add(same)
-        shape = read_segment(row.get("segmentation"), height, width)
-        if shape is None and row.get("segmentation"):
-            add("masks are neither polygons nor run-length codes of their image's size, and not used", about)
-        if lost_parts(row.get("segmentation"), shape):
-            add("masks have parts that are no polygons and are left out", about)
+        segment = self._segment(row, about, height, width)
         boxed = (cut[2] - cut[0]) * (cut[3] - cut[1])
-        if (area := _area(row)) is None or (crowd and not 0 < area <= height * width):
+        if (area := _stated_area(row)) is None or (crowd and not 0 < area <= height * width):
             area = boxed
-        elif not crowd and not plausible(area, shape, box[2] * box[3]):
-            stated, area = area, (enclosed(shape) if shape else 0) or boxed
+        elif not crowd and not plausible(area, segment, box[2] * box[3]):
+            stated, area = area, (enclosed(segment) if segment else 0) or boxed
             add(
                 "areas contradict masks or boxes and are computed from these",
                 f"{about}: {stated:,.10g} instead of {area:,.10g}",
             )
-        return place, (cut, label, crowd, min(area, height * width), shape)
+        return index, (cut, label, crowd, min(area, height * width), segment)
+
+    def _segment(self, row: dict[str, Any], about: str, height: int, width: int) -> Mask | None:
+        segment = read_segment(row.get("segmentation"), height, width)
+        if segment is None and row.get("segmentation"):
+            self.problems.add(
+                "masks are neither polygons nor run-length codes of their image's size, and not used", about
+            )
+        if lost_parts(row.get("segmentation"), segment):
+            self.problems.add("masks have parts that are not polygons and are left out", about)
+        return segment
 
 
 def _read(path: Path, root: Path) -> _File:
-    """Raises DataError where it is no COCO file, or none of its images is there."""
+    """Raises DataError if this is not a COCO file, or none of its images can be used."""
     document = read_document(path, ("images", "annotations", "categories"))
     problems = _Problems()
     listed = _listed_images(document["images"], path, root, problems)
     if not listed.images:
         rows = document["images"]
-        found = f"; the first of {len(rows):,} entries is {shown(rows[0])}" if rows else ""
-        raise DataError(f"{path} lists no images with a file_name and an id that is a whole number{found}")
+        first = f"; the first of {len(rows):,} entries is {shown(rows[0])}" if rows else ""
+        raise DataError(f"{path} lists no images with a file_name and an id that is a whole number{first}")
     if len(listed.bad) == len(listed.images):
         raise DataError(
             f"{path}: none of its {len(listed.images):,} images can be used; first looked for {listed.images[0]}: "
             f"{listed.bad[0]}"
         )
-    return _File(
-        path,
-        read_categories(document["categories"], path),
-        listed.images,
-        listed.ids,
-        np.array(listed.sizes, np.int64).reshape(-1, 2),
-        listed.bad,
-        document["annotations"],
-        problems,
-    )
+    return _File(read_categories(document["categories"], path), listed, document["annotations"], problems)
 
 
-@dataclass
-class _Listed:
-    images: list[Path] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    bad: dict[int, str] = field(default_factory=dict)
-
-
-def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems) -> _Listed:
-    found, known = _Listed(), set()
+def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems) -> CocoSplit:
+    """The listed images, without objects."""
+    images: list[Path] = []
+    ids: dict[int, None] = {}
+    sizes: list[tuple[int, int]] = []
+    bad: dict[int, str] = {}
     folder = image_folder([name for row in rows if (name := file_name(row))], path, root)
     for row in rows:
         if (name := file_name(row)) is None or (id_ := whole_number(row, "id")) is None:
             problems.add("images lack an id or a file_name and are left out", shown(row)[:40])
             continue
-        if id_ in known:
+        if id_ in ids:
             problems.add("images have the id of another one and are left out", f"{name} with {id_}")
             continue
-        known.add(id_)
+        ids[id_] = None
         if not isinstance(row["id"], int):
             problems.add("images have ids that are not whole numbers and are read as such", shown(row["id"])[:40])
         file = located(folder, name)
@@ -350,28 +283,27 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems)
             size, reason = ((0, 0), reason) if reason else _size(file)
         if reason is not None:
             problems.add("images cannot be used and are left out", f"{name}: {reason}")
-            found.bad[len(found.images)] = reason
-        found.images.append(file)
-        found.ids.append(id_)
-        found.sizes.append((int(size[0]), int(size[1])))  # pyright: ignore[reportArgumentType]
-    return found
+            bad[len(images)] = reason
+        images.append(file)
+        sizes.append((int(size[0]), int(size[1])))  # pyright: ignore[reportArgumentType]
+    return CocoSplit(images, list(ids), np.array(sizes, np.int64).reshape(-1, 2), [NOTHING] * len(images), bad)
 
 
 def _size(file: Path) -> tuple[tuple[int, int], str | None]:
-    """Height and width of the upright image by the file's header, or why not."""
+    """Height and width of the upright image from the file's header; or zeros and the reason."""
     try:
         return read_size(file), None
     except BadImage as error:
         return (0, 0), str(error)
 
 
-def _without_objects(classes: tuple[str, ...], scenes: Iterable[CocoSplit]) -> list[str]:
-    seen = {label for one in scenes for objects in one.objects for label in objects.labels.tolist()}
+def _without_objects(classes: tuple[str, ...], splits: Iterable[CocoSplit]) -> list[str]:
+    seen = {label for split in splits for objects in split.objects for label in objects.labels.tolist()}
     return [name for label, name in enumerate(classes) if label not in seen]
 
 
-def _area(row: dict[str, Any]) -> float | None:
-    """As the file states it."""
+def _stated_area(row: dict[str, Any]) -> float | None:
+    """The area in the file; None if it is not a number."""
     value = row.get("area")
     try:
         return float(value) if isinstance(value, int | float) else None
@@ -388,11 +320,10 @@ def _objects(rows: list[tuple[Any, ...]]) -> Objects:
     )
 
 
-def _fingerprint(classes: tuple[str, ...], scenes: Iterable[CocoSplit]) -> str:
-    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
-    for one in scenes:
-        digest.update(b"split\n" + one.sizes.astype("<i8").tobytes())
-        for path, objects in zip(one.images, one.objects, strict=True):
-            digest.update(path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes())
-            digest.update(objects.labels.astype("<i8").tobytes() + objects.crowd.tobytes())
-    return digest.hexdigest()[:16]
+def _contents(splits: Iterable[CocoSplit]) -> Iterator[bytes]:
+    """What the fingerprint covers: file names, sizes and objects."""
+    for split in splits:
+        yield b"split\n" + split.sizes.astype("<i8").tobytes()
+        for path, objects in zip(split.images, split.objects, strict=True):
+            yield path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes()
+            yield objects.labels.astype("<i8").tobytes() + objects.crowd.tobytes()

@@ -1,6 +1,5 @@
-"""Data sets of the Hugging Face hub, or saved for it: `hf://name`, `hf://name/config`, `hf://./folder`."""
+"""Datasets of the Hugging Face hub, or local ones in its format: `hf://name`, `hf://name/config`, `hf://./folder`."""
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError, one_line
+from ..errors import DataError, InputError, one_line
 from ..files import read_regular
+from .dataset import Dataset, Holdout, Split, dataset_of, fingerprint_of
 from .decode import MAX_BYTES, BadImage
 from .identity import of_bytes, of_file, of_name
 from .sequences import Lazy
-from .sources import EMPTY, DataError, Dataset, Drawing, Split, draw
 from .splits import TRAIN_NAMES, VAL_NAMES
 
 if TYPE_CHECKING:
@@ -29,14 +28,15 @@ PREFIX = "hf://"
 
 @dataclass(frozen=True, slots=True)
 class HubImage:
-    """A row's image."""
+    """The image of one row."""
 
     rows: "HubDataset"
     row: int
     roots: tuple[Path, ...]
-    """Folders that its file may be in."""
+    """Folders that its file may lie in."""
 
     def read(self) -> bytes:
+        """The bytes of the image file. Raises BadImage if the row has none."""
         [cell] = self.rows[self.row].values()
         if cell and cell["bytes"]:
             return cell["bytes"]
@@ -44,20 +44,20 @@ class HubImage:
             raise BadImage("the row has no image")
         path = self._file(cell["path"])
         if path is None:
-            raise BadImage(f"the row names {cell['path']!r}, which is no file of the data set")
+            raise BadImage(f"the row names {cell['path']!r}, which is not a file of the dataset")
         try:
             return read_regular(path, MAX_BYTES)
         except OSError as error:
             raise BadImage(f"{cell['path']}: {error.strerror}") from None
 
     def _file(self, name: str) -> Path | None:
-        """The file that a row names, if it lies where the data set does; rows come from anywhere."""
+        """The file that a row names; None unless it lies in the dataset's folders, since rows are untrusted."""
         path = Path(os.path.normpath(Path(name).absolute()))
         inside = any(path.is_relative_to(root) for root in self.roots)
         return path if inside and path.is_file() else None
 
     def identity(self) -> int:
-        """Without copying the image, which may lie in a file that is mapped into memory."""
+        """The identity, computed without copying an image that lies in a memory-mapped file."""
         cell: Any = self.rows.data.column(0)[self.row]
         if cell.is_valid and cell["bytes"].is_valid and len(cell["bytes"].as_buffer()):
             return of_bytes(memoryview(cell["bytes"].as_buffer()))
@@ -68,7 +68,7 @@ class HubImage:
 
 @dataclass(frozen=True)
 class HubImages(Lazy[HubImage]):
-    """The images of all rows."""
+    """The images of all rows, as a lazy sequence."""
 
     rows: "HubDataset"
     roots: tuple[Path, ...]
@@ -76,13 +76,13 @@ class HubImages(Lazy[HubImage]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def item(self, place: int) -> HubImage:
-        return HubImage(self.rows, place, self.roots)
+    def item(self, index: int) -> HubImage:
+        return HubImage(self.rows, index, self.roots)
 
 
 @dataclass(frozen=True)
 class RowNames(Lazy[str]):
-    """`train/17`."""
+    """Names such as `train/17`, as a lazy sequence."""
 
     split: str
     rows: int
@@ -90,22 +90,22 @@ class RowNames(Lazy[str]):
     def __len__(self) -> int:
         return self.rows
 
-    def item(self, place: int) -> str:
-        return f"{self.split}/{place}"
+    def item(self, index: int) -> str:
+        return f"{self.split}/{index}"
 
 
-def open_hub(data: str, how: Drawing) -> Dataset:
-    """The data set, whose one image column and one column of class labels are found by their types.
+def open_hub(data: str, holdout: Holdout) -> Dataset:
+    """Open a dataset that has one image column and one column of class labels, found by their types.
 
     Raises:
-        DataError: There is no such data set, it cannot be had, or its columns leave open what is meant.
+        DataError: There is no such dataset, it cannot be loaded, or its columns are ambiguous.
         InputError: datasets is not installed.
     """
     try:
         import datasets
     except ImportError:
         raise InputError(f"{data} needs datasets, which is not installed: pip install 'shvit[hf]'") from None
-    with _quiet():
+    with _without_warnings():
         loaded, roots = _load(data), _roots(data)
         train, val = (next((n for n in names if n in loaded), None) for names in (TRAIN_NAMES, VAL_NAMES))
         named = [name for name in (train, val) if name]
@@ -114,16 +114,12 @@ def open_hub(data: str, how: Drawing) -> Dataset:
         features = loaded[named[0]].features
         image, label = (_only(data, features, kind) for kind in (datasets.Image, datasets.ClassLabel))
         bytes_only = datasets.Image(decode=False)
-        splits = {
-            name: _split(name, loaded[name].select_columns([image]).cast_column(image, bytes_only), labels, roots)
-            for name in named
-            for labels in [loaded[name].data.column(label).fill_null(-1).to_numpy()]
-        }
+        splits: dict[str, Split] = {}
+        for split, name in zip(["train", "val"][-len(named) :] if val else ["all"], named, strict=True):
+            rows = loaded[name].select_columns([image]).cast_column(image, bytes_only)
+            splits[split] = _split(name, rows, loaded[name].data.column(label).fill_null(-1).to_numpy(), roots)
     classes = tuple(features[label].names)
-    fingerprint = _fingerprint(classes, splits.values())
-    if val is None:
-        return draw(data, classes, splits[named[0]], how, fingerprint)
-    return Dataset(data, classes, splits[train] if train else EMPTY, splits[val], fingerprint=fingerprint)
+    return dataset_of(data, classes, splits, holdout, fingerprint_of(classes, _contents(splits.values())))
 
 
 def _load(data: str) -> "DatasetDict":
@@ -147,7 +143,7 @@ def _load(data: str) -> "DatasetDict":
 
 
 def _meanings(data: str) -> list[tuple[str, str | None]]:
-    """Path or name, and configuration, that may be meant. Raises DataError."""
+    """The pairs of (path or name, configuration) that `data` may mean. Raises DataError."""
     name = data.removeprefix(PREFIX)
     if name.startswith((".", "/", "~")):
         if not (folder := Path(name).expanduser()).is_dir():
@@ -164,7 +160,7 @@ def _meanings(data: str) -> list[tuple[str, str | None]]:
 
 
 def _only(data: str, features: "Features", kind: type) -> str:
-    """The one column of that kind. Raises DataError."""
+    """The only column of that type. Raises DataError if there is none, or several."""
     found = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(found) != 1:
         columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
@@ -173,15 +169,15 @@ def _only(data: str, features: "Features", kind: type) -> str:
 
 
 def _roots(data: str) -> tuple[Path, ...]:
-    """Where the files of a data set are: in its folder, or in the cache that it was fetched into."""
+    """Where the files of a dataset may lie: in its folder, or in the caches that it was downloaded to."""
     from datasets import config
     from huggingface_hub import constants
 
     folder, _ = _meanings(data)[0]
     local = data.removeprefix(PREFIX).startswith((".", "/", "~"))
-    fetched = (constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
-    places = [folder] if local else fetched
-    return tuple({root for place in places for root in (Path(place).absolute(), Path(place).resolve())})
+    caches = (constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
+    folders = [folder] if local else caches
+    return tuple({root for each in folders for root in (Path(each).absolute(), Path(each).resolve())})
 
 
 def _split(name: str, rows: "HubDataset", labels: np.ndarray, roots: tuple[Path, ...]) -> Split:
@@ -189,31 +185,29 @@ def _split(name: str, rows: "HubDataset", labels: np.ndarray, roots: tuple[Path,
     return Split(HubImages(rows, roots), labels, RowNames(name, len(rows)), bad=bad)
 
 
-def _fingerprint(classes: tuple[str, ...], splits: Iterable[Split]) -> str:
-    """Of classes, labels and lengths."""
+def _contents(splits: Iterable[Split]) -> Iterator[bytes]:
+    """What the fingerprint covers: the length and label of each image."""
     from pyarrow import compute
 
-    functions: Any = compute  # made when it is imported, so that its types do not know them
-    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
+    functions: Any = compute  # created at import, so type checkers do not know them
     for split in splits:
         assert isinstance(split.images, HubImages)
         [column] = split.images.rows.data.columns
         lengths = functions.binary_length(functions.struct_field(column, "bytes")).fill_null(0).to_numpy()
-        digest.update(lengths.astype("<i8").tobytes() + np.asarray(split.labels, "<i8").tobytes())
-    return digest.hexdigest()[:16]
+        yield lengths.astype("<i8").tobytes() + np.asarray(split.labels, "<i8").tobytes()
 
 
-_quiet_lock = Lock()
+_logging_lock = Lock()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Progress bars for people only, and errors instead of warnings on the way to them. One thread at a time."""
+def _without_warnings() -> Iterator[None]:
+    """Show progress bars only in a terminal, and no warnings. One thread at a time."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 
     logging = datasets.utils.logging
-    with _quiet_lock:
+    with _logging_lock:
         shown = not datasets.utils.are_progress_bars_disabled()
         levels = logging.get_verbosity(), hub_logging.get_verbosity()
         logging.set_verbosity_error()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt64
@@ -16,9 +16,6 @@ from ..errors import InputError
 from ..files import check_regular
 from .decode import MAX_BYTES
 
-DrawnBy = Literal["content", "position"]
-"""How validation images are drawn: by a hash of each image's content; or by its place in the sorted list of all images,
-as earlier versions of shvit did. Their runs are resumed and their models judged with the split that they had."""
 BYTES = 6
 """Of an identity: among a million images, two that differ share one with a probability of 0.2 %."""
 TAIL = 4096
@@ -98,30 +95,6 @@ def _hash(*parts: bytes | memoryview) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def held_out(images: Sequence[Any], labels: Sequence[int] | np.ndarray, seed: int, share: float) -> list[int]:
-    """The indices of the validation images of a dataset that comes without splits.
-
-    An image is held out where a hash of the seed and its identity, as a share of the largest hash, lies below `share`.
-    So adding or removing images moves no other, and copies lie on the same side. Every class with two images or more
-    keeps one on both sides: those with the smallest and the largest hash.
-    """
-    key = str(seed).encode()
-    numbers = [
-        int.from_bytes(blake2b(int(one).to_bytes(BYTES, "little"), digest_size=8, key=key).digest(), "little")
-        for one in identities(images)
-    ]
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(labels):
-        by_class.setdefault(int(label), []).append(index)
-    return sorted(index for members in by_class.values() for index in _below(members, numbers, share))
-
-
-def _below(members: list[int], numbers: Sequence[int], share: float) -> list[int]:
-    ordered = sorted(members, key=lambda index: numbers[index])
-    count = sum(numbers[index] < share * 2**64 for index in ordered)
-    return ordered[: min(max(1, count), len(ordered) - 1)]
-
-
 @dataclass(frozen=True, eq=False)
 class TrainedOn:
     """The images that a model was trained on, by their identities.
@@ -164,11 +137,6 @@ class TrainedOn:
         except (ValueError, zlib.error) as error:
             raise InputError(f"the model file's list of {images:,} training images cannot be read: {error}") from None
         return cls(np.cumsum(steps, dtype=np.uint64))
-
-
-def drawn_before(record: Mapping[str, Any]) -> DrawnBy:
-    """How validation images were drawn for a run whose record does not say; without a record, as they are today."""
-    return "position" if record else "content"
 
 
 def in_short(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def open_as(source: ImageInput, size: tuple[int, int] | None, max_pixels: int = 
 
 
 @dataclass(frozen=True)
-class EvalScenes:
+class DetectionEvalReader:
     """Reads an image of `CocoSplit` whole, with all its objects."""
 
     preprocess: Preprocess
@@ -155,7 +155,7 @@ class EvalScenes:
 
 
 @dataclass(frozen=True)
-class TrainScenes:
+class DetectionTrainReader:
     """Reads an image of `CocoSplit` at a random size and place, perhaps mirrored, its colours changed, and its objects.
 
     The random choices come from the global generators: call it within `loader.seeded`.
@@ -194,13 +194,13 @@ class TrainScenes:
         canvas = on_canvas(cut[:, :0, :0], *(_round_up(side) for side in seen))
         shown = max(0, top), max(0, left), max(0, top) + cut.shape[1], max(0, left) + cut.shape[2]
         canvas[:, shown[0] : shown[2], shown[1] : shown[3]] = cut
-        marks = marks_of(scenes.objects[index], frame, (canvas.shape[1], canvas.shape[2]), shown, self.masks)
+        marks = targets_of(scenes.objects[index], frame, (canvas.shape[1], canvas.shape[2]), shown, self.masks)
         if self.flip and torch.rand(()) < self.flip:
             return canvas.flip(2), _mirrored(marks, canvas.shape[2])
         return canvas, marks
 
 
-def marks_of(
+def targets_of(
     objects: Objects, frame: Letterbox, size: tuple[int, int], shown: tuple[int, int, int, int], masks: bool
 ) -> DetectionTargets:
     """An image's objects in the network's input, without those of which too little is visible.

@@ -1,4 +1,4 @@
-"""Sequences that make their items when asked for them, so that millions of images cost arrays and not objects."""
+"""Lazy sequences: items are created on access, so millions of images take arrays rather than objects."""
 
 from abc import abstractmethod
 from bisect import bisect_right
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 class Lazy(Sequence[T], Generic[T]):
-    """A sequence given by its length and by how to make the item at a place."""
+    """A sequence defined by its length and by a method that creates an item."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def item(self, place: int) -> T:
-        """The item at a place from 0 to the length."""
+    def item(self, index: int) -> T:
+        """The item at an index from 0 to the length, exclusive."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -31,28 +31,28 @@ class Lazy(Sequence[T], Generic[T]):
     def __getitem__(self, index: int | slice) -> "T | Picked[T]":
         if isinstance(index, slice):
             return Picked(self, np.arange(len(self))[index])
-        place = as_index(index) + (len(self) if index < 0 else 0)
-        if not 0 <= place < len(self):
+        positive = as_index(index) + (len(self) if index < 0 else 0)
+        if not 0 <= positive < len(self):
             raise IndexError(f"no item {index} among {len(self)}")
-        return self.item(place)
+        return self.item(positive)
 
 
 class Picked(Lazy[T]):
-    """Some of another sequence's items, in an order of their own."""
+    """Items of another sequence, selected by indices."""
 
-    def __init__(self, whole: Sequence[T], places: np.ndarray) -> None:
+    def __init__(self, whole: Sequence[T], indices: np.ndarray) -> None:
         self.whole = whole
-        self.places = places
+        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
-    def item(self, place: int) -> T:
-        return self.whole[int(self.places[place])]
+    def item(self, index: int) -> T:
+        return self.whole[int(self.indices[index])]
 
 
 class Joined(Lazy[T]):
-    """The items of several sequences, one after another."""
+    """Several sequences, concatenated."""
 
     def __init__(self, parts: Sequence[Sequence[T]]) -> None:
         self.parts = parts
@@ -61,13 +61,13 @@ class Joined(Lazy[T]):
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def item(self, place: int) -> T:
-        part = bisect_right(self.ends, place)
-        return self.parts[part][place - (self.ends[part - 1] if part else 0)]
+    def item(self, index: int) -> T:
+        part = bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
 
 
 class Texts(Lazy[str]):
-    """Short texts as one piece of bytes."""
+    """Short texts, stored as one bytes object."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         encoded = [text.encode(errors="surrogatepass") for text in texts]
@@ -77,21 +77,21 @@ class Texts(Lazy[str]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    def item(self, place: int) -> str:
-        return self.data[self.ends[place] : self.ends[place + 1]].decode(errors="surrogatepass")
+    def item(self, index: int) -> str:
+        return self.data[self.ends[index] : self.ends[index + 1]].decode(errors="surrogatepass")
 
 
-def pick(items: Any, places: Sequence[int]) -> Any:
-    """Those items: an array's as an array, a list's as a list, a lazy sequence's as a lazy sequence."""
+def pick(items: Any, indices: Sequence[int]) -> Any:
+    """The items with these indices: an array for an array, a list for a list, else a lazy sequence."""
     if isinstance(items, np.ndarray):
-        return items[np.asarray(places, np.int64)]
+        return items[np.asarray(indices, np.int64)]
     if isinstance(items, Lazy):
-        return Picked(items, np.asarray(places, np.int64))
-    return [items[place] for place in places]
+        return Picked(items, np.asarray(indices, np.int64))
+    return [items[index] for index in indices]
 
 
 def join(*parts: Any) -> Any:
-    """The items of all, as `pick` gives them."""
+    """The items of all sequences, in the type that `pick` would return."""
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate(parts)
     if any(isinstance(part, Lazy) for part in parts):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import engines, provenance
 from ..data.coco import CocoSplit
+from ..data.dataset import Dataset, Split
 from ..data.loader import Batch, Loader, worker_death_as_failure
-from ..data.sources import Dataset, Split
 from ..engines import openvino
 from ..engines.base import Shapes, need_calibration
 from ..engines.exported import EngineError, ExportError, described

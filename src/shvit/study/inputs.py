@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from ..data.dataset import Dataset
 from ..data.decode import BadImage, decode
 from ..data.loader import Loader, draw_some, worker_death_as_failure
-from ..data.sources import Dataset
 from ..data.transforms import Decoded, Normalize, Preprocess, eval_transform
 from ..errors import Failure, InputError
 from ..evaluate import Which, choose_split, relabel_for

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Protocol
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ..data.dataset import DrawnBy
 from ..data.decode import MAX_PIXELS
-from ..data.identity import DrawnBy
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
 

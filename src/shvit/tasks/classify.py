@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..classnames import unique_names
+from ..data.dataset import Dataset, DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
-from ..data.identity import DrawnBy
 from ..data.loader import Batch
-from ..data.sources import Dataset, open_source
+from ..data.sources import open_source
 from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
 from ..errors import Failure
 from .base import Gather, Predict, alone

@@ -11,10 +11,17 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from ..data.coco import CocoSource, open_coco
+from ..data.coco import CocoDataset, open_coco
+from ..data.dataset import DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
-from ..data.identity import DrawnBy
-from ..data.letterbox import DetectionTargets, EvalScenes, GroundTruth, Letterbox, TrainScenes, read_whole
+from ..data.letterbox import (
+    DetectionEvalReader,
+    DetectionTargets,
+    DetectionTrainReader,
+    GroundTruth,
+    Letterbox,
+    read_whole,
+)
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
 from ..errors import Failure
@@ -69,17 +76,17 @@ class Detect:
         self.frozen_norms = frozen_norms
 
     @staticmethod
-    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoSource:
+    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoDataset:
         """As `open_coco`."""
         return open_coco(data, seed, val_share, drawn_by)
 
-    def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainScenes:
+    def train_reader(self, preprocess: Preprocess, recipe: Any) -> DetectionTrainReader:
         scale = recipe.scale_min, recipe.scale_max
         masks = "segm" in self.kinds
-        return TrainScenes(preprocess, scale, recipe.flip, recipe.color_jitter, masks, recipe.max_pixels)
+        return DetectionTrainReader(preprocess, scale, recipe.flip, recipe.color_jitter, masks, recipe.max_pixels)
 
-    def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> EvalScenes:
-        return EvalScenes(preprocess, max_pixels)
+    def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> DetectionEvalReader:
+        return DetectionEvalReader(preprocess, max_pixels)
 
     def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], Letterbox]]:
         """What `Predictor` reads with."""

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ..data.coco import CocoSource
+from ..data.coco import CocoDataset
+from ..data.dataset import Dataset
 from ..data.loader import probe
-from ..data.sources import Dataset
 from ..errors import Failure
 from ..files import write_csv
 
@@ -26,7 +26,7 @@ class BadImages:
         writes: Whether this process writes files.
     """
 
-    def __init__(self, source: Dataset | CocoSource, out: Path, max_share: float, writes: bool = True) -> None:
+    def __init__(self, source: Dataset | CocoDataset, out: Path, max_share: float, writes: bool = True) -> None:
         self._splits = {"train": source.train, "val": source.val}
         self._out, self._max_share, self._writes = out, max_share, writes
         self.train: dict[int, str] = dict(source.train.bad)

@@ -13,9 +13,9 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from .. import modelfile
-from ..data.coco import CocoSource
+from ..data.coco import CocoDataset
+from ..data.dataset import Dataset
 from ..data.loader import Batch, Loader, Share, seeded, worker_death_as_failure
-from ..data.sources import Dataset
 from ..data.transforms import Normalize
 from ..files import sweep
 from ..model.fuse import fuse
@@ -57,7 +57,7 @@ class Trainer:
         self,
         task: Task,
         start: ModelFile,
-        source: Dataset | CocoSource,
+        source: Dataset | CocoDataset,
         recipe: Recipe,
         out: Path,
         device: str = "cpu",

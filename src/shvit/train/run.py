@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.coco import CocoSource
-from ..data.identity import DrawnBy, TrainedOn, drawn_before
-from ..data.sources import Dataset, duplicates
+from ..data.coco import CocoDataset
+from ..data.dataset import Dataset, DrawnBy, drawn_before, duplicates
+from ..data.identity import TrainedOn
 from ..data.transforms import Preprocess
 from ..engines import pick_device
 from ..errors import InputError, check_at_least
@@ -44,7 +44,7 @@ class TrainPlan:
 
     model: str
     recipe: Recipe
-    source: Dataset | CocoSource
+    source: Dataset | CocoDataset
     start: ModelFile
     choices: tuple[Choice, ...] = ()
     """Settings that differ from the published recipe."""
@@ -185,7 +185,7 @@ def _resumed(request: TrainRequest, out: Path) -> TrainPlan:
     return TrainPlan(record["model"], recipe, source, start, changed, drawn_by, record.get("trained_on"))
 
 
-def _opened(data: str, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Dataset | CocoSource:
+def _opened(data: str, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Dataset | CocoDataset:
     kind = kind_of(task)
     source = kind.open(data, recipe.seed, recipe.val_share, drawn_by)
     source.check_trainable(**({"masks": True} if kind.has_masks else {}))
@@ -199,7 +199,7 @@ def _trainer(
     cache = Path(request.teacher_cache) if request.teacher_cache else None
     task = make_task(plan.start, plan.source, plan.recipe, device, plan.drawn_by, cache)
     about = {**facts(), "drawn_by": plan.drawn_by}
-    if isinstance(plan.source, CocoSource):
+    if isinstance(plan.source, CocoDataset):
         about["categories"] = plan.source.categories
     return Trainer(
         task,

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ..data.coco import CocoSource
-from ..data.identity import DrawnBy
+from ..data.coco import CocoDataset
+from ..data.dataset import DrawnBy
 from ..data.letterbox import check_fit
 from ..data.loader import seeded
 from ..data.sources import Dataset
@@ -32,7 +32,7 @@ def variant_of(model: str) -> str:
     return name.removeprefix(TIMM_PREFIX).partition(".")[0]
 
 
-def starting_point(model: str, source: Dataset | CocoSource, recipe: Recipe, task: str = "classify") -> ModelFile:
+def starting_point(model: str, source: Dataset | CocoDataset, recipe: Recipe, task: str = "classify") -> ModelFile:
     """The network to train: new, or trained weights with a head for the dataset's classes.
 
     With a teacher, SHViT networks get a second head.
@@ -43,7 +43,7 @@ def starting_point(model: str, source: Dataset | CocoSource, recipe: Recipe, tas
         return _detector(task, model, source, recipe)
 
 
-def _detector(task: str, model: str, source: Dataset | CocoSource, recipe: Recipe) -> ModelFile:
+def _detector(task: str, model: str, source: Dataset | CocoDataset, recipe: Recipe) -> ModelFile:
     """A detector with a new backbone, or with the weights of a classifier or a detector."""
     count, kind, provenance = len(source.classes), kind_of(task).detector, {}
     if is_trained(model):
@@ -72,7 +72,7 @@ def _detector(task: str, model: str, source: Dataset | CocoSource, recipe: Recip
     return ModelFile(network, source.classes, preprocess, task, provenance=provenance)
 
 
-def _classifier(model: str, source: Dataset | CocoSource, recipe: Recipe) -> ModelFile:
+def _classifier(model: str, source: Dataset | CocoDataset, recipe: Recipe) -> ModelFile:
     count, provenance = len(source.classes), {}
     if is_trained(model):
         trained = load_model(model)
@@ -93,7 +93,7 @@ def _classifier(model: str, source: Dataset | CocoSource, recipe: Recipe) -> Mod
 
 def make_task(
     start: ModelFile,
-    source: Dataset | CocoSource,
+    source: Dataset | CocoDataset,
     recipe: Recipe,
     device: str,
     drawn_by: DrawnBy = "content",

@@ -27,10 +27,10 @@ def exits(task):
 @pytest.mark.parametrize(
     ("do", "task", "reason", "for_memory"),
     [
-        (raising, "a.tar", "^ZeroDivisionError: in a.tar; what is written is kept", False),
-        (killed, signal.SIGKILL, "worker process was killed by SIGKILL; fewer --workers", True),
-        (killed, signal.SIGSEGV, "worker process was killed by SIGSEGV; what is written", False),
-        (exits, 7, "worker process exited with code 7; what is written", False),
+        (raising, "a.tar", "^ZeroDivisionError: in a.tar; finished shards are kept", False),
+        (killed, signal.SIGKILL, r"worker process was killed by SIGKILL .*try fewer --workers", True),
+        (killed, signal.SIGSEGV, "worker process was killed by SIGSEGV; finished shards", False),
+        (exits, 7, "worker process exited with code 7; finished shards", False),
     ],
 )
 def test_the_cause_is_told(do, task, reason, for_memory):

@@ -27,10 +27,17 @@ from shvit.data.decode import BadImage, decode
 from shvit.data.loader import WINDOW, Loader
 from shvit.data.shards import download as remote
 from shvit.data.shards import writer as sharding
-from shvit.data.shards.writer import write_shards
-from shvit.data.sources import DataError, merge, open_source
+from shvit.data.shards.writer import ShardReport, write_shards
+from shvit.data.sources import open_source
 from shvit.data.transforms import Decoded, Preprocess, eval_transform
-from shvit.errors import Failure, InputError
+from shvit.errors import DataError, Failure, InputError
+from shvit.requests.shard import ShardRequest
+
+
+def shard(data, out, on_update=None, **options) -> ShardReport:
+    """Open data as the command does, and write its shards."""
+    request = ShardRequest(str(data), out=out, **options)
+    return write_shards(open_source(data, request.seed, request.drawn_share), request, on_update)
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def jpegs(tmp_path):
 @pytest.fixture
 def shards(jpegs, tmp_path):
     """Its shards, five images each at most."""
-    write_shards(jpegs, tmp_path / "shards", per_shard=5, workers=0)
+    shard(jpegs, tmp_path / "shards", per_shard=5, workers=0)
     return tmp_path / "shards"
 
 
@@ -147,7 +154,7 @@ def test_small_jpegs_are_copied_and_keep_their_labels(jpegs, shards):
 def test_training_images_are_shuffled_once(jpegs, tmp_path):
     splits = []
     for seed in (0, 0, 1):
-        write_shards(jpegs, tmp_path / f"{len(splits)}", workers=0, seed=seed)
+        shard(jpegs, tmp_path / f"{len(splits)}", workers=0, seed=seed)
         splits.append(open_source(tmp_path / f"{len(splits)}"))
     first, again, other = (list(source.train.names) for source in splits)
     assert first == again != other
@@ -167,7 +174,7 @@ def test_other_images_are_encoded_upright_and_only_made_smaller(tmp_path):
     smooth.resize((180, 270)).save(folder / "3.jpg", quality=95)
     smooth.convert("L").save(folder / "4.jpg", quality=95)
     smooth.resize((20, 30)).save(folder / "5.png")
-    write_shards(tmp_path / "images", tmp_path / "out", size=50, workers=0)
+    shard(tmp_path / "images", tmp_path / "out", size=50, workers=0)
     packed = open_source(tmp_path / "out").train
     by_name = {
         name[-1]: Image.open(io.BytesIO(data)) for name, data in zip(packed.names, all_bytes(packed), strict=True)
@@ -187,7 +194,7 @@ def test_other_images_are_encoded_upright_and_only_made_smaller(tmp_path):
 @pytest.mark.usefixtures("processes_end")
 def test_the_bytes_are_the_same_whatever_the_workers(jpegs, shards, tmp_path, workers):
     seen = []
-    write_shards(jpegs, tmp_path / "other", per_shard=5, workers=workers, progress=lambda *now: seen.append(now))
+    shard(jpegs, tmp_path / "other", per_shard=5, workers=workers, on_update=lambda *now: seen.append(now))
     assert contents(tmp_path / "other") == contents(shards)
     assert seen[-1] == (32, 32)
 
@@ -206,7 +213,7 @@ def killed_run(data, out, workers, victim):
         return encode(*arguments)
 
     sharding.as_jpeg = deadly
-    write_shards(data, out, per_shard=5, workers=workers)
+    shard(data, out, per_shard=5, workers=workers)
 
 
 @pytest.mark.parametrize(("workers", "victim"), [(0, os.getpid), (2, os.getppid), (2, os.getpid)])
@@ -222,13 +229,13 @@ def test_a_run_that_was_killed_goes_on(jpegs, shards, tmp_path, workers, victim)
     os.close(ended)
     assert len(list((out / ".unfinished").glob("*.tar.json"))) < 7
     assert not (out / "shards.json").exists()
-    with pytest.raises(DataError, match="not all written"):
+    with pytest.raises(DataError, match="unfinished set of shards"):
         open_source(out).check_trainable()
     with pytest.raises(InputError, match="begun with quality 95 instead of 80"):
-        write_shards(jpegs, out, per_shard=5, quality=80)
-    written = write_shards(jpegs, out, per_shard=5, workers=0)
-    assert written.found >= 1
-    assert written.found + written.made == 7
+        shard(jpegs, out, per_shard=5, quality=80)
+    written = shard(jpegs, out, per_shard=5, workers=0)
+    assert written.kept >= 1
+    assert written.kept + written.made == 7
     assert written.to_dict()["resumed"]
     assert contents(out) == contents(shards)
 
@@ -241,7 +248,7 @@ def test_a_record_that_was_not_written_whole_costs_its_shard_alone(jpegs, shards
     assert process.exitcode == -signal.SIGKILL
     [first, *_] = sorted((out / ".unfinished").glob("*.tar.json"))
     first.write_bytes(b"")
-    written = write_shards(jpegs, out, per_shard=5, workers=0)
+    written = shard(jpegs, out, per_shard=5, workers=0)
     assert written.made > 0
     assert contents(out) == contents(shards)
 
@@ -250,8 +257,8 @@ def test_a_record_that_was_not_written_whole_costs_its_shard_alone(jpegs, shards
 def test_a_process_that_dies_is_a_failure(jpegs, tmp_path, monkeypatch):
     parent = os.getpid()
     monkeypatch.setattr(sharding, "as_jpeg", lambda *_: os.getpid() != parent and os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(Failure, match="worker process was killed by SIGKILL; fewer --workers"):
-        write_shards(jpegs, tmp_path / "out", workers=2)
+    with pytest.raises(Failure, match=r"worker process was killed by SIGKILL \(out of memory\? try fewer --workers\)"):
+        shard(jpegs, tmp_path / "out", workers=2)
 
 
 def test_an_error_in_a_process_is_told(jpegs, tmp_path, monkeypatch):
@@ -260,7 +267,7 @@ def test_an_error_in_a_process_is_told(jpegs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sharding, "as_jpeg", full)
     with pytest.raises(Failure, match="No space left on device"):
-        write_shards(jpegs, tmp_path / "out", workers=2)
+        shard(jpegs, tmp_path / "out", workers=2)
 
 
 @pytest.mark.usefixtures("processes_end")
@@ -271,20 +278,20 @@ def test_ctrl_c_ends_the_processes_and_the_run_goes_on(jpegs, shards, tmp_path):
 
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        write_shards(jpegs, out, per_shard=5, workers=2, progress=stop)
-    write_shards(jpegs, out, per_shard=5, workers=0)
+        shard(jpegs, out, per_shard=5, workers=2, on_update=stop)
+    shard(jpegs, out, per_shard=5, workers=0)
     assert contents(out) == contents(shards)
 
 
 def test_a_complete_folder_is_only_checked(jpegs, shards, monkeypatch):
     before, times = contents(shards), {path: path.stat().st_mtime_ns for path in shards.iterdir()}
-    again = write_shards(jpegs, shards, per_shard=5)
-    assert (again.made, again.found) == (0, 7)
+    again = shard(jpegs, shards, per_shard=5)
+    assert (again.made, again.kept) == (0, 7)
     assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == times
     damaged = bytearray((shards / "train-000002.tar").read_bytes())
     damaged[1000] ^= 1
     (shards / "train-000002.tar").write_bytes(damaged)
-    assert write_shards(jpegs, shards, per_shard=5, workers=0).made == 1
+    assert shard(jpegs, shards, per_shard=5, workers=0).made == 1
     assert contents(shards) == before
 
 
@@ -301,21 +308,21 @@ def test_a_complete_folder_is_only_checked(jpegs, shards, monkeypatch):
 )
 def test_impossible_arguments(jpegs, tmp_path, options, words):
     with pytest.raises(InputError, match=words):
-        write_shards(jpegs, tmp_path / "out", **options)
+        shard(jpegs, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
 def test_folders_that_are_not_ours(jpegs, shards, folder, tmp_path):
     with pytest.raises(InputError, match="lies within the data"):
-        write_shards(jpegs, jpegs / "shards")
-    with pytest.raises(InputError, match="is not empty and no run of shvit shard"):
-        write_shards(jpegs, folder)
+        shard(jpegs, jpegs / "shards")
+    with pytest.raises(InputError, match="is not empty and not a folder of shvit shard"):
+        shard(jpegs, folder)
     with pytest.raises(InputError, match=r"was begun with data .* instead of"):
-        write_shards(folder, shards, per_shard=5)
+        shard(folder, shards, per_shard=5)
     with pytest.raises(InputError, match="was begun with per_shard 5 instead of 6"):
-        write_shards(jpegs, shards, per_shard=6)
+        shard(jpegs, shards, per_shard=6)
     with pytest.raises(InputError, match="is a file"):
-        write_shards(jpegs, shards / "shards.json")
+        shard(jpegs, shards / "shards.json")
 
 
 def test_bad_images_are_left_out_and_listed(jpegs, tmp_path):
@@ -324,9 +331,9 @@ def test_bad_images_are_left_out_and_listed(jpegs, tmp_path):
     (jpegs / "val" / "light" / "light.001.jpg").write_bytes(whole[: len(whole) // 2])
     out = tmp_path / "out"
     with pytest.raises(Failure, match=r"2 of 32 images cannot be used.*dark.000.jpg: not an image"):
-        write_shards(jpegs, out, workers=2, max_bad_share=0.05)
+        shard(jpegs, out, workers=2, max_bad_share=0.05)
     assert not (out / "shards.json").exists()
-    written = write_shards(jpegs, out, workers=2, max_bad_share=0.07)
+    written = shard(jpegs, out, workers=2, max_bad_share=0.07)
     assert (written.made, written.bad_images) == (0, 2)
     rows = (out / "bad_images.csv").read_text().splitlines()
     assert rows[0] == "image,reason"
@@ -339,16 +346,16 @@ def test_bad_images_are_left_out_and_listed(jpegs, tmp_path):
 
 
 def test_one_pile_is_divided_as_in_training(jpegs, tmp_path):
-    write_shards(jpegs / "train", tmp_path / "out", workers=0, seed=3, val_share=0.25)
+    shard(jpegs / "train", tmp_path / "out", workers=0, seed=3, val_share=0.25)
     given, packed = open_source(jpegs / "train", 3, 0.25), open_source(tmp_path / "out")
     assert labelled_bytes(given, "val") == labelled_bytes(packed, "val")
     with pytest.raises(InputError, match="val_share"):
-        write_shards(jpegs / "train", tmp_path / "out", workers=0, seed=3, val_share=0.5)
+        shard(jpegs / "train", tmp_path / "out", workers=0, seed=3, val_share=0.5)
 
 
 def test_validation_images_alone(jpegs, tmp_path):
     shutil.rmtree(jpegs / "train")
-    written = write_shards(jpegs, tmp_path / "out", workers=0)
+    written = shard(jpegs, tmp_path / "out", workers=0)
     assert written.to_dict()["shards"] == {"train": 0, "val": 1}
     source = open_source(tmp_path / "out")
     assert (len(source.train), len(source.whole())) == (0, 8)
@@ -357,7 +364,7 @@ def test_validation_images_alone(jpegs, tmp_path):
 
 
 def test_shards_of_shards_hold_the_same(shards, jpegs, tmp_path):
-    write_shards(shards, tmp_path / "again", per_shard=3, workers=2)
+    shard(shards, tmp_path / "again", per_shard=3, workers=2)
     assert labelled_bytes(open_source(tmp_path / "again"), "train") == labelled_bytes(open_source(jpegs), "train")
 
 
@@ -389,7 +396,7 @@ def test_the_index_may_be_named(shards):
 
 def test_the_fingerprint_tells_shards_apart(jpegs, shards, tmp_path):
     picture(60, 999).save(jpegs / "val" / "dark" / "dark.000.jpg", quality=50)
-    write_shards(jpegs, tmp_path / "other", per_shard=5, workers=0)
+    shard(jpegs, tmp_path / "other", per_shard=5, workers=0)
     assert open_source(tmp_path / "other").fingerprint != open_source(shards).fingerprint
 
 
@@ -397,16 +404,16 @@ def test_the_fingerprint_tells_shards_apart(jpegs, shards, tmp_path):
     ("change", "words"),
     [
         (lambda text: text[:-20], "cannot be used"),
-        (lambda text: "{}", "does not have the form of an index"),
+        (lambda text: "{}", "it is not an index"),
         (lambda text: text.replace('"version":1', '"version":2'), "its version is 2, this program reads 1"),
-        (lambda text: text.replace('"classes":["dark"', '"classes":["bright"'), "its fingerprint is not that of"),
-        (lambda text: text.replace("train-000000.tar", "pipe:touch x.tar"), "'pipe:touch x.tar' of .* is no shard"),
+        (lambda text: text.replace('"classes":["dark"', '"classes":["bright"'), "its fingerprint does not match"),
+        (lambda text: text.replace("train-000000.tar", "pipe:touch x.tar"), "'pipe:touch x.tar' of .* is not a shard"),
         (lambda text: text.replace("train-000000.tar", "../train-000000.tar"), "'../train-000000.tar' of"),
-        (lambda text: re.sub('"bytes":[0-9]+', '"bytes":null', text), "of None bytes is no shard"),
-        (lambda text: re.sub('"sha256":"[0-9a-f]+"', '"sha256":7', text), "is no shard beside it"),
-        (lambda text: re.sub(r'"labels":\[\d', '"labels":[2', text), "labels that are no classes' numbers"),
-        (lambda text: re.sub(r'"lengths":\[\d+', f'"lengths":[{10**30}', text), "images that lie outside of it"),
-        (lambda text: re.sub(r'"offsets":\[\d+', '"offsets":[-512', text), "images that lie outside of it"),
+        (lambda text: re.sub('"bytes":[0-9]+', '"bytes":null', text), "of None bytes is not a shard"),
+        (lambda text: re.sub('"sha256":"[0-9a-f]+"', '"sha256":7', text), "is not a shard beside the index"),
+        (lambda text: re.sub(r'"labels":\[\d', '"labels":[2', text), "labels that are not class numbers"),
+        (lambda text: re.sub(r'"lengths":\[\d+', f'"lengths":[{10**30}', text), "images that lie outside it"),
+        (lambda text: re.sub(r'"offsets":\[\d+', '"offsets":[-512', text), "images that lie outside it"),
     ],
 )
 def test_an_index_that_cannot_be_used(shards, change, words):
@@ -424,7 +431,7 @@ def test_no_index(tmp_path):
 def test_parts_are_lazy_too_and_travel(shards):
     source = open_source(shards)
     part = source.train.subset([5, 3, 20])
-    both = merge(part, source.val)
+    both = part.joined(source.val)
     assert not isinstance(both.images, list)
     assert list(both.names) == [source.train.names[i] for i in (5, 3, 20)] + list(source.val.names)
     assert list(both.labels) == [*source.train.labels[[5, 3, 20]], *source.val.labels]
@@ -463,7 +470,7 @@ def test_an_epoch_has_every_image_once(jpegs, shards, workers):
 
 def test_an_epoch_goes_through_few_shards_at_once(jpegs, tmp_path):
     write_pictures(jpegs / "train" / "dark", 60, 40)
-    write_shards(jpegs, tmp_path / "out", per_shard=2, workers=0)
+    shard(jpegs, tmp_path / "out", per_shard=2, workers=0)
     split = open_source(tmp_path / "out").train
     assert len(set(split.shards)) == 32
     order = [key[1] for keys in Loader(split, lambda _: None, 2, shuffle=True).sampler for key in keys]
@@ -487,7 +494,7 @@ def test_a_missing_shard_is_named_once(jpegs, shards):
     kept = [i for i in range(24) if i not in lost]
     assert all(source.train.source(i) == before.train.source(i) for i in kept)
     assert list(source.train.subset([lost[0], kept[0], lost[1]]).bad) == [0, 2]
-    assert list(merge(source.val, source.train).bad) == [8 + i for i in lost]
+    assert list(source.val.joined(source.train).bad) == [8 + i for i in lost]
     assert source.train.usable_labels() == {0, 1}
 
 
@@ -510,7 +517,7 @@ def test_a_shard_that_was_changed_is_noticed(shards):
     source = open_source(shards)
     one, other = sorted(shards.glob("train-*.tar"))[:2]
     one.write_bytes(other.read_bytes())
-    assert "is damaged, or another than was indexed" in reason(source.train, 0)
+    assert "is damaged or has changed since it was indexed" in reason(source.train, 0)
 
 
 def test_damage_within_is_found_when_it_is_read(shards):
@@ -649,7 +656,7 @@ def test_names_with_dots_in_a_shard_are_said(tmp_path, run):
     make_tar(tmp_path / "x.tar", [*pair("a", 7), *pair("b", 8), *dotted, *pair("a.v2", 9), ("b.seg.png", b"a mask")])
     source, good, bad = unusable(tmp_path / "x.tar")
     assert good == [("x.tar/a", "cat"), ("x.tar/b", "cat")]
-    reason = "names end at their first dot, so that it counts as one of"
+    reason = "names end at their first dot, so it counts as one of"
     lost = [("x.tar/a", f"{reason} a"), *[("x.tar/img", f"{reason} img")] * 3]
     assert [row for row in bad if row[1] != "it has no image"] == lost
     assert "5 samples cannot be used" in source.warnings[0]
@@ -726,7 +733,7 @@ def test_pipes_and_devices_are_no_shards(tmp_path, shards):
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ([("1.jpg", b"x"), ("1.cls", b"9" * 30)], "there may be 1,000,000 classes at most"),
+        ([("1.jpg", b"x"), ("1.cls", b"9" * 30)], "the limit is 1,000,000 classes"),
         ([], "no samples in 1 shards"),
         ([("1.jpg", b"x"), ("1.cls", b"-1")], "has the label -1: classes are counted from 0"),
     ],
@@ -750,10 +757,10 @@ def test_labels_that_cannot_be_read_are_told(tmp_path, label, words):
 
 def test_names_of_shards_that_do_not_go_together(bare):
     (bare / "train-000000.tar").rename(bare / "more-000000.tar")
-    with pytest.raises(DataError, match=r"more-000000.tar says neither train nor val"):
+    with pytest.raises(DataError, match=r"more-000000.tar has neither train nor val"):
         open_source(bare)
     (bare / "more-000000.tar").rename(bare / "train-val-000000.tar")
-    with pytest.raises(DataError, match=r"train-val-000000.tar says both"):
+    with pytest.raises(DataError, match=r"train-val-000000.tar has both"):
         open_source(bare)
 
 
@@ -837,16 +844,16 @@ def test_a_shard_that_is_not_there(server, shards):
     source = open_source(f"{server.url}/shards/shards.json")
     (shards / "train-000002.tar").unlink()
     lost = int(np.flatnonzero(source.train.shards == 2)[0])
-    assert reason(source.train, lost) == "train-000002.tar cannot be fetched: it is not there"
+    assert reason(source.train, lost) == "train-000002.tar cannot be fetched: not found"
     assert source.train.source(0)
 
 
 def test_a_url_that_gives_nothing(server, tmp_path):
-    with pytest.raises(DataError, match=r"shards.json cannot be read: it is not there"):
+    with pytest.raises(DataError, match=r"shards.json cannot be read: not found"):
         open_source(f"{server.url}/nowhere/shards.json")
-    with pytest.raises(DataError, match=r"x.tar cannot be fetched \(it is not there\)"):
+    with pytest.raises(DataError, match=r"x.tar cannot be fetched \(not found\)"):
         open_source(f"{server.url}/nowhere/x.tar")
-    with pytest.raises(DataError, match="nobody answers there"):
+    with pytest.raises(DataError, match="connection refused"):
         open_source("http://127.0.0.1:9/shards.json")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".tar"]
 

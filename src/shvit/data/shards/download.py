@@ -1,4 +1,4 @@
-"""Files from elsewhere, kept in a cache: fetched once, by one process, whole or not at all."""
+"""Downloads to a cache: each file once, by one process, complete or not at all."""
 
 import hashlib
 import os
@@ -16,43 +16,43 @@ from ...errors import InputError, one_line
 from ...files import MAX_TEXT, replacing
 
 PAUSES = (1.0, 5.0)
-"""Seconds before a fetch that failed is tried again, each time."""
+"""Seconds to wait before the second and the third attempt."""
 CHUNK = 1 << 20
-NOT_THERE = 22
-CURL_SAYS = {6: "no such host", 7: "nobody answers there", 18: "the connection was lost", NOT_THERE: "it is not there"}
-"""What the exit codes of curl mean that are met most; webdataset fetches by it."""
+NOT_FOUND = 22
+CURL_ERRORS = {6: "no such host", 7: "connection refused", 18: "the connection was lost", NOT_FOUND: "not found"}
+"""Meaning of the most frequent exit codes of curl, which webdataset downloads with."""
 T = TypeVar("T")
 
 
 class FetchError(RuntimeError):
-    """What is elsewhere cannot be had; the message says why, without the address."""
+    """A download failed. The message is the reason, without the URL."""
 
     def __init__(self, reason: str, missing: bool = False) -> None:
         super().__init__(reason)
         self.missing = missing
-        """Whether the server says that there is no such thing."""
+        """Whether the server says that there is no such file."""
 
 
-def is_remote(place: str) -> bool:
-    """Whether this is a URL or a command, and no path."""
-    return place.startswith("pipe:") or "://" in place
+def is_remote(location: str) -> bool:
+    """Whether this is a URL or a `pipe:` command rather than a path."""
+    return location.startswith("pipe:") or "://" in location
 
 
 def cache_folder() -> Path:
-    """`SHVIT_CACHE`, or `~/.cache/shvit`."""
+    """The folder of downloads: `SHVIT_CACHE`, or `~/.cache/shvit`."""
     return Path(os.environ.get("SHVIT_CACHE") or Path.home() / ".cache" / "shvit")
 
 
 def fetched(url: str, name: str, sha256: str | None = None) -> Path:
-    """The path of what `url` gives, fetched now if it is not in the cache. Other processes wait meanwhile.
+    """The path of a file in the cache, downloaded now if it is not there. Other processes wait meanwhile.
 
     Args:
-        url: Whatever `webdataset.gopen` opens.
-        name: Of the file in the cache.
-        sha256: What the file must have; if it is in the cache already, it does not matter from where.
+        url: Anything that `webdataset.gopen` opens.
+        name: Name of the file in the cache.
+        sha256: Expected checksum. A cached file with this checksum is used whatever its URL was.
 
     Raises:
-        FetchError: There is no such thing, or three attempts have failed.
+        FetchError: There is no such file, or three attempts failed.
         InputError: webdataset is not installed.
     """
     key = hashlib.sha256((sha256 or url).encode()).hexdigest()[:20]
@@ -62,13 +62,13 @@ def fetched(url: str, name: str, sha256: str | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{name}.lock")):
         if not path.exists():
-            _persistently(lambda: _fetch(url, path, sha256))
+            _with_retries(lambda: _fetch(url, path, sha256))
     return path
 
 
 def read_remote(url: str) -> bytes:
-    """What `url` gives now, whatever is in the cache: up to 4 GiB. Raises as `fetched`."""
-    return _persistently(lambda: b"".join(_bounded(_chunks(url))))
+    """The content of a URL, up to 4 GiB, without the cache. Raises as `fetched`."""
+    return _with_retries(lambda: b"".join(_bounded(_chunks(url))))
 
 
 def _bounded(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -104,7 +104,7 @@ def _fetch(url: str, path: Path, sha256: str | None) -> None:
             raise FetchError(f"its checksum is {digest.hexdigest()[:12]}… and should be {sha256[:12]}…")
 
 
-def _persistently(fetch: Callable[[], T]) -> T:
+def _with_retries(fetch: Callable[[], T]) -> T:
     for pause in PAUSES:
         try:
             return fetch()
@@ -121,22 +121,22 @@ def _chunks(url: str) -> Iterator[bytes]:
     except ImportError:
         raise _not_installed(url) from None
     try:
-        with _heeding_sigterm():
+        with _sigterm_unblocked():
             opened = gopen(url, "rb")
         with opened as stream:
             while chunk := stream.read(CHUNK):
                 yield chunk
     except (OSError, ValueError) as error:
-        if not (found := re.search(r"exit (-?\d+)", str(error))):
+        if not (exit_code := re.search(r"exit (-?\d+)", str(error))):
             raise FetchError(one_line(error)) from error
-        code = int(found[1])
-        missing = code == NOT_THERE and not url.startswith("pipe:")
-        raise FetchError(CURL_SAYS.get(code, f"its reader ended with exit code {code}"), missing) from error
+        code = int(exit_code[1])
+        missing = code == NOT_FOUND and not url.startswith("pipe:")
+        raise FetchError(CURL_ERRORS.get(code, f"the download command ended with exit code {code}"), missing) from error
 
 
 @contextmanager
-def _heeding_sigterm() -> Iterator[None]:
-    """For programs that are started inside: a worker has SIGTERM blocked (see `loader`), and they would inherit it."""
+def _sigterm_unblocked() -> Iterator[None]:
+    """Unblock SIGTERM for programs started inside, which inherit the mask: workers block it (see `loader`)."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -147,5 +147,5 @@ def _heeding_sigterm() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _not_installed(place: str) -> InputError:
-    return InputError(f"{place} needs webdataset, which is not installed: pip install 'shvit[webdataset]'")
+def _not_installed(location: str) -> InputError:
+    return InputError(f"{location} needs webdataset, which is not installed: pip install 'shvit[webdataset]'")

@@ -1,4 +1,4 @@
-"""Long tasks in processes of their own, which tell how far they are."""
+"""Jobs in worker processes that report their progress."""
 
 import multiprocessing
 import signal
@@ -11,35 +11,35 @@ from ...errors import Failure, InputError
 
 T = TypeVar("T")
 Do = Callable[[T], Iterator[int]]
-"""Does a task; meanwhile yields how much of it is done since it last said so."""
+"""Does a job; yields the amount of work done since the last yield."""
 
-KEPT = "what is written is kept: start again with the same arguments"
+KEPT = "finished shards are kept: run the same command again"
 
 
-def work(do: Do[T], tasks: Sequence[T], workers: int) -> Generator[int]:
-    """Do these tasks in so many processes, each of which takes the next one; 0 works in this one.
+def work(do: Do[T], jobs: Sequence[T], workers: int) -> Generator[int]:
+    """Do jobs in worker processes, each of which takes the next job; with 0 workers, in this process.
 
-    Yields how much is done whenever some is. Closing it ends the processes.
+    Yields the amount of work done since the last yield. Closing the generator ends the processes.
 
     Raises:
-        Failure: A task has failed, or a process has ended.
+        Failure: A job failed, or a process died.
     """
     if not workers:
-        for task in tasks:
-            yield from do(task)
+        for job in jobs:
+            yield from do(job)
         return
-    taken = multiprocessing.Value("q", 0)
+    started = multiprocessing.Value("q", 0)
     running: dict[Connection, BaseProcess] = {}
     try:
-        for _ in range(min(workers, len(tasks))):
+        for _ in range(min(workers, len(jobs))):
             reader, writer = multiprocessing.Pipe(duplex=False)
-            process = multiprocessing.Process(target=_run, args=(do, tasks, taken, reader, writer), daemon=True)
+            process = multiprocessing.Process(target=_run, args=(do, jobs, started, reader, writer), daemon=True)
             process.start()
-            writer.close()  # now the process alone holds that end: when it is gone, nothing can be read
+            writer.close()  # so that reading fails once the process is gone
             running[reader] = process
         while running:
             for reader in wait(list(running)):
-                yield _heard(cast("Connection", reader), running)
+                yield _receive(cast("Connection", reader), running)
     finally:
         for process in running.values():
             process.terminate()
@@ -48,8 +48,8 @@ def work(do: Do[T], tasks: Sequence[T], workers: int) -> Generator[int]:
             reader.close()
 
 
-def _heard(reader: Connection, running: dict[Connection, BaseProcess]) -> int:
-    """How much a process says it has done. Raises Failure where it has failed."""
+def _receive(reader: Connection, running: dict[Connection, BaseProcess]) -> int:
+    """The work that a process reports; 0 when it ends. Raises Failure if it failed."""
     try:
         message = reader.recv()
     except EOFError:
@@ -57,35 +57,35 @@ def _heard(reader: Connection, running: dict[Connection, BaseProcess]) -> int:
         process.join()
         reader.close()
         if process.exitcode:
-            how = f"exited with code {process.exitcode}"
+            death = f"exited with code {process.exitcode}"
             if process.exitcode < 0:
-                how = f"was killed by {signal.Signals(-process.exitcode).name}"
-            hint = "; fewer --workers take less memory" if process.exitcode == -signal.SIGKILL else ""
-            raise Failure(f"a worker process {how}{hint}; {KEPT}") from None
+                death = f"was killed by {signal.Signals(-process.exitcode).name}"
+            hint = " (out of memory? try fewer --workers)" if process.exitcode == -signal.SIGKILL else ""
+            raise Failure(f"a worker process {death}{hint}; {KEPT}") from None
         return 0
     if isinstance(message, str):
         raise Failure(f"{message}; {KEPT}")
     return message
 
 
-def _run(do: Do[T], tasks: Sequence[T], taken: Any, reader: Connection, writer: Connection) -> None:
-    """What a process does: task after task, as long as somebody listens."""
+def _run(do: Do[T], jobs: Sequence[T], started: Any, reader: Connection, writer: Connection) -> None:
+    """The main function of a worker process: does one job after another until none is left or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    reader.close()  # the main process alone holds that end: when it is gone, nothing can be written
+    reader.close()  # so that writing fails once the main process is gone
     try:
-        while (number := _next(taken)) < len(tasks):
-            for done in do(tasks[number]):
+        while (number := _next(started)) < len(jobs):
+            for done in do(jobs[number]):
                 writer.send(done)
     except BrokenPipeError:
         return
     except (OSError, InputError, Failure) as error:
         writer.send(str(error))
-    except Exception as error:  # it would be lost with the process
+    except Exception as error:  # which would be lost with the process
         writer.send(f"{type(error).__name__}: {error}")
         raise
 
 
-def _next(taken: Any) -> int:
-    with taken.get_lock():
-        taken.value += 1
-        return taken.value - 1
+def _next(started: Any) -> int:
+    with started.get_lock():
+        started.value += 1
+        return started.value - 1

@@ -1,4 +1,4 @@
-"""Tar files as WebDataset fills them: what lies where in one, and images read from where they lie."""
+"""WebDataset tar files: the samples of one, and random access to their images."""
 
 import json
 import os
@@ -18,16 +18,16 @@ from ..identity import identity, of_name
 from ..sequences import Lazy, Texts
 from .download import FetchError, fetched, is_remote
 
-IMAGES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "pnm", "bmp", "gif", "tif", "tiff", "jp2", "avif"}
 )
 BLOCK = tarfile.BLOCKSIZE
 OPEN_FILES = 64
-"""Shards that a process keeps open."""
+"""Number of shards that a process keeps open."""
 MAX_HEADER = MAX_LABEL = 1 << 20
-"""Bytes of what stands between the members, and of a label's member, at most."""
+"""Limits in bytes for the headers between members, and for a label."""
 SHORT_NAME = 100
-"""Bytes of a name that the block before the data holds in every kind of tar; longer ones may be elsewhere."""
+"""Bytes of a name that every tar format stores in the block before the data; longer names may be stored elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +35,25 @@ class Sample:
     """The members of a tar that share their name up to the first dot."""
 
     member: str
-    """Name of the image; where there is none, what the sample's members share."""
+    """Name of the image; without an image, the name that the members share."""
     offset: int
-    """Of the image's bytes from the start of the tar."""
+    """First byte of the image, from the start of the tar."""
     length: int
     label: int | str | None
-    """A class by number or by name."""
+    """Class number or class name."""
     bad: str | None = None
-    """Why it cannot be used."""
+    """Why the sample cannot be used."""
 
 
 def scan(path: Path) -> tuple[list[Sample], str | None]:
-    """The samples of a tar in order, and what is wrong with it: those after the damage are unknown then."""
+    """The samples of a tar in order, and what is wrong with it: samples after the damage are not found."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
     repeated: dict[str, list[tarfile.TarInfo]] = defaultdict(list)
     samples: list[Sample] = []
     fault = None
     size = check_regular(path)
     try:
-        headers: Any = _Headers  # which lacks the methods that write
+        headers: Any = _Headers  # Any: it lacks the methods that write
         with path.open("rb") as file, tarfile.open(fileobj=headers(file), mode="r:") as tar:
             try:
                 while member := tar.next():
@@ -73,55 +73,55 @@ def scan(path: Path) -> tuple[list[Sample], str | None]:
             samples = [_unambiguous(sample, repeated[key]) for sample, key in zip(samples, groups, strict=True)]
     except (tarfile.TarError, EOFError) as error:
         fault = str(error) or "not a tar file"
-    lost = (one for key, members in groups.items() for one in _lost(key, members, repeated[key]))
-    return [*samples, *lost], fault
+    ignored = (one for key, members in groups.items() for one in _ignored(key, members, repeated[key]))
+    return [*samples, *ignored], fault
 
 
 def _unambiguous(sample: Sample, repeated: Sequence[tarfile.TarInfo]) -> Sample:
-    """The sample; unusable where it has one image and several labels."""
+    """The sample; marked as bad if it has one image and several labels."""
     endings = {member.name.rpartition(".")[2].lower() for member in repeated}
-    if sample.bad or endings & IMAGES or not endings & {"cls", "json"}:
+    if sample.bad or endings & IMAGE_SUFFIXES or not endings & {"cls", "json"}:
         return sample
     return replace(sample, label=None, bad="it has several labels of one name")
 
 
-def _lost(key: str, members: dict[str, tarfile.TarInfo], repeated: Sequence[tarfile.TarInfo]) -> Iterator[Sample]:
-    """Images that are no sample of their own: of a name that came before, or with a further dot in their names."""
+def _ignored(key: str, members: dict[str, tarfile.TarInfo], repeated: Sequence[tarfile.TarInfo]) -> Iterator[Sample]:
+    """Bad samples for images that belong to no sample: a repeated name, or a name with a second dot."""
     for member in repeated:
-        if member.name.rpartition(".")[2].lower() in IMAGES:
+        if member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
             yield Sample(member.name, 0, 0, None, "another member has its name")
-    plain = any(ending in IMAGES for ending in members)
+    plain = any(ending in IMAGE_SUFFIXES for ending in members)
     dotted = {ending.rpartition(".")[0]: member for ending, member in members.items() if _is_dotted(ending)}
     for before, member in dotted.items():
         if f"{before}.cls" in members or f"{before}.json" in members or (not plain and len(dotted) > 1):
-            yield Sample(member.name, 0, 0, None, f"names end at their first dot, so that it counts as one of {key}")
+            yield Sample(member.name, 0, 0, None, f"names end at their first dot, so it counts as one of {key}")
 
 
 def _is_dotted(ending: str) -> bool:
     before, _, last = ending.rpartition(".")
-    return bool(before) and last in IMAGES
+    return bool(before) and last in IMAGE_SUFFIXES
 
 
 def _sample(tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo], size: int) -> Sample:
-    image = next((member for ending, member in members.items() if ending in IMAGES), None)
+    image = next((member for ending, member in members.items() if ending in IMAGE_SUFFIXES), None)
     if image is None:
         return Sample(key, 0, 0, None, "it has no image")
     if image.offset_data + image.size > size:
         return Sample(image.name, 0, 0, None, "the shard ends within it")
     if image.size > MAX_BYTES:
         return Sample(image.name, 0, 0, None, f"its {image.size:,} bytes are more than an image can need")
-    place = (image.name, image.offset_data, image.size)
+    location = (image.name, image.offset_data, image.size)
     try:
         label = _label(tar, members)
     except RecursionError:
-        return Sample(*place, None, "its label cannot be read: it is nested too deeply")
+        return Sample(*location, None, "its label cannot be read: it is nested too deeply")
     except (ValueError, tarfile.TarError) as error:
-        return Sample(*place, None, f"its label cannot be read: {error}")
-    return Sample(*place, label, "it has no label" if label is None else None)
+        return Sample(*location, None, f"its label cannot be read: {error}")
+    return Sample(*location, label, "it has no label" if label is None else None)
 
 
 def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> int | str | None:
-    """Of `.cls`, or of `label` or `cls` in `.json`. Raises ValueError."""
+    """The label in `.cls`, or under `label` or `cls` in `.json`. Raises ValueError."""
     value: Any = None
     if "cls" in members:
         value = _content(tar, members["cls"])
@@ -136,7 +136,7 @@ def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> int | s
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
-    """Raises ValueError."""
+    """The text of a member. Raises ValueError."""
     if member.size > MAX_LABEL:
         raise ValueError(f"its {member.size:,} bytes are more than the limit of {MAX_LABEL:,}")
     file = tar.extractfile(member)
@@ -146,7 +146,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 
 class _Headers:
-    """A tar as `tarfile` reads headers from it, whose length it takes from the file."""
+    """A file for `tarfile` that refuses to read more than a header at once, since lengths in the file are untrusted."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -164,69 +164,69 @@ def _block(path: Path, offset: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a shard is."""
+class ShardFile:
+    """A local or remote shard."""
 
     name: str
-    """What it is called in reports."""
-    where: str
-    """A path, or what `webdataset.gopen` opens."""
+    """Name for reports."""
+    location: str
+    """A path, or anything that `webdataset.gopen` opens."""
     sha256: str | None = None
 
     def local(self) -> Path:
-        """Its path here, fetched if it is elsewhere. Raises FetchError."""
-        return fetched(self.where, self.name, self.sha256) if is_remote(self.where) else Path(self.where)
+        """The local path; a remote shard is downloaded first. Raises FetchError."""
+        return fetched(self.location, self.name, self.sha256) if is_remote(self.location) else Path(self.location)
 
 
 class Shards:
-    """Shards that are opened, and fetched, when something is read from them; in each process anew."""
+    """Shards that are downloaded and opened at the first read, in each process anew."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
-        self.places = places
+    def __init__(self, files: Sequence[ShardFile]) -> None:
+        self.files = files
         self._opened = lru_cache(OPEN_FILES)(_Opened)
         self._failed: dict[int, str] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.places,)
+        return Shards, (self.files,)
 
     def read(self, shard: int, member: str, offset: int, length: int) -> bytes:
-        """The bytes of a member. Raises BadImage where they are not there, or the shard is another than it was."""
-        place = self.places[shard]
+        """The bytes of a member. Raises BadImage if they are missing or the shard has changed."""
+        file = self.files[shard]
         if length > MAX_BYTES:
             raise BadImage(f"its {length:,} bytes are more than an image can need")
         try:
             data = os.pread(self._file(shard).number, BLOCK + length, offset - BLOCK)
         except OSError as error:
-            raise BadImage(f"{place.name} cannot be read: {error.strerror or error}") from None
+            raise BadImage(f"{file.name} cannot be read: {error.strerror or error}") from None
         if len(data) < BLOCK + length:
-            raise BadImage(f"{place.name} ends before it")
+            raise BadImage(f"{file.name} ends before it")
         if not _heads(data[:BLOCK], member, length):
-            raise BadImage(f"{place.name} is damaged, or another than was indexed: {member} is not where it was")
+            raise BadImage(f"{file.name} is damaged or has changed since it was indexed: {member} is not where it was")
         return data[BLOCK:]
 
     def part(self, shard: int, start: int, count: int) -> bytes:
-        """Bytes of a shard, unchecked. Raises BadImage or OSError where they cannot be read."""
+        """Bytes of a shard, without checks. Raises BadImage or OSError if they cannot be read."""
         return os.pread(self._file(shard).number, count, start)
 
     def _file(self, shard: int) -> "_Opened":
         if shard in self._failed:
             raise BadImage(self._failed[shard])
         try:
-            return self._opened(self.places[shard])
+            return self._opened(self.files[shard])
         except FetchError as error:
             reason = f"cannot be fetched: {error}"
-        except OSError as error:  # no place in the cache, for one
+        except OSError as error:  # no space in the cache, for one
             reason = f"cannot be read: {error.strerror or error}"
-        self._failed[shard] = f"{self.places[shard].name} {reason}"
+        self._failed[shard] = f"{self.files[shard].name} {reason}"
         raise BadImage(self._failed[shard])
 
 
 class _Opened:
-    """A file that is closed when nobody uses it any more."""
+    """A file that is closed when the last reference to it is gone."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, file: ShardFile) -> None:
         self.number = -1
-        path = place.local()
+        path = file.local()
         check_regular(path)
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
@@ -236,7 +236,7 @@ class _Opened:
 
 
 def _heads(block: bytes, member: str, length: int) -> bool:
-    """Whether this is the header of that member with that length."""
+    """Whether this is the header of a member with this name and length."""
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.TarError:
@@ -247,7 +247,7 @@ def _heads(block: bytes, member: str, length: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image in a shard."""
+    """An image in a shard, read on request."""
 
     shards: Shards
     shard: int
@@ -255,12 +255,14 @@ class StoredImage:
     offset: int
     length: int
     known: int | None = None
-    """Its identity, if an index records it."""
+    """The identity, if the index records it."""
 
     def read(self) -> bytes:
+        """The bytes of the image file. Raises BadImage."""
         return self.shards.read(self.shard, self.member, self.offset, self.length)
 
     def identity(self) -> int:
+        """The recorded identity, or the one of the image's bytes."""
         if self.known is not None:
             return self.known
         try:
@@ -271,7 +273,7 @@ class StoredImage:
 
 @dataclass(frozen=True, eq=False)
 class StoredImages(Lazy[StoredImage]):
-    """Images in shards, by where they lie: arrays of the shard's number, of the first byte and of the length."""
+    """Images in shards as a lazy sequence: arrays of shard numbers, offsets and lengths."""
 
     shards: Shards
     members: Texts
@@ -283,27 +285,27 @@ class StoredImages(Lazy[StoredImage]):
     def __len__(self) -> int:
         return len(self.members)
 
-    def item(self, place: int) -> StoredImage:
+    def item(self, index: int) -> StoredImage:
         return StoredImage(
             self.shards,
-            int(self.shard[place]),
-            self.members[place],
-            int(self.offsets[place]),
-            int(self.lengths[place]),
-            None if self.identities is None else int(self.identities[place]),
+            int(self.shard[index]),
+            self.members[index],
+            int(self.offsets[index]),
+            int(self.lengths[index]),
+            None if self.identities is None else int(self.identities[index]),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class StoredNames(Lazy[str]):
-    """`train-000003.tar/KEY` of each of these images."""
+    """Names such as `train-000003.tar/KEY`, as a lazy sequence."""
 
     images: StoredImages
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def item(self, place: int) -> str:
-        folder, slash, base = self.images.members[place].rpartition("/")
-        shard = self.images.shards.places[int(self.images.shard[place])]
+    def item(self, index: int) -> str:
+        folder, slash, base = self.images.members[index].rpartition("/")
+        shard = self.images.shards.files[int(self.images.shard[index])]
         return f"{shard.name}/{folder}{slash}{base.partition('.')[0]}"

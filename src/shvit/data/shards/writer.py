@@ -1,4 +1,4 @@
-"""Writing WebDataset shards: any data, resized once, in tars whose bytes follow from the data alone."""
+"""Writing a dataset as WebDataset shards of resized images. The bytes depend on the data and the options alone."""
 
 import hashlib
 import io
@@ -16,23 +16,24 @@ import numpy as np
 from PIL import Image
 
 from ...errors import Failure, InputError
-from ...files import check_folder, replacing, write_csv, write_json
+from ...files import replacing, write_csv, write_json
+from ...requests.shard import ShardRequest
+from ..dataset import Dataset, Split
 from ..decode import BadImage, decode, is_plain_jpeg
 from ..identity import of_image
-from ..sources import INDEX, UNFINISHED, Dataset, Split, open_source
-from .index import Index, Record
+from .index import INDEX, UNFINISHED, Index, Record
 from .pool import work
 
 BAD = "bad_images.csv"
-LONGEST = 65_535
-"""Pixels of the longest side that a JPEG can have."""
-Progress = Callable[[int, int], None]
-"""Told of the images that are done, and of all."""
+MAX_JPEG_SIDE = 65_535
+"""Longest side of a JPEG, in pixels."""
+OnUpdate = Callable[[int, int], None]
+"""Called with the number of images done and the number of all images."""
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A shard to be written: images of a split, by their places in it."""
+    """A shard to write: the indices of its images in a split."""
 
     split: str
     number: int
@@ -40,29 +41,27 @@ class ShardJob:
 
     @property
     def name(self) -> str:
+        """File name, such as `train-000003.tar`."""
         return f"{self.split}-{self.number:06}.tar"
 
 
 @dataclass(frozen=True)
-class Written:
-    """What lies in the folder now."""
+class ShardReport:
+    """What the folder of shards holds after a run."""
 
     out: Path
     index: Index
-    found: int
-    """Shards that an earlier run had written."""
+    kept: int
+    """Number of shards that an earlier run wrote."""
     made: int
-    """Shards that this run has written."""
+    """Number of shards that this run wrote."""
     warnings: tuple[str, ...]
-    """Of the source."""
-
-    @property
-    def records(self) -> list[Record]:
-        return [record for records in self.index.splits.values() for record in records]
+    """Problems with the original dataset."""
 
     @property
     def bad_images(self) -> int:
-        return sum(len(record.bad) for record in self.records)
+        """Number of images that were left out."""
+        return sum(len(record.bad) for record in self.index.records)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: images and shards of each split, bytes, images left out, whether an earlier run was continued."""
@@ -71,104 +70,65 @@ class Written:
             "out": str(self.out),
             "images": {name: sum(len(record.keys) for record in records) for name, records in splits.items()},
             "shards": {name: len(records) for name, records in splits.items()},
-            "bytes": sum(record.bytes for record in self.records),
+            "bytes": sum(record.bytes for record in self.index.records),
             "bad_images": self.bad_images,
-            "resumed": self.found > 0,
+            "resumed": self.kept > 0,
         }
 
 
-def write_shards(
-    data: str | Path,
-    out: str | Path,
-    size: int = 512,
-    per_shard: int = 1000,
-    quality: int = 95,
-    workers: int = 2,
-    seed: int = 0,
-    max_bad_share: float = 0.2,
-    val_share: float | None = None,
-    progress: Progress | None = None,
-) -> Written:
-    """Write `train-000000.tar` …, `val-000000.tar` … and `shards.json` into `out`.
+def write_shards(dataset: Dataset, request: ShardRequest, on_update: OnUpdate | None = None) -> ShardReport:
+    """Write `train-000000.tar` …, `val-000000.tar` … and `shards.json`.
 
-    A run that was stopped goes on where it was when it is started again, and one that is complete is only checked:
-    shards whose bytes are not those that were written are written anew.
+    A run that was stopped continues when it is started again. In a complete folder only the checksums are verified;
+    shards that do not match are written again. The bytes do not depend on the number of workers.
 
     Args:
-        data: Whatever `open_source` reads.
-        out: A new folder, or that of the run to continue.
-        size: Shorter side of the images in pixels. Larger ones are made smaller; JPEGs that are not are copied.
-        per_shard: Images a shard, at most.
-        quality: Of JPEGs that are encoded here, 1 to 100.
-        workers: Processes; 0 works in this one. The bytes are the same, whatever the number.
-        seed: Shuffles the training images, once, and draws validation images where the data is one pile.
-        max_bad_share: Share of the images that may be unusable. `bad_images.csv` lists those that were left out.
-        val_share: Share of the validation images where they are drawn; default: 0.2. Else it must be left out.
+        dataset: `request.data`, as `open_source` opens it with the request's seed and share.
+        request: Where and how to write.
+        on_update: Called with the number of images done and the number of all images.
 
     Raises:
-        InputError: An argument or the data is wrong, or `out` holds something else.
-        Failure: Too many bad images, or a process that ended; what was written is kept.
+        InputError: A value is wrong, the data has no images, or the folder holds something else.
+        Failure: Too many bad images, or a worker process died. Finished shards are kept.
     """
-    out = Path(out)
-    _check(data, out, size, per_shard, quality, workers, max_bad_share)
-    share = 0.2 if val_share is None else val_share
-    source = open_source(data, seed, share)
-    if val_share is not None and not source.drawn:
-        raise InputError(f"val_share has no effect: {data} has validation images of its own; leave it out")
-    if not len(source.train) + len(source.val):
-        raise InputError(f"{data} has no images")
+    request.check()
+    if request.val_share is not None and not dataset.drawn:
+        raise InputError(f"val_share has no effect: {request.data} has validation images of its own; leave it out")
+    if not len(dataset.train) + len(dataset.val):
+        raise InputError(f"{request.data} has no images")
+    out = request.out
     made = {
-        "data": source.fingerprint,
-        **({"val_share": share, "drawn_by": "content"} if source.drawn else {}),
-        **{"size": size, "per_shard": per_shard, "quality": quality, "seed": seed},
+        "data": dataset.fingerprint,
+        **({"val_share": request.drawn_share, "drawn_by": "content"} if dataset.drawn else {}),
+        **{key: getattr(request, key) for key in ("size", "per_shard", "quality", "seed")},
     }
-    tasks = _tasks(source, per_shard, seed)
+    jobs = _jobs(dataset, request.per_shard, request.seed)
     _claim(out, made)
     known = _records(out)
-    todo = [task for task in tasks if not _intact(out, known.get(task.name))]
-    total = sum(len(task.indices) for task in tasks)
-    done = total - sum(len(task.indices) for task in todo)
-    with closing(work(Maker(source, out, size, quality).make, todo, workers)) as steps:
+    todo = [job for job in jobs if not _intact(out, known.get(job.name))]
+    total = sum(len(job.indices) for job in jobs)
+    done = total - sum(len(job.indices) for job in todo)
+    with closing(work(ShardWriter(dataset, request).write, todo, request.workers)) as steps:
         for images in steps:
             done += images
-            if progress:
-                progress(done, total)
+            if on_update:
+                on_update(done, total)
     known = _records(out)
-    splits = {split: [known[task.name] for task in tasks if task.split == split] for split in ("train", "val")}
-    _check_bad(
-        out, [row for records in splits.values() for record in records for row in record.bad], total, max_bad_share
-    )
-    index = Index(source.classes, size, made, splits)
+    splits = {split: [known[job.name] for job in jobs if job.split == split] for split in ("train", "val")}
+    index = Index(dataset.classes, request.size, made, splits)
+    _check_bad(out, [row for record in index.records for row in record.bad], total, request.max_bad_share)
     if todo or not (out / INDEX).exists():
         with replacing(out / INDEX) as temporary:
             temporary.write_text(index.to_json(), encoding="utf-8")
     _clean(out)
-    return Written(out, index, len(tasks) - len(todo), len(todo), source.warnings)
+    return ShardReport(out, index, len(jobs) - len(todo), len(todo), dataset.warnings)
 
 
-def _check(
-    data: str | Path, out: Path, size: int, per_shard: int, quality: int, workers: int, max_bad_share: float
-) -> None:
-    allowed = [
-        ("size", size, size >= 1, "at least 1 pixel"),
-        ("images a shard", per_shard, per_shard >= 1, "at least 1"),
-        ("quality", quality, 1 <= quality <= 100, "from 1 to 100"),
-        ("workers", workers, workers >= 0, "at least 0"),
-        ("share of bad images", max_bad_share, 0 <= max_bad_share <= 1, "from 0 to 1"),
-    ]
-    for name, value, right, range_ in allowed:
-        if not right:
-            raise InputError(f"{name} must be {range_}, got {value}")
-    check_folder(out)
-    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
-        raise InputError(f"{out} lies within the data, {data}: shards must be written elsewhere")
-
-
-def _tasks(source: Dataset, per_shard: int, seed: int) -> list[ShardJob]:
-    """The shards in order: training images shuffled, as many in each as in any other or one less."""
+def _jobs(dataset: Dataset, per_shard: int, seed: int) -> list[ShardJob]:
+    """The shards in order. Training images are shuffled; the sizes of a split's shards differ by one image at most."""
     orders = {
-        "train": np.random.default_rng(seed).permutation(len(source.train)),
-        "val": np.arange(len(source.val)),
+        "train": np.random.default_rng(seed).permutation(len(dataset.train)),
+        "val": np.arange(len(dataset.val)),
     }
     return [
         ShardJob(split, number, indices)
@@ -179,7 +139,7 @@ def _tasks(source: Dataset, per_shard: int, seed: int) -> list[ShardJob]:
 
 
 def _claim(out: Path, made: dict[str, Any]) -> None:
-    """Makes the folder ours, or checks that it is: made from the same data with the same arguments."""
+    """Start a run in the folder, or check that the run in it has the same data and options. Raises InputError."""
     plan = out / UNFINISHED / "plan.json"
     begun = None
     for path in (out / INDEX, plan):
@@ -192,7 +152,7 @@ def _claim(out: Path, made: dict[str, Any]) -> None:
             break
     if begun is None:
         if out.exists() and any(child.name != UNFINISHED for child in out.iterdir()):
-            raise InputError(f"{out} is not empty and no run of shvit shard: give another --out")
+            raise InputError(f"{out} is not empty and not a folder of shvit shard: give another --out")
         plan.parent.mkdir(parents=True, exist_ok=True)
         write_json(plan, {"made": made}, indent=None)
     elif begun != made:
@@ -202,17 +162,17 @@ def _claim(out: Path, made: dict[str, Any]) -> None:
 
 
 def _records(out: Path) -> dict[str, Record]:
-    """Of the shards that are written, by name: from the index, and newer ones from where they wait for it."""
+    """Records of the finished shards, by name: from the index, and from the unfinished run."""
     index = Index.from_json((out / INDEX).read_bytes()) if (out / INDEX).exists() else None
-    records = [record for records in index.splits.values() for record in records] if index else []
+    records = index.records if index else []
     for path in sorted((out / UNFINISHED).glob("*.tar.json")):
-        with suppress(ValueError, TypeError):  # as a machine that went down has left it: the shard is written anew
+        with suppress(ValueError, TypeError):  # cut off by a crash: the shard is written again
             records.append(Record(**json.loads(path.read_bytes())))
     return {record.name: record for record in records}
 
 
 def _intact(out: Path, record: Record | None) -> bool:
-    """Whether the shard has the bytes that were written."""
+    """Whether the shard exists and its checksum matches."""
     if record is None or not (out / record.name).is_file():
         return False
     with (out / record.name).open("rb") as file:
@@ -220,49 +180,48 @@ def _intact(out: Path, record: Record | None) -> bool:
 
 
 def _check_bad(out: Path, bad: list[tuple[str, str]], total: int, max_share: float) -> None:
-    """Lists them in a file. Raises Failure where they are too many."""
+    """List bad images in a file. Raises Failure if there are too many."""
     if bad:
         with replacing(out / BAD) as temporary:
             write_csv(temporary, ["image", "reason"], bad)
     if len(bad) > max_share * total:
         raise Failure(
-            f"{len(bad):,} of {total:,} images cannot be used, more than the share of {max_share:g} that is allowed; "
+            f"{len(bad):,} of {total:,} images cannot be used, more than the allowed share of {max_share:g}; "
             f"the first, {bad[0][0]}: {bad[0][1]}; {out / BAD} lists all"
         )
 
 
 def _clean(out: Path) -> None:
-    """Removes what runs that were killed have left."""
+    """Remove temporary files, also those of runs that were killed."""
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     for path in (*out.glob(".*.tar.*"), *out.glob(f".{INDEX}.*"), *out.glob(f".{BAD}.*")):
         path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
-class Maker:
-    """Writes shards."""
+class ShardWriter:
+    """Writes the shards of a dataset."""
 
-    source: Dataset
-    out: Path
-    size: int
-    quality: int
+    dataset: Dataset
+    request: ShardRequest
 
-    def make(self, task: ShardJob) -> Iterator[int]:
-        """Writes the shard and then its record; meanwhile yields 1 for each image that is done."""
-        split: Split = getattr(self.source, task.split)
+    def write(self, job: ShardJob) -> Iterator[int]:
+        """Write a shard, then its record. Yields 1 after each image."""
+        split: Split = getattr(self.dataset, job.split)
+        out = self.request.out
         keys: list[str] = []
         offsets: list[int] = []
         columns: dict[str, list[Any]] = {"labels": [], "lengths": [], "identities": [], "bad": []}
-        with replacing(self.out / task.name) as temporary:
+        with replacing(out / job.name) as temporary:
             with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for index in map(int, task.indices):
+                for index in map(int, job.indices):
                     try:
-                        image = as_jpeg(split.source(index), self.size, self.quality)
+                        image = as_jpeg(split.source(index), self.request.size, self.request.quality)
                     except BadImage as error:
                         columns["bad"].append((split.names[index], str(error)))
                     else:
                         label = int(split.labels[index])
-                        keys.append(_key(task.split, index, split.names[index]))
+                        keys.append(_key(job.split, index, split.names[index]))
                         offsets.append(tar.offset + tarfile.BLOCKSIZE)
                         columns["labels"].append(label)
                         columns["lengths"].append(len(image))
@@ -273,14 +232,14 @@ class Maker:
             with temporary.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = temporary.stat().st_size
-        record = Record(task.name, sha256, size, keys, offsets=offsets, **columns)
-        waiting = self.out / UNFINISHED / f"{task.name}.json"
-        waiting.parent.mkdir(exist_ok=True)
-        write_json(waiting, vars(record), indent=None)
+        record = Record(job.name, sha256, size, keys, offsets=offsets, **columns)
+        pending = out / UNFINISHED / f"{job.name}.json"
+        pending.parent.mkdir(exist_ok=True)
+        write_json(pending, vars(record), indent=None)
 
 
 def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes:
-    """A JPEG whose shorter side has `size` pixels at most: the file as it is, where it is one. Raises BadImage."""
+    """A JPEG whose shorter side is at most `size` pixels; a file that already is one is copied. Raises BadImage."""
     image = decode(source)
     if isinstance(source, Path):
         source = source.read_bytes()
@@ -290,15 +249,15 @@ def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes
     if shorter > size:
         width, height = (max(size, round(side * size / shorter)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
-    if max(image.size) > LONGEST:
-        raise BadImage(f"{image.width}x{image.height} is longer than the {LONGEST} pixels that a JPEG can have")
+    if max(image.size) > MAX_JPEG_SIDE:
+        raise BadImage(f"{image.width}x{image.height} is longer than the {MAX_JPEG_SIDE} pixels that a JPEG can have")
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def _key(split: str, index: int, name: str) -> str:
-    """Unique by the first two parts; the third says where the image is from."""
+    """A unique key. The third part, for people, is the original file's name."""
     stem = name.rpartition("/")[2].partition(".")[0]
     return f"{split}-{index:07}-{re.sub('[^A-Za-z0-9_-]+', '-', stem)[-40:]}"
 

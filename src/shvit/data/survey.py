@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..data.coco import MEDIUM, NOTHING, SMALL, CocoSplit, is_coco, open_coco
+from ..data.dataset import Dataset, Split, duplicates
 from ..data.decode import BadImage, decode
 from ..data.letterbox import open_as
 from ..data.loader import draw_some
-from ..data.sources import Dataset, Split, duplicates, open_source
+from ..data.sources import open_source
 from ..redact import redacted
 
 SAMPLED = 512

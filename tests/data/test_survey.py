@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from conftest import SHARED, picture, write_coco
-from shvit.cli.survey import survey
+from shvit.data.survey import survey
 
 
 def test_a_coco_folder(photos, run):

@@ -1,0 +1,313 @@
+"""Datasets: splits of images, drawing a validation split, duplicates and fingerprints. Knows no file format."""
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
+
+from ..errors import DataError, few
+from ..files import check_regular
+from ..redact import redacted
+from .decode import MAX_BYTES, BadImage
+from .identity import BYTES, READERS, identities
+from .sequences import Lazy, join, pick
+from .transforms import Reader
+
+DrawnBy = Literal["content", "position"]
+"""How validation images are drawn: by a hash of each image's content, or by its index among all images, as earlier
+versions of shvit did. Their runs and models keep the split that they had."""
+
+
+class Stored(Protocol):
+    """An image inside a larger file."""
+
+    def read(self) -> bytes:
+        """The bytes of an image file. Raises BadImage if they cannot be read."""
+        ...
+
+    def identity(self) -> int:
+        """The identity, as `identity.identity` defines it, without reading more than needed."""
+        ...
+
+
+class Samples:
+    """Images in a fixed order, each with its targets. Base class of `Split` and `CocoSplit`, which are dataclasses."""
+
+    columns: ClassVar[tuple[str, ...]]
+    """Fields that hold one item per image, or None."""
+    images: Sequence[Any]
+    bad: Mapping[int, str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def source(self, index: int) -> Any:
+        """What to decode: a path, pixels or bytes. Raises BadImage if the image is known to be unusable."""
+        if index in self.bad:
+            raise BadImage(self.bad[index])
+        image = self.images[index]
+        return image if isinstance(image, Path | np.ndarray) else image.read()
+
+    def subset(self, indices: Iterable[int]) -> Self:
+        """The samples with these indices, in this order."""
+        picked = list(indices)
+        columns = {name: pick(column, picked) for name, column in self._columns().items()}
+        bad = {new: self.bad[old] for new, old in enumerate(picked) if old in self.bad} if self.bad else {}
+        return replace(self, **columns, bad=bad)  # pyright: ignore[reportArgumentType]: a dataclass
+
+    def joined(self, other: Any) -> Self:
+        """The samples of both, these first. The other must be of the same class."""
+        if not (len(self) and len(other)):
+            return self if len(self) else other
+        mine, others = self._columns(), other._columns()
+        columns = {name: join(mine[name], others[name]) for name in mine if name in others}
+        bad = {**self.bad, **{len(self) + index: reason for index, reason in other.bad.items()}}
+        return replace(self, **columns, bad=bad)  # pyright: ignore[reportArgumentType]: a dataclass
+
+    def _columns(self) -> dict[str, Any]:
+        columns = {name: getattr(self, name) for name in self.columns}
+        return {name: column for name, column in columns.items() if column is not None}
+
+
+@dataclass(frozen=True)
+class Split(Samples):
+    """Images with one label each. Long columns may be lazy sequences, and labels an array."""
+
+    columns: ClassVar[tuple[str, ...]] = ("images", "labels", "names", "shards")
+
+    images: Sequence[Path | np.ndarray | Stored]
+    labels: Sequence[int] | np.ndarray
+    names: Sequence[str]
+    """Names for reports: the path, or `digits/17`."""
+    shards: np.ndarray | None = None
+    """Shard number of each image; None if reading in any order costs the same."""
+    bad: Mapping[int, str] = field(default_factory=dict)
+    """Index of each image known to be unusable before it is read, and the reason. Its label may be missing (-1)."""
+
+    def example(self, index: int, read: Reader) -> tuple[UInt8[Tensor, "3 h w"], int]:
+        """An image as `read` returns it, and its label. Raises BadImage."""
+        return read(self.source(index)), int(self.labels[index])
+
+    def relabelled(self, numbers: Sequence[int]) -> "Split":
+        """A copy in which each label `i` is replaced by `numbers[i]`."""
+        return replace(self, labels=[numbers[label] for label in self.labels])
+
+    def joined(self, other: Self) -> Self:
+        """The samples of both, these first. The other's shards are numbered after these."""
+        both = super().joined(other)
+        if not (len(self) and len(other)):
+            return both
+        if self.shards is None or other.shards is None:
+            return replace(both, shards=None)
+        return replace(both, shards=join(self.shards, other.shards + int(self.shards.max(initial=-1)) + 1))
+
+    def usable_labels(self) -> set[int]:
+        """The labels that occur among usable images."""
+        labels = np.asarray(self.labels, np.int64)
+        return set(np.unique(np.delete(labels, list(self.bad))).tolist())
+
+
+EMPTY = Split([], [], [])
+S = TypeVar("S", bound=Samples)
+
+
+@dataclass(frozen=True)
+class AnyDataset(Generic[S]):
+    """A training and a validation split. Base class of `Dataset` and `CocoDataset`."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: S
+    val: S
+    drawn: bool = False
+    """Whether shvit drew the validation images, because the data came without splits."""
+    fingerprint: str = field(default="", compare=False)
+    """Hash of the whole dataset, however it is split: shows whether two runs saw the same data."""
+    warnings: tuple[str, ...] = ()
+    """Problems with the data, one line each."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", redacted(self.name))
+        object.__setattr__(self, "warnings", redacted(self.warnings))
+
+    def whole(self) -> S:
+        """The images of both splits."""
+        return self.train.joined(self.val)
+
+
+@dataclass(frozen=True)
+class Dataset(AnyDataset[Split]):
+    """A classification dataset. Classes are in alphabetical order unless the data numbers them."""
+
+    def check_trainable(self) -> None:
+        """Check that the data can be trained on and evaluated.
+
+        Raises:
+            DataError: Fewer than two classes, a split without images, or a class that is missing from one split.
+        """
+        if len(self.classes) < 2:
+            raise DataError(f"{self.name} has only the class {few(self.classes)}: training needs at least two")
+        trained, evaluated = self.train.usable_labels(), self.val.usable_labels()
+        if not trained:
+            raise DataError(f"{self.name} has no training images")
+        if not evaluated:
+            raise DataError(f"{self.name} has no validation images: add them, or give the training images alone")
+        if unknown := [self.classes[i] for i in sorted(evaluated - trained)]:
+            raise DataError(f"{self.name}: validation has classes that training lacks: {few(unknown)}")
+        if missing := [self.classes[i] for i in sorted(trained - evaluated)]:
+            raise DataError(f"{self.name}: validation has no images of the training classes {few(missing)}")
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """How to draw validation images from a dataset without splits."""
+
+    seed: int
+    share: float
+    """Share of the images, between 0 and 1."""
+    by: DrawnBy = "content"
+
+    def divide(self, split: S, labels: Sequence[int] | np.ndarray | None = None) -> tuple[S, S]:
+        """Training and validation samples. With `labels`, each class is divided on its own."""
+        if self.by == "position":
+            chosen = self._by_position(len(split), labels)
+        else:
+            chosen = self._by_content(split.images, np.zeros(len(split), np.int64) if labels is None else labels)
+        rest = np.delete(np.arange(len(split)), chosen).tolist()
+        return split.subset(rest), split.subset(chosen)
+
+    def _by_content(self, images: Sequence[Any], labels: Sequence[int] | np.ndarray) -> list[int]:
+        """Indices of the images whose hash of seed and identity, divided by the largest hash, lies below the share.
+
+        So adding or removing images moves no other image, and copies lie in the same split. Every class with two or
+        more images keeps one in both splits: those with the smallest and the largest hash.
+        """
+        key = str(self.seed).encode()
+        digests = (
+            hashlib.blake2b(int(i).to_bytes(BYTES, "little"), digest_size=8, key=key) for i in identities(images)
+        )
+        hashes = [int.from_bytes(digest.digest(), "little") for digest in digests]
+        chosen: list[int] = []
+        for indices in _indices_by_class(labels).values():
+            ordered = sorted(indices, key=lambda index: hashes[index])
+            count = sum(hashes[index] < self.share * 2**64 for index in ordered)
+            chosen += ordered[: min(max(1, count), len(ordered) - 1)]
+        return sorted(chosen)
+
+    def _by_position(self, count: int, labels: Sequence[int] | np.ndarray | None) -> list[int]:
+        """As earlier versions did: adding or removing one image changes all others' splits."""
+        if labels is None:
+            order = random.Random(self.seed).sample(range(count), count)
+            return sorted(order[: self._count(count)])
+        chosen: list[int] = []
+        for label, indices in sorted(_indices_by_class(labels).items()):
+            chosen += random.Random(f"{self.seed} {label}").sample(indices, self._count(len(indices)))
+        return sorted(chosen)
+
+    def _count(self, images: int) -> int:
+        return min(max(1, round(images * self.share)), images - 1)
+
+
+def _indices_by_class(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]]:
+    by_class = defaultdict[int, list[int]](list)
+    for index, label in enumerate(labels):
+        by_class[int(label)].append(index)
+    return by_class
+
+
+def drawn_before(record: Mapping[str, Any]) -> DrawnBy:
+    """How a run drew its validation images if its record does not say. An empty record means today's default."""
+    return "position" if record else "content"
+
+
+def dataset_of(
+    name: str,
+    classes: tuple[str, ...],
+    splits: Mapping[str, Split],
+    holdout: Holdout,
+    fingerprint: str,
+    warnings: Sequence[str] = (),
+) -> Dataset:
+    """The dataset of the splits `train` and `val`; or of the split `all`, from which validation images are drawn."""
+    drawn = "all" in splits
+    train, val = (
+        holdout.divide(splits["all"], splits["all"].labels)
+        if drawn
+        else (splits.get("train", EMPTY), splits.get("val", EMPTY))
+    )
+    return Dataset(name, classes, train, val, drawn, fingerprint, tuple(warnings))
+
+
+def fingerprint_of(classes: Sequence[str], contents: Iterable[bytes]) -> str:
+    """Hash of the class names and of what identifies the images and labels of each split."""
+    digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+class Listed(Protocol):
+    """Images and their names."""
+
+    @property
+    def images(self) -> Sequence[Any]: ...
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
+def duplicates(one: Listed, other: Listed) -> list[tuple[list[str], list[str]]]:
+    """Files with the same bytes in both splits: for each content, the names in one split and those in the other.
+
+    Compares sizes first, then the last 4 KiB, then whole files.
+    """
+    splits = one, other
+    sizes = [file_sizes(split) for split in splits]
+    shared_sizes = set(sizes[0].values()) & set(sizes[1].values())
+    suspects: list[dict[int, Any]] = [{i: s for i, s in each.items() if s in shared_sizes} for each in sizes]
+    for last in (4096, None):  # headers are often the same, last bytes seldom
+        keyed: list[dict[int, Any]] = []
+        for split, kept in zip(splits, suspects, strict=True):
+            with ThreadPoolExecutor(READERS) as pool:  # remote files take time to answer
+                contents = list(pool.map(partial(_digest, last=last), [split.images[i] for i in kept]))
+            keyed.append({i: (kept[i], content) for i, content in zip(kept, contents, strict=True) if content})
+        shared = set(keyed[0].values()) & set(keyed[1].values())
+        suspects = [{i: key for i, key in keys.items() if key in shared} for keys in keyed]
+    by_content: dict[Any, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for side, split in enumerate(splits):
+        for index, key in suspects[side].items():
+            by_content[key][side].append(split.names[index])
+    return list(by_content.values())
+
+
+def file_sizes(split: Listed) -> dict[int, int]:
+    """Size in bytes of each image that is a file of its own, by index. Missing files are left out."""
+    sizes = {}
+    for index, image in enumerate([] if isinstance(split.images, Lazy) else split.images):
+        if isinstance(image, Path):
+            try:
+                sizes[index] = check_regular(image)
+            except OSError:
+                continue  # reported when the image is decoded
+    return sizes
+
+
+def _digest(path: Path, last: int | None) -> bytes | None:
+    """Hash of a file or of its last bytes; None if it cannot be read, which decoding reports."""
+    try:
+        if (size := check_regular(path)) > MAX_BYTES:
+            return None
+        with path.open("rb") as file:
+            file.seek(0 if last is None else max(0, size - last))
+            return hashlib.file_digest(file, "blake2b").digest()
+    except OSError:
+        return None
