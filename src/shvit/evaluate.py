@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from .classnames import match_classes, unique_names
-from .console import literal_text, visible
+from .console import visible
 from .data.coco import CocoSource, CocoSplit
 from .data.identity import TrainedOn, drawn_before
 from .data.loader import Loader, worker_death_as_failure
@@ -17,7 +17,7 @@ from .data.sources import Dataset, Split
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError, notice
-from .figures import new_figure, save_png
+from .figures import literal_text, new_figure, save_png
 from .files import write_csv, write_json
 from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation
