@@ -12,7 +12,7 @@ from rich.console import Console
 
 from shvit.bench.case import BACKBONE
 from shvit.bench.plan import Request
-from shvit.bench.report import show, write_json
+from shvit.bench.report import show, write_result
 from shvit.bench.run import bench
 
 MODELS = (
@@ -34,7 +34,7 @@ def main() -> None:
     request = Request(MODELS, tuple(args.engine), ("fp32",), threads=args.threads, rounds=args.rounds, task="detect")
     result = bench(request, wanted=lambda case: case.part == BACKBONE or case.batch_size == 1)
     show(Console(), result)
-    print(write_json(result, args.results))
+    print(write_result(result, args.results))
 
 
 if __name__ == "__main__":
