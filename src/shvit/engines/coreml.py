@@ -21,11 +21,13 @@ from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
 from .base import Accept, Engine, Precisions, Runnable, Shapes
-from .exported import EngineError, Exported, ExportError, check_ends, described, seal
 from .decompose import MEANS
+from .exported import EngineError, Exported, ExportError, check_ends, described, seal
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
+CLASSIFIER = "classify"
+"""Core ML's operation that turns probabilities into a label."""
 DTYPES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 """coremltools' names."""
 
@@ -139,7 +141,7 @@ def _declared(specification: Any) -> dict[str, Any]:
     labels = [
         label
         for operation in operations
-        if operation.type == "classify"  # Core ML's operation
+        if operation.type == CLASSIFIER
         for label in operation.inputs["classes"].arguments[0].value.immediateValue.list.values
     ]
     convolutions = [operation.outputs[0].type.tensorType for operation in operations if operation.type == "conv"]
@@ -158,7 +160,7 @@ def _expected(facts: Exported) -> dict[str, Any]:
     task, side, classes = kind_of(facts.task), facts.preprocess.image_size, len(facts.classes)
     expected: dict[str, Any] = {"inputs": {IMAGE: f"image {side}x{side} RGB"}, "precision": [DTYPES[facts.precision]]}
     if not task.labels_images:
-        array = f"array 1x{RetinaNet.anchors_at(side)}x{task.output_width(classes)} FLOAT32"
+        array = f"array 1x{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)} FLOAT32"
         return {**expected, "outputs": {task.output: array}}
     return {
         **expected,
@@ -220,7 +222,9 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
     pixels = torch.zeros(1, 3, side, side)
     task = kind_of(model_file.task)
     network = portable(model_file)
-    program = torch.export.export(_Classifier(network) if task.labels_images else network, (pixels,)).run_decompositions(MEANS)
+    program = torch.export.export(
+        _Classifier(network) if task.labels_images else network, (pixels,)
+    ).run_decompositions(MEANS)
     outputs, *probabilities = program.graph_signature.user_outputs
     labels = [ct.ClassifierConfig(list(unique_names(model_file.classes)), LABEL, name) for name in probabilities]
     model = ct.convert(

@@ -24,7 +24,7 @@ from .threads import torch_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_SIDE, MAX_SIDE = 65, 8192
-"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, which torch.export takes as constant."""
+"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, a constant to torch.export."""
 
 
 class TorchEngine(Engine):
@@ -160,9 +160,7 @@ def gpu_failures(device: torch.device) -> Iterator[None]:
         if device.type != "cuda" or "CUDA" not in str(error):
             raise
         reason = str(error).partition("\n")[0]
-        raise Failure(
-            f"{device} failed during the computation ({reason}); files written so far are kept"
-        ) from error
+        raise Failure(f"{device} failed during the computation ({reason}); files written so far are kept") from error
 
 
 def _loaded(path: Path, device: str) -> nn.Module:

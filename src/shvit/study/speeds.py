@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ..bench.case import Case
-from ..bench.plan import Omitted, Request, pairs, settle
+from ..bench.plan import Omitted, pairs, settle
 from ..bench.run import Progress, Row, bench
 from ..errors import Failure, InputError
+from ..requests.bench import BenchRequest
 from ..requests.study import SpeedOptions
 
 
@@ -25,19 +26,9 @@ def timed(
         InputError: An engine, precision or size cannot be measured here. Raised before any measurement.
         KeyboardInterrupt: Ctrl-C. The rows measured so far have been yielded.
     """
-    gpu = speed.device.startswith("cuda")
-    request = settle(
-        Request(
-            models,
-            speed.engines,
-            speed.precisions or (("fp16",) if gpu else ("fp32",)),
-            speed.batch_sizes,
-            sizes,
-            speed.threads,
-            speed.device,
-            speed.rounds,
-        )
-    )
+    if not speed.precisions:
+        speed = replace(speed, precisions=("fp16" if speed.device.startswith("cuda") else "fp32",))
+    request = settle(BenchRequest(models, image_sizes=sizes, **vars(speed)))
     runnable, left_out = pairs(request)
     yield (), _reasons(left_out)
     for engine in dict.fromkeys(engine for engine, _ in runnable):
