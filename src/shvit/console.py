@@ -3,8 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -66,18 +65,6 @@ class ImagesPerSecond(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.finished_speed or task.speed or 0:.0f} images/s")
-
-
-@contextmanager
-def literal_text() -> Iterator[None]:
-    """Figures that are made and drawn in here show names as they are: two dollar signs enclose no formula.
-
-    Also a decorator. Both steps need it, since matplotlib makes some texts only when it draws.
-    """
-    from matplotlib import rc_context
-
-    with rc_context({"text.parse_math": False}):
-        yield
 
 
 def images_progress(shown: bool) -> Progress:

@@ -17,7 +17,7 @@ from .data.loader import Loader, worker_death_as_failure
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError, notice
-from .figures import new_figure, save_png
+from .figures import literal_text, new_figure, save_png
 from .files import write_csv, write_json
 from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation

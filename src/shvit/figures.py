@@ -80,4 +80,4 @@ def save_png(figure: "Figure", path: Path) -> None:
     """Write the figure. Raises Failure if no space is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path):
-        figure.savefig(path, format="png")
+        figure.savefig(path)

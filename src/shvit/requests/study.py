@@ -76,7 +76,7 @@ class RedundancyRequest:
         float, Parameter(help="How many points of top-1 a layer may lose to count as able to run with a single head.")
     ] = 0.5
     device: Device = "auto"
-    threads: Annotated[int | None, Parameter(help="CPU threads.")] = None
+    threads: Threads = None
     batch_size: Annotated[int, Parameter(help="Images per batch.")] = 32
     workers: Workers = 2
 

@@ -26,19 +26,9 @@ def timed(
         InputError: An engine, precision or size cannot be measured here. Raised before any measurement.
         KeyboardInterrupt: Ctrl-C. The rows measured so far have been yielded.
     """
-    gpu = speed.device.startswith("cuda")
-    request = settle(
-        BenchRequest(
-            models,
-            engines=speed.engines,
-            precisions=speed.precisions or (("fp16",) if gpu else ("fp32",)),
-            batch_sizes=speed.batch_sizes,
-            image_sizes=sizes,
-            threads=speed.threads,
-            device=speed.device,
-            rounds=speed.rounds,
-        )
-    )
+    if not speed.precisions:
+        speed = replace(speed, precisions=("fp16" if speed.device.startswith("cuda") else "fp32",))
+    request = settle(BenchRequest(models, image_sizes=sizes, **vars(speed)))
     runnable, left_out = pairs(request)
     yield (), _reasons(left_out)
     for engine in dict.fromkeys(engine for engine, _ in runnable):
