@@ -1,28 +1,28 @@
 """SHViT's inference as Triton kernels.
 
-A map is a matrix of rows, one a position of an image, and channels: (b * h * w, channels), which is channels_last. The
-channels that lie in memory are a multiple of 8, so that rows start where 16 bytes can be read at once; what is beyond
-the network's own is zero. Maps and weights are fp16 or bf16; sums, statistics, biases and depthwise weights are fp32.
+A map is a matrix (b * h * w, channels) with one row per position of an image, which is channels_last. In memory, the
+number of channels is a multiple of 8, so that rows start where 16 bytes can be read at once; the padding is zero. Maps
+and weights are fp16 or bf16; sums, statistics, biases and depthwise weights are fp32.
 
-Triton's tiles have powers of two for sides, and SHViT's widths do not. Where a kernel keeps all channels of its rows on
-chip, they are two tiles, `C0` and `C1` channels wide (`C1` may be 0): 320 is 256 and 64. Weights are padded with zeros
-to what the tiles cover, so only maps are read under masks.
+The sides of Triton's tiles are powers of two; SHViT's widths are not. A kernel that keeps all channels of its rows on
+chip uses two tiles, `C0` and `C1` channels wide (`C1` may be 0): 320 is 256 and 64. Weights are padded with zeros to
+the size of the tiles, so only maps are read under masks.
 
-Indices are 32 bits wide: no map may have 2**31 elements. Names in capitals are known when a kernel is compiled.
+Indices have 32 bits, so a map has fewer than 2**31 elements. Names in capitals are compile-time constants.
 """
 
 import triton
 import triton.language as tl
 
 FAR_SCORE = tl.constexpr(-1.0e30)
-"""The score of what must not be attended to: as good as minus infinity, and no NaN where a row has nothing else."""
+"""The score of masked positions: practically minus infinity, but no NaN in rows that are fully masked."""
 PATCH = 64
-"""Columns of the first convolution as a matrix product: lines, columns and channels of a patch, each 3 padded to 4."""
+"""Inner size of the first convolution as a matrix product: 3 rows, columns and channels, each padded to 4."""
 
 
 @triton.jit
 def _local(x, weight, bias, image, line, column, valid, channel, H, W, C: tl.constexpr, STRIDE: tl.constexpr):
-    """Depthwise 3x3 around these positions of the output, (rows, channels) in fp32; the identity is in the weights."""
+    """Depthwise 3x3 at these output positions, (rows, channels) in fp32; the weights include the identity."""
     known = channel < C
     total = tl.zeros([line.shape[0], channel.shape[0]], tl.float32)
     for tap in tl.static_range(9):
@@ -40,9 +40,9 @@ def center(
     images, image_stride, channel_stride, line_stride, column_stride, offset, padding, out, places,
     H: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """uint8 pixels less `offset`, a whole number, which fp16 and bf16 hold exactly; in four channels, the last zero.
+    """uint8 pixels minus `offset`, an integer, which is exact in fp16 and bf16; in four channels, the last zero.
 
-    Around the image, where the first convolution reads beyond it, is `padding`: what the mean is more than `offset`.
+    The border that the first convolution reads around the image is `padding`: the mean minus `offset`.
     """
     HP: tl.constexpr = (H + 1) // 2 * 2 + 2
     WP: tl.constexpr = (W + 1) // 2 * 2 + 2
@@ -63,10 +63,10 @@ def stem(
     x, first, first_bias, second, second_bias, out, places,
     H: tl.constexpr, W: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Two 3x3 convolutions of stride 2 with ReLU on what `center` makes of images; the map between is never stored.
+    """Two 3x3 convolutions of stride 2 with ReLU on the output of `center`; the map between them is never stored.
 
-    The first is computed anew for each of the second's nine taps: 2.25 times its operations, for none of its bytes. Of
-    its patches of 4 x 4 pixels, whose last line and column have no weight, each line is 16 numbers that lie together.
+    The first is computed for each of the nine taps of the second: 2.25 times the operations, without memory traffic.
+    Its patches have 4 x 4 pixels, with zero weights for the last row and column; each row is 16 contiguous numbers.
     """
     H1: tl.constexpr = (H + 1) // 2
     W1: tl.constexpr = (W + 1) // 2
@@ -127,7 +127,7 @@ def convolve(
 
 @triton.jit
 def _blended(x, mixed, row, valid, k, K: tl.constexpr, ATTENDED: tl.constexpr, MIXED: tl.constexpr):
-    """ReLU of what attention made of the first channels beside the others as they were; `mixed` is past its ReLU."""
+    """ReLU of the channels from attention, concatenated with the others; `mixed` is already after its ReLU."""
     passed = tl.load(x + row[:, None] * K + k[None, :], mask=valid[:, None] & (k >= ATTENDED) & (k < K), other=0.0)
     made = tl.load(mixed + row[:, None] * MIXED + k[None, :], mask=valid[:, None] & (k < ATTENDED), other=0.0)
     return tl.where((k < ATTENDED)[None, :], made, tl.maximum(passed.to(tl.float32), 0.0).to(made.dtype))
@@ -140,8 +140,8 @@ def project(
     PLACES: tl.constexpr, RELU: tl.constexpr, SIGMOID: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """1x1 convolution: `weight` is (KP, NP). Before it, attention's `mixed` channels are put in the place of the first,
-    or each image's channels are multiplied by its `gate`; after it come ReLU or sigmoid, and the sum with `residual`.
+    """1x1 convolution: `weight` is (KP, NP). Before it, the `mixed` channels of attention replace the first channels,
+    or the channels of each image are multiplied by its `gate`. After it: ReLU or sigmoid, and the sum with `residual`.
     """
     dtype = weight.dtype.element_ty
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -178,11 +178,11 @@ def feed_forward(
     MIXED: tl.constexpr, HIDDEN: tl.constexpr, SPLITS: tl.constexpr,
     BM: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A residual feed-forward, 1x1, ReLU, 1x1, whose hidden map never leaves the chip.
+    """A residual feed-forward (1x1, ReLU, 1x1) whose hidden map stays on chip.
 
-    Its input is `x`; or, where `local` is given, the depthwise convolution of `x`; or, where `mixed` is given, `x` plus
-    attention's projection. Where rows are few, `SPLITS` programs share the hidden channels of a row; the one that ends
-    last adds up their sums, in their order, and leaves its counter in `arrived` at zero for the next run.
+    Its input is `x`; with `local`, the depthwise convolution of `x`; with `mixed`, `x` plus attention's projection.
+    If there are few rows, `SPLITS` programs share the hidden channels of a row. The last program to finish adds up
+    the sums in a fixed order, and resets its counter in `arrived` for the next run.
     """
     dtype = expand.dtype.element_ty
     CP: tl.constexpr = C0 + C1
@@ -240,7 +240,7 @@ def feed_forward(
         tl.store(partial + split * stride + lane[:, None] * CP + c0[None, :], y0)
         if C1:
             tl.store(partial + split * stride + lane[:, None] * CP + c1[None, :], y1)
-        tl.debug_barrier()  # all of this program's sums, before it is counted
+        tl.debug_barrier()  # writes all sums of this program before it is counted
         if tl.atomic_add(arrived + tile, 1) == SPLITS - 1:
             y0 = tl.zeros([BM, C0], tl.float32)
             for other in range(SPLITS):
@@ -268,11 +268,11 @@ def attend(
 ):  # fmt: skip
     """Depthwise convolution, then single-head attention over the first `ATTENDED` channels of its output.
 
-    The depthwise convolution of all channels goes to `out`, by programs beside those that attend; these compute the few
-    channels that they need for themselves. What attention makes of them goes, past ReLU, to `mixed`.
+    Separate programs write the depthwise convolution of all channels to `out`. Programs with attention compute the few
+    channels that they need themselves, and write the result of attention, after ReLU, to `mixed`.
 
-    A program has `TILE` positions of a group of `TOGETHER` images; where the group fits one tile, each of its images
-    attends to itself under a mask. Where an image has more, keys and values come tile by tile: softmax is rescaled.
+    A program has `TILE` positions of a group of `TOGETHER` images. If the group fits one tile, a mask restricts each
+    position to its own image. Larger images read keys and values tile by tile and rescale the softmax.
     """
     PLACES: tl.constexpr = H * W
     ROWS: tl.constexpr = TOGETHER * PLACES
@@ -354,7 +354,7 @@ def depthwise(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Depthwise 3x3 of one image's channels; where `mean` is given, it gets each channel's mean after ReLU."""
+    """Depthwise 3x3 of the channels of one image; with `mean`, also the mean of each channel after ReLU."""
     H2: tl.constexpr = (H + STRIDE - 1) // STRIDE
     W2: tl.constexpr = (W + STRIDE - 1) // STRIDE
     image = tl.program_id(0)
