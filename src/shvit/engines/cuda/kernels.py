@@ -37,7 +37,7 @@ def _local(x, weight, bias, image, line, column, valid, channel, H, W, C: tl.con
 
 @triton.jit
 def center(
-    images, image_stride, channel_stride, line_stride, column_stride, offset, padding, out, places,
+    images, image_stride, channel_stride, line_stride, column_stride, offset, padding, out, positions,
     H: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """uint8 pixels minus `offset`, an integer, which is exact in fp16 and bf16; in four channels, the last zero.
@@ -46,21 +46,21 @@ def center(
     """
     HP: tl.constexpr = (H + 1) // 2 * 2 + 2
     WP: tl.constexpr = (W + 1) // 2 * 2 + 2
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    image, line, column = place // (HP * WP), place // WP % HP - 1, place % WP - 1
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    image, line, column = position // (HP * WP), position // WP % HP - 1, position % WP - 1
     channel = tl.arange(0, 4)
-    inside = (place < places) & (line >= 0) & (line < H) & (column >= 0) & (column < W)
+    inside = (position < positions) & (line >= 0) & (line < H) & (column >= 0) & (column < W)
     start = images + image.to(tl.int64) * image_stride + line * line_stride + column * column_stride
     known = inside[:, None] & (channel < 3)[None, :]
     pixel = tl.load(start[:, None] + (channel * channel_stride)[None, :], mask=known, other=0).to(tl.float32)
     value = tl.where(inside[:, None], pixel - tl.load(offset + channel)[None, :], tl.load(padding + channel)[None, :])
-    mask = (place < places)[:, None]
-    tl.store(out + place[:, None] * 4 + channel[None, :], value.to(out.dtype.element_ty), mask=mask)
+    mask = (position < positions)[:, None]
+    tl.store(out + position[:, None] * 4 + channel[None, :], value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def stem(
-    x, first, first_bias, second, second_bias, out, places,
+    x, first, first_bias, second, second_bias, out, positions,
     H: tl.constexpr, W: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Two 3x3 convolutions of stride 2 with ReLU on the output of `center`; the map between them is never stored.
@@ -73,8 +73,8 @@ def stem(
     H2: tl.constexpr = (H1 + 1) // 2
     W2: tl.constexpr = (W1 + 1) // 2
     dtype = first.dtype.element_ty
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    image, line, column = place // (H2 * W2), place // W2 % H2, place % W2
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    image, line, column = position // (H2 * W2), position // W2 % H2, position % W2
     k = tl.arange(0, 64)
     middle, n = tl.arange(0, C1), tl.arange(0, N)
     kernel = tl.load(first + k[:, None] * C1 + middle[None, :])
@@ -84,20 +84,20 @@ def stem(
     for tap in range(9):
         y = line * 2 + tap // 3 - 1
         z = column * 2 + tap % 3 - 1
-        exists = (place < places) & (y >= 0) & (y < H1) & (z >= 0) & (z < W1)
+        exists = (position < positions) & (y >= 0) & (y < H1) & (z >= 0) & (z < W1)
         corner = ((image * (2 * H1 + 2) + 2 * y) * (W1 + 1) + z) * 8
         pixel = tl.load(x + corner[:, None] + patch[None, :], mask=exists[:, None] & (k < 48)[None, :], other=0.0)
         hidden = tl.maximum(tl.dot(pixel, kernel) + shift, 0.0)
         hidden = tl.where(exists[:, None], hidden, 0.0).to(dtype)
         total = tl.dot(hidden, tl.load(second + tap * C1 * N + middle[:, None] * N + n[None, :]), total)
     total = tl.maximum(total + tl.load(second_bias + n)[None, :], 0.0)
-    mask = (place < places)[:, None] & (n < C2)[None, :]
-    tl.store(out + place[:, None] * C2 + n[None, :], total.to(dtype), mask=mask)
+    mask = (position < positions)[:, None] & (n < C2)[None, :]
+    tl.store(out + position[:, None] * C2 + n[None, :], total.to(dtype), mask=mask)
 
 
 @triton.jit
 def convolve(
-    x, weight, bias, out, places,
+    x, weight, bias, out, positions,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, N: tl.constexpr, KP: tl.constexpr, NP: tl.constexpr,
     RELU: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -106,23 +106,23 @@ def convolve(
     W2: tl.constexpr = (W + 1) // 2
     STEPS: tl.constexpr = (K + BK - 1) // BK
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    place = tl.program_id(1) * BM + tl.arange(0, BM)
-    image, line, column = place // (H2 * W2), place // W2 % H2, place % W2
+    position = tl.program_id(1) * BM + tl.arange(0, BM)
+    image, line, column = position // (H2 * W2), position // W2 % H2, position % W2
     total = tl.zeros([BM, BN], tl.float32)
     for step in range(9 * STEPS):
         tap = step // STEPS
         k = step % STEPS * BK + tl.arange(0, BK)
         y = line * 2 + tap // 3 - 1
         z = column * 2 + tap % 3 - 1
-        inside = (place < places) & (y >= 0) & (y < H) & (z >= 0) & (z < W)
+        inside = (position < positions) & (y >= 0) & (y < H) & (z >= 0) & (z < W)
         at = ((image * H + y) * W + z) * K
         pixel = tl.load(x + at[:, None] + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
         total = tl.dot(pixel, tl.load(weight + (tap * KP + k)[:, None] * NP + n[None, :]), total)
     total += tl.load(bias + n)[None, :]
     if RELU:
         total = tl.maximum(total, 0.0)
-    mask = (place < places)[:, None] & (n < N)[None, :]
-    tl.store(out + place[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=mask)
+    mask = (position < positions)[:, None] & (n < N)[None, :]
+    tl.store(out + position[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def _blended(x, mixed, row, valid, k, K: tl.constexpr, ATTENDED: tl.constexpr, M
 def project(
     x, mixed, gate, weight, bias, residual, out, rows,
     K: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, ATTENDED: tl.constexpr, MIXED: tl.constexpr,
-    PLACES: tl.constexpr, RELU: tl.constexpr, SIGMOID: tl.constexpr,
+    POSITIONS: tl.constexpr, RELU: tl.constexpr, SIGMOID: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """1x1 convolution: `weight` is (KP, NP). Before it, the `mixed` channels of attention replace the first channels,
@@ -156,7 +156,7 @@ def project(
             mask = valid[:, None] & (k < K)[None, :]
             pixel = tl.load(x + row[:, None] * K + k[None, :], mask=mask, other=0.0)
             if gate is not None:
-                scale = tl.load(gate + (row // PLACES)[:, None] * K + k[None, :], mask=mask, other=0.0)
+                scale = tl.load(gate + (row // POSITIONS)[:, None] * K + k[None, :], mask=mask, other=0.0)
                 pixel = (pixel.to(tl.float32) * scale.to(tl.float32)).to(dtype)
         total = tl.dot(pixel, tl.load(weight + k[:, None] * NP + n[None, :]), total)
     total += tl.load(bias + n)[None, :]
@@ -274,19 +274,19 @@ def attend(
     A program has `TILE` positions of a group of `TOGETHER` images. If the group fits one tile, a mask restricts each
     position to its own image. Larger images read keys and values tile by tile and rescale the softmax.
     """
-    PLACES: tl.constexpr = H * W
-    ROWS: tl.constexpr = TOGETHER * PLACES
+    POSITIONS: tl.constexpr = H * W
+    ROWS: tl.constexpr = TOGETHER * POSITIONS
     TILES: tl.constexpr = (ROWS + TILE - 1) // TILE
     dtype = query.dtype.element_ty
     group, part = tl.program_id(0) // TILES, tl.program_id(0) % TILES
     position = part * TILE + tl.arange(0, TILE)
-    image, place = position // PLACES, position % PLACES
+    image, inner = position // POSITIONS, position % POSITIONS
     valid = (position < ROWS) & (group * TOGETHER + image < images)
     row = group * ROWS + position
     if tl.program_id(1) > 0:
         part_of = (tl.program_id(1) - 1) * BC + tl.arange(0, BC)
         passed = _local(
-            x, local, local_bias, group * TOGETHER + image, place // W, place % W, valid, part_of, H, W, C, 1
+            x, local, local_bias, group * TOGETHER + image, inner // W, inner % W, valid, part_of, H, W, C, 1
         )
         inside = valid[:, None] & (part_of < C)[None, :]
         tl.store(out + row[:, None] * C + part_of[None, :], passed.to(dtype), mask=inside)
@@ -297,14 +297,14 @@ def attend(
         to_value = tl.load(value + channel[:, None] * P + channel[None, :])
         query_shift = tl.load(query_bias + narrow)[None, :]
         value_shift = tl.load(value_bias + channel)[None, :]
-        own = _local(x, local, local_bias, group * TOGETHER + image, place // W, place % W, valid, channel, H, W, C, 1)
+        own = _local(x, local, local_bias, group * TOGETHER + image, inner // W, inner % W, valid, channel, H, W, C, 1)
         known = (channel < ATTENDED)[None, :]
         if TILES == 1:
             same = (image[:, None] == image[None, :]) & valid[None, :]
             own = tl.where(valid[:, None] & known, own, 0.0)
-            mean = tl.sum(tl.where(same, tl.sum(own, 1)[None, :], 0.0), 1) / (PLACES * ATTENDED)
+            mean = tl.sum(tl.where(same, tl.sum(own, 1)[None, :], 0.0), 1) / (POSITIONS * ATTENDED)
             off = tl.where(valid[:, None] & known, own - mean[:, None], 0.0)
-            spread = tl.sum(tl.where(same, tl.sum(off * off, 1)[None, :], 0.0), 1) / (PLACES * ATTENDED)
+            spread = tl.sum(tl.where(same, tl.sum(off * off, 1)[None, :], 0.0), 1) / (POSITIONS * ATTENDED)
             normal = (off * tl.rsqrt(spread + EPS)[:, None]).to(dtype)
             q = (tl.dot(normal, to_query) + query_shift).to(dtype)
             k = tl.dot(normal, to_key).to(dtype)
@@ -316,14 +316,14 @@ def attend(
             mean = 0.0
             for other in range(TILES):
                 at = other * TILE + tl.arange(0, TILE)
-                y = _local(x, local, local_bias, group, at // W, at % W, at < PLACES, channel, H, W, C, 1)
-                mean += tl.sum(tl.where((at < PLACES)[:, None] & known, y, 0.0)) / (PLACES * ATTENDED)
+                y = _local(x, local, local_bias, group, at // W, at % W, at < POSITIONS, channel, H, W, C, 1)
+                mean += tl.sum(tl.where((at < POSITIONS)[:, None] & known, y, 0.0)) / (POSITIONS * ATTENDED)
             spread = 0.0
             for other in range(TILES):
                 at = other * TILE + tl.arange(0, TILE)
-                y = _local(x, local, local_bias, group, at // W, at % W, at < PLACES, channel, H, W, C, 1)
-                off = tl.where((at < PLACES)[:, None] & known, y - mean, 0.0)
-                spread += tl.sum(off * off) / (PLACES * ATTENDED)
+                y = _local(x, local, local_bias, group, at // W, at % W, at < POSITIONS, channel, H, W, C, 1)
+                off = tl.where((at < POSITIONS)[:, None] & known, y - mean, 0.0)
+                spread += tl.sum(off * off) / (POSITIONS * ATTENDED)
             scale = tl.rsqrt(spread + EPS)
             normal = tl.where(known, (own - mean) * scale, 0.0).to(dtype)
             q = (tl.dot(normal, to_query) + query_shift).to(dtype)
@@ -332,11 +332,11 @@ def attend(
             result = tl.zeros([TILE, P], tl.float32)
             for other in range(TILES):
                 at = other * TILE + tl.arange(0, TILE)
-                y = _local(x, local, local_bias, group, at // W, at % W, at < PLACES, channel, H, W, C, 1)
+                y = _local(x, local, local_bias, group, at // W, at % W, at < POSITIONS, channel, H, W, C, 1)
                 normal = tl.where(known, (y - mean) * scale, 0.0).to(dtype)
                 k = tl.dot(normal, to_key).to(dtype)
                 v = (tl.dot(normal, to_value) + value_shift).to(dtype)
-                score = tl.where((at < PLACES)[None, :], tl.dot(q, tl.trans(k)), FAR_SCORE)
+                score = tl.where((at < POSITIONS)[None, :], tl.dot(q, tl.trans(k)), FAR_SCORE)
                 higher = tl.maximum(most, tl.max(score, 1))
                 share = tl.exp(score - higher[:, None])
                 fade = tl.exp(most - higher)
@@ -361,13 +361,13 @@ def depthwise(
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     total = tl.zeros([BC], tl.float32)
     for start in range(0, H2 * W2, BM):
-        place = start + tl.arange(0, BM)
-        valid = place < H2 * W2
-        y = _local(x, weight, bias, image, place // W2, place % W2, valid, channel, H, W, C, STRIDE)
+        position = start + tl.arange(0, BM)
+        valid = position < H2 * W2
+        y = _local(x, weight, bias, image, position // W2, position % W2, valid, channel, H, W, C, STRIDE)
         if RELU:
             y = tl.maximum(y, 0.0)
         mask = valid[:, None] & (channel < C)[None, :]
-        at = (image * H2 * W2 + place) * C
+        at = (image * H2 * W2 + position) * C
         tl.store(out + at[:, None] + channel[None, :], y.to(out.dtype.element_ty), mask=mask)
         total += tl.sum(tl.where(mask, y, 0.0), 0)
     if mean is not None:
@@ -377,7 +377,7 @@ def depthwise(
 @triton.jit
 def classify(
     x, weight, bias, out, images,
-    PLACES: tl.constexpr, K: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
+    POSITIONS: tl.constexpr, K: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Mean over positions, then the classifier: logits in fp32."""
@@ -389,9 +389,9 @@ def classify(
         k = k0 + tl.arange(0, BK)
         mask = (image < images)[:, None] & (k < K)[None, :]
         pooled = tl.zeros([BM, BK], tl.float32)
-        for place in range(PLACES):
-            at = (image * PLACES + place) * K
+        for position in range(POSITIONS):
+            at = (image * POSITIONS + position) * K
             pooled += tl.load(x + at[:, None] + k[None, :], mask=mask, other=0.0).to(tl.float32)
-        total = tl.dot((pooled / PLACES).to(dtype), tl.load(weight + k[:, None] * NP + n[None, :]), total)
+        total = tl.dot((pooled / POSITIONS).to(dtype), tl.load(weight + k[:, None] * NP + n[None, :]), total)
     total += tl.load(bias + n)[None, :]
     tl.store(out + image[:, None] * N + n[None, :], total, mask=(image < images)[:, None] & (n < N)[None, :])

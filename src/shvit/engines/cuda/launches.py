@@ -40,7 +40,7 @@ class Center:
             column_stride=column,
             **self._weights,
             out=out.rows,
-            places=len(out.rows),
+            positions=len(out.rows),
             H=images.shape[2],
             W=images.shape[3],
             **tiles,
@@ -79,7 +79,7 @@ class Stem:
             x=x.rows,
             **self._weights,
             out=out.rows,
-            places=len(out.rows),
+            positions=len(out.rows),
             H=height,
             W=width,
             **self._sides,
@@ -111,7 +111,7 @@ class Convolve:
             x=x.rows,
             **self._weights,
             out=out.rows,
-            places=len(out.rows),
+            positions=len(out.rows),
             H=x.height,
             W=x.width,
             K=x.channels,
@@ -171,7 +171,7 @@ class Project:
             NP=self._weights["weight"].shape[1],
             ATTENDED=self._attended,
             MIXED=mixed.channels if mixed else 0,
-            PLACES=x.places,
+            POSITIONS=x.positions,
             **self._acts,
             **tiles,
         )
@@ -310,8 +310,8 @@ class Attend:
     def __call__(self, x: Map, out: Map, mixed: Map, tiles: Tiles) -> Launch:
         """`tiles` also contains the number of images in a group."""
         groups = ceil(x.images / tiles["TOGETHER"])
-        parts = ceil(tiles["TOGETHER"] * x.places / tiles["TILE"])
-        each = self._macs + x.places * (16 + self._attended) + self._local.weight.numel()
+        parts = ceil(tiles["TOGETHER"] * x.positions / tiles["TILE"])
+        each = self._macs + x.positions * (16 + self._attended) + self._local.weight.numel()
         return Launch.of(
             self.layer,
             kernels.attend,
@@ -354,7 +354,7 @@ class ClassifierLaunch:
             **self._weights,
             out=out.rows,
             images=x.images,
-            PLACES=x.places,
+            POSITIONS=x.positions,
             K=x.channels,
             N=self.classes,
             NP=blocks(self.classes),

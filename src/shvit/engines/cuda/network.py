@@ -256,7 +256,7 @@ def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[Tiles
 
 
 def _depthwise_tiles(plan: Plan, out: Map) -> list[Tiles]:
-    rows = min(64, power(out.places))
+    rows = min(64, power(out.positions))
     if out.images * out.channels < 64 * plan.processors:
         return [_tiles(BM=rows, BC=16, num_warps=4)]
     return [_tiles(BM=rows, BC=64, num_warps=8), _tiles(BM=rows, BC=32, num_warps=4)]
@@ -266,8 +266,8 @@ def _attention_tiles(plan: Plan, x: Map, attended: int) -> list[Tiles]:
     """Tiles with as many images as fit 64 rows while each multiprocessor gets a group; or with one image of up to 128
     rows; or with 64 rows of one image.
     """
-    together = max(1, min(64 // x.places, x.images // plan.processors))
-    rows = together * x.places
+    together = max(1, min(64 // x.positions, x.images // plan.processors))
+    rows = together * x.positions
     tile = power(rows) if rows <= 128 else 64
     return [
         _tiles(TOGETHER=together, TILE=tile, BC=channels, num_warps=warps)
