@@ -14,8 +14,8 @@ from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import base
 from shvit.engines.base import Shapes
-from shvit.engines.exported import EngineError, ExportError
 from shvit.engines.coreml import CoreMLEngine
+from shvit.engines.exported import EngineError, ExportError
 from shvit.model.architecture import Architecture
 from shvit.modelfile import ModelFile
 from shvit.suppress import quiet

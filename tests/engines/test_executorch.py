@@ -12,9 +12,9 @@ from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import base
 from shvit.engines.base import Shapes
-from shvit.engines.exported import EngineError
 from shvit.engines.decompose import XNNPACK
 from shvit.engines.executorch import ExecuTorchEngine, delegate
+from shvit.engines.exported import EngineError
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import ModelFile

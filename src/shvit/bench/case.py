@@ -249,7 +249,8 @@ def _start(case: Case) -> Callable[[Tensor], Any]:
     engine = _engine(model, case)
     if model.task == "classify":
         return engine
-    task, frames = task_of(model), [Letterbox(case.image_size, case.image_size, 1.0, 1.0)] * case.batch_size
+    task: Any = task_of(model)
+    frames = [Letterbox(case.image_size, case.image_size, 1.0, 1.0)] * case.batch_size
     return lambda images: task.decode(engine(images), frames)
 
 

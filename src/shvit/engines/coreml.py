@@ -21,8 +21,8 @@ from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
 from .base import Accept, Engine, Precisions, Runnable, Shapes
-from .exported import EngineError, Exported, ExportError, check_ends, described, seal
 from .decompose import MEANS
+from .exported import EngineError, Exported, ExportError, check_ends, described, seal
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
@@ -220,7 +220,9 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
     pixels = torch.zeros(1, 3, side, side)
     task = kind_of(model_file.task)
     network = portable(model_file)
-    program = torch.export.export(_Classifier(network) if task.labels_images else network, (pixels,)).run_decompositions(MEANS)
+    program = torch.export.export(
+        _Classifier(network) if task.labels_images else network, (pixels,)
+    ).run_decompositions(MEANS)
     outputs, *probabilities = program.graph_signature.user_outputs
     labels = [ct.ClassifierConfig(list(unique_names(model_file.classes)), LABEL, name) for name in probabilities]
     model = ct.convert(

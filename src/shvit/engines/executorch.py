@@ -15,8 +15,8 @@ from torch.export import ExportedProgram
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet, silent
 from .base import Accept, Engine, Precisions, Runnable, Shapes, in_batches, need_calibration
-from .exported import EngineError, Exported, check_ends, described, seal
 from .decompose import XNNPACK
+from .exported import EngineError, Exported, check_ends, described, seal
 from .portable import portable
 
 _runs = RLock()

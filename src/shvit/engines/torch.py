@@ -160,9 +160,7 @@ def gpu_failures(device: torch.device) -> Iterator[None]:
         if device.type != "cuda" or "CUDA" not in str(error):
             raise
         reason = str(error).partition("\n")[0]
-        raise Failure(
-            f"{device} failed during the computation ({reason}); files written so far are kept"
-        ) from error
+        raise Failure(f"{device} failed during the computation ({reason}); files written so far are kept") from error
 
 
 def _loaded(path: Path, device: str) -> nn.Module:

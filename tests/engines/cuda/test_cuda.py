@@ -11,8 +11,8 @@ from conftest import TINY, plain_outputs, random_images, randomize_norms, tiny_a
 from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import EngineError
-from shvit.engines.cuda.plan import TooLarge
 from shvit.engines.cuda.engine import CudaEngine, Graph, bucket
+from shvit.engines.cuda.plan import TooLarge
 from shvit.engines.portable import Portable, portable
 from shvit.engines.torch import gpu_failures
 from shvit.errors import Failure, Notice

@@ -166,7 +166,9 @@ class CudaEngine(Engine):
     def _use_torch(self, reason: Exception) -> None:
         self._graphs.clear()
         self._torch = self._make_torch()
-        notice(f"engine cuda: its kernels do not run this network ({reason}); the torch engine runs it {self._torch.how}")
+        notice(
+            f"engine cuda: its kernels do not run this network ({reason}); the torch engine runs it {self._torch.how}"
+        )
 
     def _current(self) -> AbstractContextManager[Any]:
         """Make this the current device, on which kernels are launched."""
