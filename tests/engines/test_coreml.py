@@ -186,8 +186,8 @@ def test_foreign(copy, tmp_path):
     file.write_bytes(specification.SerializeToString())
     assert "was not written by shvit export" in unusable(copy)
     (tmp_path / "text").write_text("hello")
-    assert "is no .mlpackage" in unusable(tmp_path / "text")
-    assert "is no .mlpackage" in unusable(tmp_path)
+    assert "is not an .mlpackage" in unusable(tmp_path / "text")
+    assert "is not an .mlpackage" in unusable(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m.mlpackage", "text"]  # looking writes nothing
 
 

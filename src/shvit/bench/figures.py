@@ -1,4 +1,4 @@
-"""The two figures of a benchmark: accuracy against speed, and latency against resolution."""
+"""The figures of a benchmark: accuracy against speed, and latency against resolution."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,18 +24,18 @@ from .run import Result, Row
 
 OURS, PEER = "#c2255c", "#3b5b7a"
 PEERS = (PEER, "#2b8a3e", "#d9780f", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#5c940d", "#a61e9d")
-"""Of lines, which cross."""
+"""Colours of lines, which cross."""
 FONT_SIZE = 8.5
 PANEL = (7.2, 4.8)
 """Width and height in inches."""
 
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (-0.8, 0.7), (0.8, -0.7), (-0.8, -0.7))
 DISTANCES = (7, 12, 18, 26, 36, 48, 62)
-"""Where a point's name is tried, the distances in points."""
+"""Positions that are tried for a point's name; distances in points."""
 
 
 class Point(NamedTuple):
-    """A model's, in the units of the axes."""
+    """A model, in the units of the axes."""
 
     x: float
     y: float
@@ -45,13 +45,15 @@ class Point(NamedTuple):
 
 @literal_text()
 def draw(result: Result, path: Path) -> bool:
-    """A PNG with a panel for each engine, precision and batch size: latency against resolution where a model ran at
-    several, else accuracy against speed. Returns whether there was anything to draw.
+    """Write a PNG with a panel for each engine, precision and batch size.
+
+    It shows latency against resolution if a model ran at several sizes, otherwise accuracy against speed. Returns
+    whether there was anything to draw.
     """
     sizes: dict[str, set[int]] = defaultdict(set)
     for row in result.rows:
         sizes[row.case.model].add(row.case.image_size)
-    if any(len(found) > 1 for found in sizes.values()):
+    if any(len(values) > 1 for values in sizes.values()):
         title, rows, draw_panel = "Latency against resolution", list(result.rows), _latency
     else:
         title, rows, draw_panel = "Top-1 against speed", [row for row in result.rows if row.top1], _scatter
@@ -69,9 +71,9 @@ def draw(result: Result, path: Path) -> bool:
     for axes in grid[len(panels) :]:
         axes.remove()
     hardware, threads = result.about["hardware"], result.request.threads
-    said = f"{threads} thread{'s' if threads > 1 else ''}" if threads else "threads as each engine chooses"
+    said = f"{threads} thread{'s' if threads > 1 else ''}" if threads else "default threads of each engine"
     figure.suptitle(f"{title} · {hardware.get('gpu', hardware['processor'])}, {said}", fontsize=11)
-    figure.draw_without_rendering()  # where there is room for names depends on the final layout
+    figure.draw_without_rendering()  # the room for names depends on the final layout
     for put in put_names:
         put()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,7 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
         color, width = (OURS, 2.2) if ours else (next(peer_colors), 1.2)
         axes.plot(sides, milliseconds, "o-", markersize=4, color=color, linewidth=width)
         ends.append(Point(sides[-1], milliseconds[-1], name, color))
-    _style(axes, title, "side of the image, pixels", "milliseconds an image")
+    _style(axes, title, "image side, pixels", "milliseconds per image")
     axes.set_yscale("log")
     _plain_ticks(axes.yaxis)
     shown = sorted({row.case.image_size for row in rows})
@@ -120,7 +122,7 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
 
 
 def _name_around(axes: Axes, points: list[Point]) -> None:
-    """A name for each point, in the nearest place where it covers no other name, no point and no border."""
+    """Name each point, as near as possible without covering another name, a point or the border."""
     renderer: Any = axes.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
     centres = (axes.transData.transform((point.x, point.y)) for point in points)
     taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
@@ -139,7 +141,7 @@ def _name_around(axes: Axes, points: list[Point]) -> None:
 
 
 def _name_beside(axes: Axes, ends: list[Point]) -> None:
-    """A name for each line, in a column to the right of their ends and in their order."""
+    """Name each line, in a column to the right of the ends of the lines."""
     pixels_a_point = axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
     gap = 1.5 * FONT_SIZE
     free = float("inf")
@@ -175,7 +177,7 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """Numbers in digits, and enough of them on a logarithmic axis that may span less than a decade."""
+    """Plain numbers as ticks, and enough of them on a logarithmic axis of less than a decade."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)) if high > 4 * low else MaxNLocator(6))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -183,6 +185,6 @@ def _plain_ticks(axis: Axis) -> None:
 
 
 def _name(row: Row) -> tuple[str, bool]:
-    """What a point is called, and whether it stands out: SHViT and the user's own do."""
+    """The name of a point, and whether it is highlighted, as SHViT and the user's own models are."""
     model = row.case.model
     return Path(model.removeprefix(TIMM_PREFIX)).name, not model.startswith(TIMM_PREFIX)

@@ -182,8 +182,7 @@ def checked_shapes(model_file: ModelFile, shapes: Shapes) -> Shapes:
         raise EngineError("files of detectors take images of one size: leave out --dynamic-size")
     if model_file.preprocess.fit == "shorter":
         raise EngineError(
-            "the model takes images of many sizes, an exported file of one: give --image-size, the new length of the "
-            "longer side"
+            "the model takes images of many sizes, a file of one: give --image-size, the new length of the longer side"
         )
     check_fit(model_file.preprocess)
     return replace(shapes, batch=batch_of(model_file, shapes))

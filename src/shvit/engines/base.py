@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .cuda.plan import Launch
 
 STATIC_SHAPES = 6
-"""Input shapes for which an engine compiles the network separately. Further shapes share one slower, dynamic network."""
+"""Input shapes for which an engine compiles the network separately. Others share one slower, dynamic network."""
 
 Precisions = Mapping[str | None, tuple[str, ...]]
 """Precisions by the kind of network: a key of `DETECTORS`, or None for classifiers. The first is the default."""

@@ -26,6 +26,8 @@ from .exported import EngineError, Exported, ExportError, check_ends, described,
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
+CLASSIFIER = "classify"
+"""Core ML's operation that turns probabilities into a label."""
 DTYPES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 """coremltools' names."""
 
@@ -139,7 +141,7 @@ def _declared(specification: Any) -> dict[str, Any]:
     labels = [
         label
         for operation in operations
-        if operation.type == "classify"  # Core ML's operation
+        if operation.type == CLASSIFIER
         for label in operation.inputs["classes"].arguments[0].value.immediateValue.list.values
     ]
     convolutions = [operation.outputs[0].type.tensorType for operation in operations if operation.type == "conv"]
@@ -158,7 +160,7 @@ def _expected(facts: Exported) -> dict[str, Any]:
     task, side, classes = kind_of(facts.task), facts.preprocess.image_size, len(facts.classes)
     expected: dict[str, Any] = {"inputs": {IMAGE: f"image {side}x{side} RGB"}, "precision": [DTYPES[facts.precision]]}
     if not task.labels_images:
-        array = f"array 1x{RetinaNet.anchors_at(side)}x{task.output_width(classes)} FLOAT32"
+        array = f"array 1x{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)} FLOAT32"
         return {**expected, "outputs": {task.output: array}}
     return {
         **expected,

@@ -11,6 +11,7 @@ from typing import Any
 from ..data.transforms import Preprocess
 from ..errors import Failure, InputError
 from ..header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
+from ..model.architecture import DETECTORS
 from ..modelfile import ModelFile, check_channels
 from ..redact import redacted
 from ..tasks import TASKS
@@ -133,7 +134,10 @@ def check_ends(exported: Exported, takes: Sequence[int | None], gives: Sequence[
             f"{exported.path} is not usable: its network takes {_shape(takes)}, but its metadata says images of "
             f"{side} pixels"
         )
-    width = TASKS[exported.task].output_width(classes) if exported.task in TASKS else None
+    width = None
+    if exported.task in TASKS:
+        detector = TASKS[exported.task].detector
+        width = classes if detector is None else DETECTORS[detector].output_width(classes)
     if gives and width is not None and gives[-1] not in (width, None):
         raise EngineError(
             f"{exported.path} is not usable: its network returns {_shape(gives)}, which does not fit {classes} classes"

@@ -126,7 +126,7 @@ class OnnxEngine(Engine):
 
 
 def _facts(path: Path, content: bytes) -> str:
-    """The text in the metadata. Raises EngineError for a file that refers to other files, or that shvit did not write."""
+    """The text in the metadata. Raises EngineError for a file that refers to others, or that shvit did not write."""
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import _get_all_tensors, uses_external_data

@@ -24,7 +24,7 @@ from .threads import torch_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_SIDE, MAX_SIDE = 65, 8192
-"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, which torch.export takes as constant."""
+"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, a constant to torch.export."""
 
 
 class TorchEngine(Engine):

@@ -71,6 +71,11 @@ class Detector(nn.Module):
         widths, strides = zip(*backbone.maps[-3:], strict=True)
         self.pyramid = Pyramid(widths, strides, self.strides, coarsest_from_input=self.as_published)
 
+    @staticmethod
+    def output_width(classes: int) -> int | None:
+        """Length of a row of the outputs, for a model with this number of classes; None if it does not depend on it."""
+        return None
+
     @property
     def in_channels(self) -> int:
         return self.backbone.in_channels

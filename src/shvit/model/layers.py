@@ -110,7 +110,7 @@ class Residual(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """1x1 convolution to twice the width, ReLU, 1x1 back. Initialised to return zero, so its residual is the identity."""
+    """1x1 convolution to twice the width, ReLU, 1x1 back. Returns zero at first, so its residual is the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..bench.case import Case
-from ..bench.plan import Omitted, Request, pairs, settle
+from ..bench.plan import Omitted, pairs, settle
 from ..bench.run import Progress, Row, bench
 from ..errors import Failure, InputError
+from ..requests.bench import BenchRequest
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,16 @@ def timed(
     """
     precisions = how.precisions or (("fp16",) if how.device.startswith("cuda") else ("fp32",))
     request = settle(
-        Request(models, how.engines, precisions, how.batch_sizes, sizes, how.threads, how.device, how.rounds)
+        BenchRequest(
+            models,
+            engines=how.engines,
+            precisions=precisions,
+            batch_sizes=how.batch_sizes,
+            image_sizes=sizes,
+            threads=how.threads,
+            device=how.device,
+            rounds=how.rounds,
+        )
     )
     here, left_out = pairs(request)
     yield (), _why(left_out)
