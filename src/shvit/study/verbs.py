@@ -12,11 +12,11 @@ from ..bench.run import Progress, about
 from ..engines import check_threads, pick_device
 from ..engines.threads import torch_threads
 from ..errors import Failure, InputError
-from ..evaluate import Which, open_as_trained
 from ..model.config import VARIANTS
 from ..provenance import facts
 from ..redact import redacted
 from ..tasks.classify import Classify
+from ..tasks.labelled_data import Which, open_as_trained
 from ..train.report import Reporter
 from .accuracy import Training
 from .breakdown import Breakdown, able

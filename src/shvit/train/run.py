@@ -19,11 +19,11 @@ from ..files import check_folder, locked, replacing, write_csv
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS
 from ..model.cost import cost
-from ..modelfile import ModelFile, digest_of, need_classifier
+from ..modelfile import ModelFile, digest_of
 from ..pretrained import create_model, default_preprocess, is_published, load_model, onto_detector, transfer
 from ..provenance import facts
 from ..redact import redacted
-from ..tasks import TASKS
+from ..tasks import TASKS, need_classifier
 from ..tasks.base import Task
 from ..tasks.classify import Classify
 from ..tasks.detect import Detect
