@@ -195,7 +195,7 @@ def test_foreign(copy, tmp_path):
     ("change", "reason"),
     [
         (lambda description: setattr(description.input[0].type.imageType, "width", 32), "its network takes 1×3×48×32"),
-        (lambda description: setattr(description.output[2], "name", "more"), "and give logits"),
+        (lambda description: setattr(description.output[2], "name", "more"), "and return logits"),
         (lambda description: setattr(description, "predictedFeatureName", "logits"), "its label are"),
     ],
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,9 +14,6 @@ from ..modelfile import ModelFile
 from ..tasks import TASKS
 from ..tasks.base import Predict
 from .exported import EngineError, Exported
-
-if TYPE_CHECKING:
-    from .cuda.plan import Launch
 
 STATIC_SHAPES = 6
 """Input shapes for which an engine compiles the network separately. Others share one slower, dynamic network."""
@@ -167,7 +164,7 @@ class Engine:
         """
         return {}
 
-    def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> "Sequence[Launch]":
+    def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> Sequence[Any]:
         """The GPU kernels that a call with these images launches, in order; empty if not known."""
         return ()
 
