@@ -72,8 +72,9 @@ def main() -> None:
     console = Console(stderr=True, soft_wrap=True)
     warnings.showwarning = partial(_show_warning, console, warnings.showwarning)
     try:
-        verb, bound, asked = app.parse_args(sys.argv[1:], exit_on_error=False, print_error=False)
-        verb(*bound.args, **bound.kwargs, **dict.fromkeys(asked, Typed.of(sys.argv[1:])))
+        verb, bound, unparsed = app.parse_args(sys.argv[1:], exit_on_error=False, print_error=False)
+        typed = {name: Typed.of(sys.argv[1:]) for name, kind in unparsed.items() if kind is Typed}
+        verb(*bound.args, **bound.kwargs, **typed)
         sys.stdout.flush()
     except (InputError, CycloptsError) as error:
         _show(console, "[bold red]error:", error)
