@@ -361,19 +361,9 @@ class Trainer:
             self.bad.train |= known
 
     def _info(self) -> RunInfo:
-        return RunInfo(
-            self.recipe,
-            self.task.headline,
-            self.start.architecture.name,
-            self.start.preprocess.image_size,
-            len(self.source.train),
-            len(self.source.val),
-            len(self.source.classes),
-            str(self.device),
-            self.group.size,
-            self.precision,
-            self.compiled,
-        )
+        network = self.start.architecture.name, self.start.preprocess.image_size
+        data = len(self.source.train), len(self.source.val), len(self.source.classes)
+        return RunInfo(self.recipe, *network, *data, str(self.device), self.group.size, self.precision, self.compiled)
 
     def progress(self, images_per_second: float = 0.0, data_wait: float = 0.0) -> Progress:
         """The current position."""

@@ -26,8 +26,6 @@ class RunInfo:
     """What a run trains: announced before its first step."""
 
     recipe: Recipe
-    headline: str
-    """The metric by which models are compared."""
     network: str
     image_size: int
     train_images: int
@@ -161,11 +159,8 @@ class Reporter:
         if self._left is not None:
             self._left.step()
             left = self._time_left(progress) if self._left.measured else ""
-        epoch, speed, data_wait = (
-            f"epoch {progress.epoch + 1}/{progress.epochs}",
-            progress.images_per_second,
-            progress.data_wait,
-        )
+        epoch = f"epoch {progress.epoch + 1}/{progress.epochs}"
+        speed, data_wait = progress.images_per_second, progress.data_wait
         if self._bar is not None:
             values = {"speed": speed, "data_wait": data_wait, "loss": progress.loss, "left": left}
             self._bar.update(self._bar.task_ids[0], completed=progress.steps_done, description=epoch, **values)

@@ -202,19 +202,8 @@ def _trainer(
     about = {**facts(), "drawn_by": plan.drawn_by}
     if isinstance(plan.source, CocoSource):
         about["categories"] = plan.source.categories
-    return Trainer(
-        task,
-        plan.start,
-        plan.source,
-        plan.recipe,
-        out,
-        device,
-        request.workers,
-        reporter,
-        about,
-        group,
-        request.save_every,
-    )
+    where = out, device, request.workers
+    return Trainer(task, plan.start, plan.source, plan.recipe, *where, reporter, about, group, request.save_every)
 
 
 def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
