@@ -24,7 +24,7 @@ import torch
 
 from shvit.bench.case import Case, Worker, open_model
 from shvit.bench.machine import measure
-from shvit.bench.plan import Request, plan, settle
+from shvit.bench.plan import plan, settle
 from shvit.bench.report import hardware_name
 from shvit.bench.run import about, describe
 from shvit.bench.timing import Subject, interleave, sample, warm_up
@@ -32,6 +32,7 @@ from shvit.engines import ENGINES, Exported, Runnable
 from shvit.errors import Failure, InputError
 from shvit.model.architecture import TIMM_PREFIX, Architecture
 from shvit.model.config import VARIANTS
+from shvit.requests.bench import BenchRequest
 
 
 class Plain:
@@ -68,7 +69,7 @@ def architecture_of(model: Runnable) -> Architecture:
     return Architecture.from_dict(described)
 
 
-def compare(request: Request, folder: Path) -> dict[str, Any]:
+def compare(request: BenchRequest, folder: Path) -> dict[str, Any]:
     """Times every case and the baselines; rows of ratios, and what failed."""
     models = {name: open_model(name) for name in request.models}
     kinds = [kind for kind in ENGINES.values() if not kind.unavailable("cpu")]
@@ -127,11 +128,11 @@ def main() -> None:
     args = parser.parse_args()
 
     request = settle(
-        Request(
+        BenchRequest(
             tuple(args.models),
-            tuple(args.engine),
-            tuple(args.precision),
-            tuple(args.batch_size),
+            engines=tuple(args.engine),
+            precisions=tuple(args.precision),
+            batch_sizes=tuple(args.batch_size),
             threads=args.threads,
             device="cpu",
             rounds=args.rounds,

@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from shvit.bench.case import BACKBONE
-from shvit.bench.plan import Request
-from shvit.bench.report import show, write_json
+from shvit.bench.report import show, write_result
 from shvit.bench.run import bench
+from shvit.requests.bench import BenchRequest
 
 MODELS = (
     "shvit_s4",
@@ -31,10 +31,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
-    request = Request(MODELS, tuple(args.engine), ("fp32",), threads=args.threads, rounds=args.rounds, task="detect")
+    request = BenchRequest(
+        MODELS,
+        engines=tuple(args.engine),
+        precisions=("fp32",),
+        threads=args.threads,
+        rounds=args.rounds,
+        task="detect",
+    )
     result = bench(request, wanted=lambda case: case.part == BACKBONE or case.batch_size == 1)
     show(Console(), result)
-    print(write_json(result, args.results))
+    print(write_result(result, args.results))
 
 
 if __name__ == "__main__":

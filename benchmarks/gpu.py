@@ -29,7 +29,6 @@ from torch import nn
 
 from shvit.bench.case import Case
 from shvit.bench.peers import COMPILED, EAGER, TRACED
-from shvit.bench.plan import Request
 from shvit.bench.report import hardware_name, show
 from shvit.bench.run import Result, about, bench
 from shvit.console import say
@@ -39,6 +38,7 @@ from shvit.engines.portable import portable
 from shvit.engines.torch import DTYPES
 from shvit.model.architecture import TIMM_PREFIX, Architecture
 from shvit.modelfile import ModelFile
+from shvit.requests.bench import BenchRequest
 
 STAGES = {
     "eager": ((CudaEngine.name, EAGER, TRACED), (1, 32, 256, 1024, 2048)),
@@ -119,7 +119,17 @@ def run(name: str, args: argparse.Namespace, console: Console) -> None:
 
     models = (name, f"{TIMM_PREFIX}{name}")
     for stage, (engines, batches) in STAGES.items():
-        request = Request(models, engines, ("fp16",), batches, (), None, args.device, args.rounds, profile=True)
+        request = BenchRequest(
+            models,
+            engines=engines,
+            precisions=("fp16",),
+            batch_sizes=batches,
+            image_sizes=(),
+            threads=None,
+            device=args.device,
+            rounds=args.rounds,
+            profile=True,
+        )
         result = bench(request, progress, wanted)
         show(console, result)
         compared |= ratios(result)

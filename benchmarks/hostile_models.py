@@ -38,7 +38,8 @@ from shvit import engines, modelfile
 from shvit.bench.report import hardware_name
 from shvit.cli import main as cli
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import SEAL, UNSEALED, Shapes, files_of, seal
+from shvit.engines.base import Shapes
+from shvit.engines.exported import SEAL, UNSEALED, files_of, seal
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import HEADER_KEY, ModelFile
@@ -113,7 +114,7 @@ def write_good(folder: Path) -> list[Path]:
         path.parent.mkdir(parents=True)
         if path.suffix in kinds:
             kind = kinds[path.suffix]
-            kind.export(model_file, path, kind.exports()[0], Shapes(), ())
+            kind.export(model_file, path, kind.writes[None][0], Shapes(), ())
         else:
             modelfile.save(model_file, path)
     return paths

@@ -37,7 +37,7 @@ def main() -> None:
     source = task_of(model_file).open(arguments.data)
     facts = provenance.facts()
     path = Path("results") / f"parity-{arguments.name}_{hardware_name(facts['hardware'])}_{facts['date'][:10]}.json"
-    task, known = model_file.task, engines.WRITE_DETECTORS.get(model_file.task, engines.FORMATS)
+    task, known = model_file.task, engines.writers(model_file.task)
     rows = [row for row in ROWS if row[0] in known and row[1] in engines.writable_precisions(task, row[0])]
     reports = []
     for name, precision in rows:

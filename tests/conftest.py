@@ -29,7 +29,7 @@ if find_spec("triton") and not torch.cuda.is_available():
 
 from shvit.cli import main as cli
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import SEAL, UNSEALED, files_of, seal
+from shvit.engines.exported import SEAL, UNSEALED, files_of, seal
 from shvit.errors import Notice
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage

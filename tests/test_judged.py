@@ -16,7 +16,7 @@ from shvit.calibrate import calibrate_bn
 from shvit.data.coco import open_coco
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Exported, described
+from shvit.engines.exported import Exported, described
 from shvit.errors import Notice
 from shvit.evaluate import choose_split, open_as_trained
 from shvit.export.export import export

@@ -14,7 +14,7 @@ from .data.identity import TrainedOn
 from .data.loader import Batch, Loader, worker_death_as_failure
 from .data.sources import Dataset
 from .data.transforms import Decoded, Normalize, Preprocess, eval_transform
-from .errors import InputError
+from .errors import InputError, check_at_least
 from .evaluate import evaluate
 from .model.architecture import Model
 from .model.cost import cost
@@ -70,8 +70,7 @@ def calibrate_bn(
             classes that the network does not know.
     """
     need_classifier(model_file, "calibrate-bn")
-    if images < LEAST or batch_size < LEAST:
-        raise InputError(f"images and batch size must be at least {LEAST}, got {images} and {batch_size}")
+    check_at_least(LEAST, images=images, batch_size=batch_size)
     if not len(source.train):
         raise InputError(f"{source.name} has no training images to measure statistics on")
     picked = engines.pick_device(device)

@@ -1,6 +1,5 @@
 """How good a model is on labelled images, by any engine; and a report of it as files."""
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from .data.sources import Dataset, Split
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError, notice
-from .files import write_csv, writing
+from .figures import new_figure, save_png
+from .files import write_csv, write_json
 from .tasks import Described, task_of
 from .tasks.classify import ClassifyEvaluation
 from .tasks.objects import ObjectsEvaluation
@@ -179,8 +179,7 @@ def write_report(report: Report, out: Path, raw_cells: bool = False) -> list[Pat
     """
     out.mkdir(parents=True, exist_ok=True)
     evaluation = report.evaluation
-    with writing(out / "metrics.json"):
-        (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(out / "metrics.json", report.to_dict())
     tables = _write_objects if isinstance(evaluation, ObjectsEvaluation) else _write_labels
     files = [out / "metrics.json", *tables(evaluation, out, raw_cells)]  # pyright: ignore[reportArgumentType]
     if evaluation.bad:
@@ -211,9 +210,6 @@ def _write_labels(evaluation: ClassifyEvaluation, out: Path, raw: bool) -> list[
 @literal_text()
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
     """Rows are true classes, columns predictions, shades shares of the row. Classes that never occur are left out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     matrix = evaluation.confusion
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
     names = unique_names([visible(name.partition(",")[0]) for name in evaluation.classes])
@@ -221,9 +217,7 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     count = len(classes)
     side = min(16.0, 3.5 + 0.42 * count)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, [[axis]] = new_figure(side + 0.8, side)
     picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axis, shrink=0.7, label="share of the true class")
     axis.set_xlabel("predicted")
@@ -236,5 +230,4 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
         for row, column in np.argwhere(matrix):
             shade = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=shade, fontsize=7)
-    with writing(path):
-        figure.savefig(path, dpi=120)
+    save_png(figure, path)

@@ -10,24 +10,27 @@ from torchvision.models import get_model
 import shvit
 from conftest import tiny_architecture
 from shvit.bench.case import BACKBONE, WHOLE, Case, Subject, open_model
-from shvit.bench.plan import Request, _cannot, plan, settle
+from shvit.bench.plan import _cannot, plan, settle
 from shvit.bench.run import Row
 from shvit.bench.timing import Timing
 from shvit.bench.torchvision import TorchvisionDetector
 from shvit.data.transforms import Preprocess
 from shvit.errors import InputError
 from shvit.modelfile import ModelFile, save
+from shvit.requests.bench import BenchRequest
 
 
 def test_defaults_are_the_papers():
-    settled = settle(Request(task="detect", device="cpu"))
+    settled = settle(BenchRequest(task="detect", device="cpu"))
     assert (settled.image_sizes, settled.batch_sizes, settled.engines) == ((512,), (16, 1), ("torch",))
     assert {"shvit_s4", "timm/resnet50", "timm/mobilenetv3_large_100"} < set(settled.models)
-    assert settle(Request(("shvit_s1",), task="segment", batch_sizes=(2,))).batch_sizes == (2,)
+    assert settle(BenchRequest(("shvit_s1",), task="segment", batch_sizes=(2,))).batch_sizes == (2,)
 
 
 def test_each_model_is_a_backbone_and_a_detector():
-    request = settle(Request(("shvit_s1",), ("torch", "onnx"), image_sizes=(64,), batch_sizes=(1,), task="detect"))
+    request = settle(
+        BenchRequest(("shvit_s1",), engines=("torch", "onnx"), image_sizes=(64,), batch_sizes=(1,), task="detect")
+    )
     cases, omitted = plan(request, {"shvit_s1": open_model("shvit_s1", 64, "detect")})
     assert [(case.engine, case.part) for case in cases if case.precision == "fp32"] == [
         (engine, part) for part in (BACKBONE, WHOLE) for engine in ("torch", "onnx")
@@ -38,7 +41,7 @@ def test_each_model_is_a_backbone_and_a_detector():
 def test_engines_without_regions_are_left_out():
     if shvit.engines.ENGINES["executorch"].unavailable("cpu"):
         pytest.skip("needs executorch")
-    request = settle(Request(("shvit_s1",), ("executorch",), image_sizes=(64,), task="segment"))
+    request = settle(BenchRequest(("shvit_s1",), engines=("executorch",), image_sizes=(64,), task="segment"))
     cases, omitted = plan(request, {"shvit_s1": open_model("shvit_s1", 64, "segment")})
     assert {case.part for case in cases} == {BACKBONE}
     expected = "models of task segment run on onnx (fp32), openvino (fp32, int8), torch (fp32)"
@@ -49,7 +52,7 @@ def test_the_kernels_compute_the_backbone_of_shvit():
     model = open_model("shvit_s1", 64, "detect")
     assert _cannot("shvit_s1", model, "classify", "cuda", "fp16") is None
     for task, name in (("detect", "shvit_s1"), ("classify", "timm/resnet50")):
-        assert "its kernels" in _cannot(name, open_model(name, 64, "detect"), task, "cuda", "fp16")
+        assert "its kernels" in _cannot(name, open_model(name, 64, "detect"), task, "cuda", "fp16").reason
 
 
 def test_the_papers_numbers_stand_beside_what_they_were_measured_of():
@@ -63,7 +66,7 @@ def test_the_papers_numbers_stand_beside_what_they_were_measured_of():
 
 def test_torchvision_runs_on_pytorch():
     name = "torchvision/retinanet_resnet50_fpn_v2"
-    request = settle(Request((name,), image_sizes=(64,), batch_sizes=(1,), task="detect"))
+    request = settle(BenchRequest((name,), image_sizes=(64,), batch_sizes=(1,), task="detect"))
     [case] = plan(request, {name: open_model(name, 64, "detect")})[0]
     assert (case.engine, case.precision, case.part) == ("torch-eager", "fp32", WHOLE)
 
@@ -83,7 +86,7 @@ def test_files_of_detectors(task, kind, tmp_path):
     opened = open_model(path, 128, task)
     assert (opened.classes, opened.preprocess.image_size, opened.preprocess.fit) == (("a", "b", "c"), 128, "whole")
     assert open_model(path, 128, task, BACKBONE).architecture.config == model.architecture.config
-    with pytest.raises(InputError, match=f"is a model to {task}, and --task is classify"):
+    with pytest.raises(InputError, match=f"has the task {task}, but --task is classify"):
         open_model(path)
     subject = Subject(Case(path, "torch", "fp32", 2, 64, "cpu", 1, task))
     assert min(subject.time()) > 0
@@ -103,7 +106,7 @@ def test_the_command(run, quick_machine):
     ]
     assert rows[0]["macs"] < rows[1]["macs"]
     assert {row["weights"] for row in rows} == {"random"}
-    assert "ms an image" in errors
+    assert "ms per image" in errors
     assert "top-1" not in errors
 
 

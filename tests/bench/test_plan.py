@@ -10,15 +10,17 @@ import torch
 from shvit import engines
 from shvit.bench.case import Case, open_model
 from shvit.bench.peers import DEFAULT_MODELS, PROTOCOLS, TRACED, published_top1
-from shvit.bench.plan import Request, plan, settle
+from shvit.bench.plan import plan, settle
 from shvit.data.transforms import Preprocess
-from shvit.engines import Exported, TorchEngine
+from shvit.engines import CudaEngine, Exported, TorchEngine
 from shvit.errors import InputError
 from shvit.model.config import VARIANTS
+from shvit.requests.bench import BenchRequest
 
 
 class Quantising(TorchEngine):
     name: ClassVar[str] = "quantising"
+    runs: ClassVar = {None: ("int8", "fp32")}
 
     @classmethod
     def precisions(cls, device):
@@ -44,16 +46,16 @@ def cases_of(request, tiny=None):
 
 
 def test_the_default_is_shvit_beside_its_peers(tiny):
-    request = settle(Request())
+    request = settle(BenchRequest())
     assert request.models == DEFAULT_MODELS
     assert set(VARIANTS) < set(request.models)
     assert len(request.models) == 13
     assert request.engines == (engines.load(tiny, precision="fp32", device="cpu").name,)
-    assert settle(Request(engines=("torch",))).engines == ("torch",)
+    assert settle(BenchRequest(engines=("torch",))).engines == ("torch",)
 
 
 def test_all_that_can_run_here_runs(many_engines, tiny):
-    cases, omitted = cases_of(Request(("shvit_s1",), batch_sizes=(1, 4), device="cpu"), tiny)
+    cases, omitted = cases_of(BenchRequest(("shvit_s1",), batch_sizes=(1, 4), device="cpu"), tiny)
     pairs = [(engine, p) for engine in ("quantising", "torch") for p in engines.ENGINES[engine].precisions("cpu")]
     assert [(case.engine, case.precision, case.batch_size) for case in cases] == [
         (*pair, batch) for batch in (1, 4) for pair in pairs
@@ -63,7 +65,9 @@ def test_all_that_can_run_here_runs(many_engines, tiny):
 
 
 def test_named_engines_and_precisions_that_have_one_another(many_engines, tiny):
-    request = Request(("shvit_s1",), ("torch", "quantising"), ("fp32", "int8"), image_sizes=(64, 96), device="cpu")
+    request = BenchRequest(
+        ("shvit_s1",), engines=("torch", "quantising"), precisions=("fp32", "int8"), image_sizes=(64, 96), device="cpu"
+    )
     cases, omitted = cases_of(request, tiny)
     pairs = [("torch", "fp32"), ("quantising", "int8"), ("quantising", "fp32")]
     assert [(case.engine, case.precision, case.image_size) for case in cases] == [
@@ -79,17 +83,17 @@ def test_named_engines_and_precisions_that_have_one_another(many_engines, tiny):
         ({"engines": ("absent",)}, r"pip install 'shvit\[absent\]'; here can run quantising"),
         ({"precisions": ("fp4",)}, "cannot run in 'fp4'; here can run quantising in int8, fp32; torch in"),
         ({"engines": ("torch",), "precisions": ("int8",)}, "torch on cpu cannot run in 'int8'"),
-        ({"threads": 0}, "--threads must be at least 1, got 0"),
-        ({"rounds": 0}, "--rounds must be at least 1"),
-        ({"batch_sizes": (4, 0)}, "--batch-size must be at least 1, got 0"),
-        ({"image_sizes": (16,)}, "--image-size must be at least 32, got 16"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"batch_sizes": (4, 0)}, "batch_size must be at least 1, got 0"),
+        ({"image_sizes": (16,)}, "image_size must be at least 32, got 16"),
         ({"device": "tpu"}, "no device 'tpu' here"),
         ({"protocol": "paper-tpu"}, "unknown protocol 'paper-tpu': allowed are paper-cpu, paper-onnx, paper-gpu"),
     ],
 )  # fmt: skip
 def test_refusals(many_engines, tiny, settings, message):
     with pytest.raises(InputError, match=message):
-        cases_of(Request(("shvit_s1",), **{"device": "cpu", **settings}), tiny)
+        cases_of(BenchRequest(("shvit_s1",), **{"device": "cpu", **settings}), tiny)
 
 
 @pytest.mark.parametrize(
@@ -105,41 +109,47 @@ def test_refusals(many_engines, tiny, settings, message):
 )
 def test_a_protocol_fixes_everything_but_the_models(settings, flag):
     with pytest.raises(InputError, match=f"--protocol paper-cpu fixes {flag}: leave it out"):
-        settle(Request(protocol="paper-cpu", **settings))
+        settle(BenchRequest(protocol="paper-cpu", **settings))
 
 
 def test_what_a_protocol_means():
-    cases, omitted = cases_of(Request(("shvit_s1", "shvit_s4"), protocol="paper-cpu", threads=1, batch_sizes=(16,)))
+    cases, omitted = cases_of(
+        BenchRequest(("shvit_s1", "shvit_s4"), protocol="paper-cpu", threads=1, batch_sizes=(16,))
+    )
     assert cases == [
         Case("shvit_s1", TRACED, "fp32", 16, 224, "cpu", 1),
         Case("shvit_s4", TRACED, "fp32", 16, 256, "cpu", 1),
     ]
     assert omitted == []
-    assert settle(Request(protocol="paper-cpu")).models == PROTOCOLS["paper-cpu"].models
+    assert settle(BenchRequest(protocol="paper-cpu")).models == PROTOCOLS["paper-cpu"].models
     assert PROTOCOLS["paper-onnx"].images_per_second["shvit_s4"] == 509
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_gpu_protocol_needs_a_gpu():
     with pytest.raises(InputError, match="--protocol paper-gpu needs cuda: no device 'cuda' here"):
-        settle(Request(protocol="paper-gpu"))
+        settle(BenchRequest(protocol="paper-gpu"))
 
 
 def test_exported_files_run_as_they_were_written():
     exported = Exported(Path("a.pt2"), "torch", "bf16", ("a",), Preprocess(96))
-    request = settle(Request(("a.pt2",), ("torch",), ("fp32",), (2,), (32, 64), device="cpu"))
+    request = settle(
+        BenchRequest(
+            ("a.pt2",), engines=("torch",), precisions=("fp32",), batch_sizes=(2,), image_sizes=(32, 64), device="cpu"
+        )
+    )
     cases, _ = plan(request, {"a.pt2": exported})
     assert cases == [Case("a.pt2", "torch", "bf16", 2, 96, "cpu", None)]
     with pytest.raises(InputError, match=r"is for networks, and a\.pt2 is an exported file"):
-        plan(settle(Request(("a.pt2",), protocol="paper-cpu")), {"a.pt2": exported})
+        plan(settle(BenchRequest(("a.pt2",), protocol="paper-cpu")), {"a.pt2": exported})
 
 
 def test_only_networks_without_weights_are_quantised_on_noise(many_engines, tiny):
-    cases, omitted = cases_of(Request(("best.safetensors",), ("quantising",), device="cpu"), tiny)
+    cases, omitted = cases_of(BenchRequest(("best.safetensors",), engines=("quantising",), device="cpu"), tiny)
     assert [case.precision for case in cases] == ["fp32"]
     assert "shvit export --precision int8" in omitted[0].reason
     with pytest.raises(InputError, match="int8 needs calibration images"):
-        cases_of(Request(("best.safetensors",), ("quantising",), ("int8",), device="cpu"), tiny)
+        cases_of(BenchRequest(("best.safetensors",), engines=("quantising",), precisions=("int8",), device="cpu"), tiny)
 
 
 def test_published_accuracies_are_of_one_size():
@@ -154,7 +164,9 @@ def test_published_accuracies_are_of_one_size():
 
 
 def test_yardsticks_are_there_by_name(many_engines, tiny):
-    request = Request(("shvit_s1",), ("torch-eager", "torch-compiled", "torch"), ("fp32",), device="cpu")
+    request = BenchRequest(
+        ("shvit_s1",), engines=("torch-eager", "torch-compiled", "torch"), precisions=("fp32",), device="cpu"
+    )
     cases, _ = cases_of(request, tiny)
     assert [case.engine for case in cases] == ["torch-eager", "torch-compiled", "torch"]
     with pytest.raises(InputError, match="there is no such engine"):
@@ -166,13 +178,15 @@ def test_yardsticks_are_there_by_name(many_engines, tiny):
 def test_the_kernels_are_for_shvit_alone(monkeypatch):
     class OnGpu(TorchEngine):
         name: ClassVar[str] = "cuda"
+        every_network: ClassVar[bool] = False
+        refuses = CudaEngine.refuses
 
     monkeypatch.setattr(engines, "ENGINES", {"cuda": OnGpu, "torch": TorchEngine})
-    cases, omitted = cases_of(Request(("shvit_s1", "timm/resnet10t"), precisions=("fp32",), device="cpu"))
+    cases, omitted = cases_of(BenchRequest(("shvit_s1", "timm/resnet10t"), precisions=("fp32",), device="cpu"))
     assert [(case.model, case.engine) for case in cases] == [
         ("shvit_s1", "cuda"),
         ("shvit_s1", "torch"),
         ("timm/resnet10t", "torch"),
     ]
     assert [row.what for row in omitted] == ["timm/resnet10t, cuda"]
-    assert settle(Request(device="cpu")).engines == ("cuda", "torch")
+    assert settle(BenchRequest(device="cpu")).engines == ("cuda", "torch")

@@ -16,12 +16,13 @@ from shvit.bench.case import Case
 from shvit.bench.figures import draw
 from shvit.bench.machine import Machine, Product
 from shvit.bench.peers import DEFAULT_MODELS
-from shvit.bench.plan import Omitted, Request
-from shvit.bench.report import check_paths, hardware_name, show, write_json
+from shvit.bench.plan import Omitted
+from shvit.bench.report import check_paths, hardware_name, show, write_result
 from shvit.bench.run import Result, Row
 from shvit.bench.timing import Timing
 from shvit.errors import InputError
 from shvit.model.cost import Cost
+from shvit.requests.bench import BenchRequest
 
 ABOUT = {
     "versions": {},
@@ -39,7 +40,7 @@ def made_up(models=DEFAULT_MODELS, sizes=(224, 256), precisions=("fp32",), proto
         seconds = 0.01 * (1 + 0.02 * number) * (size / 224) ** 2
         case = Case(model, "torch", precision, 16, size, "cpu", 1)
         rows.append(Row(case, Timing((seconds,), 2 * seconds), 5 * 10**7, Cost(model, 10**6, 10**8, 1), 0.5))
-    request = Request(models, threads=1, protocol=protocol, rounds=1)
+    request = BenchRequest(models, threads=1, protocol=protocol, rounds=1)
     ceiling = Machine({"fp32": Product(1e11, 256, "torch.mm")}, 5e10, 1e10)
     return Result(request, ceiling, tuple(rows), (Omitted("coreml", "not on Linux"),), (), ABOUT)
 
@@ -66,7 +67,7 @@ def test_random_calibration_is_marked():
     text = shown(made_up(("shvit_s1", "best.safetensors"), (224,), ("fp32", "int8")))
     marked = [line.split()[:2] for line in text.splitlines() if "int8*" in line]
     assert marked == [["shvit_s1", "int8*"]]
-    assert "* quantised on random images, for its speed alone" in text
+    assert "* quantised on random images, only to measure its speed" in text
 
 
 def test_a_protocol_shows_the_papers_ratios():
@@ -80,10 +81,10 @@ def test_a_protocol_shows_the_papers_ratios():
 
 
 def test_the_file_is_named_by_machine_and_date(tmp_path):
-    path = write_json(made_up(), tmp_path / "results")
+    path = write_result(made_up(), tmp_path / "results")
     assert path.name == "bench_intel-xeon-gold-5218r-20core_2026-11-22.json"
     assert json.loads(path.read_text())["rows"][0]["model"] == "shvit_s1"
-    assert write_json(made_up(), tmp_path / "new" / "a.json") == tmp_path / "new" / "a.json"
+    assert write_result(made_up(), tmp_path / "new" / "a.json") == tmp_path / "new" / "a.json"
     machine = {"processor": "AMD EPYC", "instructions": ["AVX2", "AVX-512", "VNNI"], "cores": 2}
     assert hardware_name(machine) == "amd-epyc-vnni-2core"
     assert hardware_name({**machine, "gpu": "NVIDIA A100-SXM4-80GB"}) == "nvidia-a100-sxm4-80gb"

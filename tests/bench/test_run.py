@@ -5,11 +5,11 @@ import json
 import pytest
 
 import shvit
-from shvit.bench.plan import Request
 from shvit.bench.run import bench
 from shvit.engines import TorchEngine
 from shvit.engines.base import Shapes
 from shvit.errors import Failure, InputError
+from shvit.requests.bench import BenchRequest
 
 ROW = {
     "model", "engine", "precision", "batch_size", "image_size", "device", "threads", "images_per_second", "seconds",
@@ -27,7 +27,16 @@ def model(tiny, tmp_path):
 
 def test_a_failing_configuration_costs_only_its_row(quick_machine, model):
     told = []
-    request = Request((model, "timm/levit_128s"), ("torch",), ("fp32",), (1, 2), (64,), 1, "cpu", rounds=2)
+    request = BenchRequest(
+        (model, "timm/levit_128s"),
+        engines=("torch",),
+        precisions=("fp32",),
+        batch_sizes=(1, 2),
+        image_sizes=(64,),
+        threads=1,
+        device="cpu",
+        rounds=2,
+    )
     result = bench(request, lambda *step: told.append(step))
     assert [(row.case.model, row.case.batch_size) for row in result.rows] == [(model, 1), (model, 2)]
     assert [row.what for row in result.failed] == [
@@ -52,14 +61,14 @@ def test_a_failing_configuration_costs_only_its_row(quick_machine, model):
 def test_an_exported_file_brings_its_size_and_costs(quick_machine, tiny, tmp_path):
     path = tmp_path / "tiny.pt2"
     TorchEngine.export(tiny, path, "fp32", Shapes())
-    [row] = bench(Request((str(path),), batch_sizes=(2,), rounds=1, device="cpu")).rows
+    [row] = bench(BenchRequest((str(path),), batch_sizes=(2,), rounds=1, device="cpu")).rows
     assert (row.case.image_size, row.case.engine, row.case.precision) == (32, "torch", "fp32")
     assert row.cost.params == sum(p.numel() for p in shvit.fuse(tiny.model).parameters())
 
 
 @pytest.mark.slow
 def test_the_papers_protocol(quick_machine):
-    result = bench(Request(("shvit_s1", "timm/mobilenetv3_small_100"), protocol="paper-cpu", rounds=1))
+    result = bench(BenchRequest(("shvit_s1", "timm/mobilenetv3_small_100"), protocol="paper-cpu", rounds=1))
     ours, peer = result.to_dict()["rows"]
     assert ours["ratio_to_shvit_s1"] == ours["paper_ratio_to_shvit_s1"] == 1.0
     assert peer["paper_images_per_second"] == 167
@@ -70,9 +79,13 @@ def test_the_papers_protocol(quick_machine):
 
 def test_nothing_that_runs_is_a_failure(quick_machine):
     with pytest.raises(Failure, match="none of 1 configurations could run; timm/levit_128s, torch fp32"):
-        bench(Request(("timm/levit_128s",), ("torch",), ("fp32",), image_sizes=(64,), device="cpu"))
+        bench(
+            BenchRequest(
+                ("timm/levit_128s",), engines=("torch",), precisions=("fp32",), image_sizes=(64,), device="cpu"
+            )
+        )
 
 
 def test_unknown_models_are_refused():
     with pytest.raises(InputError, match="timm has no model"):
-        bench(Request(("timm/no_such_network",)))
+        bench(BenchRequest(("timm/no_such_network",)))

@@ -184,7 +184,7 @@ def test_info_of_a_file_is_ten_lines(run, tiny, tmp_path, kind):
         if reason := engine.absent():
             pytest.skip(reason)
         path = tmp_path / f"m{engine.suffix}"
-        precision = engine.exports()[0]
+        precision = engine.writes[None][0]
         engine.export(model_file, path, precision, Shapes(), ())
         expected["file"] |= {"engine": kind, "precision": precision}
         expected["file"]["provenance"]["architecture"] = model_file.architecture.to_dict()

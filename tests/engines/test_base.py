@@ -12,7 +12,8 @@ from conftest import randomize_norms, reseal, tiny_architecture
 from shvit import engines
 from shvit.cli.describe import describe
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import UNSEALED, EngineError, Shapes, files_of
+from shvit.engines.base import Shapes
+from shvit.engines.exported import UNSEALED, EngineError, files_of
 from shvit.errors import InputError, Notice
 from shvit.modelfile import ModelFile
 
@@ -30,7 +31,7 @@ def exports(tmp_path_factory):
         kind = engines.FORMATS[name]
         if name not in written:
             written[name] = folder / f"m{kind.suffix}"
-            kind.export(model_file, written[name], kind.exports()[0], Shapes(), ())
+            kind.export(model_file, written[name], kind.writes[None][0], Shapes(), ())
         shutil.copytree(folder, to, dirs_exist_ok=True)
         return to / f"m{kind.suffix}"
 
@@ -80,9 +81,9 @@ def test_damage_to_any_part_is_noticed(name, exports, tmp_path):
 def test_a_file_without_its_digest(exports, tmp_path):
     path = exports("onnx", tmp_path)
     path.write_bytes(path.read_bytes().replace(b"shvit-sha256:", b"shvit-sha255:"))
-    assert "the digest that it held is not there" in refused(path)
+    assert "its digest is missing" in refused(path)
     path.write_bytes(path.read_bytes().replace(b'"version": 2', b'"version": 1'))
-    with pytest.warns(Notice, match="holds no digest, as an earlier shvit wrote it"):
+    with pytest.warns(Notice, match="has no digest because an older shvit wrote it"):
         shvit.load(path)
 
 
@@ -100,8 +101,8 @@ def test_the_weights_of_another_network(exports, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('"engine": "{name}"', '"engine": "torh"', "it says that it is for"),
-        ('"precision": "fp32"', '"precision": "fp3"', "no possible precision"),
+        ('"engine": "{name}"', '"engine": "torh"', "its metadata says engine"),
+        ('"precision": "fp32"', '"precision": "fp3"', "an impossible precision"),
         ('"classes": ["red", "green"]', '"classes": ["red"]', "not for 1 classes|of 1 classes|2 classes"),
         ('"classes": ["red", "green"]', '"classes": [1, 2]', "classes must be names"),
         ('"metrics": {}', '"metrics": 1', "metrics must be a table"),
@@ -127,7 +128,7 @@ def test_an_onnx_file_that_names_other_files(exports, tmp_path):
     tensor.external_data.add(key="location", value="weights.bin")
     path.write_bytes(model.SerializeToString())
     reseal(path)
-    assert "its weights lie in other files" in refused(path)
+    assert "its weights are in other files" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -166,5 +167,5 @@ def test_a_part_of_a_folder_that_lies_elsewhere(exports, tmp_path):
     path = exports("timm", tmp_path)
     (tmp_path / "elsewhere.json").write_text("{}")
     (path / "more.json").symlink_to(tmp_path / "elsewhere.json")
-    with pytest.raises(EngineError, match=r"its part .*more\.json lies elsewhere"):
+    with pytest.raises(EngineError, match=r"its part .*more\.json lies outside"):
         shvit.load(path)

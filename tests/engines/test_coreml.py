@@ -13,8 +13,9 @@ from conftest import plain_outputs, random_images, tiny_architecture, trained_lo
 from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import base
-from shvit.engines.base import EngineError, ExportError, Shapes
-from shvit.engines.coreml import CoreMLEngine, check
+from shvit.engines.base import Shapes
+from shvit.engines.coreml import CoreMLEngine
+from shvit.engines.exported import EngineError, ExportError
 from shvit.model.architecture import Architecture
 from shvit.modelfile import ModelFile
 from shvit.suppress import quiet
@@ -60,7 +61,7 @@ def test_facts_come_back(model_file, path):
 
 
 def test_the_specification(path):
-    assert check(path) == {
+    assert CoreMLEngine.specification(path) == {
         "inputs": {"image": "image 48x48 RGB"},
         "outputs": {"classLabel": "string", "classLabel_probs": "dictionary", "logits": "array 1x3 FLOAT32"},
         "label": "classLabel",
@@ -185,8 +186,8 @@ def test_foreign(copy, tmp_path):
     file.write_bytes(specification.SerializeToString())
     assert "was not written by shvit export" in unusable(copy)
     (tmp_path / "text").write_text("hello")
-    assert "is no .mlpackage" in unusable(tmp_path / "text")
-    assert "is no .mlpackage" in unusable(tmp_path)
+    assert "is not an .mlpackage" in unusable(tmp_path / "text")
+    assert "is not an .mlpackage" in unusable(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m.mlpackage", "text"]  # looking writes nothing
 
 
@@ -206,13 +207,13 @@ def test_a_specification_that_is_not_what_it_should_be(copy, change, reason):
     change(specification.description)
     file.write_bytes(specification.SerializeToString())
     with pytest.raises((ExportError, EngineError), match=reason):
-        check(copy)
+        CoreMLEngine.specification(copy)
 
 
 def test_classes_of_one_name_are_kept_apart(model_file, tmp_path):
     path = tmp_path / "m.mlpackage"
     exported(ModelFile(model_file.model, ("crane", "b", "crane"), model_file.preprocess), path)
-    assert check(path)["classes"] == ["crane (0)", "b", "crane (2)"]
+    assert CoreMLEngine.specification(path)["classes"] == ["crane (0)", "b", "crane (2)"]
     assert CoreMLEngine.read(path).classes == ("crane", "b", "crane")
 
 

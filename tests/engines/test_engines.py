@@ -13,7 +13,8 @@ import shvit
 from conftest import randomize_norms, tiny_architecture
 from shvit import engines
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import EngineError, Shapes
+from shvit.engines.base import Shapes
+from shvit.engines.exported import EngineError
 from shvit.engines.portable import portable
 from shvit.errors import Notice
 from shvit.modelfile import ModelFile
@@ -271,7 +272,7 @@ def test_a_missing_extra_is_named(tiny, monkeypatch):
 
 def test_metadata_of_another_version_is_refused(tiny, tmp_path):
     path = tmp_path / "m.xml"
-    data = json.loads(engines.base.described(tiny, path, "openvino", "fp32").to_json())
+    data = json.loads(engines.exported.described(tiny, path, "openvino", "fp32").to_json())
     assert json.loads(engines.Exported.from_dict(path, data).to_json()) == data
     with pytest.raises(shvit.InputError, match="metadata of version 7"):
         engines.Exported.from_dict(path, {**data, "version": 7})

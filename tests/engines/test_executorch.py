@@ -11,9 +11,10 @@ from conftest import plain_outputs, random_images, tiny_architecture, trained_lo
 from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import base
-from shvit.engines.base import EngineError, Shapes
+from shvit.engines.base import Shapes
 from shvit.engines.decompose import XNNPACK
 from shvit.engines.executorch import ExecuTorchEngine, delegate
+from shvit.engines.exported import EngineError
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import ModelFile
@@ -191,7 +192,7 @@ def test_what_is_refused(model_file, tmp_path, monkeypatch):
         exported(model_file, path, dynamic_size=True)
     with pytest.raises(EngineError, match="no precision 'bf16' on cpu: executorch has fp32"):
         engines.load(model_file, "executorch", "bf16", device="cpu")
-    assert ExecuTorchEngine.unavailable("cuda") == "runs on the CPU only"
+    assert ExecuTorchEngine.unavailable("cuda") == "runs on the CPU"
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"executorch not installed: pip install 'shvit\[executorch\]'"):
         exported(model_file, path)

@@ -10,7 +10,8 @@ import torch
 from conftest import reseal, tiny_architecture, trained_looking
 from shvit import engines
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import EngineError, Shapes
+from shvit.engines.base import Shapes
+from shvit.engines.exported import EngineError
 from shvit.engines.torch import TorchEngine
 from shvit.modelfile import ModelFile
 

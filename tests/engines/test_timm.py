@@ -12,7 +12,8 @@ from conftest import plain_outputs, random_images, tiny_architecture, trained_lo
 from shvit import engines
 from shvit.cli.main import app
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import EngineError, Shapes
+from shvit.engines.base import Shapes
+from shvit.engines.exported import EngineError
 from shvit.export.export import export
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage

@@ -11,7 +11,8 @@ import shvit
 from conftest import plain_outputs, random_images, tiny_architecture, trained_looking
 from shvit import engines
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import EngineError, ExportError, Shapes
+from shvit.engines.base import Shapes
+from shvit.engines.exported import EngineError, ExportError
 from shvit.engines.torch import MIN_SIDE, TorchEngine
 from shvit.model.architecture import Architecture
 from shvit.modelfile import ModelFile

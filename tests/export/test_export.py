@@ -13,7 +13,8 @@ from shvit import engines
 from shvit.cli.main import app
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import EngineError, ExportError, Shapes
+from shvit.engines.base import Shapes
+from shvit.engines.exported import EngineError, ExportError
 from shvit.export.accuracy_floor import FloorError
 from shvit.export.export import export, sample_images
 from shvit.export.parity import agreement

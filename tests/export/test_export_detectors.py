@@ -11,7 +11,8 @@ from conftest import random_images, randomize_norms, tiny_architecture, write_co
 from shvit import engines
 from shvit.data.coco import open_coco
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import EngineError, ExportError, Shapes
+from shvit.engines.base import Shapes
+from shvit.engines.exported import EngineError, ExportError
 from shvit.errors import InputError
 from shvit.export import parity
 from shvit.export.accuracy_floor import check_within

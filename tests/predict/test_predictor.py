@@ -16,7 +16,7 @@ import shvit
 from conftest import picture, random_images, randomize_norms, tiny_architecture
 from shvit import engines
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Exported
+from shvit.engines.exported import Exported
 from shvit.errors import InputError
 from shvit.modelfile import ModelFile
 from shvit.predict.predictor import Predictor, find_images

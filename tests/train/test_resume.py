@@ -259,7 +259,7 @@ def test_checkpoints_are_saved_every_few_steps(folder, start, tmp_path, monkeypa
     monkeypatch.setattr(Checkpoint, "save", lambda self, out: saved.append((self.epoch, self.step)) or save(self, out))
     go(folder, start, tmp_path / "run", save_every=2, epochs=2)
     assert saved == [(0, 0), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]
-    with pytest.raises(shvit.InputError, match="save_every must be at least 1 step, got 0"):
+    with pytest.raises(shvit.InputError, match="save_every must be at least 1, got 0"):
         go(folder, start, tmp_path / "other", save_every=0)
 
 

@@ -1,4 +1,4 @@
-"""What is timed: one network in one engine at one size, in a process of its own; and the memory that it takes."""
+"""A timed case: one network in one engine at one size, in its own process; and the memory it uses."""
 
 import ctypes
 import gc
@@ -22,33 +22,45 @@ from .. import engines
 from ..data.letterbox import Letterbox
 from ..data.transforms import Preprocess
 from ..engines import Exported, Runnable
-from ..engines.cuda.engine import CudaEngine
 from ..engines.portable import portable
 from ..engines.torch import DTYPES
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, one_line
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..pretrained import default_preprocess, load
 from ..suppress import unwarned
-from ..tasks import TASKS, task_of
+from ..tasks import kind_of, task_of
 from .machine import synchronize
 from .peers import COMPILED, EAGER, TRACED, Top1
 from .profile import OpTime, profiled
 from .timing import sample, warm_up
-from .torchvision import TORCHVISION_PREFIX, TorchvisionDetector
+from .torchvision import TORCHVISION_PREFIX, TorchvisionDetector, is_torchvision
 
 WHOLE, BACKBONE = "whole", "backbone"
-PARTS = {"classify": (WHOLE,), "detect": (BACKBONE, WHOLE), "segment": (BACKBONE, WHOLE)}
-"""What is timed of a network for a task."""
+BACKBONE_TASK = "classify"
+"""A backbone runs as a classifier without classes."""
 CLASSES = 80
-"""Of detectors with random weights: COCO's."""
+"""Classes of detectors with random weights, as in COCO."""
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 8
+
+Opened = Any
+"""A model file, an exported file, or a detector of torchvision."""
+
+
+def is_detector(task: str) -> bool:
+    """Whether networks for this task are detectors."""
+    return kind_of(task).detector is not None
+
+
+def parts_of(task: str) -> tuple[str, ...]:
+    """The parts of a network that are timed for this task."""
+    return (BACKBONE, WHOLE) if is_detector(task) else (WHOLE,)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration."""
+    """One configuration that is timed."""
 
     model: str
     engine: str
@@ -58,32 +70,30 @@ class Case:
     image_size: int
     device: str
     threads: int | None
-    """None: as many as the engine takes by itself."""
+    """None: the engine's own choice."""
     task: str = "classify"
     part: str = WHOLE
-    """Of a detector: all of it, from pixels to boxes; or its backbone, until the last map is there."""
+    """Of a detector: `whole`, from pixels to boxes; or `backbone`, up to its last map."""
 
 
 def has_random_weights(name: str) -> bool:
-    """Whether this is the name of a variant or `timm/NAME`, not a file's: of a network without weights."""
+    """Whether this names a variant or `timm/NAME`, not a file: a network without trained weights."""
     return not Path(name).exists() and (name.startswith(TIMM_PREFIX) or not Path(name).suffix)
 
 
 def runs_as_it_is(name: str) -> bool:
-    """Whether engine and precision are not to be chosen: those of exported files, and of torchvision's detectors."""
-    return engines.is_exported(name) or name.startswith(TORCHVISION_PREFIX)
+    """Whether engine and precision are fixed, as for exported files and for torchvision's detectors."""
+    return engines.is_exported(name) or is_torchvision(name)
 
 
-def open_model(
-    name: str, image_size: int | None = None, task: str = "classify", part: str = WHOLE
-) -> Runnable | TorchvisionDetector:
-    """The model; a bare name's, and a backbone, with random weights, an exported file's as it was written.
+def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TASK, part: str = WHOLE) -> Opened:
+    """Open a model: with random weights by name and as a backbone; an exported file as it was written.
 
     Raises:
-        InputError: No such model, a file that is not usable, or a model of another task.
+        InputError: There is no such model, the file is not usable, or the model has another task.
     """
-    if name.startswith(TORCHVISION_PREFIX):
-        if task == "classify" or image_size is None:
+    if is_torchvision(name):
+        if not is_detector(task) or image_size is None:
             raise InputError(f"{name} is a detector: give --task detect or segment")
         return TorchvisionDetector(name.removeprefix(TORCHVISION_PREFIX), image_size)
     if engines.is_exported(name):
@@ -100,23 +110,28 @@ def open_model(
     architecture = architecture or Architecture(name)
     if part == BACKBONE:
         architecture = replace(architecture, num_classes=1, distilled=False, detector=None)
-    elif task != "classify":
-        kind = TASKS[task].detector
+    elif is_detector(task):
+        kind = kind_of(task).detector
         architecture = replace(architecture, num_classes=CLASSES, distilled=False, detector=kind)
+    return _random_model(architecture, image_size, task, part)
+
+
+def _random_model(architecture: Architecture, image_size: int | None, task: str, part: str) -> ModelFile:
+    """A model whose norms do not multiply by zero, as some do at the start of training: zeros are less work."""
     model = architecture.build().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine:
-            nn.init.ones_(module.weight)  # some start at zero, and zeros are no work
+            nn.init.ones_(module.weight)
     classes = tuple(str(index) for index in range(model.architecture.num_classes))
-    if task == "classify":
-        return ModelFile(model, classes, default_preprocess(model, image_size))
+    if not is_detector(task):
+        return ModelFile(model, classes, default_preprocess(model, image_size), task)
     side = image_size or model.image_size
-    return ModelFile(model, classes, Preprocess(side, fit="whole"), "classify" if part == BACKBONE else task)
+    return ModelFile(model, classes, Preprocess(side, fit="whole"), BACKBONE_TASK if part == BACKBONE else task)
 
 
 def own_top1(name: str) -> Top1 | None:
-    """A file's accuracy, as its training or `shvit calibrate-bn` measured it; None of a network without such a file."""
-    if has_random_weights(name) or name.startswith(TORCHVISION_PREFIX):
+    """A file's accuracy, measured by its training or `shvit calibrate-bn`; None for a network without a file."""
+    if has_random_weights(name) or is_torchvision(name):
         return None
     model = load(name)
     top1, size = model.metrics.get("top1"), model.preprocess.image_size
@@ -125,18 +140,18 @@ def own_top1(name: str) -> Top1 | None:
 
 def _of_task(model: Runnable, name: str, task: str) -> Runnable:
     if model.task != task:
-        raise InputError(f"{name} is a model to {model.task}, and --task is {task}")
+        raise InputError(f"{name} has the task {model.task}, but --task is {task}")
     return model
 
 
 def _at_size(model_file: Runnable, image_size: int | None) -> Runnable:
-    fit = model_file.preprocess.fit if model_file.task == "classify" else "whole"
+    fit = kind_of(model_file.task).new_fit(model_file.preprocess.fit)
     changed = replace(model_file.preprocess, image_size=image_size or model_file.preprocess.image_size, fit=fit)
     return replace(model_file, preprocess=changed)
 
 
 class Traced:
-    """Runs a network as the paper's scripts did. The images are made on the device once; outputs stay there."""
+    """Runs a network as the paper's scripts did. The images are created on the device once; outputs stay there."""
 
     @torch.inference_mode()
     def __init__(self, model_file: ModelFile, case: Case) -> None:
@@ -144,7 +159,7 @@ class Traced:
         size = case.image_size
         self.images = torch.randn(case.batch_size, 3, size, size, device=case.device)
         network: Any = model_file.model
-        with unwarned():  # torch would rather have it exported
+        with unwarned():  # torch warns that tracing is deprecated
             self.network: Any = torch.jit.trace(fuse(network).to(case.device), self.images)
 
     @torch.inference_mode()
@@ -156,7 +171,7 @@ class Traced:
 
 
 class Eager:
-    """PyTorch without an engine's care: uint8 images and the network's outputs stay on the device."""
+    """Plain PyTorch: uint8 images and outputs stay on the device."""
 
     def __init__(self, model_file: ModelFile, case: Case) -> None:
         self.network: Any = portable(model_file).to(case.device, DTYPES[case.precision])
@@ -168,10 +183,10 @@ class Eager:
 
 
 class Compiled:
-    """`Eager`, compiled in both memory formats; `detail` says which is the faster and runs."""
+    """`Eager`, compiled in both memory formats. `detail` names the faster one, which runs."""
 
     def __init__(self, model_file: ModelFile, case: Case) -> None:
-        torch._dynamo.config.recompile_limit = 10**6  # else the ninth network of a process runs as if not compiled
+        torch._dynamo.config.recompile_limit = 10**6  # by default, the ninth network of a process is not compiled
         shape = (case.batch_size, 3, case.image_size, case.image_size)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, device=case.device)
         seconds: dict[str, float] = {}
@@ -198,13 +213,14 @@ YARDSTICKS: dict[str, Callable[[ModelFile, Case], Callable[[Tensor], Tensor]]] =
     EAGER: Eager,
     COMPILED: Compiled,
 }
+"""What engines are compared with, by name."""
 
 
 class Subject:
-    """A case, loaded and warm.
+    """A case, loaded and warmed up.
 
     Raises:
-        Failure: It cannot run; the message is the reason. So does `time`.
+        Failure: It cannot run; the message is the reason. `time` raises it as well.
     """
 
     def __init__(self, case: Case) -> None:
@@ -216,38 +232,41 @@ class Subject:
             images = torch.randint(0, 256, shape, dtype=torch.uint8).to(case.device)
             self._call: Callable[[], object] = lambda: (engine(images), synchronize(case.device))
             self._profile = lambda: profiled(
-                self._call, case.device, engine.launches(images) if isinstance(engine, CudaEngine) else ()
+                self._call, case.device, engine.launches(images) if isinstance(engine, engines.Engine) else ()
             )
             self.detail: str | None = getattr(engine, "detail", None)
-            """What else is to be known of how it runs."""
+            """How it runs, for the table."""
             gc.collect()
             memory.loaded()
             self._repetitions = warm_up(self._call)
             self.memory = memory.peak()
-            """Bytes: the most that was held while it ran, less what was held before it was loaded. None: not known."""
+            """Peak memory while it runs minus memory before it was loaded, in bytes. None: unknown."""
 
     def time(self) -> list[float]:
+        """Seconds of each call of one sample."""
         with as_failure():
             return sample(self._call, self._repetitions)
 
     def profile(self) -> list[OpTime]:
-        """What a call spends its time on; empty where the engine does not show it to PyTorch's profiler."""
-        if self._case.device == "cpu" and self._case.engine not in (*YARDSTICKS, "torch"):
+        """What a call spends its time on; empty if PyTorch's profiler does not see the engine's operations."""
+        kind = engines.ENGINES.get(self._case.engine)
+        if self._case.device == "cpu" and self._case.engine not in YARDSTICKS and not (kind and kind.profiled):
             return []
         with as_failure():
             return self._profile()
 
     def close(self) -> None:
+        """Free the network."""
         del self._call, self._profile
 
 
 def _start(case: Case) -> Callable[[Tensor], Any]:
-    """What runs the case; a whole detector from pixels to boxes, as it is used."""
+    """What runs the case; a whole detector from pixels to boxes."""
     model = open_model(case.model, case.image_size, case.task, case.part)
-    if isinstance(model, TorchvisionDetector):
+    if is_torchvision(case.model):
         return model.to(case.device)
     engine = _engine(model, case)
-    if model.task == "classify":
+    if not is_detector(model.task):
         return engine
     task, frames = task_of(model), [Letterbox(case.image_size, case.image_size, 1.0, 1.0)] * case.batch_size
     return lambda images: task.decode(engine(images), frames)
@@ -265,23 +284,23 @@ def _engine(model: Runnable, case: Case) -> Callable[[Tensor], Tensor]:
 
 
 class _Memory:
-    """Of this process, on the CPU; on CUDA what torch's allocator handed out there."""
+    """Memory of this process, on the CPU; on CUDA, what torch's allocator allocated."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.before = self._read("VmRSS", "allocated_bytes.all.current")
 
     def loaded(self) -> None:
-        """From here on the peak counts: loading takes memory that running does not need."""
+        """Start measuring the peak, without the memory that only loading needs."""
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.before is not None:
             give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if give_back:  # glibc keeps what loading has freed, several times the network, and would count it
+            if give_back:  # glibc keeps memory that loading freed, several times the network
                 give_back(0)
             try:
-                Path("/proc/self/clear_refs").write_text("5")  # the peak, from now
-            except OSError:  # some containers have no such file, or do not let it be written
+                Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+            except OSError:  # missing or read-only in some containers
                 self.before = None
 
     def peak(self) -> int | None:
@@ -299,7 +318,7 @@ class _Memory:
 
 
 class Worker:
-    """A `Subject` in a process of its own: what it does to itself or to memory costs nobody else.
+    """A `Subject` in its own process, so that it cannot affect others.
 
     Raises:
         Failure: It cannot run; the message is the reason.
@@ -308,7 +327,7 @@ class Worker:
     def __init__(self, case: Case) -> None:
         context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         if sys.platform == "linux":
-            context.set_forkserver_preload([__name__])  # torch is imported once, not by each
+            context.set_forkserver_preload([__name__])  # imports torch once for all
         self._pipe, pipe = context.Pipe()
         self._process = context.Process(target=_serve, args=(pipe, case), daemon=True)
         self._process.start()
@@ -318,12 +337,15 @@ class Worker:
         self.memory, self.detail = self._answer()
 
     def time(self) -> list[float]:
+        """As of `Subject`."""
         return self._answer("time")
 
     def profile(self) -> list[OpTime]:
+        """As of `Subject`."""
         return self._answer("profile")
 
     def close(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.join()
 
@@ -335,7 +357,7 @@ class Worker:
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
-            cause = "killed, perhaps for want of memory" if code == -signal.SIGKILL else f"exit code {code}"
+            cause = "killed, out of memory?" if code == -signal.SIGKILL else f"exit code {code}"
             raise Failure(f"its process ended ({cause})") from None
         if isinstance(answer, Failure):
             raise answer
@@ -343,7 +365,7 @@ class Worker:
 
 
 def _serve(pipe: Connection, case: Case) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.dup2(2, 1)  # stdout is for the parent's JSON
     if case.threads:
         torch.set_num_threads(case.threads)
@@ -361,10 +383,10 @@ def _serve(pipe: Connection, case: Case) -> None:
 
 @contextmanager
 def as_failure() -> Iterator[None]:
-    """Whatever a runtime raises, it is the reason of one row, in one line."""
+    """Turn any exception of a runtime into a one-line Failure, the reason for one missing row."""
     try:
         yield
     except (Failure, InputError) as error:
-        raise Failure(" ".join(str(error).split())) from None
+        raise Failure(one_line(error)) from None
     except Exception as error:
-        raise Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise Failure(f"{type(error).__name__}: {one_line(error)[:300]}") from error

@@ -1,6 +1,6 @@
-"""What SHViT is compared with, and what was published of each: accuracy, and the paper's own measurements of speed."""
+"""The models that SHViT is compared with, their published accuracy and training, and the paper's measured speeds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..model.architecture import TIMM_PREFIX
 from ..model.config import VARIANTS
@@ -16,7 +16,13 @@ PEERS = (
     "timm/fastvit_t8",
     "timm/starnet_s4",
     "timm/mobilevitv2_100",
+    "timm/hgnetv2_b0.ssld_stage2_ft_in1k",
+    "timm/hgnetv2_b1.ssld_stage2_ft_in1k",
+    "timm/mobilenetv3_large_100.miil_in21k_ft_in1k",
+    "timm/efficientnet_b0.ra4_e3600_r224_in1k",
+    "timm/mobilenetv4_conv_medium",
 )
+"""With the tag of the weights where it is not timm's default."""
 DEFAULT_MODELS = (*VARIANTS, *PEERS)
 
 _BACKBONES = (*VARIANTS, "timm/mobilenetv3_large_100", "timm/resnet50")
@@ -28,55 +34,69 @@ DETECTION_MODELS = {
     ),
     "segment": (*_BACKBONES, "torchvision/maskrcnn_resnet50_fpn_v2"),
 }
-"""timm's two are torchvision's networks, layer for layer."""
+"""The two networks of timm equal torchvision's layer for layer."""
 DETECTION_SIZE = 512
-"""Side of the images that the paper timed backbones with, in pixels."""
+"""Side of the images in the paper's timing of backbones, in pixels."""
 PAPER_BACKBONES = {"shvit_s4": (0.28, 5.0), "timm/resnet50": (None, 19.0), "timm/mobilenetv3_large_100": (None, 7.5)}
-"""Milliseconds an image of the backbone on GPU (batch 32) and CPU (batch 16): Yun and Ro, arXiv:2401.16456, on COCO.
-None: not known here."""
+"""Milliseconds per image of the backbone on GPU (batch 32) and CPU (batch 16): Yun and Ro, arXiv:2401.16456, on COCO.
+None: unknown."""
 
 
 @dataclass(frozen=True)
 class Top1:
-    """A published accuracy on ImageNet-1K, or a file's own."""
+    """A published accuracy on ImageNet-1K, or that of a file."""
 
     percent: float
     image_size: int
-    """Side of the images it was measured with, in pixels."""
+    """Side of the images in pixels."""
     source: str
-    distilled: bool = False
-    """Whether a larger network taught it, which is worth about a point."""
+    training: str = ""
+    """Data (`in1k`: ImageNet-1K; `in21k`, `in22k`: pretrained on a larger ImageNet), and distillation."""
     own: bool = False
-    """Whether it is the file's, on the validation images of the data that it was trained on."""
+    """Whether it is the file's, on the validation images of its training data."""
+    distilled: bool = field(init=False)
+    """Whether it was trained with a larger network as teacher, which is worth about a point."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "distilled", "distilled" in self.training)
 
 
 TIMM_TABLE = "timm, results/results-imagenet.csv at 7479d451a6df"
+NEWER_TABLE = "timm, results/results-imagenet.csv at 4e5207c7bb65"
 STARNET = "the authors' list of their weights, github.com/ma-xu/Rewrite-the-Stars at e7fef11af6e3"
 
 _TOP1 = {
-    **{name: Top1(PUBLISHED_TOP1[f"{name}.in1k"], config.image_size, "timm") for name, config in VARIANTS.items()},
-    "mobilenetv3_small_100": Top1(67.638, 224, TIMM_TABLE),  # .lamb_in1k
-    "mobilenetv4_conv_small": Top1(73.730, 224, TIMM_TABLE),  # .e2400_r224_in1k
-    "efficientvit_m5": Top1(77.082, 224, TIMM_TABLE),  # .r224_in1k
-    "levit_128s": Top1(76.522, 224, TIMM_TABLE, True),  # .fb_dist_in1k
-    "levit_192": Top1(79.850, 224, TIMM_TABLE, True),  # .fb_dist_in1k
-    "repvit_m0_9": Top1(78.654, 224, TIMM_TABLE, True),  # .dist_300e_in1k
-    "fastvit_t8": Top1(76.184, 256, TIMM_TABLE),  # .apple_in1k
-    "starnet_s4": Top1(78.8, 224, STARNET),  # .in1k
-    "mobilevitv2_100": Top1(78.092, 256, TIMM_TABLE),  # .cvnets_in1k
+    **{
+        name: Top1(PUBLISHED_TOP1[f"{name}.in1k"], config.image_size, "timm", "in1k")
+        for name, config in VARIANTS.items()
+    },
+    "mobilenetv3_small_100": Top1(67.638, 224, TIMM_TABLE, "in1k"),  # .lamb_in1k
+    "mobilenetv4_conv_small": Top1(73.730, 224, TIMM_TABLE, "in1k"),  # .e2400_r224_in1k
+    "efficientvit_m5": Top1(77.082, 224, TIMM_TABLE, "in1k"),  # .r224_in1k
+    "levit_128s": Top1(76.522, 224, TIMM_TABLE, "in1k, distilled"),  # .fb_dist_in1k
+    "levit_192": Top1(79.850, 224, TIMM_TABLE, "in1k, distilled"),  # .fb_dist_in1k
+    "repvit_m0_9": Top1(78.654, 224, TIMM_TABLE, "in1k, distilled"),  # .dist_300e_in1k
+    "fastvit_t8": Top1(76.184, 256, TIMM_TABLE, "in1k"),  # .apple_in1k
+    "starnet_s4": Top1(78.8, 224, STARNET, "in1k"),  # .in1k
+    "mobilevitv2_100": Top1(78.092, 256, TIMM_TABLE, "in1k"),  # .cvnets_in1k
+    "hgnetv2_b0.ssld_stage2_ft_in1k": Top1(77.362, 224, NEWER_TABLE, "in22k, distilled"),
+    "hgnetv2_b1.ssld_stage2_ft_in1k": Top1(78.884, 224, NEWER_TABLE, "in22k, distilled"),
+    "mobilenetv3_large_100.miil_in21k_ft_in1k": Top1(77.920, 224, NEWER_TABLE, "in21k"),
+    "efficientnet_b0.ra4_e3600_r224_in1k": Top1(78.568, 224, NEWER_TABLE, "in1k"),
+    "mobilenetv4_conv_medium": Top1(79.916, 256, NEWER_TABLE, "in1k"),  # .e500_r256_in1k
 }
-"""Of the weights that timm takes by default for the name."""
+"""Without a tag: of timm's default weights for the name."""
 
 
 def published_top1(name: str, image_size: int) -> Top1 | None:
-    """What was published of this network at this size; None where nothing is known here."""
+    """The published accuracy of this network at this size; None if unknown."""
     top1 = _TOP1.get(name.removeprefix(TIMM_PREFIX).removesuffix(".in1k"))
     return top1 if top1 and top1.image_size == image_size else None
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the paper measured: everything but the models is fixed."""
+    """The paper's way to measure: everything except the models is fixed."""
 
     engine: str
     precision: str
@@ -85,23 +105,24 @@ class Protocol:
     device: str
     about: str
     images_per_second: dict[str, int]
-    """As published, by model."""
+    """Published, by model."""
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The paper's models."""
         return tuple(self.images_per_second)
 
 
 TRACED = "torch-traced"
-"""PyTorch as the paper's scripts ran it: the network folded and traced, fp32 images that are already on the device."""
+"""PyTorch as in the paper's scripts: the network folded and traced, fp32 images on the device."""
 EAGER = "torch-eager"
 """PyTorch operation by operation: the network folded, in channels_last."""
 COMPILED = "torch-compiled"
-"""torch.compile at its best: the network folded, mode max-autotune, the faster of NCHW and channels_last."""
+"""torch.compile: the network folded, mode max-autotune, the faster of NCHW and channels_last."""
 
 
 def yardsticks(device: str) -> dict[str, tuple[str, ...]]:
-    """What engines are compared with when it is asked for by name, and the precisions that each has."""
+    """What engines are compared with if asked for by name, and the precisions of each."""
     if device == "cpu":
         return {TRACED: ("fp32",), EAGER: ("fp32", "bf16"), COMPILED: ("fp32", "bf16")}
     return {TRACED: ("fp16", "fp32"), EAGER: ("fp16", "bf16", "fp32"), COMPILED: ("fp16", "bf16", "fp32")}

@@ -1,4 +1,4 @@
-"""What was asked for, checked and spelled out: the cases that can run here, and what is left out and why."""
+"""The cases of a request that can run here, and what is left out and why."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,78 +6,60 @@ from itertools import product
 from typing import Any
 
 from .. import engines
-from ..engines import EngineError, Exported, Runnable
-from ..errors import InputError
-from ..model.detector import Detector
-from ..model.shvit import SHViT
-from .case import PARTS, WHOLE, Case, has_random_weights
+from ..engines import EngineError, Exported
+from ..errors import InputError, check_at_least
+from ..requests.bench import BenchRequest
+from ..tasks import kind_of
+from .case import BACKBONE_TASK, WHOLE, Case, Opened, has_random_weights, is_detector, parts_of
 from .peers import DEFAULT_MODELS, DETECTION_MODELS, DETECTION_SIZE, EAGER, PROTOCOLS, yardsticks
-from .torchvision import TorchvisionDetector
-
-Opened = Runnable | TorchvisionDetector
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to compare; what is empty or None is left to the defaults.
-
-    Exported files run as they were written: engines, precisions and image sizes are for the other models.
-    """
-
-    models: tuple[str, ...] = ()
-    """Variants and `timm/NAME` (random weights), published names, model files, exported files."""
-    engines: tuple[str, ...] = ()
-    """Default: all that can run; of the default models, which are many, the first of them alone."""
-    precisions: tuple[str, ...] = ()
-    batch_sizes: tuple[int, ...] = ()
-    image_sizes: tuple[int, ...] = ()
-    """Sides in pixels; default: each model's own."""
-    threads: int | None = None
-    """None: as many as each engine takes by itself."""
-    device: str = "auto"
-    rounds: int = 10
-    protocol: str | None = None
-    task: str = "classify"
-    """`detect` and `segment` time the models as backbones of detectors, and as detectors."""
-    profile: bool = False
-    """Also find out what each spends its time on, once all are timed."""
+from .torchvision import is_torchvision
 
 
 @dataclass(frozen=True)
 class Omitted:
-    """What has no row, and why."""
+    """What has no row in the table, and why."""
 
     what: str
     reason: str
 
 
-def settle(request: Request) -> Request:
-    """The request with the defaults, or the protocol's settings, filled in.
+def settle(request: BenchRequest) -> BenchRequest:
+    """Fill in the defaults, or the settings of the protocol.
 
     Raises:
-        InputError: A number too small, or a setting that the protocol fixes otherwise.
+        InputError: A number is too small, or the protocol fixes a setting to another value.
     """
-    for name, least in (("threads", 1), ("rounds", 1), ("batch_sizes", 1), ("image_sizes", 32)):
-        value = getattr(request, name)
-        for number in value if isinstance(value, tuple) else [value]:
-            if number is not None and number < least:
-                raise InputError(f"{_flag(name)} must be at least {least}, got {number}")
-    if request.task not in PARTS:
-        raise InputError(f"--task must be one of {', '.join(PARTS)}, got {request.task!r}")
-    if request.task != "classify":
+    check_at_least(1, threads=request.threads, rounds=request.rounds)
+    for number in request.batch_sizes:
+        check_at_least(1, batch_size=number)
+    for side in request.image_sizes:
+        check_at_least(32, image_size=side)
+    if is_detector(request.task):
         return _settle_detectors(request)
-    if request.protocol is None:
-        device = engines.pick_device(request.device)
-        engines.check_threads(request.threads, device)
-        request = replace(request, batch_sizes=request.batch_sizes or (16,), device=device)
-        if request.models:
-            return request
-        able = [name for name, kind in engines.ENGINES.items() if not kind.unavailable(device)]
-        fastest = able[: 2 if able[0] == "cuda" else 1]  # whose kernels compute SHViT alone
-        return replace(request, models=DEFAULT_MODELS, engines=request.engines or tuple(fastest))
-    if request.protocol not in PROTOCOLS:
-        raise InputError(f"unknown protocol {request.protocol!r}: allowed are {', '.join(PROTOCOLS)}")
-    protocol = PROTOCOLS[request.protocol]
+    return _settle_classifiers(request) if request.protocol is None else _settle_protocol(request, request.protocol)
+
+
+def _settle_classifiers(request: BenchRequest) -> BenchRequest:
+    """Without models: SHViT and its peers, on the fastest engine."""
+    device = engines.pick_device(request.device)
+    engines.check_threads(request.threads, device)
+    request = replace(request, batch_sizes=request.batch_sizes or (16,), device=device)
+    if request.models:
+        return request
+    fastest: list[str] = []
+    for name, kind in engines.ENGINES.items():
+        if not kind.unavailable(device):
+            fastest.append(name)
+            if kind.every_network:
+                break
+    return replace(request, models=DEFAULT_MODELS, engines=request.engines or tuple(fastest))
+
+
+def _settle_protocol(request: BenchRequest, name: str) -> BenchRequest:
+    """As in the paper: only the models can be chosen."""
+    if name not in PROTOCOLS:
+        raise InputError(f"unknown protocol {name!r}: allowed are {', '.join(PROTOCOLS)}")
+    protocol = PROTOCOLS[name]
     fixed: dict[str, Any] = {
         "engines": (protocol.engine,),
         "precisions": (protocol.precision,),
@@ -86,18 +68,18 @@ def settle(request: Request) -> Request:
         "threads": protocol.threads,
         "device": protocol.device,
     }
-    for name, value in fixed.items():
-        if getattr(request, name) not in (getattr(Request, name), value):
-            raise InputError(f"--protocol {request.protocol} fixes {_flag(name)}: leave it out")
+    for field, value in fixed.items():
+        if getattr(request, field) not in (getattr(BenchRequest, field), value):
+            raise InputError(f"--protocol {name} fixes {_flag(field)}: leave it out")
     try:
         engines.pick_device(protocol.device)
     except EngineError as error:
-        raise InputError(f"--protocol {request.protocol} needs {protocol.device}: {error}") from None
+        raise InputError(f"--protocol {name} needs {protocol.device}: {error}") from None
     return replace(request, models=request.models or protocol.models, **fixed)
 
 
-def _settle_detectors(request: Request) -> Request:
-    """At the paper's size and numbers of images, where nothing else is asked for."""
+def _settle_detectors(request: BenchRequest) -> BenchRequest:
+    """By default with the paper's image size and batch sizes."""
     if request.protocol:
         raise InputError("--protocol is for classifiers: leave out --task or --protocol")
     device = engines.pick_device(request.device)
@@ -113,34 +95,33 @@ def _settle_detectors(request: Request) -> Request:
     )
 
 
-def plan(request: Request, models: Mapping[str, Opened]) -> tuple[list[Case], list[Omitted]]:
-    """Every case that can run here, and what was not asked for by name and cannot.
+def plan(request: BenchRequest, models: Mapping[str, Opened]) -> tuple[list[Case], list[Omitted]]:
+    """Return every case that can run here, and what cannot run but was not asked for by name.
 
     Args:
-        request: A settled one.
-        models: What its models are.
+        request: A settled request.
+        models: Its models, opened.
 
     Raises:
-        EngineError: An engine or precision asked for by name cannot run here; the message says what can.
+        EngineError: An engine or precision that was asked for by name cannot run here; the message says what can.
         InputError: An exported file in a protocol, which is for networks.
     """
     pairs_here, left_out = pairs(request)
     cases: dict[Case, None] = {}
     omitted = dict.fromkeys(left_out)
     for name, model in models.items():
-        parts = PARTS[request.task]
+        parts = parts_of(request.task)
         if isinstance(model, Exported):
             if request.protocol:
                 raise InputError(f"--protocol {request.protocol} is for networks, and {name} is an exported file")
             here, sizes, parts = [(model.engine, model.precision)], (model.preprocess.image_size,), (WHOLE,)
-        elif isinstance(model, TorchvisionDetector):
+        elif is_torchvision(name):
             here, sizes, parts = [(EAGER, "fp32")], request.image_sizes, (WHOLE,)
         else:
             here, sizes = pairs_here, request.image_sizes or (model.preprocess.image_size,)
         for part, size, batch, (engine, precision) in product(parts, sizes, request.batch_sizes, here):
-            if reason := _cannot(name, model, request.task if part == WHOLE else "classify", engine, precision):
-                what = f"{name}, {engine}" + ("" if engine == "cuda" else f" {precision}")
-                omitted[Omitted(what, reason)] = None
+            if reason := _cannot(name, model, request.task if part == WHOLE else BACKBONE_TASK, engine, precision):
+                omitted[reason] = None
             else:
                 options = {"task": request.task, "part": part}
                 cases[Case(name, engine, precision, batch, size, request.device, request.threads, **options)] = None
@@ -149,11 +130,11 @@ def plan(request: Request, models: Mapping[str, Opened]) -> tuple[list[Case], li
     return list(cases), list(omitted)
 
 
-def pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
-    """The pairs of engine and precision that are wanted and can run, and the engines left out.
+def pairs(request: BenchRequest) -> tuple[list[tuple[str, str]], list[Omitted]]:
+    """Return the wanted pairs of engine and precision that can run, and the engines that are left out.
 
     Raises:
-        EngineError: As of `plan`.
+        EngineError: See `plan`.
     """
     reasons = {name: kind.unavailable(request.device) for name, kind in engines.ENGINES.items()}
     offers = {name: kind.precisions(request.device) for name, kind in engines.ENGINES.items() if reasons[name] is None}
@@ -177,18 +158,20 @@ def pairs(request: Request) -> tuple[list[tuple[str, str]], list[Omitted]]:
     return found, missing + lacking
 
 
-def _cannot(name: str, model: Opened, task: str, engine: str, precision: str) -> str | None:
-    """Why this model has no row of this engine and precision."""
-    if isinstance(model, Exported | TorchvisionDetector):
+def _cannot(name: str, model: Opened, task: str, engine: str, precision: str) -> Omitted | None:
+    """Why this model has no row for this engine and precision; None if it has."""
+    if isinstance(model, Exported) or is_torchvision(name):
         return None
-    network = model.model.backbone if isinstance(model.model, Detector) and task == "classify" else model.model
-    if engine == "cuda" and not isinstance(network, SHViT):
-        return "its kernels compute SHViT; others run on --engine torch"
-    if engine in engines.ENGINES and not engines.allowed_precisions(task, engine, (precision,)):
-        has = (f"{name} ({', '.join(precisions)})" for name, precisions in engines.RUN_DETECTORS[task].items())
-        return f"models of task {task} run on {', '.join(has)}"
+    kind = engines.ENGINES.get(engine)
+    network = model.model if task == model.task else model.model.backbone
+    if kind and (reason := kind.refuses(network)):
+        return Omitted(f"{name}, {engine}", reason)
+    what, detector = f"{name}, {engine} {precision}", kind_of(task).detector
+    if kind and is_detector(task) and precision not in kind.runs.get(detector, ()):
+        able = (f"{name} ({', '.join(kind.runs[detector])})" for name, kind in engines.runners(task).items())
+        return Omitted(what, f"models of task {task} run on {', '.join(able)}")
     if precision == "int8" and not has_random_weights(name):
-        return "int8 needs calibration images: give the file that shvit export --precision int8 writes"
+        return Omitted(what, "int8 needs calibration images: give the file that shvit export --precision int8 writes")
     return None
 
 

@@ -1,6 +1,5 @@
-"""What a person sees of a benchmark: progress, a table, a file. Only this file and figures.py format."""
+"""The output of a benchmark: progress, tables, files. Only this file and figures.py format."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,18 +11,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..console import say, show_table, visible
 from ..errors import InputError
-from ..files import replacing
+from ..files import write_json
+from .case import is_detector
 from .peers import Top1
 from .run import Result, Row, describe
 
 SHOWN_KERNELS, NAME_LENGTH = 40, 60
-"""Of a profile; a file has all of it."""
+"""Limits of a profile in the table; the file contains all of it."""
 
 Column = tuple[str, Callable[[Row], str]]
 
 
 def mark(top1: Top1) -> str:
-    """Where an accuracy comes from; nothing for what is usual."""
+    """Marks accuracies that are a file's own, or of distilled weights."""
     return "‡" * top1.own + "†" * top1.distilled
 
 
@@ -33,14 +33,14 @@ CASE_COLUMNS: tuple[Column, ...] = (
     ("batch", lambda row: str(row.case.batch_size)),
     ("pixels", lambda row: str(row.case.image_size)),
 )
-"""Shown as columns only where the rows differ."""
+"""Columns that are shown only if the rows differ."""
 
 COLUMNS: tuple[Column, ...] = (
     ("images/s", lambda row: f"{row.images_per_second:,.{0 if row.images_per_second >= 100 else 1}f}"),
-    ("ms a call", lambda row: f"{row.timing.median * 1e3:.2f}"),
+    ("ms per call", lambda row: f"{row.timing.median * 1e3:.2f}"),
     ("p95", lambda row: f"{row.timing.p95 * 1e3:.2f}"),
     ("spread", lambda row: f"{row.timing.spread:.1%}"),
-    ("of ceiling", lambda row: f"{row.share:.0%}" if row.share else "-"),
+    ("of peak", lambda row: f"{row.share:.0%}" if row.share else "-"),
     ("memory", lambda row: f"{row.memory / 1e6:.0f} MB" if row.memory is not None else "-"),
     ("params", lambda row: f"{row.cost.params / 1e6:.1f} M" if row.cost else "-"),
     ("MACs", lambda row: f"{row.cost.macs / 1e6:.0f} M" if row.cost else "-"),
@@ -49,33 +49,34 @@ TOP1: Column = (
     "top-1",
     lambda row: f"{row.top1.percent:.1f}%{mark(row.top1) or ' '}" if row.top1 else "- ",
 )
+TRAINING: Column = ("training", lambda row: row.top1.training if row.top1 else "")
 
 OF_DETECTORS: tuple[Column, ...] = (
     ("part", lambda row: row.case.part),
-    ("ms an image", lambda row: f"{1e3 / row.images_per_second:.2f}"),
+    ("ms per image", lambda row: f"{1e3 / row.images_per_second:.2f}"),
     ("paper's", lambda row: f"{row.paper_milliseconds:.2f}" if row.paper_milliseconds else "-"),
 )
 
 NOTES_ON_DETECTORS = (
-    "backbone: until the last map is there; whole: from pixels to boxes, overlapping ones removed. Detectors with "
-    "random weights find nothing, so neither that nor masks take them time. Paper: the backbone, on its hardware."
+    "backbone: up to its last map; whole: from pixels to boxes, including non-maximum suppression. Detectors with "
+    "random weights find nothing, so NMS and masks take no time. Paper: the backbone, on the paper's hardware."
 )
 NOTES = (
-    "ms a call: the median of the rounds' medians, for one batch; p95 is of all calls; half of the rounds lie within "
+    "ms per call: the median of the rounds' medians, for one batch; p95: of all calls; half of the rounds lie within "
     "the spread.",
-    "of ceiling: operations/s over the machine's rate of matrix products in that precision.",
-    "memory: the most held while running, the runtime included, less what Python with torch held before loading.",
+    "of peak: operations/s relative to the machine's peak matmul FLOP/s in that precision.",
+    "memory: peak while running, including the runtime, minus that of Python with torch before loading.",
     "params, MACs: of the folded network.",
 )
 NOTE_ON_TOP1 = (
-    "top-1: published, on ImageNet-1K († distilled), or a file's own, on its validation images (‡); timed were random "
-    "weights, unless a file was given."
+    "top-1: published, on ImageNet-1K († distilled), or a file's own, on its validation images (‡). training: data and "
+    "distillation. Speed is measured with random weights unless a file is given."
 )
 
 
 @contextmanager
 def watching(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for `bench` to move, while a terminal watches."""
+    """Show a progress bar in a terminal; yields the function that updates it."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bar = progress.add_task("")
@@ -83,19 +84,19 @@ def watching(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def show(console: Console, result: Result) -> None:
-    """The machine, the table, and what has no row."""
+    """Print the machine, the table, and what has no row."""
     hardware, machine = result.about["hardware"], result.machine
     threads = result.request.threads
     say(
         console,
         f"{hardware_in_words(hardware)}, {hardware['cores']} cores; threads: "
-        f"{threads or 'as many as each engine takes by itself'}; {result.request.rounds} interleaved rounds",
+        f"{threads or 'chosen by each engine'}; {result.request.rounds} interleaved rounds",
     )
-    products = (f"{name} {p.rate / 1e9:,.0f} G/s ({p.by})" for name, p in machine.products.items())
-    say(console, f"matrix products, operations/s: {', '.join(products)}")
+    products = (f"{name} {p.rate / 1e9:,.0f} GFLOP/s ({p.by})" for name, p in machine.products.items())
+    say(console, f"peak matmul: {', '.join(products)}")
     say(
         console,
-        f"copies, read and written: {machine.copy_cache / 1e9:.1f} GB/s in the caches, "
+        f"memory bandwidth (copy, read and written): {machine.copy_cache / 1e9:.1f} GB/s in the caches, "
         f"{machine.copy_memory / 1e9:.1f} GB/s in memory",
     )
     if result.protocol:
@@ -104,15 +105,15 @@ def show(console: Console, result: Result) -> None:
     same = [f"{name} {cell(result.rows[0])}" for name, cell in CASE_COLUMNS if (name, cell) not in differing]
     if same:
         say(console, f"in every row: {', '.join(same)}")
-    classifies = result.request.task == "classify"
-    shown = (*COLUMNS, TOP1) if classifies else (*OF_DETECTORS, *COLUMNS)
+    detects = is_detector(result.request.task)
+    shown = (*OF_DETECTORS, *COLUMNS) if detects else (*COLUMNS, TOP1, TRAINING)
     columns = [("model", lambda row: row.case.model), *differing, *shown, *_paper_columns(result)]
     rows = [[cell(row) for _, cell in columns] for row in result.rows]
     show_table(console, [name for name, _ in columns], rows)
-    for note in (*NOTES, NOTE_ON_TOP1 if classifies else NOTES_ON_DETECTORS):
+    for note in (*NOTES, NOTES_ON_DETECTORS if detects else NOTE_ON_TOP1):
         say(console, note, style="dim")
     if any(row.random_calibration for row in result.rows):
-        say(console, "* quantised on random images, for its speed alone", style="dim")
+        say(console, "* quantised on random images, only to measure its speed", style="dim")
     if result.request.profile:
         for row in result.rows:
             _show_profile(console, result, row)
@@ -122,11 +123,11 @@ def show(console: Console, result: Result) -> None:
 
 
 def _show_profile(console: Console, result: Result, row: Row) -> None:
-    """What one row's call spends its time on; on the cuda engine, beside the least that it must."""
+    """Print what a call spends its time on; for the engine cuda, also the minimum time."""
     say(console, "")
     say(console, f"{describe(row.case)}: where the time of a call goes", style="bold")
     if not row.profile:
-        say(console, f"{row.case.engine} does not show it to PyTorch's profiler")
+        say(console, f"PyTorch's profiler does not see the operations of {row.case.engine}")
         return
     total = sum(spent.seconds for spent in row.profile)
     rows = []
@@ -139,10 +140,10 @@ def _show_profile(console: Console, result: Result, row: Row) -> None:
         )
         name = spent.what if len(spent.what) <= NAME_LENGTH else f"{spent.what[: NAME_LENGTH - 1]}…"
         rows.append([name, str(spent.times), f"{spent.seconds * 1e6:.1f}", f"{spent.seconds / total:.1%}", *known])
-    show_table(console, ["what", "times", "µs", "of all", "G operations", "MB", "of floor"], rows)
+    show_table(console, ["operation", "calls", "µs", "of total", "GFLOP", "MB", "of floor"], rows)
     floors = [spent.floor(result.machine, row.case.precision) or 0.0 for spent in row.profile]
-    floor = f"; the floor of its layers, one by one, is {sum(floors) * 1e6:.1f} µs" if any(floors) else ""
-    say(console, f"in all {total * 1e6:.1f} µs of {row.timing.median * 1e6:.1f} µs a call{floor}")
+    floor = f"; the minimum time of its layers, added up, is {sum(floors) * 1e6:.1f} µs" if any(floors) else ""
+    say(console, f"total: {total * 1e6:.1f} µs of {row.timing.median * 1e6:.1f} µs per call{floor}")
 
 
 def _paper_columns(result: Result) -> list[Column]:
@@ -161,26 +162,25 @@ def _paper_columns(result: Result) -> list[Column]:
 
 
 def check_paths(out: Path | None, plot: Path | None) -> None:
-    """Refuses, before any work, names that are no JSON file or folder, and no PNG."""
+    """Raises InputError, before any work, if `out` is not a JSON file or folder, or `plot` is not a PNG."""
     if out and not _is_folder(out) and out.suffix != ".json":
         raise InputError(f"--out must be a folder or end in .json, got {out}")
     if plot and plot.suffix.lower() != ".png":
         raise InputError(f"--plot must end in .png, got {plot}")
 
 
-def write_json(result: Result, out: Path) -> Path:
-    """The result as a file; in a folder, under a name that says what, where and when. Returns its path."""
+def write_result(result: Result, out: Path) -> Path:
+    """Write the result; in a folder, under a name with the hardware and the date. Returns the path."""
     if _is_folder(out):
-        what = "bench" if result.request.task == "classify" else f"bench-{result.request.task}"
+        what = f"bench-{result.request.task}" if is_detector(result.request.task) else "bench"
         out = out / f"{what}_{hardware_name(result.about['hardware'])}_{result.about['date'][:10]}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(out, result.to_dict())
     return out
 
 
 def hardware_name(hardware: dict[str, Any]) -> str:
-    """Short, for the name of a file: amd-epyc-bf16-2core, with the newest instructions of a processor."""
+    """Short, for file names: amd-epyc-bf16-2core, with the newest instruction set of the processor."""
     words = re.sub(r"\((r|tm|c)\)|\bcpu\b|@.*", " ", hardware.get("gpu", hardware["processor"]).lower())
     name = re.findall(r"[a-z0-9.]+", words)
     if "gpu" not in hardware:
@@ -190,7 +190,7 @@ def hardware_name(hardware: dict[str, Any]) -> str:
 
 
 def hardware_in_words(hardware: dict[str, Any]) -> str:
-    """AMD EPYC (AVX2, AVX-512)."""
+    """As text: AMD EPYC (AVX2, AVX-512)."""
     if "gpu" in hardware or not hardware.get("instructions"):
         return hardware.get("gpu", hardware["processor"])
     return f"{hardware['processor']} ({', '.join(hardware['instructions'])})"

@@ -1,4 +1,4 @@
-"""From a request to numbers: every case in its process, rounds of all of them, and a row of facts for each."""
+"""Run a benchmark: load every case, time all of them in interleaved rounds, and return a row for each."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,49 +12,61 @@ from ..model.architecture import Architecture
 from ..model.cost import Cost, cost
 from ..model.fuse import fuse
 from ..provenance import facts
-from .case import BACKBONE, Case, Subject, Worker, has_random_weights, open_model, own_top1
+from ..requests.bench import BenchRequest
+from .case import (
+    BACKBONE,
+    Case,
+    Opened,
+    Subject,
+    Worker,
+    has_random_weights,
+    is_detector,
+    open_model,
+    own_top1,
+)
 from .machine import Machine, measure
 from .peers import DETECTION_SIZE, PAPER_BACKBONES, PROTOCOLS, Protocol, Top1, published_top1
-from .plan import Omitted, Opened, Request, plan, settle
+from .plan import Omitted, plan, settle
 from .profile import OpTime
 from .timing import Timing, interleave
-from .torchvision import TORCHVISION_PREFIX, TorchvisionDetector
+from .torchvision import is_torchvision
 
 Progress = Callable[[str, int, int], None]
-"""Told what is done now, and how many of how many steps were done before."""
+"""Called with the current step, the number of steps done, and the number of steps."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case, measured."""
+    """The measurements of one case."""
 
     case: Case
     timing: Timing
     memory: int | None
-    """Bytes, see `Subject.memory`."""
+    """In bytes, see `Subject.memory`."""
     cost: Cost | None
-    """Of one image through the folded network; None for exported files that do not say what they hold."""
+    """One image through the folded network; None for exported files that do not name their architecture."""
     share: float | None
-    """Of the machine's rate of matrix products in this precision."""
+    """Share of the machine's peak matmul FLOP/s in this precision."""
     detail: str | None = None
-    """What else is to be known of how it ran."""
+    """See `Subject.detail`."""
     own_top1: Top1 | None = None
-    """Of a file."""
+    """Accuracy of a file."""
     profile: tuple[OpTime, ...] = ()
-    """Where it was asked for, and the engine shows it."""
+    """Empty unless asked for."""
 
     @property
     def images_per_second(self) -> float:
+        """Throughput."""
         return self.case.batch_size / self.timing.median
 
     @property
     def random_weights(self) -> bool:
-        """Backbones have them always: how fast they are is no matter of weights."""
+        """Whether its weights are random, as always for backbones."""
         return has_random_weights(self.case.model) or self.case.part == BACKBONE
 
     @property
     def paper_milliseconds(self) -> float | None:
-        """An image, as published of this backbone, with this batch, on other hardware."""
+        """Published milliseconds per image of this backbone with this batch size, on other hardware."""
         case = self.case
         on_gpu, on_cpu = PAPER_BACKBONES.get(case.model, (None, None))
         published = {("cuda", 32): on_gpu, ("cpu", 16): on_cpu}
@@ -64,49 +76,50 @@ class Row:
 
     @property
     def top1(self) -> Top1 | None:
-        """At this size: a file's own, else the published one."""
+        """Accuracy at this size: the file's own, or the published one."""
         if self.own_top1 is not None:
             return self.own_top1 if self.own_top1.image_size == self.case.image_size else None
         return published_top1(self.case.model, self.case.image_size)
 
     @property
     def random_calibration(self) -> bool:
-        """Whether it was quantised on noise, for its speed alone."""
+        """Whether it was quantised on random images, only to measure its speed."""
         return self.case.precision == "int8" and has_random_weights(self.case.model)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A whole run."""
+    """A whole benchmark."""
 
-    request: Request
+    request: BenchRequest
     """Settled."""
     machine: Machine
     rows: tuple[Row, ...]
     skipped: tuple[Omitted, ...]
-    """Not tried."""
+    """Not run."""
     failed: tuple[Omitted, ...]
-    """Tried."""
+    """Run without success."""
     about: Mapping[str, Any]
     """Versions, commit, hardware, command, date."""
 
     @property
     def protocol(self) -> Protocol | None:
+        """The paper's protocol, if asked for."""
         return PROTOCOLS[self.request.protocol] if self.request.protocol else None
 
     def ratio_to_s1(self, row: Row) -> float | None:
-        """Images/s over those of shvit_s1; None where that has no row."""
+        """Throughput relative to shvit_s1; None if that has no row."""
         s1 = [other for other in self.rows if other.case.model == "shvit_s1"]
         return row.images_per_second / s1[0].images_per_second if s1 else None
 
     def published_speed(self, row: Row) -> tuple[int, float] | None:
-        """Images/s as the paper has them for this protocol, and their ratio to those of shvit_s1."""
+        """The paper's images/s for this protocol, and their ratio to those of shvit_s1."""
         published = self.protocol.images_per_second if self.protocol else {}
         speed = published.get(row.case.model)
         return (speed, speed / published["shvit_s1"]) if speed else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For results/: every row with the raw medians of its rounds, and how and where they were measured."""
+        """For results/: every row with the median of each round, and how and where they were measured."""
         fastest = max(self.rows, key=lambda row: row.images_per_second)
         return {
             "what": f"the fastest of {len(self.rows)} rows: {describe(fastest.case)}",
@@ -155,20 +168,25 @@ class Result:
 
 
 def bench(
-    request: Request,
+    request: BenchRequest,
     progress: Progress = lambda what, done, total: None,
     wanted: Callable[[Case], bool] = lambda case: True,
 ) -> Result:
-    """Measure the machine, load every case that can run on it and is wanted, and time them against each other.
+    """Measure the machine, load every wanted case that can run on it, and time them in interleaved rounds.
+
+    Args:
+        request: What to compare.
+        progress: Called with each step.
+        wanted: Selects cases.
 
     Raises:
-        InputError: What was asked for by name does not exist or cannot run here; the message says what can.
-        Failure: Not one case could run.
+        InputError: Something that was asked for by name does not exist or cannot run here; the message says what can.
+        Failure: No case could run.
     """
     request = settle(request)
     side = request.image_sizes[0] if request.image_sizes else None
     models = {name: open_model(name, side, request.task) for name in request.models}
-    own = {name: own_top1(name) for name in request.models} if request.task == "classify" else {}
+    own = {name: own_top1(name) for name in request.models}
     cases, skipped = plan(request, models)
     cases = [case for case in cases if wanted(case)]
     progress("counting operations", 0, 1)
@@ -211,7 +229,7 @@ def bench(
 
 
 def _profile(subject: Worker | Subject) -> tuple[OpTime, ...]:
-    """Empty where the profiler fails: that costs no timings."""
+    """Empty if the profiler fails, which must not lose the timings."""
     try:
         return tuple(subject.profile())
     except Failure:
@@ -219,8 +237,8 @@ def _profile(subject: Worker | Subject) -> tuple[OpTime, ...]:
 
 
 def describe(case: Case) -> str:
-    """A case in words."""
-    what = case.model if case.task == "classify" else f"{case.model} to {case.task} ({case.part})"
+    """A case as text."""
+    what = f"{case.model} to {case.task} ({case.part})" if is_detector(case.task) else case.model
     return f"{what}, {case.engine} {case.precision}, batch {case.batch_size}, {case.image_size} pixels"
 
 
@@ -229,7 +247,7 @@ def _network(case: Case) -> tuple[str, str, str, int]:
 
 
 def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | None], dict[Case, str]]:
-    """What each network costs at each size; and, of the cases, those whose network takes no such size."""
+    """The cost of each network at each size, and the cases whose network does not take their size."""
     folded: dict[tuple[Any, ...], Any] = {}
     costs: dict[tuple[str, str, str, int], Cost | None] = {}
     failed: dict[Case, str] = {}
@@ -238,9 +256,9 @@ def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | No
         if key in costs:
             continue
         try:
-            build = key if case.model.startswith(TORCHVISION_PREFIX) else key[:3]  # those are made for one size
+            build = key if is_torchvision(case.model) else key[:3]  # torchvision's are built for one size
             if build not in folded:
-                folded[build] = _folded(open_model(case.model, size, case.task, case.part))
+                folded[build] = _folded(case.model, open_model(case.model, size, case.task, case.part))
             model = folded[build]
             costs[key] = cost(model, (size, size), case.model) if model else None
         except (InputError, Failure) as error:
@@ -248,9 +266,9 @@ def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | No
     return costs, failed
 
 
-def _folded(model: Opened) -> Any:
-    """The network as it runs; one of the same build where the file holds none; None where it does not say which."""
-    if isinstance(model, TorchvisionDetector):
+def _folded(name: str, model: Opened) -> Any:
+    """The network as it runs; for an exported file, one of the same architecture, or None if it does not name it."""
+    if is_torchvision(name):
         return model
     network: Any
     if isinstance(model, Exported):
@@ -262,6 +280,7 @@ def _folded(model: Opened) -> Any:
 
 
 def about(device: str) -> dict[str, Any]:
+    """Versions, commit, command, date and hardware, with the GPU's name."""
     about = facts()
     if device.startswith("cuda"):
         about["hardware"]["gpu"] = torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""torchvision's own detectors, as its users run them: pixels in, boxes out, operation by operation."""
+"""torchvision's own detectors, run as its users do: pixels in, boxes out, operation by operation."""
 
 from typing import Any
 
@@ -11,14 +11,19 @@ from ..errors import InputError
 
 TORCHVISION_PREFIX = "torchvision/"
 BUILDERS = ("retinanet_", "fasterrcnn_", "maskrcnn_")
-"""Beginnings of the names of those that take images of any size."""
+"""Prefixes of the detectors that take images of any size."""
+
+
+def is_torchvision(name: str) -> bool:
+    """Whether a model's name is that of a detector of torchvision."""
+    return name.startswith(TORCHVISION_PREFIX)
 
 
 class TorchvisionDetector(nn.Module):
-    """One of them with random weights, that does not resize what it is given.
+    """A detector with random weights, which does not resize the images.
 
     Args:
-        name: torchvision's.
+        name: Its name in torchvision.
         image_size: Side of the images, in pixels.
 
     Raises:
@@ -37,4 +42,5 @@ class TorchvisionDetector(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> list[dict[str, Tensor]]:
+        """The objects in each image."""
         return self.network(list(images.to(next(self.parameters()).device).float() / 255))

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from .. import engines
 from ..bench import report as bench_report
-from ..bench.plan import Request
 from ..bench.run import bench
 from ..console import say
 from ..data.sources import open_source
@@ -16,6 +15,7 @@ from ..evaluate import evaluate, write_report
 from ..export.export import export
 from ..predict.predictor import Predictor
 from ..pretrained import load, load_model
+from ..requests.bench import BenchRequest
 from ..requests.train import TrainRequest
 from ..train.progress import Reporter
 from ..train.run import train
@@ -73,7 +73,7 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
         say(console, line)
 
     _command(console, f"shvit bench {best} {exported} --engine torch --precision fp32 --rounds {ROUNDS}")
-    request = Request((str(best), str(exported)), ("torch",), ("fp32",), rounds=ROUNDS)
+    request = BenchRequest((str(best), str(exported)), engines=("torch",), precisions=("fp32",), rounds=ROUNDS)
     with bench_report.watching(console) as progress:
         speeds = bench(request, progress)
     bench_report.show(console, speeds)

@@ -1,4 +1,4 @@
-"""Core ML, for Apple's devices: a `.mlpackage` with an image input and class labels. Written anywhere, run on macOS."""
+"""Core ML for Apple's devices: a `.mlpackage` with an image input and class labels. Written anywhere, run on macOS."""
 
 import math
 import sys
@@ -15,49 +15,42 @@ from torch import Tensor, nn
 
 from ..classnames import unique_names
 from ..data.transforms import Preprocess
+from ..errors import one_line
 from ..header import parsed
 from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
-from .base import (
-    OUTPUTS,
-    EngineError,
-    Exported,
-    ExportError,
-    Runnable,
-    Shapes,
-    check_ends,
-    check_export,
-    described,
-    missing,
-    seal,
-)
+from ..tasks import kind_of
+from .base import Accept, Engine, Precisions, Runnable, Shapes
 from .decompose import MEANS
+from .exported import EngineError, Exported, ExportError, check_ends, described, seal
 from .portable import portable
 
-IMAGE, LABEL, PROBABILITIES, LOGITS = "image", "classLabel", "classLabel_probs", OUTPUTS["classify"]
+IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
 DTYPES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
-"""As coremltools names them."""
+"""coremltools' names."""
 
 
-class CoreMLEngine:
-    """Runs a `.mlpackage` on macOS: on the processor alone for `cpu`, wherever Core ML thinks best for `mps`.
+class CoreMLEngine(Engine):
+    """Runs a `.mlpackage` on macOS: on the CPU only for `cpu`, wherever Core ML chooses for `mps`.
 
-    No test has run it: that needs a Mac.
+    Running it is untested, since that needs a Mac.
     """
 
     name: ClassVar[str] = "coreml"
     suffix: ClassVar[str] = ".mlpackage"
     extra: ClassVar[str | None] = "coreml"
-    concurrent: ClassVar[bool] = False
+    modules: ClassVar[tuple[str, ...]] = ("coremltools",)
+    runs: ClassVar[Precisions] = {None: ("fp16", "fp32"), "retinanet": ("fp16", "fp32")}
+    writes: ClassVar[Precisions] = runs
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         if threads is not None:
-            raise EngineError(f"Core ML chooses its threads itself: leave out threads, got {threads}")
+            raise EngineError(f"Core ML chooses its threads itself: leave out --threads, got {threads}")
         self.precision = precision
-        self._outputs = OUTPUTS[model.task]
+        self._outputs = kind_of(model.task).output
         self._lock = Lock()
-        """Apple says of a model that it is for one thread at a time."""
+        """Apple documents that a model must be used by one thread at a time."""
         ct = _coremltools()
         units = ct.ComputeUnit.CPU_ONLY if device == "cpu" else ct.ComputeUnit.ALL
         with TemporaryDirectory() as folder:
@@ -69,43 +62,40 @@ class CoreMLEngine:
             self._model = ct.models.MLModel(str(path), compute_units=units)
 
     @classmethod
-    def absent(cls) -> str | None:
-        return missing("coreml", "coremltools")
-
-    @classmethod
     def unavailable(cls, device: str) -> str | None:
         if sys.platform != "darwin":
             return "runs on macOS only"
         return cls.absent() if device in ("cpu", "mps") else f"does not run on {device}"
 
     @classmethod
-    def precisions(cls, device: str) -> tuple[str, ...]:
-        return ("fp16", "fp32")
-
-    @classmethod
-    def exports(cls) -> tuple[str, ...]:
-        return tuple(DTYPES)
-
-    @classmethod
     def export(
-        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+        cls,
+        model_file: ModelFile,
+        path: Path,
+        precision: str,
+        shapes: Shapes,
+        calibration: Sequence[Tensor] = (),
+        accept: Accept | None = None,
+        threads: int | None = None,
     ) -> None:
-        """The file takes one image and gives its label, the probability of each class, and the logits; of a detector,
-        its raw outputs. Classes that share a name get their index appended, since Core ML gives probabilities by label.
+        """Write a file that takes one image and returns its label, the probability of each class, and the logits.
+
+        A detector returns its raw outputs. Classes that share a name get their index appended, since Core ML returns
+        probabilities by label.
 
         Raises:
-            EngineError: Core ML cannot have these class names or shapes.
+            EngineError: Core ML does not support these class names or shapes.
         """
-        check_export(cls, precision, "coremltools")
+        cls.check_writes(precision)
         if shapes.dynamic_size or shapes.batch not in (None, 1):
             raise EngineError(f"{cls.suffix} files take one image of one size")
-        if model_file.task == "classify":
+        labels_images = kind_of(model_file.task).labels_images
+        if labels_images:
             _check_labels(model_file.classes)
         with quiet():
             model = _convert(model_file, precision)
-            kinds = f"{len(model_file.classes)} classes"
-            what = {"classify": f"which of {kinds}", "detect": f"boxes of {kinds}"}[model_file.task]
-            model.short_description = f"{model_file.architecture.name}: {what}"
+            what = "which of" if labels_images else "boxes of"
+            model.short_description = f"{model_file.architecture.name}: {what} {len(model_file.classes)} classes"
             model.input_description[IMAGE] = _input_description(model_file.preprocess)
             model.user_defined_metadata[HEADER_KEY] = described(model_file, path, cls.name, precision).to_json()
             model.save(str(path))
@@ -113,19 +103,28 @@ class CoreMLEngine:
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        """Works on every system that coremltools is on."""
+        """Read the metadata, on any system with coremltools."""
         description = _specification(path).description
         facts = description.metadata.userDefined
         if HEADER_KEY not in facts:
             raise EngineError(f"{path} was not written by shvit export")
         exported = Exported.from_json(path, facts[HEADER_KEY])
         outputs = {end.name: list(end.type.multiArrayType.shape) for end in description.output}
-        name = OUTPUTS.get(exported.task)
+        name = kind_of(exported.task).output
         if len(description.input) != 1 or name not in outputs:
-            raise EngineError(f"{path} does not take one image and give {name}")
+            raise EngineError(f"{path} does not take one image and return {name}")
         image = description.input[0].type.imageType
         check_ends(exported, (1, 3, image.height, image.width), outputs[name])
         return exported
+
+    @classmethod
+    def specification(cls, path: Path) -> dict[str, Any]:
+        facts, specification = cls.read(path), _specification(path)
+        found = _declared(specification)
+        for key, value in _expected(facts).items():
+            if found[key] != value:
+                raise ExportError(f"{path} does not match its metadata: its {key} are {found[key]}, expected {value}")
+        return {**found, "specification": specification.specificationVersion}
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         pictures = [Image.fromarray(pixels) for pixels in images.permute(0, 2, 3, 1).numpy()]
@@ -134,26 +133,18 @@ class CoreMLEngine:
         return torch.cat([torch.from_numpy(output) for output in outputs])
 
 
-def check(path: Path) -> dict[str, Any]:
-    """What the specification promises, as plain data: the check that is left where Core ML cannot run.
-
-    Raises:
-        InputError: shvit did not write the file.
-        ExportError: The file takes or gives something else than its own metadata says.
-    """
-    facts = CoreMLEngine.read(path)
-    specification = _specification(path)
-    description = specification.description
-    main = specification.mlProgram.functions["main"]
+def _declared(specification: Any) -> dict[str, Any]:
+    """The inputs, outputs, class labels and precision of a specification."""
+    description, main = specification.description, specification.mlProgram.functions["main"]
     operations = main.block_specializations[main.opset].operations
     labels = [
         label
         for operation in operations
-        if operation.type == "classify"
+        if operation.type == "classify"  # Core ML's operation
         for label in operation.inputs["classes"].arguments[0].value.immediateValue.list.values
     ]
     convolutions = [operation.outputs[0].type.tensorType for operation in operations if operation.type == "conv"]
-    found = {
+    return {
         "inputs": {feature.name: _described(feature.type) for feature in description.input},
         "outputs": {feature.name: _described(feature.type) for feature in description.output},
         "label": description.predictedFeatureName,
@@ -161,40 +152,39 @@ def check(path: Path) -> dict[str, Any]:
         "classes": [label.immediateValue.tensor.strings.values[0] for label in labels],
         "precision": sorted({_name(tensor, "dataType") for tensor in convolutions}),
     }
-    side, classes = facts.preprocess.image_size, len(facts.classes)
-    expected: dict[str, Any] = {
-        "inputs": {IMAGE: f"image {side}x{side} RGB"},
-        "precision": [DTYPES[facts.precision]],
+
+
+def _expected(facts: Exported) -> dict[str, Any]:
+    """What `_declared` must contain for a file with these facts."""
+    task, side, classes = kind_of(facts.task), facts.preprocess.image_size, len(facts.classes)
+    expected: dict[str, Any] = {"inputs": {IMAGE: f"image {side}x{side} RGB"}, "precision": [DTYPES[facts.precision]]}
+    if not task.labels_images:
+        array = f"array 1x{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)} FLOAT32"
+        return {**expected, "outputs": {task.output: array}}
+    return {
+        **expected,
+        "outputs": {LABEL: "string", PROBABILITIES: "dictionary", task.output: f"array 1x{classes} FLOAT32"},
+        "label": LABEL,
+        "probabilities": PROBABILITIES,
+        "classes": list(unique_names(facts.classes)),
     }
-    if facts.task == "classify":
-        expected |= {
-            "outputs": {LABEL: "string", PROBABILITIES: "dictionary", LOGITS: f"array 1x{classes} FLOAT32"},
-            "label": LABEL,
-            "probabilities": PROBABILITIES,
-            "classes": list(unique_names(facts.classes)),
-        }
-    else:
-        expected["outputs"] = {OUTPUTS[facts.task]: f"array 1x{RetinaNet.anchors_at(side)}x{4 + classes} FLOAT32"}
-    for key, value in expected.items():
-        if found[key] != value:
-            raise ExportError(f"{path} is not what it should be: its {key} are {found[key]}, expected {value}")
-    return {**found, "specification": specification.specificationVersion}
 
 
 def _input_description(preprocess: Preprocess) -> str:
+    """How an image is made ready for the file, for its documentation."""
     side, resized = preprocess.image_size, math.floor(preprocess.image_size / preprocess.crop)
     if preprocess.fit == "whole":
-        return f"A whole image, its longer side made {side} pixels long, in the upper left corner of a square"
+        return f"A whole image, its longer side resized to {side} pixels, in the upper left corner of a square"
     if preprocess.fit == "squash":
         return f"A whole image, resized to {side} x {side} pixels ({preprocess.interpolation}, with antialiasing)"
     return (
-        f"The middle {side} x {side} pixels of an image whose shorter side was made {resized} pixels long "
+        f"The central {side} x {side} pixels of an image whose shorter side was resized to {resized} pixels "
         f"({preprocess.interpolation}, with antialiasing)"
     )
 
 
 def _described(kind: Any) -> str:
-    """A type of a feature in a few words."""
+    """The type of a feature as text."""
     which = kind.WhichOneof("Type")
     if which == "imageType":
         image = kind.imageType
@@ -206,12 +196,12 @@ def _described(kind: Any) -> str:
 
 
 def _name(message: Any, field: str) -> str:
-    """What the number in such a field of a protobuf message stands for."""
+    """The name of the value of an enum field of a protobuf message."""
     return message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number[getattr(message, field)].name
 
 
 class _Classifier(nn.Module):
-    """The probabilities beside the logits."""
+    """Returns probabilities besides the logits."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -229,32 +219,34 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
     ct = _coremltools()
     side = model_file.preprocess.image_size
     pixels = torch.zeros(1, 3, side, side)
-    classifies = model_file.task == "classify"
+    task = kind_of(model_file.task)
     network = portable(model_file)
-    program = torch.export.export(_Classifier(network) if classifies else network, (pixels,)).run_decompositions(MEANS)
+    program = torch.export.export(
+        _Classifier(network) if task.labels_images else network, (pixels,)
+    ).run_decompositions(MEANS)
     outputs, *probabilities = program.graph_signature.user_outputs
     labels = [ct.ClassifierConfig(list(unique_names(model_file.classes)), LABEL, name) for name in probabilities]
     model = ct.convert(
         program,
         inputs=[ct.ImageType(IMAGE, shape=pixels.shape, color_layout=ct.colorlayout.RGB)],
         classifier_config=labels[0] if labels else None,
-        # coremltools 9.0 gives classifiers a further output for this target only, not for later ones
+        # coremltools 9.0 gives classifiers a second output for this target only, not for later ones
         minimum_deployment_target=ct.target.iOS15,
         compute_precision=getattr(ct.precision, DTYPES[precision]),
         skip_model_load=True,
     )
     specification = model.get_spec()
-    ct.utils.rename_feature(specification, outputs, OUTPUTS[model_file.task])
+    ct.utils.rename_feature(specification, outputs, task.output)
     return ct.models.MLModel(specification, weights_dir=model.weights_dir, skip_model_load=True)
 
 
 def _check_labels(classes: Sequence[str]) -> None:
-    """Core ML writes labels in UTF-8."""
+    """Raises EngineError for names that cannot be encoded as UTF-8, which Core ML needs."""
     for label in classes:
         try:
             label.encode()
         except UnicodeEncodeError:
-            raise EngineError(f"Core ML needs class names that UTF-8 can write, got {label!r}") from None
+            raise EngineError(f"Core ML needs class names in UTF-8, got {label!r}") from None
 
 
 def _specification(path: Path) -> Any:
@@ -263,22 +255,22 @@ def _specification(path: Path) -> Any:
     from google.protobuf.message import DecodeError
 
     if not (path / "Manifest.json").is_file():
-        raise EngineError(f"{path} is no .mlpackage: it is no folder with a Manifest.json")
+        raise EngineError(f"{path} is not an .mlpackage: it is not a folder with a Manifest.json")
     try:
         entries = parsed((path / "Manifest.json").read_bytes())["itemInfoEntries"].values()
         for entry in entries:
             if not (path / "Data" / entry["path"]).resolve().is_relative_to(path.resolve()):
-                raise EngineError(f"{path} is refused: its part {entry['path']!r} lies elsewhere")
+                raise EngineError(f"{path} is refused: its part {entry['path']!r} lies outside the folder")
         return ct.utils.load_spec(str(path))
     except EngineError:
         raise
     except (RuntimeError, OSError, DecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise EngineError(f"{path} is damaged ({reason})") from None
 
 
 def _coremltools() -> Any:
-    """The module, which complains when it is imported: of versions, and of what is on macOS only."""
+    """Import the module without its warnings about versions and about features of macOS."""
     with quiet():
         import coremltools
     return coremltools

@@ -14,46 +14,37 @@ from torch.export import ExportedProgram
 
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet, silent
-from .base import (
-    EngineError,
-    Exported,
-    Runnable,
-    Shapes,
-    check_ends,
-    check_export,
-    described,
-    in_batches,
-    missing,
-    need_calibration,
-    seal,
-)
+from .base import Accept, Engine, Precisions, Runnable, Shapes, in_batches, need_calibration
 from .decompose import XNNPACK
+from .exported import EngineError, Exported, check_ends, described, seal
 from .portable import portable
 
 _runs = RLock()
-"""Held while the pool of threads is in use, or changed."""
+"""Held while the thread pool is used or replaced."""
 
 
-class ExecuTorchEngine:
+class ExecuTorchEngine(Engine):
     """Runs a `.pte` file. A model file is first lowered to one in memory, which takes some seconds.
 
-    XNNPACK has one pool of threads for the whole process, and a program keeps to the pool that it was loaded with. So
-    only one engine runs at a time, and one that wants another number of threads than the last makes a new pool and
-    loads its program again, which takes milliseconds: let such engines take turns seldom.
+    XNNPACK has one thread pool for the whole process, and a program only works with the pool it was loaded with. So one
+    engine runs at a time, and an engine with another number of threads than the last one creates a new pool and loads
+    its program again, which takes milliseconds.
     """
 
     name: ClassVar[str] = "executorch"
     suffix: ClassVar[str] = ".pte"
     extra: ClassVar[str | None] = "executorch"
-    concurrent: ClassVar[bool] = False
+    modules: ClassVar[tuple[str, ...]] = ("executorch",)
+    runs: ClassVar[Precisions] = {None: ("fp32",), "retinanet": ("fp32",)}
+    writes: ClassVar[Precisions] = {None: ("fp32", "int8"), "retinanet": ("fp32",)}
 
     _pools: ClassVar[int] = 0
-    """How many pools were made. A program that was loaded with an earlier one than the last must not run."""
+    """Pools created so far. A program that was loaded with an earlier pool must not run."""
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
         with _runs:
-            default = _default_threads()  # asked first of all, before an engine changes it
+            default = _default_threads()  # read once, before an engine changes it
         self.threads = threads or default
         self.path = model.path if isinstance(model, Exported) else Path("in memory")
         if isinstance(model, Exported):
@@ -63,27 +54,18 @@ class ExecuTorchEngine:
         self._load()
 
     @classmethod
-    def absent(cls) -> str | None:
-        return missing("executorch", "executorch")
-
-    @classmethod
-    def unavailable(cls, device: str) -> str | None:
-        return cls.absent() if device == "cpu" else "runs on the CPU only"
-
-    @classmethod
-    def precisions(cls, device: str) -> tuple[str, ...]:
-        return ("fp32",)
-
-    @classmethod
-    def exports(cls) -> tuple[str, ...]:
-        return ("fp32", "int8")
-
-    @classmethod
     def export(
-        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+        cls,
+        model_file: ModelFile,
+        path: Path,
+        precision: str,
+        shapes: Shapes,
+        calibration: Sequence[Tensor] = (),
+        accept: Accept | None = None,
+        threads: int | None = None,
     ) -> None:
-        """The file takes `shapes.batch` images at once, or one: XNNPACK wants constant shapes."""
-        check_export(cls, precision, "executorch")
+        """Write a file for `shapes.batch` images at once (default 1), since XNNPACK needs constant shapes."""
+        cls.check_writes(precision)
         if shapes.dynamic_size:
             raise EngineError(f"{cls.suffix} files take images of one size only")
         if precision == "int8":
@@ -110,7 +92,7 @@ class ExecuTorchEngine:
         with _runs:
             if self._pool != ExecuTorchEngine._pools:
                 self._load()
-            return in_batches(lambda lot: self._method.execute([lot.contiguous()])[0], images, self._batch)
+            return in_batches(lambda batch: self._method.execute([batch.contiguous()])[0], images, self._batch)
 
     def _load(self) -> None:
         runtime, pool = _runtime(), _pool()
@@ -124,14 +106,14 @@ class ExecuTorchEngine:
 
 
 def _runtime() -> Any:
-    """What loads programs. A program needs the bytes that it was loaded from for as long as it lives."""
+    """The runtime, which loads programs. The bytes that a program was loaded from must live as long as the program."""
     with quiet():
         from executorch.runtime import Runtime
     return Runtime.get()
 
 
 def _pool() -> Any:
-    """The module that knows of the pool of threads."""
+    """The module that controls the thread pool."""
     with quiet():
         from executorch.extension.pybindings import portable_lib
     return portable_lib
@@ -146,16 +128,16 @@ def _default_threads() -> int:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """The runtime's errors, told in one line."""
+    """Turn the runtime's errors into a one-line EngineError."""
     try:
         with _runs, silent():
             yield
     except RuntimeError as error:
-        raise EngineError(f"{path} is cut short, damaged or no .pte file ({error})") from None
+        raise EngineError(f"{path} is truncated, damaged or not a .pte file ({error})") from None
 
 
 def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: Sequence[Tensor] = ()) -> bytes:
-    """The bytes of a `.pte` file of that precision and with those facts inside."""
+    """The bytes of a `.pte` file with these facts, in their precision."""
     side = model_file.preprocess.image_size
     images = torch.zeros(batch, 3, side, side, dtype=torch.uint8)
     with quiet():
@@ -166,7 +148,7 @@ def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: 
 
 
 def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
-    """ExecuTorch's `EdgeProgramManager` with all that XNNPACK can run given to it. `constants` become methods."""
+    """Delegate to XNNPACK what it can run. Returns an `EdgeProgramManager`; `constants` become methods."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.utils.configs import get_transform_passes
     from executorch.exir import to_edge_transform_and_lower
@@ -182,7 +164,7 @@ def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
 def _quantize(
     program: ExportedProgram, example: UInt8[Tensor, "b 3 h w"], images: UInt8[Tensor, "n 3 h w"]
 ) -> ExportedProgram:
-    """Weights in int8 for each output channel, activations in int8 of the ranges that these images show."""
+    """Quantise weights per output channel and activations to the ranges measured on these images."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
@@ -193,5 +175,5 @@ def _quantize(
     observed = prepare_pt2e(program.module(), quantizer)
     batch = len(example)
     for start in range(0, len(images), batch):
-        observed(images[torch.arange(start, start + batch) % len(images)])  # the last lot is filled from the first
+        observed(images[torch.arange(start, start + batch) % len(images)])  # the first images fill the last batch
     return torch.export.export(convert_pt2e(observed), (example,))

@@ -1,4 +1,4 @@
-"""ONNX Runtime, on CPUs, in fp32. Its format is `.onnx`."""
+"""ONNX Runtime on CPUs, in fp32. Its format is `.onnx`."""
 
 import io
 from collections.abc import Sequence
@@ -10,23 +10,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..model.detector import Detector
+from ..errors import one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
-from .base import (
-    OUTPUTS,
-    STATIC_SHAPES,
-    EngineError,
-    Exported,
-    Runnable,
-    Shapes,
-    batch_of,
-    check_ends,
-    described,
-    in_batches,
-    missing,
-    seal,
-)
+from ..tasks import kind_of
+from .base import STATIC_SHAPES, Accept, Engine, Precisions, Runnable, Shapes, batch_of, in_batches
+from .exported import EngineError, Exported, check_ends, described, seal
 from .portable import portable
 from .torch import MIN_SIDE, dynamic_dims
 
@@ -35,16 +24,19 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 DIMENSIONS = ("batch", None, "height", "width")
-"""What the dimensions of the images are called where they may vary."""
+"""Names of the dimensions of the images that may vary."""
 
 
-class OnnxEngine:
-    """ONNX Runtime's own CPU kernels. Any batch size runs; height and width are the file's."""
+class OnnxEngine(Engine):
+    """ONNX Runtime's own CPU kernels. Any batch size runs; height and width are fixed by the file."""
 
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
     extra: ClassVar[str | None] = "onnx"
+    modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     concurrent: ClassVar[bool] = True
+    runs: ClassVar[Precisions] = {None: ("fp32",), "retinanet": ("fp32",), "mask_rcnn": ("fp32",)}
+    writes: ClassVar[Precisions] = runs
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
@@ -58,26 +50,15 @@ class OnnxEngine:
         self._sessions: dict[tuple[int, ...] | None, ort.InferenceSession] = {}
 
     @classmethod
-    def absent(cls) -> str | None:
-        return missing("onnx", "onnx", "onnxscript", "onnxruntime")
-
-    @classmethod
-    def unavailable(cls, device: str) -> str | None:
-        if torch.device(device).type != "cpu":
-            return "runs on the CPU"
-        return cls.absent()
-
-    @classmethod
-    def precisions(cls, device: str) -> tuple[str, ...]:
-        return ("fp32",)
-
-    @classmethod
-    def exports(cls) -> tuple[str, ...]:
-        return ("fp32",)
-
-    @classmethod
     def export(
-        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+        cls,
+        model_file: ModelFile,
+        path: Path,
+        precision: str,
+        shapes: Shapes,
+        calibration: Sequence[Tensor] = (),
+        accept: Accept | None = None,
+        threads: int | None = None,
     ) -> None:
         facts = described(model_file, path, cls.name, precision)
         path.write_bytes(to_onnx(model_file, shapes, facts))
@@ -95,11 +76,11 @@ class OnnxEngine:
         try:
             session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise EngineError(f"{path} is no usable ONNX file ({str(error).strip().splitlines()[0]})") from None
+            raise EngineError(f"{path} is not a usable ONNX file ({one_line(error, first=True)})") from None
         exported = Exported.from_json(path, facts)
         ends = session.get_inputs(), session.get_outputs()
         if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":
-            raise EngineError(f"{path} does not take one batch of images and give one tensor")
+            raise EngineError(f"{path} does not take one batch of images and return one tensor")
         check_ends(exported, *([size if type(size) is int else None for size in part[0].shape] for part in ends))
         return exported
 
@@ -123,9 +104,13 @@ class OnnxEngine:
         return torch.from_numpy(outputs)
 
     def session(self, shape: tuple[int, ...] | None, profile: Path | None = None) -> "ort.InferenceSession":
-        """For images of this shape, or of any that the network takes; with a profile of its runs, in files named so.
+        """Create a session for images of this shape, or of any shape that the network takes.
 
-        Where the shape is known, ONNX Runtime computes all shapes inside beforehand: a third of S1's nodes do that.
+        With a fixed shape, ONNX Runtime computes all inner shapes in advance; a third of S1's nodes do only that.
+
+        Args:
+            shape: (b, 3, h, w); None: any.
+            profile: Prefix of the files for a profile of the runs.
         """
         import onnxruntime as ort
 
@@ -142,7 +127,7 @@ class OnnxEngine:
 
 
 def _facts(path: Path, content: bytes) -> str:
-    """What shvit wrote into the metadata. Raises EngineError for a file that names others, or was not written here."""
+    """The text in the metadata. Raises EngineError for a file that refers to others, or that shvit did not write."""
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
@@ -150,9 +135,9 @@ def _facts(path: Path, content: bytes) -> str:
     try:
         model = onnx.load_from_string(content)
     except DecodeError as error:
-        raise EngineError(f"{path} is no usable ONNX file ({error})") from None
+        raise EngineError(f"{path} is not a usable ONNX file ({error})") from None
     if any(map(uses_external_data, _get_all_tensors(model))):
-        raise EngineError(f"{path} is refused: its weights lie in other files")
+        raise EngineError(f"{path} is refused: its weights are in other files")
     facts = {entry.key: entry.value for entry in model.metadata_props}
     if HEADER_KEY not in facts:
         raise EngineError(f"{path} was not written by shvit export")
@@ -160,10 +145,10 @@ def _facts(path: Path, content: bytes) -> str:
 
 
 def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
-    """An ONNX file's bytes, with the facts in its metadata."""
+    """The bytes of an ONNX file, with the facts in its metadata."""
     import onnx
 
-    if batch_of(model_file, Shapes()):  # one by one: the newer exporter cannot follow what depends on the image
+    if batch_of(model_file, Shapes()):  # the newer exporter cannot trace control flow that depends on the image
         return with_facts(onnx.load_from_string(traced(model_file, shapes)), facts)
     with quiet():
         program: Any = torch.onnx.export(
@@ -171,7 +156,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
             (_example(model_file, shapes),),
             dynamo=True,
             input_names=["images"],
-            output_names=[OUTPUTS[model_file.task]],
+            output_names=[kind_of(model_file.task).output],
             dynamic_shapes=(dynamic_dims(shapes),),
             verbose=False,
         )
@@ -179,17 +164,19 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
 
 
 def with_facts(model: "onnx.ModelProto", facts: Exported) -> bytes:
+    """The bytes of the model, with the facts added to its metadata."""
     entry = model.metadata_props.add()
     entry.key, entry.value = HEADER_KEY, facts.to_json()
     return model.SerializeToString()
 
 
 def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
-    """The network as ONNX to run at once: by torch's older exporter, which takes a second where the newer takes ten."""
+    """The network as ONNX, to run immediately: torch's older exporter takes one second, the newer one ten."""
     buffer = io.BytesIO()
     batch = batch_of(model_file, shapes)
     varying = {0: "batch"} if batch is None else {}
-    of_images = varying if isinstance(model_file.model, Detector) else {**varying, 2: "height", 3: "width"}
+    kind = kind_of(model_file.task)
+    of_images = {**varying, 2: "height", 3: "width"} if kind.any_size else varying
     with quiet():
         torch.onnx.export(
             portable(model_file),
@@ -197,8 +184,8 @@ def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
             buffer,  # pyright: ignore[reportArgumentType]: it takes files, too
             dynamo=False,
             input_names=["images"],
-            output_names=[OUTPUTS[model_file.task]],
-            dynamic_axes={"images": of_images, OUTPUTS[model_file.task]: varying},
+            output_names=[kind.output],
+            dynamic_axes={"images": of_images, kind.output: varying},
         )
     return buffer.getvalue()
 

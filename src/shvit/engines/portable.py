@@ -1,4 +1,4 @@
-"""The network as every exported file holds it: uint8 images in, raw outputs out, everything foldable folded."""
+"""The network as it is exported: uint8 images in, raw outputs out, folded."""
 
 from typing import Any
 
@@ -6,40 +6,37 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..data.transforms import Preprocess, per_channel
-from ..model.detector import Detector
 from ..model.fuse import fuse
-from ..model.shvit import SHViT
 from ..modelfile import ModelFile
 
 
 class Portable(nn.Module):
-    """A fused network that takes pixels as they were decoded.
+    """A fused network that takes decoded pixels.
 
-    The mean is subtracted, so that the zeros with which the first convolution pads are the mean, as in training; the
-    deviation is part of that convolution's weights.
+    The mean is subtracted, not folded, so that the first convolution pads with the mean, as in training. The division
+    by the standard deviation is part of the weights of that convolution.
     """
 
     mean: Tensor
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(self, network: Any, preprocess: Preprocess) -> None:
         super().__init__()
         self.register_buffer("mean", per_channel(preprocess.mean), persistent=False)
         deviation = per_channel(preprocess.std)
-        backbone = network.backbone if isinstance(network, Detector) else network
-        first = backbone.stem[0] if isinstance(backbone, SHViT) else None
-        if isinstance(first, nn.Conv2d):
+        first = network.first_convolution()
+        if first is not None:
             first.weight.data = (first.weight.double() / deviation).to(first.weight.dtype)
             self.divide = nn.Identity()
         else:
             self.divide = Divide(deviation)
-        self.network = network
+        self.network: nn.Module = network
 
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         return self.network(self.divide(images.to(self.mean.dtype) - self.mean))
 
 
 class Divide(nn.Module):
-    """Divides each channel by its own number: the deviation, in networks whose first operation is not known."""
+    """Divides each channel by its standard deviation, for networks whose first operation is unknown."""
 
     by: Tensor
 

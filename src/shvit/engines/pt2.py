@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_structure, treespec_dumps
 
 from ..header import parsed
 from ..modelfile import HEADER_KEY
-from .base import EngineError
+from .exported import EngineError
 
 MODEL, SAMPLES, FACTS = "models/model.json", "data/sample_inputs/model.pt", f"extra/{HEADER_KEY}"
 CONFIGS = {

@@ -1,26 +1,30 @@
-"""int8 for OpenVINO: NNCF chooses the ranges, and what it leaves on the table is taken here.
+"""int8 for OpenVINO: NNCF measures the ranges; the functions here make the result faster, or accurate enough.
 
-With NNCF's own settings a sixth of an image's time in int8 is not convolution (LOG.md): pixels turned into floats and
-back, squeeze-excite and attention's small matrix products in kernels that are slower in int8, maps written in fp32
-because one of two readers wants that. Each function here removes one of these and gives a new network.
+With NNCF's own settings, a sixth of the time in int8 is not convolution (LOG.md): pixels are converted to floats and
+back, the small matrix products of squeeze-excite and attention run in slower int8 kernels, and maps are written in fp32
+because one of two readers needs that. Each function removes one of these and returns a new network.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ..suppress import quiet
-from .openvino import core
+from .base import Accept, Candidate
+from .openvino_runtime import Compiled, core
 
 if TYPE_CHECKING:
     import openvino as ov
 
 CALIBRATION_IMAGES = 300
-"""More change the ranges no further."""
+"""More images do not change the ranges."""
+MAX_GIVEN_BACK = 0.5
+"""Largest share of the layers that run in floating point in a network that counts as int8."""
 DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.")
-"""In the names of a detector's layers that are quantised."""
+"""Parts of the names of the layers of a detector that are quantised."""
 QUANTIZED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
@@ -32,9 +36,9 @@ def quantize(network: "ov.Model", calibration: Sequence[Tensor]) -> "ov.Model":
 def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) -> "ov.Model":
     """NNCF's post-training quantisation.
 
-    Left in floating point are matrix products: attention's and squeeze-excite's are too small for int8 kernels to gain
-    anything over their conversions, and the classifier's cost nothing. Of a detector's heads only the convolutions
-    before the last are quantised, which are most of its work: 256 steps are too few for boxes in pixels.
+    Matrix products stay in floating point: in attention and squeeze-excite they are too small for int8 kernels to make
+    up for the conversions, and in the classifier they cost nothing. In the heads of a detector, all convolutions except
+    the last are quantised, which are most of the work: 256 steps are too few for boxes in pixels.
     """
     names = {node.get_friendly_name(): node.get_type_name() for node in network.get_ops()}
     detector = any(DETECTOR_PARTS[0] in name for name in names)
@@ -44,8 +48,8 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
         if kind == "MatMul" or (detector and not any(part in name for part in DETECTOR_PARTS))
     ]
     size = network.input(0).partial_shape[0]
-    lots = [lot for batch in calibration for lot in (batch.split(size.get_length()) if size.is_static else [batch])]
-    batches = [lot.numpy() for lot in lots if not size.is_static or len(lot) == size.get_length()]
+    chunks = [part for batch in calibration for part in (batch.split(size.get_length()) if size.is_static else [batch])]
+    batches = [part.numpy() for part in chunks if not size.is_static or len(part) == size.get_length()]
     with quiet():
         import nncf
 
@@ -58,8 +62,95 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
 
 
 def tune(network: "ov.Model") -> "ov.Model":
-    """Everything that makes a quantised network faster and is no matter of ranges."""
+    """Make a quantised network faster without changing its ranges."""
     return share_quantized_maps(pixels_as_they_are(network))
+
+
+def search(
+    network: "ov.Model",
+    calibration: Sequence[Tensor],
+    accept: Accept,
+    ranked_on: UInt8[Tensor, "n 3 h w"],
+    signal: Callable[[Tensor], Tensor],
+    compute: str,
+    threads: int | None,
+) -> "ov.Model | None":
+    """The network in int8, with as few layers in floating point as `accept` allows.
+
+    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. Then the
+    smallest number of the first of them that is accepted is searched for by doubling and bisection.
+
+    Args:
+        network: In fp32.
+        calibration: Batches of uint8 images to measure the ranges on.
+        accept: Judges each candidate.
+        ranked_on: Images that layers are ranked on.
+        signal: The part of the outputs that layers are ranked by.
+        compute: Precision of what is not quantised in a candidate.
+        threads: CPU threads.
+
+    Returns:
+        The network, or None if no candidate is accepted, with up to half the layers in floating point.
+    """
+    quantized = quantize_convolutions(network, calibration)
+    layers = quantized_layers(quantized)
+    exact = Compiled(network, "fp32", threads)
+
+    def mixed(back: Collection[str]) -> "ov.Model":
+        return tune(give_back(quantized, network, back))
+
+    def accepted(candidate: "ov.Model", given_back: Mapping[str, float]) -> bool:
+        return accept(Candidate(Compiled(candidate, compute, threads), exact, len(layers), given_back))
+
+    whole = mixed(())
+    if accepted(whole, {}):
+        return whole
+    costs = rank(network, mixed, layers, ranked_on, threads, signal)
+    tried: dict[int, ov.Model] = {}
+
+    def holds(count: int) -> bool:
+        given_back = dict(list(costs.items())[:count])
+        tried[count] = mixed(given_back)
+        return accepted(tried[count], given_back)
+
+    count = fewest(holds, int(MAX_GIVEN_BACK * len(layers)))
+    return None if count is None else tried[count]
+
+
+def rank(
+    network: "ov.Model",
+    mixed: Callable[[Collection[str]], "ov.Model"],
+    layers: Sequence[str],
+    images: UInt8[Tensor, "n 3 h w"],
+    threads: int | None,
+    signal: Callable[[Tensor], Tensor] = lambda outputs: outputs,
+) -> dict[str, float]:
+    """The share of the squared quantisation error that each layer alone causes, the largest first.
+
+    The error is that of `signal(outputs)`. It is measured by running only that layer in floating point.
+    """
+    exact = signal(Compiled(network, "fp32", threads)(images))
+
+    def error(back: Collection[str]) -> float:
+        return float((signal(Compiled(mixed(back), "int8", threads)(images)) - exact).square().mean())
+
+    whole = error(()) or 1.0  # without any error, no layer costs anything
+    costs = {name: 1 - error((name,)) / whole for name in layers}
+    return dict(sorted(costs.items(), key=lambda entry: -entry[1]))
+
+
+def fewest(holds: Callable[[int], bool], most: int) -> int | None:
+    """The smallest count from 1 to `most` that holds, if every count above it holds as well; None if none does."""
+    low, high = 0, 1
+    while not holds(min(high, most)):
+        if high >= most:
+            return None
+        low, high = high, 2 * high
+    high = min(high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 def quantized_layers(network: "ov.Model") -> list[str]:
@@ -72,7 +163,7 @@ def quantized_layers(network: "ov.Model") -> list[str]:
 
 
 def give_back(network: "ov.Model", original: "ov.Model", layers: Collection[str]) -> "ov.Model":
-    """The quantised network with these layers in floating point again, their weights those of the original."""
+    """The quantised network with these layers in floating point again, with the original weights."""
     network = network.clone()
     weights = {
         node.get_friendly_name(): node.input_value(1)
@@ -88,10 +179,10 @@ def give_back(network: "ov.Model", original: "ov.Model", layers: Collection[str]
 
 
 def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
-    """The first convolution reads the 8-bit pixels themselves: quantising them again only costs two passes.
+    """Let the first convolution read the 8-bit pixels directly, since quantising them again costs two passes.
 
-    The mean becomes that convolution's zero point, rounded to whole numbers, which the kernel also pads with; what
-    rounding leaves goes into the bias. At the borders it stays, half a step of the 8-bit range at most.
+    The mean, rounded to whole numbers, becomes the zero point of that convolution, which the kernel also pads with. The
+    rounding error goes into the bias. At the borders an error remains, at most half a step of the 8-bit range.
     """
     import openvino.opset13 as ops
 
@@ -99,7 +190,7 @@ def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
     first = next(node for node in network.get_ordered_ops() if node.get_type_name() == "Convolution")
     quantizer = first.input_value(0).get_node()
     if quantizer.get_type_name() != "FakeQuantize":
-        return network  # given back
+        return network  # in floating point
     shift = quantizer.input_value(0).get_node()
     weights = first.input_value(1).get_node()
     [bias] = [target.get_node() for target in first.output(0).get_target_inputs()]
@@ -109,7 +200,7 @@ def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
         return network  # not one of our networks
     mean = _value(shift.input_value(1)) * (-1 if shift.get_type_name() == "Add" else 1)
     zero_point = mean.round()
-    scale = np.float32(1 / 64)  # any: without one OpenVINO does not see that this is a quantised map
+    scale = np.float32(1 / 64)  # any value: without a scale, OpenVINO does not see that this is a quantised map
     centred = ops.subtract(pixels.output(0), ops.convert(_constant(zero_point.astype(np.uint8)), "f32"))
     first.input(0).replace_source_output(ops.multiply(centred, _constant(np.full((1, 1, 1, 1), scale))).output(0))
     rest = (_value(weights.output(0)) * (zero_point - mean)).sum((1, 2, 3)).reshape(1, -1, 1, 1)
@@ -120,7 +211,7 @@ def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
 
 
 def share_quantized_maps(network: "ov.Model") -> "ov.Model":
-    """A map that is quantised for the residual sum and read as it is by attention is written in 8 bits for both."""
+    """Write maps in 8 bits for attention as well, if they are quantised for the residual sum anyway."""
     network = network.clone()
     for node in network.get_ordered_ops():
         if node.get_type_name() != "Add" or _type_before(node, 0) != "GroupConvolution":
@@ -133,7 +224,7 @@ def share_quantized_maps(network: "ov.Model") -> "ov.Model":
         splits[0].replace_source_output(quantizers[0].output(0))
         for part in splits[0].get_node().outputs():
             for reader in list(part.get_target_inputs()):
-                if reader.get_node().get_type_name() == "FakeQuantize":  # in 8 bits already
+                if reader.get_node().get_type_name() == "FakeQuantize":  # already in 8 bits
                     for target in list(reader.get_node().output(0).get_target_inputs()):
                         target.replace_source_output(part)
     network.validate_nodes_and_infer_types()
@@ -151,7 +242,7 @@ def _constant(value: np.ndarray) -> Any:
 
 
 def _value(output: Any) -> np.ndarray:
-    """What a constant part of a network comes to."""
+    """The value of a constant part of a network."""
     import openvino as ov
     import openvino.opset13 as ops
 

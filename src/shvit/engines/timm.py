@@ -1,9 +1,8 @@
 """The format `timm`: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
 
-It is written for timm's users, and runs by timm's own network where such a folder is given; it is no engine for others.
+It is written for timm's users. Here timm's own network runs it; it does not run model files.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.transforms import Normalize
+from ..errors import one_line
+from ..files import write_json
 from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS, Config
@@ -23,19 +24,23 @@ from ..model.shvit import SHViT
 from ..model.timm_model import TimmModel, check_argument, named_arguments
 from ..model.timm_names import to_timm
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import EngineError, Exported, Runnable, Shapes, check_export, described, seal
+from .base import Accept, Precisions, Runnable, Shapes
+from .exported import EngineError, Exported, described, seal
 from .torch import TorchEngine
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "architecture", "license", "label_names")
-"""Of timm's record of published weights: what does not hold for the weights written here."""
+"""Entries of timm's record of published weights that do not apply to the weights written here."""
 
 
 class TimmFormat(TorchEngine):
-    """Writes the folder, and runs timm's network from it to prove it."""
+    """Writes the folder, and runs timm's network from it to compare it with PyTorch."""
 
     name: ClassVar[str] = "timm"
     suffix: ClassVar[str] = ".timm"
+    own_files_only: ClassVar[bool] = True
+    runs: ClassVar[Precisions] = {None: ("fp32",)}
+    writes: ClassVar[Precisions] = {None: ("fp32",)}
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         import timm
@@ -49,18 +54,17 @@ class TimmFormat(TorchEngine):
         self.network = nn.Sequential(Normalize(model.preprocess), network).to(device)
 
     @classmethod
-    def precisions(cls, device: str) -> tuple[str, ...]:
-        return ("fp32",)
-
-    @classmethod
-    def exports(cls) -> tuple[str, ...]:
-        return ("fp32",)
-
-    @classmethod
     def export(
-        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+        cls,
+        model_file: ModelFile,
+        path: Path,
+        precision: str,
+        shapes: Shapes,
+        calibration: Sequence[Tensor] = (),
+        accept: Accept | None = None,
+        threads: int | None = None,
     ) -> None:
-        check_export(cls, precision)
+        cls.check_writes(precision)
         if shapes != Shapes():
             raise EngineError(
                 "A timm folder takes any number of images of any size: leave out --batch-size and --dynamic-size."
@@ -77,7 +81,7 @@ class TimmFormat(TorchEngine):
         }
         path.mkdir()
         save_file({key: value.float().contiguous() for key, value in weights.items()}, path / WEIGHTS, {"format": "pt"})
-        (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_json(path / CONFIG, config)
         seal(path)
 
     @classmethod
@@ -95,14 +99,14 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         config = parsed((path / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
-        raise EngineError(f"{path} is no timm folder written by shvit export: {error}") from None
+        raise EngineError(f"{path} is not a timm folder written by shvit export: {error}") from None
     if not isinstance(config, dict):
-        raise EngineError(f"{path} is no timm folder written by shvit export: its {CONFIG} is no table")
+        raise EngineError(f"{path} is not a timm folder written by shvit export: its {CONFIG} is not an object")
     return config
 
 
 def _check(exported: Exported, config: dict[str, Any]) -> None:
-    """Raises EngineError where timm would read other files, or build a network that these weights do not fit."""
+    """Raises EngineError if timm would read other files, or build a network that does not fit these weights."""
     import timm
 
     path = exported.path
@@ -113,10 +117,10 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
         for key, value in arguments.items():
             check_argument(key, value)
         if config["num_classes"] != len(exported.classes) or channels != 3:
-            raise ValueError(f"it is of {config['num_classes']} classes and {channels} channels")
+            raise ValueError(f"it has {config['num_classes']} classes and {channels} channels")
         for key in (*SOURCES, "custom_load", "state_dict"):
             if config["pretrained_cfg"].get(key):
-                raise ValueError(f"it names {key!r}, by which other weights are loaded")
+                raise ValueError(f"its entry {key!r} would load other weights")
         with torch.device("meta"):
             network = timm.create_model(base, num_classes=config["num_classes"], **arguments)
         with safe_open(path / WEIGHTS, "pt") as weights:
@@ -124,12 +128,12 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
         if shapes != {name: list(tensor.shape) for name, tensor in network.state_dict().items()}:
             raise ValueError(f"the weights are not those of {base}")
     except Exception as error:  # timm does not check its arguments
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise EngineError(f"{path} is not usable: {reason}") from None
 
 
 def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
-    """timm's name of the network, and the arguments that make it. Raises EngineError for one that timm cannot build."""
+    """timm's name for the network, and its arguments. Raises EngineError if timm cannot build it."""
     channels = {"in_chans": architecture.in_channels} if architecture.in_channels != 3 else {}
     if architecture.config is None:
         base, arguments = named_arguments(architecture.name.removeprefix(TIMM_PREFIX))
@@ -141,8 +145,8 @@ def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
     same = any(one == other for one, other in pairwise(widths))
     if "/" in architecture.name or architecture.config.stem != 4 or same:
         raise EngineError(
-            f"timm's SHViT cannot be built as {architecture.name}. It has a stem of four convolutions, single-head "
-            "attention, and another width in each stage."
+            f"timm's SHViT cannot be built as {architecture.name}: it has a stem of four convolutions, single-head "
+            "attention, and a different width in each stage"
         )
     return "shvit_s1", {**_sizes(architecture.config), **channels}
 
@@ -159,7 +163,7 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 
 def _pretrained_cfg(name: str, model_file: ModelFile) -> dict[str, Any]:
-    """timm's record of the network, with the preprocessing of this model file."""
+    """timm's `pretrained_cfg` of the network, with the preprocessing of this model file."""
     import timm
 
     preprocess, published = model_file.preprocess, timm.get_pretrained_cfg(name)
@@ -179,7 +183,7 @@ def _pretrained_cfg(name: str, model_file: ModelFile) -> dict[str, Any]:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Named as timm names them; two heads are merged into one."""
+    """The weights under timm's names; two heads are merged into one."""
     if isinstance(model, TimmModel):
         return model.network.state_dict()
     assert isinstance(model, SHViT)
@@ -194,10 +198,10 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merged_heads(first: NormLinear, second: NormLinear) -> NormLinear:
-    """One head whose logits are the mean of the two heads' in evaluation mode.
+    """One head whose logits are the mean of two heads' logits, in evaluation mode.
 
-    Its norm has the first one's statistics and no scale or shift of its own. Of features z so normalised, a head with
-    mean m, deviation s, scale g, shift b and linear layer W, c gives W (g (s1 z + m1 - m) / s + b) + c.
+    Its norm has the statistics of the first head, and no scale or shift. Given features z normalised by it, a head with
+    mean m, deviation s, scale g, shift b and linear layer (W, c) computes W (g (s1 z + m1 - m) / s + b) + c.
     """
     mean, deviation = _statistics(first)
     weight, bias = torch.zeros(()).double(), torch.zeros(()).double()

@@ -1,4 +1,4 @@
-"""PyTorch, on any device it has: the network folded, in channels_last, in fp32 or bf16. Its format is `.pt2`."""
+"""PyTorch on any device: the folded network in channels_last, in fp32 or bf16. Its format is `.pt2`."""
 
 import io
 import zipfile
@@ -13,38 +13,34 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from ..errors import Failure
+from ..errors import Failure, one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import environment, quiet
 from . import pt2
-from .base import (
-    UNSEALED,
-    EngineError,
-    Exported,
-    ExportError,
-    Runnable,
-    Shapes,
-    check_ends,
-    check_export,
-    described,
-    in_batches,
-    seal,
-)
+from .base import Accept, Engine, Precisions, Runnable, Shapes, in_batches
+from .exported import UNSEALED, EngineError, Exported, ExportError, check_ends, described, seal
 from .portable import portable
 from .threads import torch_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_SIDE, MAX_SIDE = 65, 8192
-"""Of images of any size. Up to 64 pixels leave one row in the last stage, which torch.export holds for a constant."""
+"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, a constant to torch.export."""
 
 
-class TorchEngine:
-    """The reference engine."""
+class TorchEngine(Engine):
+    """The reference engine. On GPUs, the network is compiled if Triton is installed."""
 
     name: ClassVar[str] = "torch"
     suffix: ClassVar[str] = ".pt2"
-    extra: ClassVar[str | None] = None
     concurrent: ClassVar[bool] = True
+    many_sizes: ClassVar[bool] = True
+    profiled: ClassVar[bool] = True
+    runs: ClassVar[Precisions] = {
+        None: ("bf16", "fp32", "fp16"),
+        "retinanet": ("bf16", "fp32", "fp16"),
+        "mask_rcnn": ("fp32",),  # rounding must not change which proposals there are
+    }
+    writes: ClassVar[Precisions] = {None: ("fp32", "bf16"), "retinanet": ("fp32", "bf16")}
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
@@ -53,7 +49,6 @@ class TorchEngine:
         self.batch: int | None = None
         self.path = model.path if isinstance(model, Exported) else None
         self.how = "operation by operation"
-        """On GPUs, where Triton is there to compile for them, the network is compiled."""
         if isinstance(model, Exported):
             self.network: nn.Module = _loaded(model.path, device)
             self.batch = pt2.ends(model.path)[0][0]
@@ -65,33 +60,32 @@ class TorchEngine:
                 self.how = "compiled"
 
     @classmethod
-    def absent(cls) -> str | None:
-        return None
-
-    @classmethod
     def unavailable(cls, device: str) -> str | None:
         return None
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        half = ("bf16",) if has_bf16(device) else ()
-        return (*half, "fp32", *(("fp16",) if torch.device(device).type == "cuda" else ()))
-
-    @classmethod
-    def exports(cls) -> tuple[str, ...]:
-        return ("fp32", "bf16")
+        able = {"fp32": True, "bf16": has_bf16(device), "fp16": torch.device(device).type == "cuda"}
+        return tuple(precision for precision in cls.runs[None] if able[precision])
 
     @classmethod
     def export(
-        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
+        cls,
+        model_file: ModelFile,
+        path: Path,
+        precision: str,
+        shapes: Shapes,
+        calibration: Sequence[Tensor] = (),
+        accept: Accept | None = None,
+        threads: int | None = None,
     ) -> None:
-        check_export(cls, precision)
+        cls.check_writes(precision)
         network = portable(model_file).to(DTYPES[precision]).to(memory_format=torch.channels_last)  # pyright: ignore
         side = model_file.preprocess.image_size
         if shapes.dynamic_size and side < MIN_SIDE:
             raise EngineError(
-                f"{cls.suffix} files for any image size start at {MIN_SIDE} pixels, and the model has {side}: give "
-                f"--image-size {MIN_SIDE} or more, or leave --dynamic-size out"
+                f"{cls.suffix} files for any image size start at {MIN_SIDE} pixels, but the model has {side}: give "
+                f"--image-size {MIN_SIDE} or more, or leave out --dynamic-size"
             )
         images = torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
         from torch._dynamo.exc import UserError  # torch has no public name for it
@@ -100,14 +94,14 @@ class TorchEngine:
             try:
                 program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
             except UserError as error:
-                reason = str(error).partition("\n")[0]
+                reason = one_line(error, first=True)
                 raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
-            program.example_inputs = None  # they would be stored, as a pickle
+            program.example_inputs = None  # would be stored as a pickle
             facts = described(model_file, path, cls.name, precision).to_json().replace(UNSEALED.decode(), "")
-            whole = io.BytesIO()  # a disk that is full would end the process within torch
+            whole = io.BytesIO()  # torch ends the process if the disk is full
             torch.export.save(program, whole, extra_files={HEADER_KEY: facts})
         with zipfile.ZipFile(whole, "a") as archive:
-            archive.comment = UNSEALED  # members have checksums, which the digest within one would change
+            archive.comment = UNSEALED  # a digest inside a member would change its checksum
         path.write_bytes(whole.getbuffer())
         seal(path)
 
@@ -125,16 +119,16 @@ class TorchEngine:
                 there = images.to(self.device, memory_format=torch.channels_last)
                 return in_batches(self.network, there, self.batch).float().to(images.device)
         except torch.OutOfMemoryError:
-            raise Failure(f"{self.device} has not enough memory for {len(images)} images at once") from None
+            raise Failure(f"{self.device} has too little memory for {len(images)} images at once") from None
         except RuntimeError as error:
             if self.path is None or isinstance(error, Failure):
                 raise
-            reason = str(error).partition("\n")[0]
+            reason = one_line(error, first=True)
             raise EngineError(f"{self.path} does not run on images of shape {tuple(images.shape)}: {reason}") from None
 
 
 def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
-    """For torch.export: the dimensions of (b, 3, h, w) that may vary."""
+    """The dimensions of (b, 3, h, w) that vary, for torch.export."""
     dims = {} if shapes.batch else {0: torch.export.Dim("batch", min=1, max=65536)}
     if shapes.dynamic_size:
         dims |= {2: torch.export.Dim("height", min=MIN_SIDE, max=MAX_SIDE)}
@@ -143,7 +137,7 @@ def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the device computes in bf16 by its own instructions, so that bf16 is faster than fp32."""
+    """Whether the device has instructions for bf16, which makes it faster than fp32."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -151,13 +145,13 @@ def has_bf16(device: str) -> bool:
 
 
 def no_triton() -> str | None:
-    """Why kernels cannot be compiled for a GPU; None where they can."""
+    """Why kernels cannot be compiled for a GPU; None if they can."""
     return None if find_spec("triton") else "triton not installed: pip install triton"
 
 
 @contextmanager
 def gpu_failures(device: torch.device) -> Iterator[None]:
-    """A GPU that fails is a `Failure` in words; that its memory is full stays torch's own error."""
+    """Turn errors of a GPU into a `Failure`. Errors about its memory stay torch's own."""
     try:
         yield
     except (Failure, torch.OutOfMemoryError):
@@ -165,20 +159,18 @@ def gpu_failures(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if device.type != "cuda" or "CUDA" not in str(error):
             raise
-        reason = str(error).partition("\n")[0]
-        raise Failure(
-            f"{device} failed in the middle of the work ({reason}); what was written so far is kept"
-        ) from error
+        reason = one_line(error, first=True)
+        raise Failure(f"{device} failed during the computation ({reason}); files written so far are kept") from error
 
 
 def _loaded(path: Path, device: str) -> nn.Module:
-    """The network of a `.pt2` file. Raises EngineError where it would run code, or torch cannot read it."""
+    """Load the network of a `.pt2` file. Raises EngineError if it would run code, or torch cannot read it."""
     archive = pt2.checked(path)
     try:
         with quiet(), environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
             program = torch.export.load(archive)
-        # without guards, which are code that the file brings; the sizes of the images are checked all the same
+        # without guards, which are code from the file; image sizes are checked anyway
         return move_to_device_pass(program, device).module(check_guards=False)
-    except Exception as error:  # torch's readers raise whatever they stumble over
-        reason = str(error).partition("\n")[0] or type(error).__name__
+    except Exception as error:  # torch's readers raise any type of exception
+        reason = one_line(error, first=True)
         raise EngineError(f"{path} cannot be read by torch ({reason})") from None

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..console import METRICS
 from ..data.loader import Batch
 from ..engines import quantize
-from ..engines.openvino import Compiled, computed_in
+from ..engines.openvino import computed_in
+from ..engines.openvino_runtime import Compiled
 from ..errors import Failure, InputError
 from ..modelfile import ModelFile
 from ..tasks import task_of

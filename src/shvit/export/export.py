@@ -1,6 +1,5 @@
 """Write a model in another runtime's format, and prove that the file computes what the model does."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,12 +16,13 @@ from .. import engines, provenance
 from ..data.coco import CocoSplit
 from ..data.loader import Batch, Loader, worker_death_as_failure
 from ..data.sources import Dataset, Split
-from ..engines import coreml, openvino
-from ..engines.base import EngineError, ExportError, Shapes, described, need_calibration
+from ..engines import openvino
+from ..engines.base import Shapes, need_calibration
+from ..engines.exported import EngineError, ExportError, described
 from ..engines.quantize import CALIBRATION_IMAGES
 from ..errors import Failure, InputError
 from ..evaluate import choose_split, relabel_for
-from ..files import place, replacing, writing
+from ..files import place, write_json, writing
 from ..modelfile import ModelFile
 from ..tasks import task_of
 from . import accuracy_floor as floor
@@ -109,8 +109,7 @@ def export(
         place(file, out)
     report["provenance"] = provenance.facts()
     parity_file = out.with_name(f"{out.name}.parity.json")
-    with replacing(parity_file) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(parity_file, report)
     return report
 
 
@@ -130,7 +129,7 @@ def prove(
     exported = engines.read(file)
     kind = engines.FORMATS[exported.engine]
     if kind.unavailable("cpu"):  # Core ML, away from a Mac
-        return {"ran": False, "specification": coreml.check(file)}
+        return {"ran": False, "specification": kind.specification(file)}
     with tempfile.TemporaryDirectory() as folder:
         pixels, result = Path(folder) / "images.npy", Path(folder) / "result.npz"
         np.save(pixels, images.numpy())

@@ -1,4 +1,4 @@
-"""What all detectors are: a backbone, a pyramid on its maps, and heads that give what they see in one tensor."""
+"""The base of all detectors: a backbone, a feature pyramid, and heads that return one tensor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,37 +12,39 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from ..errors import InputError
+from .layers import FoldCheck
 from .pyramid import Pyramid
 from .shvit import SHViT
 from .timm_model import TimmModel
 
 Backbone = SHViT | TimmModel
 LAYOUTS = ("torchvision", "paper")
-"""Whose details a detector has: torchvision's, or those of the authors' configuration (docs/detection.md)."""
+"""Source of a detector's details: torchvision, or the authors' configuration (docs/detection.md)."""
 CROWDED = 0.5
-"""Share of a box within a crowd from which it is not learnt as background."""
+"""A box with more than this share of its area in a crowd is not trained as background."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be found in one image, in pixels of what the network sees."""
+    """The ground truth of one image, in pixels of the network's input."""
 
     boxes: Float[Tensor, "n 4"]
     """Left, top, right, bottom."""
     labels: Int64[Tensor, " n"]
-    """Places among the classes."""
+    """Indices of classes."""
     crowds: Float[Tensor, "m 4"]
-    """Boxes of regions of many objects, in which nothing is to be learnt."""
+    """Boxes around groups of objects, which are ignored in training."""
     masks: UInt8[Tensor, "n h w"] | None = None
     """1 where the object is."""
 
     def to(self, device: Any) -> "Target":
+        """The same target on this device."""
         masks = None if self.masks is None else self.masks.to(device)
         return Target(self.boxes.to(device), self.labels.to(device), self.crowds.to(device), masks)
 
 
 class Detector(nn.Module):
-    """A backbone and its pyramid; subclasses add the heads, and say at which strides they look.
+    """A backbone and its feature pyramid. Subclasses add the heads, and name the strides of their maps.
 
     Args:
         backbone: Without a head; its last three maps are taken.
@@ -57,9 +59,9 @@ class Detector(nn.Module):
     """The `Architecture` that built this network; None where it was put together by hand."""
     strides: Sequence[int]
     class_layers: tuple[str, ...]
-    """Beginnings of the names of those weights that depend on the classes."""
+    """Prefixes of the weights that depend on the classes."""
     any_batch: ClassVar[bool] = True
-    """Whether one trace of the network is good for any number of images."""
+    """Whether a trace of the network works for any number of images."""
 
     def __init__(self, backbone: Backbone, num_classes: int, layout: str = LAYOUTS[0]) -> None:
         super().__init__()
@@ -69,6 +71,11 @@ class Detector(nn.Module):
         widths, strides = zip(*backbone.maps[-3:], strict=True)
         self.pyramid = Pyramid(widths, strides, self.strides, coarsest_from_input=self.as_published)
 
+    @staticmethod
+    def output_width(classes: int) -> int | None:
+        """Length of a row of the outputs, for a model with this number of classes; None if it does not depend on it."""
+        return None
+
     @property
     def in_channels(self) -> int:
         return self.backbone.in_channels
@@ -77,8 +84,22 @@ class Detector(nn.Module):
     def image_size(self) -> int:
         return self.backbone.image_size
 
+    @property
+    def fold_check(self) -> FoldCheck:
+        """As of the backbone, on images that the pyramid takes."""
+        check = self.backbone.fold_check
+        return check._replace(side=64 * -(-check.side // 64))
+
+    def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b 256 h2 w2"]]:
+        """The outputs that are compared after folding: the maps of the pyramid."""
+        return self.features(x)
+
+    def first_convolution(self) -> nn.Conv2d | None:
+        """The convolution that reads the images, if it is known."""
+        return self.backbone.first_convolution()
+
     def features(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b 256 h2 w2"]]:
-        """The pyramid's maps at `strides`, fine to coarse.
+        """The maps of the pyramid at `strides`, fine to coarse.
 
         Raises:
             ValueError: A side of the images is no multiple of the backbone's coarsest stride.
@@ -92,7 +113,7 @@ class Detector(nn.Module):
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's, at the strides that the maps have by design, not those that rounded sizes of maps suggest."""
+    """torchvision's anchors, with the strides of the maps by design instead of the rounded ratios of their sizes."""
 
     def __init__(self, strides: Sequence[int], scales: Sequence[float]) -> None:
         super().__init__(
@@ -104,12 +125,12 @@ class Anchors(AnchorGenerator):
     def forward(
         self, image_list: ImageList, feature_maps: Sequence[Float[Tensor, "b c h w"]]
     ) -> list[Float[Tensor, "anchors 4"]]:
-        """Boxes of all levels, the same for each image."""
+        """The boxes of all levels, the same for each image."""
         anchors = self.on(feature_maps)
         return [anchors for _ in image_list.image_sizes]
 
     def on(self, maps: Sequence[Float[Tensor, "b c h w"]]) -> Float[Tensor, "anchors 4"]:
-        """Boxes of all levels, level by level, row by row, in pixels of the image."""
+        """The boxes of all levels, level by level and row by row, in pixels of the image."""
         device = maps[0].device
         self.set_cell_anchors(torch.float32, device)
         strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
@@ -117,13 +138,13 @@ class Anchors(AnchorGenerator):
 
 
 class BestForEach(Matcher):
-    """torchvision's matcher, in which each object keeps the boxes that overlap most with it, as in mmdetection.
+    """torchvision's matcher, except that each object keeps the boxes that overlap most with it, as in mmdetection.
 
-    torchvision gives such a box to the object that the box overlaps most with.
+    torchvision assigns such a box to the object that it overlaps most with.
 
     Args:
-        high, low: As torchvision's thresholds.
-        least: Overlap from which an object keeps its best boxes.
+        high, low: torchvision's thresholds.
+        least: Minimum overlap for an object to keep its best boxes.
     """
 
     def __init__(self, high: float, low: float, least: float) -> None:
@@ -136,7 +157,7 @@ class BestForEach(Matcher):
         all_matches: Int64[Tensor, " n"],
         match_quality_matrix: Float[Tensor, "objects n"],
     ) -> None:
-        """Of several objects that a box is best for, the last keeps it."""
+        """A box that is the best for several objects goes to the last of them."""
         best = match_quality_matrix.amax(1, keepdim=True)
         kept = (match_quality_matrix == best) & (best >= self.least) & (best > 0)
         numbers = torch.arange(len(best), device=matches.device)[:, None].where(kept, -1).amax(0)
@@ -144,14 +165,14 @@ class BestForEach(Matcher):
 
 
 def in_crowd(boxes: Float[Tensor, "n 4"], crowds: Float[Tensor, "m 4"]) -> Bool[Tensor, " n"]:
-    """Which boxes lie mostly within a crowd."""
+    """Whether each box lies mostly within a crowd."""
     if not len(crowds):
         return boxes.new_zeros(len(boxes), dtype=torch.bool)
     return share_within(boxes, crowds).amax(1) > CROWDED
 
 
 def share_within(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-    """Which share of each box's area lies in each region."""
+    """The share of each box's area that lies in each region."""
     corner = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
     sides = (corner - torch.maximum(boxes[:, None, :2], regions[:, :2])).clamp(min=0)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)

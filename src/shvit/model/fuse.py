@@ -1,11 +1,10 @@
-"""Folding for inference: every pair of linear operations that can be one becomes one."""
+"""Folding for inference: consecutive linear operations become one."""
 
 import copy
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import Failure
 from .detector import Detector
@@ -13,14 +12,15 @@ from .shvit import SHViT
 from .timm_model import TimmModel
 
 Network = TypeVar("Network", SHViT, TimmModel, Detector)
-CHECK_SIDE = 64
 
 
 @runtime_checkable
 class Foldable(Protocol):
-    """A module that knows its equivalent for inference."""
+    """A module with a cheaper equivalent for inference."""
 
-    def fold(self) -> nn.Module: ...
+    def fold(self) -> nn.Module:
+        """The equivalent."""
+        ...
 
 
 class FuseError(Failure):
@@ -29,46 +29,39 @@ class FuseError(Failure):
 
 @torch.no_grad()
 def fuse(model: Network) -> Network:
-    """A new network in evaluation mode with everything foldable folded; the argument is untouched.
+    """Return a new network in evaluation mode with everything foldable folded; the argument is not changed.
 
     Folded are BatchNorm into the convolution before it or the linear layer after it, the identity path of depthwise
-    residuals, the scale and shift of attention's norm and its softmax scale into its weights, and two distillation
-    heads into one; squeeze-excite's convolutions become linear layers. Folding is done in float64 and compared with the
-    original on a random batch before the weights go back to their own type and device.
-    timm's models fold by timm's own code, which is made for float32. Of a detector the backbone is folded, and its
-    pyramid's maps are compared.
+    residuals, scale and shift of attention's norm and its softmax scale into its weights, and two distillation heads
+    into one. The convolutions of squeeze-excite become linear layers. Folding is computed in float64 and compared with
+    the original on a random batch, before the weights are converted back to their own type and device.
+    timm's models are folded by timm's own code, which is made for float32. In detectors, the backbone is folded, and
+    the maps of the pyramid are compared.
 
     Args:
-        model: A network of `create_model`, any device, any floating type.
+        model: A network of `create_model`, on any device, of any floating type.
 
     Raises:
-        FuseError: The outputs differ by more than 1e-9 of their largest magnitude (timm's: 1e-3), or are not finite.
+        FuseError: The outputs differ by more than 1e-9 of their largest magnitude (timm: 1e-3), or are not finite.
     """
     parameter = next(model.parameters())
-    ours = isinstance(model.backbone if isinstance(model, Detector) else model, SHViT)
-    dtype, side, tolerance = (torch.float64, CHECK_SIDE, 1e-9) if ours else (torch.float32, model.image_size, 1e-3)
-    if isinstance(model, Detector):
-        side = CHECK_SIDE * -(-side // CHECK_SIDE)
+    dtype, side, tolerance = model.fold_check
     original = copy.deepcopy(model).to("cpu", dtype).eval()
     folded = cast(Network, _fold(copy.deepcopy(original)))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, model.in_channels, side, side, dtype=dtype, generator=generator)
     error = max(
         (expected - actual).abs().max() / expected.abs().max().clamp_min(1e-30)
-        for expected, actual in zip(_seen(original, images), _seen(folded, images), strict=True)
+        for expected, actual in zip(original.fold_outputs(images), folded.fold_outputs(images), strict=True)
     )
     if not error <= tolerance:  # also catches NaN
         raise FuseError(f"folding changed the outputs by {error:.1e} of their size, allowed is {tolerance:.0e}")
     return folded.to(parameter.device, parameter.dtype).requires_grad_(False)
 
 
-def _seen(model: Any, images: Float[Tensor, "b c h w"]) -> list[Tensor]:
-    return model.features(images) if isinstance(model, Detector) else [model(images)]
-
-
 def _fold(module: nn.Module) -> nn.Module:
-    """Children first, so that a module's own `fold` finds them folded."""
-    if not isinstance(module, TimmModel):  # which folds what is inside it by timm's own code
+    """Fold children first, since `fold` of a module expects folded children."""
+    if not isinstance(module, TimmModel):  # timm's own code folds its children
         for name, child in module.named_children():
             setattr(module, name, _fold(child))
     return module.fold() if isinstance(module, Foldable) else module

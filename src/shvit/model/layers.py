@@ -1,7 +1,8 @@
-"""The convolutional parts of SHViT. A module with `fold` knows its cheaper equivalent for inference (see fuse.py)."""
+"""The convolutional parts of SHViT. `fold` returns a module's cheaper equivalent for inference (see fuse.py)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,8 +13,18 @@ from torchvision.ops import StochasticDepth
 from .shapes import Logits, Maps, Pooled
 
 
+class FoldCheck(NamedTuple):
+    """How the folded network is compared with the original."""
+
+    dtype: torch.dtype
+    side: int
+    """Of the random images, in pixels."""
+    tolerance: float
+    """Largest difference, relative to the largest output."""
+
+
 class ConvNorm(nn.Module):
-    """Convolution without bias, then BatchNorm; `norm_weight` is where BatchNorm's weight starts."""
+    """Convolution without bias, then BatchNorm, whose weight is initialised with `norm_weight`."""
 
     def __init__(
         self,
@@ -35,7 +46,7 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fold(self) -> nn.Conv2d:
-        """BatchNorm scales and shifts each output channel, so it becomes part of the kernel and a bias."""
+        """Merge BatchNorm into the kernel and a bias: it scales and shifts each output channel."""
         scale, shift = norm_as_scale_and_shift(self.norm)
         conv = self.conv
         folded = nn.Conv2d(
@@ -66,6 +77,7 @@ class NormLinear(nn.Module):
         return self.linear(self.norm(x))
 
     def fold(self) -> nn.Linear:
+        """Merge BatchNorm into the linear layer."""
         scale, shift = norm_as_scale_and_shift(self.norm)
         folded = nn.Linear(self.linear.in_features, self.linear.out_features, dtype=self.linear.weight.dtype)
         folded.weight.data = self.linear.weight * scale
@@ -87,7 +99,7 @@ class Residual(nn.Module):
         return x + self.drop_path(self.branch(x))
 
     def fold(self) -> nn.Module:
-        """Around a depthwise convolution, adding x is adding 1 to the centre of each kernel."""
+        """Merge the sum into a depthwise convolution, by adding 1 to the centre of each kernel."""
         self.drop_path = None
         conv = self.branch
         if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels):
@@ -98,7 +110,7 @@ class Residual(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """1x1 convolution to twice the width, ReLU, 1x1 back. Starts as zero, so that its residual starts as identity."""
+    """1x1 convolution to twice the width, ReLU, 1x1 back. Returns zero at first, so its residual is the identity."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -111,7 +123,7 @@ class FeedForward(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from all channels' means; hidden width is rounded to multiples of 8."""
+    """Scales each channel by a gate computed from the means of all channels. The hidden width is a multiple of 8."""
 
     def __init__(self, width: int, ratio: float = 0.25) -> None:
         super().__init__()
@@ -125,7 +137,7 @@ class SqueezeExcite(nn.Module):
         return x * gate.sigmoid()
 
     def fold(self) -> nn.Module:
-        """On a single position, 1x1 convolutions are linear layers, which run a whole batch as one matrix product."""
+        """Replace the 1x1 convolutions by linear layers, which run a whole batch as one matrix product."""
         return LinearSqueezeExcite(self.reduce, self.expand)
 
 
@@ -144,7 +156,7 @@ class LinearSqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Halves height and width: 1x1 to 4 times the width, depthwise 3x3 of stride 2, squeeze-excite, 1x1 to the new."""
+    """1x1 to 4 times the width, depthwise 3x3 of stride 2, squeeze-excite, 1x1 to the new width. Halves the map."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -167,9 +179,9 @@ def depthwise_residual(width: int, norm_weight: float, drop_path: float = 0.0) -
 
 
 def recomputed(module: nn.Module, x: Maps) -> Maps:
-    """`module(x)`, computed again in the backward pass instead of keeping its activations.
+    """`module(x)`, recomputed in the backward pass instead of storing its activations.
 
-    The second pass leaves the running statistics of BatchNorm as the first one made them.
+    The second pass does not update the running statistics of BatchNorm again.
     """
     result = checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module)))
     assert isinstance(result, Tensor)

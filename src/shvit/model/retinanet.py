@@ -43,6 +43,11 @@ class RetinaNet(Detector):
         published = BestForEach(0.5, 0.4, least=0.0)
         self.matcher = published if self.as_published else Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
+    @staticmethod
+    def output_width(classes: int) -> int | None:
+        """Length of a row of the outputs: a box and the scores."""
+        return 4 + classes
+
     @classmethod
     def anchors_at(cls, side: int) -> int:
         """How many anchors a square image of this side has."""

@@ -14,6 +14,7 @@ from .config import Config
 from .layers import (
     ConvNorm,
     FeedForward,
+    FoldCheck,
     InvertedResidual,
     NormLinear,
     Residual,
@@ -30,7 +31,7 @@ Mixer = Callable[[int, int], nn.Module]
 
 
 class Block(nn.Module):
-    """Depthwise convolution, token mixer (where the stage attends), feed-forward: each a residual."""
+    """Depthwise convolution, token mixer (in stages with attention), feed-forward: each with a residual."""
 
     def __init__(self, width: int, attended: int | None, mixer: Mixer, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class Block(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Between stages: half the height and width, and a new number of channels."""
+    """Halves height and width between stages, and changes the number of channels."""
 
     def __init__(self, in_width: int, out_width: int, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -59,14 +60,14 @@ class Downsample(nn.Module):
 
 
 class StageLayers(nn.Module):
-    """One stage: a downsample, in all stages but the first, then blocks on maps of one size."""
+    """One stage: downsampling (except in the first stage), then blocks."""
 
     def __init__(self, downsample: nn.Module, blocks: list[Block]) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
         self.grad_checkpointing = False
-        """Compute each block again in the backward pass, which takes less memory and more time."""
+        """Recompute each block in the backward pass: less memory, more time."""
 
     def forward(self, x: Maps) -> Maps:
         x = self.downsample(x)
@@ -83,14 +84,17 @@ class SHViT(TimmInterface):
 
     Args:
         config: Widths, depths and attended channels.
-        num_classes: Logits an image gets; 0 for a backbone without head, whose outputs are the last map's means.
+        num_classes: Number of logits; 0 for a backbone without head, which returns the means of the last map.
         in_channels: Channels of an image.
-        distilled: Add a second head, to be taught by a teacher. In training the network then returns both heads'
-            logits; in evaluation, their mean.
-        mixer: What mixes tokens in the stages that attend; experiments pass their own.
-        drop_path_rate: Probability with which an image skips a residual branch of the last block in training; it
-            grows linearly from 0 in the first block.
+        distilled: Add a second head for distillation. In training, the network returns the logits of both heads; in
+            evaluation, their mean.
+        mixer: Token mixer of the stages with attention; experiments pass their own.
+        drop_path_rate: Probability that an image skips a residual branch of the last block in training; it grows
+            linearly from 0 in the first block.
     """
+
+    any_batch = True  # see `Detector`
+    fold_check = FoldCheck(torch.float64, 64, 1e-9)
 
     def __init__(
         self,
@@ -105,7 +109,7 @@ class SHViT(TimmInterface):
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.maps = [(stage.width, 2**config.stem << index) for index, stage in enumerate(config.stages)]
-        """Channels and stride of each map that `features` gives."""
+        """Channels and stride of each map that `features` returns."""
         self.image_size = config.image_size
         self.stem = _stem(in_channels, config.stages[0].width, config.stem)
         self.stages = nn.Sequential()
@@ -121,14 +125,14 @@ class SHViT(TimmInterface):
             width = stage.width
         self.num_features = self.head_hidden_size = width
         self.global_pool = "avg"
-        """How the last map becomes one vector: `avg`, its mean over all positions; empty: it stays a map."""
+        """How the last map is pooled: `avg`, the mean over all positions; empty: not at all."""
         self.head = NormLinear(width, num_classes) if num_classes else nn.Identity()
         self.distillation_head = NormLinear(width, num_classes) if distilled else None
         self.distilled_training = distilled
         self.pretrained_cfg = self.default_cfg = self.described_for_timm()
 
     def features(self, x: Images) -> list[Maps]:
-        """Maps after each stage, of the variants at strides 16, 32 and 64 (heights and widths round up).
+        """The map after each stage; in the variants at strides 16, 32 and 64 (heights and widths round up).
 
         Raises:
             ValueError: The images have other channels than the network, or a side under 32 pixels.
@@ -146,7 +150,7 @@ class SHViT(TimmInterface):
         return self.features(x)[-1]
 
     def forward_head(self, x: Maps, pre_logits: bool = False) -> Logits | tuple[Logits, Logits]:
-        """From the last map to what `forward` returns; with `pre_logits`, to what the classifier reads."""
+        """Compute the logits from the last map; with `pre_logits`, the input of the classifier."""
         pooled = x.mean((2, 3)) if self.global_pool == "avg" else x
         if pre_logits:
             return pooled
@@ -162,8 +166,17 @@ class SHViT(TimmInterface):
         """Logits; with a distillation head in training, (logits, distillation logits)."""
         return self.forward_head(self.forward_features(x))
 
+    def first_convolution(self) -> nn.Conv2d | None:
+        """The convolution that reads the images, once it is folded."""
+        first = self.stem[0]
+        return first if isinstance(first, nn.Conv2d) else None
+
+    def fold_outputs(self, x: Images) -> list[Logits]:
+        """The outputs that are compared after folding."""
+        return [self(x)]
+
     def fold(self) -> "SHViT":
-        """The mean of two linear heads is one linear head."""
+        """Merge two linear heads into one, which computes the mean of their logits."""
         if isinstance(self.head, nn.Linear) and isinstance(self.distillation_head, nn.Linear):
             with torch.no_grad():
                 self.head.weight.data = (self.head.weight + self.distillation_head.weight) / 2
@@ -173,7 +186,7 @@ class SHViT(TimmInterface):
 
 
 def _stem(in_channels: int, width: int, depth: int) -> nn.Sequential:
-    """3x3 convolutions of stride 2, each twice as wide as the one before, ReLU between them; four in the variants."""
+    """3x3 convolutions of stride 2, each twice as wide as the previous, with ReLU in between; four in the variants."""
     widths = [in_channels, *(width >> halvings for halvings in reversed(range(depth)))]
     modules: list[nn.Module] = []
     for before, after in pairwise(widths):

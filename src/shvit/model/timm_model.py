@@ -1,4 +1,4 @@
-"""timm's models behind the interface of SHViT: the peers it is compared with, and the teachers it learns from."""
+"""timm's models with the interface of SHViT, as peers in benchmarks and as teachers."""
 
 import ast
 import re
@@ -13,8 +13,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .config import MAX_DEPTH, MAX_WIDTH
+from .layers import FoldCheck
 
 DEPTHS = {"depth", "depths", "layers", "num_blocks", "num_layers", "num_stages", "stem_layers", "expand_ratio"}
 ARGUMENTS = DEPTHS | {
@@ -28,19 +29,20 @@ ARGUMENTS = DEPTHS | {
     *("stem_type", "stem_width", "strict_img_size", "types", "use_abs_pos", "width", "width_factor", "widths"),
     *("window_ratio", "window_size"),
 }  # fmt: skip
-"""Of timm's: what may follow a model's name. Sizes, and choices among parts that timm knows by name."""
+"""Arguments of timm's models that may follow a model's name: sizes, and parts that timm knows by name."""
 
 
 class TimmModel(nn.Module):
-    """Any classification model of timm, by timm's own name.
+    """Any classification model of timm, by its name in timm.
 
-    Arguments of timm's may follow the name: `swin_tiny_patch4_window7_224:embed_dim=48:img_size=160`.
+    Arguments may follow the name: `swin_tiny_patch4_window7_224:embed_dim=48:img_size=160`.
 
     Raises:
         InputError: timm knows no such model, or does not take these arguments.
     """
 
     architecture: Any = None
+    any_batch = True
 
     def __init__(self, name: str, num_classes: int = 1000, in_channels: int = 3, drop_path_rate: float = 0.0) -> None:
         import timm
@@ -55,13 +57,13 @@ class TimmModel(nn.Module):
         except Exception as error:  # timm does not check its arguments
             if not extra:
                 raise
-            reason = str(error).partition("\n")[0]
+            reason = one_line(error, first=True)
             given = ", ".join(f"{key}={value!r}" for key, value in extra.items())
             raise InputError(f"timm's {base} takes no {given}: {reason}") from None
 
     @property
     def maps(self) -> list[tuple[int, int]]:
-        """Channels and stride of each map that `features` gives. Raises InputError where timm does not say."""
+        """Channels and stride of each map that `features` returns. Raises InputError if timm does not list them."""
         info = getattr(self.network, "feature_info", None)
         if not info:
             raise InputError(f"timm offers no intermediate maps of {type(self.network).__name__}")
@@ -89,10 +91,24 @@ class TimmModel(nn.Module):
         return list(self.network.forward_intermediates(x, indices=3, intermediates_only=True))  # pyright: ignore
 
     def forward(self, x: Float[Tensor, "b in h w"]) -> Float[Tensor, "b classes"]:
+        """Logits."""
         return self.network(x)
 
+    @property
+    def fold_check(self) -> FoldCheck:
+        """In fp32, as timm's own folding is made for."""
+        return FoldCheck(torch.float32, self.image_size, 1e-3)
+
+    def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b classes"]]:
+        """The outputs that are compared after folding."""
+        return [self(x)]
+
+    def first_convolution(self) -> nn.Conv2d | None:
+        """None: not known."""
+        return None
+
     def fold(self) -> "TimmModel":
-        """Branches and norms by timm's own code, for the models that have some; then every norm after a convolution."""
+        """Fold branches and norms by timm's own code, then every norm after a convolution."""
         from timm.utils.model import reparameterize_model
 
         with torch.no_grad():
@@ -103,9 +119,9 @@ class TimmModel(nn.Module):
 
 
 def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
-    """The name before the first colon, and what follows it, as `create_model` of timm takes it.
+    """The name before the first colon, and the arguments after it, for timm's `create_model`.
 
-    The name may come from a file, so arguments are those alone that give sizes or choose parts: none that loads weights
+    The name may come from a file, so only arguments that set sizes or choose parts are allowed, none that loads weights
     or opens a path.
 
     Raises:
@@ -124,7 +140,7 @@ def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
             raise
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise InputError(
-                f"{name!r}: behind the name of timm's model come arguments of timm's, each :KEY=VALUE with a number, "
+                f"{name!r}: the name of timm's model may be followed by arguments, each :KEY=VALUE with a number, "
                 f"True, False, a quoted text or a tuple, such as :img_size=160; got {part!r}"
             ) from None
     return base, arguments
@@ -152,14 +168,14 @@ def check_argument(key: str, value: Any) -> None:
 
 
 def pretrained_cfg(name: str) -> Any:
-    """timm's record of the model `NAME` or `NAME.TAG`. Raises InputError where timm knows no such model or tag."""
+    """timm's record of the model `NAME` or `NAME.TAG`. Raises InputError if timm has no such model or tag."""
     import timm
 
     name, _ = named_arguments(name)
     base = name.partition(".")[0]
     if not timm.is_model(base):
         near = timm.list_models(f"*{base}*")[:3]
-        hint = f"; near are {', '.join(near)}" if near else ""
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"timm has no model {name!r}{hint}")
     try:
         return timm.get_pretrained_cfg(name)
@@ -170,10 +186,10 @@ def pretrained_cfg(name: str) -> Any:
 
 @torch.no_grad()
 def fold_norms(network: nn.Module, images: Float[Tensor, "b in h w"]) -> None:
-    """Fold, in place, each BatchNorm into the convolution before it, in a network of evaluation mode.
+    """Fold, in place, each BatchNorm into the convolution before it, in a network in evaluation mode.
 
-    The pairs are found by watching these images pass: a norm is folded where it alone reads what the convolution
-    writes, and both are used once. An activation that is part of the norm stays.
+    The pairs are found by running the images through the network: a norm is folded if only it reads the output of the
+    convolution, and both are used once. An activation that is part of the norm is kept.
     """
     convolutions = {id(m.weight): m for m in network.modules() if isinstance(m, nn.Conv2d)}
     norms = {id(m.weight): m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.weight is not None}
@@ -191,12 +207,12 @@ def fold_norms(network: nn.Module, images: Float[Tensor, "b in h w"]) -> None:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes which convolution's output each norm reads, and how often every tensor is read."""
+    """Records which convolution's output each norm reads, and how often each tensor is read."""
 
     def __init__(self, convolutions: set[int], norms: set[int]) -> None:
         super().__init__()
         self.convolutions, self.norms = convolutions, norms
-        self.alive: list[Tensor] = []  # an id is given again once its tensor is gone
+        self.alive: list[Tensor] = []  # an id is reused once its tensor is deleted
         self.reads: Counter[int] = Counter()
         self.written_by: dict[int, int] = {}
         self.candidates: list[tuple[int, int, int]] = []
@@ -215,6 +231,6 @@ class _Watch(TorchDispatchMode):
         return result
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Weights, by id, of convolutions and norms that can be one."""
+        """Ids of the weights of convolutions and norms that can be folded."""
         once = [row for row in self.candidates if all(self.reads[tensor] == 1 for tensor in row)]
         return [(convolution, norm) for _, convolution, norm in once]

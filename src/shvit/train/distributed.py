@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import Failure, InputError, notice
+from ..errors import Failure, InputError, notice, one_line
 
 START_TIMEOUT = timedelta(minutes=30)
 """Time from the start of the first process to the start of the last one."""
@@ -106,7 +106,7 @@ class ProcessGroup:
                 raise
             raise Failure(
                 f"process {self.rank} of {self.size} lost the connection to another one "
-                f"({str(error).splitlines()[0]}); the last checkpoint is kept"
+                f"({one_line(error, first=True)}); the last checkpoint is kept"
             ) from error
         finally:
             if distributed.is_initialized():

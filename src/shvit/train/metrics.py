@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..figures import new_figure, plot_style, save_png
 from ..files import replacing, writing
 from .recipe import with_current_names
 
@@ -38,14 +39,12 @@ def remove_rows_after(out: Path, epoch: int) -> None:
 
 def draw_curves(out: Path, headline: str) -> None:
     """Draws curves.png: loss and headline metric by epoch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     rows = read_metrics(out)
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss_axis, metric_axis = figure.subplots(1, 2)
+    figure, [[loss_axis, metric_axis]] = new_figure(9, 3.6, 1, 2)
+    plot_style(loss_axis, "epoch", "loss")
+    plot_style(metric_axis, "epoch", f"validation {headline}")
     for axis, key, label in (
         (loss_axis, "train_loss", "training (augmented)"),
         (loss_axis, "loss", "validation"),
@@ -54,15 +53,9 @@ def draw_curves(out: Path, headline: str) -> None:
     ):
         if points := [(row["epoch"], row[key]) for row in rows if key in row]:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    loss_axis.set_ylabel("loss")
-    metric_axis.set_ylabel(f"validation {headline}")
     metric_axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axis in (loss_axis, metric_axis):
-        axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False)
-    with writing(out / "curves.png"):
-        figure.savefig(out / "curves.png", dpi=120)
+    save_png(figure, out / "curves.png")

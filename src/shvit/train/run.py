@@ -12,8 +12,8 @@ from ..data.identity import DrawnBy, TrainedOn, drawn_before
 from ..data.sources import Dataset, duplicates
 from ..data.transforms import Preprocess
 from ..engines import pick_device
-from ..errors import InputError
-from ..files import check_folder, locked, replacing, write_csv
+from ..errors import InputError, check_at_least
+from ..files import check_folder, locked, write_csv, write_json
 from ..model.architecture import Architecture
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile
@@ -97,8 +97,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
         raise InputError(
             "train needs --out: a new folder for the run, or with --resume the folder of the run to resume"
         )
-    if request.save_every < 1:
-        raise InputError(f"save_every must be at least 1 step, got {request.save_every}")
+    check_at_least(1, save_every=request.save_every)
     check_tracker(request.track)
     out, group = Path(request.out), ProcessGroup.from_environment()
     device = group.device(pick_device(request.device))
@@ -219,8 +218,7 @@ def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], repor
         "classes": plan.source.classes,
         **about,
     }
-    with replacing(out / RECORD) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(out / RECORD, record)
     if groups := duplicates(plan.source.train, plan.source.val):
         rows = [(train[0], name) for train, val in groups for name in val]
         write_csv(out / "duplicates.csv", ["train", "val"], rows)

@@ -11,8 +11,8 @@ from conftest import TINY, plain_outputs, random_images, randomize_norms, tiny_a
 from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import EngineError
-from shvit.engines.base import TooLarge
 from shvit.engines.cuda.engine import CudaEngine, Graph, bucket
+from shvit.engines.cuda.plan import TooLarge
 from shvit.engines.portable import Portable, portable
 from shvit.engines.torch import gpu_failures
 from shvit.errors import Failure, Notice
@@ -126,7 +126,7 @@ def test_out_of_memory_for_one_image(tiny, kernel_device, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Graph, "__init__", without_memory)
-    with pytest.raises(Failure, match="not enough memory for one image"):
+    with pytest.raises(Failure, match="too little memory for one image"):
         CudaEngine(tiny, "fp16", kernel_device)(random_images(1, 32))
 
 
@@ -154,7 +154,7 @@ def test_other_networks_are_not_for_the_kernels(network, reason):
 
 def test_other_networks_run_on_the_torch_engine(kernel_device):
     given = model_file(Architecture("timm/resnet10t", 10).build().eval())
-    with pytest.warns(Notice, match="the torch engine does"):
+    with pytest.warns(Notice, match="the torch engine runs it"):
         engine = CudaEngine(given, "bf16", kernel_device)
     images = random_images(2, 64)
     assert difference(engine(images), plain_outputs(given, images)) < 5e-2

@@ -1,14 +1,13 @@
-"""SHViT on kernels of its own, on NVIDIA GPUs, in fp16 or bf16. It runs model files and has no format.
+"""SHViT on its own kernels, on NVIDIA GPUs, in fp16 or bf16. It runs model files and has no format.
 
-Each batch runs as a CUDA graph, one launch for the whole network, of a size that is a power of two: graphs are made
-when a size is first met, of the ways through the kernels that are the fastest for it on this GPU.
+Each batch runs as a CUDA graph: one launch for the whole network. Batch sizes are powers of two. The graph of a size is
+created when the size is first used, from the kernels that are the fastest for it on this GPU.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from statistics import median
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -19,26 +18,28 @@ from torch import Tensor
 
 from ...errors import Failure, notice
 from ...model.shapes import MIN_SIDE
+from ...model.shvit import SHViT
 from ...modelfile import ModelFile
-from ..base import EngineError, Exported, Runnable, Shapes, TooLarge
+from ..base import Engine, Precisions, Runnable
+from ..exported import EngineError
 from ..portable import portable
 from ..torch import DTYPES, TorchEngine, gpu_failures, no_triton
+from .plan import Choices, Launch, TooLarge, Way
 
 if TYPE_CHECKING:
     from .network import KernelNetwork
-    from .plan import Choices, Launch, Way
 
 CAPABILITY = (8, 0)
-"""Compute capability from which on GPUs have bf16 and copies that do not wait."""
+"""Compute capability of the first GPUs with bf16 and asynchronous copies."""
 MAX_BATCH = 1024
 MAX_GRAPHS = 32
-"""Each holds memory of its own; the oldest goes when another is needed."""
+"""Each graph has its own memory. The oldest is deleted when another is needed."""
 QUEUED_LAUNCHES, QUEUE_CYCLES = 30, 8_000_000
-"""When ways are timed: so many launches, some 30 microseconds of the CPU each, while the GPU waits 4 ms."""
+"""For timing: launches, each about 30 microseconds on the CPU, that are queued while the GPU waits for 4 ms."""
 
 
 class Size(NamedTuple):
-    """What a graph is made for."""
+    """The images that a graph is made for."""
 
     batch: int
     height: int
@@ -46,28 +47,26 @@ class Size(NamedTuple):
     channels_last: bool
 
 
-class CudaEngine:
-    """The network on the kernels; one that they do not compute, on the torch engine, which a notice tells.
+class CudaEngine(Engine):
+    """Runs the network on the kernels. Networks that they do not compute run on the torch engine, with a notice.
 
-    Out of memory, batches are halved, which a notice tells, too.
+    Out of memory, the batch size is halved, with a notice.
 
     Args:
         device: A CUDA device; the CPU under Triton's interpreter, which runs the launches one by one.
     """
 
     name: ClassVar[str] = "cuda"
-    suffix: ClassVar[str] = ""
-    extra: ClassVar[str | None] = None
-    concurrent: ClassVar[bool] = False
+    every_network: ClassVar[bool] = False
+    runs: ClassVar[Precisions] = {None: ("fp16", "bf16")}
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         from .network import KernelNetwork, UnsupportedNetwork
-        from .plan import Choices
 
-        assert isinstance(model, ModelFile), "there are no files in a format of this engine"
+        assert isinstance(model, ModelFile), "this engine has no file format"
         self.precision = precision
         self.most = MAX_BATCH
-        """Images at once, at most."""
+        """Maximum batch size."""
         self._device = _with_index(torch.device(device))
         self._choices = Choices()
         self._graphs: dict[Size, Graph] = {}
@@ -95,22 +94,8 @@ class CudaEngine:
         return cls.absent()
 
     @classmethod
-    def precisions(cls, device: str) -> tuple[str, ...]:
-        return ("fp16", "bf16")
-
-    @classmethod
-    def exports(cls) -> tuple[str, ...]:
-        return ()
-
-    @classmethod
-    def export(
-        cls, model_file: ModelFile, path: Path, precision: str, shapes: Shapes, calibration: Sequence[Tensor] = ()
-    ) -> None:
-        raise EngineError(f"the engine {cls.name} has no format: it runs model files")
-
-    @classmethod
-    def read(cls, path: Path) -> Exported:
-        raise EngineError(f"the engine {cls.name} has no format: it runs model files")
+    def refuses(cls, network: Any) -> str | None:
+        return None if isinstance(network, SHViT) else "its kernels compute SHViT; others run on --engine torch"
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -128,25 +113,25 @@ class CudaEngine:
                     outputs.append(logits)
             return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
-    def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> "Sequence[Launch]":
-        """What a call with these images launches, each lot anew; empty where the torch engine runs."""
+    def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> Sequence[Launch]:
+        """The kernels that a call with these images launches, batch by batch; empty if the torch engine runs."""
         self(images)
-        lots: list[Launch] = []
+        launches: list[Launch] = []
         left = len(images)
         while left and not self._torch:
             size = self._size(images[:left])
-            lots += self._graphs[size].launches
+            launches += self._graphs[size].launches
             left -= min(left, size.batch)
-        return lots
+        return launches
 
     def _next(self, images: Tensor) -> Tensor | None:
-        """The first of these images' logits; None where the batch or the engine had to be changed."""
+        """The logits of the next batch of these images; None if the batch size or the engine had to change."""
         size = self._size(images)
         try:
             return self._graph(size)(images[: size.batch])
         except TooLarge as reason:
             self._use_torch(reason)
-        except RuntimeError as error:  # torch's own and those of CUDA's other parts
+        except RuntimeError as error:  # of torch or of other parts of CUDA
             if "out of memory" not in str(error):
                 raise
             self._halve(size.batch)
@@ -174,29 +159,31 @@ class CudaEngine:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         if batch == 1:
-            raise Failure(f"{self._device} has not enough memory for one image")
+            raise Failure(f"{self._device} has too little memory for one image")
         self.most = batch // 2
-        notice(f"{self._device} has not enough memory for {batch} images at once: {self.most} from here on")
+        notice(f"{self._device} has too little memory for {batch} images at once: using {self.most} from now on")
 
     def _use_torch(self, reason: Exception) -> None:
         self._graphs.clear()
         self._torch = self._make_torch()
-        notice(f"engine cuda: its kernels do not run this network, {reason}; the torch engine does, {self._torch.how}")
+        notice(
+            f"engine cuda: its kernels do not run this network ({reason}); the torch engine runs it {self._torch.how}"
+        )
 
     def _current(self) -> AbstractContextManager[Any]:
-        """Kernels are launched on the current device."""
+        """Make this the current device, on which kernels are launched."""
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
 
 
 class Graph:
-    """The network for one size of batch, with memory of its own.
+    """The network for one batch size, with its own memory.
 
     Raises:
-        TooLarge: The GPU's multiprocessors cannot hold the kernels' tiles.
-        torch.OutOfMemoryError: Its memory is not enough.
+        TooLarge: The tiles of a kernel do not fit the GPU's multiprocessors.
+        torch.OutOfMemoryError: The memory does not fit the GPU.
     """
 
-    def __init__(self, kernels: "KernelNetwork", choices: "Choices", size: Size, device: torch.device) -> None:
+    def __init__(self, kernels: "KernelNetwork", choices: Choices, size: Size, device: torch.device) -> None:
         layout = torch.channels_last if size.channels_last else torch.contiguous_format
         shape = (size.batch, 3, size.height, size.width)
         self._images = torch.empty(shape, dtype=torch.uint8, device=device, memory_format=layout).random_(0, 256)
@@ -212,8 +199,8 @@ class Graph:
         self._done = torch.cuda.Event() if on_gpu else None
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        """For as many images as it was made for, or less."""
-        if self._done:  # with the call before, which may have been on another stream
+        """Run up to as many images as the graph was made for."""
+        if self._done:  # wait for the previous call, which may be on another stream
             torch.cuda.current_stream().wait_event(self._done)
         self._images[: len(images)].copy_(images, non_blocking=True)
         self._run()
@@ -224,16 +211,16 @@ class Graph:
 
 
 def _with_index(device: torch.device) -> torch.device:
-    """The GPU that is meant for good, where none is named."""
+    """The device with an index: the current GPU if none is given."""
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def bucket(images: int, most: int) -> int:
-    """How many images, a power of two, the next lot of so many is made for.
+    """The batch size, a power of two, for the next of these images.
 
-    A lot that fills three quarters of it or more, or has 8 images at most, runs with what is left empty; another is
+    Images that fill at least three quarters of a batch, or are at most 8, run in one partly empty batch. Others are
     split.
     """
     least = 1 << (images - 1).bit_length()
@@ -242,14 +229,14 @@ def bucket(images: int, most: int) -> int:
     return min(least // 2, 1 << (most.bit_length() - 1))
 
 
-def _launch(launches: "Way") -> None:
+def _launch(launches: Way) -> None:
     for launch in launches:
         launch()
 
 
-def _captured(launches: "Way", device: torch.device) -> Callable[[], None]:
-    """All of them as one CUDA graph."""
-    _launch(launches)  # kernels are loaded when they are first run, which a capture cannot hold
+def _captured(launches: Way, device: torch.device) -> Callable[[], None]:
+    """Capture all launches as one CUDA graph."""
+    _launch(launches)  # loads the kernels, which cannot be captured
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
@@ -257,8 +244,8 @@ def _captured(launches: "Way", device: torch.device) -> Callable[[], None]:
     return graph.replay
 
 
-def _seconds(way: "Way") -> float:
-    """Of the GPU: it is kept waiting while launches queue up, so that those of the CPU do not count."""
+def _seconds(way: Way) -> float:
+    """Time of the GPU. It waits while launches are queued, so the time of the CPU does not count."""
     _launch(way)  # loads the kernels
     calls = max(1, QUEUED_LAUNCHES // len(way))
     times = []

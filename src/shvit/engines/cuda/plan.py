@@ -1,4 +1,4 @@
-"""What a run of the kernels is: launches on memory laid out ahead, and for each part the fastest of several ways."""
+"""A run of the kernels: launches on memory that is planned in advance, with the fastest of several ways per part."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -9,31 +9,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import TooLarge
-
 OPTIONS = {"enable_fp_fusion": True}
-"""Of Triton, for all kernels: a multiplication and an addition are one instruction. Its default is about to change."""
+"""Triton's options for all kernels: fuse multiplications and additions. Triton is about to change its default."""
+
+
+class TooLarge(Exception):
+    """A part of the network has no kernel that fits the device; the message names the part."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel on fixed memory."""
+    """One kernel with fixed memory."""
 
     layer: str
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
-    """By their names in kernels.py; and Triton's `num_warps` and `num_stages`."""
+    """By name, as in kernels.py, with Triton's `num_warps` and `num_stages`."""
     operations: int
-    """Of the layer as it is defined: two a multiply-accumulate, without what a kernel computes twice or in vain."""
+    """Of the layer by its definition, two per multiply-accumulate, without redundant work of the kernel."""
     bytes: int
-    """The least that must move: each map and weight once."""
+    """Minimum memory traffic: each map and weight once."""
 
     @classmethod
     def of(
         cls, layer: str, kernel: Any, grid: tuple[int, ...], operations: int, moved: int, /, **arguments: Any
     ) -> "Launch":
-        """One that moves so many bytes; arguments by name."""
+        """Create a launch that moves this many bytes, with the kernel's arguments by name."""
         return cls(layer, kernel, grid, arguments, operations, moved)
 
     def __call__(self) -> None:
@@ -41,33 +43,34 @@ class Launch:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for launches that differ in layer, weights and memory alone."""
+        """Equal for launches that differ only in layer, weights and memory."""
         fixed = (v.dtype if isinstance(v, Tensor) else v for v in self.arguments.values())
         return (self.kernel.__name__, self.grid, *fixed)
 
     def compile(self) -> Any:
-        """Without running; what Triton made of it. Several threads may do so at once."""
+        """Compile the kernel without running it. Several threads may do this at once."""
         return self.kernel.warmup(grid=self.grid, **self.arguments, **OPTIONS)
 
 
 Way = Sequence[Launch]
+"""Launches that compute a part of the network."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the network and the ways to run it, which read the same maps and write the same."""
+    """A part of the network and the ways to run it, which read and write the same maps."""
 
     ways: tuple[Way, ...]
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for parts that differ in layer, weights and memory alone."""
+        """Equal for parts that differ only in layer, weights and memory."""
         return tuple(launch.key for way in self.ways for launch in way)
 
 
 @dataclass(frozen=True)
 class Map:
-    """Channels of images: rows are (images * height * width, channels)."""
+    """A feature map: its rows are (images * height * width, channels)."""
 
     rows: Tensor
     images: int
@@ -76,11 +79,12 @@ class Map:
 
     @property
     def places(self) -> int:
-        """Of one image."""
+        """Positions of one image."""
         return self.height * self.width
 
     @property
     def channels(self) -> int:
+        """Channels in memory."""
         return self.rows.shape[1]
 
     def part(self, start: int, stop: int) -> "Map":
@@ -89,26 +93,26 @@ class Map:
 
 
 class Plan:
-    """Parts in their order, and the memory that they share.
+    """The parts in order, and the memory they share.
 
-    Maps that are read no more leave their place to later ones: less to hold, and more of it stays in the GPU's cache.
+    Later maps reuse the memory of maps that are no longer read. This saves memory and keeps more in the GPU's cache.
 
     Args:
-        processors: Multiprocessors to find work for.
+        processors: Multiprocessors to keep busy.
     """
 
     def __init__(self, dtype: torch.dtype, device: str, processors: int) -> None:
         self.parts: list[Part] = []
         self.processors = processors
         self.largest = 0
-        """Elements of its largest map."""
+        """Elements of the largest map."""
         self._dtype = dtype
         self._device = device
         self._free: list[Tensor] = []
         self._taken: dict[int, Tensor] = {}
 
     def take(self, images: int, height: int, width: int, channels: int, dtype: torch.dtype | None = None) -> Map:
-        """A map, with whatever its memory held before."""
+        """Allocate a map, uninitialised."""
         dtype = dtype or self._dtype
         count = images * height * width * channels
         self.largest = max(self.largest, count)
@@ -122,18 +126,19 @@ class Plan:
         return Map(rows, images, height, width)
 
     def take_like(self, x: Map, channels: int | None = None) -> Map:
-        """As high and wide as `x`."""
+        """Allocate a map with the height and width of `x`."""
         return self.take(x.images, x.height, x.width, channels or x.channels)
 
     def give(self, *maps: Map) -> None:
-        """These are read by no launch that is planned from here on."""
+        """Free maps that no later launch reads."""
         self._free += [self._taken.pop(one.rows.data_ptr()) for one in maps]
 
     def add(self, ways: Sequence[Way]) -> None:
+        """Append a part with these ways to run it."""
         self.parts.append(Part(tuple(ways)))
 
     def tile(self, rows: int, most: int = 64) -> int:
-        """The largest power of two, from 16 to `most` rows, that still gives each multiprocessor a tile."""
+        """The largest power of two from 16 to `most` that gives each multiprocessor a tile of rows."""
         tile = most
         while tile > 16 and ceil(rows / tile) < self.processors:
             tile //= 2
@@ -141,30 +146,32 @@ class Plan:
 
 
 class Choices:
-    """Which way of each part is taken: the first, until `tune` has found a faster one."""
+    """The way of each part that is used: the first, until `tune` finds a faster one."""
 
     def __init__(self) -> None:
         self._picked: dict[tuple[Any, ...], int] = {}
 
     def launches(self, plan: Plan) -> list[Launch]:
+        """The launches of the chosen ways, in order."""
         return [launch for part in plan.parts for launch in part.ways[self._picked.get(part.key, 0)]]
 
     def tune(self, plan: Plan, seconds: Callable[[Way], float], shared_memory: int, pool: Executor) -> None:
-        """Compile every way, and of those that fit keep the fastest; parts met before keep what was found for them.
+        """Compile every way of each new part, and choose the fastest that fits.
 
         Args:
-            seconds: How long a way takes.
-            shared_memory: Bytes that a kernel may have.
-            pool: Compiles.
+            plan: The parts.
+            seconds: Measures the time of a way.
+            shared_memory: Bytes available to a kernel.
+            pool: Compiles the kernels.
 
         Raises:
-            TooLarge: A part has no way that fits.
+            TooLarge: No way of a part fits.
         """
         new = [part for part in plan.parts if part.key not in self._picked]
         compiled: dict[tuple[Any, ...], Future[Any]] = {}
         for launch in (launch for part in new for way in part.ways for launch in way):
             compiled[launch.key] = compiled.get(launch.key) or pool.submit(launch.compile)
-        for part in plan.parts:  # in their order, so that each is timed on what those before it leave behind
+        for part in plan.parts:  # in order, so that each is timed on the outputs of the previous parts
             if part.key not in self._picked:
                 fits = [
                     all(compiled[launch.key].result().metadata.shared <= shared_memory for launch in way)

@@ -1,0 +1,197 @@
+"""The metadata of an exported file, and the digest that shows damage."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.transforms import Preprocess
+from ..errors import Failure, InputError
+from ..header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
+from ..model.architecture import DETECTORS
+from ..modelfile import ModelFile, check_channels
+from ..redact import redacted
+from ..tasks import TASKS
+
+VERSION = 2
+"""Version of the metadata. Files of version 1 have no digest."""
+SEAL = re.compile(rb"shvit-sha256:([0-9a-f]{64})")
+UNSEALED = b"shvit-sha256:" + b"0" * 64
+"""Placeholder for the digest. The digest is that of the files with the placeholder in them."""
+PARTS = ("*.json", "*.safetensors", "*.mlmodel", "*.bin")
+"""Files of an export that is a folder. Files that a system or a user adds to the folder are ignored."""
+
+
+class EngineError(InputError):
+    """An engine, precision or format that does not exist or cannot run here; the message says what can."""
+
+
+class ExportError(Failure):
+    """A file could not be written, or does not compute what the network does."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in the format of some runtime: the facts of a `ModelFile`, with the network in a file."""
+
+    path: Path
+    engine: str
+    """A key of `FORMATS`."""
+    precision: str
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    task: str = "classify"
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    sealed: bool = True
+    """Whether the file must contain its digest. Required since version 2."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything except the path, as plain data: what is written into the metadata of the format."""
+        return {
+            "version": VERSION,
+            "digest": UNSEALED.decode(),
+            "engine": self.engine,
+            "precision": self.precision,
+            "classes": list(self.classes),
+            "preprocess": self.preprocess.to_dict(),
+            "task": self.task,
+            "metrics": dict(self.metrics),
+            "provenance": redacted(dict(self.provenance)),
+        }
+
+    @classmethod
+    def from_dict(cls, path: Path, data: Mapping[str, Any]) -> "Exported":
+        """Inverse of `to_dict`. Raises InputError for another version, and for missing or impossible entries."""
+        try:
+            if type(data["version"]) is not int or not 1 <= data["version"] <= VERSION:
+                raise InputError(f"{path} has metadata of version {data['version']}, this shvit reads up to {VERSION}")
+            classes, preprocess = checked_classes(data["classes"]), Preprocess.from_dict(data["preprocess"])
+            check_channels(preprocess, 3)
+            return cls(
+                path,
+                data["engine"],
+                data["precision"],
+                classes,
+                preprocess,
+                checked_task(data["task"]),
+                checked_metrics(data["metrics"]),
+                checked_provenance(data["provenance"], len(classes)),
+                sealed=data["version"] > 1,
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path} was not written by shvit export: its metadata lacks {error}") from None
+        except InputError as error:
+            raise error if str(path) in str(error) else InputError(f"{path} is not usable: {error}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is not usable: {error}") from None
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, path: Path, text: str | bytes) -> "Exported":
+        """Inverse of `to_json`. Raises InputError for text that shvit did not write."""
+        try:
+            data = parsed(text)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{path} was not written by shvit export: its metadata is no JSON ({error})") from None
+        return cls.from_dict(path, data)
+
+
+def described(model_file: ModelFile, path: Path, engine: str, precision: str) -> Exported:
+    """The metadata of an export of this model."""
+    return Exported(
+        path,
+        engine,
+        precision,
+        model_file.classes,
+        model_file.preprocess,
+        model_file.task,
+        model_file.metrics,
+        {**model_file.provenance, "architecture": model_file.architecture.to_dict()},
+    )
+
+
+def check_ends(exported: Exported, takes: Sequence[int | None], gives: Sequence[int | None]) -> None:
+    """Compare the inputs and outputs of a file's network with its metadata.
+
+    Args:
+        exported: The metadata.
+        takes: Shape of the images (b, 3, h, w); None for a dimension that varies.
+        gives: Shape of the raw outputs.
+
+    Raises:
+        EngineError: They differ.
+    """
+    side, classes = exported.preprocess.input_size, len(exported.classes)
+    if len(takes) != 4 or takes[1] not in (3, None) or any(size not in (side, None) for size in takes[2:]):
+        raise EngineError(
+            f"{exported.path} is not usable: its network takes {_shape(takes)}, but its metadata says images of "
+            f"{side} pixels"
+        )
+    width = None
+    if exported.task in TASKS:
+        detector = TASKS[exported.task].detector
+        width = classes if detector is None else DETECTORS[detector].output_width(classes)
+    if gives and width is not None and gives[-1] not in (width, None):
+        raise EngineError(
+            f"{exported.path} is not usable: its network returns {_shape(gives)}, which does not fit {classes} classes"
+        )
+
+
+def _shape(sizes: Sequence[int | None]) -> str:
+    return "×".join("any" if size is None else str(size) for size in sizes)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that an export consists of."""
+    if path.is_dir():
+        found = sorted(part for pattern in PARTS for part in path.rglob(pattern) if not part.name.startswith("."))
+        if outside := [part for part in found if not part.resolve().is_relative_to(path.resolve())]:
+            raise EngineError(f"{path} is refused: its part {outside[0]} lies outside the folder")
+        return [part for part in found if part.is_file()]
+    weights = path.with_suffix(".bin")
+    return [path, weights] if path.suffix == ".xml" and weights.is_file() else [path]
+
+
+def seal(path: Path) -> None:
+    """Write the digest of an export over its placeholder."""
+    files = files_of(path)
+    for part in files:
+        if (index := part.read_bytes().find(UNSEALED)) >= 0:
+            with part.open("r+b") as file:
+                file.seek(index)
+                file.write(b"shvit-sha256:" + _digest(path, files, UNSEALED).encode())
+            return
+    raise AssertionError(f"{path} has no placeholder for its digest")
+
+
+def check_seal(path: Path) -> bool:
+    """Return whether an export contains a digest. Raises EngineError if it is not the digest of the files."""
+    files = files_of(path)
+    found = {bytes(match[0]) for part in files for match in SEAL.finditer(part.read_bytes())}
+    if not found:
+        return False
+    mark = min(found)
+    if len(found) > 1 or _digest(path, files, mark) != mark.rpartition(b":")[2].decode():
+        which = " and ".join(part.name for part in files[:2])
+        raise EngineError(
+            f"{path} is damaged: {which} changed since shvit export wrote it, or belong to another export"
+        )
+    return True
+
+
+def _digest(path: Path, files: Sequence[Path], mark: bytes) -> str:
+    """SHA-256 of the files' names and contents, with `UNSEALED` in place of the mark."""
+    digest = hashlib.sha256()
+    for part in files:
+        content = part.read_bytes().replace(mark, UNSEALED)
+        name = part.relative_to(path) if path.is_dir() else part.suffix
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""OpenVINO's runtime: the one `Core` of the process, and networks that are compiled when they are needed."""
+
+from functools import cache
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from .base import STATIC_SHAPES, in_batches
+from .exported import EngineError
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+HINTS = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}, "int8": {}}
+"""For int8, OpenVINO chooses the precision of what is not quantised: bf16 where the processor has it."""
+
+_core_lock = Lock()
+
+
+def core() -> "ov.Core":
+    """The only `Core` of this process, after a first inference.
+
+    Only one, because each `Core` replaces the thread's signal stack, and restores the stack it found when it is
+    destroyed. If two are destroyed in the order of their creation, the second restores a stack that the first has
+    already freed. The next signal that Python handles (Ctrl-C, the end of a child process) then causes a segmentation
+    fault, or overwrites memory.
+
+    After a first inference, because OpenVINO's Python binding creates its table of types when it first needs it. Two
+    threads that need it at the same time deadlock: one holds the lock of the table, the other holds Python's.
+    """
+    with _core_lock:
+        return _core()
+
+
+@cache
+def _core() -> "ov.Core":
+    import openvino as ov
+    import openvino.opset13 as ops
+
+    the_one = ov.Core()
+    pixel = ops.parameter([1], np.uint8)
+    smallest = ov.Model([ops.result(pixel)], [pixel])  # pyright: ignore[reportGeneralTypeIssues]: openvino's own stubs
+    request = the_one.compile_model(smallest, "CPU").create_infer_request()
+    request.infer([np.zeros(1, np.uint8)], share_inputs=True)[0]
+    return the_one
+
+
+class Compiled:
+    """A network ready to run. It is compiled separately for each shape and memory format of the images.
+
+    A network compiled for one shape runs single images a sixth faster than one for all batch sizes. Each of several
+    concurrent calls gets its own inference request.
+    """
+
+    def __init__(self, network: "ov.Model", precision: str, threads: int | None, **options: Any) -> None:
+        self._network = network
+        hints = HINTS.get(precision, {})
+        self._config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **hints, **options}
+        if threads is not None:
+            self._config |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+        self._free: dict[tuple[tuple[int, ...] | None, bool], list[ov.InferRequest]] = {}
+
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        batch = self._network.input(0).partial_shape[0]
+        return in_batches(self._run, images, batch.get_length() if batch.is_static else None)
+
+    def _run(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise EngineError(f"images must be (batch, 3, height, width) in uint8, got {images.dtype} {images.shape}")
+        channels_last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+        pixels = images.permute(0, 2, 3, 1) if channels_last else images.contiguous()
+        key = (tuple(images.shape), channels_last)
+        if key not in self._free and len(self._free) >= STATIC_SHAPES:
+            key = (None, channels_last)
+        try:
+            request = self._free[key].pop()
+        except (KeyError, IndexError):  # none yet, or all are in use by other threads
+            request = self.request(*key)
+        try:
+            return torch.from_numpy(request.infer([pixels.numpy()], share_inputs=True)[0])
+        finally:
+            self._free.setdefault(key, []).append(request)
+
+    def request(self, shape: tuple[int, ...] | None, channels_last: bool) -> "ov.InferRequest":
+        """Compile the network for images of this shape (None: any that it takes) and memory format."""
+        import openvino as ov
+
+        network = self._network.clone()
+        allowed = network.input(0).partial_shape
+        if shape is not None:
+            if not allowed.compatible(ov.PartialShape(shape)):
+                raise EngineError(f"the network takes images of shape {allowed}, got {shape}")
+            network.reshape(list(shape))
+        if channels_last:
+            network = takes_channels_last(network)
+        return core().compile_model(network, "CPU", self._config).create_infer_request()
+
+
+def takes_channels_last(network: "ov.Model") -> "ov.Model":
+    """The same network for images as (batch, height, width, 3), the order in which its convolutions read them."""
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(network)
+    steps.input().tensor().set_layout(ov.Layout("NHWC"))
+    steps.input().model().set_layout(ov.Layout("NCHW"))
+    return steps.build()
