@@ -13,6 +13,7 @@ from rich import progress as bars
 from rich.console import Console
 
 from ..console import BESIDE, say, takes_all
+from ..errors import counted
 from .budget import Choice
 from .recipe import Recipe
 from .remaining import TimeLeft
@@ -132,7 +133,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def training(self, run: RunInfo, progress: Progress) -> Iterator[None]:
-        """Announces the run and shows its progress inside the context."""
+        """Announce the run and show its progress inside the context."""
         self._announce(run, progress)
         for tracker in self.trackers:
             tracker.begin(progress)
@@ -197,15 +198,15 @@ class Reporter:
         return f"{_duration(self._left.seconds(progress.epoch, progress.step))} left" if self._left else ""
 
     def warn(self, message: str) -> None:
-        """Prints a warning."""
+        """Print a warning."""
         say(self.console, message, style="yellow")
 
     def finished(self, out: Path, epochs: int) -> None:
-        """Replaces `training` if a resumed run is already complete."""
+        """Print instead of `training` if a resumed run is already complete."""
         say(self.console, f"nothing to resume: the run in {out} is complete ({epochs} of {epochs} epochs)")
 
     def fitted(self, choices: Sequence[Choice], images: int, epochs: int) -> None:
-        """Prints the settings that differ from the published ones, grouped by reason."""
+        """Print the settings that differ from the published ones, grouped by reason."""
         if not choices:
             return
         say(
@@ -223,8 +224,8 @@ class Reporter:
         compiled = "compiled (the first step takes minutes)" if run.compiled else "not compiled"
         say(
             self.console,
-            f"{run.train_images} training and {run.val_images} validation images, {run.classes} "
-            + ("class" if run.classes == 1 else "classes")
+            f"{run.train_images} training and {run.val_images} validation images, "
+            + counted(run.classes, "class", "classes")
             + (f"; {progress.bad_images} bad images so far, see bad_images.csv" if progress.bad_images else ""),
         )
         say(
