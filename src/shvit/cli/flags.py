@@ -1,4 +1,4 @@
-"""The flags that a user typed. A flag without effect is refused, not ignored."""
+"""The flags that a user typed: one without effect is refused, not ignored."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ from ..train.recipe import OLD_NAMES
 
 @dataclass(frozen=True)
 class Typed:
-    """Names of typed flags, without dashes. Empty if the verb is called from Python."""
+    """Names of flags, without their dashes. Empty where a verb is called from Python."""
 
     flags: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, arguments: Iterable[str]) -> "Typed":
-        """The flags of a command line. `--top-k 5`, `--top-k=5` and `--top_k 5` are one, and so are old names."""
+        """The flags of a command line. `--top-k 5`, `--top-k=5` and `--top_k 5` are the same; old names become new."""
         before = takewhile(lambda argument: argument != "--", arguments)
         typed = (argument[2:].partition("=")[0] for argument in before if argument.startswith("--"))
         names = (name.replace("-", "_") for name in typed)
         return cls(frozenset(OLD_NAMES.get(name, name).replace("_", "-") for name in names))
 
     def refuse(self, *flags: str, because: str) -> None:
-        """Refuse flags that have no effect, even with their default values.
+        """Refuses these flags, also with their default values.
 
         Args:
-            flags: Names as on the command line, without dashes.
+            flags: Names, as in the command line.
             because: Why they have no effect, such as "without --train DATA".
 
         Raises:
-            InputError: One of the flags was typed.
+            InputError: One of them was typed.
         """
         if idle := [f"--{flag}" for flag in flags if flag in self.flags]:
             verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")

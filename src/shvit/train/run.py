@@ -80,7 +80,7 @@ class TrainPlan:
 
 
 def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResult:
-    """Trains a network, and writes best.safetensors and the other files of the run to `request.out`.
+    """Train a network, and write best.safetensors and the other files of the run to `request.out`.
 
     Processes started by torchrun train one network together. If torchrun restarts them after one was lost, they resume
     from the last checkpoint.
@@ -124,7 +124,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
 
 
 def profile(request: TrainRequest) -> Profile:
-    """Measures what would limit the speed of `train` on this machine. Writes nothing.
+    """Measure what would limit the speed of `train` on this machine. Writes nothing.
 
     Raises:
         InputError: As `train`.
@@ -138,7 +138,7 @@ def profile(request: TrainRequest) -> Profile:
 
 @contextmanager
 def _locked(out: Path, new: bool) -> Iterator[None]:
-    """Locks the run's folder. Raises InputError if another process is training in it, or has done so meanwhile."""
+    """Lock the run's folder. Raises InputError if another process is training in it, or has done so meanwhile."""
     out.mkdir(parents=True, exist_ok=True)
     taken = f"another training is writing to {out}: wait until it ends, or choose another --out"
     with locked(out / ".lock", taken):
@@ -201,23 +201,12 @@ def _trainer(
     about = {**facts(), "drawn_by": plan.drawn_by}
     if isinstance(plan.source, CocoSource):
         about["categories"] = plan.source.categories
-    return Trainer(
-        task,
-        plan.start,
-        plan.source,
-        plan.recipe,
-        out,
-        device,
-        request.workers,
-        reporter,
-        about,
-        group,
-        request.save_every,
-    )
+    where = out, device, request.workers
+    return Trainer(task, plan.start, plan.source, plan.recipe, *where, reporter, about, group, request.save_every)
 
 
 def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
-    """Writes the record of the run, and warns about images in both splits."""
+    """Write the record of the run, and warn about images in both splits."""
     record = {
         "recipe": plan.recipe.to_dict(),
         "choices": [choice.to_dict() for choice in plan.choices],
