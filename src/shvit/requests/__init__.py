@@ -1,4 +1,4 @@
-"""The options of each verb: one frozen dataclass per verb, whose fields hold the help of the flags. Imports no torch."""
+"""The options of each verb: a frozen dataclass per verb, whose fields hold the help of the flags. Imports no torch."""
 
 from typing import Annotated, TypeVar
 
