@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from shvit.bench.case import BACKBONE
-from shvit.bench.report import show, write_json
+from shvit.bench.report import show, write_result
 from shvit.bench.run import bench
 from shvit.requests.bench import BenchRequest
 
@@ -41,7 +41,7 @@ def main() -> None:
     )
     result = bench(request, wanted=lambda case: case.part == BACKBONE or case.batch_size == 1)
     show(Console(), result)
-    print(write_json(result, args.results))
+    print(write_result(result, args.results))
 
 
 if __name__ == "__main__":

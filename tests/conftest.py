@@ -48,7 +48,7 @@ def seeded():
 def undrawn(request, monkeypatch):
     """Tests of training look at no curves, which take longer than their epochs, but those marked `drawn`."""
     if request.path.parent.name == "train" and "drawn" not in request.keywords:
-        monkeypatch.setattr("shvit.train.loop.draw_curves", lambda *_: None)
+        monkeypatch.setattr("shvit.train.metrics.draw_curves", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

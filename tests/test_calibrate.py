@@ -16,6 +16,7 @@ from shvit.data.loader import Batch
 from shvit.data.sources import open_source
 from shvit.data.transforms import Normalize, Preprocess
 from shvit.modelfile import ModelFile, load, save
+from shvit.requests.train import TrainRequest
 from shvit.train.run import train
 
 
@@ -70,13 +71,22 @@ def test_it_repairs_a_network_whose_statistics_are_wrong(folder, tmp_path):
     settings = {
         "epochs": 16,
         "batch_size": 8,
-        "rate": 1e-2,
-        "rate_batch": 8,
+        "lr": 1e-2,
+        "lr_batch": 8,
         "flip": 0.5,
         "compile": "off",
         "precision": "fp32",
     }
-    train(folder, str(tmp_path / "start.safetensors"), out=tmp_path / "run", settings=settings, device="cpu", workers=0)
+    train(
+        TrainRequest(
+            folder,
+            out=tmp_path / "run",
+            model=str(tmp_path / "start.safetensors"),
+            device="cpu",
+            workers=0,
+            settings=settings,
+        )
+    )
     trained = load(tmp_path / "run" / "best.safetensors")
     assert trained.metrics["top1"] == 1.0
     for module in trained.model.modules():

@@ -107,7 +107,9 @@ def test_exact_names_come_before_synonyms_of_others():
 
 
 def test_two_classes_of_the_data_are_not_folded_into_one():
-    with pytest.raises(shvit.InputError, match=r"classes 'a' and 'A' of the dataset both match the model's class 0 'a'"):
+    with pytest.raises(
+        shvit.InputError, match=r"classes 'a' and 'A' of the dataset both match the model's class 0 'a'"
+    ):
         match_classes(("a", "A"), ("a", "b"))
     with pytest.raises(shvit.InputError, match=r"both match the model's class 0 'tench, Tinca tinca' \(n01440764\)"):
         match_classes(("tench", "n01440764"), imagenet_classes())

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from shvit.bench.report import watching
 from shvit.console import as_json, say, show_table, takes_all
-from shvit.train.report import Reporter
+from shvit.train.progress import Reporter
 
 
 @pytest.mark.parametrize(

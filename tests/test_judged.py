@@ -20,6 +20,7 @@ from shvit.engines.exported import Exported, described
 from shvit.errors import Notice
 from shvit.export.export import export
 from shvit.modelfile import ModelFile, load, save
+from shvit.requests.train import TrainRequest
 from shvit.tasks.labelled_data import choose_split, open_as_trained
 from shvit.train.run import train
 
@@ -34,7 +35,7 @@ def made(tmp_path_factory) -> Path:
     for name, shade in (("dark", 60), ("light", 190)):
         write_pictures(root / "pile" / name, shade, 20)
     save(ModelFile(tiny_architecture().build(), ("dark", "light"), Preprocess(32)), root / "start.safetensors")
-    train(root / "pile", str(root / "start.safetensors"), out=root / "run", settings=FAST, **HERE)
+    train(TrainRequest(root / "pile", out=root / "run", model=str(root / "start.safetensors"), settings=FAST, **HERE))
     return root
 
 
@@ -138,13 +139,13 @@ def test_going_on_from_a_model_adds_to_its_images(trained, pile, tmp_path):
         write_pictures(tmp_path / "more" / "train" / name, shade, 8, first=50)
         write_pictures(tmp_path / "more" / "val" / name, shade, 2, first=90)
     model = str(tmp_path / "run" / "best.safetensors")
-    train(tmp_path / "more", model, out=tmp_path / "second", settings=FAST, **HERE)
+    train(TrainRequest(tmp_path / "more", out=tmp_path / "second", model=model, settings=FAST, **HERE))
     second = load(tmp_path / "second" / "best.safetensors")
     assert second.provenance["trained_on"]["images"] == trained.provenance["trained_on"]["images"] + 16
     picture(120, 999).save(pile / "dark" / "new.png")
     assert judged(second, pile).left_out == judged(trained, pile).left_out
     record = tmp_path / "second" / "recipe.json"
-    again = train(tmp_path / "more", out=tmp_path / "second", resume=True, **HERE)
+    again = train(TrainRequest(tmp_path / "more", out=tmp_path / "second", resume=True, **HERE))
     assert again.epochs == 1
     assert json.loads(record.read_text())["trained_on"] == second.provenance["trained_on"]
 
@@ -183,7 +184,7 @@ def test_runs_and_models_of_earlier_versions_keep_their_split(trained, pile, tmp
     forget(tmp_path / "run" / "recipe.json")
     for state in (tmp_path / "run").glob("state*"):
         state.unlink()
-    train(pile, out=tmp_path / "run", resume=True, **HERE)
+    train(TrainRequest(pile, out=tmp_path / "run", resume=True, **HERE))
     resumed = load(tmp_path / "run" / "last.safetensors").provenance
     assert (resumed["drawn_by"], resumed["trained_on"]["images"]) == ("position", 32)
     assert {"/".join(p.parts[-2:]) for p in judged(replace(old, provenance=resumed), pile).images.images} == before

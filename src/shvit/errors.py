@@ -1,4 +1,4 @@
-"""What is told in one line, without a traceback: two kinds of error, and notices."""
+"""Errors and notices that are shown in one line, without a traceback."""
 
 import warnings
 from collections.abc import Sequence
@@ -7,32 +7,60 @@ from .redact import redacted
 from .suppress import stderr_lock
 
 
-class _Told(Exception):
-    """Its message never shows a token or a password."""
+class _OneLineError(Exception):
+    """An error whose message never holds a token or a password."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*map(redacted, arguments))
 
 
-class InputError(_Told, ValueError):
-    """What the user gave is wrong; the message names what was given and what is allowed. Exit code 2."""
+class InputError(_OneLineError, ValueError):
+    """The user's input is wrong. The message says what was given and what is allowed. Exit code 2."""
 
 
 class DataError(InputError):
-    """The data given cannot be used; the message says, in one line, what was found and what is needed."""
+    """The dataset cannot be used. The message says what was found and what is needed."""
 
 
-class Failure(_Told, RuntimeError):
-    """The work cannot go on for a reason outside the program; the message says why and what is kept. Exit code 1."""
+class Failure(_OneLineError, RuntimeError):
+    """The work stops for a reason outside the program. The message gives the reason and what is kept. Exit code 1."""
 
 
 class Notice(UserWarning):
-    """The work goes on, but not in the way that was to be expected; the message says how. Told once."""
+    """The work continues, but not as one would expect. The message says what is different. Shown once."""
 
 
 def notice(text: str) -> None:
+    """Warn with a `Notice`, without tokens and passwords."""
     with stderr_lock:
         warnings.warn(redacted(text), Notice, stacklevel=3)
+
+
+def one_line(error: object, first: bool = False) -> str:
+    """The message of an error on one line, or the name of its type if it has no message.
+
+    Args:
+        error: An exception or a warning.
+        first: Keep only the first line. Some libraries append a page of advice.
+    """
+    text = str(error).strip()
+    return " ".join((text.partition("\n")[0] if first else text).split()) or type(error).__name__
+
+
+def check_at_least(least: int, **values: int | None) -> None:
+    """Check numbers, named by keyword. None stands for a default and passes.
+
+    Raises:
+        InputError: A number is smaller than `least`.
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}")
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number with its noun, such as `1 class`, `1,000 classes` (plural: singular + s)."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def few(names: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """Evaluate a model on labelled images with any engine, and write a report."""
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from .data.sources import Dataset
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError
-from .files import write_csv, writing
+from .files import write_csv, write_json
 from .tasks import kind_of, task_of
 from .tasks.base import Evaluation
 from .tasks.labelled_data import Which, choose_split, relabel_for
@@ -100,8 +99,7 @@ def write_report(report: Report, out: Path, raw_cells: bool = False) -> list[Pat
         The paths.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with writing(out / "metrics.json"):
-        (out / "metrics.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(out / "metrics.json", report.to_dict())
     files = [out / "metrics.json", *report.evaluation.write(out, raw_cells)]
     if report.evaluation.bad:
         bad = [[report.names[index], reason] for index, reason in sorted(report.evaluation.bad.items())]

@@ -17,7 +17,7 @@ from shvit.bench.figures import draw
 from shvit.bench.machine import Machine, Product
 from shvit.bench.peers import DEFAULT_MODELS
 from shvit.bench.plan import Omitted
-from shvit.bench.report import check_paths, hardware_name, show, write_json
+from shvit.bench.report import check_paths, hardware_name, show, write_result
 from shvit.bench.run import Result, Row
 from shvit.bench.timing import Timing
 from shvit.errors import InputError
@@ -81,10 +81,10 @@ def test_a_protocol_shows_the_papers_ratios():
 
 
 def test_the_file_is_named_by_machine_and_date(tmp_path):
-    path = write_json(made_up(), tmp_path / "results")
+    path = write_result(made_up(), tmp_path / "results")
     assert path.name == "bench_intel-xeon-gold-5218r-20core_2026-11-22.json"
     assert json.loads(path.read_text())["rows"][0]["model"] == "shvit_s1"
-    assert write_json(made_up(), tmp_path / "new" / "a.json") == tmp_path / "new" / "a.json"
+    assert write_result(made_up(), tmp_path / "new" / "a.json") == tmp_path / "new" / "a.json"
     machine = {"processor": "AMD EPYC", "instructions": ["AVX2", "AVX-512", "VNNI"], "cores": 2}
     assert hardware_name(machine) == "amd-epyc-vnni-2core"
     assert hardware_name({**machine, "gpu": "NVIDIA A100-SXM4-80GB"}) == "nvidia-a100-sxm4-80gb"

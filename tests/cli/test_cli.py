@@ -39,7 +39,7 @@ def refused(outcome):
 
 def test_the_journey_of_a_folder(run, folder, model, tmp_path):
     out = tmp_path / "run"
-    flags = ["--epochs", 10, "--batch-size", 8, "--rate", 0.01, "--rate-batch", 8, "--workers", 0, "--compile", "off"]
+    flags = ["--epochs", 10, "--batch-size", 8, "--lr", 0.01, "--lr-batch", 8, "--workers", 0, "--compile", "off"]
     code, text, _ = run("train", folder, "--model", model, "--out", out, *flags)
     assert code == 0
     assert "epoch 10/10" in text

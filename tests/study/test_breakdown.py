@@ -4,7 +4,7 @@ import pytest
 
 import shvit
 from shvit.bench.case import open_model
-from shvit.engines import ENGINES
+from shvit.engines import ENGINES, operations
 from shvit.errors import InputError
 from shvit.study.breakdown import (
     DEPTHWISE,
@@ -15,13 +15,12 @@ from shvit.study.breakdown import (
     NORM,
     OTHER,
     PRODUCT,
-    PROFILERS,
     SOFTMAX,
     Breakdown,
     PartTime,
-    able,
-    breakdown,
-    kind_of,
+    operation_kind,
+    profilers,
+    time_breakdown,
 )
 from shvit.study.compare import in_mixer, stage_seconds
 
@@ -52,7 +51,7 @@ from shvit.study.compare import in_mixer, stage_seconds
     ],
 )
 def test_kinds_by_the_names_of_operations(operation, kind):
-    assert kind_of(operation) == kind
+    assert operation_kind(operation) == kind
 
 
 def test_shares_are_of_the_time_and_of_the_parts_asked_for():
@@ -73,28 +72,28 @@ def test_shares_are_of_the_time_and_of_the_parts_asked_for():
     assert stage_seconds(one) == {"stem": 2.0, "stage 1": 1.0, "stage 2": 4.0, "head": 1.0, "pixels to floats": 0.25}
 
 
-@pytest.mark.parametrize("engine", PROFILERS)
+@pytest.mark.parametrize("engine", operations.profilers())
 def test_a_networks_time_goes_to_its_modules(engine):
     if reason := ENGINES[engine].unavailable("cpu"):
         pytest.skip(reason)
     model = open_model("study/s1-multi-head", 64)
-    found = breakdown(model, engine, batch_size=1, threads=1)
-    assert sum(found.shares().values()) == pytest.approx(1)
+    result = time_breakdown(model, engine, batch_size=1, threads=1)
+    assert sum(result.shares().values()) == pytest.approx(1)
     modules = {name for name, _ in shvit.fuse(model.model).named_modules()}
-    inside = {row.part for row in found.spent if row.part.split(".")[0] in ("stem", "stages", "head")}
-    assert {row.part for row in found.spent} - inside <= {"", "network", "normalize"}
+    inside = {row.part for row in result.spent if row.part.split(".")[0] in ("stem", "stages", "head")}
+    assert {row.part for row in result.spent} - inside <= {"", "network", "normalize"}
     assert {part.split(".")[0] for part in inside} == {"stem", "stages", "head"}
     assert len(inside & modules) > 20
-    shares = found.shares()
+    shares = result.shares()
     assert shares[PRODUCT] > 0
     assert shares[DEPTHWISE] > 0
-    mixers = found.shares(in_mixer)
+    mixers = result.shares(in_mixer)
     assert mixers[SOFTMAX] + mixers[FUSED] > 0
     assert mixers[DEPTHWISE] == 0
-    assert {"stem", "stage 1", "stage 2", "stage 3", "head"} <= set(stage_seconds(found))
-    assert found.memory_bound() == pytest.approx(sum(shares[kind] for kind in MEMORY_BOUND))
+    assert {"stem", "stage 1", "stage 2", "stage 3", "head"} <= set(stage_seconds(result))
+    assert result.memory_bound() == pytest.approx(sum(shares[kind] for kind in MEMORY_BOUND))
 
 
 def test_an_engine_without_a_profile_is_refused():
-    with pytest.raises(InputError, match="'executorch': its time cannot be looked into; here can be looked into "):
-        able(["executorch"])
+    with pytest.raises(InputError, match=r"'executorch': it has no profiler\. Choose from: "):
+        profilers(["executorch"])

@@ -6,24 +6,28 @@ import pytest
 
 from shvit.errors import Failure, InputError
 from shvit.export.export import export
+from shvit.requests.study import ComparisonRequest, SpeedOptions
 from shvit.study import compare as module
 from shvit.study import speeds
 from shvit.study.accuracy import Training
-from shvit.study.compare import Comparison, Entry, compare, need_model_file
+from shvit.study.compare import Comparison, Entry, need_model_file, run_comparison
 from shvit.study.experiments import ablation
-from shvit.study.speeds import How
-from shvit.train.recipe import WEIGHT_DECAY
+from shvit.train.recipes import WEIGHT_DECAY
 
 PAIR = Comparison(
     "pair", "A pair", "?", (), (Entry("one", "shvit_s1"), Entry("larger", "shvit_s1", 2.0, {"gpu": 1.0})), "one"
 )
-QUICK = How(32, ("onnx",), ("fp32",), (1,), 1, "cpu", 1)
+QUICK = SpeedOptions(("onnx",), ("fp32",), (1,), 1, "cpu", 1)
+
+
+def request(out, speed=QUICK, image_size=32) -> ComparisonRequest:
+    return ComparisonRequest(out=out, image_size=image_size, speed=speed)
 
 
 def test_costs_speeds_and_time_of_each(tmp_path):
     seen = []
-    found = compare(PAIR, QUICK, None, tmp_path, so_far=seen.append)
-    one, larger = found.rows
+    result = run_comparison(PAIR, request(tmp_path), None, on_update=seen.append)
+    one, larger = result.rows
     assert (one.image_size, larger.image_size) == (32, 64)
     assert one.params == larger.params
     assert larger.macs > 2 * one.macs
@@ -31,7 +35,7 @@ def test_costs_speeds_and_time_of_each(tmp_path):
     assert one.speeds[0].ratio == 1.0
     assert larger.speeds[0].ratio == pytest.approx(larger.speeds[0].images_per_second / one.speeds[0].images_per_second)
     assert [part.engine for part in one.breakdowns] == ["onnx"]
-    assert found.pairs() == [("onnx", "fp32", 1)]
+    assert result.pairs() == [("onnx", "fp32", 1)]
     assert [len(one.speeds) for one in seen[-1].rows] == [1, 1]
 
 
@@ -47,27 +51,27 @@ def test_an_engine_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
         raise RuntimeError("no profile")
 
     monkeypatch.setattr(speeds, "bench", bench)
-    monkeypatch.setattr(module, "breakdown", profiled)
-    found = compare(PAIR, How(32, ("torch", "onnx"), ("fp32",), (1,), 1, "cpu", 1), None, tmp_path)
-    assert [speed.engine for row in found.rows for speed in row.speeds] == ["onnx", "onnx"]
-    assert "torch: out of luck" in found.omitted
-    assert "where the time goes, one, onnx: RuntimeError: no profile" in found.omitted
+    monkeypatch.setattr(module, "time_breakdown", profiled)
+    result = run_comparison(PAIR, request(tmp_path, replace(QUICK, engines=("torch", "onnx"))), None)
+    assert [speed.engine for row in result.rows for speed in row.speeds] == ["onnx", "onnx"]
+    assert "torch: out of luck" in result.omitted
+    assert "where the time goes, one, onnx: RuntimeError: no profile" in result.omitted
 
 
 @pytest.mark.parametrize(
-    ("how", "reason"),
+    ("speed", "image_size", "reason"),
     [
-        (How(32, ("onnx", "abacus")), "there is no such engine"),
-        (How(32, ("onnx",), ("fp4",)), "cannot run in 'fp4'"),
-        (How(32, batch_sizes=(0,)), "--batch-size must be at least 1, got 0"),
-        (How(32, rounds=0), "--rounds must be at least 1, got 0"),
-        (How(16), "32 to 8192 pixels"),
+        (SpeedOptions(("onnx", "abacus")), 32, "there is no such engine"),
+        (SpeedOptions(("onnx",), ("fp4",)), 32, "cannot run in 'fp4'"),
+        (SpeedOptions(batch_sizes=(0,)), 32, "batch_size must be at least 1, got 0"),
+        (SpeedOptions(rounds=0), 32, "rounds must be at least 1, got 0"),
+        (SpeedOptions(), 16, "32 to 8192 pixels"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path, monkeypatch, how, reason):
+def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path, monkeypatch, speed, image_size, reason):
     monkeypatch.setattr(speeds, "bench", lambda *_: pytest.fail("measured"))
     with pytest.raises(InputError, match=reason):
-        compare(PAIR, how, None, tmp_path)
+        run_comparison(PAIR, request(tmp_path, speed, image_size), None)
 
 
 def test_an_exported_file_has_no_modules_to_look_into(tiny, tmp_path):
@@ -80,7 +84,7 @@ def test_all_networks_of_a_comparison_are_trained_alike(folder):
     reference = next(entry.model for entry in ablation().entries if entry.model.startswith("shvit_"))
     alike = Training(str(folder), 3).like(reference)
     assert alike.settings == {"weight_decay": 2 * WEIGHT_DECAY["shvit_s3"]}  # as fitted to little data
-    with pytest.raises(InputError, match="--seeds must be at least 1, got 0"):
+    with pytest.raises(InputError, match="seeds must be at least 1, got 0"):
         Training(str(folder), 3, 0).like(reference)
     with pytest.raises(InputError, match="epochs must be"):
         Training(str(folder), 0).like(reference)
@@ -97,31 +101,31 @@ def test_ctrl_c_while_timing_ends_the_study_with_what_was_timed(tmp_path, monkey
     monkeypatch.setattr(speeds, "bench", bench)
     seen = []
     with pytest.raises(KeyboardInterrupt):
-        compare(PAIR, replace(QUICK, engines=("onnx", "torch")), None, tmp_path, so_far=seen.append)
+        run_comparison(PAIR, request(tmp_path, replace(QUICK, engines=("onnx", "torch"))), None, on_update=seen.append)
     assert asked == [("onnx",)]
     assert [len(row.speeds) for row in seen[-1].rows] == [1, 1]
 
 
 @pytest.mark.slow
 def test_training_goes_on_where_it_was(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("shvit.train.loop.draw_curves", lambda *_: None)
+    monkeypatch.setattr("shvit.train.metrics.draw_curves", lambda *_: None)
     settings = {"batch_size": 8, "compile": "off"}
     training = Training(str(folder), 1, 2, 32, settings, "cpu", 0)
     monkeypatch.setattr(module, "timed", lambda *_: [])
-    monkeypatch.setattr(module, "_with_breakdowns", lambda found, told: [])
+    monkeypatch.setattr(module, "_with_breakdowns", lambda result, progress: [])
     seen = []
 
-    def stop(found):
-        seen.append([len(row.top1) for row in found.rows])
+    def stop(result):
+        seen.append([len(row.top1) for row in result.rows])
         if seen[-1] == [1, 1]:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compare(PAIR, QUICK, training, tmp_path, so_far=stop)
+        run_comparison(PAIR, request(tmp_path), training, on_update=stop)
     weights = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/best.safetensors")}
     assert len(weights) == 2
-    found = compare(PAIR, QUICK, training, tmp_path)
-    assert [len(row.top1) for row in found.rows] == [2, 2]
+    result = run_comparison(PAIR, request(tmp_path), training)
+    assert [len(row.top1) for row in result.rows] == [2, 2]
     assert all(path.stat().st_mtime_ns == when for path, when in weights.items())
     assert len(list(tmp_path.glob("runs/*/best.safetensors"))) == 4
-    assert all(0 <= top1 <= 1 for row in found.rows for top1 in row.top1)
+    assert all(0 <= top1 <= 1 for row in result.rows for top1 in row.top1)

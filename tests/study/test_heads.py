@@ -8,7 +8,7 @@ from torch import nn
 
 from conftest import randomize_norms, tiny_architecture
 from shvit.errors import InputError
-from shvit.study.heads import AttentionLayer, attention_layers, watching, without
+from shvit.study.heads import AttentionLayer, attention_layers, heads_off, record_attention
 
 SIZES = {
     "vit": ("test_vit", 160),
@@ -35,7 +35,7 @@ def of_timm(kind: str, fused: bool = True):
 
 def seen(network, images) -> list[torch.Tensor]:
     maps = []
-    with torch.no_grad(), watching(attention_layers(network), lambda layer, found: maps.append(found)):
+    with torch.no_grad(), record_attention(attention_layers(network), lambda layer, found: maps.append(found)):
         network(images)
     return maps
 
@@ -76,9 +76,9 @@ def test_a_head_without_weights_in_the_projection_is_not_missed(kind):
     layer.project.weight.data[:, share : 2 * share] = 0
     with torch.no_grad():
         whole = network(images)
-        with without({layer: [1]}):
+        with heads_off({layer: [1]}):
             assert torch.equal(network(images), whole)
-        with without({layer: [0]}):
+        with heads_off({layer: [0]}):
             assert not torch.allclose(network(images), whole)
         assert torch.equal(network(images), whole)
 
@@ -90,7 +90,7 @@ def test_heads_of_a_map_are_its_first_channels():
     layer.project.register_forward_hook(lambda _, inputs, __: read.append(inputs[0]))
     with torch.no_grad():
         network(images := torch.randn(2, 3, 64, 64))
-        with without({layer: [0]}):
+        with heads_off({layer: [0]}):
             network(images)
     assert not read[1][:, : layer.channels].any()
     assert torch.equal(read[1][:, layer.channels :], read[0][:, layer.channels :])
@@ -99,7 +99,7 @@ def test_heads_of_a_map_are_its_first_channels():
 def test_what_is_not_there_is_refused():
     network, _ = of_timm("vit")
     layer = attention_layers(network)[0]
-    with pytest.raises(InputError, match=rf"has heads 0 to {layer.heads - 1}, got 7"), without({layer: [0, 7]}):
+    with pytest.raises(InputError, match=rf"has heads 0 to {layer.heads - 1}, got 7"), heads_off({layer: [0, 7]}):
         pass
     with pytest.raises(InputError, match="no attention layers found in Linear"):
         attention_layers(nn.Linear(2, 2))
@@ -108,7 +108,7 @@ def test_what_is_not_there_is_refused():
 def test_hooks_are_gone_afterwards_also_after_an_error():
     network, images = of_timm("vit")
     layers = attention_layers(network)
-    with pytest.raises(RuntimeError), watching(layers, lambda *_: None), without({layers[0]: [0]}):
+    with pytest.raises(RuntimeError), record_attention(layers, lambda *_: None), heads_off({layers[0]: [0]}):
         network(images[:, :2])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
@@ -126,6 +126,6 @@ def test_an_adapter_lists_the_layers_of_any_network():
     layer = AttentionLayer("only", network, 1, network.out)
     maps = []
     x = torch.randn(2, 3, 4)
-    with watching([layer], lambda _, found: maps.append(found)):
+    with record_attention([layer], lambda _, found: maps.append(found)):
         network(x)
     torch.testing.assert_close(maps[0][:, 0], torch.softmax(x @ x.transpose(1, 2), -1))

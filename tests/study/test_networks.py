@@ -8,9 +8,9 @@ import shvit
 from conftest import randomize_norms
 from shvit.errors import InputError
 from shvit.model.architecture import is_network
-from shvit.study.heads import attention_layers, without
+from shvit.study.heads import attention_layers, heads_off
 from shvit.study.networks import KINDS
-from shvit.study.prune import is_known, with_single_heads
+from shvit.study.prune import can_prune, with_single_heads
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -49,14 +49,14 @@ def test_heads_taken_out_are_heads_switched_off(name):
     kept = {layer: layer.heads - 1 for layer in attention_layers(model)}
     off = {layer: set(range(layer.heads)) - {head} for layer, head in kept.items()}
     with torch.no_grad():
-        with without(off):
+        with heads_off(off):
             expected = model(images)
         torch.testing.assert_close(with_single_heads(model, kept)(images), expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", "vit_relpos_small_patch16_224", "eva02_tiny_patch14_224"])
 def test_heads_that_share_more_than_is_known_stay_in(name):
-    assert not any(is_known(layer) for layer in attention_layers(timm.create_model(name)))
+    assert not any(can_prune(layer) for layer in attention_layers(timm.create_model(name)))
 
 
 def test_a_file_in_a_folder_of_a_familys_name_is_a_file():

@@ -10,7 +10,7 @@ from torch import nn
 
 from shvit.errors import InputError
 from shvit.study.heads import AttentionLayer, Grid, Windows
-from shvit.study.redundancy import LayerHeads, Redundancy, looks, redundancy, single_together
+from shvit.study.redundancy import LayerHeads, Redundancy, attention_from, measure_redundancy, single_together
 
 TOKENS, WIDTH = 4, 2
 
@@ -43,7 +43,7 @@ def batches(images: int = 12):
 
 def study(maps, carries=None):
     network = Planted(maps, carries)
-    return redundancy(network, [AttentionLayer("planted", network, len(maps), network.project)], batches())
+    return measure_redundancy(network, [AttentionLayer("planted", network, len(maps), network.project)], batches())
 
 
 def one_hot(*keys: int) -> torch.Tensor:
@@ -118,7 +118,7 @@ class Twice(nn.Module):
 def test_layers_that_could_be_single_alone_but_not_together():
     network = Twice()
     layers = [AttentionLayer(str(n), part, 2, part.project) for n, part in enumerate((network.first, network.second))]
-    found = redundancy(network, layers, batches())
+    found = measure_redundancy(network, layers, batches())
     assert [layer.alone for layer in found.layers] == [(1, 1), (1, 1)]
     assert single_together(network, layers, found, batches(), 1.0) == {0: 0, 1: 0}
     empty = tuple(replace(layer, alone=(0.99, 1.0)) for layer in found.layers)  # so that the other heads are chosen
@@ -128,7 +128,7 @@ def test_layers_that_could_be_single_alone_but_not_together():
 
 def test_a_place_sees_the_map_row_by_row_after_the_prefix():
     maps = torch.rand(1, 2, 1 + 16, 1 + 16)
-    seen = Grid(prefix=1).seen_from(maps, x=0.5, y=0.25)
+    seen = Grid(prefix=1).attention_from(maps, x=0.5, y=0.25)
     query = 1 + 1 * 4 + 2
     torch.testing.assert_close(torch.from_numpy(seen), maps[0, :, query, 1:].view(2, 4, 4))
 
@@ -141,7 +141,7 @@ def test_a_place_sees_its_window_where_timm_cut_it(shift):
     keys = window_partition(moved, (4, 4)).flatten(1)  # windows, the places in each
     maps = torch.rand(len(keys), 2, 16, 16)
     for row, column in ((0, 0), (3, 5), (7, 7), (1, 6)):
-        seen = Windows((4, 4), shift, (rows, columns)).seen_from(maps, column / columns, row / rows)
+        seen = Windows((4, 4), shift, (rows, columns)).attention_from(maps, column / columns, row / rows)
         [[window, query]] = (keys == row * columns + column).nonzero().tolist()
         expected = torch.full((2, rows * columns), torch.nan)
         expected[:, keys[window]] = maps[window, :, query]
@@ -152,16 +152,18 @@ def test_looks_are_the_maps_of_every_layer():
     maps = torch.stack([one_hot(1, 0, 3, 2), one_hot(3, 2, 1, 0)])
     network = Planted(maps, None)
     layer = AttentionLayer("planted", network, 2, network.project)
-    [found] = looks(network, [layer], torch.zeros(1, 3, 4, 4), x=0.5, y=0.0)  # the second token
+    [found] = attention_from(network, [layer], torch.zeros(1, 3, 4, 4), x=0.5, y=0.0)  # the second token
     assert found == pytest.approx(np.array([[[1, 0], [0, 0]], [[0, 0], [1, 0]]]), abs=1e-12)
 
 
 def test_a_layer_that_is_described_wrongly_is_refused_at_once():
     network = Planted(torch.full((2, TOKENS, TOKENS), 1 / TOKENS), 0)
-    with pytest.raises(InputError, match="unread: the module that should read the heads' outputs is never called"):
-        redundancy(network, [AttentionLayer("unread", network, 2, nn.Linear(4, 2))], batches())
-    with pytest.raises(InputError, match="blind: no softmax and no fused attention was seen"):
-        redundancy(network, [AttentionLayer("blind", network.project, 2, network.project)], batches())
+    with pytest.raises(
+        InputError, match="unread: its projection, which should read the heads' outputs, is never called"
+    ):
+        measure_redundancy(network, [AttentionLayer("unread", network, 2, nn.Linear(4, 2))], batches())
+    with pytest.raises(InputError, match="blind: no softmax or fused attention ran"):
+        measure_redundancy(network, [AttentionLayer("blind", network.project, 2, network.project)], batches())
 
 
 def test_a_loss_of_just_the_tolerance_is_within_it():
@@ -170,7 +172,7 @@ def test_a_loss_of_just_the_tolerance_is_within_it():
 
 
 def test_tokens_that_are_no_map_cannot_be_drawn():
-    with pytest.raises(InputError, match="are no square maps"):
-        Grid().seen_from(torch.rand(1, 2, 15, 15), 0.5, 0.5)
-    pooled = Grid().seen_from(torch.rand(1, 2, 16, 4), 0.9, 0.9)  # keys on a coarser map, as in PVT
+    with pytest.raises(InputError, match="are not a square grid"):
+        Grid().attention_from(torch.rand(1, 2, 15, 15), 0.5, 0.5)
+    pooled = Grid().attention_from(torch.rand(1, 2, 16, 4), 0.9, 0.9)  # keys on a coarser map, as in PVT
     assert pooled.shape == (2, 2, 2)

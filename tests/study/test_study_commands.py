@@ -87,16 +87,16 @@ def test_redundancy_of_ones_own_network(run, folder, tmp_path):
     assert document["layers"][0]["layer"] == "only"
     assert document["savings"] is None
     assert document["findings"][0].startswith("Mean similarity: ")  # of one layer nothing is late
-    assert "heads of this network cannot be taken out" in (tmp_path / "out" / "report.html").read_text()
+    assert "heads of this network cannot be pruned" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["redundancy", "{own}:make", "{folder}", "--queries", "1.5,0"], "--queries are places X,Y"),
-        (["redundancy", "{own}:make", "{folder}", "--images", "0"], "--images must be at least 1, got 0"),
+        (["redundancy", "{own}:make", "{folder}", "--queries", "1.5,0"], "--queries must be points X,Y"),
+        (["redundancy", "{own}:make", "{folder}", "--images", "0"], "images must be at least 1, got 0"),
         (["redundancy", "{own}:make", "{folder}", "--device", "abacus"], "abacus"),
-        (["redundancy", "{own}:make", "{folder}", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["redundancy", "{own}:make", "{folder}", "--threads", "0"], "threads must be at least 1, got 0"),
         (["redundancy", "{own}:make", "{folder}", "--pictures", "no.png"], "no.png"),
         (["redundancy", "{own}:make", "no/such/data"], "no/such/data"),
         (["redundancy", "{own}:wrong", "{folder}"], "must return (network, layers, classes, preprocess), got Linear"),
@@ -105,14 +105,14 @@ def test_redundancy_of_ones_own_network(run, folder, tmp_path):
         (["redundancy", "no.py:make", "{folder}"], "no.py: no such file"),
         (["macro", "--size", "s9"], "s9"),
         (["ablation", "--engine", "abacus"], "there is no such engine"),
-        (["ablation", "--seeds", "0", "--train", "{folder}"], "--seeds must be at least 1, got 0"),
+        (["ablation", "--seeds", "0", "--train", "{folder}"], "seeds must be at least 1, got 0"),
         (["ablation", "--seeds", "2", "--epochs", "3"], "--epochs and --seeds have no effect without --train DATA"),
         (["macro", "--train", "no/such/data"], "no/such/data"),
-        (["breakdown", "shvit_s1", "--threads", "0"], "--threads must be at least 1, got 0"),
-        (["breakdown", "shvit_s1", "--engine", "executorch"], "its time cannot be looked into"),
-        (["breakdown", "shvit_s1", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["breakdown", "shvit_s1", "--threads", "0"], "threads must be at least 1, got 0"),
+        (["breakdown", "shvit_s1", "--engine", "executorch"], "it has no profiler"),
+        (["breakdown", "shvit_s1", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["breakdown", "shvit_s9"], "did you mean"),
-        (["resolution", "shvit_s1", "--image-size", "8"], "--image-size must be at least 32, got 8"),
+        (["resolution", "shvit_s1", "--image-size", "8"], "image_size must be at least 32, got 8"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -127,7 +127,7 @@ def test_wrong_input_is_one_line(run, folder, tmp_path, arguments, reason):
 
 @pytest.mark.slow
 def test_designs_trained_and_timed(run, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("shvit.train.loop.draw_curves", lambda *_: None)
+    monkeypatch.setattr("shvit.train.metrics.draw_curves", lambda *_: None)
     flags = ["--size", "s1", "--image-size", 32, "--engine", "onnx", "--batch-size", 1, "--threads", 1, "--rounds", 1]
     learn = ["--train", folder, "--epochs", 1, "--workers", 0]
     code, out, err = run("designs", *flags, *learn, "--out", tmp_path / "out", "--json")
@@ -139,7 +139,7 @@ def test_designs_trained_and_timed(run, folder, tmp_path, monkeypatch):
         assert row["mean_top1"] == shvit.load(weights / "best.safetensors").metrics["top1"]
     code, _, err = run("designs", *flags, "--train", folder, "--epochs", 2, "--workers", 0, "--out", tmp_path / "out")
     assert code == 2, err
-    assert "was begun with epochs 1, not 2; a new run needs another --out" in err
+    assert "began with epochs 1, not 2: choose another --out for a new run" in err
     assert json.loads((tmp_path / "out" / "study.json").read_text())["rows"] == document["rows"]
     assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {
         "costs.csv", "speed.csv", "stages_onnx.csv", "accuracy.csv"

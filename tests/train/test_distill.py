@@ -1,4 +1,4 @@
-"""What a student learns from its teacher, and that the teacher is asked what it can answer."""
+"""Distillation: losses, normalization, classes and the logits cache."""
 
 from dataclasses import replace
 
@@ -11,8 +11,9 @@ from conftest import randomize_norms, tiny_architecture, trained_looking
 from shvit.data.loader import Batch
 from shvit.data.transforms import Normalize, Preprocess
 from shvit.modelfile import ModelFile, load, save
+from shvit.requests.train import TrainRequest
 from shvit.tasks.classify import Classify
-from shvit.train.distill import AnswerCache, Distill, Teacher
+from shvit.train.distill import Distill, LogitsCache, Teacher
 from shvit.train.recipe import Recipe
 from shvit.train.run import train
 
@@ -30,7 +31,7 @@ def batch_of(count=4, view=0):
     return Batch(images, torch.arange(count) % 2, list(range(count)), {}, view)
 
 
-def test_a_teacher_sees_images_as_it_was_trained_and_answers_for_the_students_classes():
+def test_a_teacher_gets_its_own_normalization_and_returns_the_students_classes():
     trained = teacher_file(mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.2))
     student, batch = Preprocess(32), batch_of()
     answers = Teacher(trained, CLASSES, student)(Normalize(student)(batch.images), batch)
@@ -71,16 +72,16 @@ def test_teachers_that_cannot_teach(trained, size, reason):
         Teacher(trained, CLASSES, Preprocess(size))
 
 
-def test_kept_answers_are_not_asked_for_again(tmp_path):
+def test_cached_logits_are_not_computed_again(tmp_path):
     trained, student = teacher_file(), Preprocess(32)
     batch, asked = batch_of(), []
     about = {"teacher": "a", "data": "b", "classes": CLASSES}
-    teacher = Teacher(trained, CLASSES, student, cache=AnswerCache(tmp_path, CALM, student, about, 10))
+    teacher = Teacher(trained, CLASSES, student, cache=LogitsCache(tmp_path, CALM, student, about, 10))
     network = teacher._network
     teacher._network = lambda images: asked.append(len(images)) or network(images)
     inputs = Normalize(student)(batch.images)
     first = teacher(inputs, batch)
-    again = Teacher(trained, CLASSES, student, cache=AnswerCache(tmp_path, CALM, student, about, 10))
+    again = Teacher(trained, CLASSES, student, cache=LogitsCache(tmp_path, CALM, student, about, 10))
     again._network = teacher._network
     assert torch.equal(again(inputs, batch), first)
     assert asked == [4]
@@ -93,20 +94,24 @@ def test_kept_answers_are_not_asked_for_again(tmp_path):
         (CALM, {"precision": "bf16"}, 10),
         (CALM, {}, 11),
     ):
-        assert AnswerCache(tmp_path, recipe, student, {**about, **also}, images).get(batch) is None
+        assert LogitsCache(tmp_path, recipe, student, {**about, **also}, images).get(batch) is None
 
 
-@pytest.mark.parametrize("field", [{"mixup": 0.1}, {"random_erasing": 0.2}, {"repeats": 3}], ids=str)
-def test_answers_for_images_that_differ_at_every_step_are_not_kept(tmp_path, field):
-    with pytest.raises(shvit.InputError, match=f"only without {next(iter(field))}"):
-        AnswerCache(tmp_path, replace(CALM, **field), Preprocess(32), {"classes": CLASSES}, 10)
+@pytest.mark.parametrize(
+    ("field", "least"), [({"mixup": 0.1}, 0), ({"random_erasing": 0.2}, 0), ({"repeats": 3}, 1)], ids=str
+)
+def test_logits_of_images_that_differ_at_every_step_are_not_cached(tmp_path, field, least):
+    with pytest.raises(
+        shvit.InputError, match=f"--teacher-cache requires --{next(iter(field)).replace('_', '-')} {least}: "
+    ):
+        LogitsCache(tmp_path, replace(CALM, **field), Preprocess(32), {"classes": CLASSES}, 10)
 
 
 SETTINGS = {
     "epochs": 4,
     "batch_size": 8,
-    "rate": 1e-2,
-    "rate_batch": 8,
+    "lr": 1e-2,
+    "lr_batch": 8,
     "compile": "off",
     "precision": "fp32",
     "distillation": "soft",
@@ -125,7 +130,9 @@ def test_the_recipe_trains_two_heads_that_fuse_into_one(folder, teacher, tmp_pat
     save(ModelFile(tiny_architecture(3).build(), tuple("abc"), Preprocess(32)), start)
     settings = {**SETTINGS, "teacher": teacher, "distillation_share": 0.1, "epochs": 8}
     options = {"device": "cpu", "workers": 0}
-    result = train(folder, str(start), "distill", tmp_path / "run", settings=settings, **options)
+    result = train(
+        TrainRequest(folder, out=tmp_path / "run", model=str(start), recipe="distill", settings=settings, **options)
+    )
     trained = load(tmp_path / "run" / "best.safetensors")
     assert trained.architecture.distilled
     assert trained.provenance["recipe"]["teacher"] == teacher
@@ -141,11 +148,15 @@ def test_a_cache_changes_no_bit_of_a_resumed_run_and_saves_the_teacher_work(fold
     settings = {**SETTINGS, "teacher": teacher, "views": 2, "image_size": 32}
     options = {"device": "cpu", "workers": 0, "teacher_cache": tmp_path / "answers"}
     asked = []
-    put = AnswerCache.put
-    monkeypatch.setattr(AnswerCache, "put", lambda self, *args: asked.append(None) or put(self, *args))
+    put = LogitsCache.put
+    monkeypatch.setattr(LogitsCache, "put", lambda self, *args: asked.append(None) or put(self, *args))
     for name in ("one", "two"):
-        train(folder, "timm/test_resnet", "distill", tmp_path / name, settings=settings, **options)
-    # two views of 40 images in batches of 8, whose images are others each epoch: all are known after some epochs
+        train(
+            TrainRequest(
+                folder, out=tmp_path / name, model="timm/test_resnet", recipe="distill", settings=settings, **options
+            )
+        )
+    # two views of 40 images in batches of 8 that differ between epochs: all are cached after some epochs
     assert 10 <= len(asked) < 20
     one, two = (load(tmp_path / name / "last.safetensors").model.state_dict() for name in ("one", "two"))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -153,4 +164,8 @@ def test_a_cache_changes_no_bit_of_a_resumed_run_and_saves_the_teacher_work(fold
 
 def test_a_cache_without_a_teacher_is_refused(folder, tmp_path):
     with pytest.raises(shvit.InputError, match="needs a teacher, and recipe scratch has none"):
-        train(folder, out=tmp_path / "run", settings={"image_size": 32}, device="cpu", teacher_cache=tmp_path)
+        train(
+            TrainRequest(
+                folder, out=tmp_path / "run", device="cpu", teacher_cache=tmp_path, settings={"image_size": 32}
+            )
+        )

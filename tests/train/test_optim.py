@@ -1,62 +1,10 @@
-"""What a recipe means for a network on a machine."""
+"""The optimizer of a recipe."""
 
 import pytest
-import torch
 
-import shvit
 from conftest import tiny_architecture
-from shvit.data.transforms import Preprocess
-from shvit.errors import InputError
-from shvit.model.architecture import Architecture
-from shvit.modelfile import ModelFile
-from shvit.train import optim as setup
+from shvit.train.optim import make_optimizer
 from shvit.train.recipe import Recipe
-
-
-@pytest.mark.parametrize(
-    ("detector", "size", "narrow"),
-    [(None, 32, True), (None, 64, False), ("retinanet", 64, True), ("retinanet", 128, False), ("mask_rcnn", 64, False)],
-)
-def test_maps_narrower_than_a_stride_are_found(detector, size, narrow):
-    model = tiny_architecture(detector=detector).build().train()
-    assert setup.steps_over_maps(model, size) is narrow
-    assert model.training
-    assert not any(module._forward_pre_hooks for module in model.modules())
-
-
-def test_a_network_without_convolutions_of_stride():
-    assert not setup.steps_over_maps(shvit.create_model("timm/test_vit", 2), 160)
-
-
-def test_a_cpu_learns_in_bf16_only_where_its_gradients_are_right(monkeypatch):
-    monkeypatch.setattr(setup, "has_bf16", lambda device: True)
-
-    def start(size: int, fit: str = "crop") -> ModelFile:
-        return ModelFile(tiny_architecture().build(), ("dark", "light"), Preprocess(size, fit=fit))
-
-    assert setup.picks_training_precision(Recipe(), "cpu", start(64)) == "bf16"
-    assert setup.picks_training_precision(Recipe(), "cpu", start(32)) == "fp32"
-    assert setup.picks_training_precision(Recipe(), "cpu", start(90, "shorter")) == "bf16"
-    assert setup.picks_training_precision(Recipe(precision="fp32"), "cpu", start(64)) == "fp32"
-    with pytest.raises(InputError, match="with images of 32 pixels this network has a map that is narrower than"):
-        setup.picks_training_precision(Recipe(precision="bf16"), "cpu", start(32))
-
-
-@pytest.mark.parametrize("size", [64, 96])
-def test_elsewhere_gradients_in_bf16_are_numbers_whatever_was_in_memory(size):
-    model = Architecture("shvit_s1", 4).build().train().to(memory_format=torch.channels_last)
-    assert not setup.steps_over_maps(model, size)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5)
-    images = torch.randn(4, 3, size, size).contiguous(memory_format=torch.channels_last)
-    noise = [torch.full((2**power,), torch.nan) for power in range(2, 18) for _ in range(20)]
-    del noise
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(images).float().logsumexp(1).sum()
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -64,7 +12,7 @@ def test_elsewhere_gradients_in_bf16_are_numbers_whatever_was_in_memory(size):
 def test_weight_decay_on_everything(optimizer, everything):
     model = tiny_architecture().build()
     recipe = Recipe(optimizer=optimizer, weight_decay=0.05, decay_all=everything)
-    groups = setup.make_optimizer(model, recipe).param_groups
+    groups = make_optimizer(model, recipe).param_groups
     decayed = {id(weight) for group in groups if group["weight_decay"] for weight in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     norms = [weight for weight in model.parameters() if weight.ndim == 1]

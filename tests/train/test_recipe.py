@@ -1,4 +1,4 @@
-"""Recipes are the paper's on the paper's budget, and change where a budget is smaller."""
+"""Recipes: the paper's settings on the paper's budget, adapted settings on smaller ones."""
 
 import json
 import subprocess
@@ -12,10 +12,13 @@ import shvit
 from shvit.errors import InputError
 from shvit.model.architecture import Architecture
 from shvit.modelfile import ModelFile
+from shvit.requests.train import TrainRequest
 from shvit.train.budget import choices, fit
 from shvit.train.idle import refuse_idle
-from shvit.train.recipe import RECIPES, TASK_RECIPES, Recipe, finetune, scratch
-from shvit.train.run import _planned, make_recipe, train, variant_of
+from shvit.train.recipe import OLD_NAMES, Recipe, with_current_names
+from shvit.train.recipes import RECIPES, TASK_RECIPES, finetune, make_recipe, scratch
+from shvit.train.run import _planned, train
+from shvit.train.start import variant_of
 
 IMAGENET = 1_281_167
 ROOT = Path(__file__).parents[2]
@@ -27,19 +30,19 @@ ROOT = Path(__file__).parents[2]
 def test_the_papers_values(model, decay):
     recipe = fit(scratch(model), IMAGENET)
     assert recipe == scratch(model)
-    assert recipe.effective_rate == pytest.approx(4e-3)
+    assert recipe.effective_lr == pytest.approx(4e-3)
     assert (recipe.epochs, recipe.batch_size, recipe.weight_decay) == (300, 2048, decay)
-    assert (recipe.warmup_epochs, recipe.cooldown_epochs, recipe.min_rate, recipe.warmup_rate) == (5, 0, 1e-5, 1e-6)
+    assert (recipe.warmup_epochs, recipe.cooldown_epochs, recipe.min_lr, recipe.warmup_lr) == (5, 0, 1e-5, 1e-6)
     assert (recipe.mixup, recipe.cutmix, recipe.label_smoothing, recipe.random_erasing) == (0.8, 1.0, 0.1, 0.25)
     assert (recipe.ema, recipe.clip, recipe.rand_augment, recipe.color_jitter) == (0.99996, 0.02, 9, 0.4)
     assert (recipe.ema_warmup, recipe.interpolation, recipe.schedule_by) == (False, "bicubic", "epoch")
 
 
-def test_a_small_budget_gets_small_batches_light_augmentation_and_a_short_average():
+def test_a_small_budget_gets_small_batches_light_augmentation_and_a_short_ema():
     recipe = fit(replace(scratch(), epochs=10, warmup_epochs=1, cooldown_epochs=0), 9469)
     assert recipe.batch_size == 64
     assert (recipe.optimizer, recipe.schedule) == ("muon", "linear")
-    assert recipe.effective_rate == pytest.approx(4e-3)
+    assert recipe.effective_lr == pytest.approx(4e-3)
     assert (recipe.mixup, recipe.cutmix, recipe.rand_augment, recipe.random_erasing) == (0, 0, 0, 0)
     assert recipe.crop_min == 0.35
     assert recipe.warmup_epochs == 1
@@ -59,11 +62,11 @@ def test_muon_is_for_few_epochs_of_images_that_are_not_small():
 
 def test_the_measured_run_is_what_the_defaults_give():
     newest = max((ROOT / "results").glob("train_small_*.json"), key=lambda path: path.stem[-10:])
-    measured = json.loads(newest.read_text())["recipe"]
+    measured = with_current_names(json.loads(newest.read_text())["recipe"])
     settings = {"epochs": measured["epochs"], "image_size": measured["image_size"]}
     recipe = fit(make_recipe("scratch", "shvit_s1", settings), 9469, frozenset(settings)).to_dict()
-    assert measured.pop("beta2") in (None, 0.999)  # the optimiser's own default, since then left to it
-    assert measured.pop("rate") * recipe["rate_batch"] == recipe["rate"] * measured.pop("rate_batch")
+    assert measured.pop("beta2") in (None, 0.999)  # 0.999 is the optimizer's default, which recipes no longer set
+    assert measured.pop("lr") * recipe["lr_batch"] == recipe["lr"] * measured.pop("lr_batch")
     assert {key: recipe[key] for key in measured} == measured
 
 
@@ -79,15 +82,15 @@ def test_more_epochs_bring_stronger_augmentation():
 def test_every_budget_gives_a_recipe_that_can_run(images, epochs):
     recipe = fit(replace(scratch(), epochs=epochs, warmup_epochs=0, cooldown_epochs=0), images)
     assert 2 <= recipe.batch_size <= min(2048, max(2, images // 2))
-    assert 0 < recipe.effective_rate <= 4e-3
+    assert 0 < recipe.effective_lr <= 4e-3
     assert 0 <= recipe.ema < 1
 
 
-def test_what_the_user_names_stays():
+def test_settings_of_the_user_are_kept():
     named = {
         "batch_size": 500,
-        "rate": 0.1,
-        "rate_batch": 100,
+        "lr": 0.1,
+        "lr_batch": 100,
         "mixup": 0.7,
         "ema": 0.5,
         "crop_min": 0.2,
@@ -110,7 +113,7 @@ FITTED = [
 
 
 @pytest.mark.parametrize(("task", "name", "images", "epochs"), FITTED)
-def test_a_flag_typed_with_the_value_it_has_anyway_changes_nothing(task, name, images, epochs):
+def test_giving_a_flag_its_default_value_changes_nothing(task, name, images, epochs):
     def fitted(**more):
         settings = {"epochs": epochs} | more
         return fit(make_recipe(name, "shvit_s2", settings, task), images, frozenset(settings))
@@ -124,7 +127,7 @@ def test_a_flag_typed_with_the_value_it_has_anyway_changes_nothing(task, name, i
 
 
 @pytest.mark.parametrize(("task", "name", "images", "epochs"), FITTED)
-def test_naming_one_of_rate_and_its_batch_keeps_what_the_other_means(task, name, images, epochs):
+def test_setting_lr_or_lr_batch_keeps_the_meaning_of_the_other(task, name, images, epochs):
     published = make_recipe(name, "shvit_s1", {}, task)
     settings = {"epochs": epochs}
 
@@ -132,79 +135,79 @@ def test_naming_one_of_rate_and_its_batch_keeps_what_the_other_means(task, name,
         named = settings | more
         return fit(make_recipe(name, "shvit_s1", named, task), images, frozenset(named))
 
-    for rate in (published.rate, 0.01):
-        recipe = fitted(rate=rate)
-        assert recipe.rate_batch == published.rate_batch
-        assert recipe.effective_rate == pytest.approx(rate * recipe.batch_size / published.rate_batch)
-    for rate_batch in (published.rate_batch, 100):
-        recipe = fitted(rate_batch=rate_batch)
-        assert recipe.rate_batch == rate_batch
-        assert recipe.effective_rate == pytest.approx(fitted().effective_rate)
-    both = fitted(rate=0.01, rate_batch=100, batch_size=50)
-    assert both.effective_rate == pytest.approx(0.005)
+    for rate in (published.lr, 0.01):
+        recipe = fitted(lr=rate)
+        assert recipe.lr_batch == published.lr_batch
+        assert recipe.effective_lr == pytest.approx(rate * recipe.batch_size / published.lr_batch)
+    for lr_batch in (published.lr_batch, 100):
+        recipe = fitted(lr_batch=lr_batch)
+        assert recipe.lr_batch == lr_batch
+        assert recipe.effective_lr == pytest.approx(fitted().effective_lr)
+    both = fitted(lr=0.01, lr_batch=100, batch_size=50)
+    assert both.effective_lr == pytest.approx(0.005)
 
 
-def test_every_choice_is_listed_with_its_reason_and_what_is_named_is_not():
+def test_every_choice_is_listed_with_its_reason_except_user_settings():
     settings = {"epochs": 10, "clip": 0.0, "image_size": 160}
     recipe = fit(make_recipe("scratch", "shvit_s4", settings), 9469, frozenset(settings))
     made = {choice.field: choice for choice in choices(scratch("shvit_s4"), recipe, 9469, settings)}
     before, after = scratch("shvit_s4").to_dict(), recipe.to_dict()
-    changed = {name for name in after if before[name] != after[name]} - {*settings, "rate"}
+    changed = {name for name in after if before[name] != after[name]} - {*settings, "lr"}
     assert set(made) == changed
     assert all((choice.published, choice.used) == (before[name], after[name]) for name, choice in made.items())
     assert made["batch_size"].reason.startswith("9,469 images x 10 epochs give only 46 steps of 2,048")
-    assert "effective_rate" not in {c.field for c in choices(scratch(), recipe, 9469, {"rate"})}
+    assert "effective_lr" not in {c.field for c in choices(scratch(), recipe, 9469, {"lr"})}
     assert choices(scratch(), scratch(), IMAGENET) == ()
 
 
 @pytest.mark.parametrize("images", [1, 50, 9469, 10**6])
-def test_all_that_fitting_changes_has_a_reason(images):
+def test_every_change_by_fit_has_a_reason(images):
     for task, names in TASK_RECIPES.items():
         for name in names:
             published = RECIPES[name]()
             recipe = fit(published, images)
-            changed = {key for key, value in recipe.to_dict().items() if published.to_dict()[key] != value} - {"rate"}
+            changed = {key for key, value in recipe.to_dict().items() if published.to_dict()[key] != value} - {"lr"}
             assert {choice.field for choice in choices(published, recipe, images)} == changed, (task, name)
 
 
 def test_fine_tuning_is_gentler():
     assert (
-        fit(finetune(), 5000).effective_rate
-        < fit(replace(scratch(), epochs=20, warmup_epochs=1, cooldown_epochs=0), 5000).effective_rate / 5
+        fit(finetune(), 5000).effective_lr
+        < fit(replace(scratch(), epochs=20, warmup_epochs=1, cooldown_epochs=0), 5000).effective_lr / 5
     )
 
 
 @pytest.mark.parametrize(
     ("settings", "flags", "where"),
-    [({"schedule": "step", "min_rate": 1e-6}, "--min-rate has", "with --schedule step"),
-     ({"schedule": "step", "min_rate": 1e-5, "cooldown_epochs": 0.0}, "--min-rate and --cooldown-epochs have",
+    [({"schedule": "step", "min_lr": 1e-6}, "--min-lr has", "with --schedule step"),
+     ({"schedule": "step", "min_lr": 1e-5, "cooldown_epochs": 0.0}, "--min-lr and --cooldown-epochs have",
       "with --schedule step"),
      ({"schedule": "step", "schedule_by": "step"}, "--schedule-by has", "with --schedule step"),
-     ({"min_rate": 1.0}, "--min-rate has", "above the effective learning rate"),
-     ({"warmup_rate": 1.0}, "--warmup-rate has", "above the effective learning rate"),
-     ({"warmup_epochs": 0.0, "warmup_rate": 1e-6}, "--warmup-rate has", "with --warmup-epochs 0"),
-     ({"temperature": 2.0}, "--temperature has", "without a --teacher"),
-     ({"distillation": "hard"}, "--distillation has", "without a --teacher"),
-     ({"distillation_share": 0.5}, "--distillation-share has", "without a --teacher"),
+     ({"min_lr": 1.0}, "--min-lr has", "above the effective learning rate"),
+     ({"warmup_lr": 1.0}, "--warmup-lr has", "above the effective learning rate"),
+     ({"warmup_epochs": 0.0, "warmup_lr": 1e-6}, "--warmup-lr has", "with --warmup-epochs 0"),
+     ({"temperature": 2.0}, "--temperature has", "without --teacher"),
+     ({"distillation": "hard"}, "--distillation has", "without --teacher"),
+     ({"distillation_share": 0.5}, "--distillation-share has", "without --teacher"),
      ({"teacher": "x", "temperature": 2.0}, "--temperature has", "with --distillation hard"),
      ({"ema": 0.0, "ema_warmup": True}, "--ema-warmup has", "with --ema 0"),
      ({"rand_augment": 9, "color_jitter": 0.4}, "--color-jitter has", "with RandAugment"),
-     ({"val_share": 0.2}, "--val-share has", "on data that has validation images of its own")],
+     ({"val_share": 0.2}, "--val-share has", "on a dataset with its own validation split")],
     ids=str,
 )  # fmt: skip
 def test_a_named_setting_without_effect_is_refused(folder, tmp_path, settings, flags, where):
     with pytest.raises(InputError, match=f"^{flags} no effect {where}"):
-        train(folder, "shvit_s1", out=tmp_path / "run", settings=settings, workers=0)
+        train(TrainRequest(folder, out=tmp_path / "run", model="shvit_s1", workers=0, settings=settings))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "settings",
     [{}, {"schedule": "step"}, {"epochs": 10, "color_jitter": 0.4}, {"color_jitter": 0.0, "rand_augment": 9},
-     {"ema": 0.0}, {"warmup_epochs": 0.0}, {"teacher": "x", "distillation_share": 0.1}, {"rate": 1e-7}],
+     {"ema": 0.0}, {"warmup_epochs": 0.0}, {"teacher": "x", "distillation_share": 0.1}, {"lr": 1e-7}],
     ids=str,
 )  # fmt: skip
-def test_settings_with_an_effect_and_what_nobody_named_are_not(settings):
+def test_settings_with_an_effect_or_not_given_are_accepted(settings):
     refuse_idle(fit(make_recipe("scratch", "shvit_s1", settings), 30, frozenset(settings)), settings)
 
 
@@ -212,16 +215,18 @@ def test_settings_with_an_effect_and_what_nobody_named_are_not(settings):
 def test_weight_decay_follows_the_network_whatever_its_file_is_called(folder, tmp_path, name):
     shvit.save(ModelFile(Architecture(name, 2).build(), ("dark", "light")), tmp_path / "best.safetensors")
     for model in (name, str(tmp_path / "best.safetensors")):
-        plan = _planned(folder, None, model, None, {"epochs": 1, "batch_size": 2048, "image_size": 64})
+        plan = _planned(TrainRequest(folder, model=model, settings={"epochs": 1, "batch_size": 2048, "image_size": 64}))
         assert plan.recipe.weight_decay == 0.03
     assert make_recipe("scratch", variant_of(f"{name}.in1k"), {}).weight_decay == 0.03
 
 
-def test_runs_begun_before_a_field_existed_go_on_as_they_were():
+def test_recipes_from_before_a_field_existed_keep_their_behaviour():
     record = scratch().to_dict() | {"cooldown_epochs": 10.0}
     for name in ("schedule_by", "ema_warmup", "interpolation"):
         del record[name]
-    recipe = Recipe.from_dict(record)
+    old = {now: before for before, now in OLD_NAMES.items()}
+    recipe = Recipe.from_dict({old.get(key, key): value for key, value in record.items()})
+    assert recipe == Recipe.from_dict(record)
     assert (recipe.schedule_by, recipe.ema_warmup, recipe.interpolation) == ("step", True, "random")
     assert recipe.cooldown_epochs == 10
 
@@ -229,26 +234,26 @@ def test_runs_begun_before_a_field_existed_go_on_as_they_were():
 def test_json_round_trip():
     recipe = fit(finetune("shvit_s3"), 1234)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
-    assert recipe.to_dict()["effective_rate"] == recipe.effective_rate
+    assert recipe.to_dict()["effective_lr"] == recipe.effective_lr
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": 0}, {"batch_size": 0}, {"rate": -1.0}, {"ema": 1.5}, {"mixup": -0.1}, {"crop_min": 2.0},
+    [{"epochs": 0}, {"batch_size": 0}, {"lr": -1.0}, {"ema": 1.5}, {"mixup": -0.1}, {"crop_min": 2.0},
      {"precision": "fp8"}, {"compile": "maybe"}, {"image_size": 16}, {"warmup_epochs": 400}, {"seed": -1},
      {"label_smoothing": float("nan")}, {"schedule_by": "year"}, {"interpolation": "nearest"}],
     ids=str,
 )  # fmt: skip
-def test_impossible_values_are_named(wrong):
+def test_errors_name_the_field(wrong):
     [(name, _)] = wrong.items()
     with pytest.raises(InputError, match=name):
         replace(scratch(), **wrong)
 
 
-def test_every_field_but_the_name_says_what_it_is():
+def test_every_field_except_the_name_has_a_help_text():
     assert [entry.name for entry in fields(Recipe) if not entry.metadata.get("help")] == ["name"]
 
 
 def test_recipes_need_no_torch():
-    code = "import sys, shvit.train.recipe; sys.exit('torch' in sys.modules)"
+    code = "import sys, shvit.cli.train, shvit.train.budget, shvit.train.idle; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""What TensorBoard shows, and the lines that are said where no terminal shows a bar."""
+"""TensorBoard curves, and progress lines without a terminal."""
 
 import io
 import re
@@ -10,8 +10,10 @@ import shvit
 from conftest import tiny_architecture
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile, save
-from shvit.train import report, track
-from shvit.train.report import Reporter, read_metrics
+from shvit.requests.train import TrainRequest
+from shvit.train import progress, track
+from shvit.train.metrics import read_metrics
+from shvit.train.progress import Reporter
 from shvit.train.run import train
 
 SETTINGS = {"batch_size": 4, "compile": "off", "precision": "fp32"}
@@ -34,36 +36,37 @@ def test_tensorboard_shows_steps_and_epochs(folder, start, tmp_path, monkeypatch
     pytest.importorskip("tensorboard")
     monkeypatch.setattr(track, "EVERY", 5)
     settings = {**SETTINGS, "epochs": 2}
-    train(folder, start, out=tmp_path / "run", settings=settings, device="cpu", workers=0, track="tensorboard")
+    train(
+        TrainRequest(
+            folder, out=tmp_path / "run", model=start, device="cpu", workers=0, track="tensorboard", settings=settings
+        )
+    )
     found = curves(tmp_path / "run" / "tensorboard")
     assert [step for step, _ in found["step/loss"]] == [5, 10, 15, 20]
     rows = read_metrics(tmp_path / "run")
     assert [value for _, value in found["epoch/ema_top1"]] == pytest.approx([row["ema_top1"] for row in rows])
     assert [value for _, value in found["epoch/train_loss"]] == pytest.approx([row["train_loss"] for row in rows])
-    assert {"step/rate", "step/images_per_second", "step/data_wait"} <= set(found)
+    assert {"step/lr", "step/images_per_second", "step/data_wait"} <= set(found)
 
 
-def test_trackers_that_are_not_there(folder, start, tmp_path, monkeypatch):
+def test_unknown_or_missing_trackers(folder, start, tmp_path, monkeypatch):
     with pytest.raises(shvit.InputError, match="track must be one of tensorboard, got 'wandb'"):
-        train(folder, start, out=tmp_path / "run", device="cpu", track="wandb")
+        train(TrainRequest(folder, out=tmp_path / "run", model=start, device="cpu", track="wandb"))
     monkeypatch.setattr(track, "find_spec", lambda _: None)
     with pytest.raises(shvit.InputError, match=r"needs the package tensorboard: pip install 'shvit\[tensorboard\]'"):
-        train(folder, start, out=tmp_path / "run", device="cpu", track="tensorboard")
+        train(TrainRequest(folder, out=tmp_path / "run", model=start, device="cpu", track="tensorboard"))
     assert not (tmp_path / "run").exists()
 
 
-def test_lines_where_no_terminal_shows_a_bar(folder, start, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "LINE_SECONDS", 0.0)
+def test_progress_lines_without_a_terminal(folder, start, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     text = io.StringIO()
     reporter = Reporter(Console(file=text, width=200))
     train(
-        folder,
-        start,
-        out=tmp_path / "run",
-        settings={**SETTINGS, "epochs": 1},
-        reporter=reporter,
-        device="cpu",
-        workers=0,
+        TrainRequest(
+            folder, out=tmp_path / "run", model=start, device="cpu", workers=0, settings={**SETTINGS, "epochs": 1}
+        ),
+        reporter,
     )
     lines = text.getvalue().splitlines()
     steps = [line for line in lines if ", step " in line]

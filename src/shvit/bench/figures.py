@@ -8,23 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from ..console import literal_text, visible
-from ..files import writing
+from ..console import visible
+from ..figures import OURS, PEER, SERIES, literal_text, new_figure, plain_ticks, plot_style, save_png
 from ..model.architecture import TIMM_PREFIX
 from .report import mark
 from .run import Result, Row
 
-OURS, PEER = "#c2255c", "#3b5b7a"
-PEERS = (PEER, "#2b8a3e", "#d9780f", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#5c940d", "#a61e9d")
-"""Colours of lines, which cross."""
 FONT_SIZE = 8.5
 PANEL = (7.2, 4.8)
 """Width and height in inches."""
@@ -64,9 +57,8 @@ def draw(result: Result, path: Path) -> bool:
         return False
     columns = min(2, len(panels))
     lines = ceil(len(panels) / columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * lines), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
+    figure, grid = new_figure(PANEL[0] * columns, PANEL[1] * lines, lines, columns, sharex=True, sharey=True)
+    grid = list(grid.flat)
     put_names = [draw_panel(axes, *panel) for axes, panel in zip(grid, panels.items(), strict=False)]
     for axes in grid[len(panels) :]:
         axes.remove()
@@ -76,9 +68,7 @@ def draw(result: Result, path: Path) -> bool:
     figure.draw_without_rendering()  # the room for names depends on the final layout
     for put in put_names:
         put()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path):
-        figure.savefig(path)
+    save_png(figure, path)
     return True
 
 
@@ -94,10 +84,11 @@ def _scatter(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
         axes.plot(*zip(*ours, strict=True), color=OURS, linewidth=1.2, alpha=0.5)
     for x, y, _, color in points:
         axes.plot(x, y, "o", color=color, markersize=8 if color == OURS else 6)
-    _style(axes, title, "images/s", "top-1, %: published on ImageNet-1K († distilled), or a file's own (‡)")
+    axes.set_title(title, fontsize=10)
+    plot_style(axes, "images/s", "top-1, %: published on ImageNet-1K († distilled), or a file's own (‡)")
     axes.set_xscale("log")
     axes.margins(0.12)
-    _plain_ticks(axes.xaxis)
+    plain_ticks(axes.xaxis)
     return lambda: _name_around(axes, points)
 
 
@@ -105,15 +96,16 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     series: dict[tuple[str, bool], list[tuple[int, float]]] = defaultdict(list)
     for row in rows:
         series[_name(row)].append((row.case.image_size, 1e3 / row.images_per_second))
-    ends, peer_colors = [], cycle(PEERS)
+    ends, peer_colors = [], cycle(SERIES)
     for (name, ours), values in series.items():
         sides, milliseconds = zip(*sorted(values), strict=True)
         color, width = (OURS, 2.2) if ours else (next(peer_colors), 1.2)
         axes.plot(sides, milliseconds, "o-", markersize=4, color=color, linewidth=width)
         ends.append(Point(sides[-1], milliseconds[-1], name, color))
-    _style(axes, title, "image side, pixels", "milliseconds per image")
+    axes.set_title(title, fontsize=10)
+    plot_style(axes, "side of the image, pixels", "milliseconds an image")
     axes.set_yscale("log")
-    _plain_ticks(axes.yaxis)
+    plain_ticks(axes.yaxis)
     shown = sorted({row.case.image_size for row in rows})
     span = shown[-1] - shown[0] or 1
     axes.set_xticks(shown)
@@ -165,23 +157,6 @@ def _annotate(axes: Axes, point: Point, line_from: tuple[float, float] = (0.5, 0
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
         arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#999999", "relpos": line_from},
     )
-
-
-def _style(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.tick_params(labelbottom=True, labelleft=True)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _plain_ticks(axis: Axis) -> None:
-    """Plain numbers as ticks, and enough of them on a logarithmic axis of less than a decade."""
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)) if high > 4 * low else MaxNLocator(6))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_locator(NullLocator())
 
 
 def _name(row: Row) -> tuple[str, bool]:

@@ -1,6 +1,5 @@
 """The output of a benchmark: progress, tables, files. Only this file and figures.py format."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..console import say, show_table, visible
 from ..errors import InputError
-from ..files import replacing
+from ..files import write_json
 from .case import is_detector
 from .peers import Top1
 from .run import Result, Row, describe
@@ -170,14 +169,13 @@ def check_paths(out: Path | None, plot: Path | None) -> None:
         raise InputError(f"--plot must end in .png, got {plot}")
 
 
-def write_json(result: Result, out: Path) -> Path:
+def write_result(result: Result, out: Path) -> Path:
     """Write the result; in a folder, under a name with the hardware and the date. Returns the path."""
     if _is_folder(out):
         what = f"bench-{result.request.task}" if is_detector(result.request.task) else "bench"
         out = out / f"{what}_{hardware_name(result.about['hardware'])}_{result.about['date'][:10]}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(out, result.to_dict())
     return out
 
 

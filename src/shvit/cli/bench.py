@@ -37,7 +37,7 @@ def bench(
     """
     from ..bench.case import runs_as_it_is
     from ..bench.figures import draw
-    from ..bench.report import check_paths, show, watching, write_json
+    from ..bench.report import check_paths, show, watching, write_result
     from ..bench.run import bench as run
     from ..engines import is_exported
     from ..tasks import kind_of
@@ -56,7 +56,7 @@ def bench(
         result = run(request, progress)
     show(console, result)
     if out:
-        say(console, f"wrote {write_json(result, out)}")
+        say(console, f"wrote {write_result(result, out)}")
     if plot:
         say(console, f"wrote {plot}" if draw(result, plot) else "nothing to plot: no accuracy of these models is known")
     finish(json, result.to_dict())

@@ -16,8 +16,9 @@ from ..export.export import export
 from ..predict.predictor import Predictor
 from ..pretrained import load, load_model
 from ..requests.bench import BenchRequest
+from ..requests.train import TrainRequest
 from ..tasks import kind_of
-from ..train.report import Reporter
+from ..train.progress import Reporter
 from ..train.run import train
 from .export import exported as export_lines
 
@@ -48,7 +49,7 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
     """
     flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in SETTINGS.items())
     _command(console, f"shvit train digits --model shvit_s1 {flags} --out {out}")
-    result = train("digits", out=out, settings=SETTINGS, workers=0, reporter=Reporter(console))
+    result = train(TrainRequest("digits", out=out, settings=SETTINGS, workers=0), Reporter(console))
     if result.interrupted:
         raise KeyboardInterrupt
     best = out / "best.safetensors"

@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -17,6 +16,7 @@ from rich.markup import escape
 from ..console import say, takes_all, visible
 from ..errors import Failure, InputError, Notice
 from ..files import FULL
+from ..requests.train import TrainRequest
 from .app import INTERRUPTED, app
 from .bench import bench
 from .calibrate_bn import calibrate_bn
@@ -29,7 +29,7 @@ from .models import models
 from .predict import predict
 from .shard import shard
 from .study import study
-from .train import going_on, train
+from .train import how_to_resume, train
 
 VERBS = {
     "demo": demo,
@@ -80,7 +80,8 @@ def main() -> None:
     verb = bound = None
     try:
         verb, bound, asked = app.parse_args(sys.argv[1:], exit_on_error=False, print_error=False)
-        verb(*bound.args, **bound.kwargs, **dict.fromkeys(asked, Typed.of(sys.argv[1:])))
+        typed = {name: Typed.of(sys.argv[1:]) for name, kind in asked.items() if kind is Typed}
+        verb(*bound.args, **bound.kwargs, **typed)
         sys.stdout.flush()
     except (InputError, CycloptsError) as error:
         errors.print(f"[bold red]error:[/bold red] {escape(_one_line(error))}", highlight=False)
@@ -89,7 +90,7 @@ def main() -> None:
         errors.print(f"[bold red]failed:[/bold red] {escape(_one_line(error))}", highlight=False)
         sys.exit(1)
     except KeyboardInterrupt as stop:
-        kept = str(stop) or (_kept(bound.arguments) if verb is train and bound else "")
+        kept = str(stop) or (_kept(bound.arguments["request"]) if verb is train and bound else "")
         say(errors, f"stopped: {kept}" if kept else "stopped")
         sys.exit(INTERRUPTED)
 
@@ -105,12 +106,11 @@ def _show_warning(console: Console, others: Callable[..., None], message: Warnin
         others(message, *about)
 
 
-def _kept(arguments: dict[str, Any]) -> str:
-    """What a training run leaves that Ctrl-C ended before its first step; arguments are those of `train`."""
-    out: Path | None = arguments.get("out")
-    if out is None or not (out / "recipe.json").exists():
+def _kept(request: TrainRequest) -> str:
+    """What remains of a training run that Ctrl-C stopped before its first step."""
+    if request.out is None or not (request.out / "recipe.json").exists():
         return "nothing was written"
-    return f"the run is kept in {out}; {going_on(arguments['data'], out)}"
+    return f"the run is kept in {request.out}; {how_to_resume(request.data, request.out)}"
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,148 +2,103 @@
 
 import signal
 import sys
-from dataclasses import fields, make_dataclass
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 
 from ..console import BESIDE, METRICS, say, show_table
-from ..errors import InputError
+from ..errors import InputError, notice
 from ..redact import redacted
-from ..requests import Device, Workers
-from ..train.recipe import RECIPES, Recipe
+from ..requests.train import TrainRequest
+from ..train.recipe import OLD_NAMES, Recipe
 from .app import INTERRUPTED, NONE_TYPED, RESUME_ME, Flags, Json, console_for, finish
 
 if TYPE_CHECKING:
-    from ..train.loop import Result
     from ..train.profile import Profile
+    from ..train.progress import TrainResult
 
 
-RecipeSettings = make_dataclass(
-    "RecipeSettings",
-    [
-        (
-            entry.name,
-            Annotated[entry.type | None, Parameter(help=entry.metadata["help"], show_default=False)],  # pyright: ignore
-            None,
-        )
-        for entry in fields(Recipe)
-        if "help" in entry.metadata
-    ],
-    namespace={"__module__": __name__},
-)
-"""A flag for each field of a recipe; None where the user did not name it."""
+def _flags() -> list[tuple[str, Any, None]]:
+    """Name, type and default of a flag for each field of a recipe, and of a hidden one for each old name."""
+    documented = {entry.name: entry for entry in fields(Recipe) if "help" in entry.metadata}
+    shown = [
+        (name, Annotated[entry.type | None, Parameter(help=entry.metadata["help"], show_default=False)], None)  # pyright: ignore
+        for name, entry in documented.items()
+    ]
+    hidden = [
+        (old, Annotated[documented[name].type | None, Parameter(show=False)], None)  # pyright: ignore
+        for old, name in OLD_NAMES.items()
+        if name in documented
+    ]
+    return shown + hidden
+
+
+RecipeSettings = make_dataclass("RecipeSettings", _flags(), namespace={"__module__": __name__})
+"""A flag for each field of a recipe. None if the user did not give it."""
 
 
 def train(
-    data: str,
+    request: Annotated[TrainRequest, Parameter(name="*")],
     *,
-    out: Path | None = None,
-    model: str | None = None,
-    recipe: Annotated[
-        str | None, Parameter(help=f"{', '.join(RECIPES)}; default: scratch, or small for objects.")
-    ] = None,
-    task: Literal["classify", "detect", "segment"] | None = None,
-    resume: bool = False,
-    device: Device = "auto",
-    workers: Workers = 2,
-    save_every: int = 500,
-    teacher_cache: Path | None = None,
-    track: Literal["tensorboard"] | None = None,
-    profile: bool = False,
     settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,  # pyright: ignore
     json: Json = False,
     typed: Flags = NONE_TYPED,
 ) -> None:
-    """Train a network on your labelled images, or on images with boxes or masks.
+    """Train a model on labelled images, or on images with boxes or masks.
 
-    Exit codes: 0 done; 75 stopped by SIGTERM and 130 by Ctrl-C, both to be gone on with by --resume; 1 a failure;
-    2 wrong input. Several GPUs, or machines: torchrun --nproc-per-node 8 -m shvit train …
-
-    Parameters
-    ----------
-    data
-        A folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV of path,label, WebDataset shards
-        (a folder of them, shards.json or data-{000..127}.tar, each by path or URL), hf://NAME or hf://./FOLDER for a
-        data set of the Hugging Face hub, or digits. For detect and segment a COCO folder:
-        annotations/instances_train….json and instances_val….json, or train/_annotations.coco.json and valid/ as
-        Roboflow writes.
-    out
-        A new folder for the run: best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Not needed by
-        --profile.
-    model
-        shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to go on from;
-        default: shvit_s1.
-    task
-        classify, detect (RetinaNet) or segment (Mask R-CNN); default: classify.
-    resume
-        Continue the run in --out at the step where it stopped, or was killed, from the last state that was saved.
-    save_every
-        Steps from one state on disk to the next; one is also saved at the end of each epoch.
-    teacher_cache
-        A folder for what the teacher of a distillation says, so that it sees each view of an image once: for runs that
-        mix no images, best with --views.
-    track
-        tensorboard: write curves into the run's folder tensorboard, too.
-    profile
-        Do not train: tell how fast images are read, how fast they are learnt from, and which of the two is the
-        bottleneck.
+    Exit codes: 0 done; 75 stopped by SIGTERM and 130 stopped by Ctrl-C, continue with --resume; 1 failure; 2 wrong
+    input. Several GPUs or machines: torchrun --nproc-per-node 8 -m shvit train …
     """
-    from ..train.distributed import World
-    from ..train.report import Reporter
-    from ..train.run import profile as measure
-    from ..train.run import train as run
+    from ..train import run
+    from ..train.distributed import ProcessGroup
+    from ..train.progress import Reporter
 
-    chosen = {entry.name: getattr(settings, entry.name) for entry in fields(RecipeSettings)} if settings else {}
-    console, leads = console_for(json), World.from_environment().leads
-    if profile:
+    request = replace(request, settings=_given(settings))
+    console, is_main = console_for(json), ProcessGroup.from_environment().is_main
+    if request.profile:
         idle = "out", "resume", "track", "teacher-cache", "save-every"
         typed.refuse(*idle, because="with --profile, which trains and writes nothing")
-        if leads:
-            profiling(console)
-        found = measure(data, model, recipe, task=task, settings=chosen, device=device, workers=workers)
-        if leads:
-            profiled(console, found)
-            finish(json, found.to_dict())
+        if is_main:
+            _announce_profile(console)
+        profile = run.profile(request)
+        if is_main:
+            _show_profile(console, profile)
+            finish(json, profile.to_dict())
         return
-    if out is None:
-        raise InputError("train needs --out: a new folder for the run or, with --resume, that of the run to continue")
-    result = run(
-        data,
-        model,
-        recipe,
-        out,
-        task=task,
-        settings=chosen,
-        resume=resume,
-        reporter=Reporter(console),
-        device=device,
-        workers=workers,
-        save_every=save_every,
-        teacher_cache=teacher_cache,
-        track=track,
-    )
-    if not leads:
-        sys.exit(exit_code(result))
-    trained(console, result, data)
-    finish(json, {"out": str(out), "best": str(out / "best.safetensors") if result.best else None, **result.to_dict()})
-    if result.interrupted:
-        sys.exit(exit_code(result))
+    result = run.train(request, Reporter(console))
+    if is_main:
+        _show_result(console, result, request.data)
+        best = str(result.out / "best.safetensors") if result.best else None
+        finish(json, {"out": str(result.out), "best": best, **result.to_dict()})
+    if result.stopped_by:
+        sys.exit({signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESUME_ME}[result.stopped_by])
 
 
-def exit_code(result: "Result") -> int:
-    """Of a training run."""
-    return {None: 0, signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESUME_ME}[result.stopped_by]
+def _given(settings: Any) -> dict[str, Any]:
+    """The recipe fields that the user gave, by their current names."""
+    given = {name: value for name, value in vars(settings).items() if value is not None} if settings else {}
+    for old in given.keys() & OLD_NAMES.keys():
+        before, now = (f"--{name.replace('_', '-')}" for name in (old, OLD_NAMES[old]))
+        if OLD_NAMES[old] in given:
+            raise InputError(f"{before} is the old name of {now}: give only {now}")
+        notice(f"{before} is now {now}; the old name will be removed in the next release")
+        given[OLD_NAMES[old]] = given.pop(old)
+    return given
 
 
-def trained(console: Console, result: "Result", data: str) -> None:
-    """Where the run's best is, or how to go on with it."""
+def how_to_resume(data: str, out: Path) -> str:
+    """The command that resumes a run."""
+    return f"resume with: shvit train {quote(redacted(data))} --out {quote(str(out))} --resume"
+
+
+def _show_result(console: Console, result: "TrainResult", data: str) -> None:
     best = quote(str(result.out / "best.safetensors"))
     if result.interrupted:
-        say(console, f"stopped in epoch {result.epochs + 1}; {going_on(data, result.out)}")
+        say(console, f"stopped in epoch {result.epochs + 1}; {how_to_resume(data, result.out)}")
     if result.best:
         key = next(key for key in METRICS if key in result.best)
         beside = "".join(f", {name} {result.best[name]:.2%}" for name in BESIDE.get(key, ()) if name in result.best)
@@ -151,36 +106,29 @@ def trained(console: Console, result: "Result", data: str) -> None:
         say(console, f"try it: shvit predict {best} IMAGES…")
 
 
-def going_on(data: str, out: Path) -> str:
-    """How a run that was stopped is resumed."""
-    return f"go on with: shvit train {quote(redacted(data))} --out {quote(str(out))} --resume"
-
-
-def profiling(console: Console) -> None:
-    """Said before the first slow step of `train --profile`."""
+def _announce_profile(console: Console) -> None:
     from ..train.profile import STEPS
 
     say(
         console,
-        f"profiling: {STEPS} steps each of reading alone, learning alone and both together; nothing is saved. "
-        "Where the network is compiled, the first step takes minutes.",
+        f"profiling: {STEPS} steps each of data loading, training steps, and both together. Nothing is saved. "
+        "If the model is compiled, the first step takes minutes.",
     )
 
 
-def profiled(console: Console, profile: "Profile") -> None:
-    """Both rates, the slower one, and what to do about it."""
+def _show_profile(console: Console, profile: "Profile") -> None:
     rows = [
-        ["reading alone", f"{profile.data:.0f}"],
-        ["learning alone", f"{profile.compute:.0f}"],
-        ["together", f"{profile.together:.0f}"],
+        ["data loading", f"{profile.data:.0f}"],
+        ["training steps", f"{profile.compute:.0f}"],
+        ["both together", f"{profile.together:.0f}"],
     ]
-    show_table(console, [f"batch {profile.batch_size}, {profile.workers} workers", "images/s"], rows)
+    show_table(console, [f"batch size {profile.batch_size}, {profile.workers} workers", "images/s"], rows)
     advice = {
-        "data": "more --workers, or smaller files once and for all: shvit shard",
-        "compute": "reading has time to spare; a larger machine, --precision or --compile on would tell",
+        "data": "Try more --workers, or store smaller images with shvit shard",
+        "compute": "Data loading is fast enough. Try --precision, --compile on, or a faster machine",
     }
     say(
         console,
-        f"{profile.bottleneck} is the bottleneck; {profile.data_wait:.0%} of the time goes by waiting for data. "
-        f"{advice[profile.bottleneck]}",
+        f"bottleneck: {profile.bottleneck}. {profile.data_wait:.0%} of the time is spent waiting for data. "
+        f"{advice[profile.bottleneck]}.",
     )

@@ -3,7 +3,6 @@
 It is written for timm's users. Here timm's own network runs it; it does not run model files.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.transforms import Normalize
+from ..errors import one_line
+from ..files import write_json
 from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.config import VARIANTS, Config
@@ -80,7 +81,7 @@ class TimmFormat(TorchEngine):
         }
         path.mkdir()
         save_file({key: value.float().contiguous() for key, value in weights.items()}, path / WEIGHTS, {"format": "pt"})
-        (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_json(path / CONFIG, config)
         seal(path)
 
     @classmethod
@@ -127,7 +128,7 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
         if shapes != {name: list(tensor.shape) for name, tensor in network.state_dict().items()}:
             raise ValueError(f"the weights are not those of {base}")
     except Exception as error:  # timm does not check its arguments
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise EngineError(f"{path} is not usable: {reason}") from None
 
 

@@ -1,6 +1,5 @@
 """Write a model in the format of another runtime, and check that the file computes the same."""
 
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from ..engines import Candidate, EngineError, Shapes
 from ..engines.base import need_calibration
 from ..engines.quantize import CALIBRATION_IMAGES
 from ..errors import Failure, InputError
-from ..files import place, replacing, writing
+from ..files import place, write_json, writing
 from ..modelfile import ModelFile
 from ..tasks import task_of
 from ..tasks.base import Task
@@ -96,8 +95,7 @@ def export(
         place(file, out)
     report["provenance"] = provenance.facts()
     parity_file = out.with_name(f"{out.name}.parity.json")
-    with replacing(parity_file) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(parity_file, report)
     return report
 
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from ..engines import Exported, Runnable
 from ..errors import Failure, InputError
-from ..files import locked, replacing, writing
+from ..files import locked, write_json, writing
 from ..modelfile import digest_of
 from ..tasks.base import Prediction
 
@@ -80,8 +80,7 @@ def journal(
     with locked(out.with_name(f".{out.name}.lock"), f"another process is writing {path}"):
         check_partial(out, resume)
         if not resume:
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(begun_with) + "\n", encoding="ascii")
+            write_json(path, begun_with, indent=None)
         with path.open("rb") as file:
             ends = _sound_rows(file, path, begun_with)
         done = len(ends) - 1

@@ -1,1 +1,1 @@
-"""The paper's analyses, as tools for its networks and for others."""
+"""The paper's analyses, for its networks and others."""

@@ -1,40 +1,55 @@
-"""How well networks learn, all by the same recipe."""
+"""Train networks with one recipe, to compare their accuracy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, check_at_least
+from ..redact import redacted
+from ..requests.study import AccuracyOptions
+from ..requests.train import TrainRequest
 from ..tasks.classify import Classify
 from ..train.budget import fit
-from ..train.report import Reporter
-from ..train.run import RECORD, make_recipe, recorded, variant_of
+from ..train.progress import Reporter
+from ..train.recipes import make_recipe
+from ..train.run import RECORD, recorded
 from ..train.run import train as run_training
+from ..train.start import variant_of
 
 
 @dataclass(frozen=True)
 class Training:
-    """How accuracy is measured: every network alike, from fresh weights."""
+    """How every network of a study is trained: with the same recipe, from random weights."""
 
     data: str
     epochs: int
     seeds: int = 1
     image_size: int | None = None
-    """None: as speed is measured."""
+    """None: the size at which speed is measured."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the recipe `scratch`."""
+    """Other fields of the recipe `scratch`."""
     device: str = "auto"
     workers: int = 2
 
+    @classmethod
+    def requested(cls, options: AccuracyOptions, device: str, seeds: int = 1) -> "Training | None":
+        """None without `--train DATA`."""
+        if options.train is None:
+            return None
+        return cls(options.train, options.epochs, seeds, options.train_size, {}, device, options.workers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without credentials."""
+        return redacted(asdict(self))
+
     def like(self, model: str) -> "Training":
-        """With the weight decay of this network's recipe for all: it is the only field that differs by network.
+        """Use this network's weight decay for all networks. No other field of the recipe depends on the network.
 
         Raises:
-            InputError: Data that cannot be trained on, or settings that are not allowed.
+            InputError: The data cannot be trained on, or a setting is not allowed.
         """
-        if self.seeds < 1:
-            raise InputError(f"--seeds must be at least 1, got {self.seeds}")
+        check_at_least(1, seeds=self.seeds)
         named = {"epochs": self.epochs, **self.settings}
         recipe = make_recipe("scratch", variant_of(model), named, "classify")
         source = Classify.open(self.data, recipe.seed, recipe.val_share)
@@ -47,31 +62,35 @@ class Training:
         return {**self.settings, "epochs": self.epochs, "seed": seed, **size}
 
     def check(self, model: str, folder: Path, image_size: int | None, seed: int) -> None:
-        """Raises InputError where `run` would not go on with what is in the folder: it was begun otherwise."""
+        """Raise InputError if `run` cannot resume the run in the folder because it has other settings."""
         if (folder / RECORD).exists():
             recorded(folder, {**self._settings(image_size, seed), "model": model})
 
     def run(self, model: str, folder: Path, image_size: int | None, seed: int, reporter: Reporter) -> float:
-        """Top-1 of best.safetensors of a run: begun, gone on with, or only looked at.
+        """Train, or resume the run in the folder. Returns the top-1 of its best.safetensors.
 
         Args:
             model: Name of a network.
-            folder: The run's.
-            image_size: Side of the images in pixels; None: the network's own.
-            seed: Of the run.
-            reporter: Told of what happens.
+            folder: Folder of the run.
+            image_size: Image size in pixels. None: the network's own.
+            seed: Seed of the run.
+            reporter: Logs the training.
 
         Raises:
-            InputError: The run in the folder was begun otherwise; see `check`.
-            Failure: Training cannot go on.
-            KeyboardInterrupt: The run was stopped; it goes on another time.
+            InputError: The run in the folder has other settings; see `check`.
+            Failure: Training failed.
+            KeyboardInterrupt: The run was stopped and can be resumed.
         """
-        settings = self._settings(image_size, seed)
-        where = {"device": self.device, "workers": self.workers}
-        begun = (folder / RECORD).exists()
-        result = run_training(
-            self.data, model, None, folder, settings=settings, resume=begun, reporter=reporter, **where
+        request = TrainRequest(
+            self.data,
+            out=folder,
+            model=model,
+            resume=(folder / RECORD).exists(),
+            device=self.device,
+            workers=self.workers,
+            settings=self._settings(image_size, seed),
         )
+        result = run_training(request, reporter)
         if result.interrupted:
             raise KeyboardInterrupt
         if "top1" not in result.best:

@@ -1,7 +1,7 @@
-"""The paper's comparisons as data: which networks, and what it says of them.
+"""The paper's comparisons: their networks, and what the paper says about them.
 
-Source: Yun and Ro, "SHViT" (CVPR 2024), sections 2.1 and 4.4; images/s on an A100 (batch 256), a Xeon Gold 5218R (batch
-16, one thread) and the same in ONNX Runtime.
+Source: Yun and Ro, "SHViT" (CVPR 2024), sections 2.1 and 4.4. Images/s are on an A100 (batch 256), a Xeon Gold 5218R
+(batch 16, one thread), and the same Xeon with ONNX Runtime.
 """
 
 from ..errors import InputError
@@ -12,21 +12,22 @@ LARGER = 256 / 224
 
 
 def macro(size: str = "s1") -> Comparison:
-    """Stem and number of stages."""
+    """Compare the stem and the number of stages."""
     _check(size)
     return Comparison(
         name="macro",
         title="Macro design: stem and stages",
         question=(
-            "A 16x16 stem and three stages against a 4x4 stem and four, with the same blocks (depthwise convolution, "
-            "single-head attention in the last two stages, feed-forward), and as wide on maps of equal size: 14x14 and "
-            "7x7 tokens. Then the three-stage network on larger images, and with attention in its first stage, too."
+            "A 16x16 stem with three stages against a 4x4 stem with four. Both have the same blocks (depthwise "
+            "convolution, single-head attention in the last two stages, feed-forward) and the same widths at 14x14 and "
+            "7x7 tokens. Also the three-stage network on larger images, and with attention in its first stage."
         ),
         claims=(
-            "Its pair are two MetaFormer-style models of similar width on maps of equal size, no variants of SHViT.",
-            "The 16x16-stem network is 3.0 times as fast on a GPU, 2.8 times on a CPU, and 1.5 points less accurate.",
-            "Trained at 256 pixels it draws level in accuracy, and stays far faster.",
-            "Attention in the first stage is a worse trade than depthwise convolution alone.",
+            "The paper compares two MetaFormer-style models of similar width, not variants of SHViT.",
+            "The network with the 16x16 stem is 3.0 times as fast on a GPU and 2.8 times as fast on a CPU, and 1.5 "
+            "points less accurate.",
+            "Trained at 256 pixels it reaches the same accuracy and is still much faster.",
+            "Attention in the first stage is a worse trade-off than depthwise convolution alone.",
         ),
         entries=(
             Entry("4x4 stem, 4 stages", f"study/{size}-four-stages", paper={"gpu": 1.0, "cpu": 1.0}),
@@ -39,7 +40,7 @@ def macro(size: str = "s1") -> Comparison:
 
 
 def ablation(size: str = "s3") -> Comparison:
-    """The token mixer, and the share of channels that its head has."""
+    """Compare token mixers, and ratios of attended channels."""
     _check(size)
     paper = size == "s3"
 
@@ -51,14 +52,14 @@ def ablation(size: str = "s3") -> Comparison:
         name="ablation",
         title="Ablation: multi-head, single-head, none",
         question=(
-            "The same network with multi-head attention over all channels, with no attention, and with one head over "
-            "an eighth, 1/4.67 (the paper's choice) or a half of the channels."
+            "The same network with multi-head attention over all channels, without attention, and with a single head "
+            "over 1/8, 1/4.67 (the paper's choice) or 1/2 of the channels."
         ),
         claims=(
-            "Multi-head attention is 0.3 points more accurate than the single head and runs at 0.79 of its speed in "
-            "ONNX Runtime, 0.81 in PyTorch on a CPU, 0.88 on a GPU.",
-            "Without attention 1.1 points are lost.",
-            "A larger share of the channels than 1/4.67 gains a tenth of a point.",
+            "Multi-head attention is 0.3 points more accurate than the single head. Its speed is 0.79 times that of "
+            "the single head in ONNX Runtime, 0.81 times in PyTorch on a CPU and 0.88 times on a GPU.",
+            "Without attention, accuracy drops by 1.1 points.",
+            "With 1/2 of the channels instead of 1/4.67, accuracy rises by 0.1 points.",
         ),
         entries=(
             entry("multi-head", f"study/{size}-multi-head", 18036, 50, 578, 77.7),
@@ -72,7 +73,7 @@ def ablation(size: str = "s3") -> Comparison:
 
 
 def designs(size: str = "s2") -> Comparison:
-    """Where the single head stands."""
+    """Compare designs of single-head attention."""
     _check(size)
     paper = size == "s2"
 
@@ -84,14 +85,14 @@ def designs(size: str = "s2") -> Comparison:
         name="designs",
         title="Three designs of single-head attention",
         question=(
-            "One head (a) in place of the 3x3 convolution of a ResNet bottleneck, (b) over all channels, (c) over a "
-            "part of the channels, the others passing by to the projection, as the paper has it. Widths and depths are "
-            "those of the variant in all three; the paper's (b) has fewer parameters than that, by narrowings it does "
-            "not tell."
+            "A single head (a) instead of the 3x3 convolution of a ResNet bottleneck, (b) over all channels, (c) over "
+            "some of the channels while the others go straight to the projection, as in SHViT. All three have the "
+            "widths and depths of the variant. The paper's (b) has fewer parameters; the paper does not say how it was "
+            "narrowed."
         ),
         claims=(
-            "(c) is the fastest in ONNX Runtime: (a) runs at 0.84 of its speed, (b) at 0.76.",
-            "(c) is the most accurate: (a) has 1.6 points less, (b) 0.1.",
+            "(c) is the fastest in ONNX Runtime: the speed of (a) is 0.84 times, of (b) 0.76 times that of (c).",
+            "(c) is the most accurate: (a) is 1.6 points worse, (b) 0.1 points.",
         ),
         entries=(
             entry("(a) bottleneck", f"study/{size}-bottleneck", 10.6, 802, 27195, 73.6),

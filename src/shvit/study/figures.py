@@ -1,4 +1,4 @@
-"""The studies' figures. Each function gives a figure that is ready to be saved."""
+"""Figures of the studies. Each function returns a finished figure."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -6,89 +6,96 @@ from math import ceil
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import PercentFormatter
 
-from ..console import literal_text, visible
+from ..console import visible
+from ..figures import (
+    OURS,
+    PAPER,
+    REFERENCE_LINE,
+    SERIES,
+    legend_beside,
+    literal_text,
+    new_figure,
+    plain_ticks,
+    plot_style,
+)
 
-OURS, PEER, PAPER = "#c2255c", "#3b5b7a", "#c9ced6"
-SERIES = ("#3b5b7a", "#d9780f", "#2b8a3e", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#a61e9d", "#5c940d")
 KIND_COLORS = ("#3b5b7a", "#1098ad", "#e8590c", "#f2a65a", "#f6c453", "#c2255c", "#d8a7c0", "#c9ced6")
-"""Of kinds of operations: blue for arithmetic, warm for what is bound by memory."""
+"""Colours of `breakdown.KINDS`: cool for compute-bound, warm for memory-bound."""
 
 
 @literal_text()
-def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], axis: str, line: float | None) -> Figure:
-    """For each group a bar of each series, with its number; those of the paper are grey.
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], label: str, line: float | None) -> Figure:
+    """Horizontal bars with their values. The paper's series are grey.
 
     Args:
         groups: From top to bottom.
-        series: Values by name, a value for each group.
-        axis: What the values are.
-        line: Where a reference stands.
+        series: Values by name, one per group. Each series adds a bar to each group.
+        label: Axis label.
+        line: Position of a reference line.
     """
     height = 0.8 / len(series)
-    figure, axes = _figure(8.2, 1.3 + len(groups) * (0.2 + 0.24 * len(series)))
+    figure, [[axes]] = new_figure(8.2, 1.3 + len(groups) * (0.2 + 0.24 * len(series)))
+    plot_style(axes, label)
     colors = cycle(SERIES)
     for number, (name, values) in enumerate(series.items()):
         color = PAPER if name.startswith("paper") else next(colors)
-        places = [index + (number - (len(series) - 1) / 2) * height for index in range(len(groups))]
-        axes.barh(places, [value or 0.0 for value in values], 0.9 * height, color=color, label=visible(name))
-        for place, value in zip(places, values, strict=True):
-            axes.text(value or 0.0, place, f" {value:.2f}" if value else " –", va="center", fontsize=8)
+        positions = [index + (number - (len(series) - 1) / 2) * height for index in range(len(groups))]
+        axes.barh(positions, [value or 0.0 for value in values], 0.9 * height, color=color, label=visible(name))
+        for position, value in zip(positions, values, strict=True):
+            axes.text(value or 0.0, position, f" {value:.2f}" if value else " –", va="center", fontsize=8)
     if line is not None:
-        axes.axvline(line, color="#777777", linewidth=0.8, linestyle=":")
+        axes.axvline(line, color=REFERENCE_LINE, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(groups)), [visible(name) for name in groups])
     axes.invert_yaxis()
-    axes.set_xlabel(axis)
     axes.margins(x=0.1)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    legend_beside(axes)
     return figure
 
 
 @literal_text()
-def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], axis: str, percent: bool = False) -> Figure:
-    """A bar of several parts for each row, the rows from top to bottom."""
-    figure, axes = _figure(9.2, 1.4 + 0.42 * len(rows))
+def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str, percent: bool = False) -> Figure:
+    """A stacked horizontal bar for each row, from top to bottom. With `percent`, parts are `breakdown.KINDS`."""
+    figure, [[axes]] = new_figure(9.2, 1.4 + 0.42 * len(rows))
+    plot_style(axes, label)
     left = np.zeros(len(rows))
-    colors = KIND_COLORS if percent else cycle(SERIES)
-    for color, (name, values) in zip(colors, parts.items(), strict=False):
+    longest = 1 if percent else max(map(sum, zip(*parts.values(), strict=True)))
+    for color, (name, values) in zip(KIND_COLORS if percent else cycle(SERIES), parts.items(), strict=False):
         lengths = np.asarray(values)
         if not lengths.any():
             continue
         axes.barh(rows, lengths, 0.72, left=left, color=color, label=visible(name))
         for index, length in enumerate(lengths):
-            if length > 0.055 * (1 if percent else max(sum(v[i] for v in parts.values()) for i in range(len(rows)))):
+            if length > 0.055 * longest:
                 text = f"{length:.0%}" if percent else f"{length:.2g}"
-                axes.text(left[index] + length / 2, index, text, ha="center", va="center", color="white", fontsize=8)
+                ink = "white" if sum(to_rgb(color)) < 1.9 else "black"
+                axes.text(left[index] + length / 2, index, text, ha="center", va="center", color=ink, fontsize=8)
         left += lengths
     axes.invert_yaxis()
-    axes.set_xlabel(axis)
     if percent:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlim(0, 1)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+    legend_beside(axes)
     return figure
 
 
 @literal_text()
 def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str) -> Figure:
-    """Lines through points (x, y, name) with their names; the x axis is logarithmic."""
-    figure, axes = _figure(8.2, 5.0)
-    for color, (name, found) in zip(cycle((OURS, *SERIES)), series.items(), strict=False):
-        xs, ys, _ = zip(*found, strict=True)
-        axes.plot(
-            xs, ys, "o-" if len(series) > 1 else "o", color=color, label=visible(name), markersize=6, linewidth=1.2
-        )
-        for across, up, text in found:
+    """Labelled points (x, y, label), joined by a line if there are several series. The x axis is logarithmic."""
+    figure, [[axes]] = new_figure(8.2, 5.0)
+    plot_style(axes, x, y)
+    style = "o-" if len(series) > 1 else "o"
+    for color, (name, values) in zip(cycle((OURS, *SERIES)), series.items(), strict=False):
+        xs, ys, _ = zip(*values, strict=True)
+        axes.plot(xs, ys, style, color=color, label=visible(name), markersize=6, linewidth=1.2)
+        for across, up, text in values:
             axes.annotate(text, (across, up), (6, 4), textcoords="offset points", fontsize=8.5, color=color)
     axes.set_xscale("log")
-    _plain(axes, x=True)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
     axes.margins(0.14)
+    plain_ticks(axes.xaxis)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=9)
     return figure
@@ -96,13 +103,14 @@ def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: 
 
 @literal_text()
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, log: bool = False) -> Figure:
-    """A line for each series; those of the paper are grey."""
-    figure, axes = _figure(8.2, 4.2)
+    """A line for each series. The paper's series are grey."""
+    figure, [[axes]] = new_figure(8.2, 4.2)
+    plot_style(axes, x, y)
     colors = cycle((OURS, *SERIES))
-    for name, found in series.items():
+    for name, values in series.items():
         paper = name.startswith("paper")
         axes.plot(
-            *zip(*found, strict=True),
+            *zip(*values, strict=True),
             "s--" if paper else "o-",
             color="#9aa3ad" if paper else next(colors),
             label=visible(name),
@@ -111,11 +119,9 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, l
         )
     if log:
         axes.set_yscale("log")
-        _plain(axes, x=False)
-    axes.set_xticks(sorted({across for found in series.values() for across, _ in found}))
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+        plain_ticks(axes.yaxis)
+    axes.set_xticks(sorted({across for values in series.values() for across, _ in values}))
+    legend_beside(axes)
     return figure
 
 
@@ -126,22 +132,20 @@ def attention_over_images(
     columns: Sequence[str],
     maps: Sequence[Sequence[Float[np.ndarray, "h w"]]],
 ) -> Figure:
-    """A row for each image: with its query marked, then each map over it.
+    """A row per image: the image with its query point, then each attention map over it.
 
     Args:
-        images: Of pixels.
-        queries: The pixel (x, y) whose attention is shown, of each image.
-        columns: What the maps of each column are.
-        maps: Of each image one for each column; at the pixels' size, NaN where the query cannot look.
+        images: The pixels.
+        queries: The query point (x, y) of each image, in pixels.
+        columns: Titles of the maps.
+        maps: For each image one map per column, at the size of the image. NaN where the query has no attention.
     """
-    figure = Figure(figsize=(1.9 * (len(columns) + 1), 2.0 * len(images) + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(images), len(columns) + 1, squeeze=False)
+    figure, grid = new_figure(1.9 * (len(columns) + 1), 2.0 * len(images) + 0.5, len(images), len(columns) + 1)
     for line, image, (x, y), row in zip(grid, images, queries, maps, strict=True):
         line[0].imshow(image)
-        for axes, found in zip(line[1:], row, strict=True):
+        for axes, one in zip(line[1:], row, strict=True):
             axes.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
-            axes.imshow(found, cmap="magma", alpha=0.7)
+            axes.imshow(one, cmap="magma", alpha=0.7)
         for axes in line:
             axes.plot(x, y, "s", color="#2ee6a6", markersize=7, markeredgecolor="black", markeredgewidth=0.8)
             axes.set_axis_off()
@@ -152,51 +156,25 @@ def attention_over_images(
 
 @literal_text()
 def heads(layers: Sequence[str], scores: Mapping[str, Sequence[Sequence[float]]], whole: float) -> Figure:
-    """Top-1 with heads of one layer switched off, a panel for each way: every head's a dot, the best one filled.
+    """Top-1 with heads of one layer switched off. A dot per head, the best one filled; a panel per ablation.
 
     Args:
         layers: Names.
-        scores: By way, of each layer the score of each head.
+        scores: For each ablation and layer, the score of each head.
         whole: With all heads.
     """
     columns = len(scores)
     width = max(4.4, 0.36 * len(layers) + 1.6)
-    figure = Figure(figsize=(min(14.0, width * columns), 3.8 * ceil(columns / 2)), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (way, found) in zip(
-        figure.subplots(1, columns, sharey=True, squeeze=False)[0], scores.items(), strict=True
-    ):
-        axes.axhline(100 * whole, color="#777777", linewidth=0.8, linestyle=":")
-        for place, values in enumerate(found, 1):
+    figure, [grid] = new_figure(min(14.0, width * columns), 3.8 * ceil(columns / 2), 1, columns, sharey=True)
+    for axes, (ablation, tops) in zip(grid, scores.items(), strict=True):
+        plot_style(axes, "layer", "top-1, %")
+        axes.grid(visible=False, axis="x")
+        axes.axhline(100 * whole, color=REFERENCE_LINE, linewidth=0.8, linestyle=":")
+        for index, values in enumerate(tops, 1):
             if values:
-                axes.plot([place] * len(values), [100 * value for value in values], "o", color="#9fb3c8", markersize=4)
-                axes.plot(place, 100 * max(values), "o", color=OURS, markersize=6)
-        axes.set_title(way, fontsize=10)
-        axes.set_xlabel("layer")
+                axes.plot([index] * len(values), [100 * value for value in values], "o", color="#9fb3c8", markersize=4)
+                axes.plot(index, 100 * max(values), "o", color=OURS, markersize=6)
+        axes.set_title(ablation, fontsize=10)
         axes.set_xticks(range(1, len(layers) + 1))
-        axes.tick_params(labelsize=8, labelleft=True)
-        axes.grid(alpha=0.25, axis="y")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylabel("top-1, %")
+        axes.tick_params(labelsize=8)
     return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)
-    return figure, axes
-
-
-def _plain(axes: Axes, x: bool) -> None:
-    """Numbers in digits on a logarithmic axis."""
-    axis = axes.xaxis if x else axes.yaxis
-    low, high = axis.get_view_interval()
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(ScalarFormatter())
-    ticks = [base * 10**power for power in range(-4, 7) for base in (1, 2, 3, 5)]
-    axis.set_ticks([tick for tick in ticks if low <= tick <= high], [f"{t:,g}" for t in ticks if low <= t <= high])

@@ -1,4 +1,4 @@
-"""One network's heads, all that is asked of them: maps, similarity, ablation, and what single heads would save."""
+"""Everything `shvit study redundancy` measures: attention maps, similarity, ablation, and savings with single heads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +16,18 @@ from ..data.transforms import Normalize
 from ..errors import Failure, InputError
 from ..model.cost import cost
 from ..modelfile import ModelFile
+from ..requests.study import RedundancyRequest
 from .heads import AttentionLayer
-from .inputs import Images, Subject
-from .prune import is_known, with_single_heads
-from .redundancy import Redundancy, count_right, looks, redundancy, single_together
+from .inputs import StudyImages, StudyModel
+from .prune import can_prune, with_single_heads
+from .redundancy import Redundancy, attention_from, count_correct, measure_redundancy, single_together
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 10
 
 
 @dataclass(frozen=True)
-class Looked:
-    """Attention maps over images; a row for each image."""
+class AttentionMaps:
+    """Attention maps over images, one row per image."""
 
     images: Sequence[UInt8[np.ndarray, "h w 3"]]
     queries: Sequence[tuple[int, int]]
@@ -36,91 +37,89 @@ class Looked:
 
 
 @dataclass(frozen=True)
-class Studied:
-    """What was found of a network."""
+class HeadStudy:
+    """What was measured of a network so far."""
 
     name: str
-    result: Redundancy
+    redundancy: Redundancy
     tolerance: float
     single: dict[str, int]
-    """The layers that could do with one head while the others keep theirs, and which."""
+    """Layers that can run with one head while the other layers keep all heads; and that head."""
     together: dict[str, int]
-    """Those that could all at once."""
+    """Layers that can run with one head all at once."""
     savings: dict[str, Any] | None
-    """Of these, measured; None where there are none, or heads cannot be taken out."""
-    pictures: Looked | None
+    """Measured savings of these. None if there are none, or their heads cannot be pruned."""
+    pictures: AttentionMaps | None
     notes: tuple[str, ...] = ()
     complete: bool = True
-    """Whether every layer was looked at."""
+    """False until every layer was measured."""
 
 
 def study_heads(
     name: str,
-    subject: Subject,
-    images: Images,
-    similarity_images: int,
-    tolerance: float,
+    model: StudyModel,
+    images: StudyImages,
+    request: RedundancyRequest,
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
-    threads: int | None,
-    told: Progress,
-    so_far: Callable[[Studied], None] = lambda found: None,
-) -> Studied:
-    """All of it.
+    progress: Progress,
+    on_update: Callable[[HeadStudy], object] = lambda study: None,
+) -> HeadStudy:
+    """Run the whole study.
 
     Args:
-        name: Of the model, for people.
-        subject: The network.
-        images: To judge accuracy by.
-        similarity_images: How many of them the maps are compared on.
-        tolerance: Points of top-1 that a layer may lose with a single head.
-        pictures: Images as the network sees them, for the figure.
-        queries: Places (x, y) as shares of the image; pictures and places go together in turn, until all were shown.
-        threads: CPU threads of the timed networks.
-        told: Of progress.
-        so_far: Given what is known after each layer and each part.
+        name: Name of the model, for the report.
+        model: The network.
+        images: For measuring accuracy.
+        request: Gives the tolerance, the number of images for similarity, and the CPU threads for timing.
+        pictures: Images for the figure, resized for the network.
+        queries: Query points (x, y) as fractions of the image. Each picture takes the next point in turn, until all
+            pictures and all points were shown.
+        progress: Called with the current step.
+        on_update: Called with the results so far after each layer and each part.
     """
-    network, layers = subject.network, subject.layers
+    network, layers, tolerance = model.network, model.layers, request.tolerance
     notes = [f"{len(images.bad)} images could not be read and were left out."] if images.bad else []
 
-    def after_layer(result: Redundancy) -> None:
-        so_far(Studied(name, result, tolerance, {}, {}, None, None, tuple(notes), complete=False))
+    def after_layer(redundancy: Redundancy) -> None:
+        on_update(HeadStudy(name, redundancy, tolerance, {}, {}, None, None, tuple(notes), complete=False))
 
-    result = redundancy(network, layers, images, told, images.first(similarity_images), after_layer)
-    looked = None
+    compared = images.first(request.similarity_images)
+    redundancy = measure_redundancy(network, layers, images, progress, compared, after_layer)
+    maps = None
     if len(pictures):
         try:
-            looked = _looked(subject, result, pictures, queries)
+            maps = _attention_maps(model, redundancy, pictures, queries)
         except InputError as error:
             notes.append(f"Attention maps were not drawn: {error}.")
-    chosen = result.could_be_single(tolerance)
-    found = Studied(name, result, tolerance, _named(layers, chosen), {}, None, looked, tuple(notes))
-    so_far(found)
-    chosen = single_together(network, layers, result, images, tolerance, told)
-    found = replace(found, together=_named(layers, chosen))
-    so_far(found)
-    kept = {layers[place]: head for place, head in chosen.items()}
-    if kept and subject.model_file is not None and all(is_known(layer) for layer in kept):
-        told("taking heads out, and timing", 0, 1)
+    single = _named(layers, redundancy.could_be_single(tolerance))
+    study = HeadStudy(name, redundancy, tolerance, single, {}, None, maps, tuple(notes))
+    on_update(study)
+    chosen = single_together(network, layers, redundancy, images, tolerance, progress)
+    study = replace(study, together=_named(layers, chosen))
+    on_update(study)
+    savings = None
+    kept = {layers[index]: head for index, head in chosen.items()}
+    if kept and model.model_file is not None and all(can_prune(layer) for layer in kept):
+        progress("pruning heads and timing", 0, 1)
         pruned: Any = with_single_heads(network, kept)
-        right, count = count_right(pruned, images)
+        correct, count = count_correct(pruned, images)
         network.cpu()
-        single = replace(subject.model_file, model=pruned.cpu())
-        savings = {"top1": right / count, **_savings(subject.model_file, single, threads, notes)}
-        return replace(found, savings=savings, notes=tuple(notes))
-    if kept:
-        notes.append("What single heads would save was not measured: heads of this network cannot be taken out here.")
-    return replace(found, notes=tuple(notes))
+        smaller = replace(model.model_file, model=pruned.cpu())
+        savings = {"top1": correct / count, **_savings(model.model_file, smaller, request.threads, notes)}
+    elif kept:
+        notes.append("The savings of single heads were not measured: the heads of this network cannot be pruned.")
+    return replace(study, savings=savings, notes=tuple(notes))
 
 
 def _named(layers: Sequence[AttentionLayer], heads: Mapping[int, int]) -> dict[str, int]:
-    return {layers[place].name: heads[place] for place in sorted(heads)}
+    return {layers[index].name: heads[index] for index in sorted(heads)}
 
 
 def _savings(whole: ModelFile, single: ModelFile, threads: int | None, notes: list[str]) -> dict[str, Any]:
-    """Of the network with heads taken out beside the whole one; speeds in fp32 on the CPU, timed in turn.
+    """Cost and speed of the pruned network next to the whole one, in fp32 on the CPU, timed in turn.
 
-    An engine that fails is noted, and costs the others nothing.
+    An engine that fails adds a note and does not stop the others.
     """
     size = whole.preprocess.image_size
     costs = [cost(model.model, (size, size)) for model in (whole, single)]
@@ -136,14 +135,14 @@ def _savings(whole: ModelFile, single: ModelFile, threads: int | None, notes: li
         "macs": [one.macs for one in costs],
         "params_saved": 1 - costs[1].params / costs[0].params,
         "macs_saved": 1 - costs[1].macs / costs[0].macs,
-        "images_per_second": {name: [found["whole"], found["single"]] for name, found in speeds.items()},
-        "speed_ratio": {name: found["single"] / found["whole"] for name, found in speeds.items()},
+        "images_per_second": {name: [speed["whole"], speed["single"]] for name, speed in speeds.items()},
+        "speed_ratio": {name: speed["single"] / speed["whole"] for name, speed in speeds.items()},
         "batch_size": TIMED_BATCH,
     }
 
 
 class _Timed:
-    """Raises Failure where the engine does anything."""
+    """A network to be timed. Raises Failure if the engine fails."""
 
     def __init__(self, model: ModelFile, engine: str, threads: int | None) -> None:
         size = model.preprocess.image_size
@@ -159,57 +158,56 @@ class _Timed:
 
 
 def _speeds(models: Mapping[str, ModelFile], engine: str, threads: int | None) -> dict[str, float]:
-    """Images a second of each, timed in turn. Raises Failure where one cannot run."""
-    subjects = {name: _Timed(model, engine, threads) for name, model in models.items()}
-    timings, failed = interleave(subjects, TIMED_ROUNDS)
+    """Images per second of each network, timed in turn. Raises Failure if one cannot run."""
+    timings, failed = interleave({name: _Timed(model, engine, threads) for name, model in models.items()}, TIMED_ROUNDS)
     if len(timings) < len(models):
         raise Failure(next(iter(failed.values()), "stopped"))
     return {name: TIMED_BATCH / timing.median for name, timing in timings.items()}
 
 
-def _columns(result: Redundancy, layers: int) -> dict[str, tuple[int, int]]:
-    """(Layer, head) by what is to be shown: the most important and the most redundant head of all, and of some layers.
+def _columns(redundancy: Redundancy, layers: int) -> dict[str, tuple[int, int]]:
+    """(Layer, head) for each column of the figure, by title.
 
-    These are an early one, a middle one and the last one.
+    Shows the most important and the most redundant head of all layers, and of an early, a middle and the last layer.
     """
-    ranked = result.ranked()
+    ranked = redundancy.ranked()
     if not ranked:
-        places = dict.fromkeys((layers // 6, layers // 2, layers - 1))
-        return {f"layer {place + 1}": (place, 0) for place in places}
+        indices = dict.fromkeys((layers // 6, layers // 2, layers - 1))
+        return {f"layer {index + 1}": (index, 0) for index in indices}
     shown = {}
-    for what, (place, head) in (("important", ranked[0]), ("redundant", ranked[-1])):
-        shown[f"most {what} of all:\nlayer {place + 1}, head {head}"] = (place, head)
-    several = sorted({place for place, _ in ranked})
-    for place in dict.fromkeys((several[len(several) // 6], several[len(several) // 2], several[-1])):
-        here = [one for one in ranked if one[0] == place]
-        shown[f"layer {place + 1}:\nimportant, head {here[0][1]}"] = here[0]
-        shown[f"layer {place + 1}:\nredundant, head {here[-1][1]}"] = here[-1]
+    for what, (index, head) in (("important", ranked[0]), ("redundant", ranked[-1])):
+        shown[f"most {what} of all:\nlayer {index + 1}, head {head}"] = (index, head)
+    several = sorted({index for index, _ in ranked})
+    for index in dict.fromkeys((several[len(several) // 6], several[len(several) // 2], several[-1])):
+        here = [one for one in ranked if one[0] == index]
+        shown[f"layer {index + 1}:\nimportant, head {here[0][1]}"] = here[0]
+        shown[f"layer {index + 1}:\nredundant, head {here[-1][1]}"] = here[-1]
     return shown
 
 
-def _looked(
-    subject: Subject,
-    result: Redundancy,
+def _attention_maps(
+    model: StudyModel,
+    redundancy: Redundancy,
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
-) -> Looked:
-    """Raises InputError where tokens are no maps."""
-    columns = _columns(result, len(subject.layers))
-    normalize = Normalize(subject.preprocess)
-    images, rows, marks = [], [], []
+) -> AttentionMaps:
+    """Raises InputError if the tokens are not a square grid."""
+    columns = _columns(redundancy, len(model.layers))
+    normalize = Normalize(model.preprocess)
+    images, rows, pixels = [], [], []
     for number in range(max(len(pictures), len(queries))):
         picture, (x, y) = pictures[number % len(pictures)], queries[number % len(queries)]
-        pixels = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]).to(subject.device)
-        found = looks(subject.network, subject.layers, pixels, x, y)
+        inputs = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]).to(model.device)
+        maps = attention_from(model.network, model.layers, inputs, x, y)
         height, width = picture.shape[:2]
         images.append(picture)
-        rows.append([_as_large(found[place][head], height, width) for place, head in columns.values()])
-        marks.append((int(x * width), int(y * height)))
-    return Looked(images, marks, list(columns), rows)
+        rows.append([_enlarged(maps[index][head], height, width) for index, head in columns.values()])
+        pixels.append((int(x * width), int(y * height)))
+    return AttentionMaps(images, pixels, list(columns), rows)
 
 
-def _as_large(found: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "height width"]:
-    """A map as large as the image, each of its places a rectangle."""
-    rows = np.arange(height) * found.shape[0] // height
-    columns = np.arange(width) * found.shape[1] // width
-    return found[np.ix_(rows, columns)]
+def _enlarged(small: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "height width"]:
+    """The map at the size of the image, by nearest neighbour."""
+    rows = np.arange(height) * small.shape[0] // height
+    columns = np.arange(width) * small.shape[1] // width
+    return small[np.ix_(rows, columns)]

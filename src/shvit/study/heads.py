@@ -1,8 +1,7 @@
-"""Attention heads of any network: found, looked at and switched off from outside, fused attention or not.
+"""Find, observe and switch off the attention heads of any network, with fused attention or without.
 
-A layer's attention maps are seen where its softmax is computed, or derived from the arguments of PyTorch's fused
-attention, in the very call that the network makes. A head is switched off where the projection reads it: its channels
-are zeroed.
+Attention maps are taken from the output of softmax, or computed from the arguments of PyTorch's fused attention, during
+the network's own forward pass. A head is switched off by zeroing its channels in the input of the projection.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,42 +28,42 @@ Maps = Float[Tensor, "b heads queries keys"]
 
 @dataclass(frozen=True)
 class Grid:
-    """Tokens are the places of a square map, row by row, after some that stand for no place."""
+    """Tokens form a square grid in row-major order, after `prefix` tokens without a position, such as class tokens."""
 
     prefix: int = 0
 
-    def seen_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
-        """Where a place looks, by one image's maps (1, heads, queries, keys); x and y are shares of the image.
+    def attention_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
+        """Attention from the query at x, y (fractions of the image). `maps` of one image: (1, heads, queries, keys).
 
         Raises:
-            InputError: The tokens are no square maps.
+            InputError: The tokens are not a square grid.
         """
         queries, keys = (isqrt(max(0, size - self.prefix)) for size in maps.shape[-2:])
         if tuple(maps.shape[-2:]) != (self.prefix + queries**2, self.prefix + keys**2):
-            raise InputError(f"{tuple(maps.shape[-2:])} tokens are no square maps after {self.prefix} others")
+            raise InputError(f"{tuple(maps.shape[-2:])} tokens are not a square grid after {self.prefix} prefix tokens")
         query = self.prefix + int(y * queries) * queries + int(x * queries)
         return maps[0, :, query, self.prefix :].unflatten(1, (keys, keys)).float().numpy()
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Tokens are the places of windows of a map that was moved up and to the left, round and round, as in Swin."""
+    """Tokens form windows of a grid that was rolled up and to the left, as in Swin."""
 
     size: tuple[int, int]
     shift: tuple[int, int]
     map_size: tuple[int, int]
 
-    def seen_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
-        """As of `Grid`; NaN outside of the place's window."""
+    def attention_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
+        """As `Grid.attention_from`. NaN outside the query's window."""
         (high, wide), (down, right), (rows, columns) = self.size, self.shift, self.map_size
         row, column = (int(y * rows) - down) % rows, (int(x * columns) - right) % columns
         across = -(-columns // wide)
         window = row // high * across + column // wide
-        looks = maps[window, :, row % high * wide + column % wide].unflatten(1, self.size)
-        seen = torch.full((len(looks), -(-rows // high) * high, across * wide), torch.nan)
+        seen = maps[window, :, row % high * wide + column % wide].unflatten(1, self.size)
+        full = torch.full((len(seen), -(-rows // high) * high, across * wide), torch.nan)
         top, left = row // high * high, column // wide * wide
-        seen[:, top : top + high, left : left + wide] = looks.float()
-        return seen[:, :rows, :columns].roll(self.shift, (1, 2)).numpy()
+        full[:, top : top + high, left : left + wide] = seen.float()
+        return full[:, :rows, :columns].roll(self.shift, (1, 2)).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +71,14 @@ class AttentionLayer:
     """One attention layer of a network.
 
     Args:
-        name: For people.
-        module: In whose `forward` the attention is computed, by softmax or by scaled_dot_product_attention;
-            nn.MultiheadAttention does so where nothing can look in, and needs a module of your own in its place.
-        heads: How many it has.
-        project: The part that reads the heads' outputs, side by side along `axis`, equally many channels each.
-        axis: Of the channels in what `project` reads: -1 for tokens, 1 for maps.
-        channels: How many of these channels are the heads'; the others pass by. None: all.
-        layout: How the maps' tokens lie in the image, for pictures.
+        name: Name for the report.
+        module: The module whose `forward` calls softmax or scaled_dot_product_attention. nn.MultiheadAttention computes
+            attention in C++, which cannot be observed; replace it with your own module.
+        heads: Number of heads.
+        project: The module that reads the heads' outputs, concatenated along `axis` with equally many channels each.
+        axis: Channel axis of the input of `project`: -1 for tokens, 1 for feature maps.
+        channels: How many of these channels are the heads' outputs. The others are not attended. None: all.
+        layout: Position of the tokens in the image, for drawing.
     """
 
     name: str
@@ -92,10 +91,10 @@ class AttentionLayer:
 
 
 def attention_layers(network: nn.Module) -> list[AttentionLayer]:
-    """The layers of SHViT with any mixer, of timm's vision transformers and Swin, and modules with `num_heads`, `proj`.
+    """Attention layers of SHViT with any mixer, timm's ViT and Swin, and other modules with `num_heads` and `proj`.
 
     Raises:
-        InputError: The network has none that is known here.
+        InputError: No attention layers were found.
     """
     layers = []
     prefix = max((getattr(module, "num_prefix_tokens", 0) for module in network.modules()), default=0)
@@ -116,20 +115,22 @@ def attention_layers(network: nn.Module) -> list[AttentionLayer]:
             layers.append(AttentionLayer(short, module, heads, project, layout=windows.get(module, Grid(prefix))))
     if not layers:
         raise InputError(
-            f"no attention layers found in {type(network).__name__}: known are SHViT's, and modules with num_heads and "
-            "proj as in timm's ViT and Swin; for others give an adapter that lists the layers"
+            f"no attention layers found in {type(network).__name__}. Supported: SHViT, and modules with num_heads and "
+            "proj as in timm's ViT and Swin. For other networks, list the layers in FILE.py:FUNCTION"
         )
     return layers
 
 
 @contextmanager
-def watching(layers: Collection[AttentionLayer], see: Callable[[AttentionLayer, Maps], None]) -> Iterator[None]:
-    """While the network runs in here, `see` is told each layer's attention maps, which sum to 1 over the keys.
+def record_attention(
+    layers: Collection[AttentionLayer], on_map: Callable[[AttentionLayer, Maps], None]
+) -> Iterator[None]:
+    """Call `on_map` with each layer's attention maps while the network runs inside the block.
 
-    Windows are told as further images: (images x windows, heads, queries, keys).
+    Maps sum to 1 over the keys. Windows count as images: (images x windows, heads, queries, keys).
     """
     with ExitStack() as stack:
-        mode = _Maps(see)
+        mode = _MapRecorder(on_map)
         for layer in layers:
             before = layer.module.register_forward_pre_hook(partial(mode.enter, layer))
             after = layer.module.register_forward_hook(mode.leave, always_call=True)
@@ -140,23 +141,23 @@ def watching(layers: Collection[AttentionLayer], see: Callable[[AttentionLayer, 
 
 
 @contextmanager
-def without(nullified: Mapping[AttentionLayer, Collection[int]]) -> Iterator[None]:
-    """While the network runs in here, the outputs of these heads are zeros where their layer's projection reads them.
+def heads_off(off: Mapping[AttentionLayer, Collection[int]]) -> Iterator[None]:
+    """Switch off heads inside the block: their outputs are zero in the input of the layer's projection.
 
     Raises:
         InputError: A layer has no such head.
     """
     with ExitStack() as stack:
-        for layer, heads in nullified.items():
+        for layer, heads in off.items():
             wrong = [head for head in heads if not 0 <= head < layer.heads]
             if wrong:
                 raise InputError(f"{layer.name} has heads 0 to {layer.heads - 1}, got {', '.join(map(str, wrong))}")
-            hook = layer.project.register_forward_pre_hook(partial(_nullify, layer, tuple(heads)))
+            hook = layer.project.register_forward_pre_hook(partial(_zero, layer, tuple(heads)))
             stack.callback(hook.remove)
         yield
 
 
-def _nullify(layer: AttentionLayer, heads: Sequence[int], _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+def _zero(layer: AttentionLayer, heads: Sequence[int], _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
     x = inputs[0].clone()
     share = (layer.channels or x.shape[layer.axis]) // layer.heads
     for head in heads:
@@ -165,10 +166,10 @@ def _nullify(layer: AttentionLayer, heads: Sequence[int], _: nn.Module, inputs: 
 
 
 @dataclass
-class _Maps(TorchFunctionMode):
-    """Tells the attention maps of the layer that runs."""
+class _MapRecorder(TorchFunctionMode):
+    """Passes the attention maps of the running layer to `on_map`."""
 
-    see: Callable[[AttentionLayer, Maps], None]
+    on_map: Callable[[AttentionLayer, Maps], None]
     running: list[AttentionLayer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -185,9 +186,9 @@ class _Maps(TorchFunctionMode):
         if self.running:
             layer = self.running[-1]
             if func is functional.scaled_dot_product_attention:
-                self.see(layer, fused_maps(*args, **(kwargs or {})))
+                self.on_map(layer, fused_maps(*args, **(kwargs or {})))
             elif func in SOFTMAXES and result.ndim >= 3:
-                self.see(layer, result.unsqueeze(1) if result.ndim == 3 else result)
+                self.on_map(layer, result.unsqueeze(1) if result.ndim == 3 else result)
         return result
 
 
@@ -201,7 +202,7 @@ def fused_maps(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Maps:
-    """The attention maps in PyTorch's scaled_dot_product_attention of these arguments, which keeps none."""
+    """The attention maps of PyTorch's scaled_dot_product_attention, which does not return them."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     scores = (query * (1 / sqrt(query.shape[-1]) if scale is None else scale)) @ key.transpose(-2, -1)

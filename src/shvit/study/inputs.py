@@ -1,4 +1,4 @@
-"""What `shvit study redundancy` looks at: a model and labelled images; a user's own network by FILE.py:FUNCTION."""
+"""Inputs of `shvit study redundancy`: a model, also your own network by FILE.py:FUNCTION, and labelled images."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -25,30 +25,29 @@ from .heads import AttentionLayer, attention_layers
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A classifier whose heads can be looked at."""
+class StudyModel:
+    """A classifier with known attention layers."""
 
     network: nn.Module
-    """From normalised images to logits."""
+    """Takes normalised images, returns logits."""
     layers: tuple[AttentionLayer, ...]
     classes: tuple[str, ...]
     preprocess: Preprocess
     provenance: dict[str, Any]
     device: str
-    """Where the network is."""
+    """Device of the network."""
     model_file: ModelFile | None = None
-    """None of a user's own network, which runs in PyTorch as it is."""
+    """None for your own network, which runs in PyTorch."""
 
 
-def open_subject(name: str, device: str = "cpu") -> Subject:
-    """A model file, published weights, or what a function without arguments in a user's file returns.
+def open_study_model(name: str, device: str = "cpu") -> StudyModel:
+    """Open a model file, published weights, or your own network.
 
-    That function, `FILE.py:FUNCTION`, returns (network, layers, classes, preprocess): an `nn.Module`, the list of its
-    `AttentionLayer`s, the names of its classes and a `Preprocess`.
+    `FILE.py:FUNCTION` calls a function without arguments. It returns (network, layers, classes, preprocess): an
+    `nn.Module`, a list of its `AttentionLayer`s, the class names and a `Preprocess`.
 
     Raises:
-        InputError: No such model, one without attention, or not a classifier; the file's function returns something
-            else.
+        InputError: No such model, it has no attention or is no classifier, or the function returns something else.
     """
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
@@ -56,7 +55,7 @@ def open_subject(name: str, device: str = "cpu") -> Subject:
     model_file = load_model(name)
     need_classifier(model_file, "study redundancy")
     network: Any = model_file.model
-    return Subject(
+    return StudyModel(
         network.eval().to(device),
         tuple(attention_layers(network)),
         model_file.classes,
@@ -67,7 +66,7 @@ def open_subject(name: str, device: str = "cpu") -> Subject:
     )
 
 
-def _from_file(path: Path, function: str, device: str) -> Subject:
+def _from_file(path: Path, function: str, device: str) -> StudyModel:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     spec = spec_from_file_location(path.stem, path)
@@ -88,76 +87,76 @@ def _from_file(path: Path, function: str, device: str) -> Subject:
         raise InputError(f"{path}:{function} must return {shape}, got ({kinds})")
     if not layers or not all(isinstance(layer, AttentionLayer) for layer in layers):
         raise InputError(f"{path}:{function}: layers must be a list of shvit.study.heads.AttentionLayer")
-    return Subject(network.eval().to(device), tuple(layers), tuple(map(str, classes)), preprocess, {}, device)
+    return StudyModel(network.eval().to(device), tuple(layers), tuple(map(str, classes)), preprocess, {}, device)
 
 
-class Images:
-    """Decoded once and held in memory, since every variant of the network sees them all; 8 bits a value.
+class StudyImages:
+    """Labelled images, decoded once and kept in memory as uint8, because every variant of the network runs on them.
 
     Args:
-        subject: Gives preprocessing and classes.
+        model: Gives preprocessing and classes.
         source: Labelled images.
-        which: As for `shvit eval`.
-        count: At most so many are drawn, by seed.
+        which: Which split, as for `shvit eval`.
+        count: Maximum number of images. They are drawn at random with a fixed seed.
+        batch_size: Images per batch.
+        workers: Data-loading worker processes.
+        seed: For drawing the images.
 
     Raises:
-        InputError: Classes that the model does not know, or no images.
-        Failure: None could be read.
+        InputError: The model does not know a class, or there are no images.
+        Failure: No image could be read.
     """
 
     def __init__(
-        self, subject: Subject, source: Dataset, which: Which, count: int, batch_size: int, workers: int, seed: int = 0
+        self, model: StudyModel, source: Dataset, which: Which, count: int, batch_size: int, workers: int, seed: int = 0
     ) -> None:
-        judged = choose_split(subject, source, which)
-        self.split = judged.split
-        split: Any = relabel_for(subject, source, judged.images)  # pyright: ignore[reportArgumentType]
-        drawn = sorted(draw_some(split, count, seed))
-        chosen = split.subset(drawn)
-        reader = Decoded(eval_transform(subject.preprocess))
+        chosen = choose_split(model, source, which)
+        self.split = chosen.split
+        split: Any = relabel_for(model, source, chosen.images)  # pyright: ignore[reportArgumentType]
+        images = split.subset(sorted(draw_some(split, count, seed)))
+        reader = Decoded(eval_transform(model.preprocess))
         with worker_death_as_failure():
-            self._batches = [
-                (batch.images, batch.targets, batch.bad) for batch in Loader(chosen, reader, batch_size, workers)
+            batches = [
+                (batch.images, batch.targets, batch.bad) for batch in Loader(images, reader, batch_size, workers)
             ]
-        self.bad = {chosen.names[index]: why for _, _, bad in self._batches for index, why in bad.items()}
-        self._batches = [row for row in self._batches if len(row[0])]
-        self.count = sum(len(images) for images, _, _ in self._batches)
-        self._normalize, self._device = Normalize(subject.preprocess), subject.device
+        self.bad = {images.names[index]: why for _, _, bad in batches for index, why in bad.items()}
+        self._batches = [(pixels, labels) for pixels, labels, _ in batches if len(pixels)]
+        self.count = sum(len(pixels) for pixels, _ in self._batches)
+        self._normalize, self._device = Normalize(model.preprocess), model.device
         if not self.count:
-            raise Failure(
-                f"none of {len(chosen)} images could be read, the first because: {next(iter(self.bad.values()))}"
-            )
+            raise Failure(f"could not read any of {len(images)} images. First error: {next(iter(self.bad.values()))}")
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]:
-        for images, labels, _ in self._batches:
-            yield self._normalize(images).to(self._device), labels
+        for pixels, labels in self._batches:
+            yield self._normalize(pixels).to(self._device), labels
 
     def first(self, count: int) -> "list[tuple[Float[Tensor, 'b 3 h w'], Int64[Tensor, ' b']]]":
-        """The first so many of them, which are drawn, too."""
-        found, left = [], count
+        """The first `count` images, in batches."""
+        batches, left = [], count
         for images, labels in self:
             if left > 0:
-                found.append((images[:left], labels[:left]))
+                batches.append((images[:left], labels[:left]))
                 left -= len(images)
-        return found
+        return batches
 
     def pictures(self, count: int) -> UInt8[np.ndarray, "n h w 3"]:
-        """Of as many classes as there are, one after another."""
-        images = [image for images, _, _ in self._batches for image in images]  # views
+        """`count` images from as many classes as possible."""
+        images = [image for pixels, _ in self._batches for image in pixels]  # views
         turns: Counter[int] = Counter()
         order = []
-        for place, label in enumerate(int(label) for _, labels, _ in self._batches for label in labels):
-            order.append((turns[label], label, place))
+        for index, label in enumerate(int(label) for _, labels in self._batches for label in labels):
+            order.append((turns[label], label, index))
             turns[label] += 1
-        return torch.stack([images[place] for *_, place in sorted(order)[:count]]).permute(0, 2, 3, 1).numpy()
+        return torch.stack([images[index] for *_, index in sorted(order)[:count]]).permute(0, 2, 3, 1).numpy()
 
 
 def read_pictures(paths: tuple[str, ...], preprocess: Preprocess) -> UInt8[np.ndarray, "n h w 3"]:
-    """Photographs as the network sees them. Raises InputError for one that cannot be read."""
+    """Read and resize photographs for the network. Raises InputError for one that cannot be read."""
     to_pixels = eval_transform(preprocess)
-    found = []
+    pictures = []
     for path in paths:
         try:
-            found.append(to_pixels(decode(Path(path))).permute(1, 2, 0).numpy())
+            pictures.append(to_pixels(decode(Path(path))).permute(1, 2, 0).numpy())
         except BadImage as error:
             raise InputError(f"{path}: {error}") from None
-    return np.stack(found)
+    return np.stack(pictures)

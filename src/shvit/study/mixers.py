@@ -1,4 +1,4 @@
-"""Token mixers that the paper compares with its own. Each takes and returns maps (b, width, h, w), and folds alike."""
+"""Token mixers that the paper compares with single-head attention. Each maps (b, width, h, w) to the same shape."""
 
 import torch
 from jaxtyping import Float
@@ -9,19 +9,19 @@ from ..model.layers import ConvNorm
 
 QUERY_CHANNELS = SingleHeadAttention.QUERY_CHANNELS
 HEAD_CHANNELS = 32
-"""What a head of MultiHeadAttention has of the width, as near as it can be divided."""
+"""Target channels per head of MultiHeadAttention. The nearest divisor of the width is used."""
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention over all channels; each head has 16 channels of queries and keys, as the single head has.
+    """Attention over all channels. Each head has 16 query and key channels, as in the single head.
 
-    With one head it is the paper's design (b). Starts as zero, so that its residual starts as identity.
+    With one head it is the paper's design (b). Initially outputs zero, so the residual block starts as identity.
     """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"{width} channels cannot be divided among {heads} heads")
+            raise ValueError(f"{width} channels are not divisible by {heads} heads")
         self.heads, self.values = heads, width
         self.scale = QUERY_CHANNELS**-0.5
         self.norm = nn.GroupNorm(1, width)
@@ -33,11 +33,11 @@ class MultiHeadAttention(nn.Module):
         queries = self.heads * QUERY_CHANNELS
         qkv = self.qkv(self.norm(x)).flatten(2)  # b, channels, tokens
         q, k, v = (part.unflatten(1, (self.heads, -1)) for part in qkv.split([queries, queries, self.values], dim=1))
-        mixed = attend(q, k, v, self.scale).flatten(1, 2).unflatten(2, x.shape[2:])
+        mixed = attention(q, k, v, self.scale).flatten(1, 2).unflatten(2, x.shape[2:])
         return self.project(self.act(mixed))
 
     def fold(self) -> nn.Module:
-        """The norm's scale and shift and the softmax scale move into the weights, as in the single head's `fold`."""
+        """Fold the norm's scale and shift and the softmax scale into the weights, as `SingleHeadAttention.fold`."""
         if isinstance(self.qkv, nn.Conv2d) and self.norm.affine:
             self.norm = fold_norm(self.norm, self.qkv)
             fold_scale(self.qkv, self.heads * QUERY_CHANNELS, self.scale)
@@ -46,7 +46,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class BottleneckAttention(nn.Module):
-    """The paper's design (a): a ResNet bottleneck whose 3x3 convolution is a single head, over `attended` channels."""
+    """The paper's design (a): a ResNet bottleneck. A single head over `attended` channels replaces the convolution."""
 
     def __init__(self, width: int, attended: int) -> None:
         super().__init__()
@@ -60,20 +60,20 @@ class BottleneckAttention(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         reduced = self.act(self.reduce(x))
         q, k, v = self.qkv(reduced).flatten(2).split([QUERY_CHANNELS, QUERY_CHANNELS, self.attended], dim=1)
-        return self.project(self.act(attend(q, k, v, self.scale).view_as(reduced)))
+        return self.project(self.act(attention(q, k, v, self.scale).view_as(reduced)))
 
     def fold(self) -> nn.Module:
-        """The softmax scale moves into the weights, once."""
+        """Fold the softmax scale into the weights."""
         if isinstance(self.qkv, nn.Conv2d) and self.scale != 1.0:
             fold_scale(self.qkv, QUERY_CHANNELS, self.scale)
             self.scale = 1.0
         return self
 
 
-def attend(
+def attention(
     q: Float[Tensor, "*b c n"], k: Float[Tensor, "*b c n"], v: Float[Tensor, "*b c2 n"], scale: float
 ) -> Float[Tensor, "*b c2 n"]:
-    """Attention of tokens that come last."""
+    """Attention with tokens on the last axis."""
     scores = q.transpose(-2, -1) @ k
     if scale != 1.0:
         scores = scores * scale
@@ -81,7 +81,7 @@ def attend(
 
 
 def multi_head(width: int, attended: int) -> nn.Module:
-    """As many heads as come nearest to 32 channels each; how many channels a single head would have does not matter."""
+    """Multi-head attention with about 32 channels per head. `attended` has no effect."""
     divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
     return MultiHeadAttention(width, min(divisors, key=lambda heads: abs(heads - width / HEAD_CHANNELS)))
 

@@ -1,6 +1,6 @@
-"""The networks that the paper's experiments compare, by name: `study/s3-multi-head` goes where a network's name does.
+"""Networks of the paper's experiments, by name, such as `study/s3-multi-head`. The names work like other network names.
 
-Each is an SHViT of other sizes, or with another token mixer; of S1 to S4, as the name begins.
+Each is a variant of SHViT S1 to S4 with other stages or another token mixer.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from .mixers import BottleneckAttention, all_channels, multi_head
 
 SIZES = {name.removeprefix("shvit_"): config for name, config in VARIANTS.items()}
 RATIO = 4.67
-"""The paper's: a head has this part of the channels."""
+"""The paper attends to 1/4.67 of the channels."""
 
 
 def network(name: str) -> tuple[Config, Mixer]:
-    """Sizes and mixer of `study/NAME`, NAME being SIZE-KIND. Raises InputError naming what is allowed."""
+    """Configuration and mixer of `study/SIZE-KIND`. Raises InputError for an unknown name."""
     size, _, kind = name.partition("-")
     if size not in SIZES or kind not in KINDS:
-        raise InputError(f"unknown network study/{name}: allowed is study/SIZE-KIND, {_allowed()}")
+        raise InputError(f"unknown network study/{name}. Use study/SIZE-KIND with {_allowed()}")
     make, mixer = KINDS[kind]
     return make(SIZES[size]), mixer
 
 
 def _allowed() -> str:
-    return f"SIZE one of {', '.join(SIZES)} and KIND one of {', '.join(KINDS)}"
+    return f"SIZE from {', '.join(SIZES)} and KIND from {', '.join(KINDS)}"
 
 
 def _no_attention(config: Config) -> Config:
@@ -40,15 +40,15 @@ def _ratio(part: float) -> Callable[[Config], Config]:
 
 
 def _early_attention(config: Config) -> Config:
-    """Attention in stage 1, too."""
+    """Attention in stage 1 as well."""
     return _with_stages(config, attended=lambda stage: stage.attended or round(stage.width / RATIO))
 
 
 def _four_stages(config: Config) -> Config:
-    """A stem of stride 4 and four stages: as wide on maps of 14x14 and 7x7 as the variant, half as wide before each.
+    """A stem of stride 4 and four stages.
 
-    As many blocks, and as many more on the first maps as in the variant's first stage; attention in the last two
-    stages, as there.
+    The widths at 14x14 and 7x7 tokens are the variant's; earlier stages are half as wide each. The new first stage has
+    as many blocks as the variant's first stage. The last two stages have attention.
     """
     first, second, third = config.stages
     stages = (
@@ -75,4 +75,4 @@ KINDS: dict[str, tuple[Callable[[Config], Config], Mixer]] = {
     "four-stages": (_four_stages, SingleHeadAttention),
     "early-attention": (_early_attention, SingleHeadAttention),
 }
-"""How each is made from a variant. The paper's ratio of 1/4.67 and its design (c) are the variants themselves."""
+"""How to make each kind from a variant. The ratio 1/4.67 and design (c) are the variants themselves."""

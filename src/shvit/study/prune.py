@@ -1,4 +1,4 @@
-"""A network whose attention layers keep one head each, and is smaller: what a single head would save."""
+"""Prune attention layers to one head each, to measure what a single head saves."""
 
 import copy
 from collections.abc import Mapping
@@ -16,15 +16,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def with_single_heads(network: Network, kept: Mapping[AttentionLayer, int]) -> Network:
-    """A new network that computes what this one does where all heads but the kept ones are switched off.
+    """A new, smaller network that computes the same as this one with all but the kept heads off.
 
     Args:
-        network: Not folded; it stays as it is.
-        kept: The head that each layer keeps; layers that are not named keep all.
+        network: Not fused. It is not changed.
+        kept: The head to keep in each layer. Other layers keep all heads.
 
     Raises:
-        InputError: A layer is of a kind that is not known here: known are timm's ViT and Swin, and SHViT's multi-head
-            mixer.
+        InputError: A layer cannot be pruned. Supported: timm's ViT and Swin, and SHViT's multi-head mixer.
     """
     pruned, layers = copy.deepcopy((network, dict(kept)))
     for layer, head in layers.items():
@@ -43,7 +42,7 @@ def _prune(layer: AttentionLayer, head: int) -> None:
         module.qkv = _conv_norm(module.qkv, outputs=torch.cat([queries, keys, values + _keys_end(module)]))
         module.project = _conv_norm(module.project, inputs=values)
         module.heads, module.values = 1, each
-    elif is_known(layer):
+    elif can_prune(layer):
         each = module.qkv.out_features // (3 * module.num_heads)
         outputs = torch.cat([_part(head, each) + third * each * module.num_heads for third in range(3)])
         module.qkv = _linear(module.qkv, outputs=outputs)
@@ -55,11 +54,11 @@ def _prune(layer: AttentionLayer, head: int) -> None:
         if hasattr(module, "attn_dim"):
             module.attn_dim = each
     else:
-        raise InputError(f"{layer.name}: heads of {type(module).__name__} cannot be taken out")
+        raise InputError(f"{layer.name}: heads of {type(module).__name__} cannot be pruned")
 
 
-def is_known(layer: AttentionLayer) -> bool:
-    """Whether heads can be taken out of this layer: all that it has is known."""
+def can_prune(layer: AttentionLayer) -> bool:
+    """Whether the layer has only weights that can be pruned."""
     module: Any = layer.module
     if isinstance(module, MultiHeadAttention):
         return True
@@ -69,16 +68,16 @@ def is_known(layer: AttentionLayer) -> bool:
 
 
 KNOWN = {"qkv", "proj", "q_norm", "k_norm", "relative_position_bias_table"}
-"""What has weights in the attention of timm's ViT and Swin; norms of queries and keys are the same for all heads."""
+"""Weights in the attention of timm's ViT and Swin. All heads share the norms of queries and keys."""
 
 
 def _keys_end(module: MultiHeadAttention) -> int:
-    """Where the values begin among what `qkv` makes."""
+    """Index of the first value channel in the output of `qkv`."""
     return 2 * module.heads * QUERY_CHANNELS
 
 
 def _part(head: int, each: int) -> Tensor:
-    """Places of a head's channels, side by side with the others'."""
+    """Channel indices of a head, with all heads concatenated."""
     return torch.arange(head * each, (head + 1) * each)
 
 
@@ -96,7 +95,7 @@ def _linear(linear: nn.Linear, outputs: Tensor | None = None, inputs: Tensor | N
 
 
 def _conv_norm(part: ConvNorm, outputs: Tensor | None = None, inputs: Tensor | None = None) -> ConvNorm:
-    """Of a 1x1 convolution."""
+    """Select channels of a 1x1 convolution and its norm."""
     outputs = torch.arange(part.conv.out_channels) if outputs is None else outputs
     inputs = torch.arange(part.conv.in_channels) if inputs is None else inputs
     smaller = ConvNorm(len(inputs), len(outputs)).to(part.conv.weight.device, part.conv.weight.dtype)

@@ -1,4 +1,4 @@
-"""Are attention heads redundant? How alike their maps are, and what accuracy is left when some are switched off.
+"""Measure how redundant attention heads are: similarity of their maps, and accuracy with heads removed.
 
 Source: Yun and Ro, "SHViT" (CVPR 2024), section 2.2 and its supplementary tables.
 """
@@ -15,30 +15,30 @@ from torch import Tensor, nn
 
 from ..bench.run import Progress
 from ..errors import InputError
-from .heads import AttentionLayer, Maps, watching, without
+from .heads import AttentionLayer, Maps, heads_off, record_attention
 
 Batches = Iterable[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]
-"""Images as the network takes them, where it is, and their labels; gone through more than once."""
-NO_MORE = 1e-9
-"""Points of top-1 that rounding may add to a loss."""
+"""Normalised images on the network's device, and their labels. Iterated more than once."""
+ROUNDING = 1e-9
+"""Rounding error in points of top-1 that does not count as a loss."""
 
 
 @dataclass(frozen=True)
 class LayerHeads:
-    """What was found of one layer; each tuple has an entry for each head."""
+    """Results of one layer. Each tuple has one entry per head."""
 
     layer: str
     similarity: tuple[float, ...]
-    """Mean cosine similarity, from 0 to 1, of the head's attention map with those of the others; empty for one head."""
+    """Mean cosine similarity (0 to 1) of the head's attention map to those of the other heads. Empty for one head."""
     without: tuple[float, ...]
-    """Top-1 where the head alone is switched off."""
+    """Top-1 with only this head off."""
     alone: tuple[float, ...]
-    """Top-1 where all other heads of the layer are."""
+    """Top-1 with only this head on in its layer."""
 
 
 @dataclass(frozen=True)
 class Redundancy:
-    """Of a network."""
+    """Results of a network."""
 
     top1: float
     """With all heads."""
@@ -47,93 +47,93 @@ class Redundancy:
 
     @property
     def mean_similarity(self) -> tuple[float | None, ...]:
-        """Of each layer; None where it has one head."""
-        found = [layer.similarity for layer in self.layers]
-        return tuple(sum(heads) / len(heads) if heads else None for heads in found)
+        """Mean over the heads of each layer. None for a layer with one head."""
+        similarities = [layer.similarity for layer in self.layers]
+        return tuple(sum(heads) / len(heads) if heads else None for heads in similarities)
 
     def importance(self, layer: int) -> tuple[float, ...]:
-        """Points of top-1 that each head's absence costs: the paper's measure of how much it matters."""
+        """Points of top-1 lost without each head. This is the paper's measure of importance."""
         return tuple(100 * (self.top1 - top1) for top1 in self.layers[layer].without)
 
     def ranked(self) -> list[tuple[int, int]]:
-        """(layer, head) from the most important to the most redundant; of equal ones, those more alike come later."""
-        heads = [(layer, head) for layer, found in enumerate(self.layers) for head in range(len(found.without))]
+        """(layer, head) from the most important to the most redundant. Ties: less similar heads first."""
+        heads = [(index, head) for index, layer in enumerate(self.layers) for head in range(len(layer.without))]
         return sorted(
             heads, key=lambda one: (self.layers[one[0]].without[one[1]], self.layers[one[0]].similarity[one[1]])
         )
 
     def could_be_single(self, tolerance: float) -> dict[int, int]:
-        """The layers of several heads that lose at most so many points of top-1 with one alone; and which to keep.
+        """Multi-head layers that lose at most `tolerance` points of top-1 with one head, and the head to keep.
 
-        Those that lose the least come first.
+        Sorted by loss, smallest first.
         """
         best = {
-            place: max(range(len(layer.alone)), key=lambda head: layer.alone[head])
-            for place, layer in enumerate(self.layers)
+            index: max(range(len(layer.alone)), key=lambda head: layer.alone[head])
+            for index, layer in enumerate(self.layers)
             if len(layer.alone) > 1
         }
-        lost = {place: 100 * (self.top1 - self.layers[place].alone[head]) for place, head in best.items()}
+        lost = {index: 100 * (self.top1 - self.layers[index].alone[head]) for index, head in best.items()}
         return {
-            place: best[place] for place in sorted(lost, key=lambda p: lost[p]) if lost[place] <= tolerance + NO_MORE
+            index: best[index] for index in sorted(lost, key=lambda i: lost[i]) if lost[index] <= tolerance + ROUNDING
         }
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "mean_similarity": self.mean_similarity}
 
 
-def redundancy(
+def measure_redundancy(
     network: nn.Module,
     layers: Sequence[AttentionLayer],
     batches: Batches,
-    told: Progress = lambda what, done, total: None,
-    looked_at: Batches | None = None,
-    so_far: Callable[[Redundancy], None] = lambda found: None,
+    progress: Progress = lambda what, done, total: None,
+    similarity_batches: Batches | None = None,
+    on_update: Callable[[Redundancy], None] = lambda result: None,
 ) -> Redundancy:
-    """Every head of every layer, on these images: 1 + twice the heads' number of passes over them.
+    """Measure every head of every layer. Runs the images 1 + 2 x (number of heads) times.
 
     Args:
-        network: In evaluation mode, from images to logits.
-        layers: Of the network.
-        batches: To judge accuracy by.
-        told: Of progress.
-        looked_at: Those whose attention maps are compared; default: all.
-        so_far: Given what is known after each layer.
+        network: In eval mode. Takes images, returns logits.
+        layers: Attention layers of the network.
+        batches: For measuring accuracy.
+        progress: Called with the current step.
+        similarity_batches: For comparing attention maps. Default: `batches`.
+        on_update: Called with the results so far after each layer.
 
     Raises:
-        InputError: A layer's maps are not seen, or its projection is not called: it is described wrongly.
+        InputError: A layer is described wrongly: no attention map was seen, or its projection is never called.
     """
-    alike = _Similarity()
+    similarity = _Similarity()
     variants = {layer: _variants(layer.heads) if layer.heads > 1 else () for layer in layers}
     total, done = 1 + sum(map(len, variants.values())), 1
-    told("attention maps", 0, total)
-    with watching(layers, alike.add), _called(layers) as called:
-        right, images = count_right(network, batches if looked_at is None else looked_at)
+    progress("attention maps", 0, total)
+    with record_attention(layers, similarity.add), _called(layers) as called:
+        correct, images = count_correct(network, batches if similarity_batches is None else similarity_batches)
     for layer in layers:
-        if not alike.saw(layer):
-            raise InputError(f"{layer.name}: no softmax and no fused attention was seen in its module")
+        if not similarity.has(layer):
+            raise InputError(f"{layer.name}: no softmax or fused attention ran in its module")
         if layer not in called:
-            raise InputError(f"{layer.name}: the module that should read the heads' outputs is never called")
-    if looked_at is not None:
-        right, images = count_right(network, batches)
-    whole, found = right / images, []
+            raise InputError(f"{layer.name}: its projection, which should read the heads' outputs, is never called")
+    if similarity_batches is not None:
+        correct, images = count_correct(network, batches)
+    whole, results = correct / images, []
     for layer in layers:
         every = frozenset(range(layer.heads))
         top1 = {every: whole}
         for kept in variants[layer]:
-            told(f"{layer.name} with {len(kept)} of {layer.heads} heads", done, total)
-            with without({layer: every - kept}):
-                top1[kept] = count_right(network, batches)[0] / images
+            progress(f"{layer.name} with {len(kept)} of {layer.heads} heads", done, total)
+            with heads_off({layer: every - kept}):
+                top1[kept] = count_correct(network, batches)[0] / images
             done += 1
-        switched_off = [top1[every - {head}] for head in every] if layer.heads > 1 else []
-        left = [top1[frozenset({head})] for head in every]
-        found.append(LayerHeads(layer.name, alike.of(layer), tuple(switched_off), tuple(left)))
-        so_far(Redundancy(whole, images, tuple(found)))
-    return Redundancy(whole, images, tuple(found))
+        without = [top1[every - {head}] for head in every] if layer.heads > 1 else []
+        alone = [top1[frozenset({head})] for head in every]
+        results.append(LayerHeads(layer.name, similarity.of(layer), tuple(without), tuple(alone)))
+        on_update(Redundancy(whole, images, tuple(results)))
+    return Redundancy(whole, images, tuple(results))
 
 
 @contextmanager
 def _called(layers: Iterable[AttentionLayer]) -> Iterator[set[AttentionLayer]]:
-    """The layers whose projection was called in here."""
+    """Collects the layers whose projection is called inside the block."""
     called: set[AttentionLayer] = set()
     with ExitStack() as stack:
         for layer in layers:
@@ -145,66 +145,66 @@ def _called(layers: Iterable[AttentionLayer]) -> Iterator[set[AttentionLayer]]:
 def single_together(
     network: nn.Module,
     layers: Sequence[AttentionLayer],
-    found: Redundancy,
+    redundancy: Redundancy,
     batches: Batches,
     tolerance: float,
-    told: Progress = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[int, int]:
-    """The layers that can have a single head all at once, within the tolerance; and the head that each keeps.
+    """Layers that can run with a single head all at once, within the tolerance; and the head that each keeps.
 
-    Those that could alone are tried one after another, the cheapest first; one that costs too much with the ones taken
-    before keeps its heads.
+    A greedy search: layers from `could_be_single` are added one by one, smallest loss first. A layer that exceeds the
+    tolerance together with those before it keeps all heads.
     """
     kept: dict[int, int] = {}
-    alone = found.could_be_single(tolerance)
-    for done, (place, head) in enumerate(alone.items()):
-        told(f"single heads together: {layers[place].name}", done, len(alone))
-        tried = {**kept, place: head}
+    candidates = redundancy.could_be_single(tolerance)
+    for done, (index, head) in enumerate(candidates.items()):
+        progress(f"single heads together: {layers[index].name}", done, len(candidates))
+        tried = {**kept, index: head}
         off = {layers[one]: set(range(layers[one].heads)) - {keep} for one, keep in tried.items()}
-        with without(off):
-            right, images = count_right(network, batches)
-        if 100 * (found.top1 - right / images) <= tolerance + NO_MORE:
+        with heads_off(off):
+            correct, images = count_correct(network, batches)
+        if 100 * (redundancy.top1 - correct / images) <= tolerance + ROUNDING:
             kept = tried
     return kept
 
 
 @torch.inference_mode()
-def looks(
+def attention_from(
     network: nn.Module, layers: Sequence[AttentionLayer], image: Float[Tensor, "1 3 h w"], x: float, y: float
 ) -> list[Float[np.ndarray, "heads h2 w2"]]:
-    """Where each layer's heads look from one place of an image; NaN where they cannot.
+    """Attention of each layer's heads from one query point. NaN outside the query's window.
 
     Args:
-        network: In evaluation mode.
-        layers: Of the network.
-        image: As the network takes it.
-        x: From the left, as a share of the width, from 0 to below 1.
-        y: From above.
+        network: In eval mode.
+        layers: Attention layers of the network.
+        image: Normalised.
+        x: Distance from the left as a fraction of the width, from 0 to below 1.
+        y: Distance from the top as a fraction of the height.
     """
-    seen: dict[AttentionLayer, Maps] = {}
-    with watching(layers, seen.__setitem__):
+    maps: dict[AttentionLayer, Maps] = {}
+    with record_attention(layers, maps.__setitem__):
         network(image)
-    return [layer.layout.seen_from(seen[layer].cpu(), x, y) for layer in layers]
+    return [layer.layout.attention_from(maps[layer].cpu(), x, y) for layer in layers]
 
 
 @torch.inference_mode()
-def count_right(network: nn.Module, batches: Batches) -> tuple[int, int]:
-    """How many images the network labels rightly, and how many there are."""
-    right = images = 0
+def count_correct(network: nn.Module, batches: Batches) -> tuple[int, int]:
+    """The number of correct top-1 predictions, and of images."""
+    correct = images = 0
     for inputs, labels in batches:
-        right += int((network(inputs).argmax(1).cpu() == labels).sum())
+        correct += int((network(inputs).argmax(1).cpu() == labels).sum())
         images += len(labels)
-    return right, images
+    return correct, images
 
 
 def _variants(heads: int) -> Collection[frozenset[int]]:
-    """The sets of heads to keep: all but one, and one alone; of two heads these are the same."""
+    """The sets of heads to keep: all but one, and one alone. For two heads these are the same."""
     every = frozenset(range(heads))
     return dict.fromkeys([*(every - {head} for head in every), *(frozenset({head}) for head in every)])
 
 
 class _Similarity:
-    """Adds up, image by image, how alike the maps of each pair of heads are."""
+    """Accumulates the similarity of each pair of heads over images."""
 
     def __init__(self) -> None:
         self._sums: dict[AttentionLayer, Float[Tensor, "heads heads"]] = {}
@@ -216,11 +216,11 @@ class _Similarity:
         self._sums[layer] = self._sums.get(layer, torch.zeros_like(pairs)) + pairs
         self._images[layer] = self._images.get(layer, 0) + len(maps)
 
-    def saw(self, layer: AttentionLayer) -> bool:
+    def has(self, layer: AttentionLayer) -> bool:
         return layer in self._sums
 
     def of(self, layer: AttentionLayer) -> tuple[float, ...]:
-        """Of each head with the others, a mean over these and the images; empty for one head."""
+        """Mean similarity of each head to the others, over images. Empty for one head."""
         if layer.heads == 1:
             return ()
         pairs = self._sums[layer] / self._images[layer]

@@ -1,4 +1,4 @@
-"""A study as files: study.json, a CSV for each table, a PNG for each figure, and report.html, which holds it all."""
+"""Save a study: study.json, a CSV per table, a PNG per figure, and report.html with everything."""
 
 import base64
 import json
@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from ..bench.report import hardware_in_words
-from ..console import as_json, literal_text, say, show_table
+from ..console import as_json, say, show_table
+from ..figures import literal_text
 from ..files import replacing, write_csv
 
 Cell = str | float | int | None
@@ -21,7 +22,7 @@ Cell = str | float | int | None
 
 @dataclass(frozen=True)
 class Column:
-    """Of a table: its name, and how its numbers are shown."""
+    """A column of a table: its name and number format."""
 
     name: str
     form: str = "{}"
@@ -31,14 +32,15 @@ class Column:
 
 
 LABEL = Column("network")
+NOTHING_MEASURED = "Nothing could be measured: see below why."
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table; its CSV holds the numbers as they are."""
+    """A table. Its CSV holds the unrounded numbers."""
 
     name: str
-    """Of the CSV, without suffix."""
+    """Name of the CSV file, without suffix."""
     title: str
     columns: tuple[Column, ...]
     rows: Sequence[Sequence[Cell]]
@@ -51,7 +53,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure; its PNG is named so."""
+    """A figure and the name of its PNG file."""
 
     name: str
     figure: Figure
@@ -60,7 +62,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report, in this order."""
+    """A section of a report: text, then figures, then tables."""
 
     title: str
     text: tuple[str, ...] = ()
@@ -69,17 +71,17 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a study found, for people and for programs."""
+class StudyReport:
+    """The results of a study, for people and programs."""
 
     title: str
     lead: str
-    """What was asked."""
+    """The question."""
     findings: tuple[str, ...]
-    """What it says, in sentences made from the numbers."""
+    """Sentences made from the numbers."""
     sections: tuple[Section, ...]
     data: dict[str, Any] = field(default_factory=dict)
-    """For study.json: value, unit and all else, with how and where it was measured."""
+    """For study.json: value, unit, all other numbers, and where they were measured."""
 
     @property
     def tables(self) -> list[Table]:
@@ -87,8 +89,8 @@ class Report:
 
 
 @literal_text()
-def write(report: Report, out: Path) -> list[Path]:
-    """All files of the report, each whole or not at all; returns their paths, the page first."""
+def save_report(report: StudyReport, out: Path) -> list[Path]:
+    """Write all files of the report atomically. Returns their paths, report.html first."""
     out.mkdir(parents=True, exist_ok=True)
     pictures = {}
     for picture in (picture for section in report.sections for picture in section.pictures):
@@ -110,8 +112,8 @@ def write(report: Report, out: Path) -> list[Path]:
     return [*files, *tables]
 
 
-def show(console: Console, report: Report, files: Sequence[Path]) -> None:
-    """Tables and findings, on the screen."""
+def print_report(console: Console, report: StudyReport, files: Sequence[Path]) -> None:
+    """Print tables and findings."""
     for table in report.tables:
         say(console, "")
         say(console, table.title, style="bold")
@@ -120,10 +122,10 @@ def show(console: Console, report: Report, files: Sequence[Path]) -> None:
     for finding in report.findings:
         say(console, f"· {finding}")
     say(console, "")
-    say(console, f"wrote {files[0]} and {len(files) - 1} files beside it")
+    say(console, f"wrote {files[0]} and {len(files) - 1} other files")
 
 
-def _page(report: Report, pictures: dict[str, bytes]) -> str:
+def _page(report: StudyReport, pictures: dict[str, bytes]) -> str:
     environment = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(PAGE).render(
         report=report,
@@ -165,7 +167,7 @@ PAGE = """<!doctype html>
 </style>
 <h1>{{ report.title }}</h1>
 <p class="lead">{{ report.lead }}</p>
-<div class="findings"><h2>What it says</h2><ul>
+<div class="findings"><h2>Findings</h2><ul>
 {% for finding in report.findings %}
   <li>{{ finding }}</li>
 {% endfor %}
@@ -197,8 +199,8 @@ PAGE = """<!doctype html>
 {{ about.date }}, commit {{ about.commit or "unknown" }}.</p>
 <p><code>{{ about.command }}</code></p>
 <p class="note">{{ versions }}</p>
-<footer><p>The paper: S. Yun, Y. Ro, “SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design”, CVPR
-2024, arXiv:2401.16456. Its speeds were measured on an A100 and a Xeon Gold 5218R, its accuracies on
+<footer><p>Paper: S. Yun, Y. Ro, “SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design”, CVPR
+2024, arXiv:2401.16456. Its speeds were measured on an A100 and a Xeon Gold 5218R, its accuracy on
 ImageNet-1K.</p></footer>
 </html>
 """

@@ -1,6 +1,6 @@
-"""Latency and accuracy against the size of the images: the paper's Fig. 8."""
+"""Latency and accuracy against image size: the paper's Fig. 8."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,22 @@ from ..model.architecture import TIMM_PREFIX
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile
 from ..pretrained import load_model
+from ..requests.study import ResolutionRequest, SpeedOptions
 from ..tasks.classify import Classify
 from ..tasks.labelled_data import open_as_trained
-from ..train.report import Reporter
+from ..train.progress import Reporter
 from .accuracy import Training
 from .compare import need_model_file
-from .speeds import SpeedOptions, timed
+from .speeds import timed
 
 MODELS = ("shvit_s3", "shvit_s4", "timm/mobilenetv4_conv_small", "timm/fastvit_t8", "timm/repvit_m0_9")
-"""SHViT beside networks that take images of any size."""
+"""Defaults: SHViT and peers that accept any image size."""
 SIZES = (224, 256, 384, 512)
 
 
 @dataclass(frozen=True)
-class Point:
-    """A network at a size."""
+class Latency:
+    """Latency of one network at one image size."""
 
     model: str
     image_size: int
@@ -37,19 +38,19 @@ class Point:
     precision: str
     batch_size: int
     milliseconds: float
-    """An image."""
+    """Per image."""
     spread: float
 
     @classmethod
-    def of(cls, row: Row) -> "Point":
+    def of(cls, row: Row) -> "Latency":
         case = row.case
         sizes = case.image_size, case.engine, case.precision, case.batch_size
         return cls(case.model, *sizes, 1e3 / row.images_per_second, row.timing.spread)
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Of weights at a size."""
+class SizeAccuracy:
+    """Accuracy of one network at one image size."""
 
     model: str
     image_size: int
@@ -58,102 +59,109 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
-class AgainstSize:
-    """What was found."""
+class ResolutionResult:
+    """What was measured so far."""
 
     models: tuple[str, ...]
     sizes: tuple[int, ...]
-    how: SpeedOptions
+    speed: SpeedOptions
     training: Training | None
-    points: tuple[Point, ...] = ()
-    accuracies: tuple[Accuracy, ...] = ()
+    latencies: tuple[Latency, ...] = ()
+    accuracies: tuple[SizeAccuracy, ...] = ()
     omitted: tuple[str, ...] = ()
+    """What was not measured, and why."""
 
-    def without(self, why: str) -> "AgainstSize":
-        """With something more that has no number."""
-        return replace(self, omitted=(*self.omitted, why))
+    def without(self, reason: str) -> "ResolutionResult":
+        """Add a reason to `omitted`."""
+        return replace(self, omitted=(*self.omitted, reason))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"study": "resolution", **asdict(self)}
+        return {
+            "study": "resolution",
+            "models": self.models,
+            "sizes": self.sizes,
+            "how": {"image_size": None, **asdict(self.speed)},
+            "training": self.training.to_dict() if self.training else None,
+            "points": [asdict(row) for row in self.latencies],
+            "accuracies": [asdict(row) for row in self.accuracies],
+            "omitted": self.omitted,
+        }
 
 
-def against_size(
-    models: Sequence[str],
-    sizes: Sequence[int],
-    how: SpeedOptions,
-    data: str | None,
+def measure_resolution(
+    request: ResolutionRequest,
     training: Training | None,
-    out: Path,
-    told: Progress = lambda what, done, total: None,
+    progress: Progress,
     reporter: Reporter | None = None,
-    workers: int = 2,
-    so_far: Callable[[AgainstSize], None] = lambda found: None,
-) -> AgainstSize:
-    """Time each network at each size, engine by engine; then judge weights at each size, as they are.
+    on_update: Callable[[ResolutionResult], object] = lambda result: None,
+) -> ResolutionResult:
+    """Time each network at each size, one engine at a time. Then evaluate the same weights at each size.
 
-    A network that takes no such size, or an engine that fails, costs the others nothing.
+    A network that does not accept a size, or an engine that fails, does not stop the others. Networks without weights
+    are trained if `training` is given.
 
     Args:
-        models: Names of networks, model files, published weights.
-        sizes: Sides of the images, in pixels.
-        how: Of speed; its image size is not used.
-        data: Labelled images to judge the models with weights on.
-        training: Networks without weights are trained so, at the training's size or their own; None: they are not.
-        out: Where runs are kept.
-        told: Of progress.
-        reporter: Of training.
-        workers: Processes that decode images.
-        so_far: Given what is known after each step that took long.
+        request: Networks, sizes, and how to measure.
+        training: How to train.
+        progress: Called with the current step.
+        reporter: Logs training.
+        on_update: Called with the results so far after each long step.
 
     Raises:
         InputError: No such model, or an engine or data that cannot be used.
     """
+    models, sizes = request.models or MODELS, request.image_sizes or SIZES
     for name in models:
         need_model_file(name)
     if training:
         training = training.like(next((name for name in models if name in VARIANTS), "shvit_s1"))
-    judged_on = data or (training.data if training else None)
-    if judged_on:
-        Classify.open(judged_on)  # what is wrong with it is told before anything is measured
-    how = replace(how, device=engines.pick_device(how.device))
-    found = AgainstSize(tuple(dict.fromkeys(models)), tuple(sorted(set(sizes))), how, training)
-    for rows, why in timed(how, found.models, found.sizes, told):
-        found = replace(found, points=(*found.points, *map(Point.of, rows)), omitted=(*found.omitted, *why))
-        so_far(found)
-    for name in found.models if judged_on else ():
-        found = _with_accuracy(found, name, judged_on or "", out, told, reporter or Reporter(), workers)
-        so_far(found)
-    return found
+    data = request.data or (training.data if training else None)
+    if data:
+        Classify.open(data)  # refuse bad data before anything is measured
+    speed = replace(request.speed, device=engines.pick_device(request.speed.device))
+    result = ResolutionResult(tuple(dict.fromkeys(models)), tuple(sorted(set(sizes))), speed, training)
+    for rows, reasons in timed(speed, result.models, result.sizes, progress):
+        latencies = (*result.latencies, *map(Latency.of, rows))
+        result = replace(result, latencies=latencies, omitted=(*result.omitted, *reasons))
+        on_update(result)
+    for name in result.models if data else ():
+        try:
+            weights = _weights(name, training, request.out, reporter or Reporter())
+        except (InputError, Failure) as error:
+            result = result.without(f"top-1 of {name}: {error}")
+        else:
+            result = _with_accuracy(result, name, weights, data or "", progress, request.accuracy.workers)
+        on_update(result)
+    return result
 
 
 def _with_accuracy(
-    found: AgainstSize, name: str, data: str, out: Path, told: Progress, reporter: Reporter, workers: int
-) -> AgainstSize:
-    """With top-1 of a model's weights at every size."""
+    result: ResolutionResult, name: str, weights: ModelFile, data: str, progress: Progress, workers: int
+) -> ResolutionResult:
+    """Add the top-1 of a model's weights at every size."""
     try:
-        weights = _weights(name, found.training, out, reporter)
         source = open_as_trained(data, weights)
         match_classes(source.classes, weights.classes)
     except (InputError, Failure) as error:
-        return found.without(f"top-1 of {name}: {error}")
-    for number, size in enumerate(found.sizes):
-        told(f"top-1 of {name} at {size} pixels", number, len(found.sizes))
+        return result.without(f"top-1 of {name}: {error}")
+    for number, size in enumerate(result.sizes):
+        progress(f"top-1 of {name} at {size} pixels", number, len(result.sizes))
         at_size = replace(weights, preprocess=replace(weights.preprocess, image_size=size))
         try:
             with as_failure():
-                engine = engines.load(at_size, precision="fp32", device=found.how.device)
+                engine = engines.load(at_size, precision="fp32", device=result.speed.device)
                 report = evaluate(at_size, engine, source, workers=workers)
         except Failure as failure:
-            found = found.without(f"top-1 of {name} at {size} pixels: {failure}")
+            result = result.without(f"top-1 of {name} at {size} pixels: {failure}")
             continue
         metrics = report.evaluation.metrics()
-        row = Accuracy(name, size, metrics["top1"], metrics["images"])
-        found = replace(found, accuracies=(*found.accuracies, row))
-    return found
+        row = SizeAccuracy(name, size, metrics["top1"], metrics["images"])
+        result = replace(result, accuracies=(*result.accuracies, row))
+    return result
 
 
 def _weights(name: str, training: Training | None, out: Path, reporter: Reporter) -> ModelFile:
-    """The model's own, or freshly trained ones. Raises InputError where it has none, Failure where it cannot learn."""
+    """The model with its own weights, or trained. Raises InputError if it has no weights, Failure if training fails."""
     if not has_random_weights(name) or "." in name.removeprefix(TIMM_PREFIX).partition(":")[0]:
         return load_model(name)
     if training is None:

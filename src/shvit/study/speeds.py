@@ -1,74 +1,59 @@
-"""SpeedOptions fast networks run beside each other, on one engine after the other."""
+"""Time networks side by side, one engine at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..bench.case import Case
 from ..bench.plan import Omitted, pairs, settle
 from ..bench.run import Progress, Row, bench
 from ..errors import Failure, InputError
 from ..requests.bench import BenchRequest
-
-
-@dataclass(frozen=True)
-class SpeedOptions:
-    """SpeedOptions speed is measured; as `shvit bench` has it."""
-
-    image_size: int | None = None
-    """None: what the first network was designed for."""
-    engines: tuple[str, ...] = ()
-    """Default: all that can run here."""
-    precisions: tuple[str, ...] = ()
-    """Default: fp32, on NVIDIA GPUs fp16."""
-    batch_sizes: tuple[int, ...] = (16,)
-    threads: int | None = None
-    device: str = "auto"
-    rounds: int = 10
+from ..requests.study import SpeedOptions
 
 
 def timed(
-    how: SpeedOptions,
+    speed: SpeedOptions,
     models: tuple[str, ...],
     sizes: tuple[int, ...],
-    told: Progress,
+    progress: Progress,
     wanted: Callable[[Case], bool] = lambda case: True,
 ) -> Iterator[tuple[Sequence[Row], list[str]]]:
-    """Networks at sizes, timed in turn on one engine after the other; and what has no number, and why.
+    """Time networks at several image sizes. Yields for each engine the rows, and what was omitted and why.
 
-    An engine that fails costs the others nothing.
+    Networks are timed in turn, round by round. An engine that fails does not stop the others.
 
     Raises:
-        InputError: An engine, precision or size that cannot be measured here; before anything is.
-        KeyboardInterrupt: Ctrl-C, after what was timed until then was given.
+        InputError: An engine, precision or size cannot be measured here. Raised before any measurement.
+        KeyboardInterrupt: Ctrl-C. The rows measured so far have been yielded.
     """
-    precisions = how.precisions or (("fp16",) if how.device.startswith("cuda") else ("fp32",))
+    gpu = speed.device.startswith("cuda")
     request = settle(
         BenchRequest(
             models,
-            engines=how.engines,
-            precisions=precisions,
-            batch_sizes=how.batch_sizes,
+            engines=speed.engines,
+            precisions=speed.precisions or (("fp16",) if gpu else ("fp32",)),
+            batch_sizes=speed.batch_sizes,
             image_sizes=sizes,
-            threads=how.threads,
-            device=how.device,
-            rounds=how.rounds,
+            threads=speed.threads,
+            device=speed.device,
+            rounds=speed.rounds,
         )
     )
-    here, left_out = pairs(request)
-    yield (), _why(left_out)
-    for engine in dict.fromkeys(engine for engine, _ in here):
-        one = replace(request, engines=(engine,), precisions=tuple(p for name, p in here if name == engine))
+    runnable, left_out = pairs(request)
+    yield (), _reasons(left_out)
+    for engine in dict.fromkeys(engine for engine, _ in runnable):
+        one = replace(request, engines=(engine,), precisions=tuple(p for name, p in runnable if name == engine))
         try:
-            result = bench(one, lambda what, *steps, engine=engine: told(f"{engine}: {what}", *steps), wanted)
+            result = bench(one, lambda what, *steps, engine=engine: progress(f"{engine}: {what}", *steps), wanted)
         except (InputError, Failure) as error:
-            if isinstance(error, InputError) and how.engines:
+            if isinstance(error, InputError) and speed.engines:
                 raise
             yield (), [f"{engine}: {error}"]
             continue
-        yield result.rows, _why((*result.skipped, *result.failed))
+        yield result.rows, _reasons((*result.skipped, *result.failed))
         if result.request.rounds < one.rounds:
             raise KeyboardInterrupt
 
 
-def _why(omitted: Sequence[Omitted]) -> list[str]:
+def _reasons(omitted: Sequence[Omitted]) -> list[str]:
     return [f"{row.what}: {row.reason}" for row in omitted]

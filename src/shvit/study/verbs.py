@@ -1,6 +1,6 @@
-"""What `shvit study …` does: each function measures, writes its report as far as it has come, and returns it."""
+"""The verbs of `shvit study`. Each measures, updates its report after every step, and returns the final report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,140 +11,109 @@ from ..bench.case import as_failure
 from ..bench.run import Progress, about
 from ..engines import check_threads, pick_device
 from ..engines.threads import torch_threads
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, check_at_least
 from ..model.config import VARIANTS
 from ..provenance import facts
 from ..redact import redacted
+from ..requests.study import BreakdownRequest, ComparisonRequest, RedundancyRequest, ResolutionRequest
 from ..tasks.classify import Classify
-from ..tasks.labelled_data import Which, open_as_trained
-from ..train.report import Reporter
+from ..tasks.labelled_data import open_as_trained
+from ..train.progress import Reporter
 from .accuracy import Training
-from .breakdown import Breakdown, able
-from .breakdown import breakdown as measure_breakdown
-from .compare import Compared, compare, need_model_file
+from .breakdown import Breakdown, profilers, time_breakdown
+from .compare import need_model_file, run_comparison
 from .experiments import COMPARISONS
-from .head_study import Studied, study_heads
+from .head_study import study_heads
 from .heads import attention_layers
-from .inputs import Images, open_subject, read_pictures
+from .inputs import StudyImages, open_study_model, read_pictures
 from .pages.breakdown import breakdown_page
-from .pages.comparison import compared_page
+from .pages.comparison import comparison_page
 from .pages.redundancy import redundancy_page
 from .pages.resolution import resolution_page
-from .report import Report, write
-from .resolution import MODELS, SIZES, AgainstSize, against_size
-from .speeds import SpeedOptions
+from .report import StudyReport, save_report
+from .resolution import measure_resolution
 
-Written = tuple[Report, list[Path]]
+Written = tuple[StudyReport, list[Path]]
+"""A report and its files."""
 
 
-def redundancy(
-    model: str,
-    data: str,
-    out: Path,
-    *,
-    images: int = 1000,
-    similarity_images: int = 128,
-    split: Which = "auto",
-    pictures: tuple[str, ...] = (),
-    queries: Sequence[str] = (),
-    tolerance: float = 0.5,
-    device: str = "auto",
-    threads: int | None = None,
-    batch_size: int = 32,
-    workers: int = 2,
-    told: Progress = lambda what, done, total: None,
-) -> Written:
-    """Attention maps, similarity and ablation of heads; see `shvit study redundancy`.
+def _ignore(what: str, done: int, total: int) -> None:
+    """Show no progress."""
+
+
+def redundancy(request: RedundancyRequest, progress: Progress = _ignore) -> Written:
+    """Attention maps, similarity and ablation of heads.
 
     Raises:
-        InputError: A model, data, picture or place that cannot be used.
+        InputError: The model, data, a picture or a query point cannot be used.
         Failure: No image could be read.
     """
-    for name, value in (("images", images), ("similarity-images", similarity_images), ("batch-size", batch_size)):
-        if value < 1:
-            raise InputError(f"--{name} must be at least 1, got {value}")
-    device = pick_device(device)
-    check_threads(threads, device)
-    places = [_place(text) for text in queries] or [(0.5, 0.5)]
-    subject = open_subject(model, device)
-    source: Any = open_as_trained(data, subject.model_file) if subject.model_file else Classify.open(data)
-    told("reading images", 0, 1)
-    chosen = Images(subject, source, split, images, batch_size, workers)
-    shown = read_pictures(pictures, subject.preprocess) if pictures else chosen.pictures(max(4, len(places)))
+    check_at_least(1, images=request.images, similarity_images=request.similarity_images, batch_size=request.batch_size)
+    device = pick_device(request.device)
+    check_threads(request.threads, device)
+    queries = [_query(text) for text in request.queries] or [(0.5, 0.5)]
+    model = open_study_model(request.model, device)
+    source: Any = open_as_trained(request.data, model.model_file) if model.model_file else Classify.open(request.data)
+    progress("reading images", 0, 1)
+    images = StudyImages(model, source, request.split, request.images, request.batch_size, request.workers)
+    if request.pictures:
+        pictures = read_pictures(request.pictures, model.preprocess)
+    else:
+        pictures = images.pictures(max(4, len(queries)))
     context = {
         **facts(),
-        "data": redacted(str(data)),
-        "split": chosen.split,
-        "bad_images": chosen.bad,
-        "similarity_images": similarity_images,
-        "queries": places,
-        "threads": threads,
+        "data": redacted(str(request.data)),
+        "split": images.split,
+        "bad_images": images.bad,
+        "similarity_images": request.similarity_images,
+        "queries": queries,
+        "threads": request.threads,
     }
-    name = subject.model_file.architecture.name if subject.model_file else model
-    publish = _publisher(out, lambda found: redundancy_page(found, context))
-    with torch_threads(threads):
-        found: Studied = study_heads(
-            name, subject, chosen, similarity_images, tolerance, shown, places, threads, told, publish
-        )
-    return publish(found)
+    name = model.model_file.architecture.name if model.model_file else request.model
+    publish = _publisher(request.out, lambda result: redundancy_page(result, context))
+    with torch_threads(request.threads):
+        return publish(study_heads(name, model, images, request, pictures, queries, progress, publish))
 
 
 def comparison(
-    name: str,
-    out: Path,
-    *,
-    size: str | None = None,
-    how: SpeedOptions | None = None,
-    training: Training | None = None,
-    told: Progress = lambda what, done, total: None,
-    reporter: Reporter | None = None,
+    name: str, request: ComparisonRequest, progress: Progress = _ignore, reporter: Reporter | None = None
 ) -> Written:
-    """`macro`, `ablation` or `designs`, at the paper's size or another.
+    """Run `macro`, `ablation` or `designs`.
 
     Raises:
-        InputError: What cannot be measured here, or data that cannot be trained on.
-        KeyboardInterrupt: Ctrl-C; the report holds what was known, and the same call goes on.
+        InputError: Something cannot be measured here, or the data cannot be trained on.
+        KeyboardInterrupt: Ctrl-C. The report holds all results so far; the same call resumes.
     """
-    plan = COMPARISONS[name](size) if size else COMPARISONS[name]()
-    how = how or SpeedOptions()
-    publish = _publisher(out, lambda found: compared_page(found, about(found.how.device)))
-    found: Compared = compare(plan, how, training, out, told, reporter, publish)
-    return publish(found)
+    plan = COMPARISONS[name](request.size) if request.size else COMPARISONS[name]()
+    publish = _publisher(request.out, lambda result: comparison_page(result, about(result.speed.device)))
+    training = Training.requested(request.accuracy, request.speed.device, request.seeds)
+    return publish(run_comparison(plan, request, training, progress, reporter, publish))
 
 
-def breakdown(
-    models: Sequence[str],
-    out: Path,
-    *,
-    engines: Sequence[str] = (),
-    batch_size: int = 16,
-    image_size: int | None = None,
-    threads: int | None = None,
-    told: Progress = lambda what, done, total: None,
-) -> Written:
-    """Time by kind of operation; a variant of SHViT is shown beside its multi-head sister.
+def breakdown(request: BreakdownRequest, progress: Progress = _ignore) -> Written:
+    """Time by kind of operation. A single variant of SHViT is shown next to its multi-head version.
 
-    An engine that fails on a network costs the others nothing.
+    An engine that fails on a network does not stop the others.
 
     Raises:
-        InputError: No such model, or an engine that cannot be looked into.
+        InputError: No such model, or the engine has no profiler.
     """
-    if batch_size < 1:
-        raise InputError(f"--batch-size must be at least 1, got {batch_size}")
-    check_threads(threads, "cpu")
-    names, chosen = list(dict.fromkeys(models)), able(engines)
+    check_at_least(1, batch_size=request.batch_size)
+    check_threads(request.threads, "cpu")
+    names, engines = list(dict.fromkeys(request.models)), profilers(request.engines)
     if len(names) == 1 and names[0] in VARIANTS:
         names.append(f"study/{names[0].removeprefix('shvit_')}-multi-head")
-    opened = {name: need_model_file(name, image_size) for name in names}
+    opened = {name: need_model_file(name, request.image_size) for name in names}
     layers = {name: _attention(model.model) for name, model in opened.items()}
     rows: list[Breakdown] = []
     omitted: list[str] = []
-    publish = _publisher(out, lambda found: breakdown_page(found, layers, omitted, {**facts(), "threads": threads}))
-    for done, (name, engine) in enumerate(product(opened, chosen)):
-        told(f"{name}, {engine}", done, len(opened) * len(chosen))
+    context = {**facts(), "threads": request.threads}
+    publish = _publisher(request.out, lambda result: breakdown_page(result, layers, omitted, context))
+    for done, (name, engine) in enumerate(product(opened, engines)):
+        progress(f"{name}, {engine}", done, len(opened) * len(engines))
         try:
             with as_failure():
-                rows.append(measure_breakdown(opened[name], engine, batch_size, threads, name))
+                rows.append(time_breakdown(opened[name], engine, request.batch_size, request.threads, name))
         except Failure as failure:
             omitted.append(f"{name}, {engine}: {failure}")
         publish(rows)
@@ -152,60 +121,45 @@ def breakdown(
 
 
 def _attention(network: nn.Module) -> tuple[str, ...]:
-    """Paths of the attention layers' modules; none where the network has no attention."""
+    """Names of the attention layers' modules. Empty for a network without attention."""
     try:
         layers = attention_layers(network)
     except InputError:
         return ()
-    inside = {id(layer.module) for layer in layers}
-    names = (name for name, module in network.named_modules() if id(module) in inside)
-    return tuple(names)
+    attention = {id(layer.module) for layer in layers}
+    return tuple(name for name, module in network.named_modules() if id(module) in attention)
 
 
-def resolution(
-    models: Sequence[str],
-    out: Path,
-    *,
-    sizes: Sequence[int] = (),
-    how: SpeedOptions | None = None,
-    data: str | None = None,
-    training: Training | None = None,
-    workers: int = 2,
-    told: Progress = lambda what, done, total: None,
-    reporter: Reporter | None = None,
-) -> Written:
-    """Latency and accuracy against size.
+def resolution(request: ResolutionRequest, progress: Progress = _ignore, reporter: Reporter | None = None) -> Written:
+    """Latency and accuracy against image size.
 
     Raises:
         InputError: A model, engine, size or data that cannot be used.
-        KeyboardInterrupt: Ctrl-C; the report holds what was known, and the same call goes on.
+        KeyboardInterrupt: Ctrl-C. The report holds all results so far; the same call resumes.
     """
-    how = how or SpeedOptions()
-    publish = _publisher(out, lambda found: resolution_page(found, about(found.how.device)))
-    found: AgainstSize = against_size(
-        models or MODELS, sizes or SIZES, how, data, training, out, told, reporter, workers, publish
-    )
-    return publish(found)
+    publish = _publisher(request.out, lambda result: resolution_page(result, about(result.speed.device)))
+    training = Training.requested(request.accuracy, request.speed.device)
+    return publish(measure_resolution(request, training, progress, reporter, publish))
 
 
-def _publisher(out: Path, page: Callable[[Any], Report]) -> Callable[[Any], Any]:
-    """Writes the report of what is known so far, and returns it."""
+def _publisher(out: Path, page: Callable[[Any], StudyReport]) -> Callable[[Any], Written]:
+    """A function that writes the report of the results so far, and returns it."""
 
-    def publish(found: Any) -> Written:
-        report = page(found)
-        return report, write(report, out)
+    def publish(result: Any) -> Written:
+        report = page(result)
+        return report, save_report(report, out)
 
     return publish
 
 
-def _place(text: str) -> tuple[float, float]:
-    """X,Y as shares of the image."""
+def _query(text: str) -> tuple[float, float]:
+    """Parse X,Y, given as fractions of the image."""
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError:
         x = y = -1.0
     if not (0 <= x < 1 and 0 <= y < 1):
         raise InputError(
-            f"--queries are places X,Y as shares of the image from 0 to below 1, such as 0.5,0.25; got {text!r}"
+            f"--queries must be points X,Y, as fractions of the image from 0 to below 1, such as 0.5,0.25; got {text!r}"
         )
     return x, y

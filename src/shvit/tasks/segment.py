@@ -40,7 +40,7 @@ class Segment(Detect):
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Segment":
         """The task to train, with BatchNorms frozen and proposals sampled as in the recipe."""
-        return cls(classes, recipe.frozen_norms, recipe.regions)
+        return cls(classes, recipe.frozen_norms, recipe.proposals)
 
     def ready(self, network: Any) -> None:
         """Freeze BatchNorms of the backbone, and set the number of proposals."""

@@ -1,61 +1,60 @@
-"""Fits a recipe to the data: a budget smaller than the published one needs other settings. Imports no torch."""
+"""Adapts a recipe to smaller datasets and fewer epochs than the published ones. Imports no torch."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .recipe import RECIPES, TASK_RECIPES, Recipe, small
+from .recipe import OBJECT_TASKS, Recipe
+from .recipes import RECIPES, TASK_RECIPES, small
 
 PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
-"""Training images of ImageNet-1K, and the share of its budget from which a recipe stays as it was published."""
+"""Training images of ImageNet-1K, and the fraction of its budget from which a recipe stays as published."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
-"""Up to the first, an image is seen too seldom for strong augmentation to pay; from the second on, it pays in full."""
-ENOUGH_STEPS, LEAST_BATCH, LEAST_OBJECTS = 1400, 32, 4
-"""With fewer optimizer steps than the first a smaller batch learns more, down to the second, or the third of a
-detector; below, only for want of images."""
-MUON_EPOCHS, MUON_SIDE = 30, 128
-"""Muon learns more than AdamW in at most so many epochs. Its steps cost the same at every image size, so images need at
-least so many pixels a side."""
-AVERAGED_SHARE = 0.02
-"""Share of the run over which the weights are averaged."""
+"""Epochs up to which augmentation is light, and from which it has its full strength."""
+ENOUGH_STEPS, MIN_BATCH, MIN_OBJECT_BATCH = 1400, 32, 4
+"""With fewer optimizer steps than the first, the batch size is halved, down to the second (the third for detectors)."""
+MUON_EPOCHS, MUON_SIZE = 30, 128
+"""Muon is used for at most so many epochs, and from this image size: its steps cost the same at every size."""
+EMA_SHARE = 0.02
+"""Fraction of the run that the EMA averages over."""
 
 
 def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_size: int | None = None) -> Recipe:
-    """The recipe for this many training images; `choices` lists what it changes, and why.
+    """Adapt a recipe to a number of training images. `choices` lists the changes with their reasons.
 
-    `rate_batch` stays the recipe's, so that a learning rate means the same whether it was fitted or named.
+    `lr_batch` is kept, so a learning rate means the same whether it was fitted or set by the user.
 
     Args:
-        recipe: Written for the budget it was published with: for classifiers, ImageNet-1K's 1.28 million images.
-        images: Training images there are.
-        named: Fields that the user set, which stay as they are.
-        image_size: Side of the images in pixels, for a recipe that has none. Default: at least 128.
+        recipe: The recipe for its published budget: 1.28 million images for classifiers.
+        images: Number of training images.
+        named: Fields that the user set. They are kept.
+        image_size: Image size in pixels, for a recipe without one. Default: at least 128.
     """
-    if recipe.name in TASK_RECIPES["detect"]:
+    if any(recipe.name in TASK_RECIPES[task] for task in OBJECT_TASKS):
         changes = _fit_objects(recipe, images, named)
     else:
-        changes = _fit_labels(recipe, images, named, recipe.image_size or image_size or MUON_SIDE)
+        changes = _fit_labels(recipe, images, named, recipe.image_size or image_size or MUON_SIZE)
     return replace(recipe, **{key: value for key, value in changes.items() if key not in named})
 
 
 def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
-    """What a small budget changes; nothing from half of the published budget on."""
+    """The changes for a small budget. None from half of the published budget."""
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}
-    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, LEAST_BATCH, 2)
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_BATCH, 2)
     changes: dict[str, Any] = {"batch_size": batch}
     muon = batch < published.batch_size and _takes_muon(recipe, named, image_size)
     if muon:
         changes |= {"optimizer": "muon", "schedule": "linear"}
     if batch < published.batch_size:
-        # the learning rate goes with the root of the batch; the values at 64 are what was run to the end (LOG.md)
+        # proportional to the square root of the batch size; the values at 64 were measured in full runs (LOG.md)
         at_64 = 4e-3 if muon else 3e-3
-        share = published.effective_rate / Recipe().effective_rate
+        share = published.effective_lr / Recipe().effective_lr
         changes |= {
-            **_rate(recipe, min(4e-3, at_64 * math.sqrt(batch / 64)) * share, batch),
-            **_average(recipe, images, batch),
+            **_lr(recipe, min(4e-3, at_64 * math.sqrt(batch / 64)) * share, batch),
+            **_ema(recipe, images, batch),
             "weight_decay": 2 * recipe.weight_decay,
             "clip": 0.0,
         }
@@ -78,74 +77,75 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: 
 
 
 def _takes_muon(recipe: Recipe, named: frozenset[str], image_size: int) -> bool:
-    """Whether Muon is named or pays: it was measured for networks that start from fresh weights."""
+    """Whether the user chose Muon, or it is better. It was measured on networks with new weights only."""
     if recipe.name != "scratch":
         return False
     if "optimizer" in named:
         return recipe.optimizer == "muon"
-    return recipe.epochs <= MUON_EPOCHS and image_size >= MUON_SIDE
+    return recipe.epochs <= MUON_EPOCHS and image_size >= MUON_SIZE
 
 
 def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
-    """`small` with smaller batches where there would be few steps; `coco_1x` stays as it was published."""
+    """Smaller batches for `small` if there would be few steps. `coco_1x` stays as published."""
     if recipe.name != "small":
         return {}
-    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, LEAST_OBJECTS, 1)
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_OBJECT_BATCH, 1)
     published = small()
     return {
         "batch_size": batch,
-        **_rate(recipe, published.effective_rate * math.sqrt(batch / published.batch_size), batch),
-        **_average(recipe, images, batch),
+        **_lr(recipe, published.effective_lr * math.sqrt(batch / published.batch_size), batch),
+        **_ema(recipe, images, batch),
         "warmup_epochs": min(recipe.warmup_epochs, 0.1 * recipe.epochs),
     }
 
 
-def _batch(recipe: Recipe, images: int, least: int, batches: int) -> int:
-    """Halved for the sake of steps, down to `least`; below, until an epoch has so many batches."""
+def _batch(recipe: Recipe, images: int, minimum: int, batches: int) -> int:
+    """The batch size, halved down to `minimum` for more steps, then further until an epoch has so many batches."""
     batch = recipe.batch_size
-    while batch > least and images * recipe.epochs < ENOUGH_STEPS * batch:
+    while batch > minimum and images * recipe.epochs < ENOUGH_STEPS * batch:
         batch //= 2
     while batch > batches and images < batches * batch:
         batch //= 2
     return batch
 
 
-def _rate(recipe: Recipe, effective: float, batch: int) -> dict[str, Any]:
-    return {"rate": effective * recipe.rate_batch / batch}
+def _lr(recipe: Recipe, effective: float, batch: int) -> dict[str, Any]:
+    return {"lr": effective * recipe.lr_batch / batch}
 
 
-def _average(recipe: Recipe, images: int, batch: int) -> dict[str, Any]:
+def _ema(recipe: Recipe, images: int, batch: int) -> dict[str, Any]:
     if not recipe.ema:
         return {}
-    steps = AVERAGED_SHARE * max(1, images // batch) * recipe.epochs
+    steps = EMA_SHARE * max(1, images // batch) * recipe.epochs
     return {"ema": min(recipe.ema, 1 - 1 / max(10.0, steps)), "ema_warmup": True}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A setting that is not the published one because of the data or the number of epochs."""
+    """A setting that differs from the published one because of the dataset or the number of epochs."""
 
     field: str
-    """Of the recipe; the learning rate comes as `effective_rate`."""
+    """Field of the recipe. For the learning rate: `effective_lr`."""
     published: Any
     used: Any
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
 
 def choices(published: Recipe, fitted: Recipe, images: int, named: Iterable[str] = ()) -> tuple[Choice, ...]:
-    """What `fit` chose, and why; settings of one reason follow one another.
+    """The changes that `fit` made, and their reasons. Settings with the same reason are adjacent.
 
     Args:
-        published: The recipe as it was published, for the same network.
-        fitted: What became of it.
-        images: Training images there are.
-        named: Fields that the user set, which nobody chose.
+        published: The published recipe for the same network.
+        fitted: The result of `fit`.
+        images: Number of training images.
+        named: Fields that the user set. They are not listed.
     """
     before, after = published.to_dict(), fitted.to_dict()
-    hidden = {*named, *(["effective_rate"] if "rate" in named else [])}
+    hidden = {*named, *(["effective_lr"] if "lr" in named else [])}
     return tuple(
         Choice(name, before[name], after[name], reason)
         for names, reason in _reasons(published, fitted, images)
@@ -155,41 +155,34 @@ def choices(published: Recipe, fitted: Recipe, images: int, named: Iterable[str]
 
 
 def _reasons(published: Recipe, fitted: Recipe, images: int) -> list[tuple[tuple[str, ...], str]]:
-    """Fields, and why `fit` changes them."""
+    """Fields, and the reason why `fit` changes them."""
     passes = f"{images:,} images x {fitted.epochs} epochs"
     steps = images * fitted.epochs // published.batch_size
-    least = LEAST_OBJECTS if published.name == "small" else LEAST_BATCH
-    halved = f"halved until there are {ENOUGH_STEPS:,}, but not below {least}"
-    if fitted.batch_size < least:
+    minimum = MIN_OBJECT_BATCH if published.name == "small" else MIN_BATCH
+    halved = f"halved until there are {ENOUGH_STEPS:,}, but not below {minimum}"
+    if fitted.batch_size < minimum:
         halved = f"halved until {images:,} images fill a batch"
     averaged = round(1 / (1 - fitted.ema)) if fitted.ema < 1 else 0
+    warmup = "a tenth of the epochs"
+    if fitted.optimizer != "muon":
+        warmup = "shortened in proportion to the epochs, and to at most a tenth of them"
+    augmentation = "repeats crop_min interpolation rand_augment color_jitter mixup cutmix random_erasing"
     return [
         (("batch_size",), f"{passes} give only {steps:,} steps of {published.batch_size:,}; {halved}"),
         (
             ("optimizer", "schedule"),
-            f"Muon with a linear schedule learns more than AdamW in up to {MUON_EPOCHS} epochs from fresh weights",
+            f"Muon with a linear schedule learns more than AdamW in up to {MUON_EPOCHS} epochs from new weights",
         ),
-        (("effective_rate",), f"goes with the root of the batch size; --rate is for {fitted.rate_batch} images"),
-        (("weight_decay", "clip"), "twice the decay and no clipping with smaller batches"),
-        (("ema", "ema_warmup"), f"the average covers about {averaged} steps, {AVERAGED_SHARE:.0%} of the run"),
         (
-            ("warmup_epochs",),
-            "a tenth of the epochs"
-            if fitted.optimizer == "muon"
-            else "as many times fewer as the epochs, and a tenth of them at most",
+            ("effective_lr",),
+            f"proportional to the square root of the batch size; --lr is for {fitted.lr_batch} images",
         ),
-        (("schedule_by",), "few epochs: the learning rate changes at each step"),
+        (("weight_decay", "clip"), "twice the weight decay and no clipping with smaller batches"),
+        (("ema", "ema_warmup"), f"the EMA averages over about {averaged} steps, {EMA_SHARE:.0%} of the run"),
+        (("warmup_epochs",), warmup),
+        (("schedule_by",), "few epochs: the learning rate changes at every step"),
         (
-            (
-                "repeats",
-                "crop_min",
-                "interpolation",
-                "rand_augment",
-                "color_jitter",
-                "mixup",
-                "cutmix",
-                "random_erasing",
-            ),
-            f"{fitted.epochs} epochs show an image too seldom for the full augmentation, which takes {FULL_EPOCHS}",
+            tuple(augmentation.split()),
+            f"{fitted.epochs} epochs are too few for the full augmentation, which needs {FULL_EPOCHS}",
         ),
     ]

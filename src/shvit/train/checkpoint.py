@@ -1,4 +1,4 @@
-"""What the next step depends on, on disk: `state.pt`. For resuming alone; using a model never needs it."""
+"""Checkpoints: everything needed to resume a run, in `state.pt`. Using a model does not need them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -10,55 +10,68 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import replacing
 
 NEWEST, PREVIOUS = "state.pt", "state.previous.pt"
 NAMES = NEWEST, PREVIOUS
+"""File names, newest first."""
 
 
-class StateError(InputError):
-    """A state that cannot be read or continued from."""
+class CheckpointError(InputError):
+    """A checkpoint is damaged."""
 
 
 @dataclass
-class State:
-    """Everything but what follows from the recipe's seed, the epoch and the step.
+class Checkpoint:
+    """Everything that the next step depends on and that the recipe's seed, the epoch and the step do not determine.
 
-    These are the rate of the schedule, the order of the images, and every random choice: `loader.seeded` sets the
-    generators anew for each image and each step, so that there are no states of generators to keep.
+    They determine the learning rate, the order of the images and all random numbers: `loader.seeded` sets the random
+    generators for each image and each step, so a checkpoint contains no generator state.
     """
 
     epoch: int
-    """The epoch in progress, from 0."""
+    """Completed epochs."""
     step: int
-    """Steps done in it."""
+    """Completed steps of the current epoch."""
     processes: int
-    """That trained together."""
+    """Number of training processes."""
     precision: str
-    """They computed in."""
     model: dict[str, Any]
     ema: dict[str, Any] | None
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
-    """Of the loss, in fp16; else empty."""
+    """State of the loss scaler in fp16; otherwise empty."""
     best: float
-    """Of the headline metric so far; -1 before the first evaluation."""
+    """Best headline metric so far; -1 before the first evaluation."""
     best_metrics: dict[str, Any]
     bad_images: dict[int, str]
-    """Of training: place and reason."""
+    """Bad training images: index and reason."""
     bad_val: dict[int, str]
+    """Bad validation images: index and reason."""
     excluded: list[int]
-    """Bad training images that were known when the epoch began, and so are not in its order."""
+    """Bad training images that were known when the epoch began. They are not in its order."""
     loss_sum: float
-    """Over the steps done in the epoch in progress; the mean of all processes."""
+    """Sum of the losses of this epoch's steps, each the mean over all processes."""
     seconds: float
-    """Spent on training and evaluation so far."""
+    """Time spent on training and evaluation so far."""
     fingerprint: str
-    """Of the data."""
+    """Fingerprint of the dataset."""
+
+    def differences(self, processes: int, precision: str) -> list[str]:
+        """Warnings if another number of processes or another precision resumes the run."""
+        warnings = []
+        if self.processes != processes:
+            warnings.append(
+                f"{processes} processes resume a run of {self.processes}: each step uses the same images, but mixes "
+                "and normalizes them differently"
+            )
+        if self.precision != precision:
+            warnings.append(f"the run began in {self.precision} and resumes in {precision}")
+        return warnings
 
     def save(self, folder: Path) -> None:
-        """Write state.pt, whole or not at all, and keep the one that was there as state.previous.pt."""
+        """Write state.pt atomically, and keep the previous one as state.previous.pt."""
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         newest, previous = (folder / name for name in NAMES)
         with replacing(newest) as temporary:
@@ -67,11 +80,11 @@ class State:
                 newest.replace(previous)
 
     @classmethod
-    def load(cls, folder: Path) -> tuple["State | None", list[str]]:
-        """The newest sound state, and what is wrong with those that are not; None before the first was written.
+    def load(cls, folder: Path) -> tuple["Checkpoint | None", list[str]]:
+        """The newest intact checkpoint (None if there are no checkpoints), and the errors of damaged ones.
 
         Raises:
-            StateError: There are states, and none is sound.
+            CheckpointError: All checkpoints are damaged.
         """
         problems = []
         for path in (folder / name for name in NAMES):
@@ -79,14 +92,14 @@ class State:
                 continue
             try:
                 return cls._read(path), problems
-            except StateError as error:
+            except CheckpointError as error:
                 problems.append(str(error))
         if problems:
-            raise StateError(f"nothing to resume from: {'; '.join(problems)}")
+            raise CheckpointError(f"nothing to resume from: {'; '.join(problems)}")
         return None, []
 
     @classmethod
-    def _read(cls, path: Path) -> "State":
+    def _read(cls, path: Path) -> "Checkpoint":
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             if content.pop("digest") != _digest(content):
@@ -102,8 +115,8 @@ class State:
             AttributeError,
             UnpicklingError,
         ) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise StateError(f"{path} is damaged ({reason})") from None
+            reason = one_line(error, first=True)
+            raise CheckpointError(f"{path} is damaged ({reason})") from None
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -114,7 +127,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _pieces(value: Any) -> Iterator[bytes | memoryview]:
-    """All that a nested value holds, as bytes, in one order."""
+    """The content of a nested value as bytes, in a fixed order."""
     if isinstance(value, torch.Tensor):
         yield f"{value.dtype} {tuple(value.shape)}\n".encode()
         yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

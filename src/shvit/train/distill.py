@@ -1,4 +1,4 @@
-"""Learning from another network: its answers beside the labels, as one more kind of task."""
+"""Knowledge distillation: training on a teacher's logits as well as the labels."""
 
 import hashlib
 import json
@@ -25,18 +25,18 @@ from .recipe import Recipe
 
 
 class Teacher:
-    """A trained network that is asked about the student's own training images.
+    """A trained network that computes logits for the student's training images.
 
     Args:
-        trained: Any network that knows the student's classes; it may know more.
-        classes: The student's.
-        preprocess: How the student's images are normalised, and their size.
-        device: Where the student is.
-        dtype: What it computes in.
-        cache: Keeps answers, so that none is asked for twice; None asks each time.
+        trained: Any network that knows the student's classes. It may know more.
+        classes: The student's classes.
+        preprocess: The student's image size and normalization.
+        device: The student's device.
+        dtype: Data type of the teacher's forward pass.
+        cache: Stores logits, so that each is computed once. None computes them every time.
 
     Raises:
-        InputError: The teacher does not know a class, or cannot take images of this size.
+        InputError: The teacher does not know a class, or does not take images of this size.
     """
 
     def __init__(
@@ -46,31 +46,31 @@ class Teacher:
         preprocess: Preprocess,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        cache: "AnswerCache | None" = None,
+        cache: "LogitsCache | None" = None,
     ) -> None:
         size = preprocess.image_size
         try:
-            self._places = torch.tensor(match_classes(classes, trained.classes), device=device)
+            self._columns = torch.tensor(match_classes(classes, trained.classes), device=device)
             cost(trained.model, (size, size))
         except InputError as error:
             raise InputError(f"the teacher {trained.architecture.name} cannot teach this student: {error}") from None
         self._network: Any = fuse(trained.model).to(device, memory_format=torch.channels_last)  # pyright: ignore
-        mine, theirs = (
+        own, other = (
             tuple(per_channel(values).to(device) for values in (each.mean, each.std))
             for each in (preprocess, trained.preprocess)
         )
-        self._scale, self._shift = mine[1] / theirs[1], (mine[0] - theirs[0]) / theirs[1]
+        self._scale, self._shift = own[1] / other[1], (own[0] - other[0]) / other[1]
         self._device, self._dtype, self._cache = torch.device(device), dtype, cache
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> Float[Tensor, "b classes"]:
-        """Logits of the student's classes for images that are normalised as the student's."""
+        """Logits of the student's classes for images with the student's normalization."""
         known = self._cache.get(batch) if self._cache else None
         if known is not None:
             return known.to(self._device)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             logits = self._network(images * self._scale + self._shift)
-        logits = logits.float()[:, self._places]
+        logits = logits.float()[:, self._columns]
         return self._cache.put(batch, logits) if self._cache else logits
 
 
@@ -86,21 +86,21 @@ CHANGES_IMAGES = (
     "interpolation",
     "max_pixels",
 )
-"""Fields of a recipe that decide which images there are, and what a view of one looks like."""
+"""Recipe fields that decide which images there are, and what each view looks like."""
 
 
-class AnswerCache:
-    """A teacher's answers on disk, in fp16: one file for each view of the images. Files outlive the run.
+class LogitsCache:
+    """A teacher's logits on disk, in fp16: one file per view of the images. The files outlive the run.
 
     Args:
-        folder: Holds a folder for each combination of all that answers depend on.
-        recipe: How images are augmented.
-        preprocess: Of the student.
-        about: What else answers depend on: the teacher, the data, its classes.
-        images: Training images.
+        folder: Contains a subfolder for each combination of everything that the logits depend on.
+        recipe: The student's recipe; it decides the augmentation.
+        preprocess: The student's preprocessing.
+        about: What else the logits depend on: the teacher, the dataset, its classes.
+        images: Number of training images.
 
     Raises:
-        InputError: The recipe changes images after they were loaded, or repeats them, so no two steps see the same.
+        InputError: The recipe changes images after they are loaded or repeats them, so no two steps see the same image.
     """
 
     def __init__(
@@ -109,75 +109,76 @@ class AnswerCache:
         changing = [name for name in ("mixup", "cutmix", "random_erasing") if getattr(recipe, name)]
         changing += ["repeats"] if recipe.repeats > 1 else []
         if changing:
-            raise InputError(
-                f"a teacher's answers can be kept only without {', '.join(changing)}: set to 0 (repeats: 1)"
-            )
+            flags = " ".join(f"--{name.replace('_', '-')} {int(name == 'repeats')}" for name in changing)
+            raise InputError(f"--teacher-cache requires {flags}: otherwise every step sees different images")
         described = {name: getattr(recipe, name) for name in CHANGES_IMAGES} | preprocess.to_dict() | about
         described["images"] = images
         text = json.dumps(described, indent=2, sort_keys=True)
         self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._shape = images, len(about["classes"])
-        self._view, self._answers = -1, np.empty((0, 0), np.float16)
+        self._view, self._logits = -1, np.empty((0, 0), np.float16)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self._folder / ".lock")
         with self._lock, replacing(self._folder / "about.json") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     def get(self, batch: Batch) -> Float[Tensor, "b classes"] | None:
-        """None unless all of the batch are known."""
-        answers = torch.from_numpy(self._of(batch.view)[batch.indices])
-        return answers.float() if len(batch) and not answers.isnan().any() else None
+        """The logits of a batch. None unless all of them are known."""
+        logits = torch.from_numpy(self._of(batch.view)[batch.indices])
+        return logits.float() if len(batch) and not logits.isnan().any() else None
 
     def put(self, batch: Batch, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """Returns them as `get` will, so that a run that asks and one that remembers are the same."""
+        """Store logits, and return them as `get` will: training is the same with new and with cached logits."""
         rounded = logits.half()
         self._of(batch.view)[batch.indices] = rounded.cpu().numpy()
         return rounded.float()
 
     def _of(self, view: int) -> np.ndarray:
-        """Mapped from the view's file; what is not known is not a number, and so is not mistaken for known."""
+        """The memory-mapped file of a view. Unknown logits are NaN."""
         if view != self._view:
             path = self._folder / f"view-{view:04}.npy"
-            with self._lock:  # another process of this run may be here, too
+            with self._lock:  # other processes of this run use the same file
                 if not path.exists():
                     with replacing(path) as temporary, temporary.open("wb") as file:
                         np.save(file, np.full(self._shape, np.nan, np.float16))
-            self._view, self._answers = view, np.load(path, mmap_mode="r+")
-        return self._answers
+            self._view, self._logits = view, np.load(path, mmap_mode="r+")
+        return self._logits
 
 
 class Distill(Classify):
-    """Classification by a network that also learns what a teacher says: in its second head where it has one.
+    """Classification with a teacher. The student's second head learns from the teacher, if it has one.
 
-    The loss is (1 - share) x the task's own + share x the teacher's: cross-entropy with its first class (hard), or
-    temperature^2 x the Kullback-Leibler divergence from its softened probabilities, a mean over images (soft).
+    The loss is (1 - share) x the task's loss + share x the teacher's loss. The teacher's loss is the cross-entropy with
+    its top class (hard), or temperature^2 x the Kullback-Leibler divergence from its softened probabilities, averaged
+    over images (soft).
 
     Source: H. Touvron et al., "Training data-efficient image transformers & distillation through attention", 2021,
-    section 4; whose code divides the soft term by the number of classes as well, so that it hardly counts.
+    section 4. Its code also divides the soft loss by the number of classes, which makes it almost zero.
     """
 
     def __init__(
         self, task: Classify, teacher: Teacher, kind: str = "hard", share: float = 0.5, temperature: float = 1.0
     ) -> None:
         vars(self).update(vars(task))
-        self._task, self._teacher, self._kind = task, teacher, kind
-        self._share, self._temperature = share, temperature
+        self._teacher, self._kind, self._share, self._temperature = teacher, kind, share, temperature
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        inputs, targets = self._task.augment(images, batch)
+        """Augmented images, and targets: those of the task, and the teacher's logits."""
+        inputs, targets = super().augment(images, batch)
         return inputs, (targets, self._teacher(inputs, batch))
 
     def loss(self, network: Any, images: Tensor, targets: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+        """The weighted sum of both losses."""
         outputs = network(images)
         own, taught = outputs if isinstance(outputs, tuple) else (outputs, outputs)
-        labels, answers = targets
-        from_teacher = self._from_teacher(taught.float(), answers)
+        labels, logits = targets
+        from_teacher = self._teacher_loss(taught.float(), logits)
         return (1 - self._share) * cross_entropy(own, labels) + self._share * from_teacher
 
-    def _from_teacher(
-        self, outputs: Float[Tensor, "b classes"], answers: Float[Tensor, "b classes"]
+    def _teacher_loss(
+        self, outputs: Float[Tensor, "b classes"], logits: Float[Tensor, "b classes"]
     ) -> Float[Tensor, ""]:
         if self._kind == "hard":
-            return F.cross_entropy(outputs, answers.argmax(1))
-        student, teacher = ((logits / self._temperature).log_softmax(1) for logits in (outputs, answers))
+            return F.cross_entropy(outputs, logits.argmax(1))
+        student, teacher = ((each / self._temperature).log_softmax(1) for each in (outputs, logits))
         return self._temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

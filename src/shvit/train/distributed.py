@@ -1,4 +1,4 @@
-"""The processes that train one network together, as torchrun starts them; one process is a world of one."""
+"""Distributed training: the process group that torchrun starts."""
 
 import os
 import time
@@ -14,77 +14,76 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import Failure, InputError, notice
-from ..model.detector import Detector
+from ..errors import Failure, InputError, notice, one_line
 
-LONGEST_START = timedelta(minutes=30)
-"""From the first process's start to the last one's."""
-LONGEST_WAIT = timedelta(hours=2)
-"""For another process. One that is lost is noticed at once; one may read all images of a data set for the others."""
+START_TIMEOUT = timedelta(minutes=30)
+"""Time from the start of the first process to the start of the last one."""
+TIMEOUT = timedelta(hours=2)
+"""Time to wait for another process, which may be reading a whole dataset. A lost process is noticed at once."""
 
 
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 VARIABLES = (*NUMBERS, "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets in the environment of each process."""
+"""Environment variables that torchrun sets for each process."""
 
 
 @dataclass(frozen=True)
-class World:
-    """Which of how many processes this is. Inside `joined`, they can speak to one another."""
+class ProcessGroup:
+    """This process's rank among the training processes. They can communicate inside `connected`."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the processes of this machine: which of its GPUs is this one's."""
+    """Rank among the processes of this machine: the index of its GPU."""
 
     @classmethod
-    def from_environment(cls) -> "World":
-        """As torchrun sets it; one process where nothing is set, or WORLD_SIZE is 1. An empty variable is not set.
+    def from_environment(cls) -> "ProcessGroup":
+        """Read torchrun's variables. A single process if none are set; an empty variable counts as not set.
 
         Raises:
-            InputError: Variables are missing, no whole numbers, or contradict each other.
+            InputError: Variables are missing, are not whole numbers, or contradict each other.
         """
         given = {name: value for name in VARIABLES if (value := os.environ.get(name, "").strip())}
         numbers = {name: _whole(name, given[name]) for name in NUMBERS if name in given}
-        if not numbers:  # MASTER_ADDR and MASTER_PORT alone say only where processes would meet
+        if not numbers:  # MASTER_ADDR and MASTER_PORT alone start nothing
             return cls()
         missing = [name for name in VARIABLES if name not in given]
         if missing and numbers.get("WORLD_SIZE") != 1:
             raise InputError(
-                f"the environment has {', '.join(numbers)}, as for one of several processes, but not "
-                f"{', '.join(missing)}: start training with torchrun, or unset {', '.join(numbers)}"
+                f"the environment has {', '.join(numbers)} of a distributed training, but not {', '.join(missing)}: "
+                f"start it with torchrun, or unset {', '.join(numbers)}"
             )
-        world = cls(numbers.get("RANK", 0), numbers["WORLD_SIZE"], numbers.get("LOCAL_RANK", 0))
-        for name, rank in (("RANK", world.rank), ("LOCAL_RANK", world.local_rank)):
-            if rank >= world.size:
-                raise InputError(f"{name} {rank} in the environment must be below WORLD_SIZE, which is {world.size}")
-        return world
+        group = cls(numbers.get("RANK", 0), numbers["WORLD_SIZE"], numbers.get("LOCAL_RANK", 0))
+        for name, rank in (("RANK", group.rank), ("LOCAL_RANK", group.local_rank)):
+            if rank >= group.size:
+                raise InputError(f"{name} {rank} in the environment must be less than WORLD_SIZE {group.size}")
+        return group
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def device(self, kind: str) -> str:
-        """This process's own of the devices of a kind: `cuda` is `cuda:1` for the second process of a machine.
+        """The device of this process: `cuda` becomes `cuda:1` for the second process of a machine.
 
         Raises:
-            InputError: There are more processes than GPUs, or all are to take the same one.
+            InputError: There are more processes than GPUs, or all would use the same GPU.
         """
         if self.size == 1 or not kind.startswith("cuda"):
             return kind
         if kind != "cuda":
-            raise InputError(f"device {kind} is one GPU for {self.size} processes: --device cuda gives each its own")
+            raise InputError(f"device {kind} is a single GPU for {self.size} processes: use --device cuda")
         if self.local_rank >= (gpus := torch.cuda.device_count()):
-            raise InputError(f"there are more processes than the {gpus} GPUs here: --nproc-per-node {gpus}")
+            raise InputError(f"more processes than the {gpus} GPUs of this machine: use --nproc-per-node {gpus}")
         return f"cuda:{self.local_rank}"
 
     @contextmanager
-    def joined(self, device: str) -> Iterator[None]:
-        """Connected to the others: by NCCL for what lies on GPUs, by Gloo for the rest.
+    def connected(self, device: str) -> Iterator[None]:
+        """Connect to the other processes: with NCCL for GPU tensors and Gloo for everything else.
 
         Raises:
-            Failure: Another process was lost, or did not come.
+            Failure: Another process was lost, or did not start.
         """
         if self.size == 1:
             yield
@@ -93,81 +92,80 @@ class World:
         if on_gpu:
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        group: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": LONGEST_WAIT}
-        if "TORCHELASTIC_RUN_ID" not in os.environ:  # started by hand: the others may be forgotten
-            meet = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            notice(f"process {self.rank} of {self.size} waits for the others at {meet}")
+        group: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": TIMEOUT}
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # started by hand: the other processes may be missing
+            address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            notice(f"process {self.rank} of {self.size} is waiting for the others at {address}")
         try:
             store, _, _ = next(rendezvous("env://"))
-            store = distributed.PrefixStore(_meet(store, self.rank, self.size), store)
+            store = distributed.PrefixStore(_agree_on_name(store, self.rank, self.size), store)
             distributed.init_process_group(backend, store=store, **group)
             yield
         except (distributed.DistBackendError, RuntimeError) as error:
             if isinstance(error, Failure) or not _lost_connection(error):
                 raise
             raise Failure(
-                f"process {self.rank} of {self.size} lost another one ({str(error).splitlines()[0]}); "
-                "the last state is kept"
+                f"process {self.rank} of {self.size} lost the connection to another one "
+                f"({one_line(error, first=True)}); the last checkpoint is kept"
             ) from error
         finally:
             if distributed.is_initialized():
                 distributed.destroy_process_group()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The network whose gradients are the mean over all processes, and whose buffers are those of the first."""
+    def wrap(self, model: nn.Module, unused_parameters: bool) -> nn.Module:
+        """The network with gradients averaged over all processes and the buffers of the first one."""
         if self.size == 1:
             return model
-        spare = isinstance(model, Detector)  # timm's backbones have layers behind the last map that is taken
-        return DistributedDataParallel(model, find_unused_parameters=spare)
+        return DistributedDataParallel(model, find_unused_parameters=unused_parameters)
 
     def without_sync(self, network: Any) -> AbstractContextManager[None]:
-        """Inside, gradients of a wrapped network add up in this process alone."""
+        """In this context, the gradients of a wrapped network accumulate in this process only."""
         return network.no_sync() if self.size > 1 else nullcontext()
 
     def sum(self, *values: float) -> list[float]:
-        """Over all processes."""
+        """The sums over all processes."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         distributed.all_reduce(total)
         return total.tolist()
 
-    def gather(self, thing: Any) -> list[Any]:
-        """Every process's thing, by rank."""
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank."""
         if self.size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.size
-        distributed.all_gather_object(things, thing)
-        return things
+            return [value]
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
 
-    def first(self, make: Callable[[], Any]) -> Any:
-        """What the first process makes, in all of them; or the error that it raises."""
+    def on_main(self, make: Callable[[], Any]) -> Any:
+        """Call `make` in the main process, and return its result (or raise its error) in all processes."""
         if self.size == 1:
             return make()
-        made, error = None, None
-        if self.leads:
+        result, error = None, None
+        if self.is_main:
             try:
-                made = make()
-            except Exception as raised:  # whatever it is, the others wait for it
+                result = make()
+            except Exception as raised:  # the others wait, whatever it is
                 error = raised
-        things = [made, error]
-        distributed.broadcast_object_list(things)
-        if (error := error or things[1]) is not None:
+        outcome = [result, error]
+        distributed.broadcast_object_list(outcome)
+        if (error := error or outcome[1]) is not None:
             raise error
-        return things[0]
+        return outcome[0]
 
-    def begin(self, run: str) -> None:
-        """Tell this process, and those that torchrun may start anew, that a run has begun."""
-        if (store := _launch()) is not None:
+    def mark_begun(self, run: str) -> None:
+        """Record that a run has begun, also for processes that torchrun restarts."""
+        if (store := _agent_store()) is not None:
             store.set(f"begun/{run}", "")
 
     def has_begun(self, run: str) -> bool:
-        """Whether `begin` was told so since torchrun was called."""
-        store = _launch()
+        """Whether `mark_begun` was called since torchrun was started."""
+        store = _agent_store()
         return store is not None and store.check([f"begun/{run}"])
 
     def share_buffers(self, *models: nn.Module) -> None:
-        """Those of the first process, such as the statistics of norms, in all of them."""
+        """Copy the buffers of the first process, such as BatchNorm statistics, to all processes."""
         if self.size > 1:
             for model in models:
                 for buffer in model.buffers():
@@ -176,28 +174,28 @@ class World:
 
 def _whole(name: str, text: str) -> int:
     if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) < 1):
-        least = 1 if name == "WORLD_SIZE" else 0
-        raise InputError(f"{name} in the environment must be a whole number of at least {least}, got {text!r}")
+        minimum = 1 if name == "WORLD_SIZE" else 0
+        raise InputError(f"{name} in the environment must be a whole number of at least {minimum}, got {text!r}")
     return int(text)
 
 
-def _meet(store: distributed.Store, rank: int, size: int) -> str:
-    """A name that all processes of this start have in common, and none of an earlier one.
+def _agree_on_name(store: distributed.Store, rank: int, size: int) -> str:
+    """A name that the processes of this start share, and no process of an earlier start.
 
-    torchrun keeps one store while it starts processes anew, and what processes of an earlier start wrote there, such as
-    their addresses, would be taken for that of the present ones.
+    torchrun keeps its store when it restarts processes. Without a new name, the entries of the earlier processes, such
+    as their addresses, would be mistaken for the current ones.
     """
     if rank > 0:
         mine = uuid4().hex
         store.set(f"hello/{rank}", mine)
-        name = store.get(f"answer/{mine}").decode()  # waits for it
+        name = store.get(f"answer/{mine}").decode()  # blocks until set
         store.set(f"{name}/{rank}", "here")
         return name
     name, missing = uuid4().hex, set(range(1, size))
-    deadline = time.monotonic() + LONGEST_START.total_seconds()
+    deadline = time.monotonic() + START_TIMEOUT.total_seconds()
     while missing:
         if time.monotonic() > deadline:
-            raise Failure(f"processes {', '.join(map(str, sorted(missing)))} of {size} did not come")
+            raise Failure(f"processes {', '.join(map(str, sorted(missing)))} of {size} did not start")
         for other in list(missing):
             if store.check([f"hello/{other}"]):
                 store.set(f"answer/{store.get(f'hello/{other}').decode()}", name)
@@ -207,8 +205,8 @@ def _meet(store: distributed.Store, rank: int, size: int) -> str:
     return name
 
 
-def _launch() -> distributed.Store | None:
-    """torchrun's own store, which outlives the processes that it starts; None where there is none."""
+def _agent_store() -> distributed.Store | None:
+    """torchrun's own store, which outlives the processes that it starts. None without torchrun."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     return next(rendezvous("env://"))[0]

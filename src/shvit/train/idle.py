@@ -1,4 +1,4 @@
-"""Settings that have no effect beside others: refused where the user names them. Imports no torch."""
+"""Settings without effect: refused if the user gives them. Imports no torch."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,40 +7,35 @@ from .recipe import Recipe
 
 IDLE: tuple[tuple[tuple[str, ...], Callable[[Recipe, bool], bool], str], ...] = (
     (
-        ("min_rate", "cooldown_epochs", "schedule_by"),
+        ("min_lr", "cooldown_epochs", "schedule_by"),
         lambda recipe, _: recipe.schedule == "step",
         "with --schedule step",
     ),
-    (("min_rate",), lambda recipe, _: recipe.min_rate > recipe.effective_rate, "above the effective learning rate"),
-    (
-        ("warmup_rate",),
-        lambda recipe, _: recipe.warmup_rate > recipe.effective_rate,
-        "above the effective learning rate",
-    ),
-    (("warmup_rate",), lambda recipe, _: not recipe.warmup_epochs, "with --warmup-epochs 0"),
+    (("min_lr",), lambda recipe, _: recipe.min_lr > recipe.effective_lr, "above the effective learning rate"),
+    (("warmup_lr",), lambda recipe, _: recipe.warmup_lr > recipe.effective_lr, "above the effective learning rate"),
+    (("warmup_lr",), lambda recipe, _: not recipe.warmup_epochs, "with --warmup-epochs 0"),
     (
         ("distillation", "distillation_share", "temperature"),
         lambda recipe, _: recipe.teacher is None,
-        "without a --teacher",
+        "without --teacher",
     ),
     (("temperature",), lambda recipe, _: recipe.distillation == "hard", "with --distillation hard"),
     (("ema_warmup",), lambda recipe, _: not recipe.ema, "with --ema 0"),
     (
         ("color_jitter",),
         lambda recipe, _: bool(recipe.color_jitter and recipe.rand_augment),
-        "with RandAugment: give --rand-augment 0 as well",
+        "with RandAugment: add --rand-augment 0",
     ),
-    (("val_share",), lambda _, drawn: not drawn, "on data that has validation images of its own"),
+    (("val_share",), lambda _, drawn: not drawn, "on a dataset with its own validation split"),
 )
-"""Fields; whether none of them has an effect, of a recipe and of data whose validation images are drawn or not; and how
-to say so."""
+"""Fields, whether they have no effect (for a recipe, and a drawn validation split or not), and the reason."""
 
 
 def refuse_idle(recipe: Recipe, named: Iterable[str], drawn: bool = True) -> None:
-    """Raises InputError where a field that the user named has no effect.
+    """Raises InputError if a setting that the user gave has no effect.
 
     Args:
-        recipe: As it will be used.
+        recipe: The final recipe.
         named: Fields that the user set.
         drawn: Whether the validation images are drawn from the training images.
     """

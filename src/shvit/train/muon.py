@@ -1,7 +1,7 @@
 """Muon: orthogonalized momentum for matrices, AdamW for all other parameters.
 
-timm's and torch's versions orthogonalize in bf16 on every device, which takes longer than the network itself on
-processors without bf16 instructions. Here the data type is a parameter.
+timm's and torch's versions orthogonalize in bf16 on every device. On processors without bf16 instructions, this takes
+longer than the network itself. Here, the data type is a parameter.
 """
 
 import math
@@ -17,18 +17,18 @@ COEFFICIENTS = (
     (3.9505, -6.3029, 2.6377),
     (2.8366, -3.0525, 1.2012),
 )
-"""Of three Newton-Schulz iterations: the first two and the last of timm's five, each a tenth of a training step."""
+"""Newton-Schulz coefficients: the first two and the last of timm's five iterations. Each costs a tenth of a step."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Matrices (and convolutions, taken as matrices of output channels) by Muon, vectors by AdamW.
+    """Muon for matrices (and convolutions, as matrices with a row per output channel), AdamW for vectors.
 
     Args:
-        groups: Parameter groups, each with its own `weight_decay`, as torch's optimisers take them.
-        lr: Learning rate of both; a Muon step is scaled to the size that an AdamW step has.
-        weight_decay: For groups that name none.
-        momentum: Of Muon, in Nesterov's form.
-        betas: Of AdamW.
+        groups: Parameter groups, each with its own `weight_decay`, as for torch's optimizers.
+        lr: Learning rate of both. Muon steps are scaled to the size of AdamW steps.
+        weight_decay: For groups without their own.
+        momentum: Nesterov momentum of Muon.
+        betas: Coefficients of AdamW.
         dtype: Data type to orthogonalize in; default: that of the gradients.
 
     Source: K. Jordan et al., "Muon", 2024; the scale: J. Liu et al., "Muon is scalable for LLM training", 2025.
@@ -48,6 +48,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Updates all parameters that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -75,7 +76,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Float[Tensor, "m n"], dtype: torch.dtype | None = None) -> Float[Tensor, "m n"]:
-    """Approximately U V^T of the singular value decomposition U S V^T: all but tiny singular values become about 1.
+    """Approximate U V^T of the singular value decomposition U S V^T: singular values become about 1, unless tiny.
 
     Args:
         matrix: Any matrix.

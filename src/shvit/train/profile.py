@@ -1,4 +1,4 @@
-"""What holds training back on this machine: reading images, or computing with them."""
+"""Whether data loading or computing limits the training speed on this machine."""
 
 import time
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from .bad_images import TrainError
 from .loop import Trainer
 
 STEPS = 10
-"""Timed; two more before them are not."""
+"""Timed steps. Two steps before them are not timed."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Training images a second, of all processes, at the recipe's batch and augmentation."""
+    """Throughput in training images per second over all processes, at the recipe's batch size and augmentation."""
 
     data: float
-    """That the loader gives while nothing is computed."""
+    """Data loading alone."""
     compute: float
-    """That the network learns from while nothing is read."""
+    """Training steps alone."""
     together: float
-    """As they are in training."""
+    """Both, as in training."""
     data_wait: float
-    """Share of the time in training that goes by waiting for data."""
+    """Fraction of the training time spent waiting for data."""
     workers: int
     batch_size: int
     compiled: bool
@@ -35,35 +35,36 @@ class Profile:
 
     @property
     def bottleneck(self) -> Literal["data", "compute"]:
-        """The slower of the two."""
+        """The slower one of data loading and computing."""
         return "data" if self.data < self.compute else "compute"
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {**asdict(self), "bottleneck": self.bottleneck}
 
 
-def profile(trainer: Trainer, workers: int) -> Profile:
-    """Times some steps. The trainer's network is changed by them; nothing is written."""
+def measure(trainer: Trainer, workers: int) -> Profile:
+    """Time a few training steps. They change the trainer's network. Writes nothing."""
     trainer.task.ready(trainer.model.train())
     size, pieces = trainer.recipe.batch_size, trainer.recipe.accumulate
     steps = _steps(trainer, pieces)
     waited = 0.0
 
-    def learn(step: list[Batch]) -> None:
+    def compute_step(step: list[Batch]) -> None:
         trainer.train_step(step)
         if trainer.device.type == "cuda":
             torch.cuda.synchronize(trainer.device)
 
     def both() -> None:
         nonlocal waited
-        asked = time.perf_counter()
+        started = time.perf_counter()
         step = next(steps)
-        waited += time.perf_counter() - asked
-        learn(step)
+        waited += time.perf_counter() - started
+        compute_step(step)
 
     step = next(steps)
-    compute = _seconds(lambda: learn(step))
-    for _ in range(2 * workers):  # what was read ahead meanwhile
+    compute = _seconds(lambda: compute_step(step))
+    for _ in range(2 * workers):  # discard the prefetched batches
         next(steps)
     data = _seconds(lambda: next(steps))
     for _ in range(2):
@@ -83,7 +84,7 @@ def profile(trainer: Trainer, workers: int) -> Profile:
 
 
 def _steps(trainer: Trainer, pieces: int) -> Iterator[list[Batch]]:
-    """Without end. Steps without usable images are left out."""
+    """Endless steps. Skips those without usable images."""
     epoch = 0
     while True:
         batches, usable = trainer.train_loader.epoch(epoch), 0
@@ -92,12 +93,12 @@ def _steps(trainer: Trainer, pieces: int) -> Iterator[list[Batch]]:
                 usable += 1
                 yield step
         if not usable:
-            raise TrainError("no step of an epoch has images that can be used")
+            raise TrainError("no step of an epoch has usable images")
         epoch += 1
 
 
 def _seconds(work: Any, warm_up: int = 2) -> float:
-    """Of so many calls."""
+    """Seconds for `STEPS` calls."""
     for _ in range(warm_up):
         work()
     started = time.perf_counter()

@@ -1,20 +1,20 @@
-"""How long a run still takes."""
+"""Estimate of the remaining time."""
 
 import time
 from collections.abc import Callable
 
 
 class TimeLeft:
-    """Estimated from the steps and the epochs' ends of this sitting; the first step, which may compile, is left out.
+    """Estimates the remaining time from the steps and epoch ends since the start. Ignores the first step (compilation).
 
-    An epoch's end is all from its last step to the next epoch: evaluation, and what is written.
+    The end of an epoch is everything between its last step and the next epoch: evaluation and writing files.
 
     Args:
-        epochs: Of the whole run.
-        steps: Of an epoch.
-        eval_every: Epochs from one evaluation to the next.
-        eval_steps: How many steps an evaluation is likely to take as long as, until one was seen.
-        clock: Gives seconds.
+        epochs: Epochs of the whole run.
+        steps: Steps of an epoch.
+        eval_every: Epochs between evaluations.
+        eval_steps: Duration of an evaluation, in steps. Used until the first one was measured.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TimeLeft:
         self._ends: dict[bool, float] = {}
 
     def step(self) -> None:
-        """A step has ended."""
+        """Call after each step."""
         seconds = self._lap()
         if self._first is None:
             self._first = seconds
@@ -40,21 +40,21 @@ class TimeLeft:
             self._count, self._seconds = self._count + 1, self._seconds + seconds
 
     def end(self, epoch: int) -> None:
-        """This epoch, counted from 1, has ended."""
+        """Call at the end of each epoch; `epoch` counts from 1."""
         self._ends[self._evaluates(epoch)] = self._lap()
 
     @property
     def measured(self) -> bool:
-        """Whether a step was timed that does not compile."""
+        """Whether any step after the first one was measured."""
         return self._count > 0
 
     def seconds(self, epoch: int, step: int) -> float:
-        """From after this many whole epochs and steps of the next one."""
-        a_step = self._seconds / self._count if self._count else self._first or 0.0
-        left = ((self._epochs - epoch) * self._steps - step) * a_step
+        """Remaining seconds after `epoch` epochs and `step` steps of the next one."""
+        step_seconds = self._seconds / self._count if self._count else self._first or 0.0
+        left = ((self._epochs - epoch) * self._steps - step) * step_seconds
         for number in range(epoch + 1, self._epochs + 1):
             evaluates = self._evaluates(number)
-            left += self._ends.get(evaluates, a_step * self._eval_steps if evaluates else 0.0)
+            left += self._ends.get(evaluates, step_seconds * self._eval_steps if evaluates else 0.0)
         return left
 
     def _evaluates(self, epoch: int) -> bool:

@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, and the SIGTERM that clusters send before they take a machine away."""
+"""Stop signals: Ctrl-C, and the SIGTERM that clusters send before they take a machine away."""
 
 import signal
 import threading
@@ -8,17 +8,20 @@ from typing import Any
 
 
 @contextmanager
-def on_stop_signal(ask: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """Inside, the first SIGINT or SIGTERM calls `ask` instead of ending the program; a second SIGINT ends it."""
+def on_stop_signal(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
+    """In this context, the first SIGINT or SIGTERM calls `stop` instead of ending the program. A second SIGINT ends it.
+
+    Does nothing outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def heed(number: int, frame: Any) -> None:
+    def handle(number: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        ask(signal.Signals(number))
+        stop(signal.Signals(number))
 
-    before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ...errors import Failure, InputError
-from ...files import check_folder, replacing, write_csv
+from ...files import check_folder, replacing, write_csv, write_json
 from ..decode import BadImage, decode, is_plain_jpeg
 from ..identity import of_image
 from ..sources import INDEX, UNFINISHED, Dataset, Split, open_source
@@ -194,8 +194,7 @@ def _claim(out: Path, made: dict[str, Any]) -> None:
         if out.exists() and any(child.name != UNFINISHED for child in out.iterdir()):
             raise InputError(f"{out} is not empty and no run of shvit shard: give another --out")
         plan.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(plan) as temporary:
-            temporary.write_text(json.dumps({"made": made}) + "\n", encoding="utf-8")
+        write_json(plan, {"made": made}, indent=None)
     elif begun != made:
         keys = [key for key in {**begun, **made} if begun.get(key) != made.get(key)]
         differing = ", ".join(f"{key} {begun.get(key)} instead of {made.get(key)}" for key in keys)
@@ -277,8 +276,7 @@ class Maker:
         record = Record(task.name, sha256, size, keys, offsets=offsets, **columns)
         waiting = self.out / UNFINISHED / f"{task.name}.json"
         waiting.parent.mkdir(exist_ok=True)
-        with replacing(waiting) as temporary:
-            temporary.write_text(json.dumps(vars(record)) + "\n", encoding="utf-8")
+        write_json(waiting, vars(record), indent=None)
 
 
 def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes:

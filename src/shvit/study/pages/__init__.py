@@ -1,1 +1,1 @@
-"""What each study says: its numbers as tables, figures and sentences, next to the paper's own."""
+"""The report of each study: tables, figures and sentences made from its numbers, next to the paper's."""

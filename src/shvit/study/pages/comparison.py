@@ -1,4 +1,4 @@
-"""What macro, ablation and designs say."""
+"""The report of `shvit study macro`, `ablation` and `designs`."""
 
 from collections.abc import Sequence
 from statistics import mean, stdev
@@ -6,132 +6,135 @@ from typing import Any
 
 from .. import figures
 from ..breakdown import MEMORY_BOUND
-from ..compare import Compared, Entry, Measured, Speed, in_mixer, stage_seconds
-from ..report import LABEL, Column, Picture, Report, Section, Table
+from ..compare import ComparisonResult, Entry, EntryResult, Speed, in_mixer, stage_seconds
+from ..report import LABEL, NOTHING_MEASURED, Column, Picture, Section, StudyReport, Table
 
 PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx"}
-"""With which of the paper's speeds an engine's on a CPU are compared; all on a GPU are with those on a GPU."""
+"""Which of the paper's speeds an engine on a CPU is compared to. All engines on a GPU are compared to `gpu`."""
 PAPER_NAMES = {"gpu": "A100", "cpu": "PyTorch on a Xeon", "cpu-onnx": "ONNX Runtime on a Xeon"}
 
 PARAMS, MACS = Column("parameters, M", "{:.2f}"), Column("MACs, M", "{:.0f}")
 
 
-def compared_page(found: Compared, about: dict[str, Any]) -> Report:
-    """Of macro, ablation and designs."""
-    comparison = found.comparison
-    sections = [_costs_section(found)]
-    if found.pairs():
-        sections.append(_speed_section(found))
-    if any(row.breakdowns for row in found.rows):
-        sections.append(_time_section(found))
-    if any(row.top1 for row in found.rows):
-        sections.append(_accuracy_section(found))
+def comparison_page(result: ComparisonResult, about: dict[str, Any]) -> StudyReport:
+    """Report costs, speed, time by stage and accuracy."""
+    comparison = result.comparison
+    sections = [_costs_section(result)]
+    if result.pairs():
+        sections.append(_speed_section(result))
+    if any(row.breakdowns for row in result.rows):
+        sections.append(_time_section(result))
+    if any(row.top1 for row in result.rows):
+        sections.append(_accuracy_section(result))
     sections.append(Section("What the paper says", comparison.claims))
-    if found.omitted:
-        sections.append(Section("What has no number, and why", found.omitted))
-    value = max((s.ratio for row in found.rows for s in row.speeds if s.ratio), default=None)
+    if result.omitted:
+        sections.append(Section("Not measured", result.omitted))
+    value = max((s.ratio for row in result.rows for s in row.speeds if s.ratio), default=None)
     data = {
-        "what": f"{comparison.title}: the highest speed on any engine, as a multiple of {comparison.reference}",
+        "what": f"{comparison.title}: highest speed on any engine, relative to {comparison.reference}",
         "value": value,
         "unit": "ratio",
-        "threads": found.how.threads,
-        **found.to_dict(),
+        "threads": result.speed.threads,
+        **result.to_dict(),
         "claims": list(comparison.claims),
         **about,
     }
-    return Report(comparison.title, comparison.question, _compared_findings(found), tuple(sections), data)
+    return StudyReport(comparison.title, comparison.question, _findings(result), tuple(sections), data)
 
 
-def _compared_findings(found: Compared) -> tuple[str, ...]:
-    said = []
-    for engine, precision, batch in found.pairs():
-        ratios = [(row.entry, _ratio(row, engine, precision, batch)) for row in found.rows]
+def _findings(result: ComparisonResult) -> tuple[str, ...]:
+    findings = []
+    for engine, precision, batch in result.pairs():
+        ratios = [(row.entry, _ratio(row, engine, precision, batch)) for row in result.rows]
         parts = [
-            f"{entry.label} {ratio:.2f}{_paper_ratio_said(found, entry, engine)}"
+            f"{entry.label} {ratio:.2f}{_paper_note(result, entry, engine)}"
             for entry, ratio in ratios
-            if ratio is not None and entry.label != found.comparison.reference
+            if ratio is not None and entry.label != result.comparison.reference
         ]
         if parts:
-            said.append(
-                f"{engine} {precision}, batches of {batch}: as a multiple of the speed of "
-                f"{found.comparison.reference}: {'; '.join(parts)}."
+            findings.append(
+                f"{engine} {precision}, batch {batch}: speed relative to {result.comparison.reference}: "
+                f"{'; '.join(parts)}."
             )
-    trained = [row for row in found.rows if row.top1]
-    if len(trained) > 1 and found.training:
+    trained = [row for row in result.rows if row.top1]
+    if len(trained) > 1 and result.training:
         best = max(trained, key=lambda row: row.mean_top1 or 0)
-        order = ", ".join(f"{row.entry.label} {_top1_said(row)}" for row in trained)
-        said.append(
-            f"Top-1 after {found.training.epochs} epochs: {order}. The highest is {best.entry.label}. {_noise(trained)}"
+        order = ", ".join(f"{row.entry.label} {_top1(row)}" for row in trained)
+        findings.append(
+            f"Top-1 after {result.training.epochs} epochs: {order}. The highest is {best.entry.label}. "
+            f"{_noise(trained)}"
         )
-    return tuple(said) or ("Nothing could be measured: see below why.",)
+    return tuple(findings) or (NOTHING_MEASURED,)
 
 
-def _top1_said(row: Measured) -> str:
+def _top1(row: EntryResult) -> str:
     return f"{100 * (row.mean_top1 or 0):.2f} %"
 
 
-def _noise(rows: Sequence[Measured]) -> str:
-    """What differences mean, by how far seeds of one network are apart."""
+def _noise(rows: Sequence[EntryResult]) -> str:
+    """Which differences are significant, given the spread between seeds."""
     several = [row for row in rows if len(row.top1) > 1]
     if not several:
-        return "One seed each: how far seeds of one network are apart is not known, so small differences mean nothing."
+        return "One seed each: the spread between seeds is unknown, so small differences mean nothing."
     spread = (mean(stdev(row.top1) ** 2 for row in several)) ** 0.5
     seeds = min(len(row.top1) for row in several)
     certain = 2 * spread * (2 / seeds) ** 0.5
     return (
-        f"Seeds of one network are {100 * spread:.2f} points apart (standard deviation), so means over {seeds} seeds "
-        f"that differ by less than {100 * certain:.1f} points are not told apart."
+        f"The standard deviation between seeds of one network is {100 * spread:.2f} points, so differences of less "
+        f"than {100 * certain:.1f} points between means over {seeds} seeds are not significant."
     )
 
 
-def _speed(row: Measured, engine: str, precision: str, batch: int) -> Speed | None:
+def _speed(row: EntryResult, engine: str, precision: str, batch: int) -> Speed | None:
     return next((s for s in row.speeds if (s.engine, s.precision, s.batch_size) == (engine, precision, batch)), None)
 
 
-def _ratio(row: Measured, engine: str, precision: str, batch: int) -> float | None:
+def _ratio(row: EntryResult, engine: str, precision: str, batch: int) -> float | None:
     speed = _speed(row, engine, precision, batch)
     return speed.ratio if speed else None
 
 
-def _paper_kind(found: Compared, engine: str) -> str | None:
-    return "gpu" if found.how.device.startswith("cuda") else PAPER_ENGINES.get(engine)
+def _paper_kind(result: ComparisonResult, engine: str) -> str | None:
+    return "gpu" if result.speed.device.startswith("cuda") else PAPER_ENGINES.get(engine)
 
 
-def _paper_ratio(found: Compared, entry: Entry, kind: str | None) -> float | None:
-    """The paper's speed of an entry as a multiple of that of the reference."""
-    speed, reference = (one.paper.get(kind or "") for one in (entry, found.reference.entry))
+def _paper_ratio(result: ComparisonResult, entry: Entry, kind: str | None) -> float | None:
+    """The paper's speed of an entry, relative to the reference."""
+    speed, reference = (one.paper.get(kind or "") for one in (entry, result.reference.entry))
     return speed / reference if speed and reference else None
 
 
-def _paper_ratio_said(found: Compared, entry: Entry, engine: str) -> str:
-    ratio = _paper_ratio(found, entry, _paper_kind(found, engine))
+def _paper_note(result: ComparisonResult, entry: Entry, engine: str) -> str:
+    ratio = _paper_ratio(result, entry, _paper_kind(result, engine))
     return f" (paper {ratio:.2f})" if ratio else ""
 
 
-def _costs_section(found: Compared) -> Section:
+def _costs_section(result: ComparisonResult) -> Section:
     columns = (LABEL, Column("name"), Column("pixels"), PARAMS, MACS, Column("activations, MB", "{:.2f}"))
-    paper = any("params" in row.entry.paper for row in found.rows)
+    paper = any("params" in row.entry.paper for row in result.rows)
     rows = []
-    for row in found.rows:
+    for row in result.rows:
         costs: list[Any] = [row.params / 1e6, row.macs / 1e6, row.activation_bytes / 1e6]
         cells: list[Any] = [row.entry.label, row.entry.model, row.image_size, *costs]
         rows.append([*cells, row.entry.paper.get("params")] if paper else cells)
     if paper:
         columns = (*columns, Column("paper's parameters, M", "{:.1f}"))
-    note = "Activations: what convolutions, linear layers and attention's products write for one image, in fp32."
-    return Section("What they cost", (), (Table("costs", "Costs of one image", columns, rows, note),))
+    note = "Activations: outputs of convolutions, linear layers and attention products for one image, in fp32."
+    return Section("Cost", (), (Table("costs", "Cost per image", columns, rows, note),))
 
 
-def _speed_section(found: Compared) -> Section:
+def _speed_section(result: ComparisonResult) -> Section:
     rows: list[list[Any]] = []
     pictured: dict[str, list[float | None]] = {}
-    for setting in found.pairs():
+    for setting in result.pairs():
         engine = setting[0]
-        pictured["{} {}, batch {}".format(*setting)] = [_ratio(row, *setting) for row in found.rows]
-        for row in found.rows:
+        pictured["{} {}, batch {}".format(*setting)] = [_ratio(row, *setting) for row in result.rows]
+        for row in result.rows:
             speed = _speed(row, *setting)
             cells = [speed.images_per_second, speed.ratio, speed.spread] if speed else [None, None, None]
-            rows.append([row.entry.label, *setting, *cells, _paper_ratio(found, row.entry, _paper_kind(found, engine))])
+            rows.append(
+                [row.entry.label, *setting, *cells, _paper_ratio(result, row.entry, _paper_kind(result, engine))]
+            )
     columns = (
         LABEL,
         Column("engine"),
@@ -143,40 +146,40 @@ def _speed_section(found: Compared) -> Section:
         Column("paper's ratio", "{:.2f}"),
     )
     for kind, name in PAPER_NAMES.items():
-        ratios = [_paper_ratio(found, row.entry, kind) for row in found.rows]
+        ratios = [_paper_ratio(result, row.entry, kind) for row in result.rows]
         if any(ratios):
             pictured[f"paper, {name}"] = ratios
-    labels = [row.entry.label for row in found.rows]
-    axis = f"images/s, as a multiple of {found.comparison.reference}"
+    labels = [row.entry.label for row in result.rows]
+    axis = f"images/s, relative to {result.comparison.reference}"
     figure = figures.bars(labels, pictured, axis, 1.0)
     note = (
-        "Networks are timed in turn, round by round, on one engine after the other; ratios are of medians. Half of the "
-        "rounds lie within the spread. Weights are random: they do not change the speed."
+        "Networks are timed in turn, round by round, one engine at a time. Ratios are ratios of medians. Half of the "
+        "rounds lie within the spread. Weights are random, which does not change the speed."
     )
     return Section(
-        "How fast they run",
-        (f"Ratios are to {found.comparison.reference}, timed in the same rounds.",),
+        "Speed",
+        (f"Ratios are relative to {result.comparison.reference}, timed in the same rounds.",),
         (Table("speed", "Speed", columns, rows, note),),
-        (Picture("speed", figure, "Speed of each network on each engine; grey: the paper's, on its hardware."),),
+        (Picture("speed", figure, "Speed of each network on each engine. Grey: the paper's, on its hardware."),),
     )
 
 
-def _time_section(found: Compared) -> Section:
+def _time_section(result: ComparisonResult) -> Section:
     tables, pictures = [], []
-    for engine in dict.fromkeys(one.engine for row in found.rows for one in row.breakdowns):
-        here = [(row, one) for row in found.rows for one in row.breakdowns if one.engine == engine]
+    for engine in dict.fromkeys(one.engine for row in result.rows for one in row.breakdowns):
+        here = [(row, one) for row in result.rows for one in row.breakdowns if one.engine == engine]
         stages = list(dict.fromkeys(name for _, one in here for name in stage_seconds(one)))
         stages.sort(key=lambda name: (name != "pixels to floats", name != "stem", name == "head", name))
         batch = here[0][1].batch_size
         times = {row.entry.label: stage_seconds(one) for row, one in here}
         milliseconds = {
-            stage: [1e3 * found_seconds.get(stage, 0.0) / batch for found_seconds in times.values()] for stage in stages
+            stage: [1e3 * seconds.get(stage, 0.0) / batch for seconds in times.values()] for stage in stages
         }
         pictures.append(
             Picture(
                 f"stages_{engine}",
-                figures.stacks(list(times), milliseconds, "milliseconds an image"),
-                f"{engine}: where the time of an image goes, by stage.",
+                figures.stacks(list(times), milliseconds, "ms/image"),
+                f"{engine}: time per image by stage.",
             )
         )
         rows = []
@@ -192,21 +195,21 @@ def _time_section(found: Compared) -> Section:
             Column("token mixers, ms", "{:.3f}"),
             Column("memory-bound in these", "{:.1%}"),
         )
-        tables.append(Table(f"stages_{engine}", f"{engine} fp32: milliseconds an image by stage", columns, rows))
+        tables.append(Table(f"stages_{engine}", f"{engine} fp32: ms/image by stage", columns, rows))
     text = (
-        "By each engine's own profiler, in fp32; profiled runs are somewhat slower than the ones above. Memory-bound "
-        f"is the share of time in {', '.join(MEMORY_BOUND)}; what a fused kernel does beside a product counts as "
-        "product.",
+        "From each engine's own profiler, in fp32. Profiling makes runs a little slower than those above. Memory-bound "
+        f"is the share of time in {', '.join(MEMORY_BOUND)}. Operations fused into a matrix product count as part of "
+        "it.",
     )
     return Section("Where the time goes", text, tuple(tables), tuple(pictures))
 
 
-def _accuracy_section(found: Compared) -> Section:
-    training = found.training
+def _accuracy_section(result: ComparisonResult) -> Section:
+    training = result.training
     assert training
     rows: list[list[Any]] = []
-    seeds = max(len(row.top1) for row in found.rows)
-    for row in found.rows:
+    seeds = max(len(row.top1) for row in result.rows)
+    for row in result.rows:
         each = [100 * value for value in row.top1] + [None] * (seeds - len(row.top1))
         rows.append(
             [row.entry.label, 100 * row.mean_top1 if row.mean_top1 else None, *each, row.entry.paper.get("top1")]
@@ -217,10 +220,10 @@ def _accuracy_section(found: Compared) -> Section:
         *(Column(f"seed {seed}, %", "{:.2f}") for seed in range(seeds)),
         Column("paper, ImageNet-1K, %", "{:.1f}"),
     )
-    trained = [row for row in found.rows if row.top1]
+    trained = [row for row in result.rows if row.top1]
     pictures = []
-    if found.pairs():
-        engine, precision, batch = found.pairs()[0]
+    if result.pairs():
+        engine, precision, batch = result.pairs()[0]
         marks = []
         for row in trained:
             if speed := _speed(row, engine, precision, batch):
@@ -228,11 +231,11 @@ def _accuracy_section(found: Compared) -> Section:
         if marks:
             figure = figures.points({"": marks}, f"images/s, {engine} {precision}, batch {batch}", "top-1, %")
             pictures.append(Picture("accuracy", figure, "Accuracy against speed."))
-    size = training.image_size or found.how.image_size
+    size = training.image_size or result.image_size
     text = (
-        f"Each network from fresh weights on {training.data}, {training.epochs} epochs at {size} pixels (larger "
-        "images: as many times as large), by the recipe scratch, all alike; top-1 of best.safetensors, on the "
-        "validation images that chose it.",
+        f"Each network is trained from random weights on {training.data}, {training.epochs} epochs at {size} pixels "
+        "(larger images: scaled alike), with the same recipe, scratch. Top-1 is that of best.safetensors, on the "
+        "validation images that selected it.",
         _noise(trained),
     )
-    return Section("How well they learn", text, (Table("accuracy", "Top-1", tuple(columns), rows),), tuple(pictures))
+    return Section("Accuracy", text, (Table("accuracy", "Top-1", tuple(columns), rows),), tuple(pictures))

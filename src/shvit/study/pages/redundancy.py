@@ -1,117 +1,118 @@
-"""What the redundancy of heads says."""
+"""The report of `shvit study redundancy`."""
 
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
 from .. import figures
-from ..head_study import Studied
+from ..head_study import HeadStudy
 from ..redundancy import Redundancy
-from ..report import Column, Picture, Report, Section, Table
+from ..report import Column, Picture, Section, StudyReport, Table
 
 PAPER_SIMILARITY = {
     3: (49.5, 35.5, 18.4, 39.2, 53.2, 47.5, 52.1, 63.5, 69.0, 76.2, 91.6, 91.2),
     6: (63.9, 57.7, 34.8, 33.8, 46.2, 39.7, 41.3, 53.2, 64.2, 53.9, 81.2, 71.5),
 }
-"""Of DeiT-T with so many heads, by layer, in %: mean cosine similarity of heads' maps on 128 ImageNet images."""
+"""Mean cosine similarity (%) of the heads in each layer of DeiT-T with 3 or 6 heads, on 128 ImageNet images."""
 
 
-def redundancy_page(found: Studied, about: dict[str, Any]) -> Report:
-    """Of the heads of one network."""
-    result, name = found.result, found.name
+def redundancy_page(study: HeadStudy, about: dict[str, Any]) -> StudyReport:
+    """Report the redundancy of a network's heads."""
+    result, name = study.redundancy, study.name
     names = [layer.layer for layer in result.layers]
     counts = [len(layer.alone) for layer in result.layers]
-    several = [place for place, count in enumerate(counts) if count > 1]
+    several = [index for index, count in enumerate(counts) if count > 1]
     sections = [
         Section(
             "The network",
             (
                 f"{name}: {len(names)} attention layers of {', '.join(map(str, sorted(set(counts))))} heads. "
-                f"Top-1 with all of them: {result.top1:.2%} of {result.images:,} images.",
-                *(() if found.complete else ("These are not all: the study was stopped, or goes on.",)),
-                *found.notes,
+                f"Top-1 with all heads: {result.top1:.2%} on {result.images:,} images.",
+                *(() if study.complete else ("Some layers are missing: the study is not complete.",)),
+                *study.notes,
             ),
         )
     ]
-    if found.pictures:
-        sections.append(_looks_section(found))
+    if study.pictures:
+        sections.append(_maps_section(study))
     if several:
         sections += [_similarity_section(result, counts), _ablation_section(result)]
-        sections.append(_single_section(found))
+        sections.append(_single_section(study))
     data = {
-        "what": f"{name}: mean similarity of heads' attention maps over layers",
+        "what": f"{name}: mean similarity of the heads' attention maps over all layers",
         "value": mean(s for s in result.mean_similarity if s is not None) if several else None,
         "unit": "cosine similarity",
         "study": "redundancy",
         "model": name,
         **result.to_dict(),
-        "tolerance": found.tolerance,
-        "could_be_single": found.single,
-        "single_together": found.together,
-        "savings": found.savings,
-        "notes": list(found.notes),
-        "complete": found.complete,
+        "tolerance": study.tolerance,
+        "could_be_single": study.single,
+        "single_together": study.together,
+        "savings": study.savings,
+        "notes": list(study.notes),
+        "complete": study.complete,
         **about,
     }
     lead = (
-        "Are the heads of multi-head attention redundant? Where they look, how alike their attention maps are, and "
-        "what accuracy is left when some are switched off."
+        "Are the heads of multi-head attention redundant? Where they look, how similar their attention maps are, and "
+        "the accuracy with some of them switched off."
     )
-    return Report(f"Head redundancy of {name}", lead, _redundancy_findings(found, several), tuple(sections), data)
+    return StudyReport(f"Head redundancy of {name}", lead, _redundancy_findings(study, several), tuple(sections), data)
 
 
-def _redundancy_findings(found: Studied, several: Sequence[int]) -> tuple[str, ...]:
-    result = found.result
+def _redundancy_findings(study: HeadStudy, several: Sequence[int]) -> tuple[str, ...]:
+    result = study.redundancy
     if not several:
-        return ("Each attention layer has one head: there is nothing to be redundant.",)
-    similarity = [100 * (result.mean_similarity[place] or 0.0) for place in several]
-    off = [100 * (result.top1 - max(result.layers[place].without)) for place in several]
-    alone = [100 * (result.top1 - max(result.layers[place].alone)) for place in several]
+        return ("Each attention layer has one head, so no head can be redundant.",)
+    similarity = [100 * (result.mean_similarity[index] or 0.0) for index in several]
+    off = [100 * (result.top1 - max(result.layers[index].without)) for index in several]
+    alone = [100 * (result.top1 - max(result.layers[index].alone)) for index in several]
     gains = sum(loss < 0 for loss in off)
-    said = [
-        _late_said(similarity)
-        if found.complete and len(several) >= 3
+    findings = [
+        _late_layers(similarity)
+        if study.complete and len(several) >= 3
         else f"Mean similarity: {mean(similarity):.1f} %.",
-        f"A layer without its least important head costs {min(off):.2f} to {max(off):.2f} points (best score of each)"
-        + (f"; in {gains} of {len(off)} layers it gains." if gains else "."),
-        f"With its best head alone, {min(alone):.2f} to {max(alone):.2f} points, {mean(alone):.2f} on average.",
+        f"Removing the least important head of a layer costs {min(off):.2f} to {max(off):.2f} points of top-1"
+        + (f"; {gains} of {len(off)} layers gain." if gains else "."),
+        f"Keeping only the best head of a layer costs {min(alone):.2f} to {max(alone):.2f}, on average "
+        f"{mean(alone):.2f}.",
     ]
-    if found.single:
-        kept = ", ".join(found.single)
-        said.append(
-            f"{len(found.single)} of {len(several)} layers could do with a single head while the others keep theirs "
-            f"({kept}); all at once {len(found.together)}."
+    if study.single:
+        kept = ", ".join(study.single)
+        findings.append(
+            f"{len(study.single)} of {len(several)} layers can run with a single head while the other layers keep "
+            f"theirs ({kept}); {len(study.together)} can do so all at once."
         )
-    if found.savings:
-        saved = found.savings
+    if study.savings:
+        saved = study.savings
         faster = "; ".join(f"{engine} {ratio:.2f}" for engine, ratio in saved["speed_ratio"].items())
-        said.append(
-            f"All of the latter at once, the other heads taken out: {100 * (saved['top1'] - result.top1):+.2f} points "
-            f"of top-1, {saved['params_saved']:.1%} fewer parameters, {saved['macs_saved']:.1%} fewer operations, and "
-            f"as a multiple of the speed: {faster}."
+        findings.append(
+            f"With the other heads of these layers pruned: {100 * (saved['top1'] - result.top1):+.2f} points of top-1, "
+            f"{saved['params_saved']:.1%} fewer parameters, {saved['macs_saved']:.1%} fewer MACs. Relative speed: "
+            f"{faster}."
         )
-    return tuple(said)
+    return tuple(findings)
 
 
-def _late_said(similarity: Sequence[float]) -> str:
-    """Whether the last third of the layers is more alike than the first, as found."""
+def _late_layers(similarity: Sequence[float]) -> str:
+    """Whether heads are more similar in the last third of the layers than in the first."""
     third = len(similarity) // 3
     early, late = mean(similarity[:third]), mean(similarity[-third:])
-    verdict = "more alike than early ones, as" if late > early else "NOT more alike than early ones, other than"
+    verdict = "more similar in late layers, as" if late > early else "NOT more similar in late layers, unlike"
     return (
-        f"Late layers' heads are {verdict} in the paper: mean similarity {late:.1f} % in the last {third} layers, "
+        f"Heads are {verdict} in the paper: mean similarity {late:.1f} % in the last {third} layers, "
         f"{early:.1f} % in the first {third}, {mean(similarity):.1f} % over all."
     )
 
 
-def _looks_section(found: Studied) -> Section:
-    looked = found.pictures
-    assert looked
-    figure = figures.attention_over_images(looked.images, looked.queries, looked.columns, looked.maps)
+def _maps_section(study: HeadStudy) -> Section:
+    maps = study.pictures
+    assert maps
+    figure = figures.attention_over_images(maps.images, maps.queries, maps.columns, maps.maps)
     text = (
-        "Important: the head whose absence costs most top-1. Redundant: the one whose absence costs least; of equal "
-        "ones, the one most like the others. Bright is where the marked place looks, each map on its own scale; "
-        "places outside its window are left out.",
+        "Important: the head whose removal costs the most top-1. Redundant: the head whose removal costs the least; if "
+        "several are equal, the one most similar to the others. Bright: high attention from the marked point. Each map "
+        "has its own scale. Positions outside the point's window are left out.",
     )
     return Section("Where heads look", text, (), (Picture("attention", figure, "Attention maps over the images."),))
 
@@ -119,22 +120,22 @@ def _looks_section(found: Studied) -> Section:
 def _similarity_section(result: Redundancy, counts: Sequence[int]) -> Section:
     rows: list[list[Any]] = []
     series: dict[str, list[tuple[float, float]]] = {"this network": []}
-    for place, (layer, value) in enumerate(zip(result.layers, result.mean_similarity, strict=True), 1):
+    for number, (layer, value) in enumerate(zip(result.layers, result.mean_similarity, strict=True), 1):
         heads = ", ".join(f"{100 * one:.1f}" for one in layer.similarity)
-        rows.append([layer.layer, counts[place - 1], 100 * value if value is not None else None, heads])
+        rows.append([layer.layer, counts[number - 1], 100 * value if value is not None else None, heads])
         if value is not None:
-            series["this network"].append((place, 100 * value))
+            series["this network"].append((number, 100 * value))
     for count, values in PAPER_SIMILARITY.items():
         if len(counts) == len(values) and set(counts) == {count}:
             series[f"paper, DeiT-T, {count} heads"] = list(enumerate(values, 1))
     columns = (Column("layer"), Column("heads"), Column("mean similarity, %", "{:.1f}"), Column("of each head, %"))
     figure = figures.lines(series, "layer", "mean cosine similarity of heads' maps, %")
     text = (
-        "Cosine similarity, from 0 to 100 %, of each head's attention map with the map of each other head of its "
-        "layer, a mean over these and over the images.",
+        "Cosine similarity, from 0 to 100 %, of each head's attention map to the maps of the other heads of its layer, "
+        "averaged over these heads and the images.",
     )
     return Section(
-        "How alike heads are",
+        "Similarity of heads",
         text,
         (Table("similarity", "Similarity", columns, rows),),
         (Picture("similarity", figure, "Mean similarity of the heads of each layer."),),
@@ -184,34 +185,35 @@ def _ablation_section(result: Redundancy) -> Section:
     figure = figures.heads([layer.layer for layer in result.layers], scores, result.top1)
     certain = 100 * (result.top1 * (1 - result.top1) / result.images) ** 0.5
     text = (
-        "The output of one head of one layer, or of all but one, is zero; all other layers are whole. Dots are heads, "
-        "the filled one is the best score, the line is the whole network.",
-        f"Top-1 of {result.images:,} images is certain to {certain:.2f} points (one standard error), differences on "
-        "the same images to less. The paper's DeiT-T loses 0.1 to 1.5 points with one head of three off, 0.5 to 4.6 "
-        "with one alone; Swin-T at half width 0.95 on average with one alone, and sometimes gains with one off.",
+        "In one layer, one head is off, or all but one. The other layers keep all heads. Each dot is a head, the "
+        "filled dot is the best score, the line is the network with all heads.",
+        f"The standard error of top-1 on {result.images:,} images is {certain:.2f} points, and smaller for "
+        "differences on the same images. In the paper, DeiT-T loses 0.1 to 1.5 points with one of three heads off, "
+        "and 0.5 to 4.6 with one head alone. Swin-T at half width loses 0.95 on average with one head alone, and "
+        "sometimes gains with one off.",
     )
-    return Section("What heads are worth", text, tables, (Picture("heads", figure, "Top-1 with heads switched off."),))
+    return Section("Ablation of heads", text, tables, (Picture("heads", figure, "Top-1 with heads switched off."),))
 
 
-def _single_section(found: Studied) -> Section:
+def _single_section(study: HeadStudy) -> Section:
     text = [
-        f"Layers that lose at most {found.tolerance:g} points of top-1 with their best head alone: "
-        f"{', '.join(found.single) or 'none'}."
+        f"Layers that lose at most {study.tolerance:g} points of top-1 with only their best head: "
+        f"{', '.join(study.single) or 'none'}."
     ]
     tables: tuple[Table, ...] = ()
-    if found.savings:
-        saved = found.savings
+    if study.savings:
+        saved = study.savings
         text.append(
-            "Measured: the network with the other heads of all these layers taken out of its weights, beside the whole "
-            "one, timed in turn. It was not trained further. Top-1 is of the same "
-            "images that layers and heads were chosen by, so it flatters."
+            "Measured: the network with the other heads of these layers pruned, next to the whole network, timed in "
+            "turn. The pruned network was not fine-tuned. Its top-1 is measured on the images that selected layers "
+            "and heads, so it is optimistic."
         )
         rows: list[list[Any]] = [
-            ["top-1, %", 100 * found.result.top1, 100 * saved["top1"]],
+            ["top-1, %", 100 * study.redundancy.top1, 100 * saved["top1"]],
             ["parameters, M", saved["params"][0] / 1e6, saved["params"][1] / 1e6],
             ["MACs, M", saved["macs"][0] / 1e6, saved["macs"][1] / 1e6],
             *([f"images/s, {name}", *values] for name, values in saved["images_per_second"].items()),
         ]
         columns = (Column("what"), Column("all heads", "{:,.2f}"), Column("single heads", "{:,.2f}"))
-        tables = (Table("single", "What single heads would save", columns, rows),)
-    return Section("Which layers could do with a single head", tuple(text), tables)
+        tables = (Table("single", "Savings with single heads", columns, rows),)
+    return Section("Layers that can run with a single head", tuple(text), tables)

@@ -1,38 +1,38 @@
-"""What latency and accuracy against size say."""
+"""The report of `shvit study resolution`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from ...bench.peers import published_top1
 from .. import figures
-from ..report import LABEL, Column, Picture, Report, Section, Table
-from ..resolution import AgainstSize
+from ..report import LABEL, NOTHING_MEASURED, Column, Picture, Section, StudyReport, Table
+from ..resolution import ResolutionResult
 
 CLAIM = (
-    "S4 at 384 pixels is 77.4 % faster on a GPU than EfficientViT-M5 at 512; S4 fine-tuned at 512 has 82.0 % and runs "
-    "at 3,957 images/s on an A100. At 1024x1024 on a phone, S4's latency is 34.4 % below FastViT's and 69.7 % below "
-    "EfficientFormer's."
+    "S4 at 384 pixels is 77.4 % faster on a GPU than EfficientViT-M5 at 512. S4 fine-tuned at 512 has a top-1 of 82.0 "
+    "% at 3,957 images/s on an A100. At 1024x1024 on a phone, the latency of S4 is 34.4 % lower than FastViT's and "
+    "69.7 % lower than EfficientFormer's."
 )
 Values = Mapping[tuple[str, int], float]
-"""By network and size."""
+"""By network and image size."""
 Setting = tuple[str, str, int]
 """Engine, precision, batch size."""
 
 
-def resolution_page(found: AgainstSize, about: dict[str, Any]) -> Report:
-    """Of latency and accuracy against size."""
+def resolution_page(result: ResolutionResult, about: dict[str, Any]) -> StudyReport:
+    """Report latency and accuracy against image size."""
     latencies: dict[Setting, dict[tuple[str, int], float]] = {}
-    for point in found.points:
-        setting = point.engine, point.precision, point.batch_size
-        latencies.setdefault(setting, {})[point.model, point.image_size] = point.milliseconds
-    tops = {(row.model, row.image_size): 100 * row.top1 for row in found.accuracies}
-    sections = [_latency_section(found, latencies)]
+    for row in result.latencies:
+        setting = row.engine, row.precision, row.batch_size
+        latencies.setdefault(setting, {})[row.model, row.image_size] = row.milliseconds
+    tops = {(row.model, row.image_size): 100 * row.top1 for row in result.accuracies}
+    sections = [_latency_section(result, latencies)]
     if tops:
-        sections.append(_accuracy_section(found, tops, latencies))
+        sections.append(_accuracy_section(result, tops, latencies))
     published = [
         [name, size, top.percent, "yes" if top.distilled else "no", top.source]
-        for name in found.models
-        for size in found.sizes
+        for name in result.models
+        for size in result.sizes
         if (top := published_top1(name, size))
     ]
     if published:
@@ -40,23 +40,24 @@ def resolution_page(found: AgainstSize, about: dict[str, Any]) -> Report:
         table = Table("published", "Published top-1 on ImageNet-1K", columns, published)
         sections.append(Section("Published accuracy", (), (table,)))
     sections.append(Section("What the paper says", (CLAIM,)))
-    if found.omitted:
-        sections.append(Section("What has no number, and why", found.omitted))
+    if result.omitted:
+        sections.append(Section("Not measured", result.omitted))
     data = {
-        "what": "the least milliseconds an image",
-        "value": min((p.milliseconds for p in found.points), default=None),
+        "what": "lowest latency per image",
+        "value": min((row.milliseconds for row in result.latencies), default=None),
         "unit": "ms",
-        "threads": found.how.threads,
-        **found.to_dict(),
+        "threads": result.speed.threads,
+        **result.to_dict(),
         **about,
     }
-    said = [_fastest_said(found, setting, here) for setting, here in latencies.items()]
-    for name, values in _series(found, tops).items():
+    findings = [_fastest(result, setting, here) for setting, here in latencies.items()]
+    for name, values in _series(result, tops).items():
         size, top = max(values, key=lambda value: value[1])
-        said.append(f"{name} is most accurate at {size} pixels, {top:.2f} %.")
-    lead = "How latency and accuracy change with the size of the images, for SHViT beside other networks."
-    said = said or ["Nothing could be measured: see below why."]
-    return Report("Latency and accuracy against resolution", lead, tuple(said), tuple(sections), data)
+        findings.append(f"{name} is most accurate at {size} pixels: {top:.2f} %.")
+    lead = "How latency and accuracy change with the image size, for SHViT and other networks."
+    return StudyReport(
+        "Latency and accuracy against resolution", lead, tuple(findings) or (NOTHING_MEASURED,), tuple(sections), data
+    )
 
 
 def _named(setting: Setting) -> str:
@@ -64,48 +65,50 @@ def _named(setting: Setting) -> str:
     return f"{engine} {precision}, batch {batch}"
 
 
-def _series(found: AgainstSize, values: Values) -> dict[str, list[tuple[int, float]]]:
-    """Of each network that has any, from small to large images."""
+def _series(result: ResolutionResult, values: Values) -> dict[str, list[tuple[int, float]]]:
+    """The values of each network that has any, by increasing image size."""
     series = {
-        name: [(size, values[name, size]) for size in found.sizes if (name, size) in values] for name in found.models
+        name: [(size, values[name, size]) for size in result.sizes if (name, size) in values] for name in result.models
     }
     return {name: points for name, points in series.items() if points}
 
 
-def _table(found: AgainstSize, values: Values, name: str, title: str) -> Table:
-    rows = [[model, *(values.get((model, size)) for size in found.sizes)] for model in found.models]
-    return Table(name, title, (LABEL, *(Column(f"{size} px", "{:.2f}") for size in found.sizes)), rows)
+def _table(result: ResolutionResult, values: Values, name: str, title: str) -> Table:
+    rows = [[model, *(values.get((model, size)) for size in result.sizes)] for model in result.models]
+    return Table(name, title, (LABEL, *(Column(f"{size} px", "{:.2f}") for size in result.sizes)), rows)
 
 
-def _fastest_said(found: AgainstSize, setting: Setting, here: Values) -> str:
+def _fastest(result: ResolutionResult, setting: Setting, here: Values) -> str:
     largest = max(size for _, size in here)
-    order = sorted((here[name, largest], name) for name in found.models if (name, largest) in here)
+    order = sorted((here[name, largest], name) for name in result.models if (name, largest) in here)
     listed = ", ".join(f"{name} {spent:.1f}" for spent, name in order)
-    return f"{_named(setting)}, at {largest} pixels, milliseconds an image: {listed}."
+    return f"{_named(setting)}, at {largest} pixels, ms/image: {listed}."
 
 
-def _latency_section(found: AgainstSize, latencies: Mapping[Setting, Values]) -> Section:
+def _latency_section(result: ResolutionResult, latencies: Mapping[Setting, Values]) -> Section:
     tables, pictures = [], []
     for setting, here in latencies.items():
         name = "latency_{}_{}_{}".format(*setting)
-        tables.append(_table(found, here, name, f"{_named(setting)}: milliseconds an image"))
-        figure = figures.lines(_series(found, here), "side of the image, pixels", "milliseconds an image", log=True)
-        pictures.append(Picture(name, figure, f"Latency against size, {_named(setting)}."))
+        tables.append(_table(result, here, name, f"{_named(setting)}: ms/image"))
+        figure = figures.lines(_series(result, here), "image size, pixels", "ms/image", log=True)
+        pictures.append(Picture(name, figure, f"Latency against image size, {_named(setting)}."))
     text = "Networks and sizes are timed in turn, round by round."
     return Section("Latency", (text,), tuple(tables), tuple(pictures))
 
 
-def _accuracy_section(found: AgainstSize, tops: Values, latencies: Mapping[Setting, Values]) -> Section:
-    series = _series(found, tops)
-    figure = figures.lines(series, "side of the image, pixels", "top-1, %")
-    pictures = [Picture("accuracy", figure, "Top-1 against size.")]
+def _accuracy_section(result: ResolutionResult, tops: Values, latencies: Mapping[Setting, Values]) -> Section:
+    series = _series(result, tops)
+    figure = figures.lines(series, "image size, pixels", "top-1, %")
+    pictures = [Picture("accuracy", figure, "Top-1 against image size.")]
     for setting, here in list(latencies.items())[:1]:
         against = {
             name: [(here[name, size], top, f"{size}") for size, top in values if (name, size) in here]
             for name, values in series.items()
         }
         against = {name: values for name, values in against.items() if values}
-        figure = figures.points(against, f"milliseconds an image, {_named(setting)}", "top-1, %")
-        pictures.append(Picture("tradeoff", figure, "Top-1 against latency; the points are sizes, in pixels."))
-    text = "The same weights at each size, as they are: trained at one of them. Norms are not measured anew."
-    return Section("Accuracy", (text,), (_table(found, tops, "accuracy", "Top-1, %"),), tuple(pictures))
+        figure = figures.points(against, f"ms/image, {_named(setting)}", "top-1, %")
+        pictures.append(
+            Picture("tradeoff", figure, "Top-1 against latency. Points are labelled with the image size in pixels.")
+        )
+    text = "The same weights are evaluated at each size, without fine-tuning or recalibrating the norms."
+    return Section("Accuracy", (text,), (_table(result, tops, "accuracy", "Top-1, %"),), tuple(pictures))

@@ -1,0 +1,83 @@
+"""Shared style of all figures. matplotlib is imported inside the functions, because it is slow to import."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import writing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+DPI = 120
+OURS, PEER, PAPER, REFERENCE_LINE = "#c2255c", "#3b5b7a", "#c9ced6", "#777777"
+SERIES = (PEER, "#d9780f", "#2b8a3e", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#a61e9d", "#5c940d")
+"""Colours of series without a meaning of their own. Does not include `OURS`."""
+
+
+@contextmanager
+def literal_text() -> Iterator[None]:
+    """Draw names as they are. Otherwise matplotlib parses text between two dollar signs as a formula.
+
+    Also works as a decorator. Use it both where text is added and where the figure is drawn, because matplotlib creates
+    some text only while drawing.
+    """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):
+        yield
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
+    """An empty figure and its grid of axes (rows, columns).
+
+    Args:
+        width: In inches.
+        height: In inches.
+        rows: Rows of the grid.
+        columns: Columns of the grid.
+        **options: For matplotlib's `Figure.subplots`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def plot_style(axes: "Axes", x: str = "", y: str = "") -> None:
+    """A light grid, no frame, the shared colours, and axis labels."""
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_prop_cycle(color=SERIES)
+    axes.tick_params(labelsize=9, labelbottom=True, labelleft=True)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def legend_beside(axes: "Axes") -> None:
+    """A legend to the right of the plot."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
+
+
+def plain_ticks(axis: "Axis") -> None:
+    """Ticks such as 20 and 3,000 on a logarithmic axis, also if it covers less than a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)) if high > 4 * low else MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+@literal_text()
+def save_png(figure: "Figure", path: Path) -> None:
+    """Write the figure. Raises Failure if no space is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        figure.savefig(path, format="png")

@@ -1,0 +1,138 @@
+"""The requests of `shvit study ...`: one dataclass per verb. The three comparisons share one."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from . import Device, Many, Workers
+
+Threads = Annotated[int | None, Parameter(help="CPU threads. Default: chosen by each engine.")]
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """How a study measures speed."""
+
+    engines: Annotated[Many[str], Parameter("--engine", help="Engines. Default: all that run here.")] = ()
+    precisions: Annotated[Many[str], Parameter("--precision", help="Default: fp32; fp16 on CUDA GPUs.")] = ()
+    batch_sizes: Annotated[Many[int], Parameter("--batch-size", help="Images per batch. Default: 16.")] = (16,)
+    threads: Threads = None
+    device: Device = "auto"
+    rounds: Annotated[int, Parameter(help="How many times each network is timed.")] = 10
+
+
+@dataclass(frozen=True)
+class AccuracyOptions:
+    """How a study measures accuracy."""
+
+    train: Annotated[
+        str | None, Parameter(help="Train each network on this dataset. Default: accuracy is not measured.")
+    ] = None
+    epochs: Annotated[int, Parameter(help="Epochs of each run. Runs start from random weights.")] = 10
+    train_size: Annotated[
+        int | None,
+        Parameter(
+            help="Training image size in pixels. Default: --image-size if it is one number, else the network's own "
+            "size."
+        ),
+    ] = None
+    workers: Workers = 2
+
+
+_SPEED = Parameter(name="*", group="Speed")
+_ACCURACY = Parameter(name="*", group="Accuracy")
+
+
+@dataclass(frozen=True)
+class RedundancyRequest:
+    """Which attention heads to analyse, on which images."""
+
+    model: Annotated[
+        str,
+        Parameter(
+            help="A model file, published weights such as timm/deit_tiny_patch16_224.fb_in1k, or FILE.py:FUNCTION. "
+            "Your function returns (network, layers, classes, preprocess); docs/studies.md has an example."
+        ),
+    ]
+    data: Annotated[str, Parameter(help="Labelled images, as for eval.")]
+    _: KW_ONLY
+    out: Annotated[Path, Parameter(help="Output folder for the report.")]
+    images: Annotated[int, Parameter(help="Images for measuring accuracy, drawn at random with a fixed seed.")] = 1000
+    similarity_images: Annotated[int, Parameter(help="How many of them to compare attention maps on.")] = 128
+    split: Annotated[Literal["auto", "train", "val", "all"], Parameter(help="Split of the data, as for eval.")] = "auto"
+    pictures: Annotated[
+        Many[str], Parameter(help="Photographs to draw attention maps over. Default: images of the dataset.")
+    ] = ()
+    queries: Annotated[
+        Many[str],
+        Parameter(
+            help="Query points X,Y whose attention is drawn, as fractions of the image. Default: 0.5,0.5. Each picture "
+            "takes the next point in turn."
+        ),
+    ] = ()
+    tolerance: Annotated[
+        float, Parameter(help="How many points of top-1 a layer may lose to count as able to run with a single head.")
+    ] = 0.5
+    device: Device = "auto"
+    threads: Annotated[int | None, Parameter(help="CPU threads.")] = None
+    batch_size: Annotated[int, Parameter(help="Images per batch.")] = 32
+    workers: Workers = 2
+
+
+@dataclass(frozen=True)
+class ComparisonRequest:
+    """How to run `macro`, `ablation` or `designs`."""
+
+    _: KW_ONLY
+    out: Annotated[Path, Parameter(help="Output folder for the report and the training runs.")]
+    size: Annotated[
+        Literal["s1", "s2", "s3", "s4"] | None, Parameter(help="SHViT variant. Default: the one in the paper.")
+    ] = None
+    image_size: Annotated[int | None, Parameter(help="Image size in pixels. Default: the network's own.")] = None
+    seeds: Annotated[int, Parameter(help="Training runs per network.")] = 1
+    speed: Annotated[SpeedOptions, _SPEED] = SpeedOptions()
+    accuracy: Annotated[AccuracyOptions, _ACCURACY] = AccuracyOptions()
+
+
+@dataclass(frozen=True)
+class BreakdownRequest:
+    """Which networks to profile."""
+
+    models: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative=(),
+            help="Names of networks, model files or published weights. A single shvit_s1 to shvit_s4 is shown next to "
+            "its multi-head version.",
+        ),
+    ]
+    _: KW_ONLY
+    out: Annotated[Path, Parameter(help="Output folder for the report.")]
+    engines: Annotated[
+        Many[str], Parameter("--engine", help="onnx, openvino, torch. Default: all that are installed.")
+    ] = ()
+    batch_size: Annotated[int, Parameter(help="Images per batch.")] = 16
+    image_size: Annotated[int | None, Parameter(help="Image size in pixels. Default: each model's own.")] = None
+    threads: Threads = None
+
+
+@dataclass(frozen=True)
+class ResolutionRequest:
+    """Which networks to time at which image sizes."""
+
+    models: Annotated[
+        tuple[str, ...],
+        Parameter(show_default=False, negative=(), help="As for bench. Default: SHViT S3 and S4 and three peers."),
+    ] = ()
+    _: KW_ONLY
+    out: Annotated[Path, Parameter(help="Output folder for the report and the training runs.")]
+    image_sizes: Annotated[
+        Many[int], Parameter("--image-size", help="Image sizes in pixels. Default: 224, 256, 384, 512.")
+    ] = ()
+    data: Annotated[
+        str | None, Parameter(help="Labelled images for measuring the top-1 of trained models at each size.")
+    ] = None
+    speed: Annotated[SpeedOptions, _SPEED] = SpeedOptions()
+    accuracy: Annotated[AccuracyOptions, _ACCURACY] = AccuracyOptions()

@@ -1,0 +1,61 @@
+"""metrics.jsonl, a line per epoch, and curves.png."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..figures import new_figure, plot_style, save_png
+from ..files import replacing, writing
+from .recipe import with_current_names
+
+
+def append_row(out: Path, row: dict[str, Any], headline: str) -> None:
+    """Add a line to metrics.jsonl and draw curves.png anew."""
+    path = out / "metrics.jsonl"
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    draw_curves(out, headline)
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, the last one of each epoch. Skips a line that a crash cut short."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            row = with_current_names(json.loads(line))
+            rows[row["epoch"]] = row
+    return list(rows.values())
+
+
+def remove_rows_after(out: Path, epoch: int) -> None:
+    """Drop the rows of epochs that were written but have no checkpoint: resuming repeats these epochs."""
+    path = out / "metrics.jsonl"
+    if path.exists():
+        rows = [row for row in read_metrics(out) if row["epoch"] <= epoch]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def draw_curves(out: Path, headline: str) -> None:
+    """Draw curves.png: loss and headline metric by epoch."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    rows = read_metrics(out)
+    figure, [[loss_axis, metric_axis]] = new_figure(9, 3.6, 1, 2)
+    plot_style(loss_axis, "epoch", "loss")
+    plot_style(metric_axis, "epoch", f"validation {headline}")
+    for axis, key, label in (
+        (loss_axis, "train_loss", "training (augmented)"),
+        (loss_axis, "loss", "validation"),
+        (metric_axis, f"model_{headline}", "weights"),
+        (metric_axis, f"ema_{headline}", "EMA weights"),
+    ):
+        if points := [(row["epoch"], row[key]) for row in rows if key in row]:
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+    metric_axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axis in (loss_axis, metric_axis):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False)
+    save_png(figure, out / "curves.png")

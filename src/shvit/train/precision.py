@@ -1,0 +1,113 @@
+"""Training precision, torch.compile, and batches too small for BatchNorm."""
+
+import shutil
+import sys
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..data.transforms import COARSEST
+from ..engines.torch import has_bf16
+from ..errors import InputError
+from ..model.architecture import Model
+from ..model.cost import cost
+from ..modelfile import ModelFile
+from .recipe import Recipe
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}
+"""Multiply-accumulates of a run's forward passes from which compiling saves more time than it costs."""
+
+
+def pick_precision(recipe: Recipe, device: str) -> str:
+    """The precision of forward and backward passes: fp32, bf16 or fp16. Weights and optimizer are always fp32."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if has_bf16(device):
+        return "bf16"
+    return "fp16" if torch.device(device).type == "cuda" else "fp32"
+
+
+def pick_training_precision(recipe: Recipe, device: str, start: ModelFile) -> str:
+    """As `pick_precision`, but fp32 on CPUs if bf16 gradients would be wrong (see `steps_over_maps`).
+
+    Raises:
+        InputError: The recipe asks for bf16, and its gradients would be wrong.
+    """
+    precision, size = pick_precision(recipe, device), start.preprocess.image_size
+    if start.preprocess.fit == "shorter":
+        size = COARSEST  # the strips of a very long image are as narrow
+    if precision != "bf16" or torch.device(device).type != "cpu" or not steps_over_maps(start.model, size):
+        return precision
+    if recipe.precision == "bf16":
+        raise InputError(
+            f"bf16 training on a CPU gives wrong gradients with images of {size} pixels: a convolution's stride is "
+            "larger than its input. Use --precision auto or fp32, or larger images"
+        )
+    return "fp32"
+
+
+def steps_over_maps(model: Model, image_size: int) -> bool:
+    """Whether a convolution's stride is larger than the width of its input.
+
+    In this case, oneDNN's gradients of bf16 weights contain uninitialized memory (torch 2.15; LOG.md).
+    """
+    return any(shape[-1] < part.stride[-1] for part, shape in _inputs(model, image_size, torch.nn.Conv2d))
+
+
+def check_norms(model: Model, recipe: Recipe, image_size: int, processes: int) -> None:
+    """Raises InputError if a trained BatchNorm would see a single value per channel, which has no variance.
+
+    With one image per piece of a batch, this is always so in a classifier's head, and in earlier layers if images are
+    small.
+    """
+    pieces = processes * recipe.accumulate
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
+    if recipe.batch_size > pieces or not norms:
+        return
+    single = [part for part, shape in _inputs(model, image_size, _BatchNorm) if shape.numel() == shape[1]]
+    if not set(norms).isdisjoint(single):
+        each = f" for each of {pieces} pieces (processes x accumulate)" if pieces > 1 else ""
+        raise InputError(
+            f"BatchNorm needs at least two images, and batch_size {recipe.batch_size} gives one{each}: "
+            f"it must be at least {2 * pieces}"
+        )
+
+
+def _inputs(model: Model, image_size: int, kind: type[torch.nn.Module]) -> list[tuple[Any, torch.Size]]:
+    """Each module of this class with the shape of its input for one image. Keeps the mode of every module."""
+    result: list[tuple[Any, torch.Size]] = []
+    training = {part: part.training for part in model.modules()}
+
+    def record(part: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        result.append((part, inputs[0].shape))
+
+    hooks = [part.register_forward_pre_hook(record) for part in training if isinstance(part, kind)]
+    cost(model, (image_size, image_size))  # runs the model
+    for hook in hooks:
+        hook.remove()
+    for part, mode in training.items():
+        part.training = mode
+    return result
+
+
+def picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images: int) -> bool:
+    """Whether to compile. Depends on counts, not on timings, so that a command always trains the same network.
+
+    Raises:
+        InputError: The recipe asks for it with a detector, whose targets change in size at every step.
+    """
+    if start.architecture.detector is not None:
+        if recipe.compile == "on":
+            raise InputError("compile must be auto or off for detectors: their training cannot be compiled yet")
+        return False
+    if recipe.compile != "auto":
+        return recipe.compile == "on"
+    if sys.platform == "win32" or device.type not in COMPILE_PAYS or not shutil.which("g++"):
+        return False
+    if device.type == "cpu" and start.architecture.config is None:
+        return False  # timm models can become slower: regnety_004 with its grouped convolutions by 50 % (LOG.md)
+    size = start.preprocess.image_size
+    return cost(start.model, (size, size)).macs * images > COMPILE_PAYS[device.type]

@@ -1,0 +1,246 @@
+"""Progress of a training run, and the reporter that prints it."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich import progress as bars
+from rich.console import Console
+
+from ..console import BESIDE, say, takes_all
+from ..errors import counted
+from .budget import Choice
+from .recipe import Recipe
+from .remaining import TimeLeft
+
+LINE_SECONDS = 60.0
+"""Seconds between two progress lines, where no terminal shows a bar."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run trains: announced before its first step."""
+
+    recipe: Recipe
+    network: str
+    image_size: int
+    train_images: int
+    val_images: int
+    classes: int
+    device: str
+    processes: int
+    precision: str
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Position of a run. Averages are over the current epoch."""
+
+    epoch: int
+    """Completed epochs."""
+    step: int
+    """Completed steps of the current epoch."""
+    epochs: int
+    """Epochs of the whole run."""
+    steps: int
+    """Steps of an epoch."""
+    loss: float
+    lr: float
+    """The current learning rate."""
+    bad_images: int
+    """Images that cannot be used, known so far."""
+    images_per_second: float = 0.0
+    data_wait: float = 0.0
+    """Fraction of the time spent waiting for data."""
+
+    @property
+    def steps_done(self) -> int:
+        """Completed steps of the whole run."""
+        return self.epoch * self.steps + self.step
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    out: Path
+    epochs: int
+    """Completed epochs, including those before the run was resumed."""
+    best: dict[str, Any]
+    """Metrics of best.safetensors. Empty before the first evaluation."""
+    stopped_by: signal.Signals | None
+    """SIGINT (Ctrl-C) or SIGTERM, if one of them stopped the run."""
+    seconds: float
+    images_per_second: float
+    """Training throughput since the run was started or resumed, including waiting for data, over all processes."""
+    choices: tuple[Choice, ...] = ()
+    """Settings that were adapted to the dataset or the number of epochs."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run can be resumed."""
+        return self.stopped_by is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the folder."""
+        return {
+            **self.best,
+            "epochs": self.epochs,
+            "interrupted": self.interrupted,
+            "stopped_by": self.stopped_by and self.stopped_by.name,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "choices": [choice.to_dict() for choice in self.choices],
+        }
+
+
+class Tracker(Protocol):
+    """Records a run for an external tool."""
+
+    def begin(self, progress: Progress) -> None:
+        """Before the first step."""
+        ...
+
+    def step(self, progress: Progress) -> None:
+        """After each step."""
+        ...
+
+    def epoch(self, progress: Progress, row: dict[str, Any]) -> None:
+        """After each epoch; `row` is its line of metrics.jsonl."""
+        ...
+
+
+class Reporter:
+    """Prints a progress bar on terminals, a line per minute elsewhere, and a line per epoch on both.
+
+    Args:
+        console: Where to print. None prints nothing.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(quiet=True)
+        takes_all(self.console.file)
+        self.trackers: list[Tracker] = []
+        self._bar: bars.Progress | None = None
+        self._last_line = 0.0
+        self._left: TimeLeft | None = None
+
+    @contextlib.contextmanager
+    def training(self, run: RunInfo, progress: Progress) -> Iterator[None]:
+        """Announce the run and show its progress inside the context."""
+        self._announce(run, progress)
+        for tracker in self.trackers:
+            tracker.begin(progress)
+        columns = (
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.TextColumn("{task.fields[speed]:.0f} images/s · data wait {task.fields[data_wait]:.0%}"),
+            bars.TextColumn("· loss {task.fields[loss]:.3f} ·"),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("{task.fields[left]}"),
+        )
+        forwards = run.val_images / run.recipe.batch_size  # a training step costs as much as three of them
+        self._left = TimeLeft(progress.epochs, progress.steps, run.recipe.eval_every, forwards / 3)
+        hidden = not self.console.is_terminal
+        with bars.Progress(*columns, console=self.console, disable=hidden, transient=True) as self._bar:
+            self._last_line = time.monotonic()
+            values = {"completed": progress.steps_done, "speed": 0.0, "data_wait": 0.0, "loss": 0.0, "left": ""}
+            self._bar.add_task("", total=progress.epochs * progress.steps, **values)
+            yield
+
+    def step(self, progress: Progress) -> None:
+        """After each step."""
+        left = ""
+        if self._left is not None:
+            self._left.step()
+            left = self._time_left(progress) if self._left.measured else ""
+        epoch = f"epoch {progress.epoch + 1}/{progress.epochs}"
+        speed, data_wait = progress.images_per_second, progress.data_wait
+        if self._bar is not None:
+            values = {"speed": speed, "data_wait": data_wait, "loss": progress.loss, "left": left}
+            self._bar.update(self._bar.task_ids[0], completed=progress.steps_done, description=epoch, **values)
+        if not self.console.is_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
+            self._last_line = time.monotonic()
+            say(
+                self.console,
+                f"{epoch}, step {progress.step}/{progress.steps} · loss {progress.loss:.3f} · "
+                f"{speed:.0f} images/s · data wait {data_wait:.0%}" + (left and f" · {left}"),
+            )
+        for tracker in self.trackers:
+            tracker.step(progress)
+
+    def epoch(self, progress: Progress, row: dict[str, Any], headline: str) -> None:
+        """After each epoch; `row` is its line of metrics.jsonl."""
+        names = {f"model_{headline}": headline, f"ema_{headline}": f"{headline} of the EMA weights"}
+        names |= {key: key for key in BESIDE.get(headline, ())}
+        if self._left is not None:
+            self._left.end(row["epoch"])
+        parts = [
+            f"epoch {row['epoch']}/{progress.epochs}",
+            f"loss {row['train_loss']:.3f}",
+            *(f"{name} {row[key]:.2%}" for key, name in names.items() if key in row),
+            f"{row['images_per_second']:.0f} images/s",
+            f"data wait {row['data_wait']:.0%}",
+            f"{_duration(row['seconds'])}, {self._time_left(progress)}",
+            *([f"{progress.bad_images} bad images"] if progress.bad_images else []),
+        ]
+        say(self.console, " · ".join(parts))
+        for tracker in self.trackers:
+            tracker.epoch(progress, row)
+
+    def _time_left(self, progress: Progress) -> str:
+        return f"{_duration(self._left.seconds(progress.epoch, progress.step))} left" if self._left else ""
+
+    def warn(self, message: str) -> None:
+        """Print a warning."""
+        say(self.console, message, style="yellow")
+
+    def finished(self, out: Path, epochs: int) -> None:
+        """Print instead of `training` if a resumed run is already complete."""
+        say(self.console, f"nothing to resume: the run in {out} is complete ({epochs} of {epochs} epochs)")
+
+    def fitted(self, choices: Sequence[Choice], images: int, epochs: int) -> None:
+        """Print the settings that differ from the published ones, grouped by reason."""
+        if not choices:
+            return
+        say(
+            self.console,
+            f"settings for {images:,} images x {epochs} epochs (published values in parentheses; flags override them):",
+        )
+        for reason, group in groupby(choices, lambda choice: choice.reason):
+            shown = (f"{each.field.replace('_', ' ')} {_value(each.used)} ({_value(each.published)})" for each in group)
+            say(self.console, f"  {', '.join(shown)}: {reason}")
+
+    def _announce(self, run: RunInfo, progress: Progress) -> None:
+        recipe = run.recipe
+        name = f"recipe {recipe.name}" + (f", teacher {recipe.teacher}" if recipe.teacher else "")
+        device = run.device + (f", {run.processes} processes" if run.processes > 1 else "")
+        compiled = "compiled (the first step takes minutes)" if run.compiled else "not compiled"
+        say(
+            self.console,
+            f"{run.train_images} training and {run.val_images} validation images, "
+            + counted(run.classes, "class", "classes")
+            + (f"; {progress.bad_images} bad images so far, see bad_images.csv" if progress.bad_images else ""),
+        )
+        say(
+            self.console,
+            f"{run.network} at {run.image_size} pixels on {device}, {run.precision}, channels_last, {compiled}; "
+            f"{name}: {recipe.epochs} epochs, batch size {recipe.batch_size}, effective learning rate "
+            f"{recipe.effective_lr:.2g}, weight decay {recipe.weight_decay:g}",
+        )
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
