@@ -117,7 +117,7 @@ def test_the_command(run, quick_machine):
         (["torchvision/resnet50", "--task", "detect"], "torchvision/NAME is one of"),
         (["--task", "detect", "--protocol", "paper-cpu"], "--protocol is for classifiers"),
         (["--task", "detect", "--plot", "a.png"], "--plot is for classifiers"),
-        (["timm/deit_tiny_patch16_224", "--task", "detect"], "each twice the one before"),
+        (["timm/deit_tiny_patch16_224", "--task", "detect"], "each twice the previous one"),
     ],
 )
 def test_what_is_refused(run, flags, reason):

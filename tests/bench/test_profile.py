@@ -81,9 +81,9 @@ def test_the_table_of_a_profile():
     text = stream.getvalue()
     [line] = [line for line in text.splitlines() if line.startswith("stem 1+2")]
     assert line.split() == ["stem", "1+2", "1", "4.0", "80.0%", "0.00", "0.1", "50%"]
-    assert "the floor of its layers, one by one, is 2.0 µs" in text
+    assert "the minimum time of its layers, added up, is 2.0 µs" in text
     assert max(len(line) for line in text.splitlines() if "a_name_" in line) < 120
-    assert "torch does not show it to PyTorch's profiler" in text
+    assert "PyTorch's profiler does not see the operations of torch" in text
     document = result.to_dict()["rows"]
     assert document[0]["profile"][0]["floor_seconds"] == pytest.approx(2e-6)
     assert document[1]["profile"] == []

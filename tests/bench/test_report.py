@@ -56,7 +56,7 @@ def test_the_table_says_once_what_all_rows_share():
     assert "in every row: engine torch, precision fp32, batch 16" in text
     header, first = [line for line in text.splitlines() if line.startswith(("model ", "shvit_s1 "))][:2]
     assert header.split()[:3] == ["model", "pixels", "images/s"]
-    assert " ".join(first.split()) == "shvit_s1 224 1,600 10.00 20.00 0.0% 50% 50 MB 1.0 M 100 M 72.8%"
+    assert " ".join(first.split()) == "shvit_s1 224 1,600 10.00 20.00 0.0% 50% 50 MB 1.0 M 100 M 72.8% in1k"
     assert "79.8%†" in text
     assert "left out: coreml: not on Linux" in text
     assert "threads: 1;" in text

@@ -101,7 +101,7 @@ def test_predictions_as_files(run, folder, model, tmp_path, suffix):
     out = tmp_path / "new" / f"labels.{suffix}"
     code, text, _ = run("predict", model, folder / "val", tmp_path / "missing.jpg", "--out", out, "--top-k", 2)
     assert code == 0
-    assert "12 images labelled, 2 could not be read" in text
+    assert "predicted 12 images, 2 could not be read" in text
     if suffix == "csv":
         with out.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -189,7 +189,7 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
         (["eval", "{model}", "{folder}", "--engine", "abacus"], "allowed are auto, cuda, onnx, openvino, torch"),
         (["eval", "{model}", "{folder}", "--split", "half"], "half"),
         (["eval", "{model}", "digits"], "does not know 10 of the 10 classes"),
-        (["eval", "{folder}/val/dark/100.png", "{folder}"], "no safetensors file"),
+        (["eval", "{folder}/val/dark/100.png", "{folder}"], "not a safetensors file"),
         (["train", "{folder}", "--out", "{model}"], "is a file: --out must be a folder"),
         (["eval", "{model}", "{folder}", "--out", "{model}"], "is a file: --out must be a folder"),
         (["info", "timm/resnet18.no_such_tag"], "allowed are resnet18."),

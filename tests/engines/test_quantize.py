@@ -8,14 +8,15 @@ from conftest import randomize_norms, tiny_architecture
 from shvit.data.loader import Batch
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import Shapes
-from shvit.export.accuracy_floor import FloorError, fewest, quantize_within, rank
+from shvit.export.accuracy_floor import FloorError, Judge
 from shvit.modelfile import ModelFile
+from shvit.tasks import task_of
 
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 
 from shvit.engines import openvino, quantize
-from shvit.engines.openvino import Compiled
+from shvit.engines.openvino_runtime import Compiled
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_the_layer_whose_return_mends_most_ranks_first(quantized, exact, images)
     layers = quantize.quantized_layers(quantized)
     some = quantize.give_back(quantized, exact, layers[:-5])
     planted = {(): quantized, ("good",): exact, ("middling",): some, ("none",): quantized}
-    costs = rank(exact, lambda back: planted[tuple(back)], ["none", "middling", "good"], images, 1)
+    costs = quantize.rank(exact, lambda back: planted[tuple(back)], ["none", "middling", "good"], images, 1)
     assert list(costs) == ["good", "middling", "none"]
     assert costs["good"] == pytest.approx(1, abs=0.05)  # what is not int8 runs in bf16 where the processor has it
     assert costs["none"] == pytest.approx(0, abs=1e-6)
@@ -110,7 +111,7 @@ def test_fewest(least):
         asked.append(count)
         return count >= least
 
-    assert fewest(holds, 10) == (least if least <= 10 else None)
+    assert quantize.fewest(holds, 10) == (least if least <= 10 else None)
     assert len(asked) == len(set(asked)) <= 8
     assert max(asked) <= 10
 
@@ -121,8 +122,16 @@ def labelled(network, images) -> list[Batch]:
     return [Batch(images, labels, list(range(len(images))), {})]
 
 
+def quantize_within(model_file, network, images, validation, max_drop, log=lambda _: None):
+    """Return the int8 network that holds the floor, and the floor."""
+    task = task_of(model_file)
+    judge = Judge(task, validation, max_drop, log)
+    found = quantize.search(network, [images], judge, images, task.signal, "int8", 1)
+    return found, judge.result()
+
+
 def test_a_floor_that_holds_gives_nothing_back(model_file, exact, images):
-    network, floor = quantize_within(model_file, exact, [images], labelled(exact, images), 100.0, 1)
+    network, floor = quantize_within(model_file, exact, images, labelled(exact, images), 100.0)
     assert (floor.reference, floor.given_back, floor.images) == (1.0, {}, 16)
     first_reads_pixels = 1
     assert floor.layers == len(quantize.quantized_layers(network)) + first_reads_pixels
@@ -131,10 +140,8 @@ def test_a_floor_that_holds_gives_nothing_back(model_file, exact, images):
 
 @pytest.mark.slow
 def test_a_floor_is_held_by_giving_layers_back(model_file, exact, images, monkeypatch):
-    """Where int8 is judged worse than it is until two layers are back."""
-    from shvit.export import accuracy_floor as module
-
-    real = module.Compiled
+    """Judge int8 as worse than it is until two layers run in floating point."""
+    real = quantize.Compiled
 
     class Judged(real):
         def __init__(self, network, precision, threads):
@@ -145,20 +152,22 @@ def test_a_floor_is_held_by_giving_layers_back(model_file, exact, images, monkey
             return -super().__call__(batch) if self.bad and len(batch) == 12 else super().__call__(batch)
 
     all_layers = len(quantize.quantized_layers(quantize.quantize(exact, [images])))
-    monkeypatch.setattr(module, "Compiled", Judged)
+    monkeypatch.setattr(quantize, "Compiled", Judged)
     said = []
-    network, floor = quantize_within(model_file, exact, [images], labelled(exact, images[:12]), 25.0, 1, said.append)
+    network, floor = quantize_within(model_file, exact, images, labelled(exact, images[:12]), 25.0, said.append)
     assert len(floor.given_back) == 2
     assert len(quantize.quantized_layers(network)) == all_layers - 2
     assert floor.drop <= 25
     assert [count for count, _ in floor.tried] == [1, 2]
-    assert any("2 of" in line and "given back" in line for line in said)
+    assert any("2 of" in line and "in higher precision" in line for line in said)
 
 
 @pytest.mark.slow
 def test_a_floor_that_cannot_be_held_fails_and_names_the_best(model_file, exact, images):
-    with pytest.raises(FloorError, match=r"loses -?[\d.]+ points of top-1 at best, with \d+ of \d+ layers given back"):
-        quantize_within(model_file, exact, [images], labelled(exact, images), -1.0, 1)
+    with pytest.raises(
+        FloorError, match=r"loses -?[\d.]+ points of top-1 at best, with \d+ of \d+ layers in higher precision"
+    ):
+        quantize_within(model_file, exact, images, labelled(exact, images), -1.0)
 
 
 def test_values_of_constant_parts(exact):

@@ -159,7 +159,7 @@ def test_it_learns_to_find_objects(run, tmp_path, task, kind, epochs, start):
         assert drawn.size == (320, 320)  # enlarged, so that its labels can be read
     assert f"task: {task}" in run("info", best)[1]
     code, _, errors = run("calibrate-bn", best, data, "--image-size", 128)
-    assert (code, "is for classifiers so far" in errors) == (2, True)
+    assert (code, "calibrate-bn supports classifiers only" in errors) == (2, True)
     code, _, errors = run("bench", best, "--rounds", 1)
     assert (code, f"has the task {task}, but --task is classify" in errors) == (2, True)
 
@@ -205,7 +205,7 @@ def test_tables_of_objects(run, start, tmp_path):
     first = json.loads((tmp_path / "found.jsonl").read_text().splitlines()[0])
     assert len(first["boxes"]) == len(first["labels"]) > 1
     assert pq.read_table(tmp_path / "found.parquet").to_pylist()[0]["boxes"][0] == pytest.approx(first["boxes"][0])
-    assert "nothing found" in run("predict", best, data / "val2017", "--threshold", "1")[1]
+    assert "no objects" in run("predict", best, data / "val2017", "--threshold", "1")[1]
     run("predict", best, data / "val2017", "--threshold", "1", "--out", tmp_path / "none.json")
     assert json.loads((tmp_path / "none.json").read_text()) == []
 
@@ -414,7 +414,7 @@ def test_shorter_sides_go_through_all_verbs(run, start, tmp_path):
 
 def test_names_that_no_font_here_has_are_numbers():
     assert legible(("Äpfel", "кот")) == {"Äpfel": "Äpfel", "кот": "кот"}
-    with pytest.warns(shvit.errors.Notice, match="pictures have the numbers of 1 classes, .*: class 2 is 猫"):
+    with pytest.warns(shvit.errors.Notice, match="1 class names are drawn as numbers, .*: class 2 is 猫"):
         assert legible(("dog", "猫")) == {"dog": "dog", "猫": "class 2"}
 
 

@@ -99,13 +99,14 @@ def _export(console: Console, model_file: "ModelFile", best: Path, source: "Data
     """Returns the exported file and the report of the export."""
     from .. import engines
     from ..export.export import export
+    from ..tasks import kind_of
     from .export import exported as export_lines
 
     kind = next(name for name in FORMATS if not engines.ENGINES[name].absent())
     exported = best.with_suffix(engines.ENGINES[kind].suffix)
     _announce(console, f"shvit export {best} --format {kind} --calibrate digits")
     parity = export(model_file, kind, exported, source=source)
-    for line in export_lines(parity):
+    for line in export_lines(parity, kind_of(model_file)):
         say(console, line)
     return exported, parity
 

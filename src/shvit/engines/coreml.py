@@ -27,6 +27,8 @@ from .exported import EngineError, Exported, ExportError, check_ends, described,
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
+CLASSIFIER = "classify"
+"""Core ML's operation that turns probabilities into a label."""
 DTYPES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 """coremltools' names."""
 
@@ -140,7 +142,7 @@ def _declared(specification: Any) -> dict[str, Any]:
     labels = [
         label
         for operation in operations
-        if operation.type == "classify"  # Core ML's operation
+        if operation.type == CLASSIFIER
         for label in operation.inputs["classes"].arguments[0].value.immediateValue.list.values
     ]
     convolutions = [operation.outputs[0].type.tensorType for operation in operations if operation.type == "conv"]

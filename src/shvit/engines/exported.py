@@ -140,7 +140,8 @@ def check_ends(exported: Exported, takes: Sequence[int | None], gives: Sequence[
         width = classes if detector is None else DETECTORS[detector].output_width(classes)
     if gives and width is not None and gives[-1] not in (width, None):
         raise EngineError(
-            f"{exported.path} is not usable: its network returns {_shape(gives)}, which does not fit {classes} classes"
+            f"{exported.path} is not usable: its network returns {_shape(gives)}, which does not fit {classes} "
+            f"class{'es' * (classes != 1)}"
         )
 
 

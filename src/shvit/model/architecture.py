@@ -1,4 +1,4 @@
-"""From a name to a network, and back to plain data that a file can hold."""
+"""The architecture of a network: from a name or plain data to a network, and back."""
 
 import difflib
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from .timm_model import TimmModel, named_arguments
 
 TIMM_PREFIX = "timm/"
 FAMILIES = "shvit.networks"
-"""Entry points of installed packages, by which experiments bring networks of their own: FAMILY/NAME."""
+"""Entry point group in which installed packages, such as experiments, offer networks: FAMILY/NAME."""
 Family = Callable[[str], tuple[Config, Mixer]]
-"""NAME -> the sizes of an SHViT, and what mixes its tokens. Raises InputError for a name that it does not know."""
+"""NAME -> the sizes and the token mixer of an SHViT. Raises InputError for an unknown name."""
 Model = SHViT | TimmModel | Detector
 MAX_CLASSES, MAX_NAME = 1_000_000, 1000
 DETECTORS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
@@ -26,24 +26,24 @@ DETECTORS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "mask_rcnn": Mas
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything needed to build a network, but its weights.
+    """Everything needed to build a network, except its weights.
 
     Raises:
-        InputError: The name is no variant, `timm/NAME` or `FAMILY/NAME` and no sizes are given, or a size is
+        InputError: The name is not a variant, `timm/NAME` or `FAMILY/NAME` and no sizes are given, or a size is
             impossible.
     """
 
     name: str
     num_classes: int = 1000
-    """0: no classifier; the network returns pooled features."""
+    """0: without classifier; the network returns pooled features."""
     in_channels: int = 3
     distilled: bool = False
     config: Config | None = None
-    """The sizes; filled in from the table for the named variants, always None for timm's models."""
+    """The sizes; taken from the table for named variants, always None for timm's models."""
     detector: str | None = None
-    """`retinanet` or `mask_rcnn`, whose backbone this then is; None: a classifier."""
+    """`retinanet` or `mask_rcnn` for a detector on this network; None for a classifier."""
     layout: str = "torchvision"
-    """Details of a detector: `torchvision`, as of all files that do not say; or `paper`, as the authors have it."""
+    """Details of a detector: `torchvision` (also of older files), or `paper`, as in the authors' code."""
 
     def __post_init__(self) -> None:
         kinds = {"name": str, "num_classes": int, "in_channels": int, "distilled": bool, "layout": str}
@@ -77,13 +77,13 @@ class Architecture:
             object.__setattr__(self, "config", config)
 
     def build(self, drop_path_rate: float = 0.0) -> Model:
-        """The network with fresh weights; it carries this description as `.architecture`.
+        """Build the network with new weights; its attribute `architecture` is this description.
 
         Args:
-            drop_path_rate: Of stochastic depth, which acts in training alone and so is no part of the description.
+            drop_path_rate: Rate of stochastic depth. It only affects training, so it is not part of the description.
 
         Raises:
-            InputError: A rate outside [0, 1), or one that timm's model does not take.
+            InputError: The rate is outside [0, 1), or timm's model does not support it.
         """
         if not 0 <= drop_path_rate < 1:
             raise InputError(f"drop_path_rate must be at least 0 and below 1, got {drop_path_rate}")
@@ -99,6 +99,7 @@ class Architecture:
         return model
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
         return asdict(self)
 
     @classmethod
@@ -114,7 +115,7 @@ class Architecture:
 
 
 def variant_config(name: str) -> Config:
-    """The row of the table. Raises InputError naming what is allowed, and the nearest, for an unknown name."""
+    """The sizes of a variant. Raises InputError for an unknown name, with the closest one."""
     if name in VARIANTS:
         return VARIANTS[name]
     near = difflib.get_close_matches(name, VARIANTS, n=1)
@@ -130,7 +131,7 @@ def is_network(name: str) -> bool:
 
 
 def _of_family(name: str) -> tuple[Config, Mixer]:
-    """Sizes and mixer of `FAMILY/NAME`. Raises InputError where no installed package offers this family."""
+    """Sizes and mixer of `FAMILY/NAME`. Raises InputError if no installed package offers the family."""
     prefix, _, rest = name.partition("/")
     families = _families()
     if prefix not in families:
@@ -143,10 +144,10 @@ def _of_family(name: str) -> tuple[Config, Mixer]:
 
 
 def _families() -> dict[str, Callable[[], Family]]:
-    """What loads each family that installed packages offer."""
+    """The loader of each family that installed packages offer."""
     return {point.name: point.load for point in entry_points(group=FAMILIES)}
 
 
 def list_models() -> list[str]:
-    """Names of the networks defined here; any `timm/NAME` is taken too."""
+    """Names of the variants of SHViT. Any `timm/NAME` is accepted as well."""
     return list(VARIANTS)

@@ -1,4 +1,4 @@
-"""Single-head self-attention over a part of the channels: the paper's token mixer (its section 3.2)."""
+"""Single-head self-attention over some of the channels: the paper's token mixer (section 3.2)."""
 
 from typing import Final
 
@@ -10,9 +10,9 @@ from .shapes import Maps
 
 
 class SingleHeadAttention(nn.Module):
-    """One attention head over the first `attended` channels; the others pass by and are mixed in by the projection.
+    """One attention head over the first `attended` channels. The projection mixes in the other channels.
 
-    Takes and returns maps (b, width, h, w). Starts as zero, so that its residual starts as identity.
+    Takes and returns maps (b, width, h, w). Initialised to return zero, so its residual is the identity.
     """
 
     QUERY_CHANNELS: Final = 16
@@ -37,9 +37,9 @@ class SingleHeadAttention(nn.Module):
         return self.project(self.act(torch.cat([mixed.view_as(attended), passed], dim=1)))
 
     def fold(self) -> nn.Module:
-        """The norm's scale and shift and the softmax scale move into the weights that make queries, keys and values.
+        """Move scale and shift of the norm, and the softmax scale, into the weights of queries, keys and values.
 
-        The keys lose their bias: it adds the same to all scores of a query, which softmax cancels.
+        The bias of the keys is dropped: it adds the same number to all scores of a query, which softmax cancels.
         """
         if isinstance(self.qkv, nn.Conv2d) and self.norm.affine:
             self.norm = fold_norm(self.norm, self.qkv)
@@ -49,7 +49,7 @@ class SingleHeadAttention(nn.Module):
 
 
 def fold_norm(norm: nn.GroupNorm, qkv: nn.Conv2d) -> nn.GroupNorm:
-    """The norm without scale and shift, which are now part of the 1x1 convolution that reads it."""
+    """Move scale and shift into the 1x1 convolution that reads the norm; return the norm without them."""
     assert qkv.bias is not None
     qkv.bias.data += qkv.weight.data[:, :, 0, 0] @ norm.bias
     qkv.weight.data *= norm.weight[:, None, None]
@@ -57,7 +57,7 @@ def fold_norm(norm: nn.GroupNorm, qkv: nn.Conv2d) -> nn.GroupNorm:
 
 
 def fold_scale(qkv: nn.Conv2d, queries: int, scale: float) -> None:
-    """Scaled scores from plain queries and keys, which the convolution makes in its first 2 x `queries` channels."""
+    """Move the softmax scale into the queries, the first channels of the convolution, and drop the bias of the keys."""
     assert qkv.bias is not None
     qkv.weight.data[:queries] *= scale
     qkv.bias.data[:queries] *= scale

@@ -1,11 +1,11 @@
-"""Sizes of the four published networks, one row each."""
+"""The sizes of the four published networks, one row each."""
 
 from dataclasses import dataclass
 
 from ..errors import InputError
 
 MAX_WIDTH, MAX_DEPTH, MAX_STAGES, MAX_SIDE = 16384, 256, 8, 8192
-"""Far beyond any use; a damaged file must not ask for more."""
+"""Limits far beyond any use, so that a damaged file cannot request more."""
 
 
 @dataclass(frozen=True)
@@ -15,18 +15,18 @@ class Stage:
     width: int
     depth: int
     attended: int | None = None
-    """Channels that the single head attends over (the paper's C_p); None: a stage without attention."""
+    """Channels of the attention head (the paper's C_p); None for a stage without attention."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that fixes an SHViT but its classes and input channels."""
+    """The sizes of an SHViT, except its classes and input channels."""
 
     stages: tuple[Stage, ...]
     image_size: int = 224
-    """Side of the square images that the network was designed for, in pixels; other sizes work too."""
+    """Side of the square images that the network was designed for, in pixels; other sizes work as well."""
     stem: int = 4
-    """Convolutions of stride 2 before the first stage: 4 for maps 16 times smaller than the image."""
+    """Convolutions of stride 2 before the first stage; 4 make maps 16 times smaller than the image."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.stages) <= MAX_STAGES:
@@ -54,7 +54,7 @@ class Config:
 
     @property
     def stem_divisor(self) -> int:
-        """How many times narrower the stem's first convolution is than the first stage."""
+        """Width of the first stage divided by the width of the first convolution of the stem."""
         return 2 ** (self.stem - 1)
 
 

@@ -1,4 +1,4 @@
-"""What a network costs, counted operation by operation: parameters, multiply-accumulates, activations."""
+"""The cost of a network, counted operation by operation: parameters, multiply-accumulates, activations."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from .timm_model import TimmModel
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one image; `params` of the whole network."""
+    """The cost of one image, and the parameters of the network."""
 
     name: str
     params: int
@@ -26,15 +26,16 @@ class Cost:
     """Elements written by those operations."""
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
         return asdict(self)
 
 
 @torch.no_grad()
 def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name: str = "total") -> Cost:
-    """Count one image of (height, width) through the network in evaluation mode, as it is used.
+    """Count the cost of one image of (height, width) in evaluation mode.
 
     Raises:
-        InputError: One of timm's models, or a detector, does not take images of this size.
+        InputError: A model of timm, or a detector, does not take images of this size.
     """
     parameter = next(model.parameters())
     channels = model.in_channels
@@ -51,7 +52,7 @@ def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name:
 
 @torch.no_grad()
 def stage_costs(model: SHViT, image_size: tuple[int, int]) -> list[Cost]:
-    """One row each for stem, stages and head, adding up to `cost`."""
+    """One row each for stem, stages and head, which add up to `cost`."""
     parameter = next(model.parameters())
     x = torch.zeros(1, model.in_channels, *image_size, dtype=parameter.dtype, device=parameter.device)
     parts = [("stem", model.stem)] + [(f"stage {index}", stage) for index, stage in enumerate(model.stages, 1)]
@@ -64,7 +65,7 @@ def stage_costs(model: SHViT, image_size: tuple[int, int]) -> list[Cost]:
 
 
 class _OutputCounter(TorchDispatchMode):
-    """Adds up the elements that multiplying operations write."""
+    """Counts the elements that multiplying operations write."""
 
     COUNTED = ("convolution", "mm", "addmm", "bmm", "baddbmm")
 

@@ -1,4 +1,4 @@
-"""Mask R-CNN: regions that may hold an object, then class, box and mask of each; on torchvision's parts.
+"""Mask R-CNN: proposals, then class, box and mask of each; built from torchvision's parts.
 
 Source: K. He et al., "Mask R-CNN", ICCV 2017.
 """
@@ -24,21 +24,22 @@ from .pyramid import WIDTH
 DETECTIONS = 100
 MASK_SIDE = 28
 IGNORED = -1
-"""What torchvision's samplers leave out."""
+"""The label that torchvision's samplers ignore."""
 BETA = 1 / 9
-"""Of torchvision's smooth L1 loss of boxes: it is quadratic up to this difference. 0 is the L1 loss."""
+"""Parameter of torchvision's smooth L1 loss, which is quadratic below this difference. 0 is the L1 loss."""
 POSITIVE = 0.25
-"""Share of the regions learnt from that hold an object, at most."""
+"""Maximum share of the sampled proposals that contain an object."""
 
 
 class CrowdAwareRPN(RegionProposalNetwork):
-    """torchvision's, which learns no background from crowds."""
+    """torchvision's RPN, without background from crowds."""
 
     beta = BETA
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
     ) -> tuple[list[Tensor], list[Tensor]]:
+        """Ignore background anchors within crowds."""
         labels, boxes = super().assign_targets_to_anchors(anchors, targets)
         for label, anchor, target in zip(labels, anchors, targets, strict=True):
             if "crowds" in target:
@@ -48,7 +49,7 @@ class CrowdAwareRPN(RegionProposalNetwork):
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Of objectness and of boxes, over the anchors that are drawn."""
+        """The losses of objectness and of boxes, over the sampled anchors."""
         positive, negative = (torch.cat(drawn).nonzero()[:, 0] for drawn in self.fg_bg_sampler(labels))
         drawn, wanted = torch.cat([positive, negative]), torch.cat(regression_targets)[positive]
         boxes = F.smooth_l1_loss(pred_bbox_deltas[positive], wanted, beta=self.beta, reduction="sum") / len(drawn)
@@ -56,13 +57,14 @@ class CrowdAwareRPN(RegionProposalNetwork):
 
 
 class CrowdAwareRoIHeads(RoIHeads):
-    """torchvision's, which learn no background from crowds."""
+    """torchvision's RoI heads, without background from crowds."""
 
     beta = BETA
     crowds: Sequence[Float[Tensor, "m 4"]] = ()
-    """Of the images that are being learnt from."""
+    """Crowds of the images of the current training step."""
 
     def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
+        """Store the crowds, then sample proposals."""
         self.crowds = [target["crowds"] for target in targets if "crowds" in target]
         return super().select_training_samples(proposals, targets)
 
@@ -73,7 +75,7 @@ class CrowdAwareRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: Any = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """The objects of each image; in training the losses of classes, boxes and masks instead."""
+        """The objects in each image; in training, the losses of classes, boxes and masks."""
         if not self.training:
             return super().forward(features, proposals, image_shapes)
         proposals, matched, labels, wanted = self.select_training_samples(proposals, targets)
@@ -99,18 +101,19 @@ class CrowdAwareRoIHeads(RoIHeads):
     def assign_targets_to_proposals(
         self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
+        """Ignore background proposals within crowds."""
         matched, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
         for label, boxes, crowds in zip(labels, proposals, self.crowds, strict=False):
             label[(label == 0) & in_crowd(boxes, crowds)] = IGNORED
             if (label == IGNORED).all():
-                label[-1:] = 0  # the least certain region: of none at all the loss would be no number
+                label[-1:] = 0  # keep the proposal with the lowest score: without any, the loss would be NaN
         return matched, labels
 
 
 class MaskRCNN(Detector):
-    """From images to the 100 most certain objects of each: box, score, class and mask.
+    """The 100 objects with the highest score in each image: box, score, class and mask.
 
-    Its sides must be multiples of the backbone's coarsest stride, 64 for SHViT.
+    The sides of the images must be multiples of the backbone's coarsest stride, 64 for SHViT.
     """
 
     strides = (4, 8, 16, 32, 64)
@@ -154,18 +157,18 @@ class MaskRCNN(Detector):
             self.roi_heads.proposal_matcher = BestForEach(0.5, 0.5, least=0.5)
 
     def learn_from(self, regions: int) -> None:
-        """How many regions of each training image are learnt from."""
+        """Set the number of proposals per training image that the losses use."""
         self.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(regions, POSITIVE)
 
     def find_from(self, score: float) -> None:
-        """Leave out objects up to this score; 0.05 in a new network."""
+        """Leave out objects with a score up to this one; 0.05 in a new network."""
         self.roi_heads.score_thresh = score
 
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
     ) -> Float[Tensor, "b 100 790"] | Float[Tensor, ""]:
-        """Rows of box (left, top, right, bottom in pixels), score, class and 28x28 mask (shares from 0 to 1 over the
-        box), best first, filled up with zeros; with targets, the loss.
+        """Rows of box (left, top, right, bottom in pixels), score, class and 28x28 mask (probabilities over the box),
+        highest score first, padded with zeros; with targets, the loss.
         """
         maps = {str(level): values.float() for level, values in enumerate(self.features(x))}
         size = (x.shape[2], x.shape[3])
@@ -178,7 +181,7 @@ class MaskRCNN(Detector):
         return torch.stack([_rows(one) for one in found])
 
     def _loss(self, images: ImageList, maps: dict[str, Tensor], targets: Sequence[Target]) -> Float[Tensor, ""]:
-        """Of objectness, classes, boxes (both stages) and masks, added up."""
+        """The sum of the losses of objectness, classes, boxes (of both stages) and masks."""
         rows = [{**vars(target), "labels": target.labels + 1} for target in targets]  # 0 is background
         regions, first = self.rpn(images, maps, rows)
         _, second = self.roi_heads(maps, regions, images.image_sizes, rows)

@@ -1,7 +1,7 @@
-"""Maps of equal width at doubling strides, from the three that a backbone gives: what detectors look at.
+"""A feature pyramid: maps of equal width at doubling strides, from the three maps of a backbone.
 
 Source: T.-Y. Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017; the levels finer than the
-backbone's are SHViT's (CVPR 2024, downstream tasks), whose first map is at stride 16 already.
+backbone's are from SHViT (CVPR 2024, downstream tasks), whose first map has stride 16.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ WIDTH = 256
 
 
 class Pyramid(nn.Module):
-    """Coarse maps are added to finer ones; 2x2 transposed convolutions make levels finer than the given ones, 3x3
-    convolutions of stride 2 coarser ones.
+    """Adds coarse maps to finer ones. Finer levels than the backbone's come from 2x2 transposed convolutions, coarser
+    levels from 3x3 convolutions of stride 2.
 
     Args:
         widths: Channels of the backbone's maps, fine to coarse.
-        given: Their strides, each twice the one before.
-        wanted: Strides of the levels, each twice the one before; the given ones are among them.
-        coarsest_from_input: The first of the coarser levels is a convolution of the backbone's last map, as in the
-            authors' RetinaNet; else of the last smoothed level.
+        given: Their strides, each twice the previous one.
+        wanted: Strides of the levels, each twice the previous one, including the given ones.
+        coarsest_from_input: Compute the first coarser level from the backbone's last map, as in the authors'
+            RetinaNet, instead of from the last smoothed level.
 
     Raises:
-        InputError: The strides are others.
+        InputError: The strides do not fit.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Pyramid(nn.Module):
         if not set(given) <= set(wanted) or any(2 * fine != coarse for fine, coarse in pairwise(given)):
             raise InputError(
                 f"detectors need a backbone whose maps have strides among {', '.join(map(str, wanted))}, each twice "
-                f"the one before; got {', '.join(map(str, given))}"
+                f"the previous one; got {', '.join(map(str, given))}"
             )
         finer, coarser = round(log2(given[0] / wanted[0])), round(log2(wanted[-1] / given[-1]))
         self.lateral = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for width in widths)
@@ -54,7 +54,7 @@ class Pyramid(nn.Module):
                 nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]: each has one
 
     def forward(self, maps: Sequence[Float[Tensor, "b c h w"]]) -> list[Float[Tensor, "b 256 h2 w2"]]:
-        """A map for each wanted stride, fine to coarse."""
+        """One map for each wanted stride, fine to coarse."""
         *others, last = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         merged = [last]
         for x in reversed(others):

@@ -1,4 +1,4 @@
-"""RetinaNet: a class and a box for each of many anchors, in one pass; on torchvision's head, losses and box coder.
+"""RetinaNet: class and box of each anchor in one pass, with torchvision's head, losses and box coder.
 
 Source: T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
 """
@@ -18,17 +18,17 @@ from .detector import LAYOUTS, Anchors, Backbone, BestForEach, Detector, Target,
 from .pyramid import WIDTH
 
 GROUPS = 32
-"""Of channels, each normalised by itself in the head, as in torchvision's newer RetinaNet: it learns far sooner. The
-paper's layout has none."""
+"""Groups of the GroupNorm in the head, as in torchvision's newer RetinaNet, which learns much faster. The paper's
+layout has no norm."""
 ANCHORS_PER_PLACE = 9
-"""Three sizes in three shapes."""
+"""Three sizes with three aspect ratios."""
 ANCHOR_SCALES = tuple(4 * 2 ** (third / 3) for third in range(3))
 
 
 class RetinaNet(Detector):
-    """From images to boxes with a score for each class; nine anchors at each place of five levels.
+    """Boxes with a score for each class, from nine anchors at each position of five levels.
 
-    Its sides must be multiples of the backbone's coarsest stride, 64 for SHViT.
+    The sides of the images must be multiples of the backbone's coarsest stride, 64 for SHViT.
     """
 
     strides = (8, 16, 32, 64, 128)
@@ -50,13 +50,13 @@ class RetinaNet(Detector):
 
     @classmethod
     def anchors_at(cls, side: int) -> int:
-        """How many anchors a square image of this side has."""
+        """Number of anchors of a square image with this side."""
         return ANCHORS_PER_PLACE * sum(ceil(side / stride) ** 2 for stride in cls.strides)
 
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
     ) -> Float[Tensor, "b anchors 4+classes"] | Float[Tensor, ""]:
-        """Boxes (left, top, right, bottom in pixels) and, beside each, scores from 0 to 1; with targets, the loss."""
+        """Boxes (left, top, right, bottom in pixels) with their scores from 0 to 1; with targets, the loss."""
         maps = self.features(x)
         outputs = {name: values.float() for name, values in self.head(maps).items()}
         anchors = self.anchors.on(maps)
@@ -69,8 +69,8 @@ class RetinaNet(Detector):
     def _loss(
         self, outputs: dict[str, Tensor], anchors: Float[Tensor, "anchors 4"], targets: Sequence[Target]
     ) -> Float[Tensor, ""]:
-        """Focal loss of the classes and L1 of the boxes, each divided by the number of the objects' anchors: in each
-        image, and then a mean over images; in the paper's layout, over all images at once.
+        """Focal loss of classes and L1 loss of boxes, divided by the number of anchors with objects: per image, then
+        averaged; in the paper's layout, over all images at once.
         """
         matched = [self._match(anchors, target) for target in targets]
         rows = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
@@ -78,13 +78,13 @@ class RetinaNet(Detector):
             return _sum_of(self.head.compute_loss(rows, outputs, [anchors] * len(rows), matched))
         counts = [max(1, int((found >= 0).sum())) for found in matched]
         loss = torch.zeros((), device=anchors.device)
-        for place, (row, found) in enumerate(zip(rows, matched, strict=True)):
-            one = {name: values[place : place + 1] for name, values in outputs.items()}
-            loss = loss + _sum_of(self.head.compute_loss([row], one, [anchors], [found])) * counts[place]
+        for index, (row, found) in enumerate(zip(rows, matched, strict=True)):
+            one = {name: values[index : index + 1] for name, values in outputs.items()}
+            loss = loss + _sum_of(self.head.compute_loss([row], one, [anchors], [found])) * counts[index]
         return loss / sum(counts)
 
     def _match(self, anchors: Float[Tensor, "anchors 4"], target: Target) -> Int64[Tensor, " anchors"]:
-        """The object that each anchor stands for; -1: background; -2: not to be learnt from."""
+        """The index of the object of each anchor; -1: background; -2: ignored."""
         if len(target.boxes):
             matched = self.matcher(box_iou(target.boxes, anchors))
         else:

@@ -1,4 +1,4 @@
-"""Tensors by their shape, as names: torch.jit.script reads annotations and knows no subscripts of jaxtyping."""
+"""Names for tensors by shape, since torch.jit.script does not understand jaxtyping's annotations."""
 
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ MIN_SIDE = 32
 
 
 def check_images(x: Images, channels: int, min_side: int = MIN_SIDE) -> None:
-    """Raises ValueError for images of other channels than the network has, or with a side under 32 pixels."""
+    """Raises ValueError for images with another number of channels, or with a side below the minimum."""
     if torch.jit.is_tracing():  # sizes are tensors there
         return
     if x.ndim != 4 or x.shape[1] != channels:

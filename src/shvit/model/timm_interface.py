@@ -1,4 +1,4 @@
-"""What timm's users call on a network, for SHViT: features, another classifier, groups of layers, checkpointing."""
+"""timm's interface of a network, for SHViT: features, new classifiers, groups of layers, checkpointing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,21 +13,21 @@ from .shapes import Images, Maps, check_images
 
 
 class TimmInterface(nn.Module):
-    """The methods of timm's models that are not SHViT itself."""
+    """The methods of timm's models that are not part of SHViT itself."""
 
     __jit_ignored_attributes__: ClassVar = ["architecture", "pretrained_cfg", "default_cfg"]
     __jit_unused_properties__: ClassVar = ["feature_info"]
 
     architecture: Any = None
-    """The `Architecture` that built this network; None where it was put together by hand, or pruned since."""
+    """The `Architecture` that built this network; None if it was built by hand, or pruned."""
 
-    if TYPE_CHECKING:  # torch.jit.script takes annotations of modules for interfaces
+    if TYPE_CHECKING:  # torch.jit.script treats annotations of modules as interfaces
         stem: nn.Sequential
         stages: nn.Sequential
         head: nn.Module
         distillation_head: nn.Module | None
         distilled_training: bool
-        """In training, return both heads' logits rather than their mean."""
+        """In training, return the logits of both heads instead of their mean."""
         maps: list[tuple[int, int]]
         in_channels: int
         num_classes: int
@@ -47,7 +47,7 @@ class TimmInterface(nn.Module):
         ]
 
     def described_for_timm(self) -> dict[str, Any]:
-        """The `pretrained_cfg`: what `timm.data.resolve_model_data_config` and timm's scripts read."""
+        """The `pretrained_cfg` for `timm.data.resolve_model_data_config` and timm's scripts."""
         side = self.image_size
         heads = ("head.linear",) if self.distillation_head is None else ("head.linear", "distillation_head.linear")
         return {
@@ -72,18 +72,18 @@ class TimmInterface(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Maps] | tuple[Maps, list[Maps]]:
-        """The last map, and those of the chosen stages.
+        """Return the last map, and those of the chosen stages.
 
         Args:
             x: Normalised images.
-            indices: Stages, counted from 0 or, if negative, from the end; a number: that many last ones; None: all.
-            norm: SHViT has no norm after its last stage, so this changes nothing, as in timm's models of that kind.
-            stop_early: Compute no stage after the last chosen one, whose map then is the last.
-            output_fmt: `NCHW`, the only one.
-            intermediates_only: Return the chosen maps alone.
+            indices: Stages, counted from 0 or, if negative, from the end. A number: that many of the last. None: all.
+            norm: No effect, since SHViT has no norm after its last stage; as in timm's models without one.
+            stop_early: Stop after the last chosen stage, whose map then is the last.
+            output_fmt: Only `NCHW`.
+            intermediates_only: Return only the chosen maps.
 
         Raises:
-            InputError: Another format, or a stage that the network does not have.
+            InputError: The format is another, or the network has no such stage.
         """
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt must be NCHW, got {output_fmt!r}")
@@ -100,7 +100,7 @@ class TimmInterface(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop, in place, the stages after the last chosen one, and the classifier that would read them.
+        """Remove, in place, the stages after the last chosen one, and the classifier.
 
         Arguments are as in `forward_intermediates`; `prune_norm` changes nothing. Returns the stages chosen.
         """
@@ -116,21 +116,21 @@ class TimmInterface(nn.Module):
         return chosen
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        """The linear layer that gives the logits; with a distillation head, both; without classes, an identity."""
+        """The linear layer of the classifier; with a distillation head, both; without classes, an identity."""
         head = getattr(self.head, "linear", self.head)
         if self.distillation_head is None:
             return head
         return head, getattr(self.distillation_head, "linear", self.distillation_head)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the heads, in place, by fresh ones of `num_classes` logits.
+        """Replace the heads, in place, by new ones with `num_classes` logits.
 
         Args:
             num_classes: 0 removes the heads: the network returns pooled features.
-            global_pool: `avg`, or empty to return maps, which needs `num_classes` 0; None keeps the present one.
+            global_pool: `avg`, or empty to return maps, which needs `num_classes` 0; None keeps the current one.
 
         Raises:
-            InputError: Another pooling, or classes without pooling.
+            InputError: The pooling is another, or there are classes without pooling.
         """
         pool = self.global_pool if global_pool is None else global_pool
         check_pool(pool, num_classes)
@@ -148,7 +148,7 @@ class TimmInterface(nn.Module):
         return head.to(like.device, like.dtype).train(self.training)
 
     def set_distilled_training(self, enable: bool = True) -> None:
-        """In training, return both heads' logits (the default) or their mean.
+        """Whether to return the logits of both heads in training (the default) or their mean.
 
         Raises:
             InputError: The network has no distillation head.
@@ -158,22 +158,22 @@ class TimmInterface(nn.Module):
         self.distilled_training = enable
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute blocks again in the backward pass instead of keeping their activations: less memory, more time."""
+        """Recompute blocks in the backward pass instead of storing their activations: less memory, more time."""
         for stage in self.stages:
             stage.grad_checkpointing = enable  # pyright: ignore[reportArgumentType]
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay beside those of one dimension: none."""
+        """Parameters without weight decay, in addition to those with one dimension: none."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns for timm's layer-wise learning rates: stem, blocks (`coarse`: stages), and the head as the rest."""
+        """Patterns for timm's layer-wise learning rates: stem, blocks (`coarse`: stages); the rest is the head."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
 
 def check_pool(global_pool: str, num_classes: int) -> None:
-    """Raises InputError for a pooling that SHViT does not have, or a classifier without pooling."""
+    """Raises InputError for an unknown pooling, or for classes without pooling."""
     if global_pool not in ("avg", ""):
         raise InputError(f"global_pool must be 'avg', or '' for maps, got {global_pool!r}")
     if num_classes < 0:
@@ -185,7 +185,7 @@ def check_pool(global_pool: str, num_classes: int) -> None:
 
 
 def chosen_stages(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """The stages meant, counted from 0. Raises InputError for one that is not there."""
+    """Resolve indices of stages, counted from 0. Raises InputError for a stage that does not exist."""
     if isinstance(indices, int):
         chosen = list(range(count - indices, count))
         possible = 0 < indices <= count

@@ -1,4 +1,4 @@
-"""Keys of SHViT's weights, from and to timm's naming."""
+"""Names of SHViT's weights, converted from and to timm's names."""
 
 import re
 
@@ -28,16 +28,16 @@ _PARTS = {
     "mixer.branch.project": "mixer.m.proj.1",
     **{f"feed_forward.branch.{a}": f"ffn.m.{b}" for a, b in _FEED_FORWARD.items()},
 }
-"""Our name of each part of the network, within its stage or block, and timm's."""
+"""Our names of the parts of a network, within a stage or block, and timm's."""
 
 _LEAVES = {"conv.": "c.", "norm.": "bn.", "linear.": "l."}
-"""Within a part: our names of convolution, norm and linear layer, and timm's. Other names are alike."""
+"""Our names of convolution, norm and linear layer within a part, and timm's. Other names are the same."""
 
 _SCOPE = r"(?P<scope>stages\.\d+\.(?:blocks\.\d+\.)?|)"
 
 
 def from_timm(state_dict: StateDict) -> StateDict:
-    """Weights named as timm's `shvit_*` names them, named as here. Raises InputError for a key that is neither's."""
+    """Rename weights of timm's `shvit_*`. Raises InputError for an unknown key."""
     return {
         _rename(key, {theirs: ours for ours, theirs in _PARTS.items()}, _inverse(_LEAVES)): value
         for key, value in state_dict.items()

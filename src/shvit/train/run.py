@@ -148,10 +148,10 @@ def _locked(out: Path, new: bool) -> Iterator[None]:
 
 def _planned(request: TrainRequest) -> TrainPlan:
     task, model = request.task or "classify", request.model or "shvit_s1"
-    kind_of(task)  # raises InputError if there is no such task
+    family = kind_of(task).recipe_family
     named = {key: value for key, value in request.settings.items() if value is not None}
     variant = variant_of(model)
-    draft = make_recipe(request.recipe or TASK_RECIPES[task][0], variant, named, task)
+    draft = make_recipe(request.recipe or TASK_RECIPES[family][0], variant, named, family)
     if draft.name in NEEDS_TRAINED_WEIGHTS and not is_trained(model):
         published = f"{model if model in VARIANTS else 'shvit_s1'}.in1k"
         raise InputError(
@@ -162,7 +162,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
     start, images = starting_point(model, source, draft, task), len(source.train)
     recipe = fit(draft, images, frozenset(named), start.preprocess.image_size)
     refuse_idle(recipe, named, source.drawn)
-    changed = choices(make_recipe(recipe.name, variant, {}, task), recipe, images, named)
+    changed = choices(make_recipe(recipe.name, variant, {}, family), recipe, images, named)
     return TrainPlan(model, recipe, source, start, changed)
 
 

@@ -26,10 +26,9 @@ from shvit.engines.cuda.launches import (
     Depthwise,
     FusedFeedForward,
     Project,
-    Put,
     Stem,
-    memory_width,
 )
+from shvit.engines.cuda.layout import Put, memory_width
 from shvit.engines.cuda.plan import Map, Plan
 
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)

@@ -1,28 +1,28 @@
 """SHViT's inference as Triton kernels.
 
-A map is a matrix of rows, one a position of an image, and channels: (b * h * w, channels), which is channels_last. The
-channels that lie in memory are a multiple of 8, so that rows start where 16 bytes can be read at once; what is beyond
-the network's own is zero. Maps and weights are fp16 or bf16; sums, statistics, biases and depthwise weights are fp32.
+A map is a matrix (b * h * w, channels) with one row per position of an image, which is channels_last. In memory, the
+number of channels is a multiple of 8, so that rows start where 16 bytes can be read at once; the padding is zero. Maps
+and weights are fp16 or bf16; sums, statistics, biases and depthwise weights are fp32.
 
-Triton's tiles have powers of two for sides, and SHViT's widths do not. Where a kernel keeps all channels of its rows on
-chip, they are two tiles, `C0` and `C1` channels wide (`C1` may be 0): 320 is 256 and 64. Weights are padded with zeros
-to what the tiles cover, so only maps are read under masks.
+The sides of Triton's tiles are powers of two; SHViT's widths are not. A kernel that keeps all channels of its rows on
+chip uses two tiles, `C0` and `C1` channels wide (`C1` may be 0): 320 is 256 and 64. Weights are padded with zeros to
+the size of the tiles, so only maps are read under masks.
 
-Indices are 32 bits wide: no map may have 2**31 elements. Names in capitals are known when a kernel is compiled.
+Indices have 32 bits, so a map has fewer than 2**31 elements. Names in capitals are compile-time constants.
 """
 
 import triton
 import triton.language as tl
 
 FAR_SCORE = tl.constexpr(-1.0e30)
-"""The score of what must not be attended to: as good as minus infinity, and no NaN where a row has nothing else."""
+"""The score of masked positions: practically minus infinity, but no NaN in rows that are fully masked."""
 PATCH = 64
-"""Columns of the first convolution as a matrix product: lines, columns and channels of a patch, each 3 padded to 4."""
+"""Inner size of the first convolution as a matrix product: 3 rows, columns and channels, each padded to 4."""
 
 
 @triton.jit
 def _local(x, weight, bias, image, line, column, valid, channel, H, W, C: tl.constexpr, STRIDE: tl.constexpr):
-    """Depthwise 3x3 around these positions of the output, (rows, channels) in fp32; the identity is in the weights."""
+    """Depthwise 3x3 at these output positions, (rows, channels) in fp32; the weights include the identity."""
     known = channel < C
     total = tl.zeros([line.shape[0], channel.shape[0]], tl.float32)
     for tap in tl.static_range(9):
@@ -37,44 +37,44 @@ def _local(x, weight, bias, image, line, column, valid, channel, H, W, C: tl.con
 
 @triton.jit
 def center(
-    images, image_stride, channel_stride, line_stride, column_stride, offset, padding, out, places,
+    images, image_stride, channel_stride, line_stride, column_stride, offset, padding, out, positions,
     H: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """uint8 pixels less `offset`, a whole number, which fp16 and bf16 hold exactly; in four channels, the last zero.
+    """uint8 pixels minus `offset`, an integer, which is exact in fp16 and bf16; in four channels, the last zero.
 
-    Around the image, where the first convolution reads beyond it, is `padding`: what the mean is more than `offset`.
+    The border that the first convolution reads around the image is `padding`: the mean minus `offset`.
     """
     HP: tl.constexpr = (H + 1) // 2 * 2 + 2
     WP: tl.constexpr = (W + 1) // 2 * 2 + 2
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    image, line, column = place // (HP * WP), place // WP % HP - 1, place % WP - 1
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    image, line, column = position // (HP * WP), position // WP % HP - 1, position % WP - 1
     channel = tl.arange(0, 4)
-    inside = (place < places) & (line >= 0) & (line < H) & (column >= 0) & (column < W)
+    inside = (position < positions) & (line >= 0) & (line < H) & (column >= 0) & (column < W)
     start = images + image.to(tl.int64) * image_stride + line * line_stride + column * column_stride
     known = inside[:, None] & (channel < 3)[None, :]
     pixel = tl.load(start[:, None] + (channel * channel_stride)[None, :], mask=known, other=0).to(tl.float32)
     value = tl.where(inside[:, None], pixel - tl.load(offset + channel)[None, :], tl.load(padding + channel)[None, :])
-    mask = (place < places)[:, None]
-    tl.store(out + place[:, None] * 4 + channel[None, :], value.to(out.dtype.element_ty), mask=mask)
+    mask = (position < positions)[:, None]
+    tl.store(out + position[:, None] * 4 + channel[None, :], value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def stem(
-    x, first, first_bias, second, second_bias, out, places,
+    x, first, first_bias, second, second_bias, out, positions,
     H: tl.constexpr, W: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Two 3x3 convolutions of stride 2 with ReLU on what `center` makes of images; the map between is never stored.
+    """Two 3x3 convolutions of stride 2 with ReLU on the output of `center`; the map between them is never stored.
 
-    The first is computed anew for each of the second's nine taps: 2.25 times its operations, for none of its bytes. Of
-    its patches of 4 x 4 pixels, whose last line and column have no weight, each line is 16 numbers that lie together.
+    The first is computed for each of the nine taps of the second: 2.25 times the operations, without memory traffic.
+    Its patches have 4 x 4 pixels, with zero weights for the last row and column; each row is 16 contiguous numbers.
     """
     H1: tl.constexpr = (H + 1) // 2
     W1: tl.constexpr = (W + 1) // 2
     H2: tl.constexpr = (H1 + 1) // 2
     W2: tl.constexpr = (W1 + 1) // 2
     dtype = first.dtype.element_ty
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    image, line, column = place // (H2 * W2), place // W2 % H2, place % W2
+    position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    image, line, column = position // (H2 * W2), position // W2 % H2, position % W2
     k = tl.arange(0, 64)
     middle, n = tl.arange(0, C1), tl.arange(0, N)
     kernel = tl.load(first + k[:, None] * C1 + middle[None, :])
@@ -84,20 +84,20 @@ def stem(
     for tap in range(9):
         y = line * 2 + tap // 3 - 1
         z = column * 2 + tap % 3 - 1
-        exists = (place < places) & (y >= 0) & (y < H1) & (z >= 0) & (z < W1)
+        exists = (position < positions) & (y >= 0) & (y < H1) & (z >= 0) & (z < W1)
         corner = ((image * (2 * H1 + 2) + 2 * y) * (W1 + 1) + z) * 8
         pixel = tl.load(x + corner[:, None] + patch[None, :], mask=exists[:, None] & (k < 48)[None, :], other=0.0)
         hidden = tl.maximum(tl.dot(pixel, kernel) + shift, 0.0)
         hidden = tl.where(exists[:, None], hidden, 0.0).to(dtype)
         total = tl.dot(hidden, tl.load(second + tap * C1 * N + middle[:, None] * N + n[None, :]), total)
     total = tl.maximum(total + tl.load(second_bias + n)[None, :], 0.0)
-    mask = (place < places)[:, None] & (n < C2)[None, :]
-    tl.store(out + place[:, None] * C2 + n[None, :], total.to(dtype), mask=mask)
+    mask = (position < positions)[:, None] & (n < C2)[None, :]
+    tl.store(out + position[:, None] * C2 + n[None, :], total.to(dtype), mask=mask)
 
 
 @triton.jit
 def convolve(
-    x, weight, bias, out, places,
+    x, weight, bias, out, positions,
     H: tl.constexpr, W: tl.constexpr, K: tl.constexpr, N: tl.constexpr, KP: tl.constexpr, NP: tl.constexpr,
     RELU: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -106,28 +106,28 @@ def convolve(
     W2: tl.constexpr = (W + 1) // 2
     STEPS: tl.constexpr = (K + BK - 1) // BK
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    place = tl.program_id(1) * BM + tl.arange(0, BM)
-    image, line, column = place // (H2 * W2), place // W2 % H2, place % W2
+    position = tl.program_id(1) * BM + tl.arange(0, BM)
+    image, line, column = position // (H2 * W2), position // W2 % H2, position % W2
     total = tl.zeros([BM, BN], tl.float32)
     for step in range(9 * STEPS):
         tap = step // STEPS
         k = step % STEPS * BK + tl.arange(0, BK)
         y = line * 2 + tap // 3 - 1
         z = column * 2 + tap % 3 - 1
-        inside = (place < places) & (y >= 0) & (y < H) & (z >= 0) & (z < W)
+        inside = (position < positions) & (y >= 0) & (y < H) & (z >= 0) & (z < W)
         at = ((image * H + y) * W + z) * K
         pixel = tl.load(x + at[:, None] + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
         total = tl.dot(pixel, tl.load(weight + (tap * KP + k)[:, None] * NP + n[None, :]), total)
     total += tl.load(bias + n)[None, :]
     if RELU:
         total = tl.maximum(total, 0.0)
-    mask = (place < places)[:, None] & (n < N)[None, :]
-    tl.store(out + place[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=mask)
+    mask = (position < positions)[:, None] & (n < N)[None, :]
+    tl.store(out + position[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _blended(x, mixed, row, valid, k, K: tl.constexpr, ATTENDED: tl.constexpr, MIXED: tl.constexpr):
-    """ReLU of what attention made of the first channels beside the others as they were; `mixed` is past its ReLU."""
+    """ReLU of the channels from attention, concatenated with the others; `mixed` is already after its ReLU."""
     passed = tl.load(x + row[:, None] * K + k[None, :], mask=valid[:, None] & (k >= ATTENDED) & (k < K), other=0.0)
     made = tl.load(mixed + row[:, None] * MIXED + k[None, :], mask=valid[:, None] & (k < ATTENDED), other=0.0)
     return tl.where((k < ATTENDED)[None, :], made, tl.maximum(passed.to(tl.float32), 0.0).to(made.dtype))
@@ -137,11 +137,11 @@ def _blended(x, mixed, row, valid, k, K: tl.constexpr, ATTENDED: tl.constexpr, M
 def project(
     x, mixed, gate, weight, bias, residual, out, rows,
     K: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, ATTENDED: tl.constexpr, MIXED: tl.constexpr,
-    PLACES: tl.constexpr, RELU: tl.constexpr, SIGMOID: tl.constexpr,
+    POSITIONS: tl.constexpr, RELU: tl.constexpr, SIGMOID: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """1x1 convolution: `weight` is (KP, NP). Before it, attention's `mixed` channels are put in the place of the first,
-    or each image's channels are multiplied by its `gate`; after it come ReLU or sigmoid, and the sum with `residual`.
+    """1x1 convolution: `weight` is (KP, NP). Before it, the `mixed` channels of attention replace the first channels,
+    or the channels of each image are multiplied by its `gate`. After it: ReLU or sigmoid, and the sum with `residual`.
     """
     dtype = weight.dtype.element_ty
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -156,7 +156,7 @@ def project(
             mask = valid[:, None] & (k < K)[None, :]
             pixel = tl.load(x + row[:, None] * K + k[None, :], mask=mask, other=0.0)
             if gate is not None:
-                scale = tl.load(gate + (row // PLACES)[:, None] * K + k[None, :], mask=mask, other=0.0)
+                scale = tl.load(gate + (row // POSITIONS)[:, None] * K + k[None, :], mask=mask, other=0.0)
                 pixel = (pixel.to(tl.float32) * scale.to(tl.float32)).to(dtype)
         total = tl.dot(pixel, tl.load(weight + k[:, None] * NP + n[None, :]), total)
     total += tl.load(bias + n)[None, :]
@@ -178,11 +178,11 @@ def feed_forward(
     MIXED: tl.constexpr, HIDDEN: tl.constexpr, SPLITS: tl.constexpr,
     BM: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """A residual feed-forward, 1x1, ReLU, 1x1, whose hidden map never leaves the chip.
+    """A residual feed-forward (1x1, ReLU, 1x1) whose hidden map stays on chip.
 
-    Its input is `x`; or, where `local` is given, the depthwise convolution of `x`; or, where `mixed` is given, `x` plus
-    attention's projection. Where rows are few, `SPLITS` programs share the hidden channels of a row; the one that ends
-    last adds up their sums, in their order, and leaves its counter in `arrived` at zero for the next run.
+    Its input is `x`; with `local`, the depthwise convolution of `x`; with `mixed`, `x` plus attention's projection.
+    If there are few rows, `SPLITS` programs share the hidden channels of a row. The last program to finish adds up
+    the sums in a fixed order, and resets its counter in `arrived` for the next run.
     """
     dtype = expand.dtype.element_ty
     CP: tl.constexpr = C0 + C1
@@ -240,7 +240,7 @@ def feed_forward(
         tl.store(partial + split * stride + lane[:, None] * CP + c0[None, :], y0)
         if C1:
             tl.store(partial + split * stride + lane[:, None] * CP + c1[None, :], y1)
-        tl.debug_barrier()  # all of this program's sums, before it is counted
+        tl.debug_barrier()  # writes all sums of this program before it is counted
         if tl.atomic_add(arrived + tile, 1) == SPLITS - 1:
             y0 = tl.zeros([BM, C0], tl.float32)
             for other in range(SPLITS):
@@ -268,25 +268,25 @@ def attend(
 ):  # fmt: skip
     """Depthwise convolution, then single-head attention over the first `ATTENDED` channels of its output.
 
-    The depthwise convolution of all channels goes to `out`, by programs beside those that attend; these compute the few
-    channels that they need for themselves. What attention makes of them goes, past ReLU, to `mixed`.
+    Separate programs write the depthwise convolution of all channels to `out`. Programs with attention compute the few
+    channels that they need themselves, and write the result of attention, after ReLU, to `mixed`.
 
-    A program has `TILE` positions of a group of `TOGETHER` images; where the group fits one tile, each of its images
-    attends to itself under a mask. Where an image has more, keys and values come tile by tile: softmax is rescaled.
+    A program has `TILE` positions of a group of `TOGETHER` images. If the group fits one tile, a mask restricts each
+    position to its own image. Larger images read keys and values tile by tile and rescale the softmax.
     """
-    PLACES: tl.constexpr = H * W
-    ROWS: tl.constexpr = TOGETHER * PLACES
+    POSITIONS: tl.constexpr = H * W
+    ROWS: tl.constexpr = TOGETHER * POSITIONS
     TILES: tl.constexpr = (ROWS + TILE - 1) // TILE
     dtype = query.dtype.element_ty
     group, part = tl.program_id(0) // TILES, tl.program_id(0) % TILES
     position = part * TILE + tl.arange(0, TILE)
-    image, place = position // PLACES, position % PLACES
+    image, inner = position // POSITIONS, position % POSITIONS
     valid = (position < ROWS) & (group * TOGETHER + image < images)
     row = group * ROWS + position
     if tl.program_id(1) > 0:
         part_of = (tl.program_id(1) - 1) * BC + tl.arange(0, BC)
         passed = _local(
-            x, local, local_bias, group * TOGETHER + image, place // W, place % W, valid, part_of, H, W, C, 1
+            x, local, local_bias, group * TOGETHER + image, inner // W, inner % W, valid, part_of, H, W, C, 1
         )
         inside = valid[:, None] & (part_of < C)[None, :]
         tl.store(out + row[:, None] * C + part_of[None, :], passed.to(dtype), mask=inside)
@@ -297,14 +297,14 @@ def attend(
         to_value = tl.load(value + channel[:, None] * P + channel[None, :])
         query_shift = tl.load(query_bias + narrow)[None, :]
         value_shift = tl.load(value_bias + channel)[None, :]
-        own = _local(x, local, local_bias, group * TOGETHER + image, place // W, place % W, valid, channel, H, W, C, 1)
+        own = _local(x, local, local_bias, group * TOGETHER + image, inner // W, inner % W, valid, channel, H, W, C, 1)
         known = (channel < ATTENDED)[None, :]
         if TILES == 1:
             same = (image[:, None] == image[None, :]) & valid[None, :]
             own = tl.where(valid[:, None] & known, own, 0.0)
-            mean = tl.sum(tl.where(same, tl.sum(own, 1)[None, :], 0.0), 1) / (PLACES * ATTENDED)
+            mean = tl.sum(tl.where(same, tl.sum(own, 1)[None, :], 0.0), 1) / (POSITIONS * ATTENDED)
             off = tl.where(valid[:, None] & known, own - mean[:, None], 0.0)
-            spread = tl.sum(tl.where(same, tl.sum(off * off, 1)[None, :], 0.0), 1) / (PLACES * ATTENDED)
+            spread = tl.sum(tl.where(same, tl.sum(off * off, 1)[None, :], 0.0), 1) / (POSITIONS * ATTENDED)
             normal = (off * tl.rsqrt(spread + EPS)[:, None]).to(dtype)
             q = (tl.dot(normal, to_query) + query_shift).to(dtype)
             k = tl.dot(normal, to_key).to(dtype)
@@ -316,14 +316,14 @@ def attend(
             mean = 0.0
             for other in range(TILES):
                 at = other * TILE + tl.arange(0, TILE)
-                y = _local(x, local, local_bias, group, at // W, at % W, at < PLACES, channel, H, W, C, 1)
-                mean += tl.sum(tl.where((at < PLACES)[:, None] & known, y, 0.0)) / (PLACES * ATTENDED)
+                y = _local(x, local, local_bias, group, at // W, at % W, at < POSITIONS, channel, H, W, C, 1)
+                mean += tl.sum(tl.where((at < POSITIONS)[:, None] & known, y, 0.0)) / (POSITIONS * ATTENDED)
             spread = 0.0
             for other in range(TILES):
                 at = other * TILE + tl.arange(0, TILE)
-                y = _local(x, local, local_bias, group, at // W, at % W, at < PLACES, channel, H, W, C, 1)
-                off = tl.where((at < PLACES)[:, None] & known, y - mean, 0.0)
-                spread += tl.sum(off * off) / (PLACES * ATTENDED)
+                y = _local(x, local, local_bias, group, at // W, at % W, at < POSITIONS, channel, H, W, C, 1)
+                off = tl.where((at < POSITIONS)[:, None] & known, y - mean, 0.0)
+                spread += tl.sum(off * off) / (POSITIONS * ATTENDED)
             scale = tl.rsqrt(spread + EPS)
             normal = tl.where(known, (own - mean) * scale, 0.0).to(dtype)
             q = (tl.dot(normal, to_query) + query_shift).to(dtype)
@@ -332,11 +332,11 @@ def attend(
             result = tl.zeros([TILE, P], tl.float32)
             for other in range(TILES):
                 at = other * TILE + tl.arange(0, TILE)
-                y = _local(x, local, local_bias, group, at // W, at % W, at < PLACES, channel, H, W, C, 1)
+                y = _local(x, local, local_bias, group, at // W, at % W, at < POSITIONS, channel, H, W, C, 1)
                 normal = tl.where(known, (y - mean) * scale, 0.0).to(dtype)
                 k = tl.dot(normal, to_key).to(dtype)
                 v = (tl.dot(normal, to_value) + value_shift).to(dtype)
-                score = tl.where((at < PLACES)[None, :], tl.dot(q, tl.trans(k)), FAR_SCORE)
+                score = tl.where((at < POSITIONS)[None, :], tl.dot(q, tl.trans(k)), FAR_SCORE)
                 higher = tl.maximum(most, tl.max(score, 1))
                 share = tl.exp(score - higher[:, None])
                 fade = tl.exp(most - higher)
@@ -354,20 +354,20 @@ def depthwise(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Depthwise 3x3 of one image's channels; where `mean` is given, it gets each channel's mean after ReLU."""
+    """Depthwise 3x3 of the channels of one image; with `mean`, also the mean of each channel after ReLU."""
     H2: tl.constexpr = (H + STRIDE - 1) // STRIDE
     W2: tl.constexpr = (W + STRIDE - 1) // STRIDE
     image = tl.program_id(0)
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
     total = tl.zeros([BC], tl.float32)
     for start in range(0, H2 * W2, BM):
-        place = start + tl.arange(0, BM)
-        valid = place < H2 * W2
-        y = _local(x, weight, bias, image, place // W2, place % W2, valid, channel, H, W, C, STRIDE)
+        position = start + tl.arange(0, BM)
+        valid = position < H2 * W2
+        y = _local(x, weight, bias, image, position // W2, position % W2, valid, channel, H, W, C, STRIDE)
         if RELU:
             y = tl.maximum(y, 0.0)
         mask = valid[:, None] & (channel < C)[None, :]
-        at = (image * H2 * W2 + place) * C
+        at = (image * H2 * W2 + position) * C
         tl.store(out + at[:, None] + channel[None, :], y.to(out.dtype.element_ty), mask=mask)
         total += tl.sum(tl.where(mask, y, 0.0), 0)
     if mean is not None:
@@ -377,7 +377,7 @@ def depthwise(
 @triton.jit
 def classify(
     x, weight, bias, out, images,
-    PLACES: tl.constexpr, K: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
+    POSITIONS: tl.constexpr, K: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Mean over positions, then the classifier: logits in fp32."""
@@ -389,9 +389,9 @@ def classify(
         k = k0 + tl.arange(0, BK)
         mask = (image < images)[:, None] & (k < K)[None, :]
         pooled = tl.zeros([BM, BK], tl.float32)
-        for place in range(PLACES):
-            at = (image * PLACES + place) * K
+        for position in range(POSITIONS):
+            at = (image * POSITIONS + position) * K
             pooled += tl.load(x + at[:, None] + k[None, :], mask=mask, other=0.0).to(tl.float32)
-        total = tl.dot((pooled / PLACES).to(dtype), tl.load(weight + k[:, None] * NP + n[None, :]), total)
+        total = tl.dot((pooled / POSITIONS).to(dtype), tl.load(weight + k[:, None] * NP + n[None, :]), total)
     total += tl.load(bias + n)[None, :]
     tl.store(out + image[:, None] * N + n[None, :], total, mask=(image < images)[:, None] & (n < N)[None, :])

@@ -1,4 +1,4 @@
-"""One class for each kernel: its weights as the kernel takes them, and what a launch of it is."""
+"""One class per kernel: its weights in the layout of the kernel, and its launches."""
 
 from math import ceil, sqrt
 from typing import Any
@@ -11,19 +11,17 @@ from torch.nn.functional import pad
 from ...model.attention import SingleHeadAttention
 from ...model.layers import FeedForward
 from . import kernels
+from .layout import Put, blocks, halved, memory_width, power, two_tiles
 from .plan import Launch, Map, Plan
 
 Tiles = dict[str, int]
-"""Sides of a kernel's tiles, by their names in kernels.py, and Triton's `num_warps` and `num_stages`."""
-
-BLOCK = 128
-"""What weights are padded to a multiple of, where a kernel goes through them in tiles: the longest side of a tile."""
+"""Sides of a kernel's tiles, named as in kernels.py, with Triton's `num_warps` and `num_stages`."""
 
 
 class Center:
-    """Pixels as the stem takes them: less the mean's whole part, in four channels, with a border."""
+    """Pixels for the stem: minus the integer part of the mean, in four channels, with a border."""
 
-    def __init__(self, put: "Put", mean: Float[Tensor, "1 3 1 1"]) -> None:
+    def __init__(self, put: Put, mean: Float[Tensor, "1 3 1 1"]) -> None:
         whole = mean.flatten().round()
         self._weights = {"offset": put.vector(whole, 4), "padding": put.vector(mean.flatten() - whole, 4)}
 
@@ -42,7 +40,7 @@ class Center:
             column_stride=column,
             **self._weights,
             out=out.rows,
-            places=len(out.rows),
+            positions=len(out.rows),
             H=images.shape[2],
             W=images.shape[3],
             **tiles,
@@ -50,9 +48,9 @@ class Center:
 
 
 class Stem:
-    """The first two convolutions, on what `Center` makes of images."""
+    """The first two convolutions, on the output of `Center`."""
 
-    def __init__(self, put: "Put", mean: Float[Tensor, "1 3 1 1"], first: nn.Conv2d, second: nn.Conv2d) -> None:
+    def __init__(self, put: Put, mean: Float[Tensor, "1 3 1 1"], first: nn.Conv2d, second: nn.Conv2d) -> None:
         self.width = memory_width(second.out_channels)
         self._sides = {"C1": power(first.out_channels), "C2": self.width, "N": power(self.width)}
         c1, n = self._sides["C1"], self._sides["N"]
@@ -81,7 +79,7 @@ class Stem:
             x=x.rows,
             **self._weights,
             out=out.rows,
-            places=len(out.rows),
+            positions=len(out.rows),
             H=height,
             W=width,
             **self._sides,
@@ -92,7 +90,7 @@ class Stem:
 class Convolve:
     """A 3x3 convolution of stride 2."""
 
-    def __init__(self, put: "Put", layer: str, conv: nn.Conv2d, relu: bool) -> None:
+    def __init__(self, put: Put, layer: str, conv: nn.Conv2d, relu: bool) -> None:
         self.layer = layer
         self.width = memory_width(conv.out_channels)
         self._weights = {
@@ -113,7 +111,7 @@ class Convolve:
             x=x.rows,
             **self._weights,
             out=out.rows,
-            places=len(out.rows),
+            positions=len(out.rows),
             H=x.height,
             W=x.width,
             K=x.channels,
@@ -126,11 +124,11 @@ class Convolve:
 
 
 class Project:
-    """A 1x1 convolution or linear layer; or one after attention: of `attended` channels that it made and the others."""
+    """A 1x1 convolution or linear layer; after attention, on its `attended` channels and the others."""
 
     def __init__(
         self,
-        put: "Put",
+        put: Put,
         layer: str,
         module: nn.Conv2d | nn.Linear,
         relu: bool = False,
@@ -173,16 +171,16 @@ class Project:
             NP=self._weights["weight"].shape[1],
             ATTENDED=self._attended,
             MIXED=mixed.channels if mixed else 0,
-            PLACES=x.places,
+            POSITIONS=x.positions,
             **self._acts,
             **tiles,
         )
 
 
 class FusedFeedForward:
-    """A residual feed-forward as one kernel, after attention's projection, a depthwise convolution or neither."""
+    """A residual feed-forward in one kernel, optionally with the projection of attention or a depthwise convolution."""
 
-    def __init__(self, put: "Put", layer: str, branch: FeedForward, blend: nn.Conv2d | None, attended: int = 0) -> None:
+    def __init__(self, put: Put, layer: str, branch: FeedForward, blend: nn.Conv2d | None, attended: int = 0) -> None:
         expand, shrink = _folded(branch.expand), _folded(branch.project)
         self.layer = layer
         self.width = memory_width(expand.in_channels)
@@ -203,8 +201,8 @@ class FusedFeedForward:
             self._blend["blend_bias"] = put.vector(_bias(blend), across)
 
     def splits(self, plan: Plan, rows: int, tiles: Tiles) -> int:
-        """How many programs share a tile of rows: while multiprocessors are free, and what they save by having less of
-        the weights to read is more than what the last of them has to add up.
+        """How many programs share a tile of rows: as long as multiprocessors are free, and reading less of the weights
+        saves more than the final sum costs.
         """
         programs = ceil(rows / tiles["BM"])
         balanced = sqrt(2 * self._macs[0] / (4 * tiles["BM"] * sum(self._sides)))
@@ -217,7 +215,7 @@ class FusedFeedForward:
         partial = arrived = None
         if splits > 1:
             partial = plan.take(splits, programs, tiles["BM"], sum(self._sides), torch.float32)
-            plan.give(partial)  # to launches after this one
+            plan.give(partial)  # for launches after this one
             arrived = torch.zeros(programs, dtype=torch.int32, device=x.rows.device)
         macs, layer = self._macs[0], self.layer
         if mixed:
@@ -256,7 +254,7 @@ class FusedFeedForward:
 class Depthwise:
     """A depthwise 3x3 convolution."""
 
-    def __init__(self, put: "Put", layer: str, conv: nn.Conv2d, relu: bool = False) -> None:
+    def __init__(self, put: Put, layer: str, conv: nn.Conv2d, relu: bool = False) -> None:
         self.layer = layer
         self.width = memory_width(conv.out_channels)
         self.weight = put.vector(conv.weight.flatten(1).T, self.width)
@@ -286,9 +284,9 @@ class Depthwise:
 
 
 class Attend:
-    """A depthwise convolution and single-head attention after it."""
+    """A depthwise convolution, then single-head attention."""
 
-    def __init__(self, put: "Put", layer: str, local: Depthwise, attention: SingleHeadAttention) -> None:
+    def __init__(self, put: Put, layer: str, local: Depthwise, attention: SingleHeadAttention) -> None:
         self.layer = layer
         self.width = memory_width(attention.attended)
         self._local = local
@@ -310,10 +308,10 @@ class Attend:
         self._macs = qkv.weight.numel()
 
     def __call__(self, x: Map, out: Map, mixed: Map, tiles: Tiles) -> Launch:
-        """`tiles` has the images of a group, too."""
+        """`tiles` also contains the number of images in a group."""
         groups = ceil(x.images / tiles["TOGETHER"])
-        parts = ceil(tiles["TOGETHER"] * x.places / tiles["TILE"])
-        each = self._macs + x.places * (16 + self._attended) + self._local.weight.numel()
+        parts = ceil(tiles["TOGETHER"] * x.positions / tiles["TILE"])
+        each = self._macs + x.positions * (16 + self._attended) + self._local.weight.numel()
         return Launch.of(
             self.layer,
             kernels.attend,
@@ -336,7 +334,7 @@ class Attend:
 class ClassifierLaunch:
     """Mean over positions, then the classifier."""
 
-    def __init__(self, put: "Put", linear: nn.Linear) -> None:
+    def __init__(self, put: Put, linear: nn.Linear) -> None:
         self.classes = linear.out_features
         across = blocks(self.classes)
         self._weights = {
@@ -356,55 +354,12 @@ class ClassifierLaunch:
             **self._weights,
             out=out.rows,
             images=x.images,
-            PLACES=x.places,
+            POSITIONS=x.positions,
             K=x.channels,
             N=self.classes,
             NP=blocks(self.classes),
             **tiles,
         )
-
-
-class Put:
-    """Weights to the device, padded with zeros."""
-
-    def __init__(self, dtype: torch.dtype, device: str) -> None:
-        self._dtype = dtype
-        self._device = device
-
-    def matrix(self, weight: Float[Tensor, "*taps k n"], rows: int, columns: int) -> Tensor:
-        """One factor of a matrix product."""
-        *_, k, n = weight.shape
-        return pad(weight, (0, columns - n, 0, rows - k)).to(self._device, self._dtype).contiguous()
-
-    def vector(self, values: Float[Tensor, "*taps n"], columns: int) -> Tensor:
-        """For sums in fp32."""
-        return pad(values, (0, columns - values.shape[-1])).to(self._device, torch.float32).contiguous()
-
-
-def memory_width(channels: int) -> int:
-    """What a row of so many channels takes, so that the next begins where 16 bytes can be read at once."""
-    return ceil(channels / 8) * 8
-
-
-def power(channels: int) -> int:
-    """The side of a tile that holds so many; matrix units take no less than 16."""
-    return max(16, 1 << (channels - 1).bit_length())
-
-
-def two_tiles(channels: int) -> tuple[int, int]:
-    """Sides of two tiles that hold so many: the largest power of two among them, and the rest (0: there is none)."""
-    first = max(16, 1 << (channels.bit_length() - 1))
-    return first, power(channels - first) if channels > first else 0
-
-
-def blocks(channels: int) -> int:
-    """As many as whole tiles cover."""
-    return ceil(channels / BLOCK) * BLOCK
-
-
-def halved(side: int) -> int:
-    """After a convolution of stride 2."""
-    return (side + 1) // 2
 
 
 def _by_tap(conv: nn.Conv2d) -> Float[Tensor, "9 k n"]:

@@ -1,4 +1,4 @@
-"""SHViT on the kernels: which launches make each of its layers, and with which tiles they are tried."""
+"""SHViT on the kernels: the launches for each layer, and the tiles that are tried for them."""
 
 from itertools import zip_longest
 from typing import Any
@@ -19,31 +19,28 @@ from .launches import (
     Depthwise,
     FusedFeedForward,
     Project,
-    Put,
     Stem,
     Tiles,
-    halved,
-    power,
-    two_tiles,
 )
+from .layout import Put, halved, power, two_tiles
 from .plan import Map, Plan
 
 STEM_PIXELS = 64 * 224 * 224
-"""At once in the stem, whose maps are the largest: 26 MB of pixels, centred, and 13 MB after two convolutions. A large
-GPU's cache holds these, so that they need not go through memory."""
+"""Pixels per launch of the stem, whose maps are the largest: 26 MB of centred pixels, and 13 MB after two convolutions.
+These fit the cache of a large GPU, so they do not go through memory."""
 WIDEST = {"depthwise": 256, "attention": 384, "nothing": 512}
-"""Channels up to which a tile of rows with all of them stays in registers and shared memory, by what the feed-forward's
-kernel does before: benchmarks/compile_kernels.py tells."""
+"""Maximum channels for which a tile of rows fits registers and shared memory, by what the kernel of the feed-forward
+computes before it; measured by benchmarks/compile_kernels.py."""
 MAX_ELEMENTS = 2**31 - 1
-"""Of a map: the kernels count in 32 bits."""
+"""Maximum elements of a map, since the kernels index with 32 bits."""
 
 
 class UnsupportedNetwork(Exception):
-    """The kernels do not compute this network; the message says why."""
+    """The kernels do not compute this network; the message names the reason."""
 
 
 class KernelNetwork:
-    """A network's weights on a device, from which runs on any number and size of images are planned.
+    """The weights of a network on a device, and the planning of runs for any number and size of images.
 
     Args:
         portable: The network, folded, in fp32.
@@ -51,7 +48,7 @@ class KernelNetwork:
         device: A CUDA device; the CPU under Triton's interpreter.
 
     Raises:
-        UnsupportedNetwork: It is no SHViT of three channels, or its mixers are not the paper's.
+        UnsupportedNetwork: It is not an SHViT for three channels, or its mixers are not the paper's.
     """
 
     def __init__(self, portable: Portable, dtype: torch.dtype, device: str) -> None:
@@ -74,7 +71,7 @@ class KernelNetwork:
         self._head = ClassifierLaunch(put, network.head)
 
     def plan(self, images: UInt8[Tensor, "b 3 h w"], processors: int) -> tuple[Plan, Tensor]:
-        """The launches for images in this memory, of any strides, and where they leave logits (b, classes) in fp32."""
+        """The launches for images in this memory, of any strides, and their output: logits (b, classes) in fp32."""
         plan = Plan(self._dtype, self._device, processors)
         x = self._plan_stem(plan, images)
         for layer in self._layers:
@@ -86,13 +83,13 @@ class KernelNetwork:
         return plan, logits.rows
 
     def most_images(self, height: int, width: int) -> int:
-        """How many of this size fit one plan."""
+        """How many images of this size fit into one plan."""
         one = torch.empty(1, 3, height, width, dtype=torch.uint8, device=self._device)
         plan, _ = self.plan(one, processors=1)
         return max(1, MAX_ELEMENTS // plan.largest)
 
     def _plan_stem(self, plan: Plan, images: Tensor) -> Map:
-        """Some images at a time up to the third convolution, whose maps are small enough for the fourth to take all."""
+        """Plan the stem: the first three convolutions for some images at a time, the fourth for all of them."""
         count, _, height, width = images.shape
         third, fourth = self._rest
         sides = [(height, width)]
@@ -116,7 +113,7 @@ class KernelNetwork:
 
 
 class BlockLayers:
-    """Depthwise convolution, attention in stages that attend, feed-forward."""
+    """Depthwise convolution, attention (in stages with attention), feed-forward."""
 
     def __init__(self, put: Put, name: str, block: Block) -> None:
         self._local = Depthwise(put, f"{name} depthwise", _conv(block.local))
@@ -134,7 +131,7 @@ class BlockLayers:
 
 
 class DownsampleLayers:
-    """Depthwise convolution and feed-forward, an inverted residual of half the height and width, and both again."""
+    """Depthwise convolution and feed-forward, an inverted residual that halves the map, and both again."""
 
     def __init__(self, put: Put, name: str, module: Downsample) -> None:
         reduce: InvertedResidual = module.reduce
@@ -168,7 +165,7 @@ class DownsampleLayers:
 
 
 class FeedForwardLayers:
-    """A residual feed-forward and what comes before it, in one launch or in several."""
+    """A residual feed-forward with the layer before it, in one launch or several."""
 
     def __init__(self, put: Put, name: str, branch: FeedForward, attention: SingleHeadAttention | None = None) -> None:
         blend, attended = (_conv(attention.project), attention.attended) if attention else (None, 0)
@@ -179,7 +176,7 @@ class FeedForwardLayers:
         self._shrink = Project(put, f"{layer}, shrink", _conv(branch.project))
 
     def after_local(self, plan: Plan, x: Map, local: Depthwise) -> Map:
-        """Its input is the depthwise convolution of `x`."""
+        """Plan it for the depthwise convolution of `x`."""
         out, y = plan.take_like(x), plan.take_like(x)
         before = [local(x, y, tiles) for tiles in _depthwise_tiles(plan, x)]
         at_once = [[self._fused(plan, x, out, tiles, local=local)] for tiles in self._tiles(plan, x, "depthwise")]
@@ -188,7 +185,7 @@ class FeedForwardLayers:
         return out
 
     def after_attention(self, plan: Plan, x: Map, mixed: Map) -> Map:
-        """Its input is `x` plus the projection of attention's channels and the others."""
+        """Plan it for `x` plus the projection of the channels from attention and of the others."""
         assert self._blend is not None
         out, y = plan.take_like(x), plan.take_like(x)
         matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)
@@ -199,7 +196,7 @@ class FeedForwardLayers:
         return out
 
     def _add(self, plan: Plan, at_once: list[Any], before: list[Any], y: Map, out: Map) -> None:
-        """The ways: at once, in two launches, in three."""
+        """Add the ways with one, two and three launches."""
         in_two = [[before[0], self._fused(plan, y, out, tiles)] for tiles in self._tiles(plan, y, "nothing")]
         hidden = plan.take_like(y, self._expand.width)
         rows = len(y.rows)
@@ -217,7 +214,7 @@ class FeedForwardLayers:
         plan.add([*at_once, *in_two, *in_three])
 
     def _tiles(self, plan: Plan, x: Map, before: str) -> list[Tiles]:
-        """For the kernel that keeps the hidden map on chip, by what else it does before; none where `x` is too wide."""
+        """Tiles of the kernel that keeps the hidden map on chip; none if `x` is too wide for it."""
         across = sum(two_tiles(x.channels))
         if across > WIDEST[before]:
             return []
@@ -241,13 +238,13 @@ def _add_projection(plan: Plan, project: Project, x: Map, out: Map, gate: Map | 
 
 
 def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[Tiles]:
-    """For matrix products of (rows, inner) and (inner, columns)."""
+    """Tiles for products of matrices (rows, inner) and (inner, columns)."""
     deep = 64 if inner > 32 else 32
     if rows * columns >= 128 * 128 * plan.processors:
         return [
             _tiles(BM=128, BN=128 if columns > 64 else 64, BK=deep, num_warps=8, num_stages=3),
             _tiles(BM=128, BN=64, BK=deep, num_warps=4, num_stages=4),
-            _tiles(BM=64, BN=64, BK=deep, num_warps=4, num_stages=2),  # fits where shared memory is 99 KB
+            _tiles(BM=64, BN=64, BK=deep, num_warps=4, num_stages=2),  # fits 99 KB of shared memory
         ]
     side = 64
     while side > 16 and (rows / side) * (columns / side) < plan.processors:
@@ -259,18 +256,18 @@ def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[Tiles
 
 
 def _depthwise_tiles(plan: Plan, out: Map) -> list[Tiles]:
-    rows = min(64, power(out.places))
+    rows = min(64, power(out.positions))
     if out.images * out.channels < 64 * plan.processors:
         return [_tiles(BM=rows, BC=16, num_warps=4)]
     return [_tiles(BM=rows, BC=64, num_warps=8), _tiles(BM=rows, BC=32, num_warps=4)]
 
 
 def _attention_tiles(plan: Plan, x: Map, attended: int) -> list[Tiles]:
-    """A tile holds as many images as fit 64 rows, while each multiprocessor has a group of its own; or one image, up to
-    128 rows; or 64 rows of one image.
+    """Tiles with as many images as fit 64 rows while each multiprocessor gets a group; or with one image of up to 128
+    rows; or with 64 rows of one image.
     """
-    together = max(1, min(64 // x.places, x.images // plan.processors))
-    rows = together * x.places
+    together = max(1, min(64 // x.positions, x.images // plan.processors))
+    rows = together * x.positions
     tile = power(rows) if rows <= 128 else 64
     return [
         _tiles(TOGETHER=together, TILE=tile, BC=channels, num_warps=warps)
@@ -283,7 +280,7 @@ def _tiles(**sides: int) -> Tiles:
 
 
 def _supported(network: nn.Module) -> SHViT:
-    """The network. Raises UnsupportedNetwork."""
+    """Return the network. Raises UnsupportedNetwork if the kernels do not compute it."""
     if not isinstance(network, SHViT):
         raise UnsupportedNetwork(f"they compute SHViT, not {type(network).__name__}")
     if len(network.maps) != 3 or network.maps[0][1] != 16:

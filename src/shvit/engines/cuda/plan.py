@@ -78,7 +78,7 @@ class Map:
     width: int
 
     @property
-    def places(self) -> int:
+    def positions(self) -> int:
         """Positions of one image."""
         return self.height * self.width
 
@@ -89,7 +89,7 @@ class Map:
 
     def part(self, start: int, stop: int) -> "Map":
         """The images from `start` to `stop`, in the same memory."""
-        return Map(self.rows[start * self.places : stop * self.places], stop - start, self.height, self.width)
+        return Map(self.rows[start * self.positions : stop * self.positions], stop - start, self.height, self.width)
 
 
 class Plan:

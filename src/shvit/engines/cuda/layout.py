@@ -1,0 +1,54 @@
+"""The layout of weights and maps in memory, as the kernels need it."""
+
+from math import ceil
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+BLOCK = 128
+"""Weights are padded to a multiple of this, the longest side of a tile, where a kernel reads them tile by tile."""
+
+
+class Put:
+    """Copies weights to the device, padded with zeros."""
+
+    def __init__(self, dtype: torch.dtype, device: str) -> None:
+        self._dtype = dtype
+        self._device = device
+
+    def matrix(self, weight: Float[Tensor, "*taps k n"], rows: int, columns: int) -> Tensor:
+        """A factor of a matrix product."""
+        *_, k, n = weight.shape
+        return pad(weight, (0, columns - n, 0, rows - k)).to(self._device, self._dtype).contiguous()
+
+    def vector(self, values: Float[Tensor, "*taps n"], columns: int) -> Tensor:
+        """Values that are added or multiplied in fp32."""
+        return pad(values, (0, columns - values.shape[-1])).to(self._device, torch.float32).contiguous()
+
+
+def memory_width(channels: int) -> int:
+    """Channels of a row in memory, so that the next row starts where 16 bytes can be read at once."""
+    return ceil(channels / 8) * 8
+
+
+def power(channels: int) -> int:
+    """The side of a tile for these channels; matrix units need at least 16."""
+    return max(16, 1 << (channels - 1).bit_length())
+
+
+def two_tiles(channels: int) -> tuple[int, int]:
+    """Sides of two tiles for these channels: the largest power of two, and one for the rest (0 if there is none)."""
+    first = max(16, 1 << (channels.bit_length() - 1))
+    return first, power(channels - first) if channels > first else 0
+
+
+def blocks(channels: int) -> int:
+    """The channels, rounded up to whole tiles."""
+    return ceil(channels / BLOCK) * BLOCK
+
+
+def halved(side: int) -> int:
+    """A side after a convolution of stride 2."""
+    return (side + 1) // 2
