@@ -166,7 +166,7 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
     ("arguments", "reason"),
     [
         (["train", "{folder}", "--out", "{tmp}/x", "--model", "shvit_s9"], "unknown model 'shvit_s9'"),
-        (["train", "{folder}", "--out", "{tmp}/x", "--recipe", "best"], "allowed are scratch, finetune"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--recipe", "best"], "choose from scratch, finetune"),
         (
             ["train", "{folder}", "--out", "{tmp}/x", "--epochs", "0"],
             "epochs must be a whole number of at least 1, got 0",
@@ -196,7 +196,7 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
         (["predict", "{model}", "{tmp}/empty"], "no images in"),
         (["predict", "{model}", "{folder}", "--out", "{tmp}/labels.xlsx"], ".csv, .jsonl, .parquet"),
         (["predict", "{model}", "{folder}", "--top-k", "0"], "at least 1"),
-        (["info", "nothing"], "none of the names"),
+        (["info", "nothing"], "neither a file nor one of the names"),
         (["info", "shvit_s1", "--image-size", "8"], "at least 32"),
         (["info", "timm/vit_tiny_patch16_224", "--image-size", "96"], "takes no 96x96"),
         (["fly"], "fly"),
