@@ -1,4 +1,4 @@
-# What CI calls, by name. `make check` is all of it.
+# The checks that CI runs. `make check` runs all of them.
 .PHONY: check test lint types layers format
 
 check: test lint types layers

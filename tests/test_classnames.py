@@ -84,7 +84,7 @@ panda, tub, wagon, gong, horn"""
 
 @pytest.mark.parametrize("name", re.split(r", |\n", AMBIGUOUS))
 def test_what_fits_two_of_imagenets_classes_is_refused(name):
-    with pytest.raises(shvit.InputError, match=rf"class '{name}' of the data fits 2 classes of the model"):
+    with pytest.raises(shvit.InputError, match=rf"class '{name}' of the dataset matches 2 classes of the model"):
         match_classes(("tench", name), imagenet_classes())
 
 
@@ -107,9 +107,11 @@ def test_exact_names_come_before_synonyms_of_others():
 
 
 def test_two_classes_of_the_data_are_not_folded_into_one():
-    with pytest.raises(shvit.InputError, match=r"classes 'a' and 'A' of the data both fit the model's class 0 'a'"):
+    with pytest.raises(
+        shvit.InputError, match=r"classes 'a' and 'A' of the dataset both match the model's class 0 'a'"
+    ):
         match_classes(("a", "A"), ("a", "b"))
-    with pytest.raises(shvit.InputError, match=r"both fit the model's class 0 'tench, Tinca tinca' \(n01440764\)"):
+    with pytest.raises(shvit.InputError, match=r"both match the model's class 0 'tench, Tinca tinca' \(n01440764\)"):
         match_classes(("tench", "n01440764"), imagenet_classes())
 
 

@@ -119,7 +119,10 @@ def test_transfer_between_networks_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("shvit_s1", "network without weights.*shvit_s1.in1k"), ("nothing_here", "no such file, and none of the names")],
+    [
+        ("shvit_s1", "network without weights.*shvit_s1.in1k"),
+        ("nothing_here", "is neither a file nor one of the names"),
+    ],
 )
 def test_load_of_what_has_no_weights(name, reason):
     with pytest.raises(shvit.InputError, match=reason):

@@ -1,6 +1,6 @@
-"""SHViT: real-time vision models on the hardware people have.
+"""SHViT: real-time vision models for the hardware you have.
 
-Names are imported when they are first used, so that `import shvit` costs nothing.
+Names are imported on first use, so that `import shvit` is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m shvit` is `shvit`."""
+"""Run the command line with `python -m shvit`."""
 
 from .cli.main import main
 

@@ -1,4 +1,4 @@
-"""Text, tables and figures for people: names may hold what Rich or matplotlib take for markup, and stay as they are."""
+"""Text, tables, progress and JSON output. Names are printed as they are, even if they look like markup."""
 
 import codecs
 import json
@@ -12,20 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 METRICS = {"top1": "top-1", "AP": "AP"}
-"""What people call the numbers by which models are compared."""
+"""Names of the metrics by which models are compared."""
 BESIDE = {"AP": ("AP50",)}
-"""Further numbers that are shown beside them."""
+"""Further metrics that are shown beside them."""
 
 PLAIN = str.maketrans(
     {"·": "-", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "→": "->", "“": '"', "”": '"', "µ": "u", "†": "+"}
 )
-"""What stands for our own signs where an encoding lacks them."""
+"""ASCII replacements for characters that an encoding lacks."""
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys instead of showing it: its escapes, line ends, and what turns the direction of writing."""
+"""Characters that control a terminal: escapes, line ends, and changes of the writing direction."""
 
 
 def _in_plain(error: UnicodeError) -> tuple[str, int]:
-    """For codecs: signs as `PLAIN` has them, other characters as escapes."""
+    """Error handler for codecs: replace the characters in `PLAIN` and escape the others."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end].translate(PLAIN)
     return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
@@ -35,23 +35,23 @@ codecs.register_error("shvit-plain", _in_plain)
 
 
 def takes_all(stream: Any) -> None:
-    """From now on nothing that is written to this text stream fails for its encoding."""
-    if hasattr(stream, "reconfigure"):  # not where a library or a test has put its own in place
+    """Make a text stream accept every character, by replacing or escaping those that its encoding lacks."""
+    if hasattr(stream, "reconfigure"):  # a library or a test may have replaced the stream
         stream.reconfigure(errors="shvit-plain")
 
 
 def visible(text: str) -> str:
-    r"""The text with control characters as escapes, such as \x1b: names of files and classes may hold them."""
-    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    r"""The text with control characters escaped, such as \x1b. Names of files and classes may contain them."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """One line of text, however long."""
+    """Print one line of text, without wrapping and without markup."""
     console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns, the first to the left, the others to the right, as wide as their cells."""
+    """Print a table. The first column is left-aligned, the others right-aligned."""
     shown = [[visible(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
     for index, row in enumerate(shown):
@@ -61,14 +61,14 @@ def show_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[
 
 
 class ImagesPerSecond(ProgressColumn):
-    """Of a progress bar that counts images."""
+    """Speed column of a progress bar that counts images."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.finished_speed or task.speed or 0:.0f} images/s")
 
 
 def images_progress(shown: bool) -> Progress:
-    """Images done, images a second and the time left: on stderr, and only where that is a terminal."""
+    """A progress bar with images/s and remaining time, on stderr, shown only if stderr is a terminal."""
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), ImagesPerSecond(), TimeRemainingColumn())
     disable = not (shown and console.is_terminal)
@@ -76,7 +76,7 @@ def images_progress(shown: bool) -> Progress:
 
 
 def as_json(document: Any, encoding: str = "utf-8") -> str:
-    """Text that this encoding can write: outside UTF-8, and for what a terminal obeys, with JSON's own escapes."""
+    """A JSON document for a stream of this encoding. Control characters, and non-ASCII outside UTF, are escaped."""
     escaped = not encoding.lower().startswith("utf")
     text = json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
-    return "\n".join(CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", line) for line in text.split("\n"))
+    return "\n".join(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", line) for line in text.split("\n"))

@@ -1,4 +1,4 @@
-"""Tokens and passwords in addresses and commands are left out of everything that is written or shown."""
+"""Hide tokens and passwords in URLs and commands before anything is printed or written."""
 
 import re
 from typing import Any, TypeVar
@@ -15,12 +15,12 @@ SECRETS = (
     (r"((?:^|\s)(?:-u|--user|--password|--token|--http-password)[ =]\s{0,3}['\"]?)[^\s'\"]+", rf"\1{HIDDEN}"),
     (r"\bhf_[a-z0-9]{20,}", HIDDEN),
 )
-"""What gives a secret away, and what is written instead. Each takes time in proportion to the text alone."""
+"""Patterns of secrets and their replacements. Matching takes time linear in the length of the text."""
 PATTERNS = [(re.compile(pattern, re.IGNORECASE), hidden) for pattern, hidden in SECRETS]
 
 
 def redacted(value: T) -> T:
-    """The same text, or nested plain data, with secrets hidden."""
+    """A copy of a text, or of nested lists and dicts of texts, with secrets replaced by `***`."""
     return _redacted(value)
 
 

@@ -1,6 +1,6 @@
-"""Keeps what other libraries print, log and warn of from the user. What goes wrong in them is still raised.
+"""Suppress output, log lines and warnings of other libraries. Their errors are still raised.
 
-Warnings and prints are dropped for the calling thread alone, so that a notice in another thread is not lost.
+Warnings and prints are suppressed only in the calling thread, so that a notice in another thread is not lost.
 """
 
 import logging
@@ -16,18 +16,19 @@ from typing import Any
 
 class _Thread(threading.local):
     unwarned = 0
-    """How many `unwarned` blocks this thread is in."""
+    """Number of nested `unwarned` blocks in this thread."""
     unprinted = 0
+    """Number of nested `quiet` blocks in this thread."""
 
 
 _thread = _Thread()
 _one_at_a_time = threading.RLock()
 stderr_lock = threading.RLock()
-"""Held while the process has no standard error. Hold it to write something that must arrive there."""
+"""Held while standard error is closed for the whole process. Hold it to write something that must be shown."""
 
 
 class _InUnwarnedThreads:
-    """Takes the place of the pattern in a filter of warnings: matches all of them, in some threads."""
+    """Stands for the pattern of a warnings filter. Matches every warning in threads inside an `unwarned` block."""
 
     @staticmethod
     def match(_: str) -> bool:
@@ -39,10 +40,10 @@ _FILTER: Any = ("ignore", _InUnwarnedThreads, Warning, None, 0)
 
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """Without Python's warnings in this thread.
+    """Suppress Python's warnings in this thread.
 
-    `warnings.catch_warnings` changes the filters of all threads, and of two that overlap the later one to end restores
-    what the other had set. The one filter that is set here stays, and has no effect outside such blocks.
+    `warnings.catch_warnings` changes the filters of all threads, and if two blocks overlap, the one that ends last
+    restores the filters of the other. The single filter set here stays, and has no effect outside such blocks.
     """
     filters: Any = warnings.filters
     if not filters or filters[0] is not _FILTER:
@@ -55,7 +56,7 @@ def unwarned() -> Iterator[None]:
 
 
 class _OthersOnly:
-    """A stream without what the threads inside of `quiet` write."""
+    """A stream that drops what threads inside a `quiet` block write."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -69,10 +70,10 @@ class _OthersOnly:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Python's warnings, progress bars and prints of this thread, and without log lines below errors.
+    """Suppress this thread's warnings, progress bars and prints, and all log lines below errors.
 
-    One thread at a time: the level of logging belongs to the whole process, and so does the state of the libraries
-    that convert networks, which is what this is for.
+    Only one thread at a time enters the block: the log level and the state of the libraries that convert networks
+    belong to the whole process.
     """
     with _one_at_a_time, unwarned():
         before = logging.root.manager.disable
@@ -80,7 +81,7 @@ def quiet() -> Iterator[None]:
         _thread.unprinted += 1
         out, err = (_OthersOnly(stream) for stream in (sys.stdout, sys.stderr))
         try:
-            with redirect_stdout(out), redirect_stderr(err):  # pyright: ignore[reportArgumentType]: it has what they use
+            with redirect_stdout(out), redirect_stderr(err):  # pyright: ignore[reportArgumentType]: it has the methods they use
                 yield
         finally:
             _thread.unprinted -= 1
@@ -89,7 +90,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Without anything on the process's standard error, where C++ writes past Python. For short calls only."""
+    """Suppress the standard error of the whole process, including output from C++. For short calls only."""
     with stderr_lock:
         sys.stderr.flush()
         kept = os.dup(2)
@@ -104,7 +105,7 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """A variable of the process's environment has this value; one thread at a time."""
+    """Set an environment variable inside the block. Only one thread at a time enters it."""
     with _one_at_a_time:
         before = os.environ.get(name)
         os.environ[name] = value

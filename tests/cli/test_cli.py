@@ -101,7 +101,7 @@ def test_predictions_as_files(run, folder, model, tmp_path, suffix):
     out = tmp_path / "new" / f"labels.{suffix}"
     code, text, _ = run("predict", model, folder / "val", tmp_path / "missing.jpg", "--out", out, "--top-k", 2)
     assert code == 0
-    assert "12 images labelled, 2 could not be read" in text
+    assert "predicted 12 images, 2 could not be read" in text
     if suffix == "csv":
         with out.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -166,7 +166,7 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
     ("arguments", "reason"),
     [
         (["train", "{folder}", "--out", "{tmp}/x", "--model", "shvit_s9"], "unknown model 'shvit_s9'"),
-        (["train", "{folder}", "--out", "{tmp}/x", "--recipe", "best"], "allowed are scratch, finetune"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--recipe", "best"], "choose from scratch, finetune"),
         (
             ["train", "{folder}", "--out", "{tmp}/x", "--epochs", "0"],
             "epochs must be a whole number of at least 1, got 0",
@@ -189,14 +189,14 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
         (["eval", "{model}", "{folder}", "--engine", "abacus"], "allowed are auto, cuda, onnx, openvino, torch"),
         (["eval", "{model}", "{folder}", "--split", "half"], "half"),
         (["eval", "{model}", "digits"], "does not know 10 of the 10 classes"),
-        (["eval", "{folder}/val/dark/100.png", "{folder}"], "no safetensors file"),
+        (["eval", "{folder}/val/dark/100.png", "{folder}"], "not a safetensors file"),
         (["train", "{folder}", "--out", "{model}"], "is a file: --out must be a folder"),
         (["eval", "{model}", "{folder}", "--out", "{model}"], "is a file: --out must be a folder"),
         (["info", "timm/resnet18.no_such_tag"], "allowed are resnet18."),
         (["predict", "{model}", "{tmp}/empty"], "no images in"),
         (["predict", "{model}", "{folder}", "--out", "{tmp}/labels.xlsx"], ".csv, .jsonl, .parquet"),
         (["predict", "{model}", "{folder}", "--top-k", "0"], "at least 1"),
-        (["info", "nothing"], "none of the names"),
+        (["info", "nothing"], "neither a file nor one of the names"),
         (["info", "shvit_s1", "--image-size", "8"], "at least 32"),
         (["info", "timm/vit_tiny_patch16_224", "--image-size", "96"], "takes no 96x96"),
         (["fly"], "fly"),

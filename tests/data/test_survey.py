@@ -73,7 +73,7 @@ def test_one_pile(run):
     facts = survey("digits")
     assert facts["drawn"]
     assert facts["splits"]["train"]["height"] == [8, 8, 8]
-    assert "validation images drawn from one pile" in run("info", "digits")[1]
+    assert "validation images are drawn at random" in run("info", "digits")[1]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(run, model, detector, i
     assert out.read_text() == "old"
     code, _, err = run(*command, "--out", out, *flags, *drawn[0])
     assert code == 2
-    assert f"{partial} is an unfinished run: continue it with --resume" in err or "--draw" in err
+    assert f"{partial} is an unfinished run: resume it with --resume" in err or "--draw" in err
     with partial.open("ab") as file:
         file.write(b'{"path": "cut sho')
     code, text, err = run(*command, "--out", out, *flags, *drawn[0], "--resume")
@@ -110,7 +110,7 @@ def test_another_model_or_other_images_are_refused(run, tiny, model, images, tmp
     what = change(tiny, tmp_path, images)
     code, _, err = run(*command, "--resume")
     assert code == 2
-    assert f"out.csv.partial was begun with another {what}: give the same arguments" in err
+    assert f"out.csv.partial was started with another {what}: give the same arguments" in err
     assert (tmp_path / "out.csv.partial").read_bytes() == begun
 
 

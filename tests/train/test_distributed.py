@@ -1,4 +1,4 @@
-"""Several processes train what one would: the same images a step, each validation image once, one folder."""
+"""Distributed training: the same images per step as one process, each validation image once, one folder."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_repeated_images_are_different_copies_on_different_processes():
         assert len({index for _, index, _ in keys[rank]}) == len(keys[rank])
 
 
-def test_views_come_round_again_and_orders_do_not():
+def test_views_repeat_and_orders_do_not():
     sampler = EpochSampler(split_of(10), 5, shuffle=True, views=2)
     epochs = []
     for sampler.epoch in range(4):
@@ -88,7 +88,7 @@ def test_images_of_few_shards_are_together(monkeypatch):
     assert orders[0][0] != sorted(orders[0][0])
 
 
-def test_a_group_of_one_is_as_none():
+def test_a_group_of_one_process():
     group = ProcessGroup()
     assert group.sum(1.5, True) == [1.5, 1]
     assert group.gather("x") == ["x"]
@@ -126,7 +126,7 @@ def environment_of(monkeypatch):
     ],
     ids=str,
 )
-def test_an_environment_of_one_process_is_none(environment_of, variables):
+def test_an_environment_of_one_process(environment_of, variables):
     assert environment_of(variables) == ProcessGroup()
 
 
@@ -197,7 +197,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def train(folder, start, begin):
-    """Begins `shvit train` in a process, one thread each."""
+    """Starts `shvit train` in a process with one thread."""
 
     def train(out, *flags, launcher=(), length=SHORT):
         command = ["-m", "shvit", "train", str(folder), "--model", str(start), "--out", str(out), *FLAGS, *length]
@@ -209,7 +209,7 @@ def train(folder, start, begin):
 
 @pytest.fixture
 def torchrun(train):
-    """Begins it in two processes."""
+    """Starts it in two processes."""
 
     def torchrun(*args, restarts=0, **options):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -220,7 +220,7 @@ def torchrun(train):
 
 @pytest.mark.slow
 def test_two_processes_lose_one_and_end_with_the_same_weights(folder, torchrun, tmp_path):
-    write_pictures(folder / "val" / "light", 190, 1, first=300)  # 13 images: one process has more than the other
+    write_pictures(folder / "val" / "light", 190, 1, first=300)  # 13 images: an uneven split
     (folder / "val" / "dark" / "101.png").write_bytes(b"")
     (folder / "train" / "dark" / "003.png").write_bytes(b"")
     whole = torchrun(tmp_path / "whole", "--json")
@@ -241,11 +241,11 @@ def test_two_processes_lose_one_and_end_with_the_same_weights(folder, torchrun, 
     for name in ("last", "best"):
         one, other = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
         assert all(torch.equal(one[key], other[key]) for key in one)
-    assert out.count("epoch 3/3") == 1  # only the first process speaks
+    assert out.count("epoch 3/3") == 1  # only the main process prints
 
 
 @pytest.mark.slow
-def test_torchrun_is_told_to_stop_then_called_anew(torchrun, tmp_path):
+def test_torchrun_is_stopped_and_started_again(torchrun, tmp_path):
     process = torchrun(tmp_path / "run", restarts=1, length=LONG)
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
     process.terminate()
@@ -255,11 +255,11 @@ def test_torchrun_is_told_to_stop_then_called_anew(torchrun, tmp_path):
     assert "DataLoader worker" not in err
     assert Checkpoint.load(tmp_path / "run")[0].epoch >= 1
 
-    again = torchrun(tmp_path / "run", restarts=1)  # without --resume: another run, by mistake
+    again = torchrun(tmp_path / "run", restarts=1)  # a new run into the same folder, by mistake
     _, err = again.communicate(timeout=240)
     assert again.returncode != 0
     assert "is not empty: give another --out, or --resume" in err
-    assert "began with" not in err  # which it would be told if, started anew, it resumed
+    assert "began with" not in err  # the error if the restarted processes resumed
     (tmp_path / "run" / "state.pt").write_bytes(b"")
     (tmp_path / "run" / "state.previous.pt").write_bytes(b"")
     resumed = torchrun(tmp_path / "run", "--resume", length=LONG)
@@ -269,7 +269,7 @@ def test_torchrun_is_told_to_stop_then_called_anew(torchrun, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_and_one_that_accumulates_see_the_same_images(torchrun, train, tmp_path):
-    """Norms see the same halves of a batch either way. Steps by SGD, since Adam makes steps of the least rounding."""
+    """Norms get the same halves of a batch. Uses SGD: Adam turns rounding errors into steps."""
     calm = ["--crop-min", "1", "--flip", "0", "--color-jitter", "0", "--ema", "0", "--clip", "0", "--optimizer", "sgd"]
     both = (
         torchrun(tmp_path / "two", *calm),

@@ -1,4 +1,4 @@
-"""The time that is left follows from steps and evaluations, whatever the first step took."""
+"""The estimate of the remaining time, from steps and evaluations without the first step."""
 
 import io
 import re
@@ -34,7 +34,7 @@ def test_the_first_step_is_not_counted_and_evaluations_are():
     assert left.seconds(0, 4) == pytest.approx(46 * 2 + 3 * 4 * 2)  # evaluations after epochs 2, 4 and 5
     clock.now += 5
     left.end(1)
-    assert left.seconds(1, 0) == pytest.approx(40 * 2 + 3 * 8 + 5)  # and an end without one, of epoch 3
+    assert left.seconds(1, 0) == pytest.approx(40 * 2 + 3 * 8 + 5)  # epoch 3 ends without an evaluation
     clock.now += 30
     left.end(2)
     assert left.seconds(2, 0) == pytest.approx(30 * 2 + 2 * 30 + 5)
@@ -56,7 +56,7 @@ def test_a_first_step_that_compiles_gives_no_estimate(monkeypatch):
     assert second.endswith("0m36s left")
 
 
-def test_one_step_is_better_than_none():
+def test_a_single_step_gives_an_estimate():
     clock = Clock()
     left = TimeLeft(epochs=3, steps=1, eval_every=1, eval_steps=0, clock=clock)
     clock.now += 7
@@ -66,7 +66,7 @@ def test_one_step_is_better_than_none():
     assert left.seconds(1, 0) == 2 * 7 + 2 * 1
 
 
-def test_each_epochs_line_has_it_also_of_a_run_that_goes_on(run, folder, tmp_path):
+def test_each_epoch_prints_the_time_left(run, folder, tmp_path):
     model_file = ModelFile(tiny_architecture().build(), ("dark", "light"), Preprocess(32))
     shvit.save(model_file, tmp_path / "m.safetensors")
     flags = ["--batch-size", 8, "--compile", "off", "--epochs", 3, "--workers", 0, "--ema", 0]

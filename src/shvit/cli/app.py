@@ -1,7 +1,6 @@
-"""The app, and what its verbs share: parameter types, exit codes, JSON output."""
+"""The app and what its verbs share: parameter types, exit codes, JSON output."""
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -11,43 +10,26 @@ from ..console import as_json
 from .flags import Typed
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as of any program that a shell stops."""
-
-
+"""Exit code after Ctrl-C, as shells use it."""
 RESUME_ME = 75
-"""Exit code after SIGTERM, which clusters send before they take a machine away: EX_TEMPFAIL, to be tried again."""
-
+"""Exit code after SIGTERM (EX_TEMPFAIL: try again). Clusters send SIGTERM before they take a machine away."""
 
 app = App(
     name="shvit",
-    help="Real-time vision models on the hardware people have. Start with: shvit demo",
+    help="Real-time vision models for the hardware you have. Start with: shvit demo",
     help_format="plaintext",
     version_flags=["--version"],
     default_parameter=Parameter(negative=()),
 )
 
-
+Json = Annotated[bool, Parameter("--json", help="Print one JSON document to stdout, and nothing else there.")]
 Flags = Annotated[Typed, Parameter(parse=False)]
-"""Which flags were typed: `main` gives it to the verbs that ask for it."""
-
-
+"""Which flags were typed. `main` passes it to the verbs that have this parameter."""
 NONE_TYPED = Typed()
 
 
-Json = Annotated[bool, Parameter("--json", help="Print one JSON document on stdout, and nothing else there.")]
-
-
-def free_folder(path: Path) -> Path:
-    """The path itself, or with the first number that makes it new."""
-    free, number = path, 1
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
-
-
 def console_for(as_json: bool) -> Console:
-    """For people: stdout, or stderr where stdout is for JSON."""
+    """The console for text: stdout, or stderr if stdout is reserved for JSON."""
     return Console(stderr=as_json)
 
 

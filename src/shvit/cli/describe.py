@@ -1,10 +1,10 @@
-"""What a network costs and what a model file, or an exported one, holds, as plain data."""
+"""The costs of a model and the contents of a model file or exported file, as plain data."""
 
 from typing import Any
 
 from ..data.identity import in_short
 from ..engines import Exported, Runnable
-from ..errors import InputError
+from ..errors import InputError, check_at_least, counted
 from ..model.architecture import Architecture, Model, is_network
 from ..model.cost import cost, stage_costs
 from ..model.shvit import SHViT
@@ -13,24 +13,23 @@ from ..pretrained import load
 
 
 def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
-    """Costs of a variant, of one of timm's models, or of a file's network; of a file also what its header says.
+    """Costs of a model and, for a file, its header.
 
     Args:
         name: `shvit_s1` to `shvit_s4`, `timm/NAME`, `study/NAME`, published weights, or the path of a model file or an
             exported one.
-        image_size: Side of the square images to count for, in pixels; default: the model's own.
+        image_size: Height and width of the images in pixels; default: the model's own.
 
     Returns:
-        name, image_size, params, macs and activations (of one image through the network as it was trained), stages
-        (rows of the same; empty for timm's models and detectors), and for a file: file, with task, classes, preprocess,
-        metrics, provenance and, for an exported one, engine and precision. Costs are None for an exported file that
-        does not name its network.
+        name, image_size, params, macs, activations (for one image and the model as trained, before `fuse`), stages (the
+        same for each stage; empty for timm's models and detectors). For a file also file: task, classes, preprocess,
+        metrics, provenance and, if exported, engine and precision. Costs are None for an exported file that does not
+        name its architecture.
 
     Raises:
-        InputError: No such model, or a file that is not usable.
+        InputError: There is no such model, or the file is not usable.
     """
-    if image_size is not None and image_size < 32:
-        raise InputError(f"image_size must be at least 32 pixels, got {image_size}")
+    check_at_least(32, image_size=image_size)
     if is_network(name):
         model, header = empty(Architecture(name)), {}
         size = image_size or model.image_size
@@ -55,7 +54,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
 
 
 def _network(runnable: Runnable) -> Model | None:
-    """A model file's network; one of the same build for an exported file, whose own is in another format."""
+    """The network of a model file, or for an exported file an empty one of the same architecture."""
     if not isinstance(runnable, Exported):
         return runnable.model
     described = runnable.provenance.get("architecture")
@@ -64,10 +63,11 @@ def _network(runnable: Runnable) -> Model | None:
     try:
         architecture = Architecture.from_dict(described)
         if architecture.num_classes != len(runnable.classes):
-            raise InputError(f"it is of {architecture.num_classes} classes, and {len(runnable.classes)} are named")
+            classes = counted(architecture.num_classes, "class", "classes")
+            raise InputError(f"it has {classes}, but {len(runnable.classes)} class names are given")
         return empty(architecture)
     except (InputError, RuntimeError) as error:
-        raise InputError(f"{runnable.path} names no possible network: {error}") from None
+        raise InputError(f"{runnable.path} has an invalid architecture: {error}") from None
 
 
 def _header(runnable: Runnable) -> dict[str, Any]:

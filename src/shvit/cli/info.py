@@ -6,21 +6,23 @@ from typing import Any
 from rich.console import Console
 
 from ..console import METRICS, say, show_table
+from ..errors import counted
 from .app import NONE_TYPED, Flags, Json, console_for, finish
 from .eval import SHOWN_CLASSES
 
 
 def info(name: str, /, *, image_size: int | None = None, json: Json = False, typed: Flags = NONE_TYPED) -> None:
-    """Describe a network, a model file or a data set: its costs, its classes, its problems. At most ten lines of a
-    model; --json has everything.
+    """Show a model's cost and metadata, or a dataset's contents and problems.
+
+    Text output is a summary; --json prints everything.
 
     Parameters
     ----------
     name
-        shvit_s1 to shvit_s4, timm/NAME, a model file, an exported file, or published weights such as shvit_s1.in1k; or
-        data, as for train, or a COCO folder.
+        A model: shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, a model file or an exported
+        file. Or a dataset, as for train.
     image_size
-        Count a network's costs at this size instead of its own.
+        Image size in pixels for the costs of a model; default: the model's own.
     """
     from ..data.sources import is_data
     from ..engines import is_exported
@@ -32,23 +34,23 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False, typ
 
         typed.refuse("image-size", because=f"on data, which {name} is")
         facts = survey(name)
-        surveyed(console, facts)
+        _show_dataset(console, facts)
     else:
         from .describe import describe
 
         facts = describe(name, image_size)
-        described(console, facts)
+        _show_model(console, facts)
     finish(json, facts)
 
 
-def described(console: Console, facts: dict[str, Any]) -> None:
-    """What a network costs; of a file also the most important of what its header says. Ten lines at most."""
+def _show_model(console: Console, facts: dict[str, Any]) -> None:
+    """Costs and, for a file, a summary of its header. At most ten lines."""
     size = facts["image_size"]
     costs = (
         f"{facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs, "
         f"{facts['activations'] / 1e6:.2f} M activations"
         if facts["params"] is not None
-        else "the file does not name its network"
+        else "the file does not name its architecture"
     )
     say(console, f"{facts['name']} at {size}x{size}: {costs}")
     if facts["stages"]:
@@ -59,44 +61,43 @@ def described(console: Console, facts: dict[str, Any]) -> None:
         runs = f"{file['engine']} {file['precision']} · " if "engine" in file else ""
         classes = file["classes"]
         shown = "; ".join(classes[:3]) + ("; …" if len(classes) > 3 else "")
-        say(console, f"{runs}task: {file['task']} · {len(classes)} classes: {shown}")
-        say(console, " · ".join([*_trained_as(file), "--json has the rest"]))
+        say(console, f"{runs}task: {file['task']} · {counted(len(classes), 'class', 'classes')}: {shown}")
+        say(console, " · ".join([*_origin(file), "--json prints the rest"]))
 
 
-def _trained_as(file: dict[str, Any]) -> Iterator[str]:
-    """How good the model is, and where it comes from, as far as its file says."""
+def _origin(file: dict[str, Any]) -> Iterator[str]:
+    """Accuracy, training and source of a model file, as far as its header has them."""
     metrics, provenance = file["metrics"], file["provenance"]
     names = {**METRICS, "published_top1": "published top-1"}
     scores = [f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics]
     if scores:
-        yield scores[0] + (f" of {metrics['images']:,} images" if "images" in metrics else "")
+        yield scores[0] + (f" of {counted(metrics['images'], 'image')}" if "images" in metrics else "")
     if {"name", "epochs"} <= set(provenance.get("recipe", ())):
-        yield f"recipe {provenance['recipe']['name']}, {provenance['recipe']['epochs']} epochs"
+        yield f"recipe {provenance['recipe']['name']}, {counted(provenance['recipe']['epochs'], 'epoch')}"
     if "date" in provenance:
         yield f"trained {provenance['date'][:10]}"
     if "source" in provenance:
         yield f"from {provenance['source']}"
 
 
-def surveyed(console: Console, facts: dict[str, Any]) -> None:
-    """A data set: its splits, its classes, and each problem in a line."""
-    unit = "objects" if facts["task"] == "detect" else "images"
-    drawn = ", the validation images drawn from one pile" if facts["drawn"] else ""
-    say(console, f"{facts['data']}: {len(facts['classes'])} classes{drawn}")
-    names = [key for key in facts["splits"]["train"] if key not in ("height", "width")]
-    rows = [[key.replace("_", " "), *(f"{part[key]:,}" for part in facts["splits"].values())] for key in names]
+def _show_dataset(console: Console, facts: dict[str, Any]) -> None:
+    """Splits, classes and problems."""
+    drawn = "; validation images are drawn at random" if facts["drawn"] else ""
+    say(console, f"{facts['data']}: {counted(len(facts['classes']), 'class', 'classes')}{drawn}")
+    parts = facts["splits"].values()
+    counts = [key for key in facts["splits"]["train"] if key not in ("height", "width")]
+    rows = [[key.replace("_", " "), *(f"{part[key]:,}" for part in parts)] for key in counts]
     for key in ("height", "width"):
-        cells = ["–" if part[key] is None else " / ".join(map(str, part[key])) for part in facts["splits"].values()]
-        rows.append([f"{key}: least / median / greatest", *cells])
+        sizes = ["–" if part[key] is None else " / ".join(map(str, part[key])) for part in parts]
+        rows.append([f"{key}: minimum / median / maximum", *sizes])
     show_table(console, ["", *facts["splits"]], rows)
     classes = sorted(facts["classes"], key=lambda row: -row["train"])
-    shown = (
-        classes if len(classes) <= SHOWN_CLASSES else [*classes[: SHOWN_CLASSES // 2], *classes[-SHOWN_CLASSES // 2 :]]
-    )
-    table = [[row["name"], f"{row['train']:,}", f"{row['val']:,}"] for row in shown]
-    if len(shown) < len(classes):
-        table.insert(SHOWN_CLASSES // 2, [f"… {len(classes) - len(shown)} more (--json has all)", "", ""])
-    show_table(console, [f"{unit} by class", *facts["splits"]], table)
+    table = [[row["name"], f"{row['train']:,}", f"{row['val']:,}"] for row in classes]
+    if hidden := max(0, len(table) - SHOWN_CLASSES):
+        half = SHOWN_CLASSES // 2
+        table[half : half + hidden] = [[f"… {hidden} more (--json prints all)", "", ""]]
+    unit = "objects" if "objects" in counts else "images"
+    show_table(console, [f"{unit} per class", *facts["splits"]], table)
     for line in facts["problems"]:
         say(console, line, style="yellow")
     if not facts["problems"]:

@@ -1,16 +1,11 @@
 """`shvit models`."""
 
-from collections.abc import Sequence
-from typing import Any
-
-from rich.console import Console
-
 from ..console import say, show_table
 from .app import Json, console_for, finish
 
 
 def models(*, json: Json = False) -> None:
-    """List the networks and the published weights."""
+    """List the SHViT models and their published weights."""
     import torch
 
     from ..model.architecture import Architecture, list_models
@@ -34,16 +29,11 @@ def models(*, json: Json = False) -> None:
             }
         )
     console = console_for(json)
-    show_models(console, rows)
-    finish(json, rows)
-
-
-def show_models(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """The networks and their published weights."""
     table = [
         [r["name"], str(r["image_size"]), f"{r['params'] / 1e6:.1f} M", f"{r['macs'] / 1e6:.0f} M",
          r["published_weights"], f"{r['published_top1']:.1%}"]
         for r in rows
     ]  # fmt: skip
-    show_table(console, ["name", "pixels", "params", "MACs", "published weights", "their top-1"], table)
-    say(console, "timm/NAME gives any model of timm; top-1 is on ImageNet-1K, as timm lists it.")
+    show_table(console, ["name", "image size", "params", "MACs", "published weights", "top-1"], table)
+    say(console, "Top-1 on ImageNet-1K as listed by timm. timm/NAME gives any model of timm.")
+    finish(json, rows)

@@ -69,7 +69,10 @@ def train(
             _show_profile(console, profile)
             finish(json, profile.to_dict())
         return
-    result = run.train(request, Reporter(console))
+    try:
+        result = run.train(request, Reporter(console))
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or _remains(request)) from None
     if is_main:
         _show_result(console, result, request.data)
         best = str(result.out / "best.safetensors") if result.best else None
@@ -88,6 +91,13 @@ def _given(settings: Any) -> dict[str, Any]:
         notice(f"{before} is now {now}; the old name will be removed in the next release")
         given[OLD_NAMES[old]] = given.pop(old)
     return given
+
+
+def _remains(request: TrainRequest) -> str:
+    """What remains of a run that Ctrl-C stopped before its first step."""
+    if request.out is None or not (request.out / "recipe.json").exists():
+        return "nothing was written"
+    return f"the run is kept in {request.out}; {how_to_resume(request.data, request.out)}"
 
 
 def how_to_resume(data: str, out: Path) -> str:

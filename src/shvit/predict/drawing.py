@@ -1,4 +1,4 @@
-"""Pictures of what a detector found: boxes, masks, classes and scores, legible whatever the image's size."""
+"""Drawings of detected objects: boxes, masks, classes and scores, legible at any image size."""
 
 import colorsys
 from collections.abc import Sequence
@@ -18,30 +18,28 @@ Area = tuple[float, float, float, float]
 SHADE = 0.4
 """Opacity of a mask."""
 GOLDEN = 0.618034
-"""Of a turn of the colour circle, from one class to the next: neighbours never look alike."""
+"""Step in hue from one class to the next, as a share of the colour circle. Neighbouring classes look different."""
 ENLARGED = 320
-"""Shorter side in pixels up to which a picture is enlarged, so that its labels can be read."""
-
-
+"""Images with a shorter side below this, in pixels, are enlarged so that labels can be read."""
 JPEG_SIDE = 65_500
-"""The longest that a JPEG can have; larger pictures are PNGs."""
+"""Longest side of a JPEG. Larger images are written as PNG."""
 LARGEST = 4096
-"""Longer side in pixels that no picture is enlarged beyond."""
+"""Longest side of an enlarged image, in pixels."""
 
 
 def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
-    """A copy of the image with all that was found in it.
+    """Draw the objects in a copy of an image.
 
     Args:
         image: Upright, in RGB.
-        prediction: Of a detector, in pixels of the image.
-        classes: Of the detector; each has its own colour, the same in every picture.
+        prediction: The result of a detector for this image.
+        classes: Classes of the detector. Each has the same colour in every image.
     """
     factor = max(1, min(-(-ENLARGED // min(image.size)), LARGEST // max(image.size)))
     picture = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
     side = (picture.width * picture.height) ** 0.5
     line, font = max(2, round(side / 320)), ImageFont.truetype(font_file(), max(12.0, side / 45))
-    colours = {name: _colour(place) for place, name in enumerate(classes)}
+    colours = {name: _colour(index) for index, name in enumerate(classes)}
     names = legible(tuple(classes))
     found = list(zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True))
     masks = prediction.masks or [None] * len(found)
@@ -60,7 +58,12 @@ def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> 
 
 
 def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
-    """Write the picture of a file's prediction to `path`, which lacks its suffix; nothing where it is unreadable.
+    """Draw the prediction for a file. Writes nothing if the file cannot be read.
+
+    Args:
+        prediction: For an image file.
+        classes: Classes of the detector.
+        path: Output path without its suffix.
 
     Raises:
         Failure: There is no space left.
@@ -75,7 +78,7 @@ def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> Non
 
 
 def free_name(path: str, taken: set[str]) -> str:
-    """The file's name without suffix, with the first number that makes it new, whatever its case; taken from now on."""
+    """The name of a file without its suffix, with a number if it is taken, ignoring case. Adds the name to `taken`."""
     stem = name = Path(path).stem
     number = 1
     while name.casefold() in taken:
@@ -86,7 +89,7 @@ def free_name(path: str, taken: set[str]) -> str:
 
 
 def font_file() -> str:
-    """DejaVu Sans, which comes with matplotlib: Latin, Greek, Cyrillic, Arabic and Hebrew letters, not Chinese."""
+    """DejaVu Sans from matplotlib: Latin, Greek, Cyrillic, Arabic and Hebrew letters, no Chinese."""
     from matplotlib import get_data_path
 
     return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
@@ -94,26 +97,28 @@ def font_file() -> str:
 
 @cache
 def legible(classes: tuple[str, ...]) -> dict[str, str]:
-    """How each class is written in a picture: its name, or its number from 1 where the font lacks a letter of it."""
+    """The label of each class: its name, or its number from 1 if the font does not have all letters of the name."""
     from matplotlib.ft2font import FT2Font
 
     known = FT2Font(font_file()).get_charmap().keys()
     names = {name: name for name in classes}
-    lacking = {name: f"class {place}" for place, name in enumerate(classes, 1) if not set(map(ord, name)) <= known}
+    lacking = {name: f"class {number}" for number, name in enumerate(classes, 1) if not set(map(ord, name)) <= known}
     if lacking:
         name, number = next(iter(lacking.items()))
-        notice(f"pictures have the numbers of {len(lacking)} classes, whose letters the font lacks: {number} is {name}")
+        notice(
+            f"{len(lacking)} class names are drawn as numbers, since the font lacks their letters: {number} is {name}"
+        )
     return names | lacking
 
 
-def _colour(place: int) -> Colour:
-    hue, bright = (place * GOLDEN) % 1, (1.0, 0.8)[place % 2]
+def _colour(index: int) -> Colour:
+    hue, bright = (index * GOLDEN) % 1, (1.0, 0.8)[index % 2]
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, bright)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _shade(picture: Image.Image, code: dict, colour: Colour, line: int) -> None:
-    """Lay the colour over the mask, and a line around it."""
+    """Fill the mask with a transparent colour, and outline it."""
     from faster_coco_eval.core import mask as tools
 
     mask = Image.fromarray(255 * tools.decode(code).astype(np.uint8)).resize(picture.size)
@@ -136,17 +141,15 @@ def _write(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     taken: list[Area],
 ) -> None:
-    """The text on a ground of this colour: above the box, in it or below, where no other text is yet."""
+    """Write text on a background of this colour above, in or below the box, where it overlaps other text the least."""
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     room = max(2.0, (bottom - top) / 4)
     width, height = right - left + 2 * room, bottom - top + 2 * room
-    places = [(box[0], y) for y in (box[1] - height, box[1], box[3] - height, box[3])]
-    places += [(box[2] - width, y) for y in (box[1] - height, box[1], box[3] - height, box[3])]
-    areas = []
-    for x, y in places:
+    areas, rows = [], (box[1] - height, box[1], box[3] - height, box[3])
+    for x, y in [(x, y) for x in (box[0], box[2] - width) for y in rows]:
         x, y = min(max(0.0, x), max(0.0, size[0] - width)), min(max(0.0, y), max(0.0, size[1] - height))
         areas.append((x, y, x + width, y + height))
-    area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # the first of the best
+    area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # the first of the best ones
     taken.append(area)
     canvas.rectangle(area, fill=colour)
     light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]

@@ -1,4 +1,4 @@
-"""Predictions of an unfinished run, on disk row by row: what `shvit predict --resume` goes on from."""
+"""The rows of an unfinished run of `shvit predict`, on disk, for --resume."""
 
 import hashlib
 import json
@@ -17,17 +17,17 @@ from ..tasks.base import Prediction
 
 
 def partial_of(out: Path) -> Path:
-    """The unfinished rows of `out`, as JSON lines. The first line records the arguments of the run."""
+    """The path of the unfinished rows of `out`: JSON lines, after a first line with the arguments of the run."""
     return out.with_name(f"{out.name}.partial")
 
 
 def check_partial(out: Path, resume: bool) -> None:
-    """Raises InputError where there is an unfinished run and it is not to be resumed, or the reverse."""
+    """Raises InputError if there is an unfinished run but no --resume, or the reverse."""
     path = partial_of(out)
     if path.exists() and not resume:
-        raise InputError(f"{path} is an unfinished run: continue it with --resume, or delete it to begin again")
+        raise InputError(f"{path} is an unfinished run: resume it with --resume, or delete it to start again")
     if resume and not path.exists():
-        raise InputError(f"{path}: no such file, so there is nothing to resume: leave --resume out to begin")
+        raise InputError(f"{path}: no such file, so there is nothing to resume: remove --resume")
 
 
 class Journal:
@@ -36,10 +36,10 @@ class Journal:
     def __init__(self, file: RawIOBase, path: Path, done: int) -> None:
         self._file, self._path = file, path
         self.done = done
-        """Rows that are on disk."""
+        """Number of rows on disk."""
 
     def write(self, prediction: Prediction) -> None:
-        """Add a row."""
+        """Append a row."""
         with writing(self._path):
             row = json.dumps(prediction.to_dict()).encode() + b"\n"
             while row:
@@ -58,22 +58,21 @@ class Journal:
 def journal(
     out: Path, begun_with: Mapping[str, Any], images: int, batch_size: int, resume: bool, write: Callable[..., None]
 ) -> Iterator[Journal]:
-    """A run whose rows become the file `out` when the block ends well, and stay in `partial_of(out)` when it does not.
+    """A run whose rows become the file `out` if the block succeeds, and stay in `partial_of(out)` if it fails.
 
-    A run that is resumed goes on at the beginning of a batch, so that its batches are those of one that was not
-    stopped, and all numbers are the same.
+    A run resumes at the start of a batch, so its batches and numbers are the same as without the interruption.
 
     Args:
-        out: The file to write. One that is there stays as it is until the end.
-        begun_with: All that rows depend on, by name.
-        images: Rows of the whole run.
-        batch_size: Images that run at once.
-        resume: Continue the unfinished run.
-        write: Makes `out` of all rows.
+        out: The file to write. An existing file is replaced at the end.
+        begun_with: Everything that the rows depend on, by name.
+        images: Number of rows of the whole run.
+        batch_size: Images per batch.
+        resume: Resume the unfinished run.
+        write: Writes all rows to `out`.
 
     Raises:
         InputError: See `check_partial`; or the arguments differ from those of the unfinished run; or another process is
-            writing it.
+            writing the file.
         Failure: There is no space left.
     """
     path = partial_of(out)
@@ -87,7 +86,7 @@ def journal(
         done = len(ends) - 1
         done = done if done >= images else done - done % batch_size
         os.truncate(path, ends[done])
-        with path.open("ab", buffering=0) as file:  # so that closing it has nothing left to write
+        with path.open("ab", buffering=0) as file:  # unbuffered, so closing it writes nothing
             rows = Journal(file, path, done)
             try:
                 yield rows
@@ -106,15 +105,16 @@ def journal(
 
 
 def _sound_rows(file: BinaryIO, path: Path, begun_with: Mapping[str, Any]) -> list[int]:
-    """Where the first line and each row after it ends; a row that a crash cut short is passed over."""
+    """Where the first line and each row after it end. A row that a crash truncated is ignored."""
     first = file.readline()
     try:
         begun = dict(json.loads(first))
     except (ValueError, TypeError):
-        raise InputError(f"{path} was not written by shvit predict: delete it to begin again") from None
+        raise InputError(f"{path} was not written by shvit predict: delete it to start again") from None
     if other := [key for key, value in begun_with.items() if begun.get(key) != value]:
         raise InputError(
-            f"{path} was begun with another {' and '.join(other)}: give the same arguments, or delete it to begin again"
+            f"{path} was started with another {' and '.join(other)}: give the same arguments, or delete the file to "
+            "start again"
         )
     ends = [len(first)]
     for line in file:
@@ -129,7 +129,7 @@ def _sound_rows(file: BinaryIO, path: Path, begun_with: Mapping[str, Any]) -> li
 
 
 def of_images(paths: Sequence[Path]) -> str:
-    """A digest of these files' names, sizes and times of change, in order."""
+    """A digest of the names, sizes and modification times of these files, in order."""
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -142,13 +142,13 @@ def of_images(paths: Sequence[Path]) -> str:
 
 
 def of_model(model: Runnable) -> str:
-    """A digest of all that its predictions depend on."""
+    """A digest of everything in a model that predictions depend on."""
     digest = hashlib.sha256(repr((model.task, model.classes, model.preprocess)).encode())
     if not isinstance(model, Exported):
         digest.update(digest_of(model).encode())
         return digest.hexdigest()
     parts = sorted(model.path.rglob("*")) if model.path.is_dir() else [model.path, model.path.with_suffix(".bin")]
-    for part in parts:  # OpenVINO's weights are a file .bin beside the .xml
+    for part in parts:  # OpenVINO keeps weights in a .bin file beside the .xml
         if part.is_file():
             with part.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -47,7 +47,7 @@ class TrainRequest:
         ),
     ] = None
     task: Annotated[
-        Literal["classify", "detect", "segment"] | None,
+        str | None,
         Parameter(help="classify, detect (RetinaNet) or segment (Mask R-CNN). Default: classify."),
     ] = None
     resume: Annotated[

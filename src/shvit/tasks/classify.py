@@ -23,8 +23,8 @@ from ..data.loader import Batch
 from ..data.sources import open_source
 from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
 from ..errors import Failure
-from ..figures import literal_text
-from ..files import write_csv, writing
+from ..figures import literal_text, new_figure, save_png
+from ..files import write_csv
 from .base import Gather, Predict, Prediction, Table, alone
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
@@ -99,9 +99,6 @@ class ClassifyEvaluation:
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
     """Rows are true classes, columns are predictions, colours are shares of the row. Classes that never occur are
     omitted."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     matrix = evaluation.confusion
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
     names = unique_names([visible(name.partition(",")[0]) for name in evaluation.classes])
@@ -109,9 +106,7 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     count = len(classes)
     side = min(16.0, 3.5 + 0.42 * count)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    figure, [[axis]] = new_figure(side + 0.8, side)
     picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, ax=axis, shrink=0.7, label="share of the true class")
     axis.set_xlabel("predicted")
@@ -124,8 +119,7 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
         for row, column in np.argwhere(matrix):
             shade = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=shade, fontsize=7)
-    with writing(path):
-        figure.savefig(path, dpi=120)
+    save_png(figure, path)
 
 
 def cross_entropy(logits: Float[Tensor, "b classes"], targets: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:

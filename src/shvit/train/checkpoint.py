@@ -71,7 +71,7 @@ class Checkpoint:
         return warnings
 
     def save(self, folder: Path) -> None:
-        """Writes state.pt atomically, and keeps the previous one as state.previous.pt."""
+        """Write state.pt atomically, and keep the previous one as state.previous.pt."""
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         newest, previous = (folder / name for name in NAMES)
         with replacing(newest) as temporary:

@@ -38,7 +38,7 @@ class ProcessGroup:
 
     @classmethod
     def from_environment(cls) -> "ProcessGroup":
-        """Reads torchrun's variables. A single process if none are set; an empty variable counts as not set.
+        """Read torchrun's variables. A single process if none are set; an empty variable counts as not set.
 
         Raises:
             InputError: Variables are missing, are not whole numbers, or contradict each other.
@@ -80,7 +80,7 @@ class ProcessGroup:
 
     @contextmanager
     def connected(self, device: str) -> Iterator[None]:
-        """Connects to the other processes: with NCCL for GPU tensors and Gloo for everything else.
+        """Connect to the other processes: with NCCL for GPU tensors and Gloo for everything else.
 
         Raises:
             Failure: Another process was lost, or did not start.
@@ -139,7 +139,7 @@ class ProcessGroup:
         return values
 
     def on_main(self, make: Callable[[], Any]) -> Any:
-        """Calls `make` in the main process, and returns its result (or raises its error) in all processes."""
+        """Call `make` in the main process, and return its result (or raise its error) in all processes."""
         if self.size == 1:
             return make()
         result, error = None, None
@@ -155,7 +155,7 @@ class ProcessGroup:
         return outcome[0]
 
     def mark_begun(self, run: str) -> None:
-        """Records that a run has begun, also for processes that torchrun restarts."""
+        """Record that a run has begun, also for processes that torchrun restarts."""
         if (store := _agent_store()) is not None:
             store.set(f"begun/{run}", "")
 
@@ -165,7 +165,7 @@ class ProcessGroup:
         return store is not None and store.check([f"begun/{run}"])
 
     def share_buffers(self, *models: nn.Module) -> None:
-        """Copies the buffers of the first process, such as BatchNorm statistics, to all processes."""
+        """Copy the buffers of the first process, such as BatchNorm statistics, to all processes."""
         if self.size > 1:
             for model in models:
                 for buffer in model.buffers():

@@ -80,7 +80,7 @@ class TrainPlan:
 
 
 def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResult:
-    """Trains a network, and writes best.safetensors and the other files of the run to `request.out`.
+    """Train a network, and write best.safetensors and the other files of the run to `request.out`.
 
     Processes started by torchrun train one network together. If torchrun restarts them after one was lost, they resume
     from the last checkpoint.
@@ -124,7 +124,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
 
 
 def profile(request: TrainRequest) -> Profile:
-    """Measures what would limit the speed of `train` on this machine. Writes nothing.
+    """Measure what would limit the speed of `train` on this machine. Writes nothing.
 
     Raises:
         InputError: As `train`.
@@ -138,7 +138,7 @@ def profile(request: TrainRequest) -> Profile:
 
 @contextmanager
 def _locked(out: Path, new: bool) -> Iterator[None]:
-    """Locks the run's folder. Raises InputError if another process is training in it, or has done so meanwhile."""
+    """Lock the run's folder. Raises InputError if another process is training in it, or has done so meanwhile."""
     out.mkdir(parents=True, exist_ok=True)
     taken = f"another training is writing to {out}: wait until it ends, or choose another --out"
     with locked(out / ".lock", taken):
@@ -148,10 +148,10 @@ def _locked(out: Path, new: bool) -> Iterator[None]:
 
 def _planned(request: TrainRequest) -> TrainPlan:
     task, model = request.task or "classify", request.model or "shvit_s1"
-    kind_of(task)  # raises InputError if there is no such task
+    family = kind_of(task).recipe_family
     named = {key: value for key, value in request.settings.items() if value is not None}
     variant = variant_of(model)
-    draft = make_recipe(request.recipe or TASK_RECIPES[task][0], variant, named, task)
+    draft = make_recipe(request.recipe or TASK_RECIPES[family][0], variant, named, family)
     if draft.name in NEEDS_TRAINED_WEIGHTS and not is_trained(model):
         published = f"{model if model in VARIANTS else 'shvit_s1'}.in1k"
         raise InputError(
@@ -162,7 +162,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
     start, images = starting_point(model, source, draft, task), len(source.train)
     recipe = fit(draft, images, frozenset(named), start.preprocess.image_size)
     refuse_idle(recipe, named, source.drawn)
-    changed = choices(make_recipe(recipe.name, variant, {}, task), recipe, images, named)
+    changed = choices(make_recipe(recipe.name, variant, {}, family), recipe, images, named)
     return TrainPlan(model, recipe, source, start, changed)
 
 
@@ -201,23 +201,12 @@ def _trainer(
     about = {**facts(), "drawn_by": plan.drawn_by}
     if isinstance(plan.source, CocoDataset):
         about["categories"] = plan.source.categories
-    return Trainer(
-        task,
-        plan.start,
-        plan.source,
-        plan.recipe,
-        out,
-        device,
-        request.workers,
-        reporter,
-        about,
-        group,
-        request.save_every,
-    )
+    where = out, device, request.workers
+    return Trainer(task, plan.start, plan.source, plan.recipe, *where, reporter, about, group, request.save_every)
 
 
 def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
-    """Writes the record of the run, and warns about images in both splits."""
+    """Write the record of the run, and warn about images in both splits."""
     record = {
         "recipe": plan.recipe.to_dict(),
         "choices": [choice.to_dict() for choice in plan.choices],

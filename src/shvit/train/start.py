@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..data.coco import CocoDataset
 from ..data.dataset import Dataset, DrawnBy
@@ -38,7 +39,7 @@ def starting_point(model: str, source: Dataset | CocoDataset, recipe: Recipe, ta
     """
     with seeded(recipe.seed):
         if kind_of(task).detector is None:
-            return _classifier(model, source, recipe)
+            return _classifier(task, model, source, recipe)
         return _detector(task, model, source, recipe)
 
 
@@ -71,7 +72,7 @@ def _detector(task: str, model: str, source: Dataset | CocoDataset, recipe: Reci
     return ModelFile(network, source.classes, preprocess, task, provenance=provenance)
 
 
-def _classifier(model: str, source: Dataset | CocoDataset, recipe: Recipe) -> ModelFile:
+def _classifier(task: str, model: str, source: Dataset | CocoDataset, recipe: Recipe) -> ModelFile:
     count, provenance = len(source.classes), {}
     if is_trained(model):
         trained = load_model(model)
@@ -87,7 +88,7 @@ def _classifier(model: str, source: Dataset | CocoDataset, recipe: Recipe) -> Mo
         preprocess = default_preprocess(network, recipe.image_size)
     preprocess = replace(preprocess, fit=recipe.eval_fit or preprocess.fit)
     cost(network, (preprocess.image_size, preprocess.image_size))  # raises InputError if a timm model cannot take it
-    return ModelFile(network, source.classes, preprocess, provenance=provenance)
+    return ModelFile(network, source.classes, preprocess, task, provenance=provenance)
 
 
 def make_task(
@@ -103,7 +104,7 @@ def make_task(
     Raises:
         InputError: The teacher cannot teach this student, or there is a cache without a teacher.
     """
-    task = kind_of(start.task).from_recipe(source.classes, recipe, device)
+    task: Any = kind_of(start.task).from_recipe(source.classes, recipe, device)
     if recipe.teacher is None:
         if teacher_cache is not None:
             raise InputError(f"--teacher-cache needs a teacher, and recipe {recipe.name} has none: add --teacher")
