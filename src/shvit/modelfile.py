@@ -72,7 +72,7 @@ def save(model_file: ModelFile, path: str | Path) -> None:
     path = Path(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model_file.model.state_dict().items()}
     if set(weights) != set(empty(model_file.architecture).state_dict()):
-        raise InputError("the network was changed after it was built (for example by fuse): save the original")
+        raise InputError("the network was changed after it was built (for example fused): save the original")
     header = {
         "version": VERSION,
         "task": model_file.task,

@@ -99,7 +99,7 @@ def create_model(
     published = name in PUBLISHED_TOP1
     pretrained = pretrained or published
     channels = in_channels if in_chans is None else in_chans
-    if in_chans is not None and in_channels not in (3, in_chans):
+    if channels != in_channels != 3:
         raise InputError(f"in_chans is timm's name for in_channels: give one of them, got {in_chans} and {in_channels}")
     if pretrained and checkpoint_path:
         raise InputError(f"give pretrained weights or checkpoint_path, not both; got {name} and {checkpoint_path}")
@@ -122,12 +122,15 @@ def create_model(
     if pretrained:
         transfer(load_model(name if name.startswith(TIMM_PREFIX) else f"{name}.in1k").model, architecture, onto=model)
     if checkpoint_path:
-        trained = load_file(checkpoint_path).model
-        if architecture.num_classes not in (0, trained.architecture.num_classes):
-            count = trained.architecture.num_classes
-            raise InputError(f"{checkpoint_path} has {count} classes, not {num_classes}: give num_classes={count}")
-        transfer(trained, architecture, onto=model)
+        _start_from(checkpoint_path, architecture, model)
     return _feature_list(model, out_indices) if features_only else model
+
+
+def _start_from(path: str | Path, architecture: Architecture, model: Model) -> None:
+    trained = load_file(path).model
+    if architecture.num_classes not in (0, count := trained.architecture.num_classes):
+        raise InputError(f"{path} has {count} classes, not {architecture.num_classes}: give num_classes={count}")
+    transfer(trained, architecture, onto=model)
 
 
 def transfer(trained: Model, architecture: Architecture, fresh_head: bool = False, onto: Model | None = None) -> Model:

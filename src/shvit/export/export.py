@@ -50,15 +50,15 @@ def export(
         engine: The format: a key of `FORMATS`.
         out: The file. The report is `OUT.parity.json` beside it.
         precision: A precision of the format; None for its default.
-        shapes: Input sizes that the file takes.
+        shapes: Input sizes of the file.
         source: Labelled images. int8 is calibrated on training images and evaluated on validation images; files are
-            compared with PyTorch on validation images. None: crops of two photographs.
+            compared on validation images. None: crops of two photographs.
         max_drop: Points of top-1 or AP that int8 may lose on the validation images.
         threads: CPU threads of both sides; None leaves the choice to the engines.
         log: Called with each step, for people.
 
     Returns:
-        The report: file, bytes, parity, floor (int8), specification (formats that cannot run here) and provenance.
+        The report: file, bytes, parity or specification, floor (int8) and provenance.
 
     Raises:
         EngineError: Unknown format or precision, a missing extra, or int8 without images.
@@ -66,10 +66,7 @@ def export(
         ExportError: The file does not compute the same as the model.
     """
     kind, task = engines.format_of(engine, model_file.task), task_of(model_file)
-    allowed = engines.writable_precisions(model_file.task, engine)
-    precision = precision or allowed[0]
-    if precision not in allowed:
-        raise EngineError(f"{engine} has no precision {precision!r}: allowed are {', '.join(allowed)}")
+    precision = _precision(model_file.task, engine, precision)
     if out.suffix != kind.suffix:
         raise InputError(f"files of format {engine} end in {kind.suffix}, got {out}")
     shapes = engines.checked_shapes(model_file, shapes or Shapes())
@@ -90,13 +87,20 @@ def export(
         else:
             kind.export(model_file, file, precision, shapes)
         report["bytes"] = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
-        log("checking its specification" if kind.unavailable("cpu") else "comparing it with PyTorch in a new process")
+        log("checking its specification" if kind.unavailable("cpu") else "comparing it with PyTorch")
         report |= prove(model_file, task, file, samples.parity, precision, shapes.batch or 1, threads)
         place(file, out)
     report["provenance"] = provenance.facts()
-    parity_file = out.with_name(f"{out.name}.parity.json")
-    write_json(parity_file, report)
+    write_json(out.with_name(f"{out.name}.parity.json"), report)
     return report
+
+
+def _precision(task: str, engine: str, precision: str | None) -> str:
+    """The precision, or the default of the format. Raises EngineError if the format does not have it."""
+    allowed = engines.writable_precisions(task, engine)
+    if precision is not None and precision not in allowed:
+        raise EngineError(f"{engine} has no precision {precision!r}: allowed are {', '.join(allowed)}")
+    return precision or allowed[0]
 
 
 @dataclass(frozen=True)
