@@ -166,7 +166,7 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
     ("arguments", "reason"),
     [
         (["train", "{folder}", "--out", "{tmp}/x", "--model", "shvit_s9"], "unknown model 'shvit_s9'"),
-        (["train", "{folder}", "--out", "{tmp}/x", "--recipe", "best"], "allowed are scratch, finetune"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--recipe", "best"], "choose from scratch, finetune"),
         (
             ["train", "{folder}", "--out", "{tmp}/x", "--epochs", "0"],
             "epochs must be a whole number of at least 1, got 0",
