@@ -325,13 +325,13 @@ def test_two_crowded_and_bad_data_do_not_stop_it(run, start, tmp_path):
         (["--task", "classify"], "is a COCO folder"),
         (
             ["--task", "detect", "--recipe", "scratch"],
-            "recipe 'scratch' of task detect: allowed are small, coco_1x",
+            "recipe 'scratch' of task detect: choose from small, coco_1x",
         ),
         (["--task", "detect", "--mixup", "0.5"], "a recipe of task detect has no mixup"),
         (["--task", "detect", "--image-size", "100"], "must be a multiple of 64 pixels, got 100"),
-        (["--task", "detect", "--compile", "on"], "detectors are not compiled in training"),
+        (["--task", "detect", "--compile", "on"], "compile must be auto or off for detectors"),
         (["--task", "detect", "--model", "timm/deit_tiny_patch16_224"], "each twice the one before; got 16, 16, 16"),
-        (["--task", "detect", "--scale-min", "2"], "scale_max must lie between 2 and 10"),
+        (["--task", "detect", "--scale-min", "2"], "scale_max must be at least scale_min 2, got 1"),
     ],
 )
 def test_invalid_requests(run, tmp_path, flags, reason):
@@ -347,7 +347,7 @@ def test_classifiers_and_detectors_are_not_mistaken(run, start, folder, tmp_path
     begin(squares(tmp_path / "data", 2), start, tmp_path / "run", epochs=1)
     best = tmp_path / "run" / "best.safetensors"
     code, _, errors = run("train", folder, "--model", best, "--out", tmp_path / "other")
-    assert (code, "was trained to detect" in errors) == (2, True)
+    assert (code, "is a model of task detect: classification needs a classifier's file" in errors) == (2, True)
     code, _, errors = run("eval", best, folder)
     assert (code, "is no COCO folder" in errors) == (2, True)
     code, _, errors = run("predict", start, folder / "val", "--draw", tmp_path / "drawn")

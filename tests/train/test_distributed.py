@@ -137,10 +137,13 @@ def test_an_environment_of_several_processes(environment_of):
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
-        ({"RANK": "1"}, "has RANK, .* but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start .* torchrun"),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "has RANK, WORLD_SIZE, .* but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
-        ({"RANK": "", "WORLD_SIZE": "2"}, "has WORLD_SIZE, .* but not RANK, LOCAL_RANK"),
-        ({"LOCAL_RANK": "0"}, "has LOCAL_RANK, .* but not RANK, WORLD_SIZE"),
+        (
+            {"RANK": "1"},
+            "has RANK of .* but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start it with torchrun",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "has RANK, WORLD_SIZE of .* but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "has WORLD_SIZE of .* but not RANK, LOCAL_RANK"),
+        ({"LOCAL_RANK": "0"}, "has LOCAL_RANK of .* but not RANK, WORLD_SIZE"),
         ({**WHOLE, "LOCAL_RANK": ""}, "but not LOCAL_RANK: start"),
         ({**WHOLE, "RANK": "2"}, "RANK 2 in the environment must be less than WORLD_SIZE 2"),
         ({**WHOLE, "LOCAL_RANK": "2"}, "LOCAL_RANK 2 .* less than WORLD_SIZE"),

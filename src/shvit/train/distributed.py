@@ -50,7 +50,7 @@ class ProcessGroup:
         missing = [name for name in VARIABLES if name not in given]
         if missing and numbers.get("WORLD_SIZE") != 1:
             raise InputError(
-                f"the environment has {', '.join(numbers)} of a distributed training, but not {', '.join(missing)}: "
+                f"the environment has {', '.join(numbers)} of distributed training, but not {', '.join(missing)}: "
                 f"start it with torchrun, or unset {', '.join(numbers)}"
             )
         group = cls(numbers.get("RANK", 0), numbers["WORLD_SIZE"], numbers.get("LOCAL_RANK", 0))
