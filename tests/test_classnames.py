@@ -11,13 +11,14 @@ from PIL import Image
 import shvit
 from conftest import picture, tiny_architecture, write_pictures
 from shvit.calibrate import calibrate_bn
+from shvit.classnames import match_classes
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
-from shvit.evaluate import draw_confusion, evaluate, match_classes, write_report
+from shvit.evaluate import evaluate, write_report
 from shvit.modelfile import ModelFile
 from shvit.predict.predictor import Predictor
 from shvit.pretrained import imagenet_classes
-from shvit.tasks.classify import Classify, ClassifyEvaluation
+from shvit.tasks.classify import Classify, ClassifyEvaluation, draw_confusion
 
 
 class Shade(torch.nn.Module):

@@ -12,13 +12,15 @@ from PIL import Image
 import shvit
 from conftest import tiny_architecture, write_pictures
 from shvit import engines
+from shvit.classnames import match_classes
 from shvit.data.loader import Batch
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
-from shvit.evaluate import choose_split, evaluate, match_classes, write_report
+from shvit.evaluate import evaluate, write_report
 from shvit.modelfile import ModelFile
 from shvit.pretrained import imagenet_classes
 from shvit.tasks.classify import Classify
+from shvit.tasks.labelled_data import choose_split
 
 LABELS = [0, 0, 1, 2, 2, 2, 5]
 ORDER = [

@@ -18,10 +18,10 @@ from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
 from shvit.engines.exported import Exported, described
 from shvit.errors import Notice
-from shvit.evaluate import choose_split, open_as_trained
 from shvit.export.export import export
 from shvit.modelfile import ModelFile, load, save
 from shvit.requests.train import TrainRequest
+from shvit.tasks.labelled_data import choose_split, open_as_trained
 from shvit.train.run import train
 
 FAST = {"epochs": 1, "batch_size": 8, "compile": "off", "precision": "fp32"}

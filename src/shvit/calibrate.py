@@ -1,4 +1,4 @@
-"""A model for another resolution, without training: only the statistics of its norms are measured anew."""
+"""Adapt a model to another image size without training, by measuring its BatchNorm statistics again."""
 
 import copy
 from collections.abc import Iterable
@@ -18,24 +18,26 @@ from .errors import InputError
 from .evaluate import evaluate
 from .model.architecture import Model
 from .model.cost import cost
-from .modelfile import ModelFile, need_classifier
+from .modelfile import ModelFile
+from .tasks import need_classifier
 
-LEAST = 2
-"""Images that a batch needs, for a norm to have a variance."""
+MIN_BATCH = 2
+"""Smallest batch with a variance."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The model at its new resolution, and what it gained."""
+    """A model at its new image size, and its metrics before and after."""
 
     model_file: ModelFile
     before: dict[str, Any]
-    """Metrics at the new resolution with the statistics as they were."""
+    """Metrics at the new image size with the old statistics."""
     after: dict[str, Any]
     images: int
-    """That the statistics come from."""
+    """Number of images that the statistics were measured on."""
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         size = self.model_file.preprocess.image_size
         return {"image_size": size, "images": self.images, "before": self.before, "after": self.after}
 
@@ -52,26 +54,27 @@ def calibrate_bn(
 ) -> Calibration:
     """Measure the BatchNorm statistics of a trained network at another image size.
 
-    Training images pass as they would in evaluation, each norm using the statistics of the batch at hand. What is kept
-    is the mean and variance over all images, so a smaller last batch counts for as many images as it has. Other weights
-    stay as they are; `model_file` is not changed.
+    Training images are processed as in evaluation, except that each norm uses the statistics of the batch. The result
+    is the mean and variance over all images, so a smaller last batch has less weight. Other weights and `model_file`
+    are not changed.
 
     Args:
-        model_file: A trained network.
-        source: Labelled images; the training split gives the statistics, the validation split the accuracies.
+        model_file: A trained classifier.
+        source: Labelled images. Statistics are measured on training images, metrics on validation images.
         image_size: Side of the square images, in pixels.
-        images: Training images used, drawn by seed; all where there are no more.
-        batch_size: Images a batch.
-        workers: Processes that decode.
+        images: Number of training images, drawn with `seed`; all if there are fewer.
+        batch_size: Images per batch.
+        workers: Worker processes that decode images; 0 decodes in this process.
         device: `auto`, `cpu`, `cuda`, …
+        seed: Seed for drawing images.
 
     Raises:
-        InputError: The network has no BatchNorm or cannot take this size, or the data has no training images, or
-            classes that the network does not know.
+        InputError: The model is not a classifier, has no BatchNorm, or does not take this size; or the dataset has no
+            training images, or classes that the model does not know.
     """
     need_classifier(model_file, "calibrate-bn")
-    if images < LEAST or batch_size < LEAST:
-        raise InputError(f"images and batch size must be at least {LEAST}, got {images} and {batch_size}")
+    if images < MIN_BATCH or batch_size < MIN_BATCH:
+        raise InputError(f"images and batch size must be at least {MIN_BATCH}, got {images} and {batch_size}")
     if not len(source.train):
         raise InputError(f"{source.name} has no training images to measure statistics on")
     picked = engines.pick_device(device)
@@ -100,10 +103,10 @@ def calibrate_bn(
 def with_statistics_of(
     model: Model, preprocess: Preprocess, batches: Iterable[Batch], device: str = "cpu"
 ) -> tuple[Model, int]:
-    """A copy of the network whose norms have the statistics of these images; and how many images these were.
+    """A copy of the network with the BatchNorm statistics of these images, and the number of images.
 
     Raises:
-        InputError: The network has no BatchNorm, or there were no two usable images in a batch.
+        InputError: The network has no BatchNorm, or no batch has two usable images.
     """
     network: Any = copy.deepcopy(model).eval().to(device, memory_format=torch.channels_last)  # pyright: ignore
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -111,15 +114,15 @@ def with_statistics_of(
         raise InputError(f"{model.architecture.name} has no BatchNorm to calibrate")
     pools, momenta = [_Pool(norm) for norm in norms], [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.0  # the running statistics are those of the last batch
+        norm.momentum = 1.0  # running statistics become those of the last batch
         norm.train()
     normalize, seen = Normalize(preprocess).to(device), 0
     for batch in batches:
-        if len(batch) >= LEAST:
+        if len(batch) >= MIN_BATCH:
             network(normalize(batch.images))
             seen += len(batch)
     if not seen:
-        raise InputError(f"no batch had {LEAST} usable images")
+        raise InputError(f"no batch has {MIN_BATCH} usable images")
     for norm, pool, momentum in zip(norms, pools, momenta, strict=True):
         pool.finish()
         norm.momentum = momentum
@@ -127,10 +130,10 @@ def with_statistics_of(
 
 
 class _Pool:
-    """Mean and variance of all values that a norm has seen, from those of each batch.
+    """Mean and variance of all inputs of a norm, from those of each batch.
 
-    The variance is that of the pooled values: within batches, and between their means, which a mean of the batches'
-    variances would leave out. It is unbiased, as PyTorch's running variance is.
+    The variance includes the differences between the means of batches, which the mean of their variances would not. It
+    is unbiased, like PyTorch's running variance.
 
     Source: T. Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
     """
@@ -149,7 +152,7 @@ class _Pool:
         self._count = total
 
     def finish(self) -> None:
-        """Gives the norm these statistics."""
+        """Set the statistics of the norm."""
         self._hook.remove()
         self._norm.running_mean.copy_(self._mean)
         self._norm.running_var.copy_(self._squares / (self._count - 1))

@@ -1,4 +1,4 @@
-"""Class names: matched between data and model, and made unique where a format needs one name per class."""
+"""Class names: matched between dataset and model, and made unique for formats that need one name per class."""
 
 import re
 from collections import Counter
@@ -8,22 +8,22 @@ from .errors import InputError
 
 
 def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names, with the index appended where several classes share one: "crane (134)" and "crane (517)"."""
+    """The names, with the index appended to those that occur more than once: "crane (134)" and "crane (517)"."""
     counts = Counter(classes)
     names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(classes))
     return names if len(set(names)) == len(names) or not names else unique_names(names)
 
 
 def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
-    """The index of each class of the data among the model's classes.
+    """The index of each class of a dataset among the model's classes.
 
-    A name matches in this order: the exact name, also as `unique_names` gives it; a WordNet ID where the model has
-    ImageNet-1K's 1,000 classes; the name or one of its synonyms, separated by commas, whatever the case and with `_` or
-    `-` for blanks. Two equal lists of classes match index by index.
+    Matches are tried in this order: the exact name, or the name from `unique_names`; a WordNet ID, if the model has the
+    1,000 classes of ImageNet-1K; the name or one of its synonyms (separated by commas), ignoring case and with `_` or
+    `-` for spaces. Two equal lists of classes match index by index.
 
     Raises:
-        InputError: The model does not know a class, a name fits several of the model's classes, or two classes of the
-            data fit the same one.
+        InputError: The model does not know a class, a name matches several classes of the model, or two classes of the
+            dataset match the same one.
     """
     if given == known:
         return list(range(len(known)))
@@ -44,14 +44,14 @@ def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
     for name, indices in zip(given, fitting, strict=True):
         if len(indices) > 1:
             raise InputError(
-                f"class {name!r} of the data fits {len(indices)} classes of the model: "
+                f"class {name!r} of the dataset matches {len(indices)} classes of the model: "
                 f"{' and '.join(_choice(index, known, ids) for index in sorted(indices))}. Rename it to the exact name"
                 f"{' or WordNet ID' if ids else ''} of one of them"
             )
         [index] = indices
         if index in found:
             raise InputError(
-                f"classes {found[index]!r} and {name!r} of the data both fit the model's class "
+                f"classes {found[index]!r} and {name!r} of the dataset both match the model's class "
                 f"{_choice(index, known, ids)}. Merge or rename them"
             )
         found[index] = name
@@ -63,7 +63,7 @@ def _choice(index: int, known: Sequence[str], ids: Sequence[str]) -> str:
 
 
 def _wordnet_ids(known: Sequence[str]) -> Sequence[str]:
-    """The ID of each class, such as n01440764, where these are ImageNet-1K's; else none."""
+    """The WordNet ID of each class, such as n01440764, if these are ImageNet-1K's classes; otherwise empty."""
     if len(known) != 1000:
         return ()
     from timm.data import ImageNetInfo

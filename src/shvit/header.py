@@ -1,4 +1,4 @@
-"""What the metadata of a model file or an export may say: every field is checked before it is used."""
+"""Checks of the metadata of model files and exported files: every field is checked before it is used."""
 
 import json
 import math
@@ -13,7 +13,7 @@ MAX_NUMBER = 1e15
 
 
 def parsed(text: str | bytes, depth: int = MAX_DEPTH) -> Any:
-    """JSON as plain data. Raises ValueError where it is none, or is nested deeper than that."""
+    """Parse JSON. Raises ValueError if it is invalid, or nested deeper than `depth`."""
     try:
         document = json.loads(text)
     except RecursionError:
@@ -32,7 +32,7 @@ def parsed(text: str | bytes, depth: int = MAX_DEPTH) -> Any:
 
 
 def checked_classes(classes: Any) -> tuple[str, ...]:
-    """Raises ValueError."""
+    """The class names. Raises ValueError if they are not a list of names."""
     if not isinstance(classes, list) or not 0 < len(classes) <= MAX_CLASSES:
         raise ValueError(f"classes must be a list of 1 to {MAX_CLASSES:,} names, got {_short(classes)}")
     for name in classes:
@@ -42,14 +42,14 @@ def checked_classes(classes: Any) -> tuple[str, ...]:
 
 
 def checked_task(task: Any) -> str:
-    """Raises ValueError."""
+    """The name of the task. Raises ValueError if it is not a name."""
     if not isinstance(task, str):
         raise ValueError(f"task must be a name, got {_short(task)}")
     return task
 
 
 def checked_metrics(metrics: Any) -> dict[str, Any]:
-    """Numbers by name, or such tables of them; and which weights they are of. Raises ValueError."""
+    """Numbers by name, or nested tables of numbers; and `weights`, a name. Raises ValueError for anything else."""
     if not isinstance(metrics, dict):
         raise ValueError(f"metrics must be a table of numbers, got {_short(metrics)}")
     for name, value in metrics.items():
@@ -58,12 +58,12 @@ def checked_metrics(metrics: Any) -> dict[str, Any]:
         elif name == "weights" and _text(value):
             continue
         elif not _number(value, -MAX_NUMBER, MAX_NUMBER) and not (isinstance(value, float) and math.isnan(value)):
-            raise ValueError(f"the metric {name} must be a number, got {_short(value)}")
+            raise ValueError(f"metric {name} must be a number, got {_short(value)}")
     return metrics
 
 
 def checked_provenance(provenance: Any, classes: int) -> dict[str, Any]:
-    """Without secrets, which earlier versions of shvit recorded. Raises ValueError."""
+    """The provenance without secrets, which earlier versions recorded. Raises ValueError for impossible values."""
     _check_fields("provenance", provenance, PROVENANCE)
     if "recipe" in provenance:
         _check_fields("recipe", provenance["recipe"], RECIPE)
@@ -117,4 +117,4 @@ RECIPE = {
     "val_share": lambda value: _number(value, 0, 1),
 }
 TRAINED_ON = {"images": lambda value: _whole(value, 0, 10**10), "identities": _text}
-"""What the verbs use of these tables, and what each may be; the rest is shown as it is."""
+"""The fields that verbs use, and their valid values. Other fields are only shown."""

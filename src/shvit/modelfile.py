@@ -1,4 +1,4 @@
-"""The one model file: weights in safetensors, and a header that says everything needed to use them. No pickle."""
+"""The model file: weights in safetensors, and a header with everything needed to use them. No pickle."""
 
 import hashlib
 import json
@@ -24,31 +24,31 @@ HEADER_KEY = "shvit"
 
 
 class ModelFileError(InputError):
-    """A file that is no usable model file; the message says in one line which file and why."""
+    """A file that is not a usable model file; the message names the file and the reason in one line."""
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A network and what is needed to use it.
+    """A network and everything needed to use it.
 
     Raises:
-        InputError: The number of classes is not the network's.
+        InputError: The number of class names is not the network's number of classes.
     """
 
     model: Model
     classes: tuple[str, ...]
-    """Names, in the order of the logits."""
+    """Names, in the order of the outputs."""
     preprocess: Preprocess = field(default_factory=Preprocess)
     task: str = "classify"
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured of these weights, such as {"top1": 0.93}."""
+    """Metrics of these weights, such as {"top1": 0.93}."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """Where the weights come from: recipe, data fingerprint, versions, commit."""
+    """How the weights were made: recipe, data fingerprint, versions, commit."""
 
     def __post_init__(self) -> None:
         if self.model.architecture is None:
             raise InputError(
-                "The network was put together by hand or pruned, so a model file cannot describe it. "
+                "The network was built by hand or pruned, so a model file cannot describe it. "
                 "Build it with shvit.create_model."
             )
         count = self.model.architecture.num_classes
@@ -59,19 +59,20 @@ class ModelFile:
 
     @property
     def architecture(self) -> Architecture:
+        """The description of the network."""
         return self.model.architecture
 
 
 def save(model_file: ModelFile, path: str | Path) -> None:
-    """Write the file, whole or not at all: a file that was there stays until the new one is complete.
+    """Write a model file. An existing file is only replaced when the new one is complete.
 
     Raises:
-        InputError: The network's weights are not those of its description, as after `fuse`.
+        InputError: The network's weights do not fit its architecture, as after `fuse`.
     """
     path = Path(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model_file.model.state_dict().items()}
     if set(weights) != set(empty(model_file.architecture).state_dict()):
-        raise InputError("the network was changed since it was built (fused, perhaps); save the original")
+        raise InputError("the network was changed after it was built (for example by fuse): save the original")
     header = {
         "version": VERSION,
         "task": model_file.task,
@@ -88,11 +89,11 @@ def save(model_file: ModelFile, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> ModelFile:
-    """Read a model file; the network comes in evaluation mode, on the CPU.
+    """Read a model file. The network is on the CPU, in evaluation mode.
 
     Raises:
-        ModelFileError: The file is missing, cut short, changed since it was written, of another kind or version, or
-            its parts do not fit one another.
+        ModelFileError: The file is missing, truncated, changed since it was written, of another format or version, or
+            inconsistent.
     """
     path = Path(path)
     if not path.is_file():
@@ -100,14 +101,14 @@ def load(path: str | Path) -> ModelFile:
     try:
         with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
-            # copies, whose memory is aligned: on some processors the last bits of outputs depend on that
+            # copies are aligned in memory, which the last bits of outputs depend on for some processors
             weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ModelFileError(f"{path} is cut short or no safetensors file ({error})") from None
+        raise ModelFileError(f"{path} is truncated or not a safetensors file ({error})") from None
     if HEADER_KEY not in metadata:
         raise ModelFileError(
-            f"{path} holds weights but no shvit header, so shvit did not write it; "
-            "shvit.pretrained.from_timm and from_official read such weights"
+            f"{path} has weights but no shvit header, so shvit did not write it. "
+            "shvit.pretrained.from_timm and from_official convert such weights"
         )
     try:
         return _read(parsed(metadata[HEADER_KEY]), weights)
@@ -119,7 +120,7 @@ def load(path: str | Path) -> ModelFile:
 def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
     if not isinstance(header, dict) or type(header.get("version")) is not int or header["version"] != VERSION:
         version = header.get("version") if isinstance(header, dict) else None
-        raise ValueError(f"its format is version {version}, this shvit reads version {VERSION}")
+        raise ValueError(f"it has format version {version}, and this shvit reads version {VERSION}")
     missing = {"task", "architecture", "classes", "preprocess", "metrics", "provenance", "digest"} - set(header)
     if missing:
         raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
@@ -131,20 +132,20 @@ def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
     metrics, provenance = checked_metrics(header["metrics"]), checked_provenance(header["provenance"], len(classes))
     model = empty(architecture)
     _check_weights(model, weights)
-    if architecture.config is None:  # timm's models keep tables in buffers that no file holds
+    if architecture.config is None:  # timm's models have buffers that are not in the file
         model = architecture.build()
     model_file = ModelFile(model, classes, preprocess, task, metrics, provenance)
     if _digest({key: value for key, value in header.items() if key != "digest"}, weights) != header["digest"]:
-        raise ValueError("header or weights were changed after it was written (their digest differs)")
+        raise ValueError("its header or weights were changed after it was written (the digest differs)")
     model.load_state_dict(weights, assign=True)
     model.eval()
     return model_file
 
 
 def check_channels(preprocess: Preprocess, channels: int) -> None:
-    """Raises ValueError for preprocessing of images of other channels."""
+    """Raises ValueError if the preprocessing is for another number of channels."""
     if len(preprocess.mean) not in (1, 3, channels):
-        raise ValueError(f"mean and std must be of {channels} channels, got {preprocess.mean} and {preprocess.std}")
+        raise ValueError(f"mean and std must have {channels} channels, got {preprocess.mean} and {preprocess.std}")
 
 
 def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:
@@ -155,25 +156,19 @@ def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:
     for name in sorted(set(expected) | set(found)):
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"weights do not fit {model.architecture.name} of {model.architecture.num_classes} classes: "
+                f"its weights do not fit {model.architecture.name} with {model.architecture.num_classes} classes: "
                 f"{name} is {found.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
             )
 
 
 def empty(architecture: Architecture) -> Model:
-    """The network without memory for its weights."""
+    """The network on the meta device, without memory for its weights."""
     with torch.device("meta"):
         return architecture.build()
 
 
-def need_classifier(model: ModelFile, verb: str) -> None:
-    """Raises InputError for a model of another task, which this verb does not know yet."""
-    if model.task != "classify":
-        raise InputError(f"{verb} is for classifiers so far, and this model's task is {model.task}")
-
-
 def digest_of(model_file: ModelFile) -> str:
-    """Of its weights: says whether two networks are the same."""
+    """A digest of the weights."""
     return _digest({}, {name: tensor.detach().cpu() for name, tensor in model_file.model.state_dict().items()})
 
 

@@ -1,7 +1,6 @@
-"""Names to published weights, and keys from and to the naming of timm and of the authors' code."""
+"""Published weights by name, and models that start from trained weights."""
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from .engines import Exported, Runnable
 from .errors import InputError
 from .model.architecture import TIMM_PREFIX, Architecture, Model, is_network, variant_config
 from .model.config import VARIANTS
-from .model.detector import Detector
+from .model.official_names import from_official
 from .model.shvit import SHViT
 from .model.timm_interface import check_pool, chosen_stages
 from .model.timm_model import TimmModel, named_arguments, pretrained_cfg
@@ -28,20 +27,9 @@ from .tasks import kind_of
 
 __all__ = ["StateDict", "create_model", "from_official", "from_timm", "load", "load_model", "to_timm", "transfer"]
 
-Described = TypeVar("Described", ModelFile, Exported)
+AnyModel = TypeVar("AnyModel", ModelFile, Exported)
 PUBLISHED_TOP1 = {"shvit_s1.in1k": 72.780, "shvit_s2.in1k": 75.184, "shvit_s3.in1k": 77.356, "shvit_s4.in1k": 79.362}
-"""timm's names of the published ImageNet-1K weights, and the top-1 accuracy in % that timm lists for each."""
-
-_AUTHORS_DOWNSAMPLE = {"0": "0.0", "1": "0.1", "2": "1", "3": "2.0", "4": "2.1"}
-"""timm's numbers of the parts of a downsample, and where the authors' blocks2 and blocks3 have them."""
-
-
-def from_official(state_dict: dict[str, Any]) -> StateDict:
-    """Weights named as the authors' repository names them, named as here.
-
-    Takes also its whole checkpoint, where the weights are the entry `model`. Raises InputError for an unknown key.
-    """
-    return from_timm({_authors_to_timm(key): value for key, value in state_dict.get("model", state_dict).items()})
+"""timm's names of the published ImageNet-1K weights, and their top-1 accuracy in % as listed by timm."""
 
 
 @overload
@@ -85,38 +73,38 @@ def create_model(
     drop_path_rate: float = 0.0,
     checkpoint_path: str | Path = "",
 ) -> Model | nn.Module:
-    """A network by name, in training mode. The arguments are timm's.
+    """Create a network by name, in training mode. The arguments are those of timm.
 
     Args:
-        name: `shvit_s1` to `shvit_s4`; `timm/NAME` for any model of timm; `shvit_s1.in1k` and so on for published
-            weights, which is the same as `shvit_s1` with `pretrained`.
-        num_classes: Logits an image gets. Where it is not 1000, pretrained weights are taken for all but the head. 0:
-            no classifier; the network returns pooled features, and cannot be saved as a model file.
-        pretrained: Download the published ImageNet-1K weights, or take them from the cache.
-        in_channels: Channels of an image. Where it is not 3, the first convolution's pretrained weights are summed
-            (1 channel) or repeated and scaled, as timm does.
+        name: `shvit_s1` to `shvit_s4`; `timm/NAME` for any timm model; `shvit_s1.in1k` to `shvit_s4.in1k` for published
+            weights, the same as `shvit_s1` with `pretrained`.
+        num_classes: Number of logits. If it is not 1000, the head is not pretrained. 0: no classifier; the network
+            returns pooled features and cannot be saved as a model file.
+        pretrained: Load the published ImageNet-1K weights, from the cache or the network.
+        in_channels: Channels of an image. If it is not 3, the pretrained weights of the first convolution are summed
+            (1 channel) or repeated and scaled, as in timm.
         in_chans: timm's name for `in_channels`.
-        distilled: Add the second head that a teacher trains; it is fresh even where the rest is pretrained.
-        features_only: Return timm's `FeatureListNet`: it gives a list of maps, and says in `feature_info` which. It
-            has no classifier, whatever `num_classes`, and cannot be saved as a model file.
-        out_indices: With `features_only`: stages to return, counted from 0, or the number of last ones. Default: all.
-        global_pool: How the last map becomes one vector. SHViT has `avg`, and an empty string, which returns the map
-            and needs `num_classes=0`. Default: the model's own.
-        drop_path_rate: Stochastic depth in training, from 0 in the first block to this in the last.
-        checkpoint_path: A model file whose weights the network starts from; its classes must be as many.
+        distilled: Add a second head for distillation. It is never pretrained.
+        features_only: Return timm's `FeatureListNet`, which returns a list of maps and describes them in
+            `feature_info`. It has no classifier and cannot be saved as a model file.
+        out_indices: With `features_only`: stages to return, counted from 0, or the number of last stages. Default: all.
+        global_pool: Pooling of the last map. SHViT has `avg` and an empty string, which returns the map and requires
+            `num_classes=0`. Default: that of the model.
+        drop_path_rate: Stochastic depth in training, from 0 in the first block to this rate in the last.
+        checkpoint_path: A model file with the initial weights and the same number of classes.
 
     Raises:
-        InputError: An unknown name, arguments that exclude one another, or weights that cannot be had.
+        InputError: An unknown name, arguments that exclude each other, or weights that are not available.
     """
     published = name in PUBLISHED_TOP1
     pretrained = pretrained or published
     channels = in_channels if in_chans is None else in_chans
     if in_chans is not None and in_channels not in (3, in_chans):
-        raise InputError(f"in_chans is timm's name for in_channels; got both, {in_chans} and {in_channels}")
+        raise InputError(f"in_chans is timm's name for in_channels: give one of them, got {in_chans} and {in_channels}")
     if pretrained and checkpoint_path:
         raise InputError(f"give pretrained weights or checkpoint_path, not both; got {name} and {checkpoint_path}")
     if out_indices is not None and not features_only:
-        raise InputError("out_indices has an effect with features_only=True alone")
+        raise InputError("out_indices requires features_only=True")
     if features_only and (distilled or global_pool is not None):
         raise InputError("features_only=True returns maps; distilled and global_pool have no effect with it")
     name = name.removesuffix(".in1k") if published else name
@@ -143,19 +131,19 @@ def create_model(
 
 
 def transfer(trained: Model, architecture: Architecture, fresh_head: bool = False, onto: Model | None = None) -> Model:
-    """A new network of this architecture with the weights of a trained one.
+    """Create a network of this architecture with the weights of a trained network.
 
-    The head starts fresh where that is asked for or its size differs. A distillation head
-    that the new network lacks is left behind. The first convolution is adapted to other channels than 3.
+    A head of another size is not transferred, nor is a distillation head that the new network does not have. The first
+    convolution is adapted to the number of channels.
 
     Args:
-        trained: Whose weights to take.
-        architecture: Of the new network.
-        fresh_head: Leave the head fresh.
-        onto: The new network, where it is built already.
+        trained: A trained network.
+        architecture: Architecture of the new network.
+        fresh_head: Do not transfer the head.
+        onto: The new network, if it exists already.
 
     Raises:
-        InputError: Weights other than the heads' do not fit.
+        InputError: Other weights do not fit.
     """
     model = onto or architecture.build()
     target, source = model.state_dict(), trained.state_dict()
@@ -167,7 +155,7 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
     if trained.architecture.distilled and not architecture.distilled:
         source = {key: value for key, value in source.items() if not key.startswith("distillation_head.")}
     missing = []
-    if not architecture.num_classes:  # a head's norm is left behind, too
+    if not architecture.num_classes:  # the norm of the head is not transferred either
         source = {key: value for key, value in source.items() if key in target}
         missing = [key for key in target if key not in source]
     unfit = [key for key, value in source.items() if key not in target or target[key].shape != value.shape]
@@ -178,19 +166,19 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
 
 
 def _adapted_to_channels(trained: Model, source: StateDict, channels: int) -> StateDict:
-    """The weights of the first convolutions, for images of other channels."""
+    """The weights of the first convolutions, for another number of channels."""
     from timm.models import adapt_input_conv
 
-    if isinstance(trained, Detector):
-        raise InputError(f"a detector's weights are for 3 channels, not {channels}")
-    prefix = "network." if isinstance(trained, TimmModel) else ""
-    names = trained.pretrained_cfg["first_conv"]
+    if trained.architecture.detector:
+        raise InputError(f"the weights of a detector are for 3 channels, not {channels}")
+    prefix, cfg = "network." if isinstance(trained, TimmModel) else "", getattr(trained, "pretrained_cfg")  # noqa: B009
+    names = cfg["first_conv"]
     keys = [f"{prefix}{name}.weight" for name in ((names,) if isinstance(names, str) else names)]
     return {key: adapt_input_conv(channels, source[key]) for key in keys}
 
 
 def _feature_list(model: Model, out_indices: int | tuple[int, ...] | None) -> nn.Module:
-    """timm's network that returns the maps of these stages."""
+    """timm's `FeatureListNet` with the maps of these stages."""
     from timm.models import FeatureListNet
 
     assert isinstance(model, SHViT)
@@ -213,63 +201,65 @@ def _timm_features(
         timm.create_model(base, features_only=True, in_chans=channels, **options)
     except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"timm offers no such maps of {name}: {reason}") from None
+        raise InputError(f"timm has no such maps of {name}: {reason}") from None
     with _fetched(name):
         return timm.create_model(base, pretrained, features_only=True, in_chans=channels, **options)
 
 
 def onto_detector(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
-    """A new detector with the backbone of a classifier or of a detector; of its own kind, with all that fits.
+    """Create a detector with the backbone of a classifier or detector; from a detector of the same kind, all that fits.
 
     Args:
-        trained: Its backbone is of the same variant.
-        architecture: Of the detector.
-        fresh_head: Leave what tells classes apart fresh, as where the number of classes differs.
+        trained: A network whose backbone is of the same variant.
+        architecture: Architecture of the detector.
+        fresh_head: Do not transfer the layers that depend on the classes.
     """
-    if isinstance(trained, Detector) and trained.architecture.detector == architecture.detector:
+    if trained.architecture.detector == architecture.detector:
         return transfer(trained, architecture, fresh_head)
-    model = architecture.build()
-    assert isinstance(model, Detector)
-    source = (trained.backbone if isinstance(trained, Detector) else trained).state_dict()
+    model: Any = architecture.build()
+    source = _backbone(trained).state_dict()
     model.backbone.load_state_dict({name: source[name] for name in model.backbone.state_dict()})
     return model
 
 
+def _backbone(model: Model) -> Any:
+    """The backbone of a detector; a classifier itself."""
+    return getattr(model, "backbone", model)
+
+
 def load(source: str | Path) -> Runnable:
-    """A model file or an exported file by its path, published weights by their name (`shvit_s1.in1k`, `timm/NAME`).
+    """Load a model file or an exported file by path, or published weights by name (`shvit_s1.in1k`, `timm/NAME`).
 
     Raises:
-        InputError: There is no such file or name, the file is not usable, or the weights cannot be had.
+        InputError: There is no such file or name, the file is not usable, or the weights are not available.
     """
     return _of_its_task(engines.read(source), source) if engines.is_exported(source) else load_model(source)
 
 
 def load_model(source: str | Path) -> ModelFile:
-    """As `load`, where a network in PyTorch is needed: for training, or to export it.
+    """As `load`, but refuses exported files, for what needs the network in PyTorch.
 
     Raises:
-        ModelFileError: There is no such file or name, the file is not usable, or the weights cannot be had.
+        ModelFileError: There is no such file or name, the file is not usable, or the weights are not available.
     """
     name = str(source)
     if engines.is_exported(name):
-        raise ModelFileError(
-            f"{name} is an exported file, which can be run but not changed: give the model file itself"
-        )
+        raise ModelFileError(f"{name} is an exported file, which can only be run: give the model file")
     if name in PUBLISHED_TOP1:
         return _published(name)
     if name.startswith(TIMM_PREFIX):
         return _from_timm_hub(name)
     if is_network(name) and not Path(source).exists():
-        published = f", or {name}.in1k for the published ones" if name in VARIANTS else ""
+        published = f", or {name}.in1k for published weights" if name in VARIANTS else ""
         raise ModelFileError(f"{name} is a network without weights: give a model file{published}")
     if not Path(source).exists() and not name.endswith(".safetensors"):
         allowed = ", ".join([*PUBLISHED_TOP1, f"{TIMM_PREFIX}NAME"])
-        raise ModelFileError(f"{name}: no such file, and none of the names {allowed}")
+        raise ModelFileError(f"{name} is neither a file nor one of the names {allowed}")
     return _of_its_task(load_file(source), source)
 
 
-def _of_its_task(model: Described, source: str | Path) -> Described:
-    """The model, if it sees images as its task does. Raises ModelFileError."""
+def _of_its_task(model: AnyModel, source: str | Path) -> AnyModel:
+    """The model, if network and preprocessing fit its task. Raises ModelFileError."""
     try:
         fits = kind_of(model).fits
     except InputError as error:
@@ -280,12 +270,12 @@ def _of_its_task(model: Described, source: str | Path) -> Described:
 
 
 def is_published(name: str) -> bool:
-    """Whether `name` stands for the published weights of a variant, such as `shvit_s1.in1k`."""
+    """Whether this names published weights of a variant, such as `shvit_s1.in1k`."""
     return name in PUBLISHED_TOP1
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """Names of the 1,000 classes of ImageNet-1K, in the order of the published logits."""
+    """Names of the 1,000 classes of ImageNet-1K, in the order of the logits."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo("imagenet-1k")
@@ -293,9 +283,8 @@ def imagenet_classes() -> tuple[str, ...]:
 
 
 def default_preprocess(model: Model, image_size: int | None = None) -> Preprocess:
-    """What the published weights of this kind of model expect; at another size where one is given."""
-    if isinstance(model, Detector):
-        model = model.backbone
+    """The preprocessing of the published weights of this kind of model, at this image size if one is given."""
+    model = _backbone(model)
     if not isinstance(model, TimmModel):
         return Preprocess(image_size or model.image_size)
     cfg = model.pretrained_cfg
@@ -325,7 +314,7 @@ def _published(name: str) -> ModelFile:
 
 
 def _fetch(name: str) -> Path:
-    """The weights' file, from beside the cache, the cache, or the hub."""
+    """The path of the weights: beside the cache, in the cache, or downloaded."""
     from huggingface_hub import constants, hf_hub_download
 
     by_hand = Path(constants.HF_HUB_CACHE) / f"{name}.safetensors"
@@ -334,11 +323,11 @@ def _fetch(name: str) -> Path:
     try:
         with _quiet_hub():
             return Path(hf_hub_download(f"timm/{name}", "model.safetensors"))
-    except Exception as error:  # the hub's client lets its transport's errors through, and changes transports
+    except Exception as error:  # the client raises the errors of whatever transport it uses
         url = f"{constants.ENDPOINT}/timm/{name}/resolve/main/model.safetensors"
         raise ModelFileError(
-            f"the weights of {name} are not in the cache and cannot be fetched ({_first_line(error)}): "
-            f"fetch {url} where there is a network and put it at {by_hand}"
+            f"the weights of {name} are not in the cache and cannot be downloaded ({_first_line(error)}): "
+            f"download {url} on a machine with a network and copy it to {by_hand}"
         ) from None
 
 
@@ -348,7 +337,7 @@ def _from_timm_hub(name: str) -> ModelFile:
     short = name.removeprefix(TIMM_PREFIX)
     cfg = pretrained_cfg(short)
     if not cfg.has_weights:
-        raise ModelFileError(f"timm has no published weights of {name}")
+        raise ModelFileError(f"timm has no published weights for {name}")
     model = Architecture(name, num_classes=cfg.num_classes).build()
     assert isinstance(model, TimmModel)
     with _fetched(name):
@@ -360,7 +349,7 @@ def _from_timm_hub(name: str) -> ModelFile:
 
 @contextmanager
 def _fetched(name: str) -> Iterator[None]:
-    """Around what downloads the weights of `timm/NAME`: raises ModelFileError that says how to bring them."""
+    """Raises ModelFileError with instructions if the download of the weights of `timm/NAME` inside fails."""
     try:
         with _quiet_hub():
             yield
@@ -368,8 +357,8 @@ def _fetched(name: str) -> Iterator[None]:
         cfg = pretrained_cfg(name.removeprefix(TIMM_PREFIX))
         source = f"{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
         raise ModelFileError(
-            f"the weights of {name} are not in the cache and cannot be fetched ({_first_line(error)}): "
-            f"run this once where there is a network and bring its Hugging Face cache; they come from {source}"
+            f"the weights of {name} are not in the cache and cannot be downloaded ({_first_line(error)}): "
+            f"run this on a machine with a network and copy its Hugging Face cache; the source is {source}"
         ) from None
 
 
@@ -378,9 +367,9 @@ _hub_lock = Lock()
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """The hub's client logs each retry; what counts is how the last one ends, and that is an error's message."""
+    """Silence the hub client, which logs each retry. The error of the last one is raised."""
     logger = logging.getLogger("huggingface_hub")
-    with _hub_lock:  # of two that overlap, the later one to end would leave the level that the other had set
+    with _hub_lock:  # two overlapping calls would not restore the level
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
@@ -395,23 +384,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _head_prefixes(model: Model) -> tuple[str, ...]:
-    if isinstance(model, Detector):
-        return model.class_layers
+    if model.architecture.detector:
+        return getattr(model, "class_layers")  # noqa: B009
     if isinstance(model, TimmModel):
         classifier = model.pretrained_cfg["classifier"]
         names = (classifier,) if isinstance(classifier, str) else classifier
         return tuple(f"network.{name}." for name in names)
     return ("head.linear.", "distillation_head.")
-
-
-def _authors_to_timm(key: str) -> str:
-    match = re.match(r"blocks(\d)\.(.*)", key)
-    if match is None:
-        return key
-    stage, rest = int(match[1]) - 1, match[2]
-    if stage > 0:
-        for number, authors in _AUTHORS_DOWNSAMPLE.items():
-            if rest.startswith(f"{authors}."):
-                return f"stages.{stage}.downsample.{number}.{rest[len(authors) + 1 :]}"
-    index, _, rest = rest.partition(".")
-    return f"stages.{stage}.blocks.{int(index) - (3 if stage > 0 else 0)}.{rest}"

@@ -49,7 +49,7 @@ def test_the_default_is_shvit_beside_its_peers(tiny):
     request = settle(BenchRequest())
     assert request.models == DEFAULT_MODELS
     assert set(VARIANTS) < set(request.models)
-    assert len(request.models) == 13
+    assert len(request.models) == 18
     assert request.engines == (engines.load(tiny, precision="fp32", device="cpu").name,)
     assert settle(BenchRequest(engines=("torch",))).engines == ("torch",)
 
@@ -159,8 +159,13 @@ def test_published_accuracies_are_of_one_size():
     )
     assert published_top1("shvit_s4", 512) is None
     assert published_top1("timm/levit_192", 224).distilled
+    assert published_top1("timm/hgnetv2_b0.ssld_stage2_ft_in1k", 224).training == "in22k, distilled"
+    assert not published_top1("timm/mobilenetv3_large_100.miil_in21k_ft_in1k", 224).distilled
     assert published_top1("timm/resnet50", 224) is None
-    assert all(published_top1(name, open_model(name).preprocess.image_size) for name in DEFAULT_MODELS[:6])
+    assert all(
+        published_top1(name, open_model(name).preprocess.image_size)
+        for name in (*DEFAULT_MODELS[:6], *DEFAULT_MODELS[-5:])
+    )
 
 
 def test_yardsticks_are_there_by_name(many_engines, tiny):

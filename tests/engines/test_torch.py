@@ -105,7 +105,7 @@ def unusable(path, data):
 def test_truncated(whole, tmp_path, keep):
     kept = whole[: int(len(whole) * keep)] if isinstance(keep, float) else whole[:keep]
     message = unusable(tmp_path / "m.pt2", kept)
-    assert "cut short or no .pt2 file" in message or "is damaged" in message
+    assert "truncated or not a .pt2 file" in message or "is damaged" in message
 
 
 def test_changed(whole, tmp_path):

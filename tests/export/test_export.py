@@ -17,8 +17,9 @@ from shvit.engines.base import Shapes
 from shvit.engines.exported import EngineError, ExportError
 from shvit.export.accuracy_floor import FloorError
 from shvit.export.export import export, sample_images
-from shvit.export.parity import agreement
 from shvit.modelfile import ModelFile, save
+from shvit.tasks import task_of
+from shvit.tasks.classify import top1_agreement
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
@@ -39,7 +40,7 @@ def test_a_report_is_written_beside_the_file(tiny, folder, tmp_path):
 
 
 def test_without_data_two_photographs_are_compared(tiny, tmp_path):
-    assert sample_images(tiny).shape == (64, 3, 32, 32)
+    assert sample_images(task_of(tiny), tiny.preprocess).shape == (64, 3, 32, 32)
     report = export(tiny, "onnx", tmp_path / "m.onnx")
     assert report["parity"]["images"] == 64
 
@@ -121,7 +122,7 @@ def test_fixed_batch_and_any_size(tiny, tmp_path):
 def test_agreement_counts_ties_as_agreeing():
     expected = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 2.0, 1.0]])
     outputs = torch.tensor([[1.0, 1.1, 0.0], [0.0, 1.0, 2.0], [0.0, 2.0, 1.0]])
-    assert agreement(outputs, expected, 0.1) == pytest.approx(2 / 3)
+    assert top1_agreement(outputs, expected, 0.1) == pytest.approx(2 / 3)
 
 
 def run(capsys, *command: str) -> dict:

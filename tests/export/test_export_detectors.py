@@ -11,13 +11,13 @@ from conftest import random_images, randomize_norms, tiny_architecture, write_co
 from shvit import engines
 from shvit.data.coco import open_coco
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import Candidate, Shapes
 from shvit.engines.exported import EngineError, ExportError
 from shvit.errors import InputError
-from shvit.export import parity
-from shvit.export.accuracy_floor import check_within
+from shvit.export.accuracy_floor import Judge
 from shvit.export.export import export
 from shvit.modelfile import ModelFile, save
+from shvit.tasks import object_parity
 from shvit.tasks.detect import Detect
 from shvit.tasks.objects import Detections, ObjectsEvaluation, encode
 from shvit.tasks.segment import Segment
@@ -119,16 +119,15 @@ def test_int8_is_held_to_average_precision(tmp_path, task, predictor):
     assert not any("FakeQuantize" in node.input_value(0).get_node().get_type_name() for node in predictors)
 
 
-def test_images_without_objects_hold_no_floor(monkeypatch):
+def test_images_without_objects_hold_no_floor():
     class Nothing:
         name, headline = "detect", "AP"
 
         def evaluate(self, predict, batches):
             return ObjectsEvaluation(("a",), {"bbox": {"AP": -1.0, "AP50": -1.0}}, {"bbox": [-1.0]}, 1)
 
-    monkeypatch.setattr("shvit.export.accuracy_floor.task_of", lambda _: Nothing())
     with pytest.raises(InputError, match="no validation image has an object"):
-        check_within(None, None, None, [], 1.0)
+        Judge(Nothing(), [], 1.0)(Candidate(None, None))
 
 
 def test_boxes_do_not_count_where_layers_are_ranked():
@@ -213,7 +212,7 @@ ONE = (1.0, 0.9, 10.0, 10.0, 50.0, 50.0)
     ],
 )
 def test_planted_differences(other, share, fault):
-    numbers, found_fault = parity._objects([(found(other), found(ONE))], "fp16")
+    numbers, found_fault = object_parity.compare([(found(other), found(ONE))], "fp16")
     assert numbers["matched"] == share
     assert (found_fault or "").startswith(fault or "")
     assert (found_fault is None) == (fault is None)
@@ -221,16 +220,16 @@ def test_planted_differences(other, share, fault):
 
 def test_boxes_may_move_more_in_int8():
     pair = found((1.0, 0.9, 10.0, 10.0, 50.0, 60.0)), found(ONE)  # they overlap by 0.8
-    assert parity._objects([pair], "int8")[1] is None
-    assert parity._objects([pair], "fp32")[1] is not None
+    assert object_parity.compare([pair], "int8")[1] is None
+    assert object_parity.compare([pair], "fp32")[1] is not None
 
 
 def test_what_either_side_lacks_counts():
-    assert parity._objects([(found(), found())], "fp16")[1] is None
+    assert object_parity.compare([(found(), found())], "fp16")[1] is None
     for pair in ((found(), found(ONE)), (found(ONE), found())):
-        assert "only 0.0%" in parity._objects([pair], "fp16")[1]
+        assert "only 0.0%" in object_parity.compare([pair], "fp16")[1]
     twice = found(ONE, (0.0, 0.9, 60.0, 60.0, 90.0, 90.0))
-    assert parity._objects([(twice, found(ONE))], "int8")[0]["matched"] == pytest.approx(2 / 3)
+    assert object_parity.compare([(twice, found(ONE))], "int8")[0]["matched"] == pytest.approx(2 / 3)
 
 
 def test_masks_are_compared():
@@ -238,8 +237,8 @@ def test_masks_are_compared():
     masks[0][10:50, 10:50] = 1
     masks[1][10:30, 10:50] = 1
     whole, half = (found(ONE, masks=[encode(mask)]) for mask in masks)
-    assert parity._objects([(whole, whole)], "fp16")[0]["mask_overlap"] == 1
-    numbers, fault = parity._objects([(whole, half)], "fp16")
+    assert object_parity.compare([(whole, whole)], "fp16")[0]["mask_overlap"] == 1
+    numbers, fault = object_parity.compare([(whole, half)], "fp16")
     assert numbers["mask_overlap"] == pytest.approx(0.5)
     assert fault == "its masks overlap PyTorch's by 0.50 on average, required are 0.9"
 
@@ -253,6 +252,6 @@ def test_other_engines_of_segmentation_are_refused():
 
 def test_the_certain_ones_count_where_there_are_any():
     noise = [(0.0, 0.01, 5.0 * place, 0.0, 5.0 * place + 4, 4.0) for place in range(10)]
-    numbers, fault = parity._objects([(found(ONE), found(ONE, *noise))], "fp16")
+    numbers, fault = object_parity.compare([(found(ONE), found(ONE, *noise))], "fp16")
     assert (numbers["objects"], numbers["matched"], fault) == (2, 1, None)
-    assert parity._objects([(found(*noise), found(*noise[:5]))], "fp16")[0]["matched"] == pytest.approx(10 / 15)
+    assert object_parity.compare([(found(*noise), found(*noise[:5]))], "fp16")[0]["matched"] == pytest.approx(10 / 15)

@@ -1,1 +1,1 @@
-"""How fast networks run here: each beside the others in interleaved rounds, and beside what the machine can do."""
+"""Benchmarks: networks timed in interleaved rounds, and compared with the peak of the machine."""

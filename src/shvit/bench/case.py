@@ -268,7 +268,8 @@ def _start(case: Case) -> Callable[[Tensor], Any]:
     engine = _engine(model, case)
     if not is_detector(model.task):
         return engine
-    task, frames = task_of(model), [Letterbox(case.image_size, case.image_size, 1.0, 1.0)] * case.batch_size
+    task: Any = task_of(model)
+    frames = [Letterbox(case.image_size, case.image_size, 1.0, 1.0)] * case.batch_size
     return lambda images: task.decode(engine(images), frames)
 
 

@@ -1,4 +1,4 @@
-"""The two figures of a benchmark: accuracy against speed, and latency against resolution."""
+"""The figures of a benchmark: accuracy against speed, and latency against resolution."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -24,11 +24,11 @@ PANEL = (7.2, 4.8)
 
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (-0.8, 0.7), (0.8, -0.7), (-0.8, -0.7))
 DISTANCES = (7, 12, 18, 26, 36, 48, 62)
-"""Where a point's name is tried, the distances in points."""
+"""Positions that are tried for a point's name; distances in points."""
 
 
 class Point(NamedTuple):
-    """A model's, in the units of the axes."""
+    """A model, in the units of the axes."""
 
     x: float
     y: float
@@ -38,13 +38,15 @@ class Point(NamedTuple):
 
 @literal_text()
 def draw(result: Result, path: Path) -> bool:
-    """A PNG with a panel for each engine, precision and batch size: latency against resolution where a model ran at
-    several, else accuracy against speed. Returns whether there was anything to draw.
+    """Write a PNG with a panel for each engine, precision and batch size.
+
+    It shows latency against resolution if a model ran at several sizes, otherwise accuracy against speed. Returns
+    whether there was anything to draw.
     """
     sizes: dict[str, set[int]] = defaultdict(set)
     for row in result.rows:
         sizes[row.case.model].add(row.case.image_size)
-    if any(len(found) > 1 for found in sizes.values()):
+    if any(len(values) > 1 for values in sizes.values()):
         title, rows, draw_panel = "Latency against resolution", list(result.rows), _latency
     else:
         title, rows, draw_panel = "Top-1 against speed", [row for row in result.rows if row.top1], _scatter
@@ -61,9 +63,9 @@ def draw(result: Result, path: Path) -> bool:
     for axes in grid[len(panels) :]:
         axes.remove()
     hardware, threads = result.about["hardware"], result.request.threads
-    said = f"{threads} thread{'s' if threads > 1 else ''}" if threads else "threads as each engine chooses"
+    said = f"{threads} thread{'s' if threads > 1 else ''}" if threads else "default threads of each engine"
     figure.suptitle(f"{title} · {hardware.get('gpu', hardware['processor'])}, {said}", fontsize=11)
-    figure.draw_without_rendering()  # where there is room for names depends on the final layout
+    figure.draw_without_rendering()  # the room for names depends on the final layout
     for put in put_names:
         put()
     save_png(figure, path)
@@ -101,7 +103,7 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
         axes.plot(sides, milliseconds, "o-", markersize=4, color=color, linewidth=width)
         ends.append(Point(sides[-1], milliseconds[-1], name, color))
     axes.set_title(title, fontsize=10)
-    plot_style(axes, "side of the image, pixels", "milliseconds an image")
+    plot_style(axes, "image size, pixels", "ms/image")
     axes.set_yscale("log")
     plain_ticks(axes.yaxis)
     shown = sorted({row.case.image_size for row in rows})
@@ -112,7 +114,7 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
 
 
 def _name_around(axes: Axes, points: list[Point]) -> None:
-    """A name for each point, in the nearest place where it covers no other name, no point and no border."""
+    """Name each point, as near as possible without covering another name, a point or the border."""
     renderer: Any = axes.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
     centres = (axes.transData.transform((point.x, point.y)) for point in points)
     taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
@@ -131,7 +133,7 @@ def _name_around(axes: Axes, points: list[Point]) -> None:
 
 
 def _name_beside(axes: Axes, ends: list[Point]) -> None:
-    """A name for each line, in a column to the right of their ends and in their order."""
+    """Name each line, in a column to the right of the ends of the lines."""
     pixels_a_point = axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
     gap = 1.5 * FONT_SIZE
     free = float("inf")
@@ -158,6 +160,6 @@ def _annotate(axes: Axes, point: Point, line_from: tuple[float, float] = (0.5, 0
 
 
 def _name(row: Row) -> tuple[str, bool]:
-    """What a point is called, and whether it stands out: SHViT and the user's own do."""
+    """The name of a point, and whether it is highlighted, as SHViT and the user's own models are."""
     model = row.case.model
     return Path(model.removeprefix(TIMM_PREFIX)).name, not model.startswith(TIMM_PREFIX)

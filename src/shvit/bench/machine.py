@@ -1,8 +1,8 @@
-"""What the machine can do: the rate of matrix products in each precision, and of copying. The ceiling of every row.
+"""The peak of the machine: matmul FLOP/s in each precision, and memory bandwidth.
 
-A network is at best as fast as the matrix products in it, so `2 * MACs * images/s` over the rate measured here says how
-much of the machine it uses. The rate is that of the best library call at hand, over sizes that fit the caches and sizes
-that do not; it is named with the result, since which call reaches an instruction set's rate depends on the processor.
+A network is at best as fast as its matrix products, so `2 * MACs * images/s` divided by the peak is the share of the
+machine that it uses. The peak is that of the fastest available library call, over sizes that fit the caches and sizes
+that do not. The result names the call, since it depends on the processor which call is the fastest.
 """
 
 import time
@@ -22,49 +22,50 @@ CPU_SIDES = (128, 256, 512, 1024, 2048)
 GPU_SIDES = (1024, 2048, 4096, 8192)
 CACHE_BYTES, MEMORY_BYTES = 2**17, 2**28
 SECONDS = 0.1
-"""Spent on each call and size; a size at which one call would take four times as long is left out."""
+"""Time for each call and size. Sizes at which one call would take four times as long are left out."""
 
 Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Product:
-    """The fastest matrix product of a precision."""
+    """The fastest matrix product in a precision."""
 
     rate: float
-    """Operations a second; a multiply-accumulate is two."""
+    """FLOP/s; a multiply-accumulate is two operations."""
     side: int
-    """Of the square matrices that it was reached with."""
+    """Side of the square matrices."""
     by: str
     """The library call."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured of it."""
+    """The measurements of a machine."""
 
     products: dict[str, Product]
     """By precision."""
     copy_cache: float
-    """Bytes a second, read and written, of a copy that fits the caches."""
+    """Bytes/s, read and written, of a copy that fits the caches."""
     copy_memory: float
-    """Of one that does not."""
+    """Bytes/s of a copy that does not."""
 
     def share(self, precision: str, operations: float) -> float | None:
-        """Operations a second as a share of the ceiling; None where this precision has none."""
+        """Operations/s as a share of the peak; None if this precision has none."""
         product = self.products.get(precision)
         return operations / product.rate if product else None
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain data."""
         return asdict(self)
 
 
 def measure(threads: int | None, device: str) -> Machine:
-    """Some seconds of work.
+    """Measure for some seconds.
 
     Args:
-        threads: CPU threads; None for as many as torch takes by itself.
-        device: Where to measure; on CUDA, `fp32` is what torch's convolutions do by default, TF32 included.
+        threads: CPU threads; None for torch's default.
+        device: Where to measure. On CUDA, `fp32` is the default of torch's convolutions, which includes TF32.
     """
     sides = CPU_SIDES if device == "cpu" else GPU_SIDES
     products: dict[str, Product] = {}
@@ -83,7 +84,7 @@ def measure(threads: int | None, device: str) -> Machine:
 
 
 def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Callable[[int], Call]]]:
-    """Precision, name and maker of each product of square matrices."""
+    """Yield precision, name and factory of each product of square matrices."""
 
     def of(dtype: torch.dtype, product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[int], Call]:
         def make(side: int) -> Call:
@@ -103,7 +104,7 @@ def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Call
 
 
 def _matmul_integer(side: int, threads: int | None) -> Call:
-    """ONNX Runtime's product of uint8 and int8: the one that is fast without VNNI, too."""
+    """ONNX Runtime's product of uint8 and int8, which is also fast without VNNI."""
     import numpy as np
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -144,7 +145,7 @@ def _best(call: Call, device: str) -> float:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     elif device.startswith("mps"):

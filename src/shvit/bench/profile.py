@@ -1,6 +1,6 @@
-"""Where a network's time goes: its kernels on a GPU, its operations on a CPU, as PyTorch's profiler sees them.
+"""Where a network's time goes: kernels on a GPU, operations on a CPU, from PyTorch's profiler.
 
-The kernels of the cuda engine are known by their layers, with the operations and bytes that each needs at least.
+The kernels of the engine cuda are shown by layer, with the minimum of operations and bytes of each.
 """
 
 import os
@@ -23,38 +23,41 @@ CALLS = 10
 
 @dataclass(frozen=True)
 class OpTime:
-    """One kernel or operation, over one call of the network."""
+    """The time of one kernel or operation in a call of the network."""
 
     what: str
-    """The layer, where it is known; else the name that the profiler gives."""
+    """The layer if it is known, otherwise the profiler's name."""
     times: int
-    """That it ran in the call, to the nearest whole number."""
+    """How often it ran in the call, rounded."""
     seconds: float
     operations: int | None = None
     bytes: int | None = None
 
     def floor(self, machine: "Machine", precision: str) -> float | None:
-        """The least seconds that its operations and bytes take on this machine; None where these are not known."""
+        """The minimum time of its operations and bytes on this machine, in seconds; None if these are unknown."""
         if self.operations is None or self.bytes is None or precision not in machine.products:
             return None
         return max(self.operations / machine.products[precision].rate, self.bytes / machine.copy_memory)
 
 
 Seen = tuple[str, float]
-"""A kernel's name and seconds, once."""
+"""Name and seconds of one run of a kernel."""
 
 
 def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch]" = ()) -> list[OpTime]:
-    """What one call spends its time on, averaged over several.
+    """What one call spends its time on, averaged over several calls.
 
     Args:
-        call: It has run before, and ends when its work has ended.
-        launches: What it launches on a GPU, in order, where that is known.
+        call: Warmed up; it must return only after its work is done.
+        device: Where it runs.
+        launches: The kernels that it launches on a GPU, in order, if known.
     """
     on_gpu = device.startswith("cuda")
-    os.environ.setdefault("TEARDOWN_CUPTI", "0")  # a second session in a process with CUDA graphs may see nothing else
+    os.environ.setdefault(
+        "TEARDOWN_CUPTI", "0"
+    )  # otherwise a second session in a process with CUDA graphs may be empty
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-    with silent(), profile(activities=[activity]) as watched:  # the profiler's library tells of its steps
+    with silent(), profile(activities=[activity]) as watched:  # the profiler's library prints messages
         for _ in range(CALLS):
             call()
     events: Any = watched.events()
@@ -68,7 +71,7 @@ def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch
 
 
 def by_name(seen: Sequence[Seen]) -> list[OpTime]:
-    """The most time first."""
+    """One row for each name, the longest time first."""
     seconds: dict[str, float] = defaultdict(float)
     for name, spent in seen:
         seconds[name] += spent
@@ -78,9 +81,9 @@ def by_name(seen: Sequence[Seen]) -> list[OpTime]:
 
 
 def by_layer(seen: Sequence[Seen], launches: "Sequence[Launch]") -> list[OpTime]:
-    """In the network's order, layers of one name together; last what is not of the network, such as copies.
+    """One row for each layer, in the order of the network, then what is not part of it, such as copies.
 
-    Where the kernels seen are not those launched, all are told by their own names.
+    If the kernels are not those that were launched, each has a row under its own name.
     """
     names = {launch.kernel.__name__ for launch in launches}
     ours = [one for one in seen if one[0] in names]

@@ -1,4 +1,4 @@
-"""Timing of many things against each other on a machine whose speed drifts: a short sample of each, round by round."""
+"""Timing in interleaved rounds, for machines whose speed drifts: one short sample of each subject per round."""
 
 import math
 import time
@@ -10,55 +10,57 @@ from typing import Protocol, TypeVar
 from ..errors import Failure
 
 SAMPLE_SECONDS = 0.05
-"""A sample lasts at least this long, so that neither the clock nor one interruption decides it."""
+"""Minimum length of a sample, so that neither the clock nor an interruption dominates it."""
 WARMUP_SECONDS = 0.2
-"""Also as long as it takes a runtime to choose its kernels."""
+"""Enough for a runtime to choose its kernels."""
 
 Clock = Callable[[], float]
 Key = TypeVar("Key", bound=Hashable)
 
 
 class Subject(Protocol):
-    """What is timed. Raises Failure when it can no longer run."""
+    """Something that is timed. Raises Failure when it can no longer run."""
 
     def time(self) -> list[float]:
-        """One sample: the seconds of each of its calls."""
+        """Take one sample: the seconds of each of its calls."""
         ...
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call. Every round counts the same, however many calls its sample held."""
+    """Seconds per call. Every round has the same weight, regardless of the number of calls in its sample."""
 
     rounds: tuple[float, ...]
-    """The median call of each round."""
+    """The median of each round."""
     p95: float
-    """Of all calls: one in twenty took longer."""
+    """95th percentile of all calls."""
 
     @classmethod
     def of(cls, samples: list[list[float]]) -> "Timing":
+        """From one sample per round."""
         calls = sorted(call for sample in samples for call in sample)
         return cls(tuple(median(sample) for sample in samples), calls[math.ceil(0.95 * len(calls)) - 1])
 
     @property
     def median(self) -> float:
+        """The median of the rounds."""
         return median(self.rounds)
 
     @property
     def spread(self) -> float:
-        """Half of the rounds lie within so much of the median, as a share of it."""
+        """Median absolute deviation of the rounds, relative to the median."""
         return median(abs(value - self.median) for value in self.rounds) / self.median
 
 
 def interleave(
     subjects: Mapping[Key, Subject], rounds: int, after_round: Callable[[], None] = lambda: None
 ) -> tuple[dict[Key, Timing], dict[Key, str]]:
-    """Time each subject once in every round; each round starts one subject further on.
+    """Time each subject once per round. Each round starts with the next subject.
 
-    Ctrl-C ends the rounds; what was timed until then is kept.
+    Ctrl-C ends the rounds; the samples taken so far are kept.
 
     Returns:
-        The timings, and for each subject that failed the reason; the others go on without it.
+        The timings, and the reason for each subject that failed. The others continue without it.
     """
     samples: dict[Key, list[list[float]]] = {key: [] for key in subjects}
     failed: dict[Key, str] = {}
@@ -81,7 +83,7 @@ def interleave(
 
 
 def warm_up(call: Callable[[], object], clock: Clock = time.perf_counter) -> int:
-    """Call until the runtime has settled; returns how many calls make a sample."""
+    """Call until the runtime has chosen its kernels. Returns the number of calls in a sample."""
     started, calls, last = clock(), 0, 0.0
     while calls < 3 or clock() - started < WARMUP_SECONDS:
         before = clock()
@@ -92,7 +94,7 @@ def warm_up(call: Callable[[], object], clock: Clock = time.perf_counter) -> int
 
 
 def sample(call: Callable[[], object], repetitions: int, clock: Clock = time.perf_counter) -> list[float]:
-    """The seconds of each of so many calls."""
+    """The seconds of each of these calls."""
     seconds = []
     for _ in range(repetitions):
         before = clock()

@@ -17,6 +17,7 @@ from ..predict.predictor import Predictor
 from ..pretrained import load, load_model
 from ..requests.bench import BenchRequest
 from ..requests.train import TrainRequest
+from ..tasks import kind_of
 from ..train.progress import Reporter
 from ..train.run import train
 from .export import exported as export_lines
@@ -69,7 +70,7 @@ def run_demo(out: Path, console: Console) -> dict[str, Any]:
     exported = out / f"best{engines.ENGINES[kind].suffix}"
     _command(console, f"shvit export {best} --format {kind} --calibrate digits")
     parity = export(model_file, kind, exported, source=source)
-    for line in export_lines(parity):
+    for line in export_lines(parity, kind_of(model_file)):
         say(console, line)
 
     _command(console, f"shvit bench {best} {exported} --engine torch --precision fp32 --rounds {ROUNDS}")

@@ -1,7 +1,9 @@
 """`shvit predict`."""
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,188 +12,165 @@ from cyclopts import Parameter
 
 from ..console import images_progress, say
 from ..errors import Failure, InputError, notice
-from ..requests import Device, Engine, Precision, RawCells
+from ..requests.predict import PredictRequest
 from .app import NONE_TYPED, Flags, Json, console_for, finish
+from .flags import Typed
 
 if TYPE_CHECKING:
-    from ..data.coco_ids import CocoIds
     from ..engines import Runnable
-    from ..predict.predictor import Prediction
+    from ..predict.journal import Journal
+    from ..predict.predictor import Predictor
+    from ..tasks.base import Prediction, Task
 
 
 def predict(
-    model: str,
-    paths: Annotated[tuple[str, ...], Parameter(negative=())],
-    /,
-    *,
-    out: Path | None = None,
-    annotations: Path | None = None,
-    top_k: int = 5,
-    threshold: float = 0.3,
-    draw: Path | None = None,
-    resume: bool = False,
-    raw_cells: RawCells = False,
-    engine: Engine = "auto",
-    precision: Precision = "auto",
-    device: Device = "auto",
-    threads: int | None = None,
-    batch_size: int | None = None,
-    workers: Annotated[int | None, Parameter(help="Threads that decode images; default: one a core.")] = None,
-    json: Json = False,
-    typed: Flags = NONE_TYPED,
+    request: Annotated[PredictRequest, Parameter(name="*")], *, json: Json = False, typed: Flags = NONE_TYPED
 ) -> None:
-    """Label images, or find objects in them. An image that cannot be read becomes a row with the reason, and stops
-    nothing.
-
-    Parameters
-    ----------
-    model
-        A model file, or published weights such as shvit_s1.in1k.
-    paths
-        Files, folders (searched to any depth) and globs.
-    out
-        A .csv, .jsonl or .parquet file for what was found, of detectors also .json in COCO's format of results;
-        default: the screen. Rows are collected in FILE.partial; an existing file is replaced only at the end.
-    annotations
-        A COCO JSON file, or the dataset's folder, with the ids of images and categories for --out FILE.json. Images
-        that it does not list are left out. Default: image ids are guessed from file names.
-    top_k
-        Labels that a classifier gives each image.
-    threshold
-        Least score of the objects that a detector gives.
-    draw
-        A new folder for pictures with boxes, masks, classes and scores.
-    resume
-        Continue an interrupted run from FILE.partial. Requires the same model, images and flags.
-    threads
-        CPU threads that one batch runs on; default: several batches at once, on few threads each.
-    batch_size
-        Images that run at once; default: 16, and 4 of a detector.
-    """
-    from ..data.images import PassedOver
+    """Predict labels or objects for images. An image that cannot be read becomes a row with the reason."""
     from ..files import check_folder
-    from ..predict.drawing import draw_file, free_name
-    from ..predict.journal import check_partial, journal, of_images, of_model
-    from ..predict.predictor import Predictor, find_images
-    from ..predict.writers import table_writer
+    from ..predict.journal import check_partial, journal
+    from ..predict.predictor import Predictor
+    from ..predict.writers import result_ids, table_writer
     from ..pretrained import load
+    from ..tasks import kind_of
 
-    console = console_for(json)
+    console, out, draw = console_for(json), request.out, request.draw
+    images: Sequence[Path] = find_inputs(request.paths)
+    model = load(request.model)
+    task = kind_of(model)
+    refuse_flags(request, task, typed)
+    ids = None
+    if "annotations" in task.predict_flags and out and out.suffix.lower() == ".json":
+        images, ids = result_ids(request.annotations, images, model)
+    if draw:
+        check_folder(draw, "--draw", new=not request.resume)
+    if out:
+        check_partial(out, request.resume)
+    write_table = table_writer(out, task, request.top_k, ids, request.raw_cells) if out else None
+    size = task.predict_batch_size if request.batch_size is None else request.batch_size
+    where = request.engine, request.precision, request.device
+    options = {"batch_size": size, "top_k": request.top_k, "threshold": request.threshold}
+    predictor = Predictor(model, *where, **options, threads=request.threads, workers=request.workers)
+    if draw:
+        draw.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+
+    def show(prediction: "Prediction") -> None:
+        say(console, f"{prediction.path}  {prediction.error or task.line(prediction)}")
+        if json:
+            rows.append(prediction.to_dict())
+
+    begun_with = arguments_of(request, task, model, images, predictor)
+    writes = out and write_table and journal(out, begun_with, len(images), size, request.resume, write_table)
+    with writes or nullcontext() as kept, images_progress(shown=bool(out) or not console.is_terminal) as progress:
+        counts = run(request, predictor, model.classes, images, kept, show, progress.track)
+    say(
+        console,
+        f"predicted {len(images) - counts.bad} images, {counts.bad} could not be read · {predictor.engine.name} "
+        f"{predictor.engine.precision} · {counts.speed:.0f} images/s"
+        + "".join(f" · wrote {path}" for path in (out, draw) if path),
+    )
+    summary = {"images": len(images), "bad_images": counts.bad, "out": str(out) if out else None}
+    summary |= {"images_per_second": counts.speed}
+    finish(json, summary if out else {**summary, "predictions": rows})
+    if counts.bad == len(images):
+        raise Failure(f"none of the {counts.bad} images could be read, the first because: {counts.first_error}")
+
+
+def find_inputs(paths: Sequence[str]) -> list[Path]:
+    """The images that the paths name, with a notice about other files. Raises InputError if there are none."""
+    from ..data.images import PassedOver
+    from ..predict.predictor import find_images
+
     passed = PassedOver()
     images = find_images(paths, passed)
     if not images:
         raise InputError(". ".join([f"no images in {', '.join(paths)}", *passed.lines()]))
     for text in passed.lines():
         notice(text)
-    runnable = load(model)
-    categories = _categories(runnable)
-    idle = ("threshold", "draw", "annotations") if categories is None else ("top-k",)
-    typed.refuse(*idle, because=f"with {model}, a model to {runnable.task}")
-    ids = None
-    if categories is not None and out and out.suffix.lower() == ".json":
-        ids, categories = _coco_ids(annotations, images, categories)
-        images = list(ids.images) if ids else images
-    else:
+    return images
+
+
+def refuse_flags(request: PredictRequest, task: "type[Task]", typed: Typed) -> None:
+    """Raises InputError for flags that have no effect for this task, or with this --out."""
+    from ..tasks import TASKS
+
+    flags = dict.fromkeys(flag for kind in TASKS.values() for flag in kind.predict_flags)
+    idle = [flag for flag in flags if flag not in task.predict_flags]
+    typed.refuse(*idle, because=f"with {request.model}, whose task is {task.name}")
+    suffix = request.out.suffix.lower() if request.out else None
+    if suffix != ".json":
         typed.refuse("annotations", because="without --out FILE.json")
-    if not out:
+    if suffix is None:
         typed.refuse("resume", because="without --out FILE")
-    if not out or out.suffix.lower() != ".csv":
+    if suffix != ".csv":
         typed.refuse("raw-cells", because="without --out FILE.csv")
-    if draw:
-        check_folder(draw, "--draw", new=not resume)
-    if out:
-        check_partial(out, resume)
-    write_table = table_writer(out, top_k, categories, ids, raw_cells) if out else None
-    at_once = (16 if categories is None else 4) if batch_size is None else batch_size
-    options = {"batch_size": at_once, "top_k": top_k, "threshold": threshold}
-    predictor = Predictor(runnable, engine, precision, device, **options, threads=threads, workers=workers)
-    if draw:
-        draw.mkdir(parents=True, exist_ok=True)
-    begun_with = {
-        "model": of_model(runnable),
+
+
+def arguments_of(
+    request: PredictRequest, task: "type[Task]", model: "Runnable", images: Sequence[Path], predictor: "Predictor"
+) -> dict[str, Any]:
+    """Everything that the rows depend on, by the name that people see if it differs with --resume."""
+    from ..predict.journal import of_images, of_model
+
+    values = {"top-k": request.top_k, "threshold": request.threshold, "draw": request.draw and str(request.draw)}
+    engine = predictor.engine
+    return {
+        "model": of_model(model),
         "list of images": of_images(images),
-        "engine": f"{predictor.engine.name} {predictor.engine.precision} {predictor.device} {threads}",
-        "batch size": at_once,
-        **({"--top-k": top_k} if categories is None else {"--threshold": threshold, "--draw": draw and str(draw)}),
+        "engine": f"{engine.name} {engine.precision} {predictor.device} {request.threads}",
+        "batch size": predictor.batch_size,
+        **{f"--{flag}": values[flag] for flag in task.predict_flags if flag in values},
     }
-    rows: list[dict[str, Any]] = []
-    bad, first_error, pictures = 0, None, set()
-    writes = out and write_table and journal(out, begun_with, len(images), at_once, resume, write_table)
-    with writes or nullcontext() as kept:
-        done, started = kept.done if kept else 0, time.perf_counter()
-        with (
-            closing(predictor.stream(images[done:], min(at_once, len(images)))) as stream,
-            images_progress(shown=bool(out) or not console.is_terminal) as progress,
-        ):
-            predictions = chain(kept, stream) if kept else stream
-            for place, prediction in enumerate(progress.track(predictions, len(images))):
-                if prediction.error is not None:
-                    bad += 1
-                    first_error = first_error or prediction.error
-                elif draw:
-                    picture = draw / free_name(prediction.path, pictures)
-                    if place >= done:
-                        draw_file(prediction, runnable.classes, picture)
-                if not kept:
-                    say(console, line(prediction))
-                elif place >= done:
-                    kept.write(prediction)
-                if json and not out:
-                    rows.append(prediction.to_dict())
-        speed = (len(images) - done) / (time.perf_counter() - started)
-    done = "labelled" if categories is None else "searched"
-    say(
-        console,
-        f"{len(images) - bad} images {done}, {bad} could not be read · {predictor.engine.name} "
-        f"{predictor.engine.precision} · {speed:.0f} images/s"
-        + "".join(f" · wrote {path}" for path in (out, draw) if path),
-    )
-    summary = {"images": len(images), "bad_images": bad, "out": str(out) if out else None, "images_per_second": speed}
-    finish(json, summary if out else {**summary, "predictions": rows})
-    if bad == len(images):
-        raise Failure(f"none of the {bad} images could be read, the first because: {first_error}")
 
 
-def _categories(model: "Runnable") -> dict[str, int] | None:
-    """The ids that a detector's classes had in the data it was trained on; None of a classifier."""
-    if model.task == "classify":
-        return None
-    ids = model.provenance.get("categories") or range(1, 1 + len(model.classes))
-    return dict(zip(model.classes, ids, strict=True))
+@dataclass
+class Counts:
+    """What happened in a run."""
+
+    bad: int = 0
+    """Images that could not be read."""
+    first_error: str | None = None
+    speed: float = 0.0
+    """Images per second, decoding included."""
 
 
-def _coco_ids(
-    annotations: Path | None, images: list[Path], trained: dict[str, int]
-) -> tuple["CocoIds | None", dict[str, int]]:
-    """The ids of images, and of the model's classes; without annotations, of the latter as in training."""
-    from ..classnames import match_classes
-    from ..data.coco_ids import read_ids
+def run(
+    request: PredictRequest,
+    predictor: "Predictor",
+    classes: Sequence[str],
+    images: Sequence[Path],
+    kept: "Journal | None",
+    show: "Callable[[Prediction], None]",
+    track: Callable[..., Any],
+) -> Counts:
+    """Predict the images that are not in the journal yet.
 
-    if annotations is None:
-        notice("image ids are guessed from file names: --annotations FILE gives those of a COCO dataset")
-        return None, trained
-    ids, classes = read_ids(annotations, images), list(trained)
-    if not ids.images:
-        raise InputError(f"none of the {len(images):,} images is listed in {annotations}, the first is {images[0]}")
-    if ids.missing:
-        notice(
-            f"{len(ids.missing):,} of {len(images):,} images are not listed in {annotations} and left out, such as "
-            f"{ids.missing[0]}"
-        )
-    matched = match_classes(tuple(ids.categories), tuple(classes))
-    known = {classes[index]: id_ for index, id_ in zip(matched, ids.categories.values(), strict=True)}
-    if other := [name for name in classes if name not in known]:
-        notice(f"{annotations} has no category for {len(other)} of the model's classes, such as {other[0]}: left out")
-    return ids, known
+    Args:
+        request: Gives the folder of drawings.
+        predictor: Predicts.
+        classes: Of the model.
+        images: All images of the run.
+        kept: Takes the rows; None to show them.
+        show: Called with each prediction if there is no journal.
+        track: Shows progress while it passes on the predictions.
+    """
+    from ..predict.drawing import draw_file, free_name
 
-
-def line(prediction: "Prediction") -> str:
-    """One image's line."""
-    if prediction.error is not None:
-        return f"{prediction.path}  {prediction.error}"
-    if prediction.boxes is not None:
-        found = zip(prediction.labels, prediction.scores, prediction.boxes, strict=True)
-        objects = [f"{name} {score:.0%} ({', '.join(f'{side:.0f}' for side in box)})" for name, score, box in found]
-        return f"{prediction.path}  {'  '.join(objects) or 'nothing found'}"
-    labels = "  ".join(f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True))
-    return f"{prediction.path}  {labels}"
+    counts, names = Counts(), set()
+    done, started = kept.done if kept else 0, time.perf_counter()
+    with closing(predictor.stream(images[done:], min(predictor.batch_size, len(images)))) as stream:
+        for index, prediction in enumerate(track(chain(kept or (), stream), len(images))):
+            if prediction.error is not None:
+                counts.bad += 1
+                counts.first_error = counts.first_error or prediction.error
+            elif request.draw:
+                picture = request.draw / free_name(prediction.path, names)
+                if index >= done:
+                    draw_file(prediction, classes, picture)
+            if kept is None:
+                show(prediction)
+            elif index >= done:
+                kept.write(prediction)
+    counts.speed = (len(images) - done) / (time.perf_counter() - started)
+    return counts

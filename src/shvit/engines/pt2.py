@@ -1,7 +1,7 @@
-"""What is checked in a `.pt2` file before torch may read it.
+"""Checks of a `.pt2` file before torch reads it.
 
-`torch.export.load` unpickles what a file asks it to, hands sizes to sympy, which evaluates them as Python, and writes
-names into code that it runs. So torch is given a new archive: the members that shvit writes, and of these what names
+`torch.export.load` unpickles parts of a file, passes sizes to sympy, which evaluates them as Python, and writes names
+into code that it runs. So torch reads a new archive: only the members that shvit writes, and of these only what names
 tensors, sizes and operations. Everything else is refused or left out.
 """
 
@@ -25,14 +25,14 @@ CONFIGS = {
     "data/weights/model_weights_config.json": r"weight_\d+",
     "data/constants/model_constants_config.json": r"tensor_\d+",
 }
-"""Where a file lists its tensors, and what each of these is called."""
+"""Members that list tensors, and the names that these may have."""
 MEMBERS = re.compile(
     r"data/(weights/weight|constants/tensor)_\d+|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
-"""Members that torch reads as plain numbers or bytes."""
+"""Members that torch reads as numbers or bytes."""
 NAME = re.compile(r"[\w.+-]*", re.ASCII)
 TEXT = re.compile(r"[\w ,.>-]*", re.ASCII)
-"""Of an operation's argument, such as `reflect` or `bhij,bhjd->bhid`."""
+"""Text arguments of operations, such as `reflect` or `bhij,bhjd->bhid`."""
 SYMBOL = re.compile(r"[a-z]+\d+")
 OPERATIONS = re.compile(
     r"torch\.ops\.aten\.\w+\.\w+"
@@ -42,9 +42,9 @@ OPERATIONS = re.compile(
     r"|_operator\.(add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|or_|pow|sub|truediv)"
 )
 WORDS = {"approximate", "equation", "indexing", "mode", "ord", "padding", "reduce", "rounding_mode", "side"}
-"""Arguments of operations that may be text; others may name files, as of `aten.from_file`."""
+"""Arguments of operations that may be text. Others could name files, as in `aten.from_file`."""
 CODE = {"as_custom_obj", "as_operator", "custom_obj", "token"}
-"""What stands for more than tensors, sizes and operations."""
+"""Keys for more than tensors, sizes and operations."""
 FUNCTIONS = {
     *("Add", "Mul", "Integer", "Rational", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "ModularIndexing"),
     *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Equality", "Unequality", "StrictLessThan", "LessThan"),
@@ -54,27 +54,27 @@ MAX_EXPRESSION, MAX_POWER, MAX_NUMBER = 10_000, 8, 2**63
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """The archive's members, named without the folder that all of them are in.
+    """The members of the archive, named without their common folder.
 
     Raises:
-        EngineError: It is no such archive, is damaged, or has members that shvit does not write.
+        EngineError: It is not such an archive, is damaged, or has members that shvit does not write.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             if packed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
-                raise EngineError(f"{path} is refused: {packed[0]!r} is compressed, as shvit export never writes it")
+                raise EngineError(f"{path} is refused: {packed[0]!r} is compressed, which shvit export never does")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise EngineError(f"{path} is refused: its members lie over one another")
+                raise EngineError(f"{path} is refused: its members overlap")
             if len({entry.filename.partition("/")[0] for entry in entries}) > 1:
                 raise EngineError(f"{path} is refused: it is a legacy archive, or was not written by shvit export")
             found = {entry.filename.partition("/")[2]: archive.read(entry) for entry in entries}
     except EngineError:
         raise
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise EngineError(f"{path} is cut short or no .pt2 file ({error})") from None
+        raise EngineError(f"{path} is truncated or not a .pt2 file ({error})") from None
     if len(found) < len(entries):
-        raise EngineError(f"{path} is refused: it has two members of one name")
+        raise EngineError(f"{path} is refused: it has two members with the same name")
     if FACTS not in found:
         raise EngineError(f"{path} was not written by shvit export")
     for name in found:
@@ -86,10 +86,10 @@ def members(path: Path) -> dict[str, bytes]:
 
 
 def checked(path: Path) -> io.BytesIO:
-    """An archive that is safe to give to `torch.export.load`.
+    """A new archive that is safe for `torch.export.load`.
 
     Raises:
-        EngineError: The file asks for more than plain operations on its own tensors; the message says for what.
+        EngineError: The file contains more than operations on its own tensors; the message says what.
     """
     found = members(path)
     try:
@@ -97,7 +97,7 @@ def checked(path: Path) -> io.BytesIO:
         for config, names in CONFIGS.items():
             _check_tensors(_json(found, config), names)
     except (KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"{path} is refused: it does not have the form of a .pt2 file ({error!r})") from None
+        raise EngineError(f"{path} is refused: it does not have the structure of a .pt2 file ({error!r})") from None
     except ValueError as error:
         raise EngineError(f"{path} is refused: {error}") from None
     archive = io.BytesIO()
@@ -109,10 +109,10 @@ def checked(path: Path) -> io.BytesIO:
 
 
 def ends(path: Path) -> tuple[list[Any], list[Any]]:
-    """The shapes of the images that the file takes and of what it gives; a dimension that varies is None.
+    """The shapes of the images and of the outputs; None for a dimension that varies.
 
     Raises:
-        EngineError: It does not say.
+        EngineError: The file does not name them.
     """
     try:
         module = _json(members(path), MODEL)["graph_module"]
@@ -124,7 +124,7 @@ def ends(path: Path) -> tuple[list[Any], list[Any]]:
         ]
         takes, gives = shapes
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise EngineError(f"{path} does not take one batch of images and give one tensor ({error})") from None
+        raise EngineError(f"{path} does not take one batch of images and return one tensor ({error})") from None
     return takes, gives
 
 
@@ -144,7 +144,7 @@ def _check_tensors(config: Any, names: str) -> None:
 
 
 def _model(document: Any) -> dict[str, Any]:
-    """The program, less what torch would run as code and does not need: guards, and where operations come from."""
+    """The program without what torch would run as code but does not need: guards, and the origin of operations."""
     module = document["graph_module"]
     module["metadata"] = {}
     module["module_call_graph"] = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
@@ -152,14 +152,14 @@ def _model(document: Any) -> dict[str, Any]:
         entry["signature"] |= {"in_spec": "", "out_spec": ""}
     document["guards_code"] = []
     _check_names(document)
-    for entry in module["module_call_graph"]:  # one batch of images, one tensor: all that networks here take and give
+    for entry in module["module_call_graph"]:  # one batch of images in, one tensor out
         trees = {"in_spec": ((0,), {}), "out_spec": 0}
         entry["signature"] |= {key: treespec_dumps(tree_structure(tree)) for key, tree in trees.items()}
     return document
 
 
 def _check_names(value: Any, key: str = "") -> None:
-    """Nothing in a program, however deep, is more than names, numbers, plain expressions and known operations."""
+    """Raises ValueError unless everything is a name, a number, a plain expression or a known operation."""
     if isinstance(value, dict):
         if code := CODE.intersection(value):
             raise ValueError(f"it has {code.pop()!r}, which may be code")
@@ -180,13 +180,13 @@ def _check_names(value: Any, key: str = "") -> None:
 
 def _check_text(text: str, allowed: re.Pattern[str]) -> None:
     if not allowed.fullmatch(text):
-        raise ValueError(f"{text[:80]!r} is no plain name")
+        raise ValueError(f"{text[:80]!r} is not a plain name")
 
 
 def _check_operation(node: dict[str, Any]) -> None:
     if not OPERATIONS.fullmatch(node["target"]):
-        raise ValueError(f"{node['target'][:80]!r} is no operation of a network")
-    if node["target"].startswith("torch.ops.higher_order."):  # whose text is the device
+        raise ValueError(f"{node['target'][:80]!r} is not an operation of a network")
+    if node["target"].startswith("torch.ops.higher_order."):  # its text is the device
         return
     for argument in node["inputs"]:
         if {"as_string", "as_strings"} & set(argument["arg"]) and argument["name"] not in WORDS:
@@ -196,17 +196,17 @@ def _check_operation(node: dict[str, Any]) -> None:
 def _check_expression(text: Any) -> None:
     """A size as torch writes it, such as `Add(Symbol('s0', integer=True), Integer(-1))`."""
     if not isinstance(text, str) or len(text) > MAX_EXPRESSION:
-        raise ValueError("one of its sizes is no expression")
+        raise ValueError("one of its sizes is not an expression")
     try:
         plain = _plain(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         plain = False
     if not plain:
-        raise ValueError(f"{text[:80]!r} is no plain size, and may be code")
+        raise ValueError(f"{text[:80]!r} is not a plain size, and may be code")
 
 
 def _plain(node: ast.expr) -> bool:
-    """Whether it is a number, a symbol, or made of these by `FUNCTIONS`."""
+    """Whether it is a number, a symbol, or a combination of these with `FUNCTIONS`."""
     match node:
         case ast.Constant(value=bool()):
             return True
@@ -230,7 +230,7 @@ def _plain(node: ast.expr) -> bool:
 
 
 def _small(power: ast.expr) -> bool:
-    """Whether this power keeps a number small."""
+    """Whether this exponent keeps a number small."""
     match power:
         case ast.Call(func=ast.Name(id="Integer"), args=[inner]) | ast.UnaryOp(op=ast.USub(), operand=inner):
             return _small(inner)

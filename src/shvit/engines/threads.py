@@ -1,4 +1,4 @@
-"""How many CPU threads torch uses in one thread of the program, whatever it uses in the others."""
+"""The number of CPU threads that torch uses in one thread of the program, independent of the others."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -12,12 +12,15 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Inside, what this thread calls uses so many CPU threads; None leaves the number as it is.
+    """Set the number of CPU threads of torch for calls of this thread; None keeps it.
 
-    `torch.set_num_threads` also sets the number that threads start with which have not used torch yet. So two calls
-    that overlap leave later threads with what one of them had set.
+    `torch.set_num_threads` would also set the number for threads that have not used torch yet. Two overlapping calls
+    would then leave later threads with the number of one of them.
     """
-    if count in (None, torch.get_num_threads()):  # asked in any case: torch sets a new thread's number when first asked
+    if count in (
+        None,
+        torch.get_num_threads(),
+    ):  # always asked: torch sets the number of a new thread when it is first asked
         yield
         return
     set_mkl = _set_mkl_threads()
@@ -31,15 +34,15 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 @cache
 def _openmp() -> ThreadpoolController:
-    """OpenMP, whose number of threads is that of the calling thread."""
+    """OpenMP, whose number of threads is a setting of the calling thread."""
     return ThreadpoolController().select(user_api="openmp")
 
 
 @cache
 def _set_mkl_threads() -> Callable[[int], int]:
-    """MKL's function for the calling thread; gives the number before. 0 is the number of the process.
+    """MKL's setter for the calling thread, which returns the previous number. 0 stands for the number of the process.
 
-    MKL follows OpenMP only until `torch.set_num_threads` is called. Where torch has no MKL, this does nothing.
+    MKL follows OpenMP only until `torch.set_num_threads` is called. Without MKL, the setter does nothing.
     """
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if not library.exists():

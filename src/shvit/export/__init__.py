@@ -1,1 +1,1 @@
-"""Writing a model for another runtime, and comparing the file with PyTorch."""
+"""Export to other runtimes, and the checks of exported files."""

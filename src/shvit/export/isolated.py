@@ -1,6 +1,6 @@
-"""Runs an exported file as a user's program would: read from disk, in a process of its own.
+"""Run an exported file as a user's program would: read from disk, in a new process.
 
-python -m shvit.engines.check FILE IMAGES.npy RESULT.npz BATCH THREADS
+python -m shvit.export.isolated FILE IMAGES.npy RESULT.npz BATCH THREADS
 """
 
 import sys
@@ -17,18 +17,18 @@ from ..engines import load, read
 from ..engines.base import Engine
 
 ROUNDS, SECONDS = 30, 5.0
-"""Calls that are timed, and the time after which three are enough."""
+"""Timed calls at most, and the time after which three are enough."""
 
 
 def run_all(engine: Engine, images: UInt8[Tensor, "n 3 h w"], batch: int) -> Float[Tensor, "n classes"]:
-    """Every image, in batches of just this size: the last is filled up with copies of the last image."""
+    """Run all images in batches of exactly this size. Copies of the last image fill the last batch."""
     short = -len(images) % batch
     whole = torch.cat([images, images[-1:].expand(short, -1, -1, -1)]) if short else images
     return torch.cat([engine(part.contiguous()) for part in whole.split(batch)])[: len(images)]
 
 
 def latency(engine: Engine, images: UInt8[Tensor, "b 3 h w"], rounds: int = ROUNDS) -> float:
-    """Median milliseconds of a call, warmed up."""
+    """Median milliseconds per call, after warm-up."""
     for _ in range(2):
         engine(images)
     times: list[float] = []
@@ -40,6 +40,7 @@ def latency(engine: Engine, images: UInt8[Tensor, "b 3 h w"], rounds: int = ROUN
 
 
 def main() -> None:
+    """Run the images in a file, and write outputs and latency to another."""
     file, images_file, result, batch, threads = sys.argv[1:]
     engine = load(read(Path(file)), device="cpu", threads=int(threads) or None)
     images = torch.from_numpy(np.load(images_file))

@@ -1,1 +1,1 @@
-"""Using a model on images: predictions, tables of them, and drawings."""
+"""Prediction on images, result files and drawings."""

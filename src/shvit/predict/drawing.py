@@ -11,7 +11,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from ..data.decode import BadImage, decode
 from ..errors import notice
 from ..files import writing
-from .predictor import Prediction
+from ..tasks.base import Prediction
 
 Colour = tuple[int, int, int]
 Area = tuple[float, float, float, float]

@@ -13,7 +13,7 @@ from ..engines import Exported, Runnable
 from ..errors import Failure, InputError
 from ..files import locked, write_json, writing
 from ..modelfile import digest_of
-from .predictor import Prediction
+from ..tasks.base import Prediction
 
 
 def partial_of(out: Path) -> Path:

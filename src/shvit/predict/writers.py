@@ -1,58 +1,59 @@
-"""Predictions as a file that other programs read: CSV, JSON lines, Parquet or COCO results."""
+"""Predictions as a file for other programs: CSV, JSON lines, Parquet, or COCO's results format."""
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from ..data.coco_ids import CocoIds
-from ..errors import InputError
+from ..classnames import match_classes
+from ..data.coco_ids import read_ids
+from ..engines import Runnable
+from ..errors import InputError, notice
 from ..files import escaped, replacing, to_cell
-from .predictor import Prediction
+from ..tasks.base import Prediction, Task
 
 Write = Callable[[Iterable[Prediction]], None]
 PARQUET_ROWS = 4096
+"""Rows per row group."""
+
+
+@dataclass(frozen=True)
+class ResultIds:
+    """The ids that a file in COCO's results format needs."""
+
+    categories: Mapping[str, int]
+    """Category id by class. Objects of other classes are left out."""
+    images: Mapping[Path, int] | None = None
+    """Image id by file. None: guess them from file names, which are the number or the name itself."""
 
 
 def table_writer(
-    path: Path,
-    top_k: int,
-    categories: Mapping[str, int] | None = None,
-    ids: CocoIds | None = None,
-    raw_cells: bool = False,
+    path: Path, task: type[Task], top_k: int, ids: ResultIds | None = None, raw_cells: bool = False
 ) -> Write:
-    """What writes predictions into a file, whole or not at all; the suffix of `path` says in which format.
+    """A function that writes predictions to a file, completely or not at all. The suffix of the path sets the format.
 
-    Of a classifier CSV has columns path, label, score, error, and label_2, score_2, … up to `top_k`; of a detector a
-    row for each object (one without label where there is none): path, label, score, left, top, right, bottom, error,
-    in pixels. JSON lines and Parquet have path, labels, scores, error, and for detectors boxes and masks. JSON, for
-    detectors alone, is COCO's list of results. Its image_id and category_id are those of `ids`; without, image_id is
-    guessed from the file's name: the number, or the name itself.
+    CSV has the columns `Task.csv_header`. JSON lines and Parquet have path, labels, scores, error and, for detectors,
+    boxes and masks. JSON is COCO's results format, for detectors only.
 
-    A byte of a name that is not UTF-8 is written as \\udcff; see `files.escaped`.
+    Bytes of a file name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
 
     Args:
         path: The file.
-        top_k: Labels that a classifier gives.
-        categories: The id that each class of a detector has in COCO results; None of a classifier. Objects of a class
-            without id are left out.
-        ids: The ids of all images that are written.
-        raw_cells: Whether cells of a CSV stay as they are that a spreadsheet takes for formulas; see `files.to_cell`.
+        task: Task of the model.
+        top_k: Labels per image of a classifier.
+        ids: Ids for JSON.
+        raw_cells: Do not escape CSV cells that a spreadsheet would run as a formula; see `files.to_cell`.
 
     Raises:
         InputError: Another suffix, or Parquet without pyarrow.
     """
-    writers = {".csv": partial(_csv, top_k=top_k, raw=raw_cells), ".jsonl": _jsonl, ".parquet": _parquet}
-    if categories is not None:
-        writers[".csv"] = partial(_objects_csv, raw=raw_cells)
-        writers[".parquet"] = partial(_parquet, objects=True)
-        writers[".json"] = partial(_coco, categories=categories, ids=ids)
-    if path.suffix.lower() not in writers:
-        raise InputError(f"--out must end in {', '.join(writers)}, got {path}")
-    if path.suffix.lower() == ".parquet":
+    suffix = path.suffix.lower()
+    allowed = [".csv", ".jsonl", ".parquet", *([] if task.labels_images else [".json"])]
+    if suffix not in allowed:
+        raise InputError(f"--out must end in {', '.join(allowed)}, got {path}")
+    if suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
         except ImportError:
@@ -60,57 +61,77 @@ def table_writer(
 
     def write(predictions: Iterable[Prediction]) -> None:
         with replacing(path.resolve()) as temporary:
-            writers[path.suffix.lower()](temporary, predictions)
+            if suffix == ".csv":
+                _csv(temporary, predictions, task, top_k, raw_cells)
+            elif suffix == ".parquet":
+                _parquet(temporary, predictions, with_objects=not task.labels_images)
+            elif suffix == ".json":
+                assert ids is not None
+                _coco(temporary, predictions, ids)
+            else:
+                _jsonl(temporary, predictions)
 
     return write
 
 
-def _csv(path: Path, predictions: Iterable[Prediction], top_k: int, raw: bool) -> None:
-    header = ["path", "label", "score", "error"]
-    header += [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "score")]
+def result_ids(annotations: Path | None, images: Sequence[Path], model: Runnable) -> tuple[Sequence[Path], ResultIds]:
+    """The images to predict, and the ids for COCO's results format.
+
+    Args:
+        annotations: A COCO JSON file or dataset. Images that it does not list are left out. None: all images, with
+            guessed ids, and the category ids of the dataset that the model was trained on.
+        images: Files.
+        model: A detector.
+
+    Raises:
+        InputError: The annotations list none of the images, or have a category that the model does not know.
+    """
+    known = model.provenance.get("categories") or range(1, 1 + len(model.classes))
+    if annotations is None:
+        notice("image ids are guessed from file names: --annotations FILE gives those of a COCO dataset")
+        return images, ResultIds(dict(zip(model.classes, known, strict=True)))
+    ids = read_ids(annotations, images)
+    if not ids.images:
+        raise InputError(f"none of the {len(images):,} images is listed in {annotations}, the first is {images[0]}")
+    if ids.missing:
+        notice(
+            f"{len(ids.missing):,} of {len(images):,} images are not listed in {annotations} and left out, such as "
+            f"{ids.missing[0]}"
+        )
+    matched = match_classes(tuple(ids.categories), model.classes)
+    categories = {model.classes[index]: id_ for index, id_ in zip(matched, ids.categories.values(), strict=True)}
+    if other := [name for name in model.classes if name not in categories]:
+        notice(f"{annotations} has no category for {len(other)} of the model's classes, such as {other[0]}: left out")
+    return list(ids.images), ResultIds(categories, ids.images)
+
+
+def _csv(path: Path, predictions: Iterable[Prediction], task: type[Task], top_k: int, raw: bool) -> None:
+    header = task.csv_header(top_k)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         for prediction in predictions:
-            ranked = [
-                cell
-                for label, score in zip(prediction.labels, prediction.scores, strict=True)
-                for cell in (label, f"{score:.6f}")
-            ]
-            first = ranked[:2] or ["", ""]
-            row = [prediction.path, *first, prediction.error or "", *ranked[2:]]
-            writer.writerow(to_cell(cell, raw) for cell in row + [""] * (len(header) - len(row)))
+            for row in task.csv_rows(prediction):
+                writer.writerow(to_cell(cell, raw) for cell in row + [""] * (len(header) - len(row)))
 
 
-def _objects_csv(path: Path, predictions: Iterable[Prediction], raw: bool) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "score", "left", "top", "right", "bottom", "error"])
-        for prediction in predictions:
-            name = to_cell(prediction.path, raw)
-            for label, score, box in zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True):
-                writer.writerow([name, to_cell(label, raw), f"{score:.6f}", *(f"{side:.2f}" for side in box), ""])
-            if not prediction.labels:
-                writer.writerow([name, *[""] * 6, to_cell(prediction.error or "", raw)])
-
-
-def _coco(path: Path, predictions: Iterable[Prediction], categories: Mapping[str, int], ids: CocoIds | None) -> None:
+def _coco(path: Path, predictions: Iterable[Prediction], ids: ResultIds) -> None:
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         between = "["
         for prediction in predictions:
-            image = ids.images[Path(prediction.path)] if ids else _guessed_id(prediction.path)
-            for place, (label, box) in enumerate(zip(prediction.labels, prediction.boxes or (), strict=True)):
-                if label not in categories:
+            image = _guessed_id(prediction.path) if ids.images is None else ids.images[Path(prediction.path)]
+            for index, (label, box) in enumerate(zip(prediction.labels, prediction.boxes or (), strict=True)):
+                if label not in ids.categories:
                     continue
                 left, top, right, bottom = box
                 row = {
                     "image_id": image,
-                    "category_id": categories[label],
+                    "category_id": ids.categories[label],
                     "bbox": [left, top, right - left, bottom - top],
-                    "score": prediction.scores[place],
+                    "score": prediction.scores[index],
                 }
                 if prediction.masks is not None:
-                    row["segmentation"] = prediction.masks[place]
+                    row["segmentation"] = prediction.masks[index]
                 print(between, json.dumps(row, ensure_ascii=False), sep="\n", end="", file=file)
                 between = ","
         print("[]" if between == "[" else "\n]", file=file)
@@ -122,12 +143,12 @@ def _guessed_id(path: str) -> int | str:
 
 
 def _jsonl(path: Path, predictions: Iterable[Prediction]) -> None:
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:  # JSON's own escapes, of surrogates
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:  # surrogates become JSON escapes
         for prediction in predictions:
             print(json.dumps(prediction.to_dict(), ensure_ascii=False), file=file)
 
 
-def _parquet(path: Path, predictions: Iterable[Prediction], objects: bool = False) -> None:
+def _parquet(path: Path, predictions: Iterable[Prediction], with_objects: bool) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
@@ -137,7 +158,7 @@ def _parquet(path: Path, predictions: Iterable[Prediction], objects: bool = Fals
         ("scores", pa.list_(pa.float32())),
         ("error", pa.string()),
     ]
-    if objects:
+    if with_objects:
         mask = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
         columns += [("boxes", pa.list_(pa.list_(pa.float32()))), ("masks", pa.list_(mask))]
     schema = pa.schema(columns)

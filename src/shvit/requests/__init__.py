@@ -4,6 +4,7 @@ from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 
+ModelName = Annotated[str, Parameter(help="A model file, or published weights such as shvit_s1.in1k.")]
 Engine = Annotated[str, Parameter(help="auto, or an engine by name: cuda, onnx, openvino, torch, executorch, coreml.")]
 Precision = Annotated[
     str, Parameter(help="auto, fp32, bf16 where the processor has it, fp16 on GPUs; an int8 file is int8.")

@@ -17,9 +17,10 @@ from ..data.loader import Loader, draw_some, worker_death_as_failure
 from ..data.sources import Dataset
 from ..data.transforms import Decoded, Normalize, Preprocess, eval_transform
 from ..errors import Failure, InputError
-from ..evaluate import Which, choose_split, relabel_for
-from ..modelfile import ModelFile, need_classifier
+from ..modelfile import ModelFile
 from ..pretrained import load_model
+from ..tasks import need_classifier
+from ..tasks.labelled_data import Which, choose_split, relabel_for
 from .heads import AttentionLayer, attention_layers
 
 

@@ -10,13 +10,14 @@ from ..bench.case import as_failure, has_random_weights
 from ..bench.run import Progress, Row
 from ..classnames import match_classes
 from ..errors import Failure, InputError
-from ..evaluate import evaluate, open_as_trained
+from ..evaluate import evaluate
 from ..model.architecture import TIMM_PREFIX
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile
 from ..pretrained import load_model
 from ..requests.study import ResolutionRequest, SpeedOptions
 from ..tasks.classify import Classify
+from ..tasks.labelled_data import open_as_trained
 from ..train.progress import Reporter
 from .accuracy import Training
 from .compare import need_model_file

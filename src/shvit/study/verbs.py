@@ -12,12 +12,12 @@ from ..bench.run import Progress, about
 from ..engines import check_threads, pick_device
 from ..engines.threads import torch_threads
 from ..errors import Failure, InputError, check_at_least
-from ..evaluate import open_as_trained
 from ..model.config import VARIANTS
 from ..provenance import facts
 from ..redact import redacted
 from ..requests.study import BreakdownRequest, ComparisonRequest, RedundancyRequest, ResolutionRequest
 from ..tasks.classify import Classify
+from ..tasks.labelled_data import open_as_trained
 from ..train.progress import Reporter
 from .accuracy import Training
 from .breakdown import Breakdown, profilers, time_breakdown

@@ -1,17 +1,18 @@
-"""What can be learnt from images. A new task is one file and one row of `TASKS`."""
+"""What a model does with an image. A new task is one file and one row of `TASKS`."""
 
 from typing import Any, Protocol
 
 from ..errors import InputError
+from .base import Task
 from .classify import Classify
 from .detect import Detect
 from .segment import Segment
 
-TASKS: dict[str, Any] = {"classify": Classify, "detect": Detect, "segment": Segment}
+TASKS: dict[str, type[Task]] = {"classify": Classify, "detect": Detect, "segment": Segment}
 
 
 class Described(Protocol):
-    """A model file, or an exported one."""
+    """A model file or an exported file."""
 
     @property
     def task(self) -> str: ...
@@ -19,12 +20,13 @@ class Described(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
 
-def task_of(model: Described) -> Any:
-    """The task that a model was trained for: a `Classify`, `Detect` or `Segment`. Raises InputError as `kind_of`."""
-    return kind_of(model)(model.classes)
+def task_of(model: Described) -> Task:
+    """The task of a model, with its classes. Raises InputError as `kind_of`."""
+    kind: Any = kind_of(model)
+    return kind(model.classes)
 
 
-def kind_of(model: Described | str) -> Any:
+def kind_of(model: Described | str) -> type[Task]:
     """The class of a task, given its name or a model.
 
     Raises:
@@ -35,11 +37,17 @@ def kind_of(model: Described | str) -> Any:
             raise InputError(f"Unknown task {model!r}. Choose from: {', '.join(TASKS)}.")
         return TASKS[model]
     if model.task not in TASKS:
-        raise InputError(f"the model's task is {model.task!r}: this shvit has {', '.join(TASKS)}")
-    architecture = getattr(model, "architecture", None)
-    if architecture is not None and architecture.detector != TASKS[model.task].detector:
+        raise InputError(f"its task is {model.task!r}, and this shvit has {', '.join(TASKS)}")
+    kind, architecture = TASKS[model.task], getattr(model, "architecture", None)
+    if architecture is not None and architecture.detector != kind.detector:
         raise InputError(
-            f"a model of task {model.task} has a {TASKS[model.task].detector or 'classifier'}, got "
-            f"{architecture.detector or 'a classifier'}"
+            f"a model of task {model.task} needs a {kind.detector or 'classifier'}, but its network is a "
+            f"{architecture.detector or 'classifier'}"
         )
-    return TASKS[model.task]
+    return kind
+
+
+def need_classifier(model: Described, verb: str) -> None:
+    """Raises InputError for a model that does not label whole images, which is all that this verb supports."""
+    if not kind_of(model.task).labels_images:
+        raise InputError(f"{verb} supports classifiers only, and the model's task is {model.task}")

@@ -1,50 +1,113 @@
-"""What a task is to the training loop and to the verbs: a loss, an evaluation, and names for outputs."""
+"""The interface of a task: its facts, data, loss, evaluation and results."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ..data.decode import MAX_PIXELS
+from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.identity import DrawnBy
+from ..data.letterbox import Letterbox
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
 
 Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
-"""Any callable from uint8 images to the task's raw outputs: an engine, or a network still in training."""
-
-
+"""Uint8 images -> raw outputs of the task: an engine, or a network in training."""
 Gather = Callable[[Any], list[Any]]
-"""From one process's counts to those of all."""
+"""The counts of one process -> those of all processes."""
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Header and rows."""
+RunLengths = dict[str, Any]
+"""A mask in COCO's compressed run-length encoding: `size` and `counts`."""
 
 
 def alone(counts: Any) -> list[Any]:
-    """The gather of a single process."""
+    """The `Gather` of a single process."""
     return [counts]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The result for one image."""
+
+    path: str
+    """As given; empty for an image in memory."""
+    labels: tuple[str, ...]
+    """Classifiers: the most probable classes, best first. Detectors: the class of each object. Empty for an image that
+    could not be used."""
+    scores: tuple[float, ...]
+    """Probability of each label, from 0 to 1."""
+    error: str | None = None
+    """Why the image could not be used."""
+    boxes: tuple[tuple[float, ...], ...] | None = None
+    """For each object: left, top, right, bottom in pixels of the upright image. None for a classifier."""
+    masks: tuple[RunLengths, ...] | None = None
+    """For each object, its mask; None if the model has no masks."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """path, labels, scores and error; boxes and masks if the task has them."""
+        return {key: value for key, value in asdict(self).items() if value is not None or key == "error"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Prediction":
+        """Inverse of `to_dict`, also after JSON."""
+        boxes, masks = data.get("boxes"), data.get("masks")
+        return cls(
+            data["path"],
+            tuple(data["labels"]),
+            tuple(data["scores"]),
+            data["error"],
+            None if boxes is None else tuple(tuple(box) for box in boxes),
+            None if masks is None else tuple(masks),
+        )
 
 
 class Evaluation(Protocol):
     """What was measured on a set of images."""
 
     @property
+    def images(self) -> int:
+        """Number of images that were used."""
+        ...
+
+    @property
     def bad(self) -> dict[int, str]:
-        """Place of each image that could not be used, and why."""
+        """Index of each image that could not be used, and why."""
         ...
 
     def metrics(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         ...
 
+    def per_class(self) -> dict[str, Any]:
+        """The accuracy of each class; None for a class that does not occur."""
+        ...
+
+    def summary(self) -> str:
+        """The most important metrics, for people: "top-1 93.10%"."""
+        ...
+
+    def tables(self) -> list[Table]:
+        """Tables for people."""
+        ...
+
+    def write(self, out: Path, raw_cells: bool) -> list[Path]:
+        """Write the tables and figures of the report into a folder, and return their paths."""
+        ...
+
 
 class Task(Protocol):
-    """What depends on the task: facts, data, loss, evaluation and output formats.
+    """What depends on the task: facts, data, loss, evaluation and results.
 
     The facts are class attributes, so `kind_of("detect").output` works without an instance.
     """
 
     name: ClassVar[str]
+    recipe_family: ClassVar[str]
+    """The task whose recipes and training flags it has."""
     headline: ClassVar[str]
     """The metric that models are compared by. Higher is better."""
     output: ClassVar[str]
@@ -59,6 +122,8 @@ class Task(Protocol):
     """Values of `Preprocess.fit` that its models can have."""
     any_size: ClassVar[bool]
     """Whether exported files may take images of any height and width."""
+    min_score: ClassVar[float]
+    """Objects below this score are not in the outputs, unless the network's `find_from` lowers it."""
     eval_batch_size: ClassVar[int]
     """Default batch size of `shvit eval`."""
     predict_batch_size: ClassVar[int]
@@ -67,10 +132,13 @@ class Task(Protocol):
     """Images that an exported file and PyTorch are compared on."""
     ranking_images: ClassVar[int]
     """Calibration images that layers are ranked on for int8."""
+    predict_flags: ClassVar[tuple[str, ...]]
+    """Flags of `shvit predict` that have an effect for this task and not for all tasks."""
+    classes: tuple[str, ...]
 
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Task":
-        """The task to train: its loss as the recipe says, with training images on this device."""
+        """The task to train, with the loss of the recipe and training images on this device."""
         ...
 
     @staticmethod
@@ -80,37 +148,92 @@ class Task(Protocol):
 
     @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Any:
-        """The data that the task learns from: classes, `train`, `val`, fingerprint, warnings. Raises DataError."""
+        """The dataset: classes, `train`, `val`, fingerprint, warnings. Raises DataError."""
         ...
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> Any:
-        """What the loader reads training images with, augmented as the recipe says."""
+        """Reads training images for the loader, with the recipe's augmentation."""
         ...
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Any:
-        """What the loader reads images with that are to be evaluated on."""
+        """Reads evaluation images for the loader."""
+        ...
+
+    def fast_reader(
+        self, preprocess: Preprocess
+    ) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], Letterbox | None]]:
+        """Reads images for `Predictor`: the pixels, and where a detector's image lies in them."""
         ...
 
     def eval_batch(self, batch_size: int, processes: int) -> int:
-        """Images of all processes to evaluate at once, where these are trained on at once."""
+        """Batch size for evaluation over all processes, given the batch size for training."""
         ...
 
     def ready(self, network: Any) -> None:
-        """Makes a network in training mode ready for the next steps."""
+        """Prepare a network in training mode for the next steps."""
         ...
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, Any]:
-        """Normalised training images, mixed among themselves perhaps, and the targets to match."""
+        """Augment normalised training images as a batch; returns them with their targets."""
         ...
 
     def loss(self, network: Any, images: Tensor, targets: Any) -> Tensor:
-        """Of the network on these images: what `augment` gave."""
+        """The loss for images and targets from `augment`."""
         ...
 
     def signal(self, outputs: Tensor) -> Tensor:
-        """The part of the raw outputs by which two versions of a network are compared, place by place."""
+        """The part of the raw outputs by which two versions of a network are compared, element by element."""
         ...
 
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = ...) -> Evaluation:
-        """Of the images of all processes that `gather` speaks to; each has batches of its own."""
+        """Evaluate on the batches of all processes. Raises Failure if no image can be used."""
+        ...
+
+    def predictions(
+        self, outputs: Tensor, letterboxes: Sequence[Letterbox | None], top_k: int, threshold: float
+    ) -> Iterator[Prediction]:
+        """The results of a batch, without paths.
+
+        Args:
+            outputs: Raw outputs.
+            letterboxes: From `fast_reader`.
+            top_k: Labels per image of a classifier.
+            threshold: Minimum score of objects.
+        """
+        ...
+
+    def compare(
+        self, outputs: Tensor, expected: Tensor, precision: str, side: int
+    ) -> tuple[dict[str, Any], str | None]:
+        """Compare the raw outputs of an exported file with those of PyTorch in fp32 for the same images.
+
+        Args:
+            outputs: Of the file.
+            expected: Of PyTorch.
+            precision: Of the file.
+            side: Of the images, in pixels.
+
+        Returns:
+            Numbers for the report; and the difference that is larger than rounding explains, or None.
+        """
+        ...
+
+    @staticmethod
+    def compared(numbers: Mapping[str, Any]) -> str:
+        """The numbers of `compare`, for people."""
+        ...
+
+    @staticmethod
+    def csv_header(top_k: int) -> list[str]:
+        """The columns of predictions in a CSV file."""
+        ...
+
+    @staticmethod
+    def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
+        """The rows of one image in a CSV file. Cells that are missing at the end are empty."""
+        ...
+
+    @staticmethod
+    def line(prediction: Prediction) -> str:
+        """A prediction without error, for people."""
         ...

@@ -1,7 +1,7 @@
-"""Classification: one label for each image."""
+"""Classification: one label per image."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,48 +15,50 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..classnames import unique_names
+from ..console import visible
 from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.identity import DrawnBy
+from ..data.letterbox import Letterbox
 from ..data.loader import Batch
 from ..data.sources import Dataset, open_source
 from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
 from ..errors import Failure
-from .base import Gather, Predict, alone
+from ..figures import literal_text, new_figure, save_png
+from ..files import write_csv
+from .base import Gather, Predict, Prediction, Table, alone
 
-
-@dataclass(frozen=True)
-class Labels:
-    """The most probable classes of one image, best first."""
-
-    labels: tuple[str, ...]
-    scores: tuple[float, ...]
-    """Probabilities, from 0 to 1; over all classes they add up to 1."""
+BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
+"""Largest difference of a logit that rounding explains, relative to the largest logit."""
+AGREEMENT = 0.9
+"""Minimum top-1 agreement with PyTorch. If two logits tie within the bound, either label counts."""
 
 
 @dataclass(frozen=True)
 class ClassifyEvaluation:
-    """Counts that the metrics follow from."""
+    """The counts that the metrics follow from."""
 
     classes: tuple[str, ...]
-    """Names, each of one class."""
+    """Unique names."""
     confusion: np.ndarray
     """(true class, predicted class) -> images."""
     top5_correct: int
     loss: float
     """Mean cross-entropy."""
     bad: dict[int, str]
-    """Place of each image that could not be used, and why."""
+    """Index of each image that could not be used, and why."""
 
     @property
     def images(self) -> int:
+        """Number of images that were used."""
         return int(self.confusion.sum())
 
     @property
     def top1(self) -> float:
+        """Share of the images whose most probable class is the true one."""
         return float(np.trace(self.confusion)) / self.images
 
     def per_class(self) -> dict[str, float | None]:
-        """Share of each class's images that were found; None for a class without images."""
+        """Top-1 accuracy of each class; None for a class without images."""
         counts = self.confusion.sum(axis=1)
         return {
             name: float(self.confusion[index, index] / counts[index]) if counts[index] else None
@@ -64,6 +66,7 @@ class ClassifyEvaluation:
         }
 
     def metrics(self) -> dict[str, Any]:
+        """Shares from 0 to 1, the loss, and numbers of images."""
         return {
             "top1": self.top1,
             "top5": self.top5_correct / self.images,
@@ -72,25 +75,80 @@ class ClassifyEvaluation:
             "bad_images": len(self.bad),
         }
 
+    def summary(self) -> str:
+        """Top-1 and top-5 accuracy, for people."""
+        return f"top-1 {self.top1:.2%}, top-5 {self.top5_correct / self.images:.2%}"
+
+    def tables(self) -> list[Table]:
+        """Top-1 accuracy by class."""
+        rows = [[name, f"{share:.1%}"] for name, share in self.per_class().items() if share is not None]
+        return [(["class", "top-1"], rows)]
+
+    def write(self, out: Path, raw_cells: bool) -> list[Path]:
+        """Write per_class.csv, confusion.csv and confusion.png."""
+        counts, shares = self.confusion.sum(axis=1), self.per_class()
+        rows = [[name, int(counts[i]), f"{shares[name]:.6f}"] for i, name in enumerate(self.classes) if counts[i]]
+        write_csv(out / "per_class.csv", ["class", "images", "top1"], rows, raw_cells)
+        matrix = [[name, *row] for name, row in zip(self.classes, self.confusion.tolist(), strict=True)]
+        write_csv(out / "confusion.csv", ["true \\ predicted", *self.classes], matrix, raw_cells)
+        draw_confusion(self, out / "confusion.png")
+        return [out / name for name in ("per_class.csv", "confusion.csv", "confusion.png")]
+
+
+@literal_text()
+def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
+    """Rows are true classes, columns are predictions, colours are shares of the row. Classes that never occur are
+    omitted."""
+    matrix = evaluation.confusion
+    seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
+    names = unique_names([visible(name.partition(",")[0]) for name in evaluation.classes])
+    matrix, classes = matrix[np.ix_(seen, seen)], [names[i] for i in seen]
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    count = len(classes)
+    side = min(16.0, 3.5 + 0.42 * count)
+    figure, [[axis]] = new_figure(side + 0.8, side)
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, ax=axis, shrink=0.7, label="share of the true class")
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.set_title(f"top-1 {evaluation.top1:.2%} of {evaluation.images} images", fontsize=11)
+    if count <= 60:
+        axis.set_xticks(range(count), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axis.set_yticks(range(count), classes, fontsize=8)
+    if count <= 25:
+        for row, column in np.argwhere(matrix):
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=shade, fontsize=7)
+    save_png(figure, path)
+
 
 def cross_entropy(logits: Float[Tensor, "b classes"], targets: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:
-    """In fp32, whatever the network computes in."""
+    """Cross-entropy in fp32, whatever the precision of the network."""
     return F.cross_entropy(logits.float(), targets)
 
 
+def top1_agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], bound: float) -> float:
+    """Share of the images with the expected most probable class, or one whose logit ties with it within the bound."""
+    chosen = expected.gather(1, outputs.argmax(1, keepdim=True))[:, 0]
+    best = expected.amax(1)
+    tie = min(bound, 1e-3) * expected.abs().max()
+    return float((best - chosen <= tie).float().mean())
+
+
 class Classify:
-    """Cross-entropy against one-hot, smoothed or mixed labels.
+    """Classification by cross-entropy, with smoothed and mixed labels.
 
     Args:
-        classes: Names, in the order of the logits. Where several share one, the index is appended to each.
+        classes: Names, in the order of the logits. Names that occur more than once get their index appended.
         label_smoothing: Share of each target that is spread over all classes.
-        mixup: Strength (alpha) of mixing two images; 0 for none.
-        cutmix: Strength (alpha) of pasting a part of one image into another; 0 for none.
+        mixup: Strength (alpha) of mixing two images; 0 turns it off.
+        cutmix: Strength (alpha) of pasting a part of one image into another; 0 turns it off.
         random_erasing: Probability of filling a rectangle of an image with noise.
-        device: Where training images are.
+        device: Device of the training images.
     """
 
     name: ClassVar[str] = "classify"
+    recipe_family: ClassVar[str] = "classify"
     headline: ClassVar[str] = "top1"
     output: ClassVar[str] = "logits"
     labels_images: ClassVar[bool] = True
@@ -98,20 +156,12 @@ class Classify:
     detector: ClassVar[str | None] = None
     fits: ClassVar[tuple[str, ...]] = ("crop", "squash")
     any_size: ClassVar[bool] = True
+    min_score: ClassVar[float] = 0.0
     eval_batch_size: ClassVar[int] = 64
     predict_batch_size: ClassVar[int] = 16
     parity_images: ClassVar[int] = 64
     ranking_images: ClassVar[int] = 64
-
-    @classmethod
-    def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Classify":
-        """The task to train: labels smoothed and images mixed as the recipe says."""
-        return cls(classes, recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing, device)
-
-    @staticmethod
-    def new_fit(fit: str) -> str:
-        """A classifier keeps its fit at another image size."""
-        return fit
+    predict_flags: ClassVar[tuple[str, ...]] = ("top-k",)
 
     def __init__(
         self,
@@ -129,12 +179,23 @@ class Classify:
         )
         self._erase = RandomErasing(random_erasing, mode="pixel", device=device) if random_erasing else None
 
+    @classmethod
+    def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Classify":
+        """The task to train, with the label smoothing, mixing and erasing of the recipe."""
+        return cls(classes, recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing, device)
+
+    @staticmethod
+    def new_fit(fit: str) -> str:
+        """A classifier keeps its fit."""
+        return fit
+
     @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Dataset:
-        """As `open_source`."""
+        """Open a dataset of labelled images; see `open_source`."""
         return open_source(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainReader:
+        """Reads random crops, with RandAugment or colour jitter."""
         random_changes = f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
         return TrainReader(
             preprocess.image_size,
@@ -147,20 +208,23 @@ class Classify:
         )
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Decoded:
+        """Reads images as `preprocess` says."""
         return Decoded(eval_transform(preprocess), max_pixels)
 
     def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], None]]:
-        """What `Predictor` reads with: all but the same pixels, sooner."""
+        """Reads almost the same pixels as `eval_reader`, faster."""
         to_pixels = fast_eval_decoder(preprocess)
         return lambda source: (to_pixels(source), None)
 
     def eval_batch(self, batch_size: int, processes: int) -> int:
+        """Twice the batch size for training, up to 256 images per process."""
         return 2 * min(batch_size, 128 * processes)
 
     def ready(self, network: Any) -> None:
-        """Nothing is to be done."""
+        """Does nothing: a classifier needs no preparation."""
 
     def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Any]:
+        """Erase and mix images; the targets are probabilities (b, classes)."""
         targets = batch.targets.to(images.device)
         if self._erase is not None:
             images = self._erase(images)
@@ -170,16 +234,18 @@ class Classify:
         return images, one_hot * (1 - self.label_smoothing) + self.label_smoothing / len(self.classes)
 
     def loss(self, network: Any, images: Float[Tensor, "b 3 h w"], targets: Any) -> Float[Tensor, ""]:
+        """Mean cross-entropy."""
         return cross_entropy(network(images), targets)
 
     def signal(self, outputs: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
+        """All logits."""
         return outputs
 
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ClassifyEvaluation:
-        """Every usable image of the batches is counted once.
+        """Count every usable image of the batches once.
 
         Raises:
-            Failure: None of the images could be used.
+            Failure: No image can be used.
         """
         count = len(self.classes)
         confusion = torch.zeros(count * count, dtype=torch.int64)
@@ -202,9 +268,61 @@ class Classify:
             self.classes, confusion.reshape(count, count), sum(tops), math.fsum(losses) / images, bad
         )
 
-    def decode(self, outputs: Float[Tensor, "b classes"], top_k: int = 5) -> list[Labels]:
+    def predictions(
+        self,
+        outputs: Float[Tensor, "b classes"],
+        letterboxes: Sequence[Letterbox | None] = (),
+        top_k: int = 5,
+        threshold: float = 0.0,
+    ) -> Iterator[Prediction]:
+        """The most probable classes of each image, with softmax probabilities over all classes."""
         probabilities, indices = outputs.float().softmax(dim=1).topk(min(top_k, len(self.classes)))
-        return [
-            Labels(tuple(self.classes[i] for i in row), tuple(scores))
-            for row, scores in zip(indices.tolist(), probabilities.tolist(), strict=True)
-        ]
+        for row, scores in zip(indices.tolist(), probabilities.tolist(), strict=True):
+            yield Prediction("", tuple(self.classes[index] for index in row), tuple(scores))
+
+    def compare(
+        self, outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], precision: str, side: int
+    ) -> tuple[dict[str, Any], str | None]:
+        """Compare logits by their largest difference, and by top-1 agreement."""
+        bound = BOUNDS[precision]
+        difference = float((outputs - expected).abs().max())
+        relative, agreement = difference / float(expected.abs().max()), top1_agreement(outputs, expected, bound)
+        fault = None
+        if not relative <= bound:  # also catches NaN
+            fault = f"its logits differ by {relative:.2g} of the largest, allowed is {bound:g}"
+        elif agreement < AGREEMENT:
+            fault = f"its top-1 agreement with PyTorch is {agreement:.1%}, required is {AGREEMENT:.0%}"
+        return {
+            "max_difference": difference,
+            "relative_difference": relative,
+            "top1_agreement": agreement,
+            "bound": bound,
+        }, fault
+
+    @staticmethod
+    def compared(numbers: Mapping[str, Any]) -> str:
+        """The numbers of `compare`, for people."""
+        return (
+            f"logits differ by {numbers['relative_difference']:.1e} of the largest (allowed {numbers['bound']:g}), "
+            f"top-1 agreement {numbers['top1_agreement']:.1%}"
+        )
+
+    @staticmethod
+    def csv_header(top_k: int) -> list[str]:
+        """path, label, score, error, and label_2, score_2, ... up to `top_k`."""
+        more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "score")]
+        return ["path", "label", "score", "error", *more]
+
+    @staticmethod
+    def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
+        """One row."""
+        pairs = zip(prediction.labels, prediction.scores, strict=True)
+        ranked = [cell for label, score in pairs for cell in (label, f"{score:.6f}")]
+        yield [prediction.path, *(ranked[:2] or ["", ""]), prediction.error or "", *ranked[2:]]
+
+    @staticmethod
+    def line(prediction: Prediction) -> str:
+        """The labels with their probabilities."""
+        return "  ".join(
+            f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True)
+        )

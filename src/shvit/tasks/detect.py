@@ -1,6 +1,6 @@
 """Detection: a box and a class for each object, by RetinaNet."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,25 +19,27 @@ from ..data.loader import Batch
 from ..data.transforms import Preprocess
 from ..errors import Failure
 from ..model.detector import Target
-from .base import Gather, Predict, alone
-from .objects import Detections, ObjectsEvaluation, check_tools, judge
+from . import object_parity
+from .base import Gather, Predict, Prediction, alone
+from .objects import THRESHOLD, Detections, ObjectsEvaluation, check_tools, judge
 
-THRESHOLD, OVERLAP, LIMIT = 0.05, 0.5, 100
-"""Score from which, and overlap up to which a box is kept, and how many of an image: as COCO is usually judged."""
+OVERLAP, LIMIT = 0.5, 100
+"""IoU above which the less certain of two boxes is dropped, and objects per image: the usual values for COCO."""
 CANDIDATES = 2000
-"""Boxes of an image that are compared with one another, the most certain."""
+"""Boxes per image that take part in non-maximum suppression, the most certain."""
 
 
 class Detect:
-    """Focal loss of RetinaNet's classes and L1 loss of its boxes.
+    """RetinaNet's focal loss of the classes and L1 loss of the boxes.
 
     Args:
         classes: Names, in the order of the scores.
-        frozen_norms: What the backbone's BatchNorms keep as it is: `none`, `statistics`, or their weights, too (`all`);
-            for batches too small to measure statistics on.
+        frozen_norms: What the backbone's BatchNorms keep in training: `none`, `statistics`, or statistics and weights
+            (`all`). For batches that are too small to measure statistics on.
     """
 
     name: ClassVar[str] = "detect"
+    recipe_family: ClassVar[str] = "detect"
     headline: ClassVar[str] = "AP"
     output: ClassVar[str] = "objects"
     labels_images: ClassVar[bool] = False
@@ -45,51 +47,54 @@ class Detect:
     detector: ClassVar[str | None] = "retinanet"
     fits: ClassVar[tuple[str, ...]] = ("whole", "shorter")
     any_size: ClassVar[bool] = False
+    min_score: ClassVar[float] = 0.0
     eval_batch_size: ClassVar[int] = 8
     predict_batch_size: ClassVar[int] = 4
     parity_images: ClassVar[int] = 16
     ranking_images: ClassVar[int] = 8
+    predict_flags: ClassVar[tuple[str, ...]] = ("threshold", "draw", "annotations")
     kinds: ClassVar[tuple[str, ...]] = ("bbox",)
-    least_score: ClassVar[float] = 0.0
-    """The score from which the network gives objects; a network with `find_from` can be told another one."""
-
-    @classmethod
-    def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Detect":
-        """The task to train: BatchNorms frozen as the recipe says."""
-        return cls(classes, recipe.frozen_norms)
-
-    @staticmethod
-    def new_fit(fit: str) -> str:
-        """At another image size a detector sees the whole image in a square."""
-        return "whole"
+    """COCO's names of what is evaluated: boxes, masks."""
 
     def __init__(self, classes: Sequence[str], frozen_norms: str = "none") -> None:
         check_tools()
         self.classes = tuple(classes)
         self.frozen_norms = frozen_norms
 
+    @classmethod
+    def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Detect":
+        """The task to train, with BatchNorms frozen as in the recipe."""
+        return cls(classes, recipe.frozen_norms)
+
+    @staticmethod
+    def new_fit(fit: str) -> str:
+        """At another image size, a detector sees the whole image in a square."""
+        return "whole"
+
     @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoSource:
-        """As `open_coco`."""
+        """Open a COCO dataset; see `open_coco`."""
         return open_coco(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainScenes:
+        """Reads images with their objects, randomly scaled and flipped."""
         scale = recipe.scale_min, recipe.scale_max
-        masks = "segm" in self.kinds
-        return TrainScenes(preprocess, scale, recipe.flip, recipe.color_jitter, masks, recipe.max_pixels)
+        return TrainScenes(preprocess, scale, recipe.flip, recipe.color_jitter, self.has_masks, recipe.max_pixels)
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> EvalScenes:
+        """Reads whole images with their ground truth."""
         return EvalScenes(preprocess, max_pixels)
 
     def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], Letterbox]]:
-        """What `Predictor` reads with."""
+        """Reads the same pixels as `eval_reader`."""
         return partial(read_whole, preprocess=preprocess)
 
     def eval_batch(self, batch_size: int, processes: int) -> int:
+        """The batch size for training, up to 8 images per process."""
         return min(batch_size, 8 * processes)
 
     def ready(self, network: Any) -> None:
-        """Makes a network in training mode ready for the next steps."""
+        """Freeze BatchNorms of the backbone."""
         if self.frozen_norms == "none":
             return
         for module in network.backbone.modules():
@@ -97,21 +102,22 @@ class Detect:
                 module.eval().requires_grad_(self.frozen_norms == "statistics")
 
     def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], list[Target]]:
-        marked: list[DetectionTargets] = batch.targets
-        return images, [_target(one).to(images.device) for one in marked]
+        """The images unchanged, and their targets on the same device."""
+        return images, [_target(one).to(images.device) for one in batch.targets]
 
     def loss(self, network: Any, images: Float[Tensor, "b 3 h w"], targets: list[Target]) -> Float[Tensor, ""]:
+        """The sum of the network's losses."""
         return network(images, targets)
 
     def signal(self, outputs: Float[Tensor, "b anchors 4+classes"]) -> Float[Tensor, "b anchors classes"]:
-        """The scores: most boxes are of anchors that nobody asks about."""
+        """The scores. Most boxes belong to anchors without an object."""
         return outputs[..., 4:]
 
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ObjectsEvaluation:
-        """COCO's numbers; every usable image is counted once.
+        """COCO's metrics. Every usable image is counted once.
 
         Raises:
-            Failure: None of the images could be used.
+            Failure: No image can be used.
         """
         truths: list[GroundTruth] = []
         found: list[Detections] = []
@@ -136,22 +142,77 @@ class Detect:
         )
 
     def decode(
-        self, outputs: Float[Tensor, "b found values"], frames: Sequence[Letterbox], threshold: float = THRESHOLD
+        self, outputs: Float[Tensor, "b found values"], letterboxes: Sequence[Any], threshold: float = THRESHOLD
     ) -> list[Detections]:
-        """The objects in each image, from what the network gives; their scores are `threshold` at least."""
-        return [self._found(*pair, threshold) for pair in zip(outputs, frames, strict=False)]
+        """The objects in each image with a score of at least `threshold`."""
+        return [self._decode_one(*pair, threshold) for pair in zip(outputs, letterboxes, strict=False)]
 
-    def _found(self, outputs: Float[Tensor, "anchors 4+classes"], frame: Letterbox, threshold: float) -> Detections:
+    def _decode_one(
+        self, outputs: Float[Tensor, "anchors 4+classes"], letterbox: Letterbox, threshold: float
+    ) -> Detections:
         scores = outputs[:, 4:]
         anchors, labels = (scores >= threshold).nonzero(as_tuple=True)
         certain, best = scores[anchors, labels].topk(min(CANDIDATES, len(labels)))
         boxes, certain, labels = outputs[anchors[best], :4].cpu(), certain.cpu(), labels[best].cpu()
-        boxes = frame.to_image(boxes)
+        boxes = letterbox.to_image(boxes)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[:, 0]
         kept = inside[batched_nms(boxes[inside], certain[inside], labels[inside], OVERLAP)[:LIMIT]]
         return Detections(boxes[kept], certain[kept], labels[kept])
 
+    def predictions(
+        self,
+        outputs: Float[Tensor, "b found values"],
+        letterboxes: Sequence[Letterbox | None],
+        top_k: int = 5,
+        threshold: float = 0.3,
+    ) -> Iterator[Prediction]:
+        """The objects in each image."""
+        for found in self.decode(outputs, letterboxes, threshold):
+            labels = tuple(self.classes[label] for label in found.labels.tolist())
+            boxes = tuple(tuple(box) for box in found.boxes.tolist())
+            masks = None if found.masks is None else tuple(found.masks)
+            yield Prediction("", labels, tuple(found.scores.tolist()), None, boxes, masks)
 
-def _target(marks: DetectionTargets) -> Target:
-    boxes, labels, crowds = (torch.from_numpy(part) for part in (marks.boxes, marks.labels, marks.crowds))
-    return Target(boxes, labels, crowds, None if marks.masks is None else torch.from_numpy(marks.masks))
+    def compare(
+        self, outputs: Tensor, expected: Tensor, precision: str, side: int
+    ) -> tuple[dict[str, Any], str | None]:
+        """Compare objects by class, box, score and mask; see `object_parity`."""
+        letterboxes = [Letterbox(side, side, 1.0, 1.0)] * len(outputs)
+        pairs = zip(self.decode(outputs, letterboxes, 0.0), self.decode(expected, letterboxes, 0.0), strict=True)
+        return object_parity.compare(list(pairs), precision)
+
+    @staticmethod
+    def compared(numbers: Mapping[str, Any]) -> str:
+        """The numbers of `compare`, for people."""
+        if not numbers["objects"]:
+            return "no objects in these images, so this proves little; --calibrate DATA gives images with objects"
+        masks = f", mask IoU {numbers['mask_overlap']:.3f}" if numbers["mask_overlap"] is not None else ""
+        return (
+            f"{numbers['matched']:.1%} of {numbers['objects']} objects found by both, scores differ by at most "
+            f"{numbers['score_difference']:.1e} (allowed {numbers['bound']:g}){masks}"
+        )
+
+    @staticmethod
+    def csv_header(top_k: int) -> list[str]:
+        """path, label, score, left, top, right, bottom, error. Boxes are in pixels."""
+        return ["path", "label", "score", "left", "top", "right", "bottom", "error"]
+
+    @staticmethod
+    def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
+        """One row per object; one row without a label if there is none."""
+        for label, score, box in zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True):
+            yield [prediction.path, label, f"{score:.6f}", *(f"{side:.2f}" for side in box), ""]
+        if not prediction.labels:
+            yield [prediction.path, *[""] * 6, prediction.error or ""]
+
+    @staticmethod
+    def line(prediction: Prediction) -> str:
+        """The objects with their scores and boxes."""
+        found = zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True)
+        objects = [f"{name} {score:.0%} ({', '.join(f'{side:.0f}' for side in box)})" for name, score, box in found]
+        return "  ".join(objects) or "no objects"
+
+
+def _target(targets: DetectionTargets) -> Target:
+    boxes, labels, crowds = (torch.from_numpy(part) for part in (targets.boxes, targets.labels, targets.crowds))
+    return Target(boxes, labels, crowds, None if targets.masks is None else torch.from_numpy(targets.masks))

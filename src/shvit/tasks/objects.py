@@ -1,4 +1,4 @@
-"""What detection and segmentation share: objects that were found, and COCO's twelve numbers for them.
+"""What detection and segmentation share: detected objects, and COCO's twelve metrics.
 
 Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; computed by faster-coco-eval.
 """
@@ -6,6 +6,7 @@ Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; com
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,24 +16,26 @@ from torch import Tensor
 from ..data.coco import Objects
 from ..data.letterbox import GroundTruth, run_lengths
 from ..errors import InputError
+from ..files import write_csv
+from .base import RunLengths, Table
 
+THRESHOLD = 0.05
+"""Minimum score of objects that are evaluated: the usual value for COCO."""
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""COCO's, in its order: average precision, then recall with so many detections an image; small, medium, large."""
-
-RunLengths = dict[str, Any]
-"""COCO's packed run-length code of a mask: `size` and `counts`."""
+"""COCO's metrics in its order: average precision, then average recall with 1, 10 and 100 detections per image; s, m
+and l are small, medium and large objects."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects found in one image, most certain first."""
+    """The objects in one image, highest score first."""
 
     boxes: Float[Tensor, "n 4"]
-    """Left, top, right, bottom in pixels of the image."""
+    """Left, top, right, bottom, in pixels of the image."""
     scores: Float[Tensor, " n"]
     """From 0 to 1."""
     labels: Int64[Tensor, " n"]
-    """Places among the classes."""
+    """Class indices."""
     masks: Sequence[RunLengths] | None = None
 
     def __len__(self) -> int:
@@ -41,23 +44,27 @@ class Detections:
 
 @dataclass(frozen=True)
 class ObjectsEvaluation:
-    """COCO's numbers on a set of images, as shares of 1; -1 where there is no such object."""
+    """COCO's metrics on a set of images, from 0 to 1; -1 if there are no such objects."""
 
     classes: tuple[str, ...]
     numbers: dict[str, dict[str, float]]
-    """Of boxes (`bbox`) and, for segmentation, of masks (`segm`)."""
+    """The metrics of boxes (`bbox`) and, for segmentation, of masks (`segm`)."""
     class_ap: dict[str, list[float]]
-    """The same kinds: the AP of each class."""
+    """The AP of each class, for the same kinds."""
     images: int
     bad: dict[int, str] = field(default_factory=dict)
-    """Place of each image that could not be used, and why."""
+    """Index of each image that could not be used, and why."""
+
+    @property
+    def _main(self) -> dict[str, float]:
+        """The metrics of masks, or of boxes if there are no masks."""
+        return self.numbers.get("segm", self.numbers["bbox"])
 
     def metrics(self) -> dict[str, Any]:
-        """AP and AP50 are those of the masks, or of the boxes where there are no masks."""
-        judged = self.numbers.get("segm", self.numbers["bbox"])
+        """AP and AP50 of masks, or of boxes if there are no masks; then all metrics."""
         return {
-            "AP": judged["AP"],
-            "AP50": judged["AP50"],
+            "AP": self._main["AP"],
+            "AP50": self._main["AP50"],
             **self.numbers,
             "images": self.images,
             "bad_images": len(self.bad),
@@ -66,14 +73,31 @@ class ObjectsEvaluation:
     def per_class(self) -> dict[str, dict[str, float]]:
         """AP of each class that occurs, by kind."""
         return {
-            name: {kind: values[place] for kind, values in self.class_ap.items()}
-            for place, name in enumerate(self.classes)
-            if any(values[place] >= 0 for values in self.class_ap.values())
+            name: {kind: values[index] for kind, values in self.class_ap.items()}
+            for index, name in enumerate(self.classes)
+            if any(values[index] >= 0 for values in self.class_ap.values())
         }
+
+    def summary(self) -> str:
+        """AP and AP50, for people."""
+        return f"AP {_percent(self._main['AP'])}, AP50 {_percent(self._main['AP50'])}"
+
+    def tables(self) -> list[Table]:
+        """All metrics, with a row for boxes and one for masks."""
+        names = {"bbox": "boxes", "segm": "masks"}
+        rows = [[names[kind], *map(_percent, numbers.values())] for kind, numbers in self.numbers.items()]
+        return [(["", *self.numbers["bbox"]], rows)]
+
+    def write(self, out: Path, raw_cells: bool) -> list[Path]:
+        """Write per_class.csv."""
+        kinds = list(self.numbers)
+        rows = [[name, *(f"{by_kind[kind]:.6f}" for kind in kinds)] for name, by_kind in self.per_class().items()]
+        write_csv(out / "per_class.csv", ["class", *(f"{kind}_AP" for kind in kinds)], rows, raw_cells)
+        return [out / "per_class.csv"]
 
 
 def check_tools() -> None:
-    """Raises InputError where faster-coco-eval is missing, without which nothing can be judged."""
+    """Raises InputError if faster-coco-eval is not installed."""
     if find_spec("faster_coco_eval") is None:
         raise InputError("detection and segmentation need faster-coco-eval: pip install 'shvit[coco]'")
 
@@ -81,9 +105,9 @@ def check_tools() -> None:
 def judge(
     classes: tuple[str, ...], truths: Sequence[GroundTruth], found: Sequence[Detections], kind: str
 ) -> tuple[dict[str, float], list[float]]:
-    """COCO's twelve numbers, and the AP of each class, of boxes (`bbox`) or masks (`segm`).
+    """COCO's twelve metrics, and the AP of each class, of boxes (`bbox`) or masks (`segm`).
 
-    An object without mask is no error when masks are judged, whether it is found or not.
+    When masks are evaluated, ground truth without a mask is ignored, like a crowd.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -92,7 +116,7 @@ def judge(
             "images": [
                 {"id": truth.image_id, "height": truth.frame.height, "width": truth.frame.width} for truth in truths
             ],
-            "categories": [{"id": place, "name": name} for place, name in enumerate(classes, 1)],
+            "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
             "annotations": [
                 {"id": number, **row}
                 for number, row in enumerate(
@@ -106,7 +130,7 @@ def judge(
         for truth, one in zip(truths, found, strict=True)
         for row in coco_results(truth.image_id, one, kind == "segm")
     ]
-    if kind == "segm":  # or detections would count as small or large by their boxes, as no published number has it
+    if kind == "segm":  # otherwise the boxes decide whether detections are small or large, unlike in published metrics
         for row in rows:
             del row["bbox"]
     evaluation = COCOeval_faster(known, known.loadRes(rows), kind, print_function=lambda *_: None)  # pyright: ignore
@@ -114,18 +138,18 @@ def judge(
     evaluation.accumulate()
     evaluation.summarize()
     numbers: dict[str, float] = dict(zip(NUMBERS, (float(value) for value in evaluation.stats[:12]), strict=True))
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # of all areas, with 100 detections an image
-    return numbers, [_mean(precision[:, :, place]) for place in range(len(classes))]
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # all areas, 100 detections per image
+    return numbers, [_mean(precision[:, :, index]) for index in range(len(classes))]
 
 
 def coco_results(image_id: int, found: Detections, masks: bool, categories: Sequence[int] | None = None) -> list[dict]:
-    """Rows as COCO wants results: image_id, category_id, bbox (left, top, width, height), score, segmentation.
+    """Rows of COCO's results format: image_id, category_id, bbox (left, top, width, height), score, segmentation.
 
     Args:
-        image_id: As the data names the image.
-        found: In the image.
-        masks: Whether to give segmentations.
-        categories: The id of each class; default: counted from 1.
+        image_id: COCO's id of the image.
+        found: The objects in the image.
+        masks: Whether to include masks.
+        categories: COCO's id of each class. Default: counted from 1.
     """
     corners = found.boxes.double().numpy()
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
@@ -145,7 +169,7 @@ def coco_results(image_id: int, found: Detections, masks: bool, categories: Sequ
 
 
 def encode(mask: np.ndarray) -> RunLengths:
-    """The run-length code of a mask (height, width): plain data, fit for JSON."""
+    """Run-length encode a mask (height, width). The result can be written as JSON."""
     from faster_coco_eval.core import mask as tools
 
     code = tools.encode(np.asfortranarray(mask.astype(np.uint8)))
@@ -153,29 +177,29 @@ def encode(mask: np.ndarray) -> RunLengths:
 
 
 def mask_overlaps(
-    some: Sequence[RunLengths], others: Sequence[RunLengths], places: Sequence[int], matches: Sequence[int]
+    some: Sequence[RunLengths], others: Sequence[RunLengths], indices: Sequence[int], matches: Sequence[int]
 ) -> list[float]:
-    """Intersection over union of pairs of masks."""
+    """IoU of pairs of masks: those at `indices` with those at `matches` among the others."""
     from faster_coco_eval.core import mask
 
     iou: Any = mask.iou
-    pairs = zip(places, matches, strict=True)
-    return [float(iou([some[place]], [others[match]], [False]).item()) for place, match in pairs]
+    pairs = zip(indices, matches, strict=True)
+    return [float(iou([some[index]], [others[match]], [False]).item()) for index, match in pairs]
 
 
 def _annotations(image_id: int, objects: Objects, kind: str) -> list[dict[str, Any]]:
     rows = []
-    for place in range(len(objects)):
-        left, top, right, bottom = (float(value) for value in objects.boxes[place])
+    for index in range(len(objects)):
+        left, top, right, bottom = (float(value) for value in objects.boxes[index])
         row = {
             "image_id": image_id,
-            "category_id": int(objects.labels[place]) + 1,
+            "category_id": int(objects.labels[index]) + 1,
             "bbox": [left, top, right - left, bottom - top],
-            "area": float(objects.areas[place]),
-            "iscrowd": int(objects.crowd[place]),
+            "area": float(objects.areas[index]),
+            "iscrowd": int(objects.crowd[index]),
         }
         if kind == "segm":
-            segment = objects.segments[place]
+            segment = objects.segments[index]
             if segment is None:
                 corners = [left, top, right, top, right, bottom, left, bottom]
                 row |= {"segmentation": [corners], "iscrowd": 1}
@@ -185,6 +209,10 @@ def _annotations(image_id: int, objects: Objects, kind: str) -> list[dict[str, A
                 row["segmentation"] = [points.tolist() for points in segment]
         rows.append(row)
     return rows
+
+
+def _percent(value: float) -> str:
+    return "–" if value < 0 else f"{value:.1%}"
 
 
 def _mean(precision: np.ndarray) -> float:

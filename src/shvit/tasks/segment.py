@@ -9,61 +9,67 @@ from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, p
 
 from ..data.letterbox import Letterbox
 from ..model.mask_rcnn import MASK_SIDE
-from .detect import THRESHOLD, Detect
-from .objects import Detections, RunLengths, encode
+from .base import RunLengths
+from .detect import Detect
+from .objects import THRESHOLD, Detections, encode
 
-REGIONS = 512
+PROPOSALS = 512
+"""Default number of proposals per training image."""
 
 
 class Segment(Detect):
-    """Mask R-CNN's five losses, added up.
+    """The sum of Mask R-CNN's five losses.
 
     Args:
         classes: Names, in the order of the scores.
-        frozen_norms: As of `Detect`.
-        regions: Of each training image, that the second stage learns from.
+        frozen_norms: See `Detect`.
+        proposals: Proposals of each training image that the second stage learns from.
     """
 
     name: ClassVar[str] = "segment"
+    recipe_family: ClassVar[str] = "segment"
     detector: ClassVar[str | None] = "mask_rcnn"
     has_masks: ClassVar[bool] = True
+    min_score: ClassVar[float] = THRESHOLD
     kinds: ClassVar[tuple[str, ...]] = ("bbox", "segm")
-    least_score: ClassVar[float] = THRESHOLD
 
-    def __init__(self, classes: Sequence[str], frozen_norms: str = "none", regions: int = REGIONS) -> None:
+    def __init__(self, classes: Sequence[str], frozen_norms: str = "none", proposals: int = PROPOSALS) -> None:
         super().__init__(classes, frozen_norms)
-        self.regions = regions
+        self.proposals = proposals
 
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Segment":
-        """The task to train: BatchNorms frozen and proposals sampled as the recipe says."""
+        """The task to train, with BatchNorms frozen and proposals sampled as in the recipe."""
         return cls(classes, recipe.frozen_norms, recipe.proposals)
 
     def ready(self, network: Any) -> None:
+        """Freeze BatchNorms of the backbone, and set the number of proposals."""
         super().ready(network)
-        network.learn_from(self.regions)
+        network.learn_from(self.proposals)
 
     def signal(self, outputs: Float[Tensor, "b 100 790"]) -> Float[Tensor, "b 100"]:
-        """The scores, best first: a row need not be the same object in both."""
+        """The sorted scores. The same row can be another object in another version of the network."""
         return outputs[..., 4]
 
-    def _found(self, outputs: Float[Tensor, "100 790"], frame: Letterbox, threshold: float) -> Detections:
+    def _decode_one(self, outputs: Float[Tensor, "100 790"], letterbox: Letterbox, threshold: float) -> Detections:
         outputs = outputs.cpu()
-        boxes = frame.to_image(outputs[:, :4])
+        boxes = letterbox.to_image(outputs[:, :4])
         kept = (outputs[:, 4] >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(1)
         rows = outputs[kept]
-        whole = frame.to_image(rows[:, :4], cut=False)  # what a mask is stretched over
-        masks = _pasted(rows[:, 6:].view(-1, 1, MASK_SIDE, MASK_SIDE), whole, frame)
+        whole = letterbox.to_image(rows[:, :4], cut=False)  # masks fill the box before it is clipped to the image
+        masks = _pasted(rows[:, 6:].view(-1, 1, MASK_SIDE, MASK_SIDE), whole, letterbox)
         return Detections(boxes[kept], rows[:, 4], rows[:, 5].long(), masks)
 
 
-def _pasted(shares: Float[Tensor, "n 1 28 28"], boxes: Float[Tensor, "n 4"], frame: Letterbox) -> list[RunLengths]:
-    """The masks in the whole image: where the shares, stretched over the boxes, are more than a half.
+def _pasted(
+    probabilities: Float[Tensor, "n 1 28 28"], boxes: Float[Tensor, "n 4"], letterbox: Letterbox
+) -> list[RunLengths]:
+    """Masks in the whole image: the pixels with a probability above 0.5, after resizing to the boxes.
 
-    As torchvision does it, but one after another: all at once, those of a large image would take gigabytes.
+    As in torchvision, but one mask at a time, since all masks of a large image at once would take gigabytes.
     """
-    margins, factor = expand_masks(shares, 1)
+    padded, scale = expand_masks(probabilities, 1)
     return [
-        encode((paste_mask_in_image(mask[0], box, frame.height, frame.width) > 0.5).numpy())
-        for mask, box in zip(margins, expand_boxes(boxes, factor).long(), strict=True)
+        encode((paste_mask_in_image(mask[0], box, letterbox.height, letterbox.width) > 0.5).numpy())
+        for mask, box in zip(padded, expand_boxes(boxes, scale).long(), strict=True)
     ]

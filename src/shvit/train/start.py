@@ -12,9 +12,9 @@ from ..data.transforms import COARSEST
 from ..errors import InputError
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.cost import cost
-from ..modelfile import ModelFile, digest_of, need_classifier
+from ..modelfile import ModelFile, digest_of
 from ..pretrained import create_model, default_preprocess, is_published, load_model, onto_detector, transfer
-from ..tasks import kind_of
+from ..tasks import kind_of, need_classifier
 from ..tasks.base import Task
 from .distill import Distill, LogitsCache, Teacher
 from .precision import DTYPES, pick_precision

@@ -1,0 +1,100 @@
+"""The labelled images that a trained model is evaluated on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from ..classnames import match_classes
+from ..data.coco import CocoSource, CocoSplit
+from ..data.identity import TrainedOn, drawn_before
+from ..data.sources import Dataset, Split
+from ..errors import InputError, notice
+from . import Described, task_of
+
+Which = Literal["auto", "train", "val", "all"]
+
+
+class Trained(Protocol):
+    """A model file, an exported file, or the network of a study."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+
+class TrainedTask(Described, Trained, Protocol):
+    """A trained model with its task."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images that a model is evaluated on; see `choose_split`."""
+
+    split: str
+    images: Split | CocoSplit
+    left_out: int = 0
+    """Images of the split that were used in training, and are left out."""
+    trained_on: int = 0
+    """Images that were used in training and are evaluated, since the split was named."""
+
+
+def open_as_trained(data: str | Path, model: TrainedTask) -> Any:
+    """Open a dataset for the model's task. If it has no splits, it is split as for the model's training.
+
+    Raises:
+        InputError: There is no such dataset.
+    """
+    recipe = model.provenance.get("recipe", {})
+    options = {key: recipe[key] for key in ("seed", "val_share") if key in recipe}
+    source = task_of(model).open(data, **options, drawn_by=model.provenance.get("drawn_by", drawn_before(recipe)))
+    for text in source.warnings:
+        notice(text)
+    return source
+
+
+def choose_split(model: Trained, source: Dataset | CocoSource, which: Which = "auto") -> Chosen:
+    """Choose the images to evaluate a model on. A notice states how many of them were used in training.
+
+    Args:
+        model: Its provenance identifies its training images by their content.
+        source: Labelled images.
+        which: `val`, `train` or `all` images. `auto`: the validation images, or all images if the dataset has no splits
+            and the model was not trained on it. `auto` and `val` leave out images that were used in training.
+
+    Raises:
+        InputError: There are no such images, or all of them were used in training.
+    """
+    split, known = which, TrainedOn.recorded(model.provenance)
+    if which == "auto":
+        trained_here = model.provenance.get("data_fingerprint") == source.fingerprint
+        split = "all" if (source.drawn and not trained_here) or not len(source.val) else "val"
+    images = source.whole() if split == "all" else {"train": source.train, "val": source.val}[split]
+    if not (count := len(images)):
+        raise InputError(f"{source.name} has no images in its split {split!r}")
+    if known is None:
+        if which == "auto" and split == "all" and "data_fingerprint" in model.provenance:
+            notice(
+                "The model file does not name its training images, since an earlier version of shvit wrote it. They "
+                f"may be among the {count:,} evaluated images."
+            )
+        return Chosen(split, images)
+    used = known.among(images.images)
+    if not (number := int(used.sum())):
+        return Chosen(split, images)
+    if which in ("train", "all"):
+        notice(f"{number:,} of {count:,} images were used in training")
+        return Chosen(split, images, 0, number)
+    if number == count:
+        raise InputError(
+            f"all {count:,} images of {source.name}, split {split!r}, were used in training this model: evaluate it on "
+            "other images, or use --split all to include these"
+        )
+    notice(f"{number:,} of {count:,} images were used in training and are left out")
+    return Chosen(split, images.subset(np.flatnonzero(~used).tolist()), number)
+
+
+def relabel_for(model: Described, source: Dataset | CocoSource, split: Split | CocoSplit) -> Split | CocoSplit:
+    """The same images, with labels that index the model's classes. Raises InputError as `match_classes`."""
+    return split.relabelled(match_classes(source.classes, model.classes))

@@ -1,0 +1,74 @@
+"""Whether an exported detector finds the same objects as PyTorch."""
+
+from typing import Any
+
+import torch
+from torchvision.ops import box_iou
+
+from .objects import THRESHOLD, Detections, mask_overlaps
+
+SCORE_BOUNDS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 2.5e-1}
+"""Largest difference of a score that rounding explains."""
+SAME_BOX = {"fp32": 0.9, "fp16": 0.9, "bf16": 0.9, "int8": 0.75}
+"""IoU from which two boxes are the same. Also the minimum mean IoU of masks."""
+MATCHED = {"fp32": 0.98, "fp16": 0.9, "bf16": 0.8, "int8": 0.5}
+"""Minimum share of objects that both find. If two boxes of one object have almost the same score, rounding decides
+which is kept. The accuracy floor limits what int8 loses."""
+CERTAIN = 20
+"""Objects per image that are looked up in the other result: the most certain with a score from `THRESHOLD`. If no image
+has such an object, as with an untrained network, lower scores count as well."""
+
+
+def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple[dict[str, Any], str | None]:
+    """Look up the most certain objects of each side among those of the other: class, box, score and mask.
+
+    Args:
+        pairs: For each image, the objects that the file and PyTorch find.
+        precision: Of the file.
+
+    Returns:
+        Numbers for the report; and the difference that is larger than rounding explains, or None.
+    """
+    bound, required, same = SCORE_BOUNDS[precision], MATCHED[precision], SAME_BOX[precision]
+    least = THRESHOLD if any((one.scores >= THRESHOLD).any() for pair in pairs for one in pair) else 0.0
+    wanted, differences, overlaps = 0, [], []
+    for found, expected in pairs:
+        for some, others in ((expected, found), (found, expected)):
+            count = min(CERTAIN, int((some.scores >= least).sum()))
+            indices, matches = match_objects(some, others, count, same)
+            wanted += count
+            differences += (some.scores[indices] - others.scores[matches]).abs().tolist()
+            if some.masks is not None and others.masks is not None:
+                overlaps += mask_overlaps(some.masks, others.masks, indices, matches)
+    share = len(differences) / wanted if wanted else 1.0
+    numbers = {
+        "objects": wanted,
+        "matched": share,
+        "score_difference": max(differences, default=0.0),
+        "mask_overlap": sum(overlaps) / len(overlaps) if overlaps else None,
+        "bound": bound,
+    }
+    fault = None
+    if not least and precision == "int8":
+        pass  # low scores are noise, which int8 changes; the accuracy floor has been checked
+    elif share < required:
+        fault = f"{share:.1%} of its objects match PyTorch's, required is {required:.0%}"
+    elif not numbers["score_difference"] <= bound:
+        fault = f"its scores differ by {numbers['score_difference']:.2g}, allowed is {bound:g}"
+    elif overlaps and numbers["mask_overlap"] < same:
+        fault = f"the mean IoU of its masks with PyTorch's is {numbers['mask_overlap']:.2f}, required is {same}"
+    return numbers, fault
+
+
+def match_objects(some: Detections, others: Detections, count: int, same: float) -> tuple[list[int], list[int]]:
+    """Which of the first `count` objects the others contain, and the indices of those among the others.
+
+    Two objects match if they have the same class and their boxes overlap by an IoU of at least `same`.
+    """
+    if not count or not len(others):
+        return [], []
+    overlaps = box_iou(some.boxes[:count], others.boxes)
+    overlaps[some.labels[:count, None] != others.labels] = 0
+    best, matches = overlaps.max(1)
+    indices = torch.nonzero(best >= same)[:, 0]
+    return indices.tolist(), matches[indices].tolist()
