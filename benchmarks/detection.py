@@ -27,12 +27,12 @@ from shvit.provenance import facts
 
 LEAST_SIDE = 1 / 4
 BY_HEART = [
-    *("--image-size", "128", "--batch-size", "2", "--rate", "1e-4", "--rate-batch", "2", "--frozen-norms", "all"),
+    *("--image-size", "128", "--batch-size", "2", "--lr", "1e-4", "--lr-batch", "2", "--frozen-norms", "all"),
     *("--scale-min", "1", "--scale-max", "1", "--flip", "0", "--color-jitter", "0", "--ema", "0"),
 ]
 EPOCHS = {
     "detect": ["--epochs", "40", "--eval-every", "20"],
-    "segment": ["--epochs", "66", "--eval-every", "33", "--regions", "32"],
+    "segment": ["--epochs", "66", "--eval-every", "33", "--proposals", "32"],
 }
 LEARN = ["--task", "detect", "--image-size", "192", "--epochs", "12", "--eval-every", "12"]
 

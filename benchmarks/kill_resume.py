@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from shvit.bench.report import hardware_name
 from shvit.provenance import facts
-from shvit.train.checkpoint import State
+from shvit.train.checkpoint import Checkpoint
 
 TRAIN = ["--model", "shvit_s1", "--image-size", "64", "--epochs", "4", "--batch-size", "64", "--save-every", "3"]
 FIXED = ["--device", "cpu", "--precision", "fp32", "--compile", "off"]
@@ -84,10 +84,10 @@ def same_runs(one: Path, other: Path) -> bool:
     files = all(
         same(load_file(one / name), load_file(other / name)) for name in ("last.safetensors", "best.safetensors")
     )
-    states = [State.load(folder)[0] for folder in (one, other)]
-    assert all(states)
+    checkpoints = [Checkpoint.load(folder)[0] for folder in (one, other)]
+    assert all(checkpoints)
     return files and all(
-        same(getattr(states[0], part), getattr(states[1], part)) for part in ("model", "ema", "optimizer")
+        same(getattr(checkpoints[0], part), getattr(checkpoints[1], part)) for part in ("model", "ema", "optimizer")
     )
 
 

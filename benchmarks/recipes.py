@@ -25,6 +25,7 @@ from shvit.data.sources import open_source
 from shvit.evaluate import evaluate
 from shvit.modelfile import load
 from shvit.provenance import facts
+from shvit.train.recipe import with_current_names
 
 STUDENT = ["--model", "shvit_s1", "--image-size", "128", "--epochs", "5"]
 SOFT = ["--recipe", "distill", "--distillation", "soft", "--temperature", "2"]
@@ -65,8 +66,8 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def described(path: str) -> dict[str, Any]:
     """A network that others start or learn from: what, and trained how."""
     file = load(path)
-    recipe = file.provenance["recipe"]
-    kept = ("name", "epochs", "image_size", "batch_size", "optimizer", "schedule", "effective_rate", "seed")
+    recipe = with_current_names(file.provenance["recipe"])
+    kept = ("name", "epochs", "image_size", "batch_size", "optimizer", "schedule", "effective_lr", "seed")
     return {
         "model": file.architecture.name,
         "image_size": file.preprocess.image_size,

@@ -41,7 +41,8 @@ from shvit.model.cost import cost
 from shvit.tasks.classify import Classify
 from shvit.train.loop import Trainer
 from shvit.train.recipe import Recipe
-from shvit.train.run import make_recipe, starting_point
+from shvit.train.recipes import make_recipe
+from shvit.train.start import starting_point
 
 
 class Ours:
@@ -72,7 +73,7 @@ class Plain:
     def __init__(self, recipe: Recipe, model: str, batch: Batch, device: str, classes: int) -> None:
         self._model = timm.create_model(model, num_classes=classes).to(device).train()
         self._optimizer = create_optimizer_v2(
-            self._model, recipe.optimizer, lr=recipe.effective_rate, weight_decay=recipe.weight_decay
+            self._model, recipe.optimizer, lr=recipe.effective_lr, weight_decay=recipe.weight_decay
         )
         self._mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
         self._erase = RandomErasing(recipe.random_erasing, mode="pixel", device=device)

@@ -82,9 +82,9 @@ def test_other_kinds_are_never_replaced(tmp_path):
     folder = tmp_path / "m.pt2"
     folder.mkdir()
     (folder / "mine").write_text("x")
-    with pytest.raises(InputError, match=r"m\.pt2 is a folder, and a file is to be written: give another --out"):
+    with pytest.raises(InputError, match=r"m\.pt2 is a folder, but the export is a file: give another --out"):
         place(write_file(tmp_path / "new", "new"), folder)
     assert (folder / "mine").read_text() == "x"
     (tmp_path / "m.mlpackage").write_text("x")
-    with pytest.raises(InputError, match=r"m\.mlpackage is a file, and a folder is to be written"):
+    with pytest.raises(InputError, match=r"m\.mlpackage is a file, but the export is a folder: give another --out"):
         place(write_package(tmp_path / "more", "new"), tmp_path / "m.mlpackage")

@@ -1,4 +1,4 @@
-"""Where a result comes from."""
+"""Provenance: instruction sets of the processor."""
 
 import platform
 

@@ -14,7 +14,7 @@ from .data.identity import TrainedOn
 from .data.loader import Batch, Loader, worker_death_as_failure
 from .data.sources import Dataset
 from .data.transforms import Decoded, Normalize, Preprocess, eval_transform
-from .errors import InputError
+from .errors import InputError, check_at_least
 from .evaluate import evaluate
 from .model.architecture import Model
 from .model.cost import cost
@@ -73,8 +73,7 @@ def calibrate_bn(
             training images, or classes that the model does not know.
     """
     need_classifier(model_file, "calibrate-bn")
-    if images < MIN_BATCH or batch_size < MIN_BATCH:
-        raise InputError(f"images and batch size must be at least {MIN_BATCH}, got {images} and {batch_size}")
+    check_at_least(MIN_BATCH, images=images, batch_size=batch_size)
     if not len(source.train):
         raise InputError(f"{source.name} has no training images to measure statistics on")
     picked = engines.pick_device(device)

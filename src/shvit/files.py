@@ -1,4 +1,4 @@
-"""Safe file access: bounded reads of regular files, atomic writes, locks, and CSV tables."""
+"""File access: bounded reads of regular files, atomic writes, locks, and CSV and JSON files."""
 
 import csv
 import errno
@@ -17,55 +17,55 @@ from filelock import FileLock, Timeout
 from .errors import Failure, InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""What the system says where a file cannot grow: the disk is full, or a quota or a limit is reached."""
+"""Error numbers of a file that cannot grow: the disk is full, or a quota or limit is reached."""
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-"""How a cell begins that spreadsheets take for a formula, however often it was quoted."""
+"""Start of a cell that a spreadsheet would run as a formula, however often the cell was quoted."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
-"""No danger in a spreadsheet, whatever its sign."""
+"""A number, which is harmless in a spreadsheet even with a sign."""
 
 MAX_TEXT = 1 << 32
-"""Bytes of the largest JSON and CSV files that are read."""
+"""Size limit of JSON and CSV files in bytes. Larger ones are not read."""
 
 
 def check_regular(path: Path) -> int:
-    """Size in bytes. Raises OSError for anything but a regular file: a pipe may block and a device may have no end."""
+    """Size in bytes. Raises OSError unless the file is regular: a pipe may block and a device may have no end."""
     if not path.is_file() and path.exists():
         raise OSError(errno.EINVAL, "not a regular file")
     return path.stat().st_size
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """The content of a regular file. Raises OSError for another one, and for one of more bytes than `most`."""
+    """Content of a regular file. Raises OSError for other files, and for files larger than `most` bytes."""
     if (size := check_regular(path)) > most:
         raise OSError(errno.EFBIG, f"its {size:,} bytes are more than the limit of {most:,}")
     return path.read_bytes()
 
 
 def read_json(path: Path) -> Any:
-    """The document in a regular file.
+    """The document in a JSON file.
 
     Raises:
-        OSError: As `read_regular`.
-        ValueError: It is not JSON, or nested too deeply.
+        OSError: The file is not regular or is too large.
+        ValueError: The content is not JSON, or is nested too deeply.
     """
     check_regular(path)
     with path.open("rb") as file:
         if file.read(1 << 10).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
-            raise ValueError("it begins with neither { nor [, as JSON does")
+            raise ValueError("not JSON: the file does not begin with { or [")
     try:
         return json.loads(read_regular(path, MAX_TEXT))
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("the JSON is nested too deeply") from None
     except MemoryError:
-        raise OSError(errno.ENOMEM, "there is not enough memory for it") from None
+        raise OSError(errno.ENOMEM, "not enough memory to read it") from None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes that place, on disk, when the block ends well.
+    """Write a file atomically: yield a temporary path, then flush that file to disk and move it to `path`.
 
     Raises:
-        Failure: There is no space left.
+        Failure: No space is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -80,11 +80,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Inside, a full disk is a Failure of one line that names `path`, whatever the library that writes makes of it.
+    """Turn any error that a full disk causes into a `Failure` that names `path`.
 
     Args:
-        path: What is written.
-        temporary: Where it is written to; default: `path`.
+        path: The file that is written.
+        temporary: The file that grows; default: `path`.
     """
     try:
         yield
@@ -97,7 +97,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _no_space(error: Exception, path: Path) -> str:
-    """Not empty where the file cannot grow. Libraries in C++ raise what says nothing, so it is tried."""
+    """A reason if the file cannot grow, otherwise empty. C++ libraries do not say why they failed, so try a write."""
     if isinstance(error, OSError) and error.errno is not None:
         return f" ({os.strerror(error.errno)})" if error.errno in FULL else ""
     try:
@@ -111,7 +111,7 @@ def _no_space(error: Exception, path: Path) -> str:
 
 @contextmanager
 def in_utf8(path: Path) -> Iterator[Path]:
-    """A path to the file for libraries that take only names in UTF-8: `path`, or that of the open file."""
+    """A path for libraries that accept only UTF-8 names: `path`, or the path of its file descriptor."""
     if escaped(str(path)) == str(path):
         yield path
         return
@@ -121,10 +121,10 @@ def in_utf8(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, otherwise: str) -> Iterator[None]:
-    """Inside, this process alone holds the lock `path`, a file. It is released however the process ends.
+    """Hold the lock file `path` inside the block. The lock is released however the process ends.
 
     Raises:
-        InputError: Another process holds it; the message is `otherwise`.
+        InputError: Another process holds the lock; the message is `otherwise`.
     """
     lock = FileLock(path)
     try:
@@ -139,16 +139,19 @@ def locked(path: Path, otherwise: str) -> Iterator[None]:
 
 
 def place(export: Path, target: Path) -> None:
-    """Move a finished export, and the files that lie beside it, from its temporary folder to where it belongs.
+    """Move a finished export, and the other files in its temporary folder, to `target`.
 
     A crash never leaves a partial export: all files are on disk before any is moved. For `.xml` and `.bin`, the old
     `.xml` is removed first and the new one is moved last, because readers start at the `.xml`. A folder cannot replace
     another in one step: the old one is renamed to `.NAME.old` and removed once the new one is in place.
 
     Raises:
-        InputError: A folder is where a file is to be written, or the reverse.
+        InputError: The target is a folder and the export a file, or the reverse.
     """
-    check_kind(target, export.is_dir())
+    folder = export.is_dir()
+    if target.exists() and target.is_dir() != folder:
+        there, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise InputError(f"{target} is a {there}, but the export is a {wanted}: give another --out")
     beside = [part for part in export.parent.iterdir() if part != export]
     aside = target.with_name(f".{target.name}.old")
     for part in export.parent.rglob("*"):
@@ -166,15 +169,8 @@ def place(export: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def check_kind(target: Path, folder: bool) -> None:
-    """Raises InputError where a folder is in the place of a file, or a file in that of a folder."""
-    if target.exists() and target.is_dir() != folder:
-        there, wanted = ("file", "folder") if folder else ("folder", "file")
-        raise InputError(f"{target} is a {there}, and a {wanted} is to be written: give another --out")
-
-
 def _sync(path: Path) -> None:
-    """The file, or the list of what is in the folder, is on disk."""
+    """Flush a file, or the list of files in a folder, to disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows, which cannot
         return
     number = os.open(path, os.O_RDONLY)
@@ -185,36 +181,36 @@ def _sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what `replacing` left behind in this folder, in processes that were killed."""
+    """Remove the temporary files that `replacing` left in this folder when a process was killed."""
     for path in folder.iterdir():
         if re.fullmatch(r"\..+\.\d+", path.name):
             path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, document: Any, indent: int | None = 2) -> None:
-    """Write a JSON document in UTF-8, atomically.
+    """Write a JSON file atomically.
 
     Raises:
-        Failure: There is no space left.
+        Failure: No space is left.
     """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(document, indent=indent) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], raw: bool = False) -> None:
-    """A table in UTF-8, whatever the system's own encoding; see `to_cell`.
+    """Write a table in UTF-8, whatever the system's encoding. `to_cell` explains `raw`.
 
     Raises:
-        Failure: There is no space left.
+        Failure: No space is left.
     """
     with writing(path), path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([to_cell(cell, raw) for cell in row] for row in (header, *rows))
 
 
 def to_cell(value: Any, raw: bool = False) -> Any:
-    """What a CSV holds for a value: text is escaped and, unless `raw`, quoted where a spreadsheet would run it.
+    """The CSV cell for a value. Text is escaped and, unless `raw`, quoted where a spreadsheet would run it.
 
-    A `'` in front makes text of a formula. `from_cell` is the inverse.
+    A leading `'` turns a formula into text. `from_cell` is the inverse.
     """
     if not isinstance(value, str):
         return value
@@ -223,40 +219,43 @@ def to_cell(value: Any, raw: bool = False) -> Any:
 
 
 def from_cell(cell: str) -> str:
-    """The text that `to_cell` made a cell of."""
+    """The text that `to_cell` turned into this cell."""
     return unescaped(cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell)
 
 
 def escaped(text: str) -> str:
-    r"""Text that UTF-8 can hold: a byte of a file name that is not UTF-8, which Python reads as a surrogate, as \udcff.
+    r"""Text that UTF-8 can encode: a byte of a file name that is not UTF-8, a surrogate in Python, becomes \udcff.
 
-    A name that has these characters itself gets a second backslash in front. `unescaped` is the inverse.
+    If the name itself contains these characters, a second backslash is added. `unescaped` is the inverse.
     """
     return re.sub(
         r"(\\*)([\ud800-\udfff])|(\\+)(?=ud[89a-f][0-9a-f]{2})",
-        lambda found: 2 * found[3] if found[3] else f"{2 * found[1]}\\u{ord(found[2]):04x}",
+        lambda match: 2 * match[3] if match[3] else f"{2 * match[1]}\\u{ord(match[2]):04x}",
         text,
     )
 
 
 def unescaped(text: str) -> str:
-    """The text that `escaped` was given."""
+    """The text that was given to `escaped`."""
 
-    def restored(found: re.Match[str]) -> str:
-        half, odd = divmod(len(found[1]), 2)
-        return half * "\\" + (chr(int(found[2], 16)) if odd else f"u{found[2]}")
+    def restored(match: re.Match[str]) -> str:
+        half, odd = divmod(len(match[1]), 2)
+        return half * "\\" + (chr(int(match[2], 16)) if odd else f"u{match[2]}")
 
     return re.sub(r"(\\+)u(d[89a-f][0-9a-f]{2})", restored, text)
 
 
 def check_folder(path: Path, flag: str = "--out", new: bool = False, otherwise: str = "") -> None:
-    """Refuses, before any work, an output folder that is a file or, where it must be `new`, holds something.
+    """Check an output folder before any work.
 
     Args:
-        path: The folder.
-        flag: That gave it.
+        path: The folder. It need not exist.
+        flag: The flag that gave it, for the message.
         new: Whether it must be empty.
-        otherwise: Appended to the error message: what else the user can do.
+        otherwise: Text to append to the message: what else the user can do.
+
+    Raises:
+        InputError: The path is a file or, with `new`, a folder that is not empty.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: {flag} must be a folder")

@@ -13,7 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from .data.transforms import Preprocess
-from .errors import InputError
+from .errors import InputError, one_line
 from .files import in_utf8, replacing
 from .header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
 from .model.architecture import Architecture, Model
@@ -113,7 +113,7 @@ def load(path: str | Path) -> ModelFile:
     try:
         return _read(parsed(metadata[HEADER_KEY]), weights)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ModelFileError(f"{path} is not usable: {reason}") from None
 
 

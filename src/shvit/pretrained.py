@@ -13,7 +13,7 @@ from torch import nn
 from . import engines
 from .data.transforms import INTERPOLATIONS, Preprocess
 from .engines import Exported, Runnable
-from .errors import InputError
+from .errors import InputError, one_line
 from .model.architecture import TIMM_PREFIX, Architecture, Model, is_network, variant_config
 from .model.config import VARIANTS
 from .model.official_names import from_official
@@ -200,8 +200,8 @@ def _timm_features(
     try:
         timm.create_model(base, features_only=True, in_chans=channels, **options)
     except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"timm has no such maps of {name}: {reason}") from None
+        reason = one_line(error, first=True)
+        raise InputError(f"timm offers no such maps of {name}: {reason}") from None
     with _fetched(name):
         return timm.create_model(base, pretrained, features_only=True, in_chans=channels, **options)
 
@@ -302,7 +302,7 @@ def _published(name: str) -> ModelFile:
     try:
         model.load_state_dict(from_timm(load_weights(path)))
     except (SafetensorError, ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ModelFileError(f"{path} does not hold the published weights of {name}: {reason}") from None
     return ModelFile(
         model.eval(),
@@ -379,8 +379,8 @@ def _quiet_hub() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    name, reason = type(error).__name__, one_line(error, first=True)
+    return name if reason == name else f"{name}: {reason}"
 
 
 def _head_prefixes(model: Model) -> tuple[str, ...]:

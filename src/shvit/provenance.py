@@ -1,4 +1,4 @@
-"""Where and with what something was made: versions, commit, machine."""
+"""Provenance of results and files: versions, commit, machine."""
 
 import os
 import platform
@@ -23,11 +23,11 @@ INSTRUCTIONS = {
     "dotprod": {"asimddp"},
     "i8mm": {"i8mm"},
 }
-"""What decides a processor's speed where its name does not tell; and how Linux writes it."""
+"""Instruction sets that decide a processor's speed, with their names in /proc/cpuinfo."""
 
 
 def facts() -> dict[str, Any]:
-    """Versions, the commit of this code where it runs from a checkout, machine, command and date."""
+    """Versions, commit (in a checkout), machine, command and date."""
     return {
         "versions": {"python": platform.python_version(), **versions()},
         "commit": commit(),
@@ -43,16 +43,16 @@ def facts() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of the libraries that its results depend on, as far as they are installed."""
-    found = {}
+    """Versions of this package and of the installed libraries that affect its results."""
+    installed = {}
     for name in PACKAGES + ENGINES:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def commit() -> str | None:
-    """The commit that this file is part of, with `-dirty` where files were changed; None outside a checkout."""
+    """The commit of the checkout, with `-dirty` if files were changed. None outside a checkout."""
     here = Path(__file__)
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
@@ -60,18 +60,18 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """The name of the processor."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def instructions() -> list[str]:
-    """Those of `INSTRUCTIONS` that the processor has; none where the system does not tell, as only Linux does."""
+    """The processor's instruction sets, of those in `INSTRUCTIONS`. Empty except on Linux."""
     has = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return [name for name, flags in INSTRUCTIONS.items() if has & flags]
 
 
 def _cpuinfo(entry: str) -> str:
-    """What Linux says of the first core; empty where it says nothing."""
+    """The value of an entry of /proc/cpuinfo for the first core. Empty if there is none."""
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else ():
         name, _, value = line.partition(":")

@@ -63,8 +63,8 @@ def test_an_engine_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
     [
         (SpeedOptions(("onnx", "abacus")), 32, "there is no such engine"),
         (SpeedOptions(("onnx",), ("fp4",)), 32, "cannot run in 'fp4'"),
-        (SpeedOptions(batch_sizes=(0,)), 32, "--batch-size must be at least 1, got 0"),
-        (SpeedOptions(rounds=0), 32, "--rounds must be at least 1, got 0"),
+        (SpeedOptions(batch_sizes=(0,)), 32, "batch_size must be at least 1, got 0"),
+        (SpeedOptions(rounds=0), 32, "rounds must be at least 1, got 0"),
         (SpeedOptions(), 16, "32 to 8192 pixels"),
     ],
 )

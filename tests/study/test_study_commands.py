@@ -96,7 +96,7 @@ def test_redundancy_of_ones_own_network(run, folder, tmp_path):
         (["redundancy", "{own}:make", "{folder}", "--queries", "1.5,0"], "--queries must be points X,Y"),
         (["redundancy", "{own}:make", "{folder}", "--images", "0"], "images must be at least 1, got 0"),
         (["redundancy", "{own}:make", "{folder}", "--device", "abacus"], "abacus"),
-        (["redundancy", "{own}:make", "{folder}", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["redundancy", "{own}:make", "{folder}", "--threads", "0"], "threads must be at least 1, got 0"),
         (["redundancy", "{own}:make", "{folder}", "--pictures", "no.png"], "no.png"),
         (["redundancy", "{own}:make", "no/such/data"], "no/such/data"),
         (["redundancy", "{own}:wrong", "{folder}"], "must return (network, layers, classes, preprocess), got Linear"),
@@ -108,11 +108,11 @@ def test_redundancy_of_ones_own_network(run, folder, tmp_path):
         (["ablation", "--seeds", "0", "--train", "{folder}"], "seeds must be at least 1, got 0"),
         (["ablation", "--seeds", "2", "--epochs", "3"], "--epochs and --seeds have no effect without --train DATA"),
         (["macro", "--train", "no/such/data"], "no/such/data"),
-        (["breakdown", "shvit_s1", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["breakdown", "shvit_s1", "--threads", "0"], "threads must be at least 1, got 0"),
         (["breakdown", "shvit_s1", "--engine", "executorch"], "it has no profiler"),
         (["breakdown", "shvit_s1", "--batch-size", "0"], "batch_size must be at least 1, got 0"),
         (["breakdown", "shvit_s9"], "did you mean"),
-        (["resolution", "shvit_s1", "--image-size", "8"], "--image-size must be at least 32, got 8"),
+        (["resolution", "shvit_s1", "--image-size", "8"], "image_size must be at least 32, got 8"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -139,7 +139,7 @@ def test_designs_trained_and_timed(run, folder, tmp_path, monkeypatch):
         assert row["mean_top1"] == shvit.load(weights / "best.safetensors").metrics["top1"]
     code, _, err = run("designs", *flags, "--train", folder, "--epochs", 2, "--workers", 0, "--out", tmp_path / "out")
     assert code == 2, err
-    assert "was begun with epochs 1, not 2; a new run needs another --out" in err
+    assert "began with epochs 1, not 2: choose another --out for a new run" in err
     assert json.loads((tmp_path / "out" / "study.json").read_text())["rows"] == document["rows"]
     assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {
         "costs.csv", "speed.csv", "stages_onnx.csv", "accuracy.csv"

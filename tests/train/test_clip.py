@@ -1,4 +1,4 @@
-"""Clipping as timm has it."""
+"""Adaptive gradient clipping, compared with timm."""
 
 import copy
 
@@ -11,7 +11,7 @@ from shvit.train.clip import clip_adaptively
 
 
 @pytest.mark.parametrize("share", [0.005, 0.02, 1000.0])
-def test_gradients_are_those_of_timm(share):
+def test_gradients_match_timm(share):
     ours = tiny_architecture().build()
     for parameter in ours.parameters():
         parameter.grad = torch.randn_like(parameter) * torch.rand(()) * 0.1
@@ -27,7 +27,7 @@ def test_gradients_are_those_of_timm(share):
     assert any(changed) == (share < 1)
 
 
-def test_parameters_without_gradients_are_left_alone():
+def test_parameters_without_gradients_do_not_change():
     network = tiny_architecture().build()
     clip_adaptively(network.parameters(), 0.01)
     assert all(parameter.grad is None for parameter in network.parameters())

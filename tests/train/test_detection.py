@@ -40,7 +40,7 @@ JUDGED = 4
 
 
 def squares(root, images: int = 8):
-    """Pictures of a bright or a dark square on grey, as a COCO folder; the first four are for validation, too."""
+    """A COCO folder of images with a bright or dark square on grey. The first four are also the validation split."""
     rows, annotations = [], []
     generator = np.random.default_rng(0)
     (root / "annotations").mkdir(parents=True)
@@ -66,7 +66,7 @@ def squares(root, images: int = 8):
         rows.append({"id": number, "file_name": f"{number:06}.png", "height": 64, "width": 64})
         for split in ("train2017", "val2017")[: 1 + (number < JUDGED)]:
             (root / split).mkdir(exist_ok=True)
-            level = 6 if split == "train2017" else 1  # other bytes, so that they are not left out as training images
+            level = 6 if split == "train2017" else 1  # different bytes, so that they are not removed as duplicates
             Image.fromarray(pixels).save(root / split / f"{number:06}.png", compress_level=level)
     document = {
         "images": rows,
@@ -81,7 +81,7 @@ def squares(root, images: int = 8):
 
 @pytest.fixture
 def start(tmp_path):
-    """A small classifier to begin with."""
+    """A small classifier to start from."""
     shvit.save(ModelFile(tiny_architecture(5).build(), tuple("abcde"), Preprocess(32)), tmp_path / "start.safetensors")
     return str(tmp_path / "start.safetensors")
 
@@ -98,11 +98,11 @@ def begin(data, start, out, task="detect", workers=0, resume=False, **settings):
 @pytest.mark.slow
 @pytest.mark.drawn
 @pytest.mark.parametrize(("task", "kind", "epochs"), [("detect", "bbox", 8), ("segment", "segm", 4)])
-def test_it_finds_what_it_learnt(run, tmp_path, task, kind, epochs, start):
+def test_it_learns_to_find_objects(run, tmp_path, task, kind, epochs, start):
     data, out = squares(tmp_path / "data", 64), tmp_path / "run"
     settings = ["--epochs", epochs, "--image-size", 64, "--batch-size", 4, "--lr", 1e-3, "--lr-batch", 4]
     settings += ["--scale-min", 1, "--scale-max", 1, "--color-jitter", 0, "--ema", 0, "--workers", 0, "--device", "cpu"]
-    exact = ["--precision", "fp32"]  # or processors with bf16 use it
+    exact = ["--precision", "fp32"]  # the default depends on the processor
     settings += ["--proposals", 16] if task == "segment" else []
     begun = run("train", data, "--task", task, "--model", start, "--out", out, *settings, *exact, "--json")
     code, printed, errors = begun
@@ -130,7 +130,7 @@ def test_it_finds_what_it_learnt(run, tmp_path, task, kind, epochs, start):
     found = known.loadRes(str(tmp_path / "found.json"))
     assert {row["category_id"] for row in found.anns.values()} == {3, 9}
     assert {row["image_id"] for row in found.anns.values()} == set(range(JUDGED))
-    # ids that no file name tells
+    # ids that do not follow from the file names
     document = json.loads((data / "annotations" / "instances_val2017.json").read_text())
     for row in document["images"]:
         row["id"] = 100 - row["id"]
@@ -185,7 +185,7 @@ def test_it_finds_what_it_learnt(run, tmp_path, task, kind, epochs, start):
         ("segment", ["bbox", "segm"], {"epochs": 45, "eval_every": 45, "image_size": 64, "lr": 3e-4, "proposals": 16}),
     ],
 )
-def test_two_images_are_learnt_by_heart(tmp_path, task, kinds, settings):
+def test_two_images_are_overfit(tmp_path, task, kinds, settings):
     data = squares(tmp_path / "data", 2)
     plain = {"lr_batch": 2, "ema": 0.0, "scale_min": 1.0, "scale_max": 1.0, "flip": 0.0, "color_jitter": 0.0}
     result = begin(data, "shvit_s1", tmp_path / "run", task, **settings, **plain)
@@ -214,7 +214,7 @@ def test_tables_of_objects(run, start, tmp_path):
 def test_a_resumed_run_ends_with_the_same_weights(start, tmp_path, monkeypatch, task, workers):
     data = squares(tmp_path / "data", 6)
     nothing = ObjectsEvaluation(("bright", "dark"), {"bbox": {"AP": 0.0, "AP50": 0.0}}, {"bbox": [0.0, 0.0]}, 1)
-    monkeypatch.setattr(Detect, "evaluate", lambda *_: nothing)  # which takes most of the time of so short a run
+    monkeypatch.setattr(Detect, "evaluate", lambda *_: nothing)  # the slowest part of such a short run
     few = {"proposals": 8} if task == "segment" else {}
     begin(data, start, tmp_path / "whole", task, workers, **few)
     step, taken = Trainer.train_step, []
@@ -233,7 +233,7 @@ def test_a_resumed_run_ends_with_the_same_weights(start, tmp_path, monkeypatch, 
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_a_run_of_before_a_setting_was_there_is_gone_on_with(start, tmp_path):
+def test_a_run_from_before_a_setting_existed_is_resumed(start, tmp_path):
     data = squares(tmp_path / "data", 2)
     begin(data, start, tmp_path / "run", epochs=1)
     path = tmp_path / "run" / "recipe.json"
@@ -241,15 +241,17 @@ def test_a_run_of_before_a_setting_was_there_is_gone_on_with(start, tmp_path):
     del record["recipe"]["eval_every"]
     path.write_text(json.dumps(record))
     train(TrainRequest(data, out=tmp_path / "run", resume=True, device="cpu", workers=0, settings={"eval_every": 1}))
-    with pytest.raises(shvit.InputError, match="was begun with eval_every 1, not 2"):
+    with pytest.raises(shvit.InputError, match="began with eval_every 1, not 2"):
         train(
             TrainRequest(data, out=tmp_path / "run", resume=True, device="cpu", workers=0, settings={"eval_every": 2})
         )
 
 
-def test_fresh_norms_are_not_frozen(tmp_path):
+def test_new_norms_cannot_be_frozen(tmp_path):
     data = squares(tmp_path / "data", 4)
-    with pytest.raises(shvit.InputError, match=r"frozen_norms statistics keeps .* shvit_s1 are fresh"):
+    with pytest.raises(
+        shvit.InputError, match="frozen_norms statistics needs trained BatchNorms, and shvit_s1 has none"
+    ):
         train(
             TrainRequest(
                 data, out=tmp_path / "run", model="shvit_s1", recipe="coco_1x", task="detect", device="cpu", workers=0
@@ -276,7 +278,7 @@ def test_norms_stay_frozen(start, tmp_path, frozen):
 
 @pytest.mark.parametrize("task", ["detect", "segment"])
 def test_the_authors_settings(start, tmp_path, task):
-    """As their configuration has them; the file that is written says so, and runs."""
+    """The settings of their configuration; the model file records them and can be used."""
     data, out = squares(tmp_path / "data", 4), tmp_path / "run"
     few = {"epochs": 1, "batch_size": 2, "image_size": 64, "precision": "fp32", "shorter_side": False}
     train(TrainRequest(data, out=out, model=start, recipe="coco_1x", task=task, device="cpu", workers=0, settings=few))
@@ -290,7 +292,7 @@ def test_the_authors_settings(start, tmp_path, task):
     with torch.no_grad():
         for one, two in zip(folded.features(images), model_file.model.eval().features(images), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-    with pytest.raises(shvit.InputError, match="is a detector of layout paper, and recipe small has torchvision"):
+    with pytest.raises(shvit.InputError, match="is a detector of layout paper, but recipe small has torchvision"):
         train(
             TrainRequest(
                 data,
@@ -332,7 +334,7 @@ def test_two_crowded_and_bad_data_do_not_stop_it(run, start, tmp_path):
         (["--task", "detect", "--scale-min", "2"], "scale_max must lie between 2 and 10"),
     ],
 )
-def test_what_is_refused(run, tmp_path, flags, reason):
+def test_invalid_requests(run, tmp_path, flags, reason):
     code, _, errors = run("train", write_coco(tmp_path / "data"), "--out", tmp_path / "run", *flags)
     assert code == 2
     assert reason in errors
@@ -370,7 +372,7 @@ def test_classes_are_found_by_name(start, tmp_path):
 
 
 def without(part, tmp_path, split="val2017"):
-    """A data set one of whose splits lacks a part."""
+    """A dataset with an incomplete split."""
     data = squares(tmp_path / "data", 4)
     path = data / "annotations" / f"instances_{split}.json"
     document = json.loads(path.read_text())
@@ -386,7 +388,7 @@ def without(part, tmp_path, split="val2017"):
         ("segment", "masks", "no validation image has a mask"),
     ],
 )
-def test_what_cannot_be_judged_is_refused(run, tmp_path, task, part, reason):
+def test_splits_that_cannot_be_evaluated(run, tmp_path, task, part, reason):
     code, _, errors = run("train", without(part, tmp_path), "--task", task, "--out", tmp_path / "run")
     assert (code, reason in errors) == (2, True)
 
@@ -400,7 +402,7 @@ def test_shorter_sides_go_through_all_verbs(run, start, tmp_path):
     assert run("predict", best, data / "val2017")[0] == 0
     model, picture = shvit.load(best), data / "val2017" / "000000.png"
     predictor = shvit.Predictor(model, "torch", "fp32", "cpu", threshold=0.0)
-    wide = np.asarray(Image.open(picture))[:20]  # together with the other, it gets margins as in evaluation
+    wide = np.asarray(Image.open(picture))[:20]  # batched with the other image, it is padded as in evaluation
     for pictures in ([picture], [picture, wide], [picture, "missing.png", wide]):
         canvas = stack([read_whole(one, model.preprocess)[0] for one in pictures if not isinstance(one, str)])
         expected = predictor.engine(canvas)[:, :, 4:].flatten(1).max(1).values
@@ -430,6 +432,6 @@ def test_recipes():
     few = fit(small(), 16)
     assert few.batch_size == 4
     assert few.effective_lr == pytest.approx(small().effective_lr / 2)
-    for batch, share in ((4, 1 / 2), (64, 2)):  # named or chosen, a batch has its own rate
+    for batch, share in ((4, 1 / 2), (64, 2)):  # the learning rate follows the batch size
         named = fit(replace(small(), batch_size=batch), 10_000, frozenset({"batch_size"}))
         assert named.effective_lr == pytest.approx(share * small().effective_lr)

@@ -1,4 +1,4 @@
-"""Several processes train what one would: the same images a step, each validation image once, one folder."""
+"""Distributed training: the same images per step as one process, each validation image once, one folder."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_repeated_images_are_different_copies_on_different_processes():
         assert len({index for _, index, _ in keys[rank]}) == len(keys[rank])
 
 
-def test_views_come_round_again_and_orders_do_not():
+def test_views_repeat_and_orders_do_not():
     sampler = EpochSampler(split_of(10), 5, shuffle=True, views=2)
     epochs = []
     for sampler.epoch in range(4):
@@ -88,14 +88,14 @@ def test_images_of_few_shards_are_together(monkeypatch):
     assert orders[0][0] != sorted(orders[0][0])
 
 
-def test_a_world_of_one_is_as_none():
-    world = ProcessGroup()
-    assert world.sum(1.5, True) == [1.5, 1]
-    assert world.gather("x") == ["x"]
-    assert world.first(lambda: 3) == 3
-    assert world.device("cuda") == "cuda"
-    assert world.device("cuda:3") == "cuda:3"
-    assert not world.has_begun("run")
+def test_a_group_of_one_process():
+    group = ProcessGroup()
+    assert group.sum(1.5, True) == [1.5, 1]
+    assert group.gather("x") == ["x"]
+    assert group.on_main(lambda: 3) == 3
+    assert group.device("cuda") == "cuda"
+    assert group.device("cuda:3") == "cuda:3"
+    assert not group.has_begun("run")
 
 
 WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -103,16 +103,16 @@ WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "loca
 
 @pytest.fixture
 def environment_of(monkeypatch):
-    """The world of an environment that has these variables alone."""
+    """The process group of an environment with these variables only."""
 
-    def world(variables):
+    def group(variables):
         for name in WHOLE:
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         return ProcessGroup.from_environment()
 
-    return world
+    return group
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def environment_of(monkeypatch):
     ],
     ids=str,
 )
-def test_an_environment_of_one_process_is_none(environment_of, variables):
+def test_an_environment_of_one_process(environment_of, variables):
     assert environment_of(variables) == ProcessGroup()
 
 
@@ -142,8 +142,8 @@ def test_an_environment_of_several_processes(environment_of):
         ({"RANK": "", "WORLD_SIZE": "2"}, "has WORLD_SIZE, .* but not RANK, LOCAL_RANK"),
         ({"LOCAL_RANK": "0"}, "has LOCAL_RANK, .* but not RANK, WORLD_SIZE"),
         ({**WHOLE, "LOCAL_RANK": ""}, "but not LOCAL_RANK: start"),
-        ({**WHOLE, "RANK": "2"}, "RANK 2 in the environment must be below WORLD_SIZE, which is 2"),
-        ({**WHOLE, "LOCAL_RANK": "2"}, "LOCAL_RANK 2 .* below WORLD_SIZE"),
+        ({**WHOLE, "RANK": "2"}, "RANK 2 in the environment must be less than WORLD_SIZE 2"),
+        ({**WHOLE, "LOCAL_RANK": "2"}, "LOCAL_RANK 2 .* less than WORLD_SIZE"),
         (
             {**WHOLE, "WORLD_SIZE": "two"},
             "WORLD_SIZE in the environment must be a whole number of at least 1, got 'two'",
@@ -162,17 +162,19 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert ProcessGroup(rank=3, size=8, local_rank=1).device("cuda") == "cuda:1"
     assert ProcessGroup(rank=3, size=8, local_rank=1).device("cpu") == "cpu"
-    with pytest.raises(shvit.InputError, match="more processes than the 4 GPUs here: --nproc-per-node 4"):
+    with pytest.raises(
+        shvit.InputError, match="more processes than the 4 GPUs of this machine: use --nproc-per-node 4"
+    ):
         ProcessGroup(rank=4, size=8, local_rank=4).device("cuda")
-    with pytest.raises(shvit.InputError, match="device cuda:0 is one GPU for 8 processes"):
+    with pytest.raises(shvit.InputError, match="device cuda:0 is a single GPU for 8 processes"):
         ProcessGroup(rank=4, size=8, local_rank=1).device("cuda:0")
 
 
 @pytest.mark.parametrize(
     ("settings", "processes", "reason"),
     [
-        ({"batch_size": 10}, 4, "batch_size 10 cannot be divided among 4 processes in 1 pieces each: .* multiple of 4"),
-        ({"batch_size": 12, "accumulate": 2, "mixup": 0.1}, 2, "must be even, got 3 for each process and piece"),
+        ({"batch_size": 10}, 4, "batch_size must be a multiple of 4 .4 processes x accumulate 1., got 10"),
+        ({"batch_size": 12, "accumulate": 2, "mixup": 0.1}, 2, "must be even, got 3 per process and piece"),
     ],
 )
 def test_batches_that_cannot_be_shared(settings, processes, reason):
@@ -195,7 +197,7 @@ def start(tmp_path):
 
 @pytest.fixture
 def train(folder, start, begin):
-    """Begins `shvit train` in a process, one thread each."""
+    """Starts `shvit train` in a process with one thread."""
 
     def train(out, *flags, launcher=(), length=SHORT):
         command = ["-m", "shvit", "train", str(folder), "--model", str(start), "--out", str(out), *FLAGS, *length]
@@ -207,7 +209,7 @@ def train(folder, start, begin):
 
 @pytest.fixture
 def torchrun(train):
-    """Begins it in two processes."""
+    """Starts it in two processes."""
 
     def torchrun(*args, restarts=0, **options):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -218,7 +220,7 @@ def torchrun(train):
 
 @pytest.mark.slow
 def test_two_processes_lose_one_and_end_with_the_same_weights(folder, torchrun, tmp_path):
-    write_pictures(folder / "val" / "light", 190, 1, first=300)  # 13 images: one process has more than the other
+    write_pictures(folder / "val" / "light", 190, 1, first=300)  # 13 images: an uneven split
     (folder / "val" / "dark" / "101.png").write_bytes(b"")
     (folder / "train" / "dark" / "003.png").write_bytes(b"")
     whole = torchrun(tmp_path / "whole", "--json")
@@ -239,11 +241,11 @@ def test_two_processes_lose_one_and_end_with_the_same_weights(folder, torchrun, 
     for name in ("last", "best"):
         one, other = (load_file(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
         assert all(torch.equal(one[key], other[key]) for key in one)
-    assert out.count("epoch 3/3") == 1  # only the first process speaks
+    assert out.count("epoch 3/3") == 1  # only the main process prints
 
 
 @pytest.mark.slow
-def test_torchrun_is_told_to_stop_then_called_anew(torchrun, tmp_path):
+def test_torchrun_is_stopped_and_started_again(torchrun, tmp_path):
     process = torchrun(tmp_path / "run", restarts=1, length=LONG)
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
     process.terminate()
@@ -253,11 +255,11 @@ def test_torchrun_is_told_to_stop_then_called_anew(torchrun, tmp_path):
     assert "DataLoader worker" not in err
     assert Checkpoint.load(tmp_path / "run")[0].epoch >= 1
 
-    again = torchrun(tmp_path / "run", restarts=1)  # without --resume: another run, by mistake
+    again = torchrun(tmp_path / "run", restarts=1)  # a new run into the same folder, by mistake
     _, err = again.communicate(timeout=240)
     assert again.returncode != 0
     assert "is not empty: give another --out, or --resume" in err
-    assert "was begun with" not in err  # which it would be told if, started anew, it resumed
+    assert "began with" not in err  # the error if the restarted processes resumed
     (tmp_path / "run" / "state.pt").write_bytes(b"")
     (tmp_path / "run" / "state.previous.pt").write_bytes(b"")
     resumed = torchrun(tmp_path / "run", "--resume", length=LONG)
@@ -267,7 +269,7 @@ def test_torchrun_is_told_to_stop_then_called_anew(torchrun, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_and_one_that_accumulates_see_the_same_images(torchrun, train, tmp_path):
-    """Norms see the same halves of a batch either way. Steps by SGD, since Adam makes steps of the least rounding."""
+    """Norms get the same halves of a batch. Uses SGD: Adam turns rounding errors into steps."""
     calm = ["--crop-min", "1", "--flip", "0", "--color-jitter", "0", "--ema", "0", "--clip", "0", "--optimizer", "sgd"]
     both = (
         torchrun(tmp_path / "two", *calm),

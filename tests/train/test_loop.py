@@ -1,4 +1,4 @@
-"""The training loop: it learns, it is exact, it survives, and it leaves behind what it promises."""
+"""The training loop: learning, exact reproducibility, errors, and the files of a run."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ SETTINGS = {
 
 @pytest.fixture
 def start(tmp_path):
-    """A small network to begin with, of other classes than the data's."""
+    """A small network to start from, with other classes than the dataset."""
     shvit.save(ModelFile(tiny_architecture(5).build(), tuple("abcde"), Preprocess(32)), tmp_path / "start.safetensors")
     return str(tmp_path / "start.safetensors")
 
@@ -70,7 +70,7 @@ def state(out):
 
 
 @pytest.mark.drawn
-def test_it_learns_and_leaves_everything(folder, start, tmp_path):
+def test_it_learns_and_writes_all_files(folder, start, tmp_path):
     result = run(folder, start, tmp_path / "run", epochs=8)
     assert result.best["top1"] == 1.0
     assert not result.interrupted
@@ -116,7 +116,7 @@ def test_another_seed_is_another_network(folder, start, tmp_path):
 @pytest.mark.parametrize("stop_after", [3, 5, 12])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_stopped_and_resumed_equals_uninterrupted(folder, start, tmp_path, monkeypatch, stop_after, workers):
-    """5 steps an epoch: within the first, at its end, and in the third."""
+    """With 5 steps per epoch: during the first epoch, at its end, and in the third."""
     run(folder, start, tmp_path / "whole", workers=workers)
     step, done = loop.Trainer.train_step, []
 
@@ -147,7 +147,9 @@ def test_stopped_and_resumed_equals_uninterrupted(folder, start, tmp_path, monke
         ("finetune", "squash", "squash"),
     ],
 )
-def test_the_model_file_says_what_the_network_is_judged_on(folder, start, tmp_path, monkeypatch, recipe, chosen, fit):
+def test_the_model_file_records_how_images_are_resized_for_evaluation(
+    folder, start, tmp_path, monkeypatch, recipe, chosen, fit
+):
     monkeypatch.setattr(loop.Trainer, "train_step", lambda *_: None)
     settings = {"epochs": 1, "batch_size": 8, "image_size": 32, "eval_fit": chosen}
     train(
@@ -171,8 +173,8 @@ def test_the_model_file_says_what_the_network_is_judged_on(folder, start, tmp_pa
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_the_decay_of_the_average_is_the_recipes(folder, start, tmp_path, monkeypatch, warmup):
-    """Of weights and buffers, against the sum written out."""
+def test_the_ema_decay_is_the_recipes(folder, start, tmp_path, monkeypatch, warmup):
+    """Compares EMA weights and buffers with the written-out sum."""
     step, seen = loop.Trainer.train_step, []
 
     def watched(self, batch):
@@ -192,13 +194,13 @@ def test_the_decay_of_the_average_is_the_recipes(folder, start, tmp_path, monkey
         torch.testing.assert_close(found[name], average)
 
 
-def test_the_rate_of_an_epoch_is_the_schedules(folder, start, tmp_path):
+def test_the_learning_rate_of_an_epoch_is_the_schedules(folder, start, tmp_path):
     run(folder, start, tmp_path / "run", epochs=5, schedule_by="epoch", warmup_epochs=2.0, warmup_lr=1e-3)
     shown = [row["lr"] for row in read_metrics(tmp_path / "run")]
     assert shown == pytest.approx([1e-3, 1e-3, 5.5e-3, 6.545e-3 + 6e-6, 3.455e-3 + 4e-6], rel=1e-3)
 
 
-def test_a_run_begun_before_these_fields_existed_goes_on_as_it_was(folder, start, tmp_path, monkeypatch):
+def test_a_run_from_before_these_fields_existed_keeps_its_behaviour(folder, start, tmp_path, monkeypatch):
     before = {"schedule_by": "step", "ema_warmup": True, "interpolation": "random"}
     run(folder, start, tmp_path / "whole", **before)
     step = loop.Trainer.train_step
@@ -220,14 +222,14 @@ def test_a_run_begun_before_these_fields_existed_goes_on_as_it_was(folder, start
     assert same(state(tmp_path / "whole")["ema"], state(tmp_path / "parts")["ema"])
 
 
-def test_what_was_fitted_is_said_with_its_reason_and_kept(folder, start, tmp_path, capsys):
+def test_adapted_settings_are_printed_with_reasons_and_recorded(folder, start, tmp_path, capsys):
     train(
         TrainRequest(folder, out=tmp_path / "run", model=start, device="cpu", workers=0, settings={"epochs": 1}),
         Reporter(Console()),
     )
     images = len(open_source(folder).train)
     said = capsys.readouterr().out
-    assert f"fitted to {images} images x 1 epochs" in said
+    assert f"settings for {images} images x 1 epochs" in said
     assert f"batch size 16 (2048): {images} images x 1 epochs give only 0 steps of 2,048; halved until" in said
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     chosen = {choice["field"]: (choice["published"], choice["used"]) for choice in record["choices"]}
@@ -236,14 +238,14 @@ def test_what_was_fitted_is_said_with_its_reason_and_kept(folder, start, tmp_pat
     assert all(choice["reason"] for choice in record["choices"])
 
 
-def test_the_average_is_saved_where_it_is_better(folder, start, tmp_path, monkeypatch):
-    """Judged by a metric that prefers the average, then by one that prefers the plain weights."""
+def test_the_ema_weights_are_saved_if_they_are_better(folder, start, tmp_path, monkeypatch):
+    """With a metric that prefers the EMA weights, then with one that prefers the others."""
     for preferred, other in (("ema", "model"), ("model", "ema")):
         calls = []
 
         def scored(self, predict, batches, gather, _order=preferred, _calls=calls):
             _calls.append(None)
-            is_ema = len(_calls) % 2 == 1  # the average is judged first
+            is_ema = len(_calls) % 2 == 1  # the EMA weights are evaluated first
             score = 0.9 if (_order == "ema") == is_ema else 0.1
             return type("Judged", (), {"metrics": lambda _: {"top1": score, "loss": 1.0}, "bad": {}})()
 
@@ -258,7 +260,7 @@ def test_the_average_is_saved_where_it_is_better(folder, start, tmp_path, monkey
 
 
 @pytest.mark.drawn
-def test_seldom_evaluations(folder, start, tmp_path):
+def test_evaluations_every_few_epochs(folder, start, tmp_path):
     result = run(folder, start, tmp_path / "run", epochs=4, eval_every=3)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert ["top1" in row for row in rows] == [False, False, True, True]
@@ -266,7 +268,7 @@ def test_seldom_evaluations(folder, start, tmp_path):
     assert (tmp_path / "run" / "curves.png").exists()
 
 
-def test_without_average(folder, start, tmp_path):
+def test_without_ema(folder, start, tmp_path):
     run(folder, start, tmp_path / "run", epochs=1, ema=0.0)
     assert "ema_top1" not in read_metrics(tmp_path / "run")[0]
     assert shvit.load(tmp_path / "run" / "best.safetensors").metrics["weights"] == "model"
@@ -280,7 +282,7 @@ def test_not_a_number_stops_with_the_last_good_weights(folder, start, tmp_path, 
         return loss(self, network, images, targets) * (float("nan") if len(steps) == 8 else 1)
 
     monkeypatch.setattr(Classify, "loss", breaking)
-    with pytest.raises(shvit.Failure, match=r"loss became nan in epoch 2, step 3.*last\.safetensors.*rate") as caught:
+    with pytest.raises(shvit.Failure, match=r"loss became nan in epoch 2, step 3.*last\.safetensors.*--lr") as caught:
         run(folder, start, tmp_path / "run")
     assert "\n" not in str(caught.value)
     kept = shvit.load(tmp_path / "run" / "last.safetensors")
@@ -303,7 +305,7 @@ def test_bad_images_are_listed_and_counted(folder, start, tmp_path):
     ]
 
 
-def test_an_image_that_turns_bad_later_is_skipped_from_then_on(folder, start, tmp_path, monkeypatch):
+def test_an_image_found_bad_later_is_skipped_from_then_on(folder, start, tmp_path, monkeypatch):
     monkeypatch.setattr(bad, "PROBED", 0)
     for name in ("004.png", "009.png"):
         (folder / "train" / "light" / name).write_bytes(b"")
@@ -335,11 +337,11 @@ def test_a_run_folder_is_never_overwritten(folder, start, tmp_path):
         run(folder, start, tmp_path / "run")
 
 
-def test_resuming_what_is_not_there_or_not_the_same(folder, start, tmp_path):
+def test_resuming_a_missing_run_or_other_data(folder, start, tmp_path):
     with pytest.raises(shvit.InputError, match="no run to resume"):
         run(folder, start, tmp_path / "nowhere", resume=True)
     run(folder, start, tmp_path / "run", epochs=1)
-    with pytest.raises(shvit.InputError, match="begun with epochs 1, not 7"):
+    with pytest.raises(shvit.InputError, match="began with epochs 1, not 7"):
         train(TrainRequest(folder, out=tmp_path / "run", model=start, resume=True, settings={"epochs": 7}))
     write_pictures(folder / "train" / "dark", 60, 1, first=800)
     with pytest.raises(shvit.Failure, match="not the data"):
@@ -351,7 +353,7 @@ def test_resuming_what_is_not_there_or_not_the_same(folder, start, tmp_path):
     [
         ({"optimizer": "adamm"}, "optimizer must be one of"),
         ({"speed": 3}, "no speed"),
-        ({"batch_size": 64}, "more than the 40 training images"),
+        ({"batch_size": 64}, "at most 40, the number of training images"),
     ],
 )
 def test_impossible_settings(folder, start, tmp_path, settings, reason):
@@ -379,9 +381,9 @@ def test_resuming_needs_neither_the_first_weights_nor_another_model(folder, star
     run(folder, start, tmp_path / "run", epochs=1)
     Path(start).unlink()
     assert train(TrainRequest(folder, out=tmp_path / "run", resume=True, device="cpu", workers=0)).epochs == 1
-    with pytest.raises(shvit.InputError, match="begun with model"):
+    with pytest.raises(shvit.InputError, match="began with model"):
         train(TrainRequest(folder, out=tmp_path / "run", model="shvit_s2", resume=True))
-    with pytest.raises(shvit.InputError, match="begun with name scratch, not finetune"):
+    with pytest.raises(shvit.InputError, match="began with name scratch, not finetune"):
         train(TrainRequest(folder, out=tmp_path / "run", recipe="finetune", resume=True))
 
 
@@ -408,7 +410,7 @@ def test_infinite_weights_at_the_end_of_an_epoch_are_never_saved(folder, start, 
 
 
 def test_unknown_recipes_and_models(folder, tmp_path):
-    with pytest.raises(shvit.InputError, match="allowed are scratch, finetune"):
+    with pytest.raises(shvit.InputError, match="choose from scratch, finetune"):
         train(TrainRequest(folder, out=tmp_path / "run", recipe="paper"))
     with pytest.raises(shvit.InputError, match="unknown model"):
         train(TrainRequest(folder, out=tmp_path / "run", model="resnet"))
@@ -429,7 +431,7 @@ def test_a_timm_model_trains_through_the_same_loop(folder, tmp_path):
     assert shvit.load(tmp_path / "run" / "best.safetensors").architecture.name == "timm/test_resnet"
 
 
-def test_fine_tuning_goes_on_from_the_weights(folder, start, tmp_path):
+def test_fine_tuning_starts_from_the_weights(folder, start, tmp_path):
     run(folder, start, tmp_path / "first", epochs=8)
     best = str(tmp_path / "first" / "best.safetensors")
     result = train(
@@ -447,8 +449,8 @@ def test_fine_tuning_goes_on_from_the_weights(folder, start, tmp_path):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(folder, start, tmp_path, begin):
-    """A real signal to a real process group, workers included, as a terminal sends it."""
+def test_ctrl_c_saves_and_prints_how_to_resume(folder, start, tmp_path, begin):
+    """Sends a real signal to the whole process group with its workers, as a terminal does."""
     command = [sys.executable, "-m", "shvit", "train", str(folder), "--model", start, "--out", str(tmp_path / "run")]
     flags = ["--epochs", "500", "--batch-size", "8", "--compile", "off", "--workers", "2"]
     process = begin([*command, *flags], start_new_session=True)
@@ -462,7 +464,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, start, tmp_path, begin):
     assert reached["epoch"] >= 1
     resumed = subprocess.run([*command, "--resume", "--epochs", "7"], capture_output=True, text=True, timeout=120)
     assert resumed.returncode == 2
-    assert "begun with epochs 500, not 7" in resumed.stderr
+    assert "began with epochs 500, not 7" in resumed.stderr
 
 
 def test_training_off_the_main_thread(folder, start, tmp_path):
@@ -482,7 +484,7 @@ def test_compiled_training_learns(folder, start, tmp_path):
 
 @pytest.mark.slow
 def test_same_bits_with_any_workers_on_real_photographs(imagenette, tmp_path):
-    """The network as users train it, fp32, a part of imagenette."""
+    """A real network in fp32 on a part of imagenette."""
     for split, count in (("train", 16), ("val", 4)):
         for name in ("church", "tench", "golf_ball"):
             (tmp_path / "data" / split / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Muon against the singular value decomposition, and against torch's AdamW for what is no matrix."""
+"""Muon, compared with the singular value decomposition for matrices and with torch's AdamW for vectors."""
 
 import pytest
 import torch

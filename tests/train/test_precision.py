@@ -24,7 +24,7 @@ def test_maps_narrower_than_a_stride_are_found(detector, size, narrow):
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_network_without_convolutions_of_stride():
+def test_a_network_without_strided_convolutions():
     assert not precision.steps_over_maps(shvit.create_model("timm/test_vit", 2), 160)
 
 
@@ -43,7 +43,7 @@ def test_a_cpu_learns_in_bf16_only_where_its_gradients_are_right(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [64, 96])
-def test_elsewhere_gradients_in_bf16_are_numbers_whatever_was_in_memory(size):
+def test_other_gradients_in_bf16_are_finite_whatever_was_in_memory(size):
     model = Architecture("shvit_s1", 4).build().train().to(memory_format=torch.channels_last)
     assert not precision.steps_over_maps(model, size)
     for module in model.modules():

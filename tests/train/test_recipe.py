@@ -1,4 +1,4 @@
-"""Recipes are the paper's on the paper's budget, and change where a budget is smaller."""
+"""Recipes: the paper's settings on the paper's budget, adapted settings on smaller ones."""
 
 import json
 import subprocess
@@ -38,7 +38,7 @@ def test_the_papers_values(model, decay):
     assert (recipe.ema_warmup, recipe.interpolation, recipe.schedule_by) == (False, "bicubic", "epoch")
 
 
-def test_a_small_budget_gets_small_batches_light_augmentation_and_a_short_average():
+def test_a_small_budget_gets_small_batches_light_augmentation_and_a_short_ema():
     recipe = fit(replace(scratch(), epochs=10, warmup_epochs=1, cooldown_epochs=0), 9469)
     assert recipe.batch_size == 64
     assert (recipe.optimizer, recipe.schedule) == ("muon", "linear")
@@ -65,7 +65,7 @@ def test_the_measured_run_is_what_the_defaults_give():
     measured = with_current_names(json.loads(newest.read_text())["recipe"])
     settings = {"epochs": measured["epochs"], "image_size": measured["image_size"]}
     recipe = fit(make_recipe("scratch", "shvit_s1", settings), 9469, frozenset(settings)).to_dict()
-    assert measured.pop("beta2") in (None, 0.999)  # the optimiser's own default, since then left to it
+    assert measured.pop("beta2") in (None, 0.999)  # 0.999 is the optimizer's default, which recipes no longer set
     assert measured.pop("lr") * recipe["lr_batch"] == recipe["lr"] * measured.pop("lr_batch")
     assert {key: recipe[key] for key in measured} == measured
 
@@ -86,7 +86,7 @@ def test_every_budget_gives_a_recipe_that_can_run(images, epochs):
     assert 0 <= recipe.ema < 1
 
 
-def test_what_the_user_names_stays():
+def test_settings_of_the_user_are_kept():
     named = {
         "batch_size": 500,
         "lr": 0.1,
@@ -113,7 +113,7 @@ FITTED = [
 
 
 @pytest.mark.parametrize(("task", "name", "images", "epochs"), FITTED)
-def test_a_flag_typed_with_the_value_it_has_anyway_changes_nothing(task, name, images, epochs):
+def test_giving_a_flag_its_default_value_changes_nothing(task, name, images, epochs):
     def fitted(**more):
         settings = {"epochs": epochs} | more
         return fit(make_recipe(name, "shvit_s2", settings, task), images, frozenset(settings))
@@ -127,7 +127,7 @@ def test_a_flag_typed_with_the_value_it_has_anyway_changes_nothing(task, name, i
 
 
 @pytest.mark.parametrize(("task", "name", "images", "epochs"), FITTED)
-def test_naming_one_of_rate_and_its_batch_keeps_what_the_other_means(task, name, images, epochs):
+def test_setting_lr_or_lr_batch_keeps_the_meaning_of_the_other(task, name, images, epochs):
     published = make_recipe(name, "shvit_s1", {}, task)
     settings = {"epochs": epochs}
 
@@ -147,7 +147,7 @@ def test_naming_one_of_rate_and_its_batch_keeps_what_the_other_means(task, name,
     assert both.effective_lr == pytest.approx(0.005)
 
 
-def test_every_choice_is_listed_with_its_reason_and_what_is_named_is_not():
+def test_every_choice_is_listed_with_its_reason_except_user_settings():
     settings = {"epochs": 10, "clip": 0.0, "image_size": 160}
     recipe = fit(make_recipe("scratch", "shvit_s4", settings), 9469, frozenset(settings))
     made = {choice.field: choice for choice in choices(scratch("shvit_s4"), recipe, 9469, settings)}
@@ -161,7 +161,7 @@ def test_every_choice_is_listed_with_its_reason_and_what_is_named_is_not():
 
 
 @pytest.mark.parametrize("images", [1, 50, 9469, 10**6])
-def test_all_that_fitting_changes_has_a_reason(images):
+def test_every_change_by_fit_has_a_reason(images):
     for task, names in TASK_RECIPES.items():
         for name in names:
             published = RECIPES[name]()
@@ -207,7 +207,7 @@ def test_a_named_setting_without_effect_is_refused(folder, tmp_path, settings, f
      {"ema": 0.0}, {"warmup_epochs": 0.0}, {"teacher": "x", "distillation_share": 0.1}, {"lr": 1e-7}],
     ids=str,
 )  # fmt: skip
-def test_settings_with_an_effect_and_what_nobody_named_are_not(settings):
+def test_settings_with_an_effect_or_not_given_are_accepted(settings):
     refuse_idle(fit(make_recipe("scratch", "shvit_s1", settings), 30, frozenset(settings)), settings)
 
 
@@ -220,7 +220,7 @@ def test_weight_decay_follows_the_network_whatever_its_file_is_called(folder, tm
     assert make_recipe("scratch", variant_of(f"{name}.in1k"), {}).weight_decay == 0.03
 
 
-def test_runs_begun_before_a_field_existed_go_on_as_they_were():
+def test_recipes_from_before_a_field_existed_keep_their_behaviour():
     record = scratch().to_dict() | {"cooldown_epochs": 10.0}
     for name in ("schedule_by", "ema_warmup", "interpolation"):
         del record[name]
@@ -244,13 +244,13 @@ def test_json_round_trip():
      {"label_smoothing": float("nan")}, {"schedule_by": "year"}, {"interpolation": "nearest"}],
     ids=str,
 )  # fmt: skip
-def test_impossible_values_are_named(wrong):
+def test_errors_name_the_field(wrong):
     [(name, _)] = wrong.items()
     with pytest.raises(InputError, match=name):
         replace(scratch(), **wrong)
 
 
-def test_every_field_but_the_name_says_what_it_is():
+def test_every_field_except_the_name_has_a_help_text():
     assert [entry.name for entry in fields(Recipe) if not entry.metadata.get("help")] == ["name"]
 
 

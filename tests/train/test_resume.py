@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment, ends with the weights of one that was not."""
+"""A run that is killed at any moment and resumed ends with the same weights as an uninterrupted run."""
 
 import io
 import multiprocessing
@@ -39,7 +39,7 @@ SETTINGS = {
 
 @pytest.fixture
 def start(tmp_path):
-    """A small network to begin with, and another to be taught by."""
+    """A small network to start from, and a teacher."""
     for name, distilled in (("start", False), ("teacher", True)):
         network = tiny_architecture(distilled=distilled).build()
         shvit.save(ModelFile(network, ("dark", "light"), Preprocess(32)), tmp_path / f"{name}.safetensors")
@@ -54,12 +54,12 @@ def go(folder, start, out, resume=False, workers=0, save_every=2, reporter=None,
 
 
 CLEAN = multiprocessing.get_context("forkserver")
-"""Where nothing was compiled: a fork of a process in which something was cannot go back through a network."""
+"""Starts processes from a clean server: forks of a process that used torch.compile cannot run backward."""
 CLEAN.set_forkserver_preload(["torch", "shvit.train.run"])
 
 
 def in_child(work, *args, kill_after=None, **options):
-    """Calls `work` in a process of its own, perhaps killed after so many seconds. Whether it came to its end."""
+    """Calls `work` in a new process, and kills it after `kill_after` seconds. Returns whether it finished."""
     child = CLEAN.Process(target=alone, args=(work, args, options))
     child.start()
     if kill_after is not None:
@@ -79,7 +79,7 @@ def alone(work, args, options):
 
 
 def resume_or_begin(folder, start, out, **options):
-    """As a script on a cluster would."""
+    """What a script on a cluster does."""
     return go(folder, start, out, resume=(out / "recipe.json").exists(), **options)
 
 
@@ -126,7 +126,7 @@ def test_killed_while_writing(folder, start, tmp_path, where, nth):
 
 
 def go_and_die(where, nth, *args):
-    """Killed at the nth time that it comes there."""
+    """Trains and is killed the nth time that it gets there."""
     calls = []
 
     def die(*_):
@@ -154,7 +154,7 @@ def go_and_die(where, nth, *args):
 
 
 class _Then:
-    """Stands for `suppress`: what is within happens, then something else."""
+    """Replaces `suppress`, and calls a function at its end."""
 
     def __init__(self, after):
         self.after = after
@@ -179,7 +179,7 @@ class Heard(Reporter):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "gone"])
-def test_a_damaged_state_falls_back_to_the_one_before(folder, start, tmp_path, harm):
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(folder, start, tmp_path, harm):
     go(folder, start, tmp_path / "run")
     before = load_file(tmp_path / "run" / "last.safetensors")
     newest = tmp_path / "run" / NAMES[0]
@@ -192,13 +192,13 @@ def test_a_damaged_state_falls_back_to_the_one_before(folder, start, tmp_path, h
     go(folder, start, tmp_path / "run", resume=True, reporter=reporter)
     if harm != "gone":
         assert "state.pt is damaged" in reporter.warnings[0]
-        assert "the state before it" in reporter.warnings[0]
+        assert "the previous checkpoint" in reporter.warnings[0]
     after = load_file(tmp_path / "run" / "last.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert Checkpoint.load(tmp_path / "run")[1] == []
 
 
-def test_another_precision_goes_on_and_is_told(folder, start, tmp_path, monkeypatch):
+def test_resuming_in_another_precision_warns(folder, start, tmp_path, monkeypatch):
     go(folder, start, tmp_path / "run", epochs=1, image_size=64)
     state, _ = Checkpoint.load(tmp_path / "run")
     state.epoch, state.precision = 0, "bf16"
@@ -207,10 +207,10 @@ def test_another_precision_goes_on_and_is_told(folder, start, tmp_path, monkeypa
     monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)  # fp16 takes minutes on a CPU
     reporter = Heard()
     assert go(folder, start, tmp_path / "run", resume=True, reporter=reporter).epochs == 1
-    assert reporter.warnings == ["begun in bf16, the run goes on in fp16"]
+    assert reporter.warnings == ["the run began in bf16 and resumes in fp16"]
 
 
-def test_a_worker_that_is_lost_while_nobody_reads_is_a_failure(folder, start, tmp_path, monkeypatch):
+def test_a_worker_that_dies_during_a_step_is_a_failure(folder, start, tmp_path, monkeypatch):
     def lose_it(self, _):
         [worker] = self.train_loader._loader._iterator._workers
         os.kill(worker.pid, signal.SIGKILL)
@@ -221,8 +221,8 @@ def test_a_worker_that_is_lost_while_nobody_reads_is_a_failure(folder, start, tm
         go(folder, start, tmp_path / "run", workers=1)
 
 
-def test_the_scale_of_losses_is_resumed(folder, start, tmp_path, monkeypatch):
-    """As in fp16 on a GPU; the network computes in bf16 here, since fp16 takes minutes on a CPU."""
+def test_the_loss_scale_is_resumed(folder, start, tmp_path, monkeypatch):
+    """Stands for fp16 on a GPU, but computes in bf16: fp16 takes minutes on a CPU."""
     monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)
     half = {"precision": "fp16", "epochs": 1, "image_size": 64}
     go(folder, start, tmp_path / "whole", **half)
@@ -244,7 +244,7 @@ def test_the_scale_of_losses_is_resumed(folder, start, tmp_path, monkeypatch):
     assert all(torch.equal(value, other.model[key]) for key, value in one.model.items())
 
 
-def test_two_damaged_states_are_refused(folder, start, tmp_path):
+def test_two_damaged_checkpoints_are_refused(folder, start, tmp_path):
     go(folder, start, tmp_path / "run")
     for name in NAMES:
         (tmp_path / "run" / name).write_bytes(b"nothing")
@@ -253,13 +253,13 @@ def test_two_damaged_states_are_refused(folder, start, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_states_are_saved_every_so_many_steps(folder, start, tmp_path, monkeypatch):
+def test_checkpoints_are_saved_every_few_steps(folder, start, tmp_path, monkeypatch):
     saved = []
     save = Checkpoint.save
     monkeypatch.setattr(Checkpoint, "save", lambda self, out: saved.append((self.epoch, self.step)) or save(self, out))
     go(folder, start, tmp_path / "run", save_every=2, epochs=2)
     assert saved == [(0, 0), (0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]
-    with pytest.raises(shvit.InputError, match="save_every must be at least 1 step, got 0"):
+    with pytest.raises(shvit.InputError, match="save_every must be at least 1, got 0"):
         go(folder, start, tmp_path / "other", save_every=0)
 
 
@@ -276,11 +276,11 @@ def test_a_finished_run_says_so(run, folder, start, tmp_path):
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     code, text, _ = run("train", folder, "--out", out, "--resume", "--workers", 0, "--device", "cpu")
     assert code == 0
-    assert f"nothing to resume: the run in {out} is finished, all of its 1 epochs are done" in text
+    assert f"nothing to resume: the run in {out} is complete (1 of 1 epochs)" in text
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_ctrl_c_before_the_first_step_says_what_is_kept(run, folder, start, tmp_path, monkeypatch):
+def test_ctrl_c_before_the_first_step_prints_what_is_kept(run, folder, start, tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -295,7 +295,7 @@ def test_ctrl_c_before_the_first_step_says_what_is_kept(run, folder, start, tmp_
         patched.setattr(Trainer, "_probe", stop)
         code, _, err = run(*command)
     assert code == 130
-    assert f"stopped: the run is kept in {out}; go on with: shvit train {folder} --out {out} --resume" in err
+    assert f"stopped: the run is kept in {out}; resume with: shvit train {folder} --out {out} --resume" in err
     assert run("train", folder, "--out", out, "--resume", "--workers", 0)[0] == 0
 
 
@@ -308,13 +308,13 @@ def test_one_of_two_trainings_into_a_new_folder_is_refused(folder, start, tmp_pa
     errors = [process.communicate(timeout=240)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], errors
     refused = errors[[process.returncode for process in both].index(2)]
-    assert "another training is writing into" in refused or "is not empty" in refused
+    assert "another training is writing to" in refused or "is not empty" in refused
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     assert not list(out.glob(".*"))
 
 
-def test_a_run_that_goes_on_is_not_resumed_beside_itself(folder, start, tmp_path, begin, monkeypatch):
-    """The lock is held before the first step, too."""
+def test_a_running_run_is_not_resumed_a_second_time(folder, start, tmp_path, begin, monkeypatch):
+    """The lock is also held before the first step."""
     out, seen = tmp_path / "run", []
 
     def meanwhile(self):
@@ -326,12 +326,12 @@ def test_a_run_that_goes_on_is_not_resumed_beside_itself(folder, start, tmp_path
     monkeypatch.setattr(Trainer, "_probe", meanwhile)
     go(folder, start, out, epochs=1, workers=1)
     assert seen[0].returncode == 2
-    assert f"another training is writing into {out}" in seen[1]
+    assert f"another training is writing to {out}" in seen[1]
 
 
 @pytest.mark.parametrize(("limit", "name"), [(100_000, "state.pt"), (200, "recipe.json")])
-def test_a_full_disk_is_told_in_one_line(folder, start, tmp_path, limit, name):
-    """A limit on the length of files stands for the disk."""
+def test_a_full_disk_is_a_one_line_error(folder, start, tmp_path, limit, name):
+    """A limit on the file size replaces the full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -344,7 +344,7 @@ def test_a_full_disk_is_told_in_one_line(folder, start, tmp_path, limit, name):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path, begin):
+def test_sigterm_saves_and_prints_how_to_resume(folder, start, tmp_path, begin):
     command = [
         sys.executable,
         "-m",
@@ -359,7 +359,7 @@ def test_sigterm_saves_and_asks_to_be_resumed(folder, start, tmp_path, begin):
     flags = ["--epochs", "500", "--batch-size", "8", "--compile", "off", "--workers", "2"]
     process = begin([*command, *flags], start_new_session=True)
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
-    os.killpg(process.pid, signal.SIGTERM)  # to all its processes, those that read images among them, as clusters do
+    os.killpg(process.pid, signal.SIGTERM)  # to all processes with their workers, as clusters do
     out, err = process.communicate(timeout=240)
     assert process.returncode == 75, err
     assert "--resume" in out

@@ -1,4 +1,4 @@
-"""What TensorBoard shows, and the lines that are said where no terminal shows a bar."""
+"""TensorBoard curves, and progress lines without a terminal."""
 
 import io
 import re
@@ -49,7 +49,7 @@ def test_tensorboard_shows_steps_and_epochs(folder, start, tmp_path, monkeypatch
     assert {"step/lr", "step/images_per_second", "step/data_wait"} <= set(found)
 
 
-def test_trackers_that_are_not_there(folder, start, tmp_path, monkeypatch):
+def test_unknown_or_missing_trackers(folder, start, tmp_path, monkeypatch):
     with pytest.raises(shvit.InputError, match="track must be one of tensorboard, got 'wandb'"):
         train(TrainRequest(folder, out=tmp_path / "run", model=start, device="cpu", track="wandb"))
     monkeypatch.setattr(track, "find_spec", lambda _: None)
@@ -58,7 +58,7 @@ def test_trackers_that_are_not_there(folder, start, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_lines_where_no_terminal_shows_a_bar(folder, start, tmp_path, monkeypatch):
+def test_progress_lines_without_a_terminal(folder, start, tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     text = io.StringIO()
     reporter = Reporter(Console(file=text, width=200))

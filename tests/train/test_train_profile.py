@@ -1,4 +1,4 @@
-"""What is told to be the bottleneck is what is slow."""
+"""`train --profile` finds the bottleneck."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def start(tmp_path):
 
 @pytest.mark.parametrize(("seconds_an_image", "slow"), [(0.01, "data"), (0.001, "compute")])
 def test_the_bottleneck_is_what_was_made_slow(folder, start, monkeypatch, seconds_an_image, slow):
-    """By a clock that only reading and computing move, so that no other work on the machine counts."""
+    """Uses a clock that only reading and computing advance, so other load on the machine does not matter."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr("shvit.train.profile.time", clock)
 
@@ -49,7 +49,7 @@ def test_the_bottleneck_is_what_was_made_slow(folder, start, monkeypatch, second
     assert found.data_wait == pytest.approx(8 * seconds_an_image / (8 * seconds_an_image + 0.02))
 
 
-def test_the_command_trains_nothing(folder, start, tmp_path, capsys):
+def test_profile_trains_nothing(folder, start, tmp_path, capsys):
     flags = ["--batch-size", "8", "--compile", "off", "--epochs", "1", "--device", "cpu", "--workers", "0"]
     command = ["train", str(folder), "--model", start, "--profile", *flags]
     app([*command, "--json"], exit_on_error=False, result_action="return_value")
@@ -59,10 +59,10 @@ def test_the_command_trains_nothing(folder, start, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "start.safetensors"]
 
 
-def test_nothing_to_time(folder, start):
+def test_profiling_without_usable_images(folder, start):
     for path in (folder / "train").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(TrainError, match="no step of an epoch has images that can be used"):
+    with pytest.raises(TrainError, match="no step of an epoch has usable images"):
         profile(TrainRequest(folder, model=start, device="cpu", workers=0, settings=SETTINGS))
 
 

@@ -24,7 +24,7 @@ from ..data.transforms import Preprocess
 from ..engines import Exported, Runnable
 from ..engines.portable import portable
 from ..engines.torch import DTYPES
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, one_line
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
@@ -388,6 +388,6 @@ def as_failure() -> Iterator[None]:
     try:
         yield
     except (Failure, InputError) as error:
-        raise Failure(" ".join(str(error).split())) from None
+        raise Failure(one_line(error)) from None
     except Exception as error:
-        raise Failure(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+        raise Failure(f"{type(error).__name__}: {one_line(error)[:300]}") from error

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import engines
 from ..engines import EngineError, Exported
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..requests.bench import BenchRequest
 from ..tasks import kind_of
 from .case import BACKBONE_TASK, WHOLE, Case, Opened, has_random_weights, is_detector, parts_of
@@ -29,11 +29,11 @@ def settle(request: BenchRequest) -> BenchRequest:
     Raises:
         InputError: A number is too small, or the protocol fixes a setting to another value.
     """
-    for name, least in (("threads", 1), ("rounds", 1), ("batch_sizes", 1), ("image_sizes", 32)):
-        value = getattr(request, name)
-        for number in value if isinstance(value, tuple) else [value]:
-            if number is not None and number < least:
-                raise InputError(f"{_flag(name)} must be at least {least}, got {number}")
+    check_at_least(1, threads=request.threads, rounds=request.rounds)
+    for number in request.batch_sizes:
+        check_at_least(1, batch_size=number)
+    for side in request.image_sizes:
+        check_at_least(32, image_size=side)
     if is_detector(request.task):
         return _settle_detectors(request)
     return _settle_classifiers(request) if request.protocol is None else _settle_protocol(request, request.protocol)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from ..errors import InputError
+from ..train.recipe import OLD_NAMES
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,11 @@ class Typed:
 
     @classmethod
     def of(cls, arguments: Iterable[str]) -> "Typed":
-        """The flags of a command line, whatever their values: `--top-k 5`, `--top-k=5` and `--top_k 5` are one."""
+        """The flags of a command line. `--top-k 5`, `--top-k=5` and `--top_k 5` are the same; old names become new."""
         before = takewhile(lambda argument: argument != "--", arguments)
-        names = (argument.partition("=")[0] for argument in before if argument.startswith("--"))
-        return cls(frozenset(name[2:].replace("_", "-") for name in names))
+        typed = (argument[2:].partition("=")[0] for argument in before if argument.startswith("--"))
+        names = (name.replace("-", "_") for name in typed)
+        return cls(frozenset(OLD_NAMES.get(name, name).replace("_", "-") for name in names))
 
     def refuse(self, *flags: str, because: str) -> None:
         """Refuses these flags, also with their default values.

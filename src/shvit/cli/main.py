@@ -80,7 +80,8 @@ def main() -> None:
     verb = bound = None
     try:
         verb, bound, asked = app.parse_args(sys.argv[1:], exit_on_error=False, print_error=False)
-        verb(*bound.args, **bound.kwargs, **dict.fromkeys(asked, Typed.of(sys.argv[1:])))
+        typed = {name: Typed.of(sys.argv[1:]) for name, kind in asked.items() if kind is Typed}
+        verb(*bound.args, **bound.kwargs, **typed)
         sys.stdout.flush()
     except (InputError, CycloptsError) as error:
         errors.print(f"[bold red]error:[/bold red] {escape(_one_line(error))}", highlight=False)

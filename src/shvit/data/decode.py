@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
+from ..errors import one_line
 from ..suppress import unwarned
 
 ImageInput = Path | str | bytes | np.ndarray | Image.Image
@@ -303,7 +304,7 @@ def _reasons() -> Iterator[None]:
     except MemoryError:
         raise BadImage(NO_MEMORY) from None
     except _DECODER_ERRORS as error:
-        raise BadImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise BadImage(f"cannot be decoded: {one_line(error)}") from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import read_regular
 from .decode import MAX_BYTES, BadImage
 from .identity import of_bytes, of_file, of_name
@@ -139,11 +139,11 @@ def _load(data: str) -> "DatasetDict":
             assert isinstance(loaded, datasets.DatasetDict)  # as without `split` and `streaming` it is
             return loaded
         except DatasetNotFoundError as error:
-            reason = reason or str(error)
+            reason = reason or one_line(error)
         except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
-            reason = str(error)
+            reason = one_line(error)
             break
-    raise DataError(f"{data} cannot be opened: {' '.join(reason.split())}")
+    raise DataError(f"{data} cannot be opened: {reason}")
 
 
 def _meanings(data: str) -> list[tuple[str, str | None]]:

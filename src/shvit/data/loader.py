@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, check_at_least
 from .decode import MAX_PIXELS, BadImage, ImageInput, decode
 from .opencv import use_one_thread
 from .transforms import on_canvas
@@ -251,8 +251,8 @@ class Loader:
         views: int | None = None,
         pinned: bool = False,
     ) -> None:
-        if batch_size < 1 or workers < 0:
-            raise InputError(f"batch size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(0, workers=workers)
         self.sampler = EpochSampler(split, batch_size, seed, shuffle, share, repeats, views)
         self._loader = DataLoader(
             ImageDataset(split, read, seed),

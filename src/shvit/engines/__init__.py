@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.letterbox import check_fit
-from ..errors import notice
+from ..errors import check_at_least, notice
 from ..modelfile import ModelFile
 from ..tasks import TASKS
 from .base import Accept, Candidate, Engine, Runnable, Shapes, batch_of, detector_of
@@ -243,8 +243,7 @@ def _of_exported(model: Exported, engine: str, precision: str) -> tuple[str, str
 
 def check_threads(threads: int | None, device: str) -> None:
     """Raises EngineError for a number below 1, and for any number on a GPU: these are CPU threads."""
-    if threads is not None and threads < 1:
-        raise EngineError(f"--threads must be at least 1, got {threads}")
+    check_at_least(1, threads=threads)
     if threads is not None and device != "cpu":
         raise EngineError(f"--threads has no effect on {device}: leave it out, or give --device cpu")
 

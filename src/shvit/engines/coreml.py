@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..classnames import unique_names
 from ..data.transforms import Preprocess
+from ..errors import one_line
 from ..header import parsed
 from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
@@ -266,7 +267,7 @@ def _specification(path: Path) -> Any:
     except EngineError:
         raise
     except (RuntimeError, OSError, DecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise EngineError(f"{path} is damaged ({reason})") from None
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ..errors import one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
@@ -75,7 +76,7 @@ class OnnxEngine(Engine):
         try:
             session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise EngineError(f"{path} is not a usable ONNX file ({str(error).strip().splitlines()[0]})") from None
+            raise EngineError(f"{path} is not a usable ONNX file ({one_line(error, first=True)})") from None
         exported = Exported.from_json(path, facts)
         ends = session.get_inputs(), session.get_outputs()
         if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ..errors import one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of, task_of
@@ -89,7 +90,7 @@ class OpenVINOEngine(Engine):
         try:
             network = core().read_model(path)
         except RuntimeError as error:
-            raise EngineError(f"{path} is not a usable OpenVINO file ({_first_line(error)})") from None
+            raise EngineError(f"{path} is not a usable OpenVINO file ({one_line(error, first=True)})") from None
         if not network.has_rt_info([HEADER_KEY]):
             raise EngineError(f"{path} was not written by shvit export")
         exported = Exported.from_json(path, network.get_rt_info([HEADER_KEY]).astype(str))
@@ -147,7 +148,3 @@ def _sizes(shape: "ov.PartialShape") -> list[int | None]:
     if shape.rank.is_dynamic:
         return []
     return [size.get_length() if size.is_static else None for size in shape]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.transforms import Normalize
+from ..errors import one_line
 from ..files import write_json
 from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
@@ -127,7 +128,7 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
         if shapes != {name: list(tensor.shape) for name, tensor in network.state_dict().items()}:
             raise ValueError(f"the weights are not those of {base}")
     except Exception as error:  # timm does not check its arguments
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise EngineError(f"{path} is not usable: {reason}") from None
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from ..errors import Failure
+from ..errors import Failure, one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import environment, quiet
 from . import pt2
@@ -94,7 +94,7 @@ class TorchEngine(Engine):
             try:
                 program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
             except UserError as error:
-                reason = str(error).partition("\n")[0]
+                reason = one_line(error, first=True)
                 raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
             program.example_inputs = None  # would be stored as a pickle
             facts = described(model_file, path, cls.name, precision).to_json().replace(UNSEALED.decode(), "")
@@ -123,7 +123,7 @@ class TorchEngine(Engine):
         except RuntimeError as error:
             if self.path is None or isinstance(error, Failure):
                 raise
-            reason = str(error).partition("\n")[0]
+            reason = one_line(error, first=True)
             raise EngineError(f"{self.path} does not run on images of shape {tuple(images.shape)}: {reason}") from None
 
 
@@ -159,7 +159,7 @@ def gpu_failures(device: torch.device) -> Iterator[None]:
     except RuntimeError as error:
         if device.type != "cuda" or "CUDA" not in str(error):
             raise
-        reason = str(error).partition("\n")[0]
+        reason = one_line(error, first=True)
         raise Failure(f"{device} failed during the computation ({reason}); files written so far are kept") from error
 
 
@@ -172,5 +172,5 @@ def _loaded(path: Path, device: str) -> nn.Module:
         # without guards, which are code from the file; image sizes are checked anyway
         return move_to_device_pass(program, device).module(check_guards=False)
     except Exception as error:  # torch's readers raise any type of exception
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = one_line(error, first=True)
         raise EngineError(f"{path} cannot be read by torch ({reason})") from None

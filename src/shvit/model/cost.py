@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .detector import Detector
 from .shvit import SHViT
 from .timm_model import TimmModel
@@ -45,7 +45,7 @@ def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name:
         if not isinstance(model, TimmModel):
             raise
         size = f"{image_size[0]}x{image_size[1]}"
-        reason = str(error).partition("\n")[0]
+        reason = one_line(error, first=True)
         raise InputError(f"{model.architecture.name} at {model.image_size} pixels takes no {size}: {reason}") from None
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .config import MAX_DEPTH, MAX_WIDTH
 from .layers import FoldCheck
 
@@ -57,7 +57,7 @@ class TimmModel(nn.Module):
         except Exception as error:  # timm does not check its arguments
             if not extra:
                 raise
-            reason = str(error).partition("\n")[0]
+            reason = one_line(error, first=True)
             given = ", ".join(f"{key}={value!r}" for key, value in extra.items())
             raise InputError(f"timm's {base} takes no {given}: {reason}") from None
 

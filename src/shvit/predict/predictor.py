@@ -26,7 +26,7 @@ from ..data.letterbox import Letterbox
 from ..data.loader import stack
 from ..data.walk import exists, is_hidden
 from ..engines import Exported, Runnable
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..pretrained import load
 from ..tasks import task_of
 from ..tasks.base import Prediction
@@ -71,9 +71,7 @@ class Predictor:
         threads: int | None = None,
         workers: int | None = None,
     ) -> None:
-        for name, number in (("batch_size", batch_size), ("top_k", top_k), ("workers", workers)):
-            if number is not None and number < 1:
-                raise InputError(f"{name} must be at least 1, got {number}")
+        check_at_least(1, batch_size=batch_size, top_k=top_k, workers=workers)
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold must be between 0 and 1, got {threshold}")
         if isinstance(model_file, str | Path):

@@ -38,7 +38,7 @@ class BadImages:
         return len(self.train) + len(self.val)
 
     def probe(self, seed: int, max_pixels: int) -> None:
-        """Decodes up to `PROBED` random images of each split.
+        """Decode up to `PROBED` random images of each split.
 
         Raises:
             TrainError: Too many of them are bad.
@@ -62,7 +62,7 @@ class BadImages:
             )
 
     def write(self) -> None:
-        """Writes bad_images.csv, if there are any."""
+        """Write bad_images.csv, if there are any."""
         if self and self._writes:
             rows = [
                 [name, split.names[index], reason]

@@ -21,7 +21,7 @@ EMA_SHARE = 0.02
 
 
 def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_size: int | None = None) -> Recipe:
-    """Adapts a recipe to a number of training images. `choices` lists the changes with their reasons.
+    """Adapt a recipe to a number of training images. `choices` lists the changes with their reasons.
 
     `lr_batch` is kept, so a learning rate means the same whether it was fitted or set by the user.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import replacing
 
 NEWEST, PREVIOUS = "state.pt", "state.previous.pt"
@@ -71,7 +71,7 @@ class Checkpoint:
         return warnings
 
     def save(self, folder: Path) -> None:
-        """Writes state.pt atomically, and keeps the previous one as state.previous.pt."""
+        """Write state.pt atomically, and keep the previous one as state.previous.pt."""
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         newest, previous = (folder / name for name in NAMES)
         with replacing(newest) as temporary:
@@ -115,7 +115,7 @@ class Checkpoint:
             AttributeError,
             UnpicklingError,
         ) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = one_line(error, first=True)
             raise CheckpointError(f"{path} is damaged ({reason})") from None
 
 

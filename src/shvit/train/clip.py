@@ -14,7 +14,7 @@ MIN_NORM = 1e-3
 
 @torch.no_grad()
 def clip_adaptively(parameters: Iterable[Tensor], share: float) -> None:
-    """Scales the gradient of each unit (row, filter or whole vector) in place to at most `share` x its weight norm."""
+    """Scale the gradient of each unit (row, filter or whole vector) in place to at most `share` x its weight norm."""
     for parameter in parameters:
         if parameter.grad is not None:
             allowed = _norms(parameter).clamp_(min=MIN_NORM).mul_(share)

@@ -128,7 +128,7 @@ class LogitsCache:
         return logits.float() if len(batch) and not logits.isnan().any() else None
 
     def put(self, batch: Batch, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """Stores logits, and returns them as `get` will: training is the same with new and with cached logits."""
+        """Store logits, and return them as `get` will: training is the same with new and with cached logits."""
         rounded = logits.half()
         self._of(batch.view)[batch.indices] = rounded.cpu().numpy()
         return rounded.float()

@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import Failure, InputError, notice
+from ..errors import Failure, InputError, notice, one_line
 
 START_TIMEOUT = timedelta(minutes=30)
 """Time from the start of the first process to the start of the last one."""
@@ -38,7 +38,7 @@ class ProcessGroup:
 
     @classmethod
     def from_environment(cls) -> "ProcessGroup":
-        """Reads torchrun's variables. A single process if none are set; an empty variable counts as not set.
+        """Read torchrun's variables. A single process if none are set; an empty variable counts as not set.
 
         Raises:
             InputError: Variables are missing, are not whole numbers, or contradict each other.
@@ -50,8 +50,8 @@ class ProcessGroup:
         missing = [name for name in VARIABLES if name not in given]
         if missing and numbers.get("WORLD_SIZE") != 1:
             raise InputError(
-                f"the environment has {', '.join(numbers)} but not {', '.join(missing)}: start distributed training "
-                f"with torchrun, or unset {', '.join(numbers)}"
+                f"the environment has {', '.join(numbers)} of a distributed training, but not {', '.join(missing)}: "
+                f"start it with torchrun, or unset {', '.join(numbers)}"
             )
         group = cls(numbers.get("RANK", 0), numbers["WORLD_SIZE"], numbers.get("LOCAL_RANK", 0))
         for name, rank in (("RANK", group.rank), ("LOCAL_RANK", group.local_rank)):
@@ -80,7 +80,7 @@ class ProcessGroup:
 
     @contextmanager
     def connected(self, device: str) -> Iterator[None]:
-        """Connects to the other processes: with NCCL for GPU tensors and Gloo for everything else.
+        """Connect to the other processes: with NCCL for GPU tensors and Gloo for everything else.
 
         Raises:
             Failure: Another process was lost, or did not start.
@@ -106,7 +106,7 @@ class ProcessGroup:
                 raise
             raise Failure(
                 f"process {self.rank} of {self.size} lost the connection to another one "
-                f"({str(error).splitlines()[0]}); the last checkpoint is kept"
+                f"({one_line(error, first=True)}); the last checkpoint is kept"
             ) from error
         finally:
             if distributed.is_initialized():
@@ -139,7 +139,7 @@ class ProcessGroup:
         return values
 
     def on_main(self, make: Callable[[], Any]) -> Any:
-        """Calls `make` in the main process, and returns its result (or raises its error) in all processes."""
+        """Call `make` in the main process, and return its result (or raise its error) in all processes."""
         if self.size == 1:
             return make()
         result, error = None, None
@@ -155,7 +155,7 @@ class ProcessGroup:
         return outcome[0]
 
     def mark_begun(self, run: str) -> None:
-        """Records that a run has begun, also for processes that torchrun restarts."""
+        """Record that a run has begun, also for processes that torchrun restarts."""
         if (store := _agent_store()) is not None:
             store.set(f"begun/{run}", "")
 
@@ -165,7 +165,7 @@ class ProcessGroup:
         return store is not None and store.check([f"begun/{run}"])
 
     def share_buffers(self, *models: nn.Module) -> None:
-        """Copies the buffers of the first process, such as BatchNorm statistics, to all processes."""
+        """Copy the buffers of the first process, such as BatchNorm statistics, to all processes."""
         if self.size > 1:
             for model in models:
                 for buffer in model.buffers():

@@ -121,7 +121,7 @@ class Trainer:
         return train, val
 
     def run(self, resume: bool = False) -> TrainResult:
-        """Trains to the end, or until Ctrl-C or SIGTERM.
+        """Train to the end, or until Ctrl-C or SIGTERM.
 
         Args:
             resume: Resume from the last intact checkpoint in `out`, or from the beginning if there is none yet.
@@ -208,7 +208,7 @@ class Trainer:
             self.ema.update(self.model, step=step if self.recipe.ema_warmup else None)  # None: no warm-up
 
     def _add_gradients(self, batch: Batch) -> torch.Tensor:
-        """Accumulates the gradients of a piece of a batch. Returns its loss."""
+        """Accumulate the gradients of a piece of a batch. Returns its loss."""
         inputs, targets = self.task.augment(self.normalize(batch.images), batch)
         with self.autocast:
             loss = self.task.loss(self.network, inputs, targets)
@@ -216,7 +216,7 @@ class Trainer:
         return loss.detach()
 
     def _add_losses(self) -> None:
-        """Adds the losses kept so far to the sum, each averaged over all processes. Raises TrainError unless finite."""
+        """Add the losses kept so far to the sum, each averaged over all processes. Raises TrainError unless finite."""
         if not self._losses:
             return
         for loss in self.group.sum(*torch.stack(self._losses).tolist()):
@@ -292,7 +292,7 @@ class Trainer:
             append_row(self.out, row, self.task.headline)
 
     def _save_checkpoint(self) -> None:
-        """Writes a checkpoint. All processes must call this; the main process writes."""
+        """Write a checkpoint. All processes must call this; the main process writes."""
         self._add_losses()
         self._gather_bad()
         if not self.group.is_main:
@@ -317,7 +317,7 @@ class Trainer:
         ).save(self.out)
 
     def _restore(self) -> bool:
-        """Loads the last intact checkpoint. Returns whether there is one."""
+        """Load the last intact checkpoint. Returns whether there is one."""
         checkpoint, problems = self.group.on_main(lambda: Checkpoint.load(self.out))
         if self.group.is_main:
             sweep(self.out)
@@ -361,19 +361,9 @@ class Trainer:
             self.bad.train |= known
 
     def _info(self) -> RunInfo:
-        return RunInfo(
-            self.recipe,
-            self.task.headline,
-            self.start.architecture.name,
-            self.start.preprocess.image_size,
-            len(self.source.train),
-            len(self.source.val),
-            len(self.source.classes),
-            str(self.device),
-            self.group.size,
-            self.precision,
-            self.compiled,
-        )
+        network = self.start.architecture.name, self.start.preprocess.image_size
+        data = len(self.source.train), len(self.source.val), len(self.source.classes)
+        return RunInfo(self.recipe, *network, *data, str(self.device), self.group.size, self.precision, self.compiled)
 
     def progress(self, images_per_second: float = 0.0, data_wait: float = 0.0) -> Progress:
         """The current position."""

@@ -11,7 +11,7 @@ from .recipe import with_current_names
 
 
 def append_row(out: Path, row: dict[str, Any], headline: str) -> None:
-    """Adds a line to metrics.jsonl and draws curves.png anew."""
+    """Add a line to metrics.jsonl and draw curves.png anew."""
     path = out / "metrics.jsonl"
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
@@ -29,7 +29,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def remove_rows_after(out: Path, epoch: int) -> None:
-    """Drops the rows of epochs that were written but have no checkpoint: resuming repeats these epochs."""
+    """Drop the rows of epochs that were written but have no checkpoint: resuming repeats these epochs."""
     path = out / "metrics.jsonl"
     if path.exists():
         rows = [row for row in read_metrics(out) if row["epoch"] <= epoch]
@@ -38,7 +38,7 @@ def remove_rows_after(out: Path, epoch: int) -> None:
 
 
 def draw_curves(out: Path, headline: str) -> None:
-    """Draws curves.png: loss and headline metric by epoch."""
+    """Draw curves.png: loss and headline metric by epoch."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     rows = read_metrics(out)

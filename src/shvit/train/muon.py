@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Float[Tensor, "m n"], dtype: torch.dtype | None = None) -> Float[Tensor, "m n"]:
-    """Approximates U V^T of the singular value decomposition U S V^T: singular values become about 1, unless tiny.
+    """Approximate U V^T of the singular value decomposition U S V^T: singular values become about 1, unless tiny.
 
     Args:
         matrix: Any matrix.

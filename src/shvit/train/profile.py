@@ -44,7 +44,7 @@ class Profile:
 
 
 def measure(trainer: Trainer, workers: int) -> Profile:
-    """Times a few training steps. They change the trainer's network. Writes nothing."""
+    """Time a few training steps. They change the trainer's network. Writes nothing."""
     trainer.task.ready(trainer.model.train())
     size, pieces = trainer.recipe.batch_size, trainer.recipe.accumulate
     steps = _steps(trainer, pieces)

@@ -13,6 +13,7 @@ from rich import progress as bars
 from rich.console import Console
 
 from ..console import BESIDE, say, takes_all
+from ..errors import counted
 from .budget import Choice
 from .recipe import Recipe
 from .remaining import TimeLeft
@@ -26,8 +27,6 @@ class RunInfo:
     """What a run trains: announced before its first step."""
 
     recipe: Recipe
-    headline: str
-    """The metric by which models are compared."""
     network: str
     image_size: int
     train_images: int
@@ -134,7 +133,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def training(self, run: RunInfo, progress: Progress) -> Iterator[None]:
-        """Announces the run and shows its progress inside the context."""
+        """Announce the run and show its progress inside the context."""
         self._announce(run, progress)
         for tracker in self.trackers:
             tracker.begin(progress)
@@ -161,11 +160,8 @@ class Reporter:
         if self._left is not None:
             self._left.step()
             left = self._time_left(progress) if self._left.measured else ""
-        epoch, speed, data_wait = (
-            f"epoch {progress.epoch + 1}/{progress.epochs}",
-            progress.images_per_second,
-            progress.data_wait,
-        )
+        epoch = f"epoch {progress.epoch + 1}/{progress.epochs}"
+        speed, data_wait = progress.images_per_second, progress.data_wait
         if self._bar is not None:
             values = {"speed": speed, "data_wait": data_wait, "loss": progress.loss, "left": left}
             self._bar.update(self._bar.task_ids[0], completed=progress.steps_done, description=epoch, **values)
@@ -202,15 +198,15 @@ class Reporter:
         return f"{_duration(self._left.seconds(progress.epoch, progress.step))} left" if self._left else ""
 
     def warn(self, message: str) -> None:
-        """Prints a warning."""
+        """Print a warning."""
         say(self.console, message, style="yellow")
 
     def finished(self, out: Path, epochs: int) -> None:
-        """Replaces `training` if a resumed run is already complete."""
+        """Print instead of `training` if a resumed run is already complete."""
         say(self.console, f"nothing to resume: the run in {out} is complete ({epochs} of {epochs} epochs)")
 
     def fitted(self, choices: Sequence[Choice], images: int, epochs: int) -> None:
-        """Prints the settings that differ from the published ones, grouped by reason."""
+        """Print the settings that differ from the published ones, grouped by reason."""
         if not choices:
             return
         say(
@@ -228,8 +224,8 @@ class Reporter:
         compiled = "compiled (the first step takes minutes)" if run.compiled else "not compiled"
         say(
             self.console,
-            f"{run.train_images} training and {run.val_images} validation images, {run.classes} "
-            + ("class" if run.classes == 1 else "classes")
+            f"{run.train_images} training and {run.val_images} validation images, "
+            + counted(run.classes, "class", "classes")
             + (f"; {progress.bad_images} bad images so far, see bad_images.csv" if progress.bad_images else ""),
         )
         say(

@@ -216,7 +216,7 @@ OLD_NAMES = {
 
 
 def with_current_names(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces former names of settings in a recipe, or in a row of metrics.jsonl."""
+    """Replace former names of settings in a recipe, or in a row of metrics.jsonl."""
     return {OLD_NAMES.get(key, key): value for key, value in data.items()}
 
 

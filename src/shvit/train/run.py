@@ -12,7 +12,7 @@ from ..data.identity import DrawnBy, TrainedOn, drawn_before
 from ..data.sources import Dataset, duplicates
 from ..data.transforms import Preprocess
 from ..engines import pick_device
-from ..errors import InputError
+from ..errors import InputError, check_at_least
 from ..files import check_folder, locked, write_csv, write_json
 from ..model.architecture import Architecture
 from ..model.config import VARIANTS
@@ -80,7 +80,7 @@ class TrainPlan:
 
 
 def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResult:
-    """Trains a network, and writes best.safetensors and the other files of the run to `request.out`.
+    """Train a network, and write best.safetensors and the other files of the run to `request.out`.
 
     Processes started by torchrun train one network together. If torchrun restarts them after one was lost, they resume
     from the last checkpoint.
@@ -97,8 +97,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
         raise InputError(
             "train needs --out: a new folder for the run, or with --resume the folder of the run to resume"
         )
-    if request.save_every < 1:
-        raise InputError(f"save_every must be at least 1 step, got {request.save_every}")
+    check_at_least(1, save_every=request.save_every)
     check_tracker(request.track)
     out, group = Path(request.out), ProcessGroup.from_environment()
     device = group.device(pick_device(request.device))
@@ -125,7 +124,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
 
 
 def profile(request: TrainRequest) -> Profile:
-    """Measures what would limit the speed of `train` on this machine. Writes nothing.
+    """Measure what would limit the speed of `train` on this machine. Writes nothing.
 
     Raises:
         InputError: As `train`.
@@ -139,7 +138,7 @@ def profile(request: TrainRequest) -> Profile:
 
 @contextmanager
 def _locked(out: Path, new: bool) -> Iterator[None]:
-    """Locks the run's folder. Raises InputError if another process is training in it, or has done so meanwhile."""
+    """Lock the run's folder. Raises InputError if another process is training in it, or has done so meanwhile."""
     out.mkdir(parents=True, exist_ok=True)
     taken = f"another training is writing to {out}: wait until it ends, or choose another --out"
     with locked(out / ".lock", taken):
@@ -202,23 +201,12 @@ def _trainer(
     about = {**facts(), "drawn_by": plan.drawn_by}
     if isinstance(plan.source, CocoSource):
         about["categories"] = plan.source.categories
-    return Trainer(
-        task,
-        plan.start,
-        plan.source,
-        plan.recipe,
-        out,
-        device,
-        request.workers,
-        reporter,
-        about,
-        group,
-        request.save_every,
-    )
+    where = out, device, request.workers
+    return Trainer(task, plan.start, plan.source, plan.recipe, *where, reporter, about, group, request.save_every)
 
 
 def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
-    """Writes the record of the run, and warns about images in both splits."""
+    """Write the record of the run, and warn about images in both splits."""
     record = {
         "recipe": plan.recipe.to_dict(),
         "choices": [choice.to_dict() for choice in plan.choices],

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..data.coco import CocoSource
 from ..data.identity import DrawnBy
@@ -104,7 +105,7 @@ def make_task(
     Raises:
         InputError: The teacher cannot teach this student, or there is a cache without a teacher.
     """
-    task = kind_of(start.task).from_recipe(source.classes, recipe, device)
+    task: Any = kind_of(start.task).from_recipe(source.classes, recipe, device)
     if recipe.teacher is None:
         if teacher_cache is not None:
             raise InputError(f"--teacher-cache needs a teacher, and recipe {recipe.name} has none: add --teacher")

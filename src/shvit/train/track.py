@@ -21,26 +21,26 @@ class TensorBoard:
         self._writer: Any = None
 
     def begin(self, progress: Progress) -> None:
-        """Hides what an interrupted run wrote about steps that are repeated."""
+        """Hide what an interrupted run wrote about steps that are repeated."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer = SummaryWriter(self._folder, purge_step=progress.steps_done)
 
     def step(self, progress: Progress) -> None:
-        """Writes the averages of the epoch so far."""
+        """Write the averages of the epoch so far."""
         if progress.step % EVERY == 0:
             for key in ("loss", "lr", "images_per_second", "data_wait"):
                 self._writer.add_scalar(f"step/{key}", getattr(progress, key), progress.steps_done)
 
     def epoch(self, progress: Progress, row: dict[str, Any]) -> None:
-        """Writes the numbers of a row of metrics.jsonl."""
+        """Write the numbers of a row of metrics.jsonl."""
         for key, value in row.items():
             if isinstance(value, int | float) and key != "epoch":
                 self._writer.add_scalar(f"epoch/{key}", value, progress.steps_done)
         self._writer.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         if self._writer is not None:
             self._writer.close()
 
@@ -58,7 +58,7 @@ def check_tracker(name: str | None) -> None:
 
 @contextmanager
 def tracking(reporter: Reporter, name: str | None, out: Path) -> Iterator[None]:
-    """Adds the tracker of this name to the reporter inside the context."""
+    """Add the tracker of this name to the reporter inside the context."""
     if name is None:
         yield
         return

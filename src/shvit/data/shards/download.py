@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ...files import MAX_TEXT, replacing
 
 PAUSES = (1.0, 5.0)
@@ -128,7 +128,7 @@ def _chunks(url: str) -> Iterator[bytes]:
                 yield chunk
     except (OSError, ValueError) as error:
         if not (found := re.search(r"exit (-?\d+)", str(error))):
-            raise FetchError(" ".join(str(error).split())) from error
+            raise FetchError(one_line(error)) from error
         code = int(found[1])
         missing = code == NOT_THERE and not url.startswith("pipe:")
         raise FetchError(CURL_SAYS.get(code, f"its reader ended with exit code {code}"), missing) from error
