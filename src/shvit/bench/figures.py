@@ -103,7 +103,7 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
         axes.plot(sides, milliseconds, "o-", markersize=4, color=color, linewidth=width)
         ends.append(Point(sides[-1], milliseconds[-1], name, color))
     axes.set_title(title, fontsize=10)
-    plot_style(axes, "image side, pixels", "milliseconds per image")
+    plot_style(axes, "image size, pixels", "ms/image")
     axes.set_yscale("log")
     plain_ticks(axes.yaxis)
     shown = sorted({row.case.image_size for row in rows})
