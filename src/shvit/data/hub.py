@@ -14,8 +14,8 @@ import numpy as np
 from ..errors import DataError, InputError
 from ..files import read_regular
 from .dataset import Dataset, Holdout, Split, dataset_of, fingerprint_of
-from .decode import MAX_BYTES, BadImage
 from .identity import of_bytes, of_file, of_name
+from .image_file import MAX_BYTES, BadImage
 from .sequences import Lazy
 from .splits import TRAIN_NAMES, VAL_NAMES
 

@@ -14,7 +14,9 @@ from torchvision.transforms.v2 import ColorJitter
 
 from ..errors import InputError
 from .coco import CocoSplit, Objects
-from .decode import MAX_PIXELS, BadImage, ImageInput, Opened, decode, open_small
+from .decode import ImageInput, decode
+from .image_file import MAX_PIXELS, BadImage
+from .reduced import Opened, open_small
 from .segments import Mask
 from .transforms import COARSEST, LONGER, Preprocess, on_canvas
 

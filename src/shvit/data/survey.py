@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from ..data.coco import MEDIUM, NOTHING, SMALL, CocoSplit, is_coco, open_coco
-from ..data.dataset import Dataset, Split, duplicates
-from ..data.decode import BadImage, decode
-from ..data.letterbox import open_as
-from ..data.loader import draw_some
-from ..data.sources import open_source
 from ..redact import redacted
+from .coco import MEDIUM, NOTHING, SMALL, CocoSplit, is_coco, open_coco
+from .dataset import Dataset, Split, duplicates
+from .decode import decode
+from .image_file import BadImage
+from .letterbox import open_as
+from .loader import draw_some
+from .sources import open_source
 
 SAMPLED = 512
 """Images of each split that are decoded, for their sizes and to find bad ones."""

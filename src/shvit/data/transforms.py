@@ -19,8 +19,10 @@ from torchvision.transforms.v2 import Compose
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import InputError
-from .decode import MAX_PIXELS, ImageInput, Opened, Pixels, decode, open_small, within_memory
+from .decode import ImageInput, decode
+from .image_file import MAX_PIXELS, within_memory
 from .opencv import FASTER
+from .reduced import Opened, Pixels, open_small
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 FITS = ("crop", "squash", "whole", "shorter")
