@@ -9,7 +9,7 @@ from PIL import features
 
 from conftest import picture, write_pictures
 from shvit.data.decode import BadImage, decode
-from shvit.data.images import PassedOver, is_image
+from shvit.data.images import Skipped, is_image
 from shvit.data.sources import open_source
 from shvit.modelfile import save
 from shvit.predict.predictor import find_images
@@ -75,7 +75,7 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path, tiny, run):
 
 def test_files_that_are_named_are_tried(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    passed = PassedOver()
+    passed = Skipped()
     assert find_images([str(tmp_path / "a.txt"), str(tmp_path / "*.txt")], passed) == [tmp_path / "a.txt"]
     assert passed.lines() == []
 

@@ -68,7 +68,7 @@ def predict(
     batch_size
         Images that run at once; default: 16, and 4 of a detector.
     """
-    from ..data.images import PassedOver
+    from ..data.images import Skipped
     from ..files import check_folder
     from ..predict.drawing import draw_file, free_name
     from ..predict.journal import check_partial, journal, of_images, of_model
@@ -77,7 +77,7 @@ def predict(
     from ..pretrained import load
 
     console = console_for(json)
-    passed = PassedOver()
+    passed = Skipped()
     images = find_images(paths, passed)
     if not images:
         raise InputError(". ".join([f"no images in {', '.join(paths)}", *passed.lines()]))

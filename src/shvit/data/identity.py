@@ -55,8 +55,8 @@ def of_name(name: str) -> int:
 def identity(size: int, read: Callable[[int, int], bytes | memoryview]) -> int:
     """A number of 48 bits that depends only on the content of an image file, so copies have the same one.
 
-    It is a hash of the size and the last 4 KiB. If these hold few different values, as uncompressed margins and metadata
-    do, it is a hash of the size and all bytes.
+    It is a hash of the size and the last 4 KiB; or of the size and all bytes, if the last 4 KiB hold few different
+    values, as uncompressed margins and metadata do.
 
     Args:
         size: Size of the file in bytes.
@@ -119,7 +119,7 @@ class TrainedOn:
         return np.isin(identities(images), self.known)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a model file: differences of neighbours, stored byte plane by byte plane, since high bytes are mostly zero."""
+        """For a model file: differences of neighbours, one byte plane after another, as high bytes are mostly zero."""
         steps = np.diff(self.known, prepend=np.uint64(0)).astype("<u8")
         planes = steps.view(np.uint8).reshape(-1, 8).T.tobytes()
         return {"images": len(self.known), "identities": base64.b64encode(zlib.compress(planes, 9)).decode()}

@@ -31,7 +31,7 @@ def is_image(file: Path) -> bool:
 
 
 @dataclass
-class PassedOver:
+class Skipped:
     """Files in image folders that are skipped."""
 
     others: Counter[str] = field(default_factory=Counter)

@@ -24,7 +24,7 @@ from .opencv import use_one_thread
 from .transforms import on_canvas
 
 Key = tuple[int, int, int]
-"""(view, index, copy): an augmented version of an image, and which of its copies in the epoch. Seeds its random choices."""
+"""(view, index, copy): the augmented version, the image, and its copy in the epoch. Seeds the random choices."""
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where workers pass batches to the main process, on Linux."""
@@ -116,7 +116,7 @@ class Examples(Protocol):
 
 
 class ImageDataset(Dataset):
-    """Item (view, index, copy) is an image, its target and the key; or the reason why it cannot be used, and the key."""
+    """Item (view, index, copy) is an image, its target and the key; or why it cannot be used, and the key."""
 
     def __init__(self, split: Examples, read: Any, seed: int) -> None:
         self.split = split

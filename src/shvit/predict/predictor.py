@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import engines
 from ..data.decode import BadImage
-from ..data.images import PassedOver
+from ..data.images import Skipped
 from ..data.letterbox import Letterbox
 from ..data.loader import stack
 from ..data.walk import exists, is_hidden
@@ -239,13 +239,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_images(patterns: Iterable[str], passed: PassedOver | None = None) -> list[Path]:
+def find_images(patterns: Iterable[str], passed: Skipped | None = None) -> list[Path]:
     """Files named by paths, folders (searched to any depth) and globs, in order, each once.
 
     Files that are named are tried whatever their suffix; of a folder, `images.is_image` says which are images, and the
     others are counted in `passed`. A path that does not exist is kept, so that it becomes a result with its reason.
     """
-    passed = passed or PassedOver()
+    passed = passed or Skipped()
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)
