@@ -179,8 +179,8 @@ def _refuse_foreign(path: Path, folders: Iterable[Path], classes: set[str] | Non
     for folder in folders:
         if kind := _format(folder):
             raise DataError(
-                f"{path} looks like {FORMATS[kind]}, which is not supported: expected {path}/<class>/<image>, or for boxes "
-                f"and masks {path}/annotations/instances_train.json and …_val.json in COCO's format"
+                f"{path} looks like {FORMATS[kind]}, which is not supported: expected {path}/<class>/<image>, or for "
+                f"boxes and masks {path}/annotations/instances_train.json and …_val.json in COCO's format"
             )
 
 

@@ -31,7 +31,7 @@ def numbers(value: Any) -> list[float] | None:
 
 
 def read_segment(value: Any, height: int, width: int) -> Mask | None:
-    """Parse a mask. None if it is not valid for an image of this size, or drawing it would take too much time or memory."""
+    """Parse a mask. None if it is invalid for an image of this size, or too long to draw in bounded time and memory."""
     if isinstance(value, dict):
         counts = value.get("counts")
         lengths = _unpacked(counts) if isinstance(counts, str) else _whole_numbers(counts)
@@ -64,7 +64,7 @@ def _whole_numbers(value: Any) -> Int64[np.ndarray, " n"] | None:
 
 
 def _drawable(polygons: tuple[np.ndarray, ...], height: int, width: int) -> bool:
-    """Whether polygons lie near the image and have a bounded length: COCO's tools store each outline pixel five times."""
+    """Whether polygons lie near the image and are short enough: COCO's tools store each outline pixel five times."""
     length = 0.0
     for points in polygons:
         x, y = points[::2], points[1::2]
@@ -105,7 +105,8 @@ def _close(area: float, expected: float) -> bool:
 def _unpacked(packed: str) -> Int64[np.ndarray, " n"] | None:
     """Run lengths from COCO's compressed string; None if it is invalid.
 
-    Each character has five bits. From the fourth run on, the difference to the run two before is stored. Source: `rleFrString` of cocoapi.
+    Each character has five bits. From the fourth run on, the difference to the run two before is stored.
+    Source: `rleFrString` of cocoapi.
     """
     codes = np.frombuffer(packed.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:

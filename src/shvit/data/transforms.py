@@ -285,8 +285,8 @@ class TrainReader:
     """timm's training transform: a random crop, resized, then flipping and colour or other augmentations.
 
     With the same generators it makes timm's random choices; pixels differ by rounding only. If the crop is several
-    times as large as the result, a JPEG is decoded at a half or less of its size, but never below the size of the result; the
-    edges of the crop are then rounded to pixels of the smaller image. The tensor is in channels_last.
+    times as large as the result, a JPEG is decoded at a half or less of its size, but the crop never below the size of
+    the result; the edges of the crop are then rounded to pixels of the smaller image. The tensor is in channels_last.
 
     The random choices use the global generators: call it within `loader.seeded`.
     """

@@ -90,7 +90,8 @@ def judge(
     known = COCO(
         {
             "images": [
-                {"id": truth.image_id, "height": truth.letterbox.height, "width": truth.letterbox.width} for truth in truths
+                {"id": truth.image_id, "height": truth.letterbox.height, "width": truth.letterbox.width}
+                for truth in truths
             ],
             "categories": [{"id": place, "name": name} for place, name in enumerate(classes, 1)],
             "annotations": [
