@@ -207,7 +207,7 @@ def test_errors_in_workers_keep_their_message(folder, error, kind, text):
 
 def test_a_worker_that_exits_is_not_said_to_be_killed(folder):
     with (
-        pytest.raises(Failure, match="A data-loading worker died. Find the cause with --workers 0") as failure,
+        pytest.raises(Failure, match=r"A data-loading worker died\. Find the cause with --workers 0") as failure,
         worker_death_as_failure(),
     ):
         list(Loader(open_source(folder).val, lambda source: os._exit(3), 4, workers=1))

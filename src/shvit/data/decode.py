@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .image_file import MAX_PIXELS, BadImage, check_size, open_checked, read_file, reasons_as_bad_image
-from .rgb import stored_samples, to_rgb
+from .rgb import pixel_format, to_rgb
 
 ImageInput = Path | str | bytes | np.ndarray | Image.Image
 """A file's path, a file's bytes, pixels (height, width[, 3]) in uint8, or an opened image."""
@@ -36,13 +36,13 @@ def decode(source: ImageInput, max_pixels: int = MAX_PIXELS, upright: bool = Tru
     with reasons_as_bad_image():
         if isinstance(source, Image.Image):
             check_size(source.size, max_pixels)
-            samples = stored_samples(source)
-            return to_rgb(ImageOps.exif_transpose(source), samples)
+            stored = pixel_format(source)
+            return to_rgb(ImageOps.exif_transpose(source), stored)
         image = open_checked(read_file(source), max_pixels)
-        samples = stored_samples(image)
+        stored = pixel_format(image)
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
-        return to_rgb(image, samples)
+        return to_rgb(image, stored)
 
 
 def _from_array(pixels: np.ndarray, max_pixels: int) -> Image.Image:

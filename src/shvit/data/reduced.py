@@ -24,7 +24,7 @@ from .image_file import (
     reasons_as_bad_image,
     within_memory,
 )
-from .rgb import rgb_strips, stored_samples, to_8_bits
+from .rgb import rgb_strips, pixel_format, to_8_bits
 
 AT_ONCE = 12_000_000 * (os.cpu_count() or 1)
 """Pixels that all threads of a process decode at once; a larger image is decoded alone. JPEGs count for a quarter."""
@@ -162,7 +162,7 @@ def _cut(data: bytes, height: int, rows: int) -> tuple[bytes, int]:
 
 def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
     image = open_checked(data, max_pixels)
-    samples = stored_samples(image)
+    stored = pixel_format(image)
     width, height = image.size
 
     def pixels(at_most: float, _: int | None) -> Pixels:
@@ -171,7 +171,7 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> Opened:
             small = shrink > 1 and image.draft(None, (max(1, width // shrink), max(1, height // shrink))) is not None
             ImageOps.exif_transpose(image, in_place=True)
             reduced = shrink if not small and width * height >= LARGE else 1
-            values = _pixels(to_8_bits(image, samples), reduced)
+            values = _pixels(to_8_bits(image, stored), reduced)
         if small or reduced > 1:
             return Pixels(values, upright.height / shrink, upright.width / shrink)
         return Pixels(values, *values.shape[:2])

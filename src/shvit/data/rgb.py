@@ -21,7 +21,7 @@ RANGES = 8, 10, 12, 14, 16, 24, 31
 
 
 @dataclass(frozen=True)
-class StoredSamples:
+class PixelFormat:
     """How a file stores the values of a pixel, according to its header."""
 
     bits: int = 8
@@ -32,12 +32,12 @@ class StoredSamples:
     white_is_zero: bool = False
 
 
-def stored_samples(image: Image.Image) -> StoredSamples:
+def pixel_format(image: Image.Image) -> PixelFormat:
     """Read the header. Call it before the image is loaded, because Pillow discards part of it then."""
     if image.format in ("PPM", "JPEG2000"):
-        return StoredSamples(white=65535)
+        return PixelFormat(white=65535)
     if image.format not in ("PNG", "TIFF"):
-        return StoredSamples()
+        return PixelFormat()
     [raw, *_] = [re.search(r";(\d+)", str(tile[3])) for tile in getattr(image, "tile", ())[:1]] or [None]
     bits = int(raw[1]) if raw else 8
     tags: Any = getattr(image, "tag_v2", {})
@@ -45,13 +45,13 @@ def stored_samples(image: Image.Image) -> StoredSamples:
     low, high = (tags.get(tag, (None,))[0] for tag in (SMIN_SAMPLE_VALUE, SMAX_SAMPLE_VALUE))
     black = float(low or 0)
     if high is not None and float(high) > black:
-        return StoredSamples(bits, black, float(high), white_is_zero)
-    return StoredSamples(bits, 0.0, 4095.0 if bits == 12 else None, white_is_zero)
+        return PixelFormat(bits, black, float(high), white_is_zero)
+    return PixelFormat(bits, 0.0, 4095.0 if bits == 12 else None, white_is_zero)
 
 
-def to_rgb(image: Image.Image, samples: StoredSamples) -> Image.Image:
+def to_rgb(image: Image.Image, stored: PixelFormat) -> Image.Image:
     """The image in 8-bit RGB, with transparency on white. Raises BadImage for values without a defined range."""
-    image = to_8_bits(image, samples)
+    image = to_8_bits(image, stored)
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.width * image.height <= STRIP:
@@ -77,21 +77,21 @@ def _rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def to_8_bits(image: Image.Image, samples: StoredSamples) -> Image.Image:
+def to_8_bits(image: Image.Image, stored: PixelFormat) -> Image.Image:
     """The image with 8 bits per value, and transparency as `_rgb` reads it. Raises BadImage."""
     image.load()  # may add transparency to image.info
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image, samples)
-    if samples.bits == 16 and image.mode in DEEP_COLOURS and _brightest(image) < 16:
+        return _from_deep_grey(image, stored)
+    if stored.bits == 16 and image.mode in DEEP_COLOURS and _brightest(image) < 16:
         raise BadImage("its 16-bit colours use only the lowest 12 bits, if any; scale them to 16 bits or save 8 bits")
     if image.has_transparency_data:
         key = image.info.get("transparency")
-        if samples.bits == 16 and isinstance(
+        if stored.bits == 16 and isinstance(
             key, tuple
         ):  # Pillow keeps the upper 8 bits of each colour, but all 16 here
             image.info["transparency"] = tuple(value >> 8 for value in key)
-        elif samples.bits in (2, 4) and image.mode == "L" and isinstance(key, int):  # scaled to 8 bits, but not this
-            image.info["transparency"] = key * 255 // (2**samples.bits - 1)
+        elif stored.bits in (2, 4) and image.mode == "L" and isinstance(key, int):  # scaled to 8 bits, but not this
+            image.info["transparency"] = key * 255 // (2**stored.bits - 1)
     return image
 
 
@@ -101,22 +101,22 @@ def _brightest(image: Image.Image) -> float:
     return max(high for band, (_, high) in bands if band not in ("A", "a", "X"))
 
 
-def _from_deep_grey(image: Image.Image, samples: StoredSamples) -> Image.Image:
+def _from_deep_grey(image: Image.Image, stored: PixelFormat) -> Image.Image:
     """8-bit grey from pixels of 16 or 32 bits; see `decode` for their range."""
     values = np.asarray(image)
-    whole, white = image.mode != "F", samples.white
+    whole, white = image.mode != "F", stored.white
     if not whole and (white is None or not np.isfinite(values).all()):
         raise BadImage("floating-point pixels have no defined range; save them with 8 or 16 bits")
     if white is None:
         if values.min() < 0:
             raise BadImage("pixels below zero have no defined range; save them with 8 or 16 bits")
         white = next(2.0**bits for bits in RANGES if values.max() < 2**bits) - 1
-    levels, steps = (256, white - samples.black + 1) if whole else (255, white - samples.black)
+    levels, steps = (256, white - stored.black + 1) if whole else (255, white - stored.black)
     grey, rows = np.empty(values.shape, np.uint8), max(1, STRIP // image.width)
     for top in range(0, len(values), rows):
-        scaled = (values[top : top + rows].astype(np.float64) - samples.black) * (levels / steps)
+        scaled = (values[top : top + rows].astype(np.float64) - stored.black) * (levels / steps)
         grey[top : top + rows] = (scaled if whole else scaled.round()).clip(0, 255)
-    if samples.white_is_zero:
+    if stored.white_is_zero:
         grey = 255 - grey
     if isinstance(key := image.info.get("transparency"), int):
         grey[values == key] = 255
