@@ -24,7 +24,7 @@ from .image_file import (
     reasons_as_bad_image,
     within_memory,
 )
-from .rgb import rgb_strips, pixel_format, to_8_bits
+from .rgb import pixel_format, rgb_strips, to_8_bits
 
 AT_ONCE = 12_000_000 * (os.cpu_count() or 1)
 """Pixels that all threads of a process decode at once; a larger image is decoded alone. JPEGs count for a quarter."""
