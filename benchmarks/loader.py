@@ -34,8 +34,8 @@ from typing import Any
 import torch
 from timm.data import auto_augment, create_dataset, create_loader
 
-from shvit.data.decode import SIMPLEJPEG
 from shvit.data.loader import Loader
+from shvit.data.reduced import SIMPLEJPEG
 from shvit.data.sources import open_source
 from shvit.data.transforms import Normalize, Preprocess, TrainReader, posterize_to_black
 from shvit.provenance import facts

@@ -36,7 +36,8 @@ import torch
 from PIL import Image
 
 from shvit import engines
-from shvit.data.decode import SIMPLEJPEG, ImageInput, decode
+from shvit.data.decode import ImageInput, decode
+from shvit.data.reduced import SIMPLEJPEG
 from shvit.data.transforms import SHRINK_UNTIL, eval_transform, fast_eval_decoder
 from shvit.predict.predictor import Predictor, cores
 from shvit.pretrained import load, load_model

@@ -281,7 +281,7 @@ def test_files_that_are_not_there_or_disagree(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         open_coco(tmp_path)
     (tmp_path / "annotations" / "instances_val2017.json").write_text("[]")
-    with pytest.raises(DataError, match="is no COCO file: expected an object"):
+    with pytest.raises(DataError, match="is not a COCO file: expected an object"):
         open_coco(tmp_path)
 
 

@@ -109,7 +109,10 @@ def test_test_rows_do_not_join_validation(tmp_path, run):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("foo,bar\n000.png,a\n001.png,b\n", "line 1: 'foo' is no image and no known column: name the columns path"),
+        (
+            "foo,bar\n000.png,a\n001.png,b\n",
+            "line 1: 'foo' is neither an image nor a known column",
+        ),
         ("a,000.png\nb,001.png\n", "0 of 2 images found; first looked for {folder}/a"),
         ("path,label\nimages/1.png,a\nimages/2.png,b\n", "0 of 2 images found; first looked for {folder}/images/1.png"),
         ("path,label\nC:\\data\\1.png,a\n", "0 of 1 images found; first looked for {folder}/C:\\data\\1.png"),
@@ -133,7 +136,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path, text, reason):
 def test_text_that_is_not_utf8(tmp_path):
     text = "path,label\n000.png,Käfer\n"
     assert "is not UTF-8" in refused(write(tmp_path, text, encoding="latin-1"))
-    assert "NUL characters, as UTF-16" in refused(write(tmp_path, "path,label\n000.png,a\n", encoding="utf-16-le"))
+    assert "NUL characters, so it may be" in refused(write(tmp_path, "path,label\n000.png,a\n", encoding="utf-16-le"))
     path = write(tmp_path, "")
     path.write_bytes(text.encode("utf-16") + b"\n")
     assert "is not UTF-16" in refused(path)

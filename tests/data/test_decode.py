@@ -11,8 +11,9 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from conftest import memory_taken, picture
-from shvit.data import decode as module
-from shvit.data.decode import MAX_PIXELS, BadImage, decode, open_small
+from shvit.data import image_file, reduced, rgb
+from shvit.data.decode import MAX_PIXELS, BadImage, decode
+from shvit.data.reduced import open_small
 
 RED, GREEN = (250, 10, 10), (10, 250, 10)
 
@@ -323,7 +324,7 @@ def test_a_file_of_forty_gigabytes_is_not_read(tmp_path, begin, reason):
 def test_a_large_file_of_many_pixels_is_read(tmp_path):
     path = tmp_path / "large.bmp"
     Image.new("RGB", (5000, 5000), RED).save(path)
-    assert path.stat().st_size > module.SMALL_FILE
+    assert path.stat().st_size > image_file.SMALL_FILE
     assert_colour(decode(path), (4, 4), RED, 0)
 
 
@@ -337,7 +338,7 @@ def test_strips_are_the_whole(monkeypatch, mode):
     options = {"transparency": 7} if mode == "P" else {}
     data = data_of(image, "PNG", **options)
     whole = np.asarray(decode(data))
-    monkeypatch.setattr(module, "STRIP", 200)
+    monkeypatch.setattr(rgb, "STRIP", 200)
     np.testing.assert_array_equal(np.asarray(decode(data)), whole)
     np.testing.assert_array_equal(open_small(data).decode(1).values, whole)
 
@@ -349,8 +350,8 @@ def test_large_images_are_reduced_as_they_are_converted(monkeypatch, mode):
     data = data_of(image, "PNG")
     whole = open_small(data).decode(4)
     assert whole.values.shape == (37, 85, 3)
-    monkeypatch.setattr(module, "LARGE", 37 * 85)
-    monkeypatch.setattr(module, "STRIP", 400)
+    monkeypatch.setattr(reduced, "LARGE", 37 * 85)
+    monkeypatch.setattr(rgb, "STRIP", 400)
     small = open_small(data).decode(4)
     assert (small.height, small.width, small.values.shape) == (37 / 4, 85 / 4, (10, 22, 3))
     np.testing.assert_array_equal(small.values, np.asarray(decode(data).reduce(4)))
@@ -433,7 +434,7 @@ def test_images_without_pixels(shape):
 def decoders(request, monkeypatch):
     """Runs a test with both decoders of JPEG files."""
     if request.param == "Pillow alone":
-        monkeypatch.setattr(module, "SIMPLEJPEG", False)
+        monkeypatch.setattr(reduced, "SIMPLEJPEG", False)
     else:
         pytest.importorskip("simplejpeg")
 

@@ -91,14 +91,14 @@ def test_a_doubled_folder_of_training_images_alone_is_one_pile(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "reason"),
     [
-        (["A", "B"], "A and B hold folders of the same names, such as cat, so they are no classes"),
-        (["fold 1", "fold 2", "fold 3"], "fold 1 and fold 2 hold folders of the same names"),
-        (["", "copy"], r"copy and .* hold folders of the same names, such as cat"),
+        (["A", "B"], "A and B hold folders with the same names, such as cat, so they are not classes"),
+        (["fold 1", "fold 2", "fold 3"], "fold 1 and fold 2 hold folders with the same names"),
+        (["", "copy"], r"copy and .* hold folders with the same names, such as cat"),
         (["train", "val/"], "no class folders in val: expected DATA/val/<class>/<image>"),
         (["train/", "test/"], "no class folders in test and train: expected DATA/test/<class>/<image>, or a CSV"),
         (["train", "val/images/"], "no class folders in val"),
         (["train_images", "trainset", "val"], "DATA has train_images, trainset for one split: name one train"),
-        (["images/", "labels/0.txt"], r"DATA looks like YOLO \(a .txt file for each image\), which is not read"),
+        (["images/", "labels/0.txt"], r"DATA looks like YOLO \(a .txt file for each image\), which is not supported"),
         (["images/train/", "images/val/", "labels/train/0.txt"], "looks like YOLO"),
         (["train/images/", "train/labels/0.txt", "valid/images/", "valid/labels/0.txt"], "looks like YOLO"),
         (["train/", "train/000.txt", "valid/"], "looks like YOLO"),
@@ -144,14 +144,14 @@ def test_classes_may_be_called_as_splits(tmp_path):
         (["train", "val", "test/", "more"], "not used: more, test; only train and val of DATA are read"),
         (["train", "val", "train/bird/a.txt"], "no images in DATA/train/bird"),
         (["", "bird/a.txt"], "no images in DATA/bird"),
-        (["train", "val", "train/"], "passed over: 3 images in DATA/train, beside the class folders"),
-        (["", "cat/a.txt", "dog/b.txt", "dog/c.mp4"], "passed over: 3 files that are no images (2 .txt, 1 .mp4)"),
-        (["", "cat/@eaDir/"], "passed over: 1 hidden files or folders, such as DATA/cat/@eaDir"),
+        (["train", "val", "train/"], "skipped: 3 images in DATA/train, beside the class folders"),
+        (["", "cat/a.txt", "dog/b.txt", "dog/c.mp4"], "skipped: 3 files that are not images (2 .txt, 1 .mp4)"),
+        (["", "cat/@eaDir/"], "skipped: 1 hidden files or folders, such as DATA/cat/@eaDir"),
         (
             ["", "cat/.ipynb_checkpoints/"],
-            "passed over: 1 hidden files or folders, such as DATA/cat/.ipynb_checkpoints",
+            "skipped: 1 hidden files or folders, such as DATA/cat/.ipynb_checkpoints",
         ),
-        (["", "cat/._000.png"], "passed over: 1 hidden files or folders, such as DATA/cat/._000.png"),
+        (["", "cat/._000.png"], "skipped: 1 hidden files or folders, such as DATA/cat/._000.png"),
         (["", "bird/x/", "bird/y/"], "1 classes in DATA hold folders and no images of their own, such as bird: x, y"),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_coco_folder_is_not_two_classes(tmp_path, run):
     (tmp_path / "annotations").mkdir()
     for name in ("train", "val"):
         (tmp_path / "annotations" / f"{name}.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    assert "DATA is a COCO folder, of boxes and masks: --task detect or segment" in refused(tmp_path)
+    assert "DATA is a COCO folder with boxes and masks: use --task detect or --task segment" in refused(tmp_path)
     code, _, err = run("shard", tmp_path, "--out", tmp_path.with_name("shards"))
     assert (code, "is a COCO folder" in err) == (2, True)
 
@@ -199,4 +199,4 @@ def test_a_file_named_as_a_split_is_none(tmp_path):
     picture(50).save(tmp_path / "train.png")
     source = open_source(tmp_path)
     assert source.classes == ("a", "b")
-    assert source.warnings == (f"passed over: 1 images in {tmp_path}, beside the class folders",)
+    assert source.warnings == (f"skipped: 1 images in {tmp_path}, beside the class folders",)

@@ -9,7 +9,7 @@ from PIL import features
 
 from conftest import picture, write_pictures
 from shvit.data.decode import BadImage, decode
-from shvit.data.images import PassedOver, is_image
+from shvit.data.images import Skipped, is_image
 from shvit.data.sources import open_source
 from shvit.modelfile import save
 from shvit.predict.predictor import find_images
@@ -50,8 +50,8 @@ def test_prediction_and_training_see_the_same_images(mixed):
 
 def test_what_is_passed_over_is_counted_and_said(mixed, tiny, tmp_path, run):
     lines = (
-        "passed over: 6 files that are no images (2 .mp4, 2 .txt, 2 README)",
-        f"passed over: 6 hidden files or folders, such as {mixed}/dark/._a.jpg",
+        "skipped: 6 files that are not images (2 .mp4, 2 .txt, 2 README)",
+        f"skipped: 6 hidden files or folders, such as {mixed}/dark/._a.jpg",
     )
     assert open_source(mixed).warnings == lines
     save(tiny, tmp_path / "m.safetensors")
@@ -70,12 +70,12 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path, tiny, run):
     (tmp_path / "in" / "a.txt").write_text("x")
     code, _, err = run("predict", tmp_path / "m.safetensors", tmp_path / "in")
     assert code == 2
-    assert "passed over: 1 files that are no images (1 .txt)" in err
+    assert "skipped: 1 files that are not images (1 .txt)" in err
 
 
 def test_files_that_are_named_are_tried(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    passed = PassedOver()
+    passed = Skipped()
     assert find_images([str(tmp_path / "a.txt"), str(tmp_path / "*.txt")], passed) == [tmp_path / "a.txt"]
     assert passed.lines() == []
 

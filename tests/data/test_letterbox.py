@@ -51,9 +51,9 @@ def white_box(image: torch.Tensor, margin_is_dark: bool = True) -> list[int]:
 def test_evaluation_sees_the_whole_image(tmp_path, preprocess, size):
     image, truth = DetectionEvalReader(preprocess)(scenes(tmp_path), 0)
     assert image.shape[1:] == size
-    seen = torch.from_numpy(truth.frame.to_input(truth.objects.boxes))
+    seen = torch.from_numpy(truth.letterbox.to_input(truth.objects.boxes))
     assert (seen[0] - torch.tensor(white_box(image))).abs().max() < 1
-    torch.testing.assert_close(truth.frame.to_image(seen), torch.from_numpy(truth.objects.boxes))
+    torch.testing.assert_close(truth.letterbox.to_image(seen), torch.from_numpy(truth.objects.boxes))
     assert truth.image_id == 7
 
 
@@ -142,7 +142,7 @@ def test_annotations_say_whether_exif_counts(tmp_path, stated, turned):
     picture(90, size=(40, 64)).save(tmp_path / "a.jpg", exif=exif)
     one = CocoSplit([tmp_path / "a.jpg"], [1], np.array([stated]), [NOTHING])
     _, truth = DetectionEvalReader(WHOLE)(one, 0)
-    assert (truth.frame.height, truth.frame.width) == stated
+    assert (truth.letterbox.height, truth.letterbox.width) == stated
 
 
 def test_images_of_another_size_are_bad(tmp_path):

@@ -207,7 +207,7 @@ def test_errors_in_workers_keep_their_message(folder, error, kind, text):
 
 def test_a_worker_that_exits_is_not_said_to_be_killed(folder):
     with (
-        pytest.raises(Failure, match="a data-loading worker ended: --workers 0 shows why") as failure,
+        pytest.raises(Failure, match=r"A data-loading worker died\. Find the cause with --workers 0") as failure,
         worker_death_as_failure(),
     ):
         list(Loader(open_source(folder).val, lambda source: os._exit(3), 4, workers=1))
@@ -231,5 +231,5 @@ def test_a_small_shared_memory_is_a_failure_in_one_line(folder, tmp_path):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 77 or "unshare" in done.stderr:
             pytest.skip("no mount of one's own here")
-        assert "no space left on /dev/shm" in done.stdout, done.stderr
+        assert "No space left on /dev/shm" in done.stdout, done.stderr
         assert "Traceback" not in done.stderr

@@ -59,7 +59,7 @@ def test_pictures_that_are_annotated_as_they_are_stored(tmp_path):
         assert image.width != image.height
         image.save(path, exif=exif)
     assert survey(tmp_path)["problems"] == [
-        "val: 1 images are annotated and read as stored, not turned as their EXIF data say, such as b.png"
+        "val: 1 images are annotated as stored, so their EXIF orientation is ignored, such as b.png"
     ]
 
 

@@ -36,9 +36,9 @@ def by_pycocotools(annotations, rows, kind: str) -> dict[str, float]:
 def roughly(truth: GroundTruth, classes: int, generator) -> Detections:
     """The objects of an image, some of them moved, renamed, doubled or left out, and some that are not there."""
     boxes, labels, masks = [], [], []
-    everywhere = Letterbox(truth.frame.height, truth.frame.width, 1, 1)
+    everywhere = Letterbox(truth.letterbox.height, truth.letterbox.width, 1, 1)
     for box, label, segment in zip(truth.objects.boxes, truth.objects.labels, truth.objects.segments, strict=True):
-        mask = rasterised(segment, everywhere, (truth.frame.height, truth.frame.width))
+        mask = rasterised(segment, everywhere, (truth.letterbox.height, truth.letterbox.width))
         for _ in range(generator.integers(0, 3)):
             shift = generator.normal(0, 0.08, 4) * (box[2:] - box[:2]).repeat(2)
             boxes.append(np.sort((box + shift).reshape(2, 2), axis=0).flatten())
@@ -88,7 +88,7 @@ def perfect(batches, classes, masks: bool):
         rows = torch.zeros(len(images), 100, 790 if masks else 4 + classes)
         for place in range(len(images)):
             truth = truths.pop(0)
-            boxes = torch.from_numpy(truth.frame.to_input(truth.objects.boxes))[~truth.objects.crowd]
+            boxes = torch.from_numpy(truth.letterbox.to_input(truth.objects.boxes))[~truth.objects.crowd]
             labels = torch.from_numpy(truth.objects.labels)[~truth.objects.crowd]
             rows[place, : len(boxes), :4] = boxes
             if masks:

@@ -343,13 +343,13 @@ def test_invalid_requests(run, tmp_path, flags, reason):
 
 def test_classifiers_and_detectors_are_not_mistaken(run, start, folder, tmp_path):
     code, _, errors = run("train", folder, "--task", "detect", "--out", tmp_path / "run")
-    assert (code, "is no COCO folder" in errors) == (2, True)
+    assert (code, "is not a COCO folder" in errors) == (2, True)
     begin(squares(tmp_path / "data", 2), start, tmp_path / "run", epochs=1)
     best = tmp_path / "run" / "best.safetensors"
     code, _, errors = run("train", folder, "--model", best, "--out", tmp_path / "other")
     assert (code, "is a model of task detect: classification needs a classifier's file" in errors) == (2, True)
     code, _, errors = run("eval", best, folder)
-    assert (code, "is no COCO folder" in errors) == (2, True)
+    assert (code, "is not a COCO folder" in errors) == (2, True)
     code, _, errors = run("predict", start, folder / "val", "--draw", tmp_path / "drawn")
     assert (code, "--draw has no effect with" in errors) == (2, True)
 

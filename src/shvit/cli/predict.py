@@ -79,10 +79,10 @@ def predict(
 
 def find_inputs(paths: Sequence[str]) -> list[Path]:
     """The images that the paths name, with a notice about other files. Raises InputError if there are none."""
-    from ..data.images import PassedOver
+    from ..data.images import Skipped
     from ..predict.predictor import find_images
 
-    passed = PassedOver()
+    passed = Skipped()
     images = find_images(paths, passed)
     if not images:
         raise InputError(". ".join([f"no images in {', '.join(paths)}", *passed.lines()]))

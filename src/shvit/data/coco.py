@@ -17,8 +17,8 @@ from ..errors import DataError
 from .coco_files import annotation_files, files_by_split, image_folder, located
 from .coco_rows import common_categories, file_name, is_crowd, read_categories, read_document, whole_number
 from .dataset import AnyDataset, DrawnBy, Holdout, Samples, fingerprint_of
-from .decode import BadImage, read_size
 from .folders import find_coco, refuse_format
+from .image_file import BadImage, read_size
 from .segments import Mask, enclosed, lost_parts, numbers, plausible, read_segment
 from .walk import is_file
 

@@ -1,4 +1,4 @@
-"""Where COCO's annotation files lie in a folder, which split each is of, and where its images are."""
+"""Finding COCO's annotation files in a folder, the split of each, and its images."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -8,15 +8,15 @@ from .splits import TRAIN_NAMES, VAL_NAMES, split_of, splits_within
 from .walk import folders_in, is_file
 
 BESIDE = "_annotations.coco.json"
-"""What Roboflow writes into the folder of each split."""
+"""File that Roboflow writes into the folder of each split."""
 OTHERS = ("captions", "panoptic", "stuff", "image_info")
-"""What the names of COCO's other files begin with, which lie beside those with objects."""
+"""Prefixes of COCO's other files, which lie beside those with objects."""
 HEAD = 1 << 16
-"""Bytes of a file in which one of COCO's lists is named."""
+"""Bytes at the start of a file in which one of COCO's lists must be named."""
 
 
 def annotation_files(root: Path) -> list[Path]:
-    """COCO's and Roboflow's by their names; else those in `annotations` that are COCO's by their content."""
+    """Annotation files with COCO's or Roboflow's names; else files in `annotations` that look like COCO's."""
     named = [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{BESIDE}"))]
     return named or [
         path
@@ -26,7 +26,7 @@ def annotation_files(root: Path) -> list[Path]:
 
 
 def is_annotations(path: Path) -> bool:
-    """Whether a file begins as COCO's do."""
+    """Whether a file begins like a COCO file."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -37,41 +37,41 @@ def is_annotations(path: Path) -> bool:
 
 
 def files_by_split(root: Path) -> dict[str, Path]:
-    """`train` and `val`, or `all`. Raises DataError where it is not clear which is which."""
+    """The annotation file of `train` and of `val`; or a single one as `all`. Raises DataError if it is ambiguous."""
     files = annotation_files(root)
     if len(files) == 1:
         return {"all": files[0]}
-    found = {}
+    by_split = {}
     for split, names, kinds in (("train", TRAIN_NAMES, ("train",)), ("val", VAL_NAMES, ("val", "test"))):
         groups = [[path for path in files if _about(path).lower().startswith(name)] for name in names]
         groups += [[path for path in files if splits_within(_about(path)) == {kind}] for kind in kinds]
-        found[split] = next((group for group in groups if group), [])
-    if any(len(group) != 1 for group in found.values()):
+        by_split[split] = next((group for group in groups if group), [])
+    if any(len(group) != 1 for group in by_split.values()):
         listed = ", ".join(str(path.relative_to(root)) for path in files)
         raise DataError(f"{root} needs one file named train and one named val, or a single file; it has {listed}")
-    return {split: group[0] for split, group in found.items()}
+    return {split: group[0] for split, group in by_split.items()}
 
 
 def image_folder(names: list[str], path: Path, root: Path) -> Path:
-    """Where the first of the images that is found lies; else where they are expected."""
+    """The folder in which one of the first images exists; else the folder where they are expected."""
     if path.name == BESIDE:
         return path.parent
     name, kinds = _about(path), splits_within(path.stem)
-    places = [root / name, root / "images" / name]
+    folders = [root / name, root / "images" / name]
     for folder in (root, root / "images"):
         if folder.is_dir():
-            places += [child for child in folders_in(folder) if kinds and {split_of(child.name)} == kinds]
-    places += [root / "images", root, path.parent]
-    return next((place for file in names[:100] for place in places if is_file(located(place, file))), places[0])
+            folders += [child for child in folders_in(folder) if kinds and {split_of(child.name)} == kinds]
+    folders += [root / "images", root, path.parent]
+    return next((each for file in names[:100] for each in folders if is_file(located(each, file))), folders[0])
 
 
 def located(folder: Path, name: str) -> Path:
-    """The file of this name, which may have Windows' backslashes."""
+    """The file with this name, which may contain Windows' backslashes."""
     return folder / posix(name) if "\\" in name and is_file(folder / posix(name)) else folder / name
 
 
 def posix(name: str) -> PurePosixPath:
-    """A relative path with slashes or backslashes."""
+    """A relative path, written with slashes or backslashes."""
     return PurePosixPath(name.replace("\\", "/"))
 
 

@@ -1,4 +1,4 @@
-"""The ids that COCO annotations give to images and classes, so that results name the same ones."""
+"""Ids of images and classes in COCO annotations, for results in COCO's format."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,25 +17,25 @@ class CocoIds:
 
     name: str
     images: dict[Path, int]
-    """Of the images that were asked for and are listed."""
+    """Ids of the requested images that are listed."""
     categories: dict[str, int]
     missing: tuple[Path, ...] = field(default=())
-    """Images that were asked for and are not listed."""
+    """Requested images that are not listed."""
 
 
 def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
     """Find these images in COCO annotations.
 
-    An image is the entry whose `file_name` ends the image's path, folders included; else the only entry with the same
-    name in whatever folder.
+    An image matches the entry whose `file_name`, folders included, is the end of the image's path; else the only entry
+    with the same name in any folder.
 
     Args:
-        data: A COCO JSON file, or a folder of a dataset, all of whose annotation files count.
+        data: A COCO JSON file, or the folder of a dataset, of which all annotation files are used.
         paths: Images.
 
     Raises:
-        DataError: No COCO annotations; one id for two images of different files; or an image fits several entries, or
-            an entry several images.
+        DataError: There are no COCO annotations, files give one id to different images, an image matches several
+            entries, or an entry several images.
     """
     entries, categories = _listing(data)
     by_name: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
@@ -54,13 +54,13 @@ def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
 
 
 def _listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
-    """File name and id of each image, and the ids of the categories by name; the images need not be there.
+    """File name and id of each listed image, and the id of each category name. The images need not exist.
 
     Args:
         data: A COCO JSON file, or a folder as `open_coco` takes it.
 
     Raises:
-        DataError: No such file, or none of COCO's; or files of a folder disagree about ids.
+        DataError: The file is missing or not a COCO file, or files of a folder disagree about ids.
     """
     files = annotation_files(find_coco(data) or data) if data.is_dir() else [data]
     if not files:
@@ -80,7 +80,7 @@ def _listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
 
 
 def _id_of(path: Path, entries: list[tuple[tuple[str, ...], int]], data: Path) -> int | None:
-    """None where no entry has the image's name."""
+    """The id of an image; None if no entry has its name."""
     whole = path.resolve().parts
     fitting = [(parts, id_) for parts, id_ in entries if whole[-len(parts) :] == parts]
     longest = max((len(parts) for parts, _ in fitting), default=0)

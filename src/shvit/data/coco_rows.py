@@ -1,4 +1,4 @@
-"""What COCO's annotation files hold, entry by entry: documents, categories, ids and names in the forms that occur."""
+"""Parsing COCO annotation files: documents, categories, ids and names in the forms that occur in practice."""
 
 import re
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from ..errors import DataError
 from ..files import read_json
 
 CROWD = {"0": False, "1": True, "false": False, "true": True, "": False}
-"""Texts that stand for `iscrowd`."""
+"""Texts that occur as `iscrowd`."""
 
 
 def read_document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
-    """Raises DataError where it is no COCO file with these lists."""
+    """The JSON object of a COCO file. Raises DataError if it lacks one of these lists."""
     try:
         document = read_json(path)
     except OSError as error:
@@ -22,32 +22,32 @@ def read_document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
-        raise DataError(f"{path} is no COCO file: expected an object with images, annotations and categories")
+        raise DataError(f"{path} is not a COCO file: expected an object with images, annotations and categories")
     for key in lists:
         if not isinstance(document.get(key), list):
-            raise DataError(f"{path} is no COCO file: it has no list named {key!r}")
+            raise DataError(f"{path} is not a COCO file: it has no list named {key!r}")
     return document
 
 
 def read_categories(rows: list[Any], path: Path) -> dict[int, str]:
-    """Name of each id, in the order of ids. Raises DataError."""
-    found: dict[int, str] = {}
+    """The name of each category id, in the order of ids. Raises DataError."""
+    categories: dict[int, str] = {}
     for row in rows:
         key, name = (whole_number(row, "id"), row.get("name")) if isinstance(row, dict) else (None, None)
         if key is None or not isinstance(name, str) or not name:
             raise DataError(f"{path}: a category needs an id, which is a whole number, and a name; got {shown(row)}")
-        if key in found:
-            raise DataError(f"{path}: the categories {found[key]!r} and {name!r} have the same id {key}")
-        if name in found.values():
+        if key in categories:
+            raise DataError(f"{path}: the categories {categories[key]!r} and {name!r} have the same id {key}")
+        if name in categories.values():
             raise DataError(f"{path}: two categories are named {name!r}")
-        found[key] = name
-    if not found:
+        categories[key] = name
+    if not categories:
         raise DataError(f"{path} has no categories")
-    return dict(sorted(found.items()))
+    return dict(sorted(categories.items()))
 
 
 def common_categories(given: Sequence[dict[int, str]], root: Path) -> dict[int, str]:
-    """The categories of all files. Raises DataError where they differ."""
+    """The categories of all files. Raises DataError if they differ."""
     first, *others = given
     for other in others:
         if other != first:
@@ -57,7 +57,7 @@ def common_categories(given: Sequence[dict[int, str]], root: Path) -> dict[int, 
 
 
 def whole_number(row: dict[str, Any], name: str) -> int | None:
-    """A whole number, of 64 bits, also where it is text or has a decimal point; None for anything else."""
+    """A 64-bit whole number, also if it is written as text or with a decimal point; None for anything else."""
     value = row.get(name)
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}(\.0+)?", value.strip()):
         value = int(value.partition(".")[0])
@@ -67,14 +67,14 @@ def whole_number(row: dict[str, Any], name: str) -> int | None:
 
 
 def is_crowd(value: Any) -> bool | None:
-    """None where the value means neither."""
+    """Whether an `iscrowd` value means a crowd; None if it is invalid."""
     if isinstance(value, str):
         return CROWD.get(value.strip().lower())
     return bool(value) if value is None or isinstance(value, int | float) else None
 
 
 def file_name(row: Any) -> str | None:
-    """Of an image's entry; a number counts as its digits. None where there is none."""
+    """The file name in an image's entry, or None. A number counts as its digits."""
     value = row.get("file_name") if isinstance(row, dict) else None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -1,4 +1,4 @@
-"""CSV files of images and labels: whatever the columns are called, in whatever order, with whatever separator."""
+"""CSV files of images and labels, with columns in any order under many names, and any common separator."""
 
 import csv
 import io
@@ -17,8 +17,8 @@ from .walk import exists
 
 CSV_SUFFIXES = (".csv", ".tsv")
 SEPARATORS = ",;\t|"
-LOOKED_AT = 100
-"""Rows by which the separator is found."""
+SNIFFED_ROWS = 100
+"""Rows that are read to find the separator."""
 PATHS = (
     *("path", "file_path", "filepath", "filepaths", "image_path", "img_path", "filename", "file_name", "filenames"),
     *("file", "files", "image_name", "img_name", "image_file", "image", "images", "img", "picture", "photo"),
@@ -29,64 +29,64 @@ LABELS = (
     *("category_name", "target", "targets", "species", "breed", "tag", "y", "class_id", "label_id", "category_id"),
 )
 SPLITS = ("split", "splits", "set", "data_set", "subset", "partition")
-"""Names of columns; of several in a header the first in this order is read."""
-INDEX = ("index", "unnamed")
-"""What the name of a column begins with that counts the rows."""
+"""Known column names. If a header has several of them, the first in this order is used."""
+ROW_NUMBERS = ("index", "unnamed")
+"""Prefixes of the names of columns that only number the rows."""
 FLAGS = {"is_valid": ("val", "train"), "is_val": ("val", "train"), "is_validation": ("val", "train")} | {
     **{"is_train": ("train", "val"), "is_training": ("train", "val"), "is_test": ("test", "train")}
 }
-"""Columns of 0 and 1, and the splits that 1 and 0 stand for."""
+"""Columns of 0 and 1, and the splits that 1 and 0 mean."""
 TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where in a row the cells are."""
+    """Indices of the columns."""
 
     path: int = 0
     label: int = 1
     split: int | None = 2
     flag: str | None = None
-    """The name of the split's column where it is one of `FLAGS`."""
+    """The name of the split column if it is one of `FLAGS`."""
     header: tuple[str, ...] = ()
-    """Empty where the first row holds an image."""
+    """Empty if the first row is not a header."""
 
 
 def read_csv(path: Path) -> Listing:
-    """The rows of a CSV, in order; files are relative to its own folder.
+    """Read the rows of a CSV file, in order. Paths are relative to its folder.
 
-    Columns are separated by commas, semicolons, tabs or bars, and found by the names in the first row; without such a
-    row they are path, label and, if there are three, split. The text is UTF-8 or, with a byte order mark, UTF-16.
-    Rows of a test split are left out where there is a validation split.
+    Columns are separated by commas, semicolons, tabs or bars, and found by the names in the first row. Without a header
+    they are path, label and optionally split. The text is UTF-8, or UTF-16 with a byte order mark. Rows of a test split
+    are left out if there is a validation split.
 
     Raises:
-        DataError: It cannot be read so, a row is incomplete, or none of the files exists.
+        DataError: The file cannot be read, a row is incomplete, or none of the images exists.
     """
     rows = list(_rows(path, _text(path)))
     if not rows:
         raise DataError(f"{path} has no rows: expected path,label")
     columns = _columns(path, rows[0][1])
     rows = rows[1:] if columns.header else rows
-    found: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": [], "test": []}
+    by_split: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": [], "test": []}
     for number, row in rows:
         split, cell, label = _read(path, number, row, columns)
-        found[split].append((_located(path.parent, cell), label))
-    everything = [row for part in found.values() for row in part]
+        by_split[split].append((_located(path.parent, cell), label))
+    everything = [row for part in by_split.values() for row in part]
     if not everything:
         raise DataError(f"{path} has no rows: expected path,label")
     _check_files(path, everything, [row[columns.path] for _, row in rows], columns)
-    if found[""] and len(found[""]) < len(everything):
-        raise DataError(f"{path}: {len(found[''])} rows name no split and others do; give all rows one, or none")
+    if by_split[""] and len(by_split[""]) < len(everything):
+        raise DataError(f"{path}: {len(by_split[''])} rows name no split and others do; give all rows one, or none")
     warnings = list(_warnings(columns, everything))
-    if found[""]:
-        return Listing({"all": found[""]}, tuple(warnings))
-    if found["val"] and found["test"]:
-        warnings.append(f"not used: {len(found['test']):,} rows of the test split")
-    return Listing({"train": found["train"], "val": found["val"] or found["test"]}, tuple(warnings))
+    if by_split[""]:
+        return Listing({"all": by_split[""]}, tuple(warnings))
+    if by_split["val"] and by_split["test"]:
+        warnings.append(f"not used: {len(by_split['test']):,} rows of the test split")
+    return Listing({"train": by_split["train"], "val": by_split["val"] or by_split["test"]}, tuple(warnings))
 
 
 def _text(path: Path) -> str:
-    """Raises DataError where it cannot be read, or is neither UTF-8 nor UTF-16."""
+    """The text. Raises DataError if it cannot be read, or is neither UTF-8 nor UTF-16."""
     try:
         data = read_regular(path, MAX_TEXT)
     except OSError as error:
@@ -100,12 +100,12 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not {name} ({error.reason} at byte {error.start}): save it as UTF-8") from None
     if "\0" in text:
-        raise DataError(f"{path} has NUL characters, as UTF-16 without a byte order mark has: save it as UTF-8")
+        raise DataError(f"{path} has NUL characters, so it may be UTF-16 without a byte order mark: save it as UTF-8")
     return text
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """The number of each line that is not empty, and its cells."""
+    """Yields the line number and the cells of each row that is not empty."""
     separator = next((one for one in SEPARATORS if _fits(text, one)), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
@@ -118,22 +118,22 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _fits(text: str, separator: str) -> bool:
-    """Whether it divides the first rows into the same number of cells, two or more."""
+    """Whether a separator divides the first rows into the same number of cells, two or more."""
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        counts = {len(row) for row in islice(reader, LOOKED_AT) if any(row)}
+        counts = {len(row) for row in islice(reader, SNIFFED_ROWS) if any(row)}
     except csv.Error:
         return False
     return len(counts) == 1 and counts.pop() > 1
 
 
 def _columns(path: Path, first: list[str]) -> _Columns:
-    """By the names in the first row, or by position where it names none."""
+    """Find columns by the names in the first row, or by position if it is not a header."""
     names = [cell.lower().replace(" ", "_").replace("-", "_") for cell in first]
-    image, label, split, flag = (_place(names, known) for known in (PATHS, LABELS, SPLITS, tuple(FLAGS)))
-    rest = [place for place, name in enumerate(names) if name and place not in (image, label, split, flag)]
+    image, label, split, flag = (_first_known(names, known) for known in (PATHS, LABELS, SPLITS, tuple(FLAGS)))
+    rest = [index for index, name in enumerate(names) if name and index not in (image, label, split, flag)]
     if len(rest) == 1 and (image is None) != (label is None) and "." not in names[rest[0]]:
-        image, label = (rest[0] if place is None else place for place in (image, label))  # the one that is left
+        image, label = (rest[0] if index is None else index for index in (image, label))  # the only other column
     if image is None or label is None or any(exists(_located(path.parent, cell)) for cell in first if cell):
         return _Columns()
     if split is None and flag is not None:
@@ -141,7 +141,7 @@ def _columns(path: Path, first: list[str]) -> _Columns:
     return _Columns(image, label, split, None, tuple(first))
 
 
-def _place(names: Sequence[str], known: Iterable[str]) -> int | None:
+def _first_known(names: Sequence[str], known: Iterable[str]) -> int | None:
     return next((names.index(name) for name in known if name in names), None)
 
 
@@ -165,15 +165,15 @@ def _read(path: Path, number: int, row: list[str], columns: _Columns) -> tuple[s
 
 
 def _located(folder: Path, cell: str) -> Path:
-    """The file that a cell names: as it stands there; or as shvit, or Windows with its backslashes, would write it."""
-    meanings = dict.fromkeys([cell, from_cell(cell), cell.replace("\\", "/")])
-    if len(meanings) == 1:
+    """The file that a cell names: as written, as shvit escapes it, or with Windows' backslashes."""
+    candidates = dict.fromkeys([cell, from_cell(cell), cell.replace("\\", "/")])
+    if len(candidates) == 1:
         return folder / cell
-    return next((folder / one for one in meanings if exists(folder / one)), folder / from_cell(cell))
+    return next((folder / one for one in candidates if exists(folder / one)), folder / from_cell(cell))
 
 
 def _check_files(path: Path, rows: list[tuple[Path, str]], cells: list[str], columns: _Columns) -> None:
-    """Raises DataError where no file exists, or the first row is no image and names columns that are not known."""
+    """Raises DataError if no file exists, or if the first row seems to be a header with unknown names."""
     if not any(exists(file) for file, _ in rows):
         url = urlsplit(cells[0])
         first = rows[0][0]
@@ -182,14 +182,16 @@ def _check_files(path: Path, rows: list[tuple[Path, str]], cells: list[str], col
         raise DataError(f"{path}: 0 of {len(rows):,} images found; first looked for {first}")
     names = not columns.header and len(cells) > 1 and not Path(cells[0]).suffix and Path(cells[1]).suffix
     if names and not exists(_located(path.parent, cells[0])):
-        raise DataError(f"{path} line 1: {cells[0]!r} is no image and no known column: name the columns path and label")
+        raise DataError(
+            f"{path} line 1: {cells[0]!r} is neither an image nor a known column: name the columns path and label"
+        )
 
 
 def _warnings(columns: _Columns, rows: list[tuple[Path, str]]) -> Iterator[str]:
-    used = [place for place in (columns.path, columns.label, columns.split) if place is not None]
-    others = [name for place, name in enumerate(columns.header) if place not in used]
-    if unused := [name for name in others if name and not name.lower().startswith(INDEX)]:
-        read = [columns.header[place] for place in used]
+    used = [index for index in (columns.path, columns.label, columns.split) if index is not None]
+    others = [name for index, name in enumerate(columns.header) if index not in used]
+    if unused := [name for name in others if name and not name.lower().startswith(ROW_NUMBERS)]:
+        read = [columns.header[index] for index in used]
         yield f"columns read: {', '.join(read)}; not used: {few(unused)}"
     labels = defaultdict[str, set[str]](set)
     for file, label in rows:

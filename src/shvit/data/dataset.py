@@ -17,8 +17,8 @@ from torch import Tensor
 from ..errors import DataError, few
 from ..files import check_regular
 from ..redact import redacted
-from .decode import MAX_BYTES, BadImage
 from .identity import BYTES, READERS, identities
+from .image_file import MAX_BYTES, BadImage
 from .sequences import Lazy, join, pick
 from .transforms import Reader
 

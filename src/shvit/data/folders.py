@@ -1,4 +1,4 @@
-"""Folders of class folders, with and without splits; folders that hold something else are refused by name."""
+"""Folders of class folders, with and without splits. Other known formats are refused by name."""
 
 import os
 from collections import Counter
@@ -9,49 +9,50 @@ from typing import NoReturn
 
 from ..errors import DataError, few
 from .coco_files import annotation_files, is_annotations
-from .images import PassedOver, is_image
+from .images import Skipped, is_image
 from .splits import TRAIN_NAMES, VAL_NAMES, Kind, Listing, split_of
 from .walk import files_below, folders_in, is_hidden
 
 PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", "pictures"})
-"""Names of folders that hold the images of all classes."""
+"""Names of folders that hold images of all classes."""
 BESIDE_PICTURES = frozenset(
     {"annotations", "annotation", "annots", "xmls", "labels", "label", "masks", "mask", "segmentation", "segmentations"}
 )
-"""Names of folders that lie beside those and say what is in each image."""
+"""Names of folders beside those that hold annotations."""
 FORMATS = {
     ".xml": "VOC (an .xml file for each image)",
     ".txt": "YOLO (a .txt file for each image)",
     "masks": "images and masks (an image for each image)",
 }
-"""What is recognised and not read, by the files that it has for each image."""
+"""Formats that are recognised but not supported, by the files that they have for each image."""
 
 
 def read_folder(path: Path) -> Listing:
-    """The images of `path/<class>/**`, or of `path/train/<class>/**` and `path/val/<class>/**`, in order.
+    """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and `path/val/<class>/**`, in order.
 
-    A folder that holds nothing but another one stands for that one. Splits are recognised by `split_of` and by their
-    class folders; a folder named as a split that holds images and no folders is a class if there are others beside it.
+    A folder that only holds another folder stands for that one. A split is a folder with a name that `split_of` knows
+    and with class folders. A folder with such a name that holds images and no folders is a class, if there are other
+    classes beside it.
 
     Raises:
-        DataError: There are no class folders, or it is not clear what they are.
+        DataError: There are no class folders, or they are ambiguous.
     """
     levels = list(layers(path))
     for level in levels:
         if annotation_files(level):
-            raise DataError(f"{path} is a COCO folder, of boxes and masks: --task detect or segment learns from it")
-    root, passed = levels[-1], PassedOver()
+            raise DataError(f"{path} is a COCO folder with boxes and masks: use --task detect or --task segment")
+    root, skipped = levels[-1], Skipped()
     children = folders_in(root)
     named = [child for child in children if split_of(child.name)]
     if any(map(_has_classes, named)):
-        listing = _read_splits(root, named, passed)
+        listing = _read_splits(root, named, skipped)
     else:
         flat = [child for child in named if _holds_images(child)]
         if flat and not any(_holds_images(child) for child in children if child not in named):
             _refuse_flat(path, [*levels, *named], flat)
-        listing = _read_pile(path, root, passed)
+        listing = _read_unsplit(path, root, skipped)
     _refuse_foreign(path, [*levels, *named], {name for rows in listing.splits.values() for _, name in rows})
-    return Listing(listing.splits, (*listing.warnings, *passed.lines()))
+    return Listing(listing.splits, (*listing.warnings, *skipped.lines()))
 
 
 def find_coco(path: Path) -> Path | None:
@@ -60,7 +61,7 @@ def find_coco(path: Path) -> Path | None:
 
 
 def layers(path: Path) -> Iterator[Path]:
-    """The folder; and where it holds nothing but one folder of folders with images, that one, and so on."""
+    """Yields the folder; then, if it only holds one folder that has folders with images, that one; and so on."""
     while True:
         yield path
         inside = list(islice(filter(_holds_images, folders_in(path)), 2))
@@ -72,12 +73,12 @@ def layers(path: Path) -> Iterator[Path]:
 
 
 def refuse_format(path: Path) -> None:
-    """Raises DataError where a folder, or a split in it, is of a format that is recognised and not read."""
+    """Raises DataError if a folder, or a split in it, has a known but unsupported format."""
     levels = list(layers(path))
     _refuse_foreign(path, [*levels, *(child for child in folders_in(levels[-1]) if split_of(child.name))])
 
 
-def _read_splits(root: Path, named: list[Path], passed: PassedOver) -> Listing:
+def _read_splits(root: Path, named: list[Path], skipped: Skipped) -> Listing:
     by_kind: dict[Kind | None, list[Path]] = {"train": [], "val": [], "test": []}
     for child in named:
         by_kind[split_of(child.name)].append(child)
@@ -88,7 +89,7 @@ def _read_splits(root: Path, named: list[Path], passed: PassedOver) -> Listing:
         _refuse_flat(root, [root, *named], flat)
     splits, warnings = {}, []
     for kind, child in (("train", train), ("val", val)):
-        splits[kind] = _read_classes(_base(child), passed, warnings) if child else []
+        splits[kind] = _read_classes(_base(child), skipped, warnings) if child else []
     if unused := [child.name for child in folders_in(root) if child not in (train, val) and _holds_images(child)]:
         used = " and ".join(child.name for child in (train, val) if child)
         warnings.append(f"not used: {few(unused)}; only {used} of {root} are read")
@@ -96,7 +97,7 @@ def _read_splits(root: Path, named: list[Path], passed: PassedOver) -> Listing:
 
 
 def _chosen(root: Path, folders: list[Path], names: Sequence[str]) -> Path | None:
-    """The one that has the first of these names, or the only one. Raises DataError where it is not clear."""
+    """The folder with the first of these names, or the only folder. Raises DataError if there are several."""
     exact = {folder.name.lower(): folder for folder in folders}
     if first := next((exact[name] for name in names if name in exact), None):
         return first
@@ -105,26 +106,26 @@ def _chosen(root: Path, folders: list[Path], names: Sequence[str]) -> Path | Non
     return folders[0] if folders else None
 
 
-def _read_pile(path: Path, root: Path, passed: PassedOver) -> Listing:
+def _read_unsplit(path: Path, root: Path, skipped: Skipped) -> Listing:
     warnings: list[str] = []
-    pile = _read_classes(root, passed, warnings)
-    if not pile:
+    rows = _read_classes(root, skipped, warnings)
+    if not rows:
         split = next((child for child in folders_in(root) if split_of(child.name)), None)
         if split:
             raise DataError(f"{path} holds no images: expected {split}/<class>/<image>")
         raise DataError(f"{path} holds no class folders with images: expected {path}/<class>/<image>")
-    _refuse_repeated(root, _folders_inside(root, pile))
-    return Listing({"all": pile}, tuple(warnings))
+    _refuse_repeated(root, _folders_inside(root, rows))
+    return Listing({"all": rows}, tuple(warnings))
 
 
-def _read_classes(folder: Path, passed: PassedOver, warnings: list[str]) -> list[tuple[Path, str]]:
+def _read_classes(folder: Path, skipped: Skipped, warnings: list[str]) -> list[tuple[Path, str]]:
     """(image, class) of `folder/<class>/**/<image>`."""
-    by_class = {child: passed.images_below(child) for child in folders_in(folder)}
+    by_class = {child: skipped.images_below(child) for child in folders_in(folder)}
     rows = [(image, child.name) for child, images in by_class.items() for image in images]
     if empty := [str(child) for child, images in by_class.items() if not images]:
         warnings.append(f"no images in {few(empty)}")
     if beside := sum(map(is_image, _own_files(folder))):
-        warnings.append(f"passed over: {beside:,} images in {folder}, beside the class folders")
+        warnings.append(f"skipped: {beside:,} images in {folder}, beside the class folders")
     inside = _folders_inside(folder, rows)
     if nested := [name for name, names in inside.items() if len(names) > 1 and "" not in names]:
         warnings.append(
@@ -135,15 +136,15 @@ def _read_classes(folder: Path, passed: PassedOver, warnings: list[str]) -> list
 
 
 def _folders_inside(folder: Path, rows: Iterable[tuple[Path, str]]) -> dict[str, set[str]]:
-    """Of each class the names of the folders with images right below it; an empty one where it has images itself."""
-    found: dict[str, set[str]] = {}
+    """For each class, the names of its direct subfolders with images; an empty name if it has images itself."""
+    inside: dict[str, set[str]] = {}
     for parent, name in sorted({(image.parent, name) for image, name in rows}):
-        found.setdefault(name, set()).add("".join(parent.relative_to(folder).parts[1:2]))
-    return found
+        inside.setdefault(name, set()).add("".join(parent.relative_to(folder).parts[1:2]))
+    return inside
 
 
 def _refuse_repeated(root: Path, inside: dict[str, set[str]]) -> None:
-    """Raises DataError where classes hold folders of the same names, or of other classes' names."""
+    """Raises DataError if classes hold folders with the same names, or with other classes' names."""
     counts = Counter(name for names in inside.values() for name in names)
     for one, names in inside.items():
         shared = {name for name in names if name and counts[name] > 1}
@@ -154,37 +155,37 @@ def _refuse_repeated(root: Path, inside: dict[str, set[str]]) -> None:
             other = next((name for name in inside if name != one and len(inside[name] & shared) > 1), None)
         if other is not None:
             raise DataError(
-                f"{root}: {one} and {other} hold folders of the same names, such as {min(shared)}, so they are no "
+                f"{root}: {one} and {other} hold folders with the same names, such as {min(shared)}, so they are not "
                 f"classes: expected {root}/<class>/<image>, or {root}/train/<class>/<image> and "
                 f"{root}/val/<class>/<image>"
             )
 
 
-def _refuse_flat(path: Path, places: list[Path], flat: list[Path]) -> NoReturn:
+def _refuse_flat(path: Path, folders: list[Path], flat: list[Path]) -> NoReturn:
     """Raises DataError for splits without class folders."""
-    _refuse_foreign(path, places)
+    _refuse_foreign(path, folders)
     names = " and ".join(child.name for child in flat)
-    found = [file for folder in flat for file in _own_files(folder) if is_annotations(file)]
+    annotations = [file for folder in flat for file in _own_files(folder) if is_annotations(file)]
     raise DataError(
         f"{path}: no class folders in {names}: expected {flat[0]}/<class>/<image>, or a CSV of path,label"
-        + (f"; for the boxes of {found[0].name}, {path}/annotations/instances_train.json" if found else "")
+        + (f"; for the boxes of {annotations[0].name}, {path}/annotations/instances_train.json" if annotations else "")
     )
 
 
-def _refuse_foreign(path: Path, places: Iterable[Path], classes: set[str] | None = None) -> None:
-    """Raises DataError for a format that is not read; of classes that can be meant only if one is named `images`."""
+def _refuse_foreign(path: Path, folders: Iterable[Path], classes: set[str] | None = None) -> None:
+    """Raises DataError for an unsupported format. With two or more classes, only if one is named like `images`."""
     if classes is not None and len(classes) > 1 and not any(name.lower() in PICTURES for name in classes):
         return
-    for place in places:
-        if kind := _format(place):
+    for folder in folders:
+        if kind := _format(folder):
             raise DataError(
-                f"{path} looks like {FORMATS[kind]}, which is not read: expected {path}/<class>/<image>, or for boxes "
-                f"and masks {path}/annotations/instances_train.json and …_val.json in COCO's format"
+                f"{path} looks like {FORMATS[kind]}, which is not supported: expected {path}/<class>/<image>, or for "
+                f"boxes and masks {path}/annotations/instances_train.json and …_val.json in COCO's format"
             )
 
 
 def _format(folder: Path) -> str | None:
-    """A key of `FORMATS`; None for a folder that is none of these."""
+    """The key of the folder's format in `FORMATS`, or None."""
     children = {child.name.lower(): child for child in folders_in(folder)}
     beside = [child for name, child in children.items() if name in BESIDE_PICTURES]
     suffixes = {file.suffix.lower() for child in beside for file in files_below(child)}
@@ -201,24 +202,24 @@ def _format(folder: Path) -> str | None:
 
 
 def _has_classes(split: Path) -> bool:
-    """Whether a split has class folders; one alone that is named `images` is none."""
-    found = list(islice(filter(_holds_images, folders_in(_base(split))), 2))
-    return len(found) > 1 or any(child.name.lower() not in PICTURES for child in found)
+    """Whether a split has class folders. A single folder named like `images` is not one."""
+    first = list(islice(filter(_holds_images, folders_in(_base(split))), 2))
+    return len(first) > 1 or any(child.name.lower() not in PICTURES for child in first)
 
 
 def _base(split: Path) -> Path:
-    """Where the class folders of a split are: in seg_train/seg_train, for one."""
+    """The folder that holds a split's class folders, which may be nested: seg_train/seg_train."""
     *_, base = layers(split)
     return base
 
 
 def _has_images(folder: Path) -> bool:
-    """Whether there are images in the folder itself."""
+    """Whether the folder itself holds images."""
     return any(map(is_image, _own_files(folder)))
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether there are images in the folder or below it; ends at the first, where it need not follow links."""
+    """Whether the folder or any below it holds images. Follows links only if there are none without."""
     for _, folders, files in os.walk(folder):
         folders[:] = (name for name in folders if not is_hidden(name))
         if any(is_image(Path(name)) for name in files if not is_hidden(name)):

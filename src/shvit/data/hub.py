@@ -14,8 +14,8 @@ import numpy as np
 from ..errors import DataError, InputError, one_line
 from ..files import read_regular
 from .dataset import Dataset, Holdout, Split, dataset_of, fingerprint_of
-from .decode import MAX_BYTES, BadImage
 from .identity import of_bytes, of_file, of_name
+from .image_file import MAX_BYTES, BadImage
 from .sequences import Lazy
 from .splits import TRAIN_NAMES, VAL_NAMES
 
@@ -161,11 +161,11 @@ def _meanings(data: str) -> list[tuple[str, str | None]]:
 
 def _only(data: str, features: "Features", kind: type) -> str:
     """The only column of that type. Raises DataError if there is none, or several."""
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if len(found) != 1:
+    matching = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(matching) != 1:
         columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-        raise DataError(f"{data} must have one column of type {kind.__name__}, it has {len(found)}: {columns}")
-    return found[0]
+        raise DataError(f"{data} must have one column of type {kind.__name__}, it has {len(matching)}: {columns}")
+    return matching[0]
 
 
 def _roots(data: str) -> tuple[Path, ...]:

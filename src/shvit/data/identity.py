@@ -1,4 +1,4 @@
-"""Which image is which, by its content: whatever it is called, wherever it lies, and whatever lies beside it."""
+"""Identities of images: hashes of their content, whatever their names and folders."""
 
 import base64
 import zlib
@@ -14,24 +14,25 @@ from jaxtyping import Bool, UInt64
 
 from ..errors import InputError
 from ..files import check_regular
-from .decode import MAX_BYTES
+from .image_file import MAX_BYTES
 
 BYTES = 6
-"""Of an identity: among a million images, two that differ share one with a probability of 0.2 %."""
+"""Bytes of an identity. Among a million different images, two have the same one with a probability of 0.2 %."""
 TAIL = 4096
+"""Bytes at the end of a file that are hashed."""
 VARIED = 100
-"""Values, of 256, among every eighth of the last bytes from which these count as compressed pixels."""
+"""Number of different values among every eighth of these bytes from which they count as compressed pixels."""
 READERS, BLOCK = 16, 256
-"""Threads that read, and the images that each takes at a time."""
+"""Threads that read, and images per block of work."""
 
 
 def of_bytes(data: bytes | memoryview) -> int:
-    """The identity of an image file's content, as `identity` defines it."""
+    """The identity of the bytes of an image file; see `identity`."""
     return identity(len(data), lambda start, count: data[start : start + count])
 
 
 def of_file(path: Path) -> int:
-    """As `of_bytes`; of a file that cannot be read, or is too large for an image, the hash of its name."""
+    """The identity of an image file; if it cannot be read or is too large for an image, the hash of its name."""
     try:
         if check_regular(path) > MAX_BYTES:
             return of_name(path.name)
@@ -52,14 +53,14 @@ def of_name(name: str) -> int:
 
 
 def identity(size: int, read: Callable[[int, int], bytes | memoryview]) -> int:
-    """A number of 48 bits that depends on an image file's content alone, so that copies share it.
+    """A number of 48 bits that depends only on the content of an image file, so copies have the same one.
 
-    It is a hash of the size and the last 4 KiB. Where these hold few different values, as margins without compression
-    and metadata do, it is a hash of all bytes.
+    It is a hash of the size and the last 4 KiB; or of the size and all bytes, if the last 4 KiB hold few different
+    values, as uncompressed margins and metadata do.
 
     Args:
-        size: Of the file, in bytes.
-        read: Given where to begin and how many bytes to read.
+        size: Size of the file in bytes.
+        read: Reads bytes, given an offset and a count.
     """
     start = max(0, size - TAIL)
     content = read(start, size - start)
@@ -69,7 +70,7 @@ def identity(size: int, read: Callable[[int, int], bytes | memoryview]) -> int:
 
 
 def identities(images: Sequence[Any]) -> UInt64[np.ndarray, " n"]:
-    """The identity of each image, as `of_image`. Threads read them."""
+    """The identity of each image, as `of_image` returns it. Reads in parallel threads."""
 
     def block(start: int) -> list[int]:
         return [of_image(images[index]) for index in range(start, min(start + BLOCK, len(images)))]
@@ -80,7 +81,7 @@ def identities(images: Sequence[Any]) -> UInt64[np.ndarray, " n"]:
 
 
 def of_image(image: Any) -> int:
-    """Of a file, of pixels, or what a stored image says itself."""
+    """The identity of a file, of an array of pixels, or of an image stored in a larger file."""
     if isinstance(image, Path):
         return of_file(image)
     if isinstance(image, np.ndarray):
@@ -97,40 +98,41 @@ def _hash(*parts: bytes | memoryview) -> int:
 
 @dataclass(frozen=True, eq=False)
 class TrainedOn:
-    """The images that a model was trained on, by their identities.
+    """The identities of the images that a model was trained on.
 
-    In a file they take about 8 bytes an image of a small dataset, 6 for ten thousand images and 5 for a million.
+    In a model file they take about 8 bytes per image of a small dataset, 6 for ten thousand images and 5 for a million.
     """
 
     known: UInt64[np.ndarray, " n"]
-    """In ascending order, each once."""
+    """Sorted and unique."""
 
     @classmethod
     def of(cls, images: Sequence[Any]) -> "TrainedOn":
+        """The identities of these images."""
         return cls(np.unique(identities(images)))
 
     def __or__(self, other: "TrainedOn | None") -> "TrainedOn":
         return self if other is None else TrainedOn(np.union1d(self.known, other.known))
 
     def among(self, images: Sequence[Any]) -> Bool[np.ndarray, " n"]:
-        """Which of these images are known."""
+        """Mask of the images that the model was trained on."""
         return np.isin(identities(images), self.known)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a file: differences between neighbours, whose high bytes are zeros and lie together."""
+        """For a model file: differences of neighbours, one byte plane after another, as high bytes are mostly zero."""
         steps = np.diff(self.known, prepend=np.uint64(0)).astype("<u8")
         planes = steps.view(np.uint8).reshape(-1, 8).T.tobytes()
         return {"images": len(self.known), "identities": base64.b64encode(zlib.compress(planes, 9)).decode()}
 
     @classmethod
     def recorded(cls, provenance: Mapping[str, Any]) -> "TrainedOn | None":
-        """Those that a model file names; None where it names none."""
+        """Inverse of `to_dict`, from a model file's provenance; None if it has no list. Raises InputError."""
         if "trained_on" not in provenance:
             return None
         packed, images = provenance["trained_on"]["identities"], provenance["trained_on"]["images"]
         try:
             content = base64.b64decode(packed, validate=True)
-            if images > len(content):  # of six bytes, at least one cannot be foreseen
+            if images > len(content):  # compression saves at most five of the six bytes
                 raise ValueError("so many do not fit into it")
             planes = zlib.decompressobj().decompress(content, max_length=8 * images + 1)
             steps = np.frombuffer(planes, np.uint8).reshape(8, images).T.copy().view("<u8").ravel()
@@ -140,7 +142,7 @@ class TrainedOn:
 
 
 def in_short(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """A model file's provenance for people: the number of training images, and not each of them."""
+    """A model file's provenance for people: with the number of training images instead of the list."""
     shown = dict(provenance)
     if "trained_on" in shown:
         shown["trained_on"] = {"images": shown["trained_on"]["images"]}

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one rule for training, evaluation and prediction; the others are counted."""
+"""Which files of a folder are images: one rule for training, evaluation and prediction. Other files are counted."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -20,26 +20,26 @@ NOT_IMAGES = frozenset(
         *(".aae", ".xmp", ".thm", ".lnk", ".url"),
     }
 )
-"""Files that lie beside images in real folders and are passed over; any other file is taken for an image."""
+"""Suffixes of files that are skipped, because they often lie beside images. Any other file counts as an image."""
 NAMED_NOT_IMAGES = frozenset({"readme", "license", "licence", "copying", "notice", "authors", "changelog", "makefile"})
-"""The same, of files without a suffix."""
+"""Names of skipped files without a suffix."""
 
 
 def is_image(file: Path) -> bool:
-    """Whether a file in a folder is taken for an image, by its name alone."""
+    """Whether a file counts as an image, by its name alone."""
     return file.suffix.lower() not in NOT_IMAGES and file.name.lower() not in NAMED_NOT_IMAGES
 
 
 @dataclass
-class PassedOver:
-    """What lies in folders of images and is not read."""
+class Skipped:
+    """Files in image folders that are skipped."""
 
     others: Counter[str] = field(default_factory=Counter)
-    """Files that are no images, by suffix."""
+    """Number of files that are not images, by suffix."""
     hidden: list[Path] = field(default_factory=list)
 
     def images_in(self, files: Iterable[Path]) -> list[Path]:
-        """The images among files; the others are counted."""
+        """The images among files. The others are counted."""
         images = []
         for file in files:
             if is_image(file):
@@ -49,16 +49,16 @@ class PassedOver:
         return images
 
     def images_below(self, folder: Path) -> list[Path]:
-        """The images below a folder, in the order of `files_below`. Raises InputError where one cannot be read."""
+        """The images below a folder, in the order of `files_below`. Raises InputError if a folder cannot be read."""
         return self.images_in(files_below(folder, self.hidden))
 
     def lines(self) -> list[str]:
-        """A line for each kind; none for hidden files that would not be images, as .DS_Store."""
+        """One line per kind; none for hidden files that would not be images, such as .DS_Store."""
         lines = []
         if self.others:
             kinds = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))
             counts = few([f"{count:,} {suffix}" for suffix, count in kinds])
-            lines.append(f"passed over: {self.others.total():,} files that are no images ({counts})")
+            lines.append(f"skipped: {self.others.total():,} files that are not images ({counts})")
         if hidden := [path for path in self.hidden if path.is_dir() or (path.suffix and is_image(path))]:
-            lines.append(f"passed over: {len(hidden):,} hidden files or folders, such as {min(hidden)}")
+            lines.append(f"skipped: {len(hidden):,} hidden files or folders, such as {min(hidden)}")
         return lines

@@ -1,4 +1,4 @@
-"""Whole images for detectors: made to fit the network's input, their objects with them."""
+"""Letterboxed images for detectors, and their objects in pixels of the network's input."""
 
 import random
 from dataclasses import dataclass
@@ -14,35 +14,37 @@ from torchvision.transforms.v2 import ColorJitter
 
 from ..errors import InputError
 from .coco import CocoSplit, Objects
-from .decode import MAX_PIXELS, BadImage, ImageInput, Opened, decode, open_small
+from .decode import ImageInput, decode
+from .image_file import MAX_PIXELS, BadImage
+from .reduced import Opened, open_small
 from .segments import Mask
 from .transforms import COARSEST, LONGER, Preprocess, on_canvas
 
-LEAST_VISIBLE, LEAST_SIDE = 0.2, 2.0
-"""Share of an object's box, and pixels of its sides, that a crop must leave for it to be learnt."""
+MIN_VISIBLE, MIN_SIDE = 0.2, 2.0
+"""Minimum share of an object's box, and minimum of its sides in pixels, for an object to be kept after a crop."""
 
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where in what the network sees an image lies."""
+    """Position and scale of an image in the network's input."""
 
     height: int
     width: int
-    """Of the image, in pixels."""
+    """Size of the image, in pixels."""
     down: float
     across: float
-    """Pixels of the input for each of the image's."""
+    """Vertical and horizontal scale: pixels of the input per pixel of the image."""
     top: int = 0
     left: int = 0
-    """Of the image's first pixel, in those of the input; less than 0 where the image is cut off."""
+    """Position of the image's first pixel in the input; negative if the image is cut off."""
 
     def to_input(self, points: np.ndarray) -> np.ndarray:
-        """From pixels of the image, x, y, x, y, … in the last dimension."""
+        """Transform points (x, y, x, y, … in the last dimension) from pixels of the image to pixels of the input."""
         scale, shift = self._factors(points.shape[-1])
         return (points * scale + shift).astype(points.dtype)
 
     def to_image(self, boxes: Float[Tensor, "n 4"], cut: bool = True) -> Float[Tensor, "n 4"]:
-        """From pixels of the input to those of the image, cut off at its edges if `cut`."""
+        """Transform boxes from pixels of the input to pixels of the image; with `cut`, clip them to the image."""
         scale, shift = (torch.tensor(values) for values in self._factors(4))
         points = (boxes - shift) / scale
         if not cut:
@@ -60,29 +62,29 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class DetectionTargets:
-    """What is to be learnt from one image, in pixels of the network's input.
+    """Targets of one image, in pixels of the network's input.
 
-    Arrays, since each tensor that a worker sends holds a file descriptor open.
+    NumPy arrays, because each tensor from a worker keeps a file descriptor open.
     """
 
     boxes: Float[np.ndarray, "n 4"]
     labels: Int64[np.ndarray, " n"]
     crowds: Float[np.ndarray, "m 4"]
-    """Boxes of regions of many objects."""
+    """Boxes of crowds: regions with many objects, ignored in training."""
     masks: UInt8[np.ndarray, "n h w"] | None = None
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What is to be found in one image, and where the image lies in the input."""
+    """The objects of one image for evaluation, and the image's position in the input."""
 
     image_id: int
-    frame: Letterbox
+    letterbox: Letterbox
     objects: Objects
 
 
 def check_fit(preprocess: Preprocess) -> None:
-    """Raises InputError for an input that a detector cannot take."""
+    """Raises InputError for preprocessing that a detector cannot use."""
     if preprocess.fit not in ("whole", "shorter"):
         raise InputError(f"a detector sees whole images: fit must be whole or shorter, got {preprocess.fit}")
     if preprocess.fit == "whole" and preprocess.image_size % COARSEST:
@@ -92,7 +94,7 @@ def check_fit(preprocess: Preprocess) -> None:
 
 
 def fitted(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
-    """Height and width that an image of this size is given, margins not counted."""
+    """Height and width of an image after resizing, without padding."""
     size = preprocess.image_size
     scale = size / max(height, width)
     if preprocess.fit == "shorter":
@@ -103,89 +105,90 @@ def fitted(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
 def read_whole(
     source: ImageInput, preprocess: Preprocess, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[UInt8[Tensor, "3 h w"], Letterbox]:
-    """A whole image as a detector sees it, with margins at the right and below.
+    """Read a whole image for a detector, padded at the right and below.
 
     Args:
         source: What to decode.
-        preprocess: Of fit `whole` or `shorter`.
-        size: Height and width that its annotations are for; None to take what comes.
+        preprocess: With fit `whole` or `shorter`.
+        size: Height and width according to the annotations; None to accept any size.
         max_pixels: Larger images are refused.
 
     Raises:
-        BadImage: As `decode`, or the image is of another size.
+        BadImage: As `decode`, or the image has another size.
     """
     image = open_as(source, size, max_pixels)
     height, width = fitted(image.height, image.width, preprocess)
     pixels = _resized(image, height, width)
-    frame = Letterbox(image.height, image.width, height / image.height, width / image.width)
+    letterbox = Letterbox(image.height, image.width, height / image.height, width / image.width)
     if preprocess.fit == "whole":
-        return on_canvas(pixels, preprocess.image_size, preprocess.image_size), frame
-    return on_canvas(pixels, _round_up(height), _round_up(width)), frame
+        return on_canvas(pixels, preprocess.image_size, preprocess.image_size), letterbox
+    return on_canvas(pixels, _round_up(height), _round_up(width)), letterbox
 
 
 def open_as(source: ImageInput, size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS) -> Opened:
-    """An image of the size that its annotations are for: upright or, where they are for that, as it is stored.
+    """Open an image at the size of its annotations: upright; or as stored, if only that has the size.
 
     Raises:
-        BadImage: As `decode`, or neither is of that size.
+        BadImage: As `decode`, or neither has that size.
     """
     image = open_small(source, max_pixels)
-    found = image.height, image.width
-    if size is None or found == size:
+    actual = image.height, image.width
+    if size is None or actual == size:
         return image
-    if found == size[::-1]:
+    if actual == size[::-1]:
         stored = open_small(np.asarray(decode(source, max_pixels, upright=False)), max_pixels)
         if (stored.height, stored.width) == size:
             return stored
-    raise BadImage(f"is {found[1]}x{found[0]}, its annotations are for {size[1]}x{size[0]}")
+    raise BadImage(f"is {actual[1]}x{actual[0]}, its annotations are for {size[1]}x{size[0]}")
 
 
 @dataclass(frozen=True)
 class DetectionEvalReader:
-    """Reads an image of `CocoSplit` whole, with all its objects."""
+    """Reads an image of a `CocoSplit` for evaluation: letterboxed, with all its objects."""
 
     preprocess: Preprocess
     max_pixels: int = MAX_PIXELS
 
-    def __call__(self, scenes: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], GroundTruth]:
+    def __call__(self, split: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], GroundTruth]:
         """Raises BadImage."""
-        height, width = scenes.sizes[index].tolist()
-        image, frame = read_whole(scenes.source(index), self.preprocess, (height, width), self.max_pixels)
-        return image, GroundTruth(scenes.ids[index], frame, scenes.objects[index])
+        height, width = split.sizes[index].tolist()
+        image, letterbox = read_whole(split.source(index), self.preprocess, (height, width), self.max_pixels)
+        return image, GroundTruth(split.ids[index], letterbox, split.objects[index])
 
 
 @dataclass(frozen=True)
 class DetectionTrainReader:
-    """Reads an image of `CocoSplit` at a random size and place, perhaps mirrored, its colours changed, and its objects.
+    """Reads an image of a `CocoSplit` for training: randomly scaled, shifted, flipped and colour-jittered.
 
     The random choices come from the global generators: call it within `loader.seeded`.
     """
 
     preprocess: Preprocess
     scale: tuple[float, float] = (1.0, 1.0)
-    """Least and greatest size, 1 being that of the evaluation; what is too large is cut off."""
+    """Minimum and maximum scale relative to evaluation; larger images are cropped."""
     flip: float = 0.5
     """Probability of mirroring."""
     color_jitter: float = 0.0
-    """Strength of changes of brightness, contrast and saturation."""
+    """Strength of random brightness, contrast and saturation."""
     masks: bool = False
-    """Whether masks are wanted; an object without one is then treated as a crowd."""
+    """Whether to return masks. Objects without a mask are then treated as crowds."""
     max_pixels: int = MAX_PIXELS
 
     @cached_property
     def recolour(self) -> Any:
+        """The colour augmentation."""
         return ColorJitter(*[self.color_jitter] * 3)
 
-    def __call__(self, scenes: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], DetectionTargets]:
+    def __call__(self, split: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], DetectionTargets]:
         """Raises BadImage."""
-        stated = scenes.sizes[index].tolist()
-        image = open_as(scenes.source(index), (stated[0], stated[1]), self.max_pixels)
+        stated = split.sizes[index].tolist()
+        image = open_as(split.source(index), (stated[0], stated[1]), self.max_pixels)
         usual = fitted(image.height, image.width, self.preprocess)
         factor = random.uniform(*self.scale)
         height, width = (max(1, round(factor * side)) for side in usual)
         seen = (self.preprocess.image_size,) * 2 if self.preprocess.fit == "whole" else usual
         top, left = (random.randint(min(0, room), max(0, room)) for room in (seen[0] - height, seen[1] - width))
-        frame = Letterbox(image.height, image.width, height / image.height, width / image.width, top, left)
+        letterbox = Letterbox(image.height, image.width, height / image.height, width / image.width, top, left)
         pixels = _resized(image, height, width)
         cut = pixels[:, max(0, -top) :, max(0, -left) :]
         cut = cut[:, : seen[0] - max(0, top), : seen[1] - max(0, left)]
@@ -194,61 +197,61 @@ class DetectionTrainReader:
         canvas = on_canvas(cut[:, :0, :0], *(_round_up(side) for side in seen))
         shown = max(0, top), max(0, left), max(0, top) + cut.shape[1], max(0, left) + cut.shape[2]
         canvas[:, shown[0] : shown[2], shown[1] : shown[3]] = cut
-        marks = targets_of(scenes.objects[index], frame, (canvas.shape[1], canvas.shape[2]), shown, self.masks)
+        targets = targets_of(split.objects[index], letterbox, (canvas.shape[1], canvas.shape[2]), shown, self.masks)
         if self.flip and torch.rand(()) < self.flip:
-            return canvas.flip(2), _mirrored(marks, canvas.shape[2])
-        return canvas, marks
+            return canvas.flip(2), _flipped(targets, canvas.shape[2])
+        return canvas, targets
 
 
 def targets_of(
-    objects: Objects, frame: Letterbox, size: tuple[int, int], shown: tuple[int, int, int, int], masks: bool
+    objects: Objects, letterbox: Letterbox, size: tuple[int, int], shown: tuple[int, int, int, int], masks: bool
 ) -> DetectionTargets:
-    """An image's objects in the network's input, without those of which too little is visible.
+    """An image's objects in pixels of the network's input, without those of which too little is visible.
 
     Args:
         objects: In pixels of the image.
-        frame: Where the image lies in the input.
+        letterbox: Position of the image in the input.
         size: Height and width of the input.
-        shown: Top, left, bottom and right of the part of the input that shows the image; the rest is margin. Boxes and
-            masks end there.
+        shown: Top, left, bottom and right of the part of the input that shows the image; the rest is padding. Boxes and
+            masks are clipped to it.
         masks: Whether to draw masks.
     """
     top, left, bottom, right = shown
-    boxes = frame.to_input(objects.boxes)
+    boxes = letterbox.to_input(objects.boxes)
     inside = boxes.clip(np.array([left, top] * 2, np.float32), np.array([right, bottom] * 2, np.float32))
     sides, whole = inside[:, 2:] - inside[:, :2], boxes[:, 2:] - boxes[:, :2]
-    visible = (sides.min(1, initial=np.inf) >= LEAST_SIDE) & (sides.prod(1) >= LEAST_VISIBLE * whole.prod(1))
+    visible = (sides.min(1, initial=np.inf) >= MIN_SIDE) & (sides.prod(1) >= MIN_VISIBLE * whole.prod(1))
     crowd = objects.crowd | np.array([masks and segment is None for segment in objects.segments], bool)
     kept = np.flatnonzero(visible & ~crowd)
     drawn = np.zeros((len(kept), *size), np.uint8) if masks else None
     if drawn is not None:
-        for number, place in enumerate(kept):
-            mask = rasterised(objects.segments[int(place)], frame, size)
+        for number, index in enumerate(kept):
+            mask = rasterised(objects.segments[int(index)], letterbox, size)
             drawn[number, top:bottom, left:right] = mask[top:bottom, left:right]
     return DetectionTargets(inside[kept], objects.labels[kept], inside[visible & crowd], drawn)
 
 
-def rasterised(segment: Mask | None, frame: Letterbox, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
-    """An object's mask in an input of this height and width: 1 where it is."""
+def rasterised(segment: Mask | None, letterbox: Letterbox, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """Draw an object's mask in an input of this height and width: 1 inside, 0 outside."""
     from faster_coco_eval.core import mask
 
     if segment is None:
         return np.zeros(size, np.uint8)
     if isinstance(segment, tuple):
-        parts: Any = mask.frPyObjects([frame.to_input(points) for points in segment], *size)
+        parts: Any = mask.frPyObjects([letterbox.to_input(points) for points in segment], *size)
         return mask.decode(mask.merge(parts))
     whole = torch.from_numpy(mask.decode(run_lengths(segment)))[None, None]
-    height, width = round(frame.down * frame.height), round(frame.across * frame.width)
+    height, width = round(letterbox.down * letterbox.height), round(letterbox.across * letterbox.width)
     scaled = interpolate(whole, (height, width), mode="nearest")[0, 0].numpy()
     drawn = np.zeros(size, np.uint8)
-    cut = scaled[max(0, -frame.top) :, max(0, -frame.left) :]
-    cut = cut[: size[0] - max(0, frame.top), : size[1] - max(0, frame.left)]
-    drawn[max(0, frame.top) :, max(0, frame.left) :][: cut.shape[0], : cut.shape[1]] = cut
+    cut = scaled[max(0, -letterbox.top) :, max(0, -letterbox.left) :]
+    cut = cut[: size[0] - max(0, letterbox.top), : size[1] - max(0, letterbox.left)]
+    drawn[max(0, letterbox.top) :, max(0, letterbox.left) :][: cut.shape[0], : cut.shape[1]] = cut
     return drawn
 
 
 def run_lengths(segment: dict[str, Any]) -> dict[str, Any]:
-    """COCO's run-length code in the packed form that its tools read."""
+    """COCO's run-length code in the compressed form that its tools read."""
     from faster_coco_eval.core import mask
 
     packed: Any = mask.frPyObjects(segment, *segment["size"]) if isinstance(segment["counts"], list) else segment
@@ -262,13 +265,13 @@ def _resized(image: Opened, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
         return interpolate(values, (height, width), mode="bilinear", antialias=True)[0]
 
 
-def _mirrored(marks: DetectionTargets, width: int) -> DetectionTargets:
+def _flipped(targets: DetectionTargets, width: int) -> DetectionTargets:
     boxes, crowds = (
         np.stack([width - given[:, 2], given[:, 1], width - given[:, 0], given[:, 3]], 1)
-        for given in (marks.boxes, marks.crowds)
+        for given in (targets.boxes, targets.crowds)
     )
-    masks = None if marks.masks is None else np.ascontiguousarray(marks.masks[:, :, ::-1])
-    return DetectionTargets(boxes, marks.labels, crowds, masks)
+    masks = None if targets.masks is None else np.ascontiguousarray(targets.masks[:, :, ::-1])
+    return DetectionTargets(boxes, targets.labels, crowds, masks)
 
 
 def _round_up(side: int) -> int:

@@ -1,4 +1,4 @@
-"""Batches of uint8 images, in an order and with random choices that depend on seed, epoch and image alone."""
+"""Batches of uint8 images. Their order and random choices depend only on seed, epoch and image."""
 
 import os
 import random
@@ -18,64 +18,64 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ..errors import Failure, InputError, check_at_least
-from .decode import MAX_PIXELS, BadImage, ImageInput, decode
+from .decode import ImageInput, decode
+from .image_file import MAX_PIXELS, BadImage
 from .opencv import use_one_thread
 from .transforms import on_canvas
 
 Key = tuple[int, int, int]
-"""Which view of which image, and which of its copies in the epoch: what its random choices follow from."""
+"""(view, index, copy): the augmented version, the image, and its copy in the epoch. Seeds the random choices."""
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where workers leave what they have read, on Linux."""
+"""Where workers pass batches to the main process, on Linux."""
 SHARED_BYTES = 2**17
-"""The least that a worker takes of it before it has read anything: a page for each of its locks."""
+"""Minimum that a worker needs before it has read anything: a page for each of its locks."""
 NO_SHARED_MEMORY = (
-    f"no space left on {SHARED_MEMORY} for what data-loading workers read: fewer --workers take less, --workers 0 "
-    "takes none; containers have more with --shm-size"
+    f"No space left on {SHARED_MEMORY} for data-loading workers. Try fewer --workers, or 0; for a container, a larger "
+    "--shm-size."
 )
 
 WINDOW = 16
-"""Shards whose images are shuffled among one another; as many as must be at hand at once."""
+"""Shards that are shuffled together. So many must be local at the same time."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that could be used, and what became of the others."""
+    """The usable images of a batch, and why the others were skipped."""
 
     images: UInt8[Tensor, "b 3 h w"]
     targets: Any
-    """What is to be learnt from each image: int64 labels, or a list of what the split's `example` gives."""
+    """Targets of the images: int64 labels, or a list of what the split's `example` returns."""
     indices: list[int]
-    """Place of each image in its split."""
+    """Index of each image in its split."""
     bad: dict[int, str]
-    """Place of each image that was skipped, and why."""
+    """Index of each skipped image, and the reason."""
     view: int = 0
-    """Which of the images' augmented versions these are: the epoch, or less where there are fewer views than epochs."""
+    """Which augmented versions of the images these are: the epoch, or less if there are fewer views than epochs."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def filled(self, size: int) -> "Batch":
-        """One that bad images made smaller, filled up with its own first images, so that all steps are alike."""
+        """A batch of `size` images: one that bad images made smaller is filled with its own first images."""
         if len(self) == size:
             return self
         picked = torch.arange(size) % len(self)
-        places = picked.tolist()
-        given = self.targets
-        targets = given[picked] if isinstance(given, Tensor) else [given[place] for place in places]
-        return replace(self, images=self.images[picked], targets=targets, indices=[self.indices[i] for i in places])
+        all_targets, indices = self.targets, [self.indices[i] for i in picked.tolist()]
+        targets = all_targets[picked] if isinstance(all_targets, Tensor) else [all_targets[i] for i in picked.tolist()]
+        return replace(self, images=self.images[picked], targets=targets, indices=indices)
 
     def pin_memory(self) -> "Batch":
-        """For torch's loader: copies to a GPU need not wait for one another."""
+        """The batch in page-locked memory. torch's loader calls this, so that copies to a GPU are asynchronous."""
         targets = self.targets.pin_memory() if isinstance(self.targets, Tensor) else self.targets
         return replace(self, images=self.images.pin_memory(), targets=targets)
 
 
 @contextmanager
 def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
-    """Python's, numpy's and torch's global generators start from `key` inside, and are as before afterwards.
+    """Seed the global generators of Python, NumPy and torch with `key` inside, and restore them afterwards.
 
-    Those of torch are the CPU's and, where one is given, the device's.
+    For torch these are the generators of the CPU and of `device`.
     """
     states = random.getstate(), np.random.get_state()
     others = [device] if device is not None and device.type != "cpu" else []
@@ -89,7 +89,7 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def seed(*key: int, everywhere: bool = False) -> None:
-    """Start Python's, numpy's and torch's global generators, those of the CPU or of all devices, from `key`."""
+    """Seed the global generators of Python, NumPy and torch with `key`; with `everywhere`, on all devices."""
     number = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(number)
     np.random.seed(number)
@@ -97,26 +97,26 @@ def seed(*key: int, everywhere: bool = False) -> None:
 
 
 class Examples(Protocol):
-    """Images in a fixed order, with what is to be learnt from them: a `Split`, or `CocoSplit`."""
+    """Images in a fixed order with their targets: a `Split` or `CocoSplit`."""
 
     @property
     def shards(self) -> np.ndarray | None:
-        """As of a `Split`."""
+        """Shard number of each image, as in `Split`; None if images are files of their own."""
         ...
 
     def __len__(self) -> int: ...
 
     def example(self, index: int, read: Any) -> tuple[UInt8[Tensor, "3 h w"], Any]:
-        """What `read` makes of an image, and its target. Raises BadImage."""
+        """An image as `read` returns it, and its target. Raises BadImage."""
         ...
 
     def source(self, index: int) -> ImageInput:
-        """What to decode. Raises BadImage where it cannot be had."""
+        """What to decode. Raises BadImage if it cannot be read."""
         ...
 
 
 class ImageDataset(Dataset):
-    """Item (view, index, copy) is an image, its target and key; or the reason why there is none."""
+    """Item (view, index, copy) is an image, its target and the key; or why it cannot be used, and the key."""
 
     def __init__(self, split: Examples, read: Any, seed: int) -> None:
         self.split = split
@@ -127,7 +127,7 @@ class ImageDataset(Dataset):
         if get_worker_info() is None:
             with seeded(self.seed, *key):
                 return self._read(key)
-        seed(self.seed, *key)  # a worker's generators are nobody else's: nothing to restore
+        seed(self.seed, *key)  # nothing to restore in a worker process
         return self._read(key)
 
     def _read(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], Any, Key] | tuple[str, Key]:
@@ -140,28 +140,29 @@ class ImageDataset(Dataset):
 
 @dataclass(frozen=True)
 class Share:
-    """The part of every batch that one of several processes takes, and in how many pieces."""
+    """The part of each batch for one of several processes, and the number of pieces to cut it into."""
 
     rank: int = 0
     ranks: int = 1
     pieces: int = 1
 
     def of(self, batch: np.ndarray) -> list[np.ndarray]:
+        """The pieces of a batch for this process."""
         return [batch[self.rank :: self.ranks][piece :: self.pieces] for piece in range(self.pieces)]
 
 
 class EpochSampler(Sampler[list[Key]]):
-    """Pieces of batches of keys; shuffled by (seed, epoch), or in order.
+    """Yields the keys of each batch, in pieces; shuffled by (seed, epoch), or in order.
 
     Args:
-        split: The images; those of few shards stay together in the order where it says in which shard they are.
-        batch_size: Images a batch, over all processes and pieces.
-        seed: Of the order.
-        shuffle: Whether there is a new order every epoch, and no last batch smaller than the others.
-        share: What of each batch is yielded here.
-        repeats: How often an image comes in an epoch, which then has as many times fewer images (M. Berman et al.,
-            "MultiGrain", 2019; as DeiT trains).
-        views: Augmented versions of each image; None for a new one every epoch.
+        split: The images. Images in shards are shuffled within groups of `WINDOW` shards.
+        batch_size: Images per batch, over all processes and pieces.
+        seed: Seed of the order.
+        shuffle: Use a new order every epoch, and drop a smaller last batch.
+        share: Part of each batch to yield here; default: all, in one piece.
+        repeats: Repeated augmentation: copies of each image per epoch, which then has that many times fewer images
+            (M. Berman et al., "MultiGrain", 2019; as DeiT trains).
+        views: Number of augmented versions of each image; None for a new one every epoch.
     """
 
     def __init__(
@@ -184,15 +185,15 @@ class EpochSampler(Sampler[list[Key]]):
         self.views = views
         self.epoch = 0
         self.start = 0
-        """Batches of the epoch to leave out, because they were done before."""
+        """Batches of the epoch to skip, because they were done before a resume."""
 
     def exclude(self, indices: set[int]) -> None:
-        """Leave these images out from the next epoch on."""
+        """Leave out these images from the next epoch on."""
         self.allowed = np.setdiff1d(self.allowed, np.fromiter(indices, np.int64, len(indices)))
 
     @property
     def batches(self) -> int:
-        """In an epoch, those before `start` included."""
+        """Number of batches in an epoch, including those before `start`."""
         count = len(self.allowed)
         return count // self.batch_size if self.shuffle else -(-count // self.batch_size)
 
@@ -204,9 +205,9 @@ class EpochSampler(Sampler[list[Key]]):
         copies = np.arange(len(order)) % self.repeats
         view = self.epoch % self.views if self.views else self.epoch
         for batch in range(self.start, self.batches):
-            places = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(order)))
-            for piece in self.share.of(places):
-                yield [(view, int(order[place]), int(copies[place])) for place in piece]
+            positions = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(order)))
+            for piece in self.share.of(positions):
+                yield [(view, int(order[position]), int(copies[position])) for position in piece]
 
     def _order(self) -> np.ndarray:
         if not self.shuffle:
@@ -222,20 +223,20 @@ class EpochSampler(Sampler[list[Key]]):
 
 
 class Loader:
-    """Iterates one epoch of batches; `epoch` says which. Worker processes are kept between epochs.
+    """Loads batches; `epoch` iterates over one epoch. Worker processes are kept between epochs.
 
     Args:
         split: The images.
-        read: Makes a tensor of each, in the way that the split's `example` uses it (of a `Split`: a `Reader`), with
-            the random generators seeded for (seed, view, image, copy).
-        batch_size: Images a batch. A batch with bad images in it is smaller.
-        workers: Processes that decode; 0 decodes in this one. The batches are the same, whatever the number.
-        shuffle: A new order every epoch, and no last batch smaller than the others; else in order, and all of them.
-        seed: Of the order and of the random choices.
-        share: What of each batch is wanted here, and in how many pieces; default: all, in one.
-        repeats: How often an image comes in an epoch.
-        views: Augmented versions of each image; None for a new one every epoch.
-        pinned: Whether batches are to lie in memory that a GPU copies from by itself.
+        read: Passed to the split's `example` to read an image (a `Reader` for a `Split`), with the random generators
+            seeded for (seed, view, index, copy).
+        batch_size: Images per batch. A batch with bad images is smaller.
+        workers: Data-loading workers; 0 decodes in this process. The batches do not depend on it.
+        shuffle: Use a new order every epoch, and drop a smaller last batch; otherwise load all images in order.
+        seed: Seed of the order and of the random choices.
+        share: Part of each batch to load here, and number of pieces; default: all, in one piece.
+        repeats: Copies of each image per epoch; see `EpochSampler`.
+        views: Number of augmented versions of each image; None for a new one every epoch.
+        pinned: Put batches into page-locked memory, for asynchronous copies to a GPU.
     """
 
     def __init__(
@@ -265,16 +266,16 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Batches in an epoch, each of as many pieces as the share has."""
+        """Number of batches in an epoch. Each has as many pieces as the share."""
         return self.sampler.batches
 
     @property
     def images(self) -> int:
-        """Images in an epoch."""
+        """Number of images in an epoch."""
         return len(self.sampler.allowed)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch. Raises Failure where there is no memory to share with workers."""
+        """The batches of one epoch. Raises Failure if there is no shared memory for the workers."""
         self.sampler.epoch = epoch
         needed = SHARED_BYTES * self._loader.num_workers
         if needed and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < needed:
@@ -287,9 +288,9 @@ class Loader:
 
 @contextmanager
 def worker_death_as_failure() -> Iterator[None]:
-    """Inside, a data-loading worker that ends is a Failure, and an error in a worker keeps its one-line message.
+    """Turn the death of a data-loading worker into Failure, and reduce an error in a worker to its one-line message.
 
-    torch raises the former at any moment, not only when a batch is asked for.
+    torch may raise the former at any moment, not only when a batch is requested.
     """
     try:
         yield
@@ -299,8 +300,8 @@ def worker_death_as_failure() -> Iterator[None]:
             raise Failure(NO_SHARED_MEMORY) from error
         if "DataLoader worker (pid" in text:
             killed = "killed by signal" in text
-            hint = "fewer --workers take less memory" if killed else "--workers 0 shows why"
-            raise Failure(f"a data-loading worker {'was killed' if killed else 'ended'}: {hint} ({text})") from error
+            hint = " (out of memory?). Try fewer --workers" if killed else ". Find the cause with --workers 0"
+            raise Failure(f"A data-loading worker died{hint}. ({text})") from error
         if not isinstance(error, Failure | InputError | OSError) or "in DataLoader worker process" not in text:
             raise
         reason = text.splitlines()[-1].partition(": ")[2]  # below the worker's traceback
@@ -308,6 +309,7 @@ def worker_death_as_failure() -> Iterator[None]:
 
 
 def collate(items: list[tuple[Tensor, Any, Key] | tuple[str, Key]]) -> Batch:
+    """The batch of items of an `ImageDataset`."""
     good = [item for item in items if len(item) == 3]
     bad = {key[1]: reason for item in items if len(item) == 2 for reason, key in [item]}
     images = stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
@@ -319,9 +321,9 @@ def collate(items: list[tuple[Tensor, Any, Key] | tuple[str, Key]]) -> Batch:
 
 
 def stack(images: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
-    """In channels_last, as readers give them and networks want them; in a worker, where the main process sees it.
+    """Stack images in channels_last; in a worker, in shared memory.
 
-    Images of different sizes get margins, at the right and below.
+    Images of different sizes are padded at the right and below.
     """
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     if any(image.shape[1:] != (height, width) for image in images):
@@ -330,7 +332,7 @@ def stack(images: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
 
 
 def _init_worker(_: int) -> None:
-    """Ctrl-C and SIGTERM, which may be sent to all, are for the process that trains; it ends its workers itself."""
+    """Ignore Ctrl-C and SIGTERM, which may be sent to all processes: the main process ends its workers itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -340,14 +342,14 @@ def _init_worker(_: int) -> None:
 
 
 def _end_by_parent() -> None:
-    """Ends this process at a SIGTERM of its parent, at no one else's."""
+    """End this process when its parent sends SIGTERM, and only then."""
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
 
 
 def probe(split: Examples, count: int, seed: int, max_pixels: int = MAX_PIXELS) -> dict[int, str]:
-    """Decode images as `draw_some` draws them: the bad among them, and why."""
+    """Decode the images that `draw_some` draws. Returns the index and the reason of each bad one."""
     bad = {}
     for index in draw_some(split, count, seed):
         try:
@@ -358,11 +360,11 @@ def probe(split: Examples, count: int, seed: int, max_pixels: int = MAX_PIXELS) 
 
 
 def draw_some(split: Examples, count: int, seed: int) -> list[int]:
-    """Places of `count` images, in order, of few shards, which may have to be fetched; all where there are no more."""
+    """Sorted indices of `count` random images, or all if there are fewer; from few shards, which may be remote."""
     generator = random.Random(seed)
-    places = range(len(split))
+    indices = range(len(split))
     if split.shards is not None and len(split) > count:
         shards = np.unique(split.shards).tolist()
         drawn = generator.sample(shards, min(WINDOW, len(shards)))
-        places = np.flatnonzero(np.isin(split.shards, drawn)).tolist()
-    return sorted(generator.sample(places, min(count, len(places))))
+        indices = np.flatnonzero(np.isin(split.shards, drawn)).tolist()
+    return sorted(generator.sample(indices, min(count, len(indices))))

@@ -1,7 +1,7 @@
-"""timm's rotations, shears and translations by OpenCV, where it is installed: several times as fast as by Pillow.
+"""timm's rotations, shears and translations with OpenCV, if it is installed: several times faster than with Pillow.
 
-Places are the same; between pixels OpenCV's bicubic curve is another one (a = -0.75 where Pillow has -1), and at the
-border it mixes the image with the colour around it.
+The geometry is the same. Bicubic interpolation differs (a = -0.75 instead of Pillow's -1), and at the border OpenCV
+blends the image with the fill colour.
 """
 
 import math
@@ -17,27 +17,27 @@ from PIL import Image
 from timm.data import auto_augment
 
 OPENCV = find_spec("cv2") is not None
-"""Whether OpenCV is there. Without it Pillow does it all."""
+"""Whether OpenCV is installed. Otherwise Pillow is used."""
 
 Matrix = tuple[float, float, float, float, float, float]
-"""(a, b, c, d, e, f): the result at (x, y) is the image at (ax + by + c, dx + ey + f), as Pillow has it."""
+"""(a, b, c, d, e, f): the result at (x, y) is the image at (ax + by + c, dx + ey + f), as in Pillow."""
 
 
 def warp(
-    place: Callable[[float, tuple[int, int]], Matrix],
+    matrix_of: Callable[[float, tuple[int, int]], Matrix],
     image: Image.Image,
     amount: float,
     *,
     fillcolor: tuple[int, int, int],
     resample: Image.Resampling | Sequence[Image.Resampling],
 ) -> Image.Image:
-    """An RGB image through the matrix of this amount; one way of `resample` is taken at random, as timm does."""
+    """Warp an RGB image by the matrix for this amount. Draws one of several `resample` methods, as timm does."""
     cv2: Any = import_module("cv2")
-    a, b, c, d, e, f = place(amount, image.size)
-    # whole numbers are centres of pixels to OpenCV, and corners to Pillow
+    a, b, c, d, e, f = matrix_of(amount, image.size)
+    # integer coordinates are pixel centres in OpenCV, and corners in Pillow
     matrix = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
-    way = random.choice(resample) if isinstance(resample, Sequence) else resample
-    smooth = cv2.INTER_CUBIC if way == Image.Resampling.BICUBIC else cv2.INTER_LINEAR
+    method = random.choice(resample) if isinstance(resample, Sequence) else resample
+    smooth = cv2.INTER_CUBIC if method == Image.Resampling.BICUBIC else cv2.INTER_LINEAR
     return Image.fromarray(
         cv2.warpAffine(
             np.asarray(image), matrix, image.size, flags=smooth | cv2.WARP_INVERSE_MAP, borderValue=fillcolor
@@ -46,7 +46,7 @@ def warp(
 
 
 def _rotation(degrees: float, size: tuple[int, int]) -> Matrix:
-    """About the image's centre, counter-clockwise."""
+    """Counter-clockwise rotation about the image's centre."""
     x, y = (side / 2 for side in size)
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
@@ -68,17 +68,17 @@ def _shift_y(share: float, size: tuple[int, int]) -> Matrix:
     return 1, 0, 0, 0, 1, share * size[1]
 
 
-PLACES: dict[Callable[..., Image.Image], Callable[[float, tuple[int, int]], Matrix]] = {
+MATRICES: dict[Callable[..., Image.Image], Callable[[float, tuple[int, int]], Matrix]] = {
     auto_augment.rotate: _rotation,
     auto_augment.shear_x: _shear_x,
     auto_augment.shear_y: _shear_y,
     auto_augment.translate_x_rel: _shift_x,
     auto_augment.translate_y_rel: _shift_y,
 }
-"""timm's operations, and where each looks."""
+"""timm's operations and the matrix of each."""
 
-FASTER = {operation: partial(warp, place) for operation, place in PLACES.items()} if OPENCV else {}
-"""timm's operations, and what does the same here."""
+FASTER = {operation: partial(warp, matrix_of) for operation, matrix_of in MATRICES.items()} if OPENCV else {}
+"""timm's operations and their replacements by OpenCV."""
 
 
 def use_one_thread() -> None:

@@ -1,4 +1,4 @@
-"""From an image to the uint8 tensor that the network's input is made of: timm's transforms, and a faster one."""
+"""From an image to a uint8 tensor for the network: timm's transforms, and faster equivalents."""
 
 import math
 import random
@@ -19,53 +19,55 @@ from torchvision.transforms.v2 import Compose
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import InputError
-from .decode import MAX_PIXELS, ImageInput, Opened, Pixels, decode, open_small, within_memory
+from .decode import ImageInput, decode
+from .image_file import MAX_PIXELS, within_memory
 from .opencv import FASTER
+from .reduced import Opened, Pixels, open_small
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 FITS = ("crop", "squash", "whole", "shorter")
 MAX_SIDE, MIN_CROP, MIN_STD = 8192, 0.1, 1e-6
-"""Far beyond any use; a damaged file must not ask for more."""
+"""Limits far beyond any use, so that a damaged file cannot request more."""
 COARSEST = 64
-"""Sides of what a detector sees are multiples of this, in pixels: the stride of SHViT's last map."""
+"""The sides of a detector's input are multiples of this, in pixels: the stride of SHViT's last feature map."""
 LONGER = 5 / 3
-"""Of fit `shorter`: how many times `image_size` the longer side may be. 1333 for 800, as is usual on COCO."""
+"""With fit `shorter`: maximum of the longer side, relative to `image_size`. 1333 for 800, as usual on COCO."""
 MARGIN = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
-"""Colour around images that do not fill what the network sees: all but zero when it is normalised."""
+"""Padding colour: almost zero after normalisation."""
 Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
 Reader = Callable[[ImageInput], UInt8[Tensor, "3 h w"]]
-"""From what holds an image to the tensor; raises BadImage."""
+"""Reads an image as a tensor. Raises BadImage."""
 THIN = 8
-"""How many times `image_size` the longer side of a resized image may be for it to be resized whole."""
+"""A resized image whose longer side is more than this many times `image_size` is cropped before it is resized."""
 REACH = 4
-"""Pixels beyond a part's edges, of the image or of the result, that its pixels depend on: Lanczos' 3 and one."""
+"""Pixels beyond the edges of a crop that its pixels depend on: 3 for Lanczos, plus one."""
 TALL = 64
-"""How many times its final height an image may have for its width to be resized first, as it usually is."""
+"""An image with more than this many times its final height is resized vertically first; others horizontally."""
 SHRINK_UNTIL = 4
-"""How many times its final shorter side an image keeps when it is decoded at less than its size. Fewer times would be
-faster for large photographs, and further from their pixels; LOG.md has how far these are."""
+"""Minimum shorter side of an image that is decoded at a part of its size, relative to its final shorter side. A smaller
+value is faster for large photographs and less exact; LOG.md has the differences."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What is done to an image before the network sees it. Part of every model file.
+    """How an image becomes the network's input. Part of every model file.
 
     Raises:
         InputError: A value is out of its range.
     """
 
     image_size: int = 224
-    """Side of the square that the network sees, in pixels; of fit `shorter`, what the image's shorter side becomes."""
+    """Side of the square input, in pixels; with fit `shorter`, the image's shorter side after resizing."""
     crop: float = 0.875
-    """Side of that square as a share of the resized image's shorter side."""
+    """Side of the square as a share of the resized image's shorter side."""
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
-    """Subtracted from each channel, whose values go from 0 to 1."""
+    """Mean of each channel, for values from 0 to 1."""
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     fit: str = "crop"
-    """Of classifiers `crop`, the centre, or `squash`, the whole image resized to the square without keeping its shape,
-    whatever `crop` is. Detectors see whole images: `whole` makes the longer side `image_size`; `shorter` the shorter
-    one, or less where the longer one would be more than 5/3 of that."""
+    """For classifiers: `crop` takes the centre; `squash` resizes the whole image to the square, ignoring `crop` and the
+    aspect ratio. For detectors, which see whole images: `whole` makes the longer side `image_size`; `shorter`
+    makes the shorter side `image_size`, or less if the longer side would exceed 5/3 of it."""
 
     def __post_init__(self) -> None:
         if type(self.image_size) is not int or not 32 <= self.image_size <= MAX_SIDE:
@@ -84,12 +86,13 @@ class Preprocess:
 
     @property
     def input_size(self) -> int:
-        """Side of the square that holds any image as the network sees it, margins included, in pixels."""
+        """Side of the square that holds any input, padding included, in pixels."""
         if self.fit != "shorter":
             return self.image_size
         return -(-round(LONGER * self.image_size) // COARSEST) * COARSEST
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
     @classmethod
@@ -102,16 +105,16 @@ class Preprocess:
 
 
 def on_canvas(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 h2 w2"]:
-    """The image with margins at the right and below, in channels_last."""
+    """The image padded at the right and below, in channels_last."""
     canvas = torch.tensor(MARGIN, dtype=torch.uint8).repeat(height, width, 1).permute(2, 0, 1)
     canvas[:, : image.shape[1], : image.shape[2]] = image
     return canvas
 
 
 class Normalize(nn.Module):
-    """What a network in training is fed: uint8 images less the mean, over the deviation, in fp32 and channels_last.
+    """Normalise uint8 images for training: subtract the mean, divide by the deviation; fp32 in channels_last.
 
-    Images move to the module's device first.
+    Moves images to the module's device first.
     """
 
     mean: Float[Tensor, " c"]
@@ -124,22 +127,22 @@ class Normalize(nn.Module):
 
     def forward(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         channels, width = images.shape[1], images.shape[3]
-        # whole rows, since broadcasting over three channels at a time leaves a CPU's vector units idle
+        # whole rows, because broadcasting over three channels leaves a CPU's vector units idle
         rows = images.to(self.mean.device).permute(0, 2, 3, 1).flatten(2).float()  # (b, h, w·c)
         rows.sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
         return rows.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
 
 
 def per_channel(values: tuple[float, ...]) -> Float[Tensor, "1 c 1 1"]:
-    """Numbers on the scale of 0 to 1, on that of 0 to 255."""
+    """Values per channel, scaled from 0-1 to 0-255."""
     return 255 * torch.tensor(values).view(1, -1, 1, 1)
 
 
 def eval_transform(preprocess: Preprocess) -> Transform:
     """timm's evaluation transform, with antialiasing.
 
-    Shorter side to `image_size / crop`, then the centre square; of fit `squash`, both sides to `image_size`. Where the
-    resized image would be long, only the square is made: the pixels are the same.
+    Resizes the shorter side to `image_size / crop` and takes the centre square; with fit `squash`, resizes both sides
+    to `image_size`. Of a long image only the square is resized, with the same result.
     """
     return _EvalTransform(preprocess)
 
@@ -170,7 +173,7 @@ class _EvalTransform:
 
 
 def resized_sides(height: float, width: float, preprocess: Preprocess) -> tuple[int, int]:
-    """Of an image of this size, before it is cropped; as timm and torchvision round them."""
+    """Height and width after resizing, before cropping, rounded as timm and torchvision do."""
     side = preprocess.image_size
     if preprocess.fit == "squash":
         return side, side
@@ -185,13 +188,13 @@ def _centre(
     width: float,
     preprocess: Preprocess,
 ) -> UInt8[Tensor, "3 h w"]:
-    """What resizing the whole image and cropping it gives, from the part that is left alone.
+    """The same as resizing the whole image and cropping it, computed from the crop alone.
 
     Args:
-        crop: Gives a part of the image in RGB: left, top, right, bottom.
-        size: Height and width of the image.
-        height, width: The same, as of `Pixels`.
-        preprocess: Of fit `crop`.
+        crop: Returns a part of the image in RGB, given left, top, right and bottom.
+        size: Height and width of the image in whole pixels.
+        height, width: The same, possibly fractional; see `Pixels`.
+        preprocess: With fit `crop`.
     """
     side = preprocess.image_size
     edges, around = [], []
@@ -213,7 +216,7 @@ def _method(preprocess: Preprocess) -> Image.Resampling:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Reads an image whole, then applies a transform to it."""
+    """Decodes a whole image and applies a transform to it."""
 
     transform: Transform
     max_pixels: int = MAX_PIXELS
@@ -226,13 +229,13 @@ class Decoded:
 
 
 def fast_eval_decoder(preprocess: Preprocess) -> Callable[[ImageInput], UInt8[Tensor, "3 h w"]]:
-    """From file to tensor in less than half the time of `decode` and `eval_transform`, and all but the same.
+    """A reader that takes less than half the time of `decode` and `eval_transform`, with almost the same result.
 
-    Pixels differ by rounding, mostly by none of 255 levels; where a large JPEG is decoded at a part of its size, by a
-    fraction of a level on average. Accuracies are still to be measured by timm's own transform. The tensor is in
-    channels_last, and its memory may be larger than itself.
+    Most pixels are equal, others differ by rounding; if a large JPEG is decoded at a part of its size, by a fraction of
+    a level (of 255) on average. Measure accuracy with timm's own transform. The tensor is in channels_last, and may be
+    a view of a larger one.
 
-    The function raises BadImage as `decode` does.
+    The reader raises BadImage as `decode` does.
     """
     if preprocess.interpolation not in ("bicubic", "bilinear"):
         return Decoded(eval_transform(preprocess))
@@ -255,7 +258,7 @@ def fast_eval_decoder(preprocess: Preprocess) -> Callable[[ImageInput], UInt8[Te
 
 
 def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"]:
-    """The shorter side to `image_size / crop` with antialiasing, then the centre square of `image_size`."""
+    """Resize the shorter side to `image_size / crop` with antialiasing, then take the centre square."""
     side = preprocess.image_size
     height, width = resized_sides(image.height, image.width, preprocess)
     if max(height, width) > THIN * side:
@@ -266,7 +269,7 @@ def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"
             image.width,
             preprocess,
         )
-    # the least bit more, or rounding might lose the last row
+    # slightly more, because rounding could lose the last row
     factors = [(1 + 1e-6) * new / old for new, old in ((height, image.height), (width, image.width))]
     resized = interpolate(_channels_first(image), scale_factor=factors, mode=preprocess.interpolation, antialias=True)
     top, left = (round((length - side) / 2) for length in (height, width))
@@ -274,37 +277,37 @@ def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"
 
 
 def _channels_first(image: Pixels) -> UInt8[Tensor, "1 3 h w"]:
-    return torch.from_numpy(image.values)[None].permute(0, 3, 1, 2)  # numpy's [None] has strides that are slower
+    return torch.from_numpy(image.values)[None].permute(0, 3, 1, 2)  # NumPy's [None] gives slower strides
 
 
 @dataclass(frozen=True)
 class TrainReader:
-    """A random part of the image, resized, perhaps mirrored, its colours or more changed: timm's training transform.
+    """timm's training transform: a random crop, resized, then flipping and colour or other augmentations.
 
-    With the same generators the choices are timm's, and the pixels are but for rounding. Where the part is several
-    times as large as the result, a JPEG is decoded at a half or less of its size, as long as no pixel of the result
-    has to be made up; the part's edges then lie on whole pixels of the smaller image. The tensor is in channels_last.
+    With the same generators it makes timm's random choices; pixels differ by rounding only. If the crop is several
+    times as large as the result, a JPEG is decoded at a half or less of its size, but the crop never below the size of
+    the result; the edges of the crop are then rounded to pixels of the smaller image. The tensor is in channels_last.
 
-    The random choices come from the global generators: call it within `loader.seeded`.
+    The random choices use the global generators: call it within `loader.seeded`.
     """
 
     image_size: int
     """Side of the square result, in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Least and greatest share of the image's area that the part has."""
+    """Minimum and maximum area of the crop, as a share of the image."""
     flip: float = 0.5
-    """Probability of mirroring."""
+    """Probability of a horizontal flip."""
     color_jitter: float = 0.0
-    """Strength; used only without RandAugment, as in DeiT."""
+    """Strength of colour jitter; used only without RandAugment, as in DeiT."""
     rand_augment: str | None = None
-    """timm's description, such as `rand-m9-mstd0.5-inc1`; None for none."""
+    """timm's RandAugment description, such as `rand-m9-mstd0.5-inc1`; None for none."""
     max_pixels: int = MAX_PIXELS
     interpolation: str = "random"
-    """Of the part and of RandAugment: `bilinear`, `bicubic`, or `random` for one of the two, drawn anew for each."""
+    """For the crop and RandAugment: `bilinear`, `bicubic`, or `random` for one of the two, drawn for each image."""
 
     @cached_property
     def changes(self) -> list[Callable[[Image.Image], Image.Image]]:
-        """What timm does to the resized image."""
+        """timm's augmentations of the resized image."""
         if not self.color_jitter and not self.rand_augment:
             return []
         _, changes, _ = create_transform(  # pyright: ignore[reportGeneralTypeIssues]: three, as they are separate
@@ -327,7 +330,7 @@ class TrainReader:
         random_one = self.interpolation == "random"
         interpolation = random.choice(("bilinear", "bicubic")) if random_one else self.interpolation
         with image.in_turn():
-            part = _part(image, box, min(box.height, box.width) / self.image_size)
+            part = _cropped(image, box, min(box.height, box.width) / self.image_size)
             tensor = interpolate(part, (self.image_size, self.image_size), mode=interpolation, antialias=True)[0]
             del part
         if self.flip and torch.rand(()) < self.flip:
@@ -341,16 +344,16 @@ class TrainReader:
 
 
 def posterize_to_black(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    """As timm does, which asks for no bits at all now and then. That is black; Pillow refuses it from version 13 on."""
+    """timm's posterize, but black for 0 bits, which timm sometimes requests and Pillow refuses from version 13 on."""
     return posterize(image, bits, **options) if bits else Image.new("RGB", image.size)
 
 
 SAME = {**FASTER, posterize: posterize_to_black}
-"""Operations of timm's, and what is done here instead."""
+"""timm's operations that are replaced, and their replacements."""
 
 
 class Box(NamedTuple):
-    """A part of an image, in whole pixels of it."""
+    """A part of an image, in whole pixels."""
 
     top: int
     left: int
@@ -359,14 +362,14 @@ class Box(NamedTuple):
 
 
 def draw_crop(height: int, width: int, scale: tuple[float, float]) -> Box:
-    """As timm does for an image of this size, but for tiny ones, of which a row and a column remain at least."""
+    """Draw a random crop as timm does, with at least one row and one column."""
     image: Any = torch.empty(height, width, device="meta")
     top, left, *sides = RandomResizedCropAndInterpolation.get_params(image, scale, (3 / 4, 4 / 3))
     return Box(min(top, height - 1), min(left, width - 1), *(max(1, side) for side in sides))
 
 
-def _part(image: Opened, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
-    """A view of the part, where the image is decoded at its size or at most so many times smaller."""
+def _cropped(image: Opened, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
+    """A view of the crop, from the image decoded at most `at_most` times smaller."""
     pixels = image.decode_top(box.top + box.height, at_most)
     down, across = pixels.height / image.height, pixels.width / image.width
     rows = slice(round(down * box.top), round(down * (box.top + box.height)))

@@ -1,4 +1,4 @@
-"""Files below a folder: links to folders are followed, each real folder is read once, hidden names are passed over."""
+"""Files below a folder. Links to folders are followed, each real folder is read once, hidden names are skipped."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,17 +7,17 @@ from pathlib import Path
 from ..errors import InputError
 
 HIDDEN = {"@eaDir", "__MACOSX"}
-"""Names that tools give to folders of their own; so is every name that begins with a dot."""
+"""Names of hidden folders that tools create, besides all names that begin with a dot."""
 Id = tuple[int, int]
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the user's."""
+    """Whether a file or folder of this name is hidden."""
     return name.startswith(".") or name in HIDDEN
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, in order, without hidden ones and links that lead back to it or to one above it."""
+    """The folders in a folder, sorted, without hidden ones and links to the folder itself or one above it."""
     above = _ids_above(folder)
     return sorted(
         Path(entry.path)
@@ -27,11 +27,11 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path]:
-    """What is no folder in `folder` and below it: a folder's own files first, then those of its folders, each by name.
+    """The files in `folder` and below it: a folder's own files first, then those of its folders, each sorted by name.
 
-    A real folder that several links lead to is read once, by its own path where that lies below `folder`. A link to
-    `folder` or to one above it is not followed. Links to missing files, pipes and devices are among the files: who
-    reads one says what is wrong with it. Hidden files and folders are added to `hidden`.
+    A real folder with several links to it is read once, by its own path if that lies below `folder`. A link to `folder`
+    or to one above it is not followed. Links to missing files, pipes and devices count as files; reading them reports
+    the problem. Hidden files and folders are added to `hidden`.
 
     Raises:
         InputError: A folder cannot be read.
@@ -45,8 +45,8 @@ def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path
                 continue
             seen.add(id_)
             waiting.append(link)
-        place, files = waiting.pop(), []
-        for entry in sorted(_entries(place), key=lambda entry: entry.name):
+        current, files = waiting.pop(), []
+        for entry in sorted(_entries(current), key=lambda entry: entry.name):
             if is_hidden(entry.name):
                 if hidden is not None:
                     hidden.append(Path(entry.path))
@@ -57,18 +57,18 @@ def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path
             elif (id_ := _id(entry)) not in seen:
                 seen.add(id_)
                 waiting.append(Path(entry.path))
-        read.append((place, files))
-    for place, files in sorted(read, key=lambda pair: pair[0]):
-        yield from (place / name for name in files)
+        read.append((current, files))
+    for current, files in sorted(read, key=lambda pair: pair[0]):
+        yield from (current / name for name in files)
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file; a path that no file can have is none."""
+    """Whether a file exists; False for an impossible path."""
     return _is(path, Path.is_file)
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file or folder; a path that none can have is none."""
+    """Whether a file or folder exists; False for an impossible path."""
     return _is(path, Path.exists)
 
 
@@ -80,7 +80,7 @@ def _is(path: Path, check: Callable[[Path], bool]) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Raises InputError where the folder cannot be read."""
+    """Raises InputError if the folder cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -89,7 +89,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _ids_above(folder: Path) -> set[Id]:
-    """Of a folder, and of all that it lies in: by the path that was given, and where its links lead."""
+    """Ids of a folder and of all folders above it, along the given path and along the resolved one."""
     real, beside = folder.resolve(), folder.parent.resolve()
     stats = map(Path.stat, [real, *real.parents, beside, *beside.parents])
     return {(stat.st_dev, stat.st_ino) for stat in stats}

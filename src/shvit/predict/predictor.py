@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import engines
 from ..data.decode import BadImage
-from ..data.images import PassedOver
+from ..data.images import Skipped
 from ..data.letterbox import Letterbox
 from ..data.loader import stack
 from ..data.walk import exists, is_hidden
@@ -189,13 +189,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_images(patterns: Iterable[str], passed: PassedOver | None = None) -> list[Path]:
+def find_images(patterns: Iterable[str], passed: Skipped | None = None) -> list[Path]:
     """The files that paths, folders (including their subfolders) and globs name, in order, without duplicates.
 
     A named file counts as an image whatever its suffix. In a folder, `images.is_image` decides, and other files are
     counted in `passed`. A path that does not exist is kept, so that it becomes a result with the reason.
     """
-    passed = passed or PassedOver()
+    passed = passed or Skipped()
     found: dict[Path, None] = {}
     for pattern in patterns:
         path = Path(pattern)

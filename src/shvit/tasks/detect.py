@@ -135,7 +135,7 @@ class Detect:
             bad |= batch.bad
             if len(batch):
                 truths += batch.targets
-                found += self.decode(predict(batch.images), [truth.frame for truth in batch.targets])
+                found += self.decode(predict(batch.images), [truth.letterbox for truth in batch.targets])
         all_truths, all_found, all_bad = zip(*gather((truths, found, bad)), strict=True)
         truths, found = list(chain(*all_truths)), list(chain(*all_found))
         bad = {index: reason for part in all_bad for index, reason in part.items()}

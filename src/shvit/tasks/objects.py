@@ -114,7 +114,8 @@ def judge(
     known = COCO(
         {
             "images": [
-                {"id": truth.image_id, "height": truth.frame.height, "width": truth.frame.width} for truth in truths
+                {"id": truth.image_id, "height": truth.letterbox.height, "width": truth.letterbox.width}
+                for truth in truths
             ],
             "categories": [{"id": number, "name": name} for number, name in enumerate(classes, 1)],
             "annotations": [

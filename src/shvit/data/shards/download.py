@@ -19,7 +19,7 @@ PAUSES = (1.0, 5.0)
 """Seconds to wait before the second and the third attempt."""
 CHUNK = 1 << 20
 NOT_FOUND = 22
-CURL_ERRORS = {6: "no such host", 7: "connection refused", 18: "the connection was lost", NOT_FOUND: "not found"}
+CURL_ERRORS = {6: "no such host", 7: "connection failed", 18: "the connection was lost", NOT_FOUND: "not found"}
 """Meaning of the most frequent exit codes of curl, which webdataset downloads with."""
 T = TypeVar("T")
 

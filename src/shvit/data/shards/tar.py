@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...files import check_regular
-from ..decode import MAX_BYTES, BadImage
 from ..identity import identity, of_name
+from ..image_file import MAX_BYTES, BadImage
 from ..sequences import Lazy, Texts
 from .download import FetchError, fetched, is_remote
 

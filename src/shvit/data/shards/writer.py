@@ -19,8 +19,9 @@ from ...errors import Failure, InputError
 from ...files import replacing, write_csv, write_json
 from ...requests.shard import ShardRequest
 from ..dataset import Dataset, Split
-from ..decode import BadImage, decode, is_plain_jpeg
+from ..decode import decode
 from ..identity import of_image
+from ..image_file import BadImage, is_plain_jpeg
 from .index import INDEX, UNFINISHED, Index, Record
 from .pool import work
 
