@@ -10,7 +10,7 @@ from .app import Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..bench.run import Result
-    from ..data.sources import Dataset
+    from ..data.dataset import Dataset
     from ..modelfile import ModelFile
     from ..predict.predictor import Prediction
 
