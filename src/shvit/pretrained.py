@@ -103,15 +103,10 @@ def create_model(
         raise InputError(f"in_chans is timm's name for in_channels: give one of them, got {in_chans} and {in_channels}")
     if pretrained and checkpoint_path:
         raise InputError(f"give pretrained weights or checkpoint_path, not both; got {name} and {checkpoint_path}")
-    if out_indices is not None and not features_only:
-        raise InputError("out_indices requires features_only=True")
-    if features_only and (distilled or global_pool is not None):
-        raise InputError("features_only=True returns maps; distilled and global_pool have no effect with it")
+    _check_features_only(name, features_only, out_indices, distilled or global_pool is not None, bool(checkpoint_path))
     name = name.removesuffix(".in1k") if published else name
     if name.startswith(TIMM_PREFIX):
         if features_only:
-            if checkpoint_path:
-                raise InputError("checkpoint_path does not go with features_only=True for timm's models")
             return _timm_features(name, pretrained, channels, out_indices, drop_path_rate)
         name += f":global_pool={global_pool!r}" if global_pool is not None else ""
     architecture = Architecture(name, 0 if features_only else num_classes, channels, distilled)
@@ -188,6 +183,17 @@ def _feature_list(model: Model, out_indices: int | tuple[int, ...] | None) -> nn
     network: Any = FeatureListNet(model, tuple(chosen_stages(out_indices, len(model.stages))), flatten_sequential=True)
     network.pretrained_cfg = network.default_cfg = {**model.pretrained_cfg, "num_classes": 0, "classifier": ()}
     return network
+
+
+def _check_features_only(
+    name: str, features_only: bool, out_indices: Any, has_head: bool, has_checkpoint: bool
+) -> None:
+    if out_indices is not None and not features_only:
+        raise InputError("out_indices requires features_only=True")
+    if features_only and has_head:
+        raise InputError("features_only=True returns maps; distilled and global_pool have no effect with it")
+    if features_only and has_checkpoint and name.startswith(TIMM_PREFIX):
+        raise InputError("checkpoint_path does not go with features_only=True for timm's models")
 
 
 def _timm_features(

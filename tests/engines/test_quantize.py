@@ -16,7 +16,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 
 from shvit.engines import openvino, quantize
-from shvit.engines.openvino_runtime import Compiled
+from shvit.engines.openvino_runtime import CompiledNetwork
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def quantized(exact, images):
 
 
 def outputs(network, images, precision="int8"):
-    return Compiled(network, precision, 1)(images)
+    return CompiledNetwork(network, precision, 1)(images)
 
 
 def error(network, exact, images) -> float:
@@ -141,7 +141,7 @@ def test_a_floor_that_holds_gives_nothing_back(model_file, exact, images):
 @pytest.mark.slow
 def test_a_floor_is_held_by_giving_layers_back(model_file, exact, images, monkeypatch):
     """Judge int8 as worse than it is until two layers run in floating point."""
-    real = quantize.Compiled
+    real = quantize.CompiledNetwork
 
     class Judged(real):
         def __init__(self, network, precision, threads):
@@ -152,7 +152,7 @@ def test_a_floor_is_held_by_giving_layers_back(model_file, exact, images, monkey
             return -super().__call__(batch) if self.bad and len(batch) == 12 else super().__call__(batch)
 
     all_layers = len(quantize.quantized_layers(quantize.quantize(exact, [images])))
-    monkeypatch.setattr(quantize, "Compiled", Judged)
+    monkeypatch.setattr(quantize, "CompiledNetwork", Judged)
     said = []
     network, floor = quantize_within(model_file, exact, images, labelled(exact, images[:12]), 25.0, said.append)
     assert len(floor.given_back) == 2

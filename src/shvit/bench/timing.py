@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Subject(Protocol):
+class Timed(Protocol):
     """Something that is timed. Raises Failure when it can no longer run."""
 
     def time(self) -> list[float]:
@@ -53,7 +53,7 @@ class Timing:
 
 
 def interleave(
-    subjects: Mapping[Key, Subject], rounds: int, after_round: Callable[[], None] = lambda: None
+    subjects: Mapping[Key, Timed], rounds: int, after_round: Callable[[], None] = lambda: None
 ) -> tuple[dict[Key, Timing], dict[Key, str]]:
     """Time each subject once per round. Each round starts with the next subject.
 

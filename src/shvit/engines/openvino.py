@@ -15,7 +15,7 @@ from ..tasks import kind_of, task_of
 from . import quantize
 from .base import Accept, Engine, Precisions, Runnable, Shapes, batch_of, need_calibration
 from .exported import EngineError, Exported, check_ends, described, seal
-from .openvino_runtime import Compiled, core
+from .openvino_runtime import CompiledNetwork, core
 from .portable import portable
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class OpenVINOEngine(Engine):
         self.threads = threads
         exported = isinstance(model, Exported)
         network = core().read_model(model.path) if exported else build(model, precision, calibration)
-        self._run = Compiled(network, computed_in(model.task, precision), threads)
+        self._run = CompiledNetwork(network, computed_in(model.task, precision), threads)
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:

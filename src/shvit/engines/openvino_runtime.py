@@ -49,7 +49,7 @@ def _core() -> "ov.Core":
     return the_one
 
 
-class Compiled:
+class CompiledNetwork:
     """A network ready to run. It is compiled separately for each shape and memory format of the images.
 
     A network compiled for one shape runs single images a sixth faster than one for all batch sizes. Each of several

@@ -17,7 +17,7 @@ from ..modelfile import ModelFile
 from ..suppress import silent
 from .onnx import OnnxEngine
 from .openvino import build
-from .openvino_runtime import Compiled
+from .openvino_runtime import CompiledNetwork
 from .portable import portable
 from .torch import TorchEngine
 
@@ -143,7 +143,7 @@ def _part_of_onnx(node: str, parts: Collection[str]) -> str:
 
 
 def _openvino(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int | None) -> Iterator[Call]:
-    compiled = Compiled(build(model, "fp32"), "fp32", threads, PERF_COUNT=True)
+    compiled = CompiledNetwork(build(model, "fp32"), "fp32", threads, PERF_COUNT=True)
     request = compiled.request(tuple(images.shape), channels_last=False)
     running = request.get_compiled_model().get_runtime_model().get_ops()
     origins = {node.get_friendly_name(): node.get_rt_info()["originalLayersNames"].astype(str) for node in running}

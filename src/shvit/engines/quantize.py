@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..suppress import quiet
 from .base import Accept, Candidate
-from .openvino_runtime import Compiled, core
+from .openvino_runtime import CompiledNetwork, core
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -94,13 +94,13 @@ def search(
     """
     quantized = quantize_convolutions(network, calibration)
     layers = quantized_layers(quantized)
-    exact = Compiled(network, "fp32", threads)
+    exact = CompiledNetwork(network, "fp32", threads)
 
     def mixed(back: Collection[str]) -> "ov.Model":
         return tune(give_back(quantized, network, back))
 
     def accepted(candidate: "ov.Model", given_back: Mapping[str, float]) -> bool:
-        return accept(Candidate(Compiled(candidate, compute, threads), exact, len(layers), given_back))
+        return accept(Candidate(CompiledNetwork(candidate, compute, threads), exact, len(layers), given_back))
 
     whole = mixed(())
     if accepted(whole, {}):
@@ -129,10 +129,10 @@ def rank(
 
     The error is that of `signal(outputs)`. It is measured by running only that layer in floating point.
     """
-    exact = signal(Compiled(network, "fp32", threads)(images))
+    exact = signal(CompiledNetwork(network, "fp32", threads)(images))
 
     def error(back: Collection[str]) -> float:
-        return float((signal(Compiled(mixed(back), "int8", threads)(images)) - exact).square().mean())
+        return float((signal(CompiledNetwork(mixed(back), "int8", threads)(images)) - exact).square().mean())
 
     whole = error(()) or 1.0  # without any error, no layer costs anything
     costs = {name: 1 - error((name,)) / whole for name in layers}

@@ -70,7 +70,7 @@ def export(
     if out.suffix != kind.suffix:
         raise InputError(f"files of format {engine} end in {kind.suffix}, got {out}")
     shapes = engines.checked_shapes(model_file, shapes or Shapes())
-    samples = _samples(model_file, task, source, quantized=precision == "int8")
+    samples = _export_images(model_file, task, source, quantized=precision == "int8")
     judge = Judge(task, samples.validation, max_drop, log)
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,10 +80,7 @@ def export(
         log(f"writing {out.name}")
         if precision == "int8":
             kind.export(model_file, file, precision, shapes, samples.calibration, judge, threads)
-            if not judge.floors:
-                quantized = engines.load(engines.read(file), threads=threads)
-                judge(Candidate(quantized, engines.load(model_file, "torch", "fp32", "cpu", threads)))
-            report["floor"] = judge.result().to_dict()
+            report["floor"] = _judged(judge, model_file, file, threads)
         else:
             kind.export(model_file, file, precision, shapes)
         report["bytes"] = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
@@ -95,6 +92,14 @@ def export(
     return report
 
 
+def _judged(judge: Judge, model_file: ModelFile, file: Path, threads: int | None) -> dict[str, Any]:
+    """The accuracy of an int8 file. Evaluates the file unless its engine had candidates judged while it exported."""
+    if not judge.floors:
+        quantized = engines.load(engines.read(file), threads=threads)
+        judge(Candidate(quantized, engines.load(model_file, "torch", "fp32", "cpu", threads)))
+    return judge.result().to_dict()
+
+
 def _precision(task: str, engine: str, precision: str | None) -> str:
     """The precision, or the default of the format. Raises EngineError if the format does not have it."""
     allowed = engines.writable_precisions(task, engine)
@@ -104,7 +109,7 @@ def _precision(task: str, engine: str, precision: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Samples:
+class ExportImages:
     """The images that an export needs."""
 
     parity: UInt8[Tensor, "n 3 h w"]
@@ -115,18 +120,20 @@ class Samples:
     """To evaluate int8."""
 
 
-def _samples(model_file: ModelFile, task: Task, source: Dataset | CocoDataset | None, quantized: bool) -> Samples:
+def _export_images(
+    model_file: ModelFile, task: Task, source: Dataset | CocoDataset | None, quantized: bool
+) -> ExportImages:
     preprocess = model_file.preprocess
     if source is None:
         if quantized:
             need_calibration(())
-        return Samples(sample_images(task, preprocess))
+        return ExportImages(sample_images(task, preprocess))
     calibration = _calibration(task, preprocess, source) if quantized else ()
     if quantized:
         need_calibration(calibration)
     split = choose_split(model_file, source).images
     validation = _validation(task, preprocess, relabel_for(model_file, source, split)) if quantized else ()
-    return Samples(_images(task, preprocess, _spread(split, task.parity_images)), calibration, validation)
+    return ExportImages(_images(task, preprocess, _spread(split, task.parity_images)), calibration, validation)
 
 
 def _calibration(task: Task, preprocess: Preprocess, source: Dataset | CocoDataset) -> list[Tensor]:

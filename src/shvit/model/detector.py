@@ -78,6 +78,7 @@ class Detector(nn.Module):
 
     @property
     def in_channels(self) -> int:
+        """Channels of an image."""
         return self.backbone.in_channels
 
     @property

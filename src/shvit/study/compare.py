@@ -91,6 +91,7 @@ class EntryResult:
 
     @property
     def mean_top1(self) -> float | None:
+        """Mean of the runs; None if the network was not trained."""
         return mean(self.top1) if self.top1 else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,6 +133,7 @@ class ComparisonResult:
 
     @property
     def reference(self) -> EntryResult:
+        """The row that the others are compared with."""
         [row] = [row for row in self.rows if row.entry.label == self.comparison.reference]
         return row
 

@@ -28,6 +28,7 @@ class Column:
     form: str = "{}"
 
     def show(self, cell: Cell) -> str:
+        """The text of a cell; a dash for None."""
         return "–" if cell is None else cell if isinstance(cell, str) else self.form.format(cell)
 
 
@@ -48,6 +49,7 @@ class Table:
 
     @property
     def shown(self) -> list[list[str]]:
+        """The text of each cell, by row."""
         return [[column.show(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
 
 

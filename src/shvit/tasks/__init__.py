@@ -15,9 +15,14 @@ class Described(Protocol):
     """A model file or an exported file."""
 
     @property
-    def task(self) -> str: ...
+    def task(self) -> str:
+        """A key of `TASKS`."""
+        ...
+
     @property
-    def classes(self) -> tuple[str, ...]: ...
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the outputs."""
+        ...
 
 
 def task_of(model: Described) -> Task:

@@ -21,7 +21,9 @@ class Trained(Protocol):
     """A model file, an exported file, or the network of a study."""
 
     @property
-    def provenance(self) -> Mapping[str, Any]: ...
+    def provenance(self) -> Mapping[str, Any]:
+        """How the model was trained; see `ModelFile`."""
+        ...
 
 
 class TrainedTask(Described, Trained, Protocol):
