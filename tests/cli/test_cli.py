@@ -346,7 +346,7 @@ def test_what_was_labelled_before_the_gpu_was_lost_is_kept(run, folder, tiny, tm
     flags = ["--engine", "torch", "--batch-size", 4, "--threads", 1, "--out", out]
     code, _, err = run("predict", tmp_path / "tiny.safetensors", folder, *flags)
     assert code == 1
-    assert "failed: cuda failed in the middle of the work (CUDA error: unspecified launch failure)" in err
+    assert "failed: cuda failed during the computation (CUDA error: unspecified launch failure)" in err
     partial = tmp_path / f"labels.{suffix}.partial"
     assert f"8 of 52 images are done and kept in {partial}; --resume continues from there" in err
     assert not out.exists()

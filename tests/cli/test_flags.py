@@ -160,9 +160,10 @@ def test_help_breaks_a_line_only_where_the_width_forces_it(verb, width):
 def test_eval_names_engine_and_precision_and_judges_in_fp32(run, folder, tiny, model, tmp_path, monkeypatch):
     monkeypatch.setattr("shvit.engines.torch.has_bf16", lambda device: True)
     flags = ["--engine", "torch", "--workers", 0]
-    assert run("eval", model, folder, *flags)[1].splitlines()[0].endswith("of 12 validation images (torch, fp32)")
-    assert "(torch, bf16)" in run("eval", model, folder, *flags, "--precision", "auto")[1].splitlines()[0]
-    assert "(torch, bf16)" in run("eval", model, folder, *flags, "--precision", "bf16")[1].splitlines()[0]
+    headline = run("eval", model, folder, *flags)[1].splitlines()[0]
+    assert "on 12 validation images (torch, fp32, " in headline
+    assert "(torch, bf16, " in run("eval", model, folder, *flags, "--precision", "auto")[1].splitlines()[0]
+    assert "(torch, bf16, " in run("eval", model, folder, *flags, "--precision", "bf16")[1].splitlines()[0]
     assert json.loads(run("eval", model, folder, *flags, "--json")[1])["precision"] == "fp32"
     TorchEngine.export(tiny, tmp_path / "m.pt2", "bf16", Shapes())
     assert "(torch, bf16)" in run("eval", tmp_path / "m.pt2", folder, "--workers", 0)[1].splitlines()[0]

@@ -174,7 +174,7 @@ def test_huge_numbers_and_names_are_one_line(tmp_path, change, reason):
         ("[" * 100_000, "nested too deeply"),
         ('{"images": ' + '{"a": ' * 100_000, "nested too deeply"),
         ('{"images": [' + "9" * 5000 + "]}", "4300 digits"),
-        ("\0" * 5000, "neither { nor ["),
+        ("\0" * 5000, "does not begin with { or ["),
     ],
     ids=["arrays", "objects", "digits", "zeros"],
 )

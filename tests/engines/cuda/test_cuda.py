@@ -114,7 +114,7 @@ def test_out_of_memory_halves_the_batch(tiny, kernel_device, monkeypatch):
     with pytest.warns(Notice, match="memory") as told:
         outputs = engine(images)
     assert [str(notice.message).split("for ")[1] for notice in told] == [
-        "4 images at once: 2 from here on",
+        "4 images at once: using 2 from now on",
         "2 images at once: 1 from here on",
     ]
     assert difference(outputs, plain_outputs(tiny, images)) < 5e-3
@@ -132,7 +132,7 @@ def test_out_of_memory_for_one_image(tiny, kernel_device, monkeypatch):
 
 def test_a_lost_gpu_is_a_failure_in_words():
     lost = "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported"
-    words = r"^cuda:1 failed .*unspecified launch failure\); what was written so far is kept$"
+    words = r"^cuda:1 failed .*unspecified launch failure\); files written so far are kept$"
     with pytest.raises(Failure, match=words), gpu_failures(torch.device("cuda:1")):
         raise RuntimeError(lost)
     with pytest.raises(RuntimeError, match="shapes"), gpu_failures(torch.device("cuda")):
