@@ -178,7 +178,7 @@ def test_runs_and_models_of_earlier_versions_keep_their_split(trained, pile, tmp
     found = judged(old, pile)
     assert (found.split, {"/".join(path.parts[-2:]) for path in found.images.images}) == ("val", before)
     picture(120, 999).save(pile / "dark" / "new.png")
-    with pytest.warns(Notice, match=r"does not name its training images.*among the 41 images"):
+    with pytest.warns(Notice, match=r"does not name its training images.*among the 41 evaluated images"):
         assert len(judged(old, pile).images) == 41
     (pile / "dark" / "new.png").unlink()
     forget(tmp_path / "run" / "recipe.json")

@@ -231,7 +231,7 @@ def test_published_weights_from_hub_then_cache_then_by_hand(hub, published, tmp_
     assert offline.returncode == 2
     assert len(offline.stderr.strip().splitlines()) == 1
     assert "http://127.0.0.1:9/timm/shvit_s1.in1k/resolve/main/model.safetensors" in offline.stderr
-    place = re.search(r"put it at (\S+)", offline.stderr)[1]
+    place = re.search(r"copy it to (\S+)", offline.stderr)[1]
     Path(place).parent.mkdir(parents=True)
     save_file({key: value.contiguous() for key, value in published.state_dict().items()}, place)
     by_hand = run_shvit(["info", "shvit_s1.in1k", "--json"], empty, "http://127.0.0.1:9")

@@ -269,7 +269,7 @@ def test_timms_models_are_backbones(kind):
     with torch.no_grad():
         levels = model.features(torch.zeros(1, 3, 128, 128))
     assert [x.shape[2] for x in levels] == [-(-128 // stride) for stride in model.strides]
-    with pytest.raises(InputError, match="each twice the one before; got 16, 16, 16"):
+    with pytest.raises(InputError, match="each twice the previous one; got 16, 16, 16"):
         Architecture("timm/deit_tiny_patch16_224", 3, detector=kind).build()
 
 

@@ -321,7 +321,7 @@ def test_two_crowded_and_bad_data_do_not_stop_it(run, start, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ([], "is a COCO folder, of boxes and masks: --task detect or segment learns from it"),
+        ([], "is a COCO folder with boxes and masks: use --task detect or --task segment"),
         (["--task", "classify"], "is a COCO folder"),
         (
             ["--task", "detect", "--recipe", "scratch"],
@@ -330,7 +330,7 @@ def test_two_crowded_and_bad_data_do_not_stop_it(run, start, tmp_path):
         (["--task", "detect", "--mixup", "0.5"], "a recipe of task detect has no mixup"),
         (["--task", "detect", "--image-size", "100"], "must be a multiple of 64 pixels, got 100"),
         (["--task", "detect", "--compile", "on"], "compile must be auto or off for detectors"),
-        (["--task", "detect", "--model", "timm/deit_tiny_patch16_224"], "each twice the one before; got 16, 16, 16"),
+        (["--task", "detect", "--model", "timm/deit_tiny_patch16_224"], "each twice the previous one; got 16, 16, 16"),
         (["--task", "detect", "--scale-min", "2"], "scale_max must be at least scale_min 2, got 1"),
     ],
 )

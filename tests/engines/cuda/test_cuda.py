@@ -115,7 +115,7 @@ def test_out_of_memory_halves_the_batch(tiny, kernel_device, monkeypatch):
         outputs = engine(images)
     assert [str(notice.message).split("for ")[1] for notice in told] == [
         "4 images at once: using 2 from now on",
-        "2 images at once: 1 from here on",
+        "2 images at once: using 1 from now on",
     ]
     assert difference(outputs, plain_outputs(tiny, images)) < 5e-3
     engine(images[:1])  # without a further notice, which would be an error here
