@@ -9,6 +9,7 @@ import torch
 import shvit
 from conftest import random_images, randomize_norms, tiny_architecture, write_coco
 from shvit import engines
+from shvit.cli.describe import describe
 from shvit.data.coco import open_coco
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import Candidate, Shapes
@@ -56,6 +57,9 @@ def test_a_file_finds_what_pytorch_finds(task, engine, tmp_path):
     assert report["objects"] > 16
     assert report["score_difference"] < 1e-4
     assert (report["mask_overlap"] or 1) > 0.999
+    costs = describe(str(out))
+    assert costs["params"] == sum(parameter.numel() for parameter in model_file.model.parameters())
+    assert (costs["macs"] is None) == (task == "segment")  # they depend on what is found
 
     facts = shvit.load(out)
     assert (facts.task, facts.classes, facts.preprocess.fit) == (task, model_file.classes, "whole")

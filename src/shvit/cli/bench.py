@@ -30,9 +30,9 @@ def bench(
     json: Json = False,
     typed: Flags = NONE_TYPED,
 ) -> None:
-    """Measure how fast models run here, side by side, and how much of the machine they use.
+    """Measure the speed of models side by side, and how much of the machine they use.
 
-    All are timed in interleaved rounds, so that other load on the machine slows each of them equally. Flags that take
+    Models are timed in interleaved rounds, so that other load on the machine affects all of them equally. Flags with
     several values take them one after another, or are repeated.
     """
     from ..bench.case import runs_as_it_is

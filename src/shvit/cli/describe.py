@@ -18,13 +18,13 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
     Args:
         name: `shvit_s1` to `shvit_s4`, `timm/NAME`, `study/NAME`, published weights, or the path of a model file or an
             exported one.
-        image_size: Height and width of the images in pixels; default: the model's own.
+        image_size: Height and width of the images in pixels. Default: the model's own.
 
     Returns:
         name, image_size, params, macs, activations (for one image and the model as trained, before `fuse`), stages (the
         same for each stage; empty for timm's models and detectors). For a file also file: task, classes, preprocess,
         metrics, provenance and, if exported, engine and precision. Costs are None for an exported file that does not
-        name its architecture.
+        name its architecture; macs and activations for an exported Mask R-CNN, where they depend on the image.
 
     Raises:
         InputError: There is no such model, or the file is not usable.
@@ -40,14 +40,15 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
     if model is None:
         costs: dict[str, Any] = {"name": name, "image_size": size, "params": None, "macs": None, "activations": None}
         return {**costs, "stages": [], **header}
-    total = cost(model, (size, size))
+    countable = "file" not in header or "engine" not in header["file"] or model.any_batch
+    total = cost(model, (size, size)) if countable else None
     rows = stage_costs(model, (size, size)) if isinstance(model, SHViT) else []
     return {
         "name": model.architecture.name,
         "image_size": size,
-        "params": total.params,
-        "macs": total.macs,
-        "activations": total.activations,
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "macs": total and total.macs,
+        "activations": total and total.activations,
         "stages": [row.to_dict() for row in rows],
         **header,
     }

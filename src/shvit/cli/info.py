@@ -22,7 +22,7 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False, typ
         A model: shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, a model file or an exported
         file. Or a dataset, as for train.
     image_size
-        Image size in pixels for the costs of a model; default: the model's own.
+        Image size in pixels for the costs of a model. Default: the model's own.
     """
     from ..data.sources import is_data
     from ..engines import is_exported
@@ -46,12 +46,9 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False, typ
 def _show_model(console: Console, facts: dict[str, Any]) -> None:
     """Costs and, for a file, a summary of its header. At most ten lines."""
     size = facts["image_size"]
-    costs = (
-        f"{facts['params'] / 1e6:.2f} M parameters, {facts['macs'] / 1e6:.1f} M MACs, "
-        f"{facts['activations'] / 1e6:.2f} M activations"
-        if facts["params"] is not None
-        else "the file does not name its architecture"
-    )
+    units = (("params", "parameters", 2), ("macs", "MACs", 1), ("activations", "activations", 2))
+    known = [f"{facts[key] / 1e6:.{digits}f} M {unit}" for key, unit, digits in units if facts[key] is not None]
+    costs = ", ".join(known) or "the file does not name its architecture"
     say(console, f"{facts['name']} at {size}x{size}: {costs}")
     if facts["stages"]:
         rows = [[r["name"], f"{r['params']:,}", f"{r['macs']:,}", f"{r['activations']:,}"] for r in facts["stages"]]

@@ -16,7 +16,7 @@ class BenchRequest:
         tuple[str, ...],
         Parameter(
             help="shvit_s1 to shvit_s4 and timm/NAME (random weights), published names, model files, exported files "
-            "(run as they were written, at their own size); default: SHViT and its peers. Name them before the flags.",
+            "(run as they were written, at their own size). Default: SHViT and its peers. Name them before the flags.",
             show_default=False,
         ),
     ] = ()
@@ -25,7 +25,7 @@ class BenchRequest:
         Many[str],
         Parameter(
             name="--engine",
-            help="Engines by name; default: all that can run here or, without models, the fastest of them. Only by "
+            help="Engines by name. Default: all that can run here or, without models, the fastest of them. Only by "
             "name: torch-eager, torch-compiled (max-autotune, the faster of NCHW and channels_last) and torch-traced "
             "(as in the paper).",
         ),
@@ -34,19 +34,19 @@ class BenchRequest:
         Many[str],
         Parameter(
             name="--precision",
-            help="fp32, bf16, int8, ...; default: all that each engine has here. Models by name are quantised on "
+            help="fp32, bf16, int8, .... Default: all that each engine has here. Models by name are quantised on "
             "random images.",
         ),
     ] = ()
     batch_sizes: Annotated[
         Many[int],
-        Parameter(name="--batch-size", help="Images per call; default: 16, for detectors 16 (GPUs: 32) and 1."),
+        Parameter(name="--batch-size", help="Images per call. Default: 16, for detectors 16 (GPUs: 32) and 1."),
     ] = ()
     image_sizes: Annotated[
         Many[int],
-        Parameter(name="--image-size", help="Image sides in pixels; default: the model's own size, for detectors 512."),
+        Parameter(name="--image-size", help="Image sides in pixels. Default: the model's own size, for detectors 512."),
     ] = ()
-    threads: Annotated[int | None, Parameter(help="CPU threads; default: each engine's own choice.")] = None
+    threads: Annotated[int | None, Parameter(help="CPU threads. Default: each engine's own choice.")] = None
     device: Device = "auto"
     rounds: Annotated[int, Parameter(help="How often each configuration is timed.")] = 10
     protocol: Annotated[

@@ -37,7 +37,7 @@ class ShardRequest:
     ] = 0
     val_share: Annotated[
         float | None,
-        Parameter(help="Share of validation images to draw, default: 0.2. Only for data without a validation split."),
+        Parameter(help="Share of validation images to draw. Default: 0.2. Only for data without a validation split."),
     ] = None
     max_bad_share: Annotated[
         float, Parameter(help="Maximum share of images that cannot be used; bad_images.csv lists them.")
