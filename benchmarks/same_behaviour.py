@@ -50,7 +50,7 @@ TRAIN = {
     "train-segment": f"{OBJECTS} --task segment",
 }
 STOPPED = {"train-stopped": CLASSIFY}
-"""Stopped by SIGTERM after its first checkpoint; `read-old` resumes it and expects what train-classify has."""
+"""Stopped by SIGTERM after the checkpoint of its first epoch; `read-old` resumes it and expects what train-classify has."""
 
 EXPORTS = """
     classify fp32 best.onnx, classify fp32 best.xml, classify fp16 best.xml, classify bf16 best.xml,
@@ -119,7 +119,7 @@ for task, precision, best in map(str.split, EXPORTS.split(",")):
     if precision != "int8":
         READ[f"info-{name}"] = f"info export-{name}/{best}"
 
-RENAMED = ["rate=lr", "rate_batch=lr_batch", "min_rate=min_lr", "warmup_rate=warmup_lr", "regions=proposals"]
+RENAMED = ["effective_rate=effective_lr", "rate=lr", "rate_batch=lr_batch", "min_rate=min_lr", "warmup_rate=warmup_lr", "regions=proposals"]
 """Old key=new key. A string that is an old key, such as a field's name, counts as renamed, too."""
 
 IGNORED = {  # why: keys and file names, as a regular expression; both sides must have them
@@ -213,7 +213,7 @@ def run(name: str, line: str, folder: Path, source: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "shvit", *shlex.split(line.replace("OUT", name)), "--json"]
     env = {**os.environ, "PYTHONPATH": str(source.resolve()), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while stops and process.poll() is None and not (out / "state.pt").exists():
+    while stops and process.poll() is None and not (out / "state.previous.pt").exists():
         time.sleep(0.01)
     if stops:
         process.send_signal(signal.SIGTERM)

@@ -166,7 +166,7 @@ def test_eval_names_engine_and_precision_and_judges_in_fp32(run, folder, tiny, m
     assert "(torch, bf16, " in run("eval", model, folder, *flags, "--precision", "bf16")[1].splitlines()[0]
     assert json.loads(run("eval", model, folder, *flags, "--json")[1])["precision"] == "fp32"
     TorchEngine.export(tiny, tmp_path / "m.pt2", "bf16", Shapes())
-    assert "(torch, bf16)" in run("eval", tmp_path / "m.pt2", folder, "--workers", 0)[1].splitlines()[0]
+    assert "(torch, bf16, " in run("eval", tmp_path / "m.pt2", folder, "--workers", 0)[1].splitlines()[0]
 
 
 @pytest.mark.parametrize(
