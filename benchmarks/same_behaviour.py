@@ -119,7 +119,14 @@ for task, precision, best in map(str.split, EXPORTS.split(",")):
     if precision != "int8":
         READ[f"info-{name}"] = f"info export-{name}/{best}"
 
-RENAMED = ["effective_rate=effective_lr", "rate=lr", "rate_batch=lr_batch", "min_rate=min_lr", "warmup_rate=warmup_lr", "regions=proposals"]
+RENAMED = [
+    "effective_rate=effective_lr",
+    "rate=lr",
+    "rate_batch=lr_batch",
+    "min_rate=min_lr",
+    "warmup_rate=warmup_lr",
+    "regions=proposals",
+]
 """Old key=new key. A string that is an old key, such as a field's name, counts as renamed, too."""
 
 IGNORED = {  # why: keys and file names, as a regular expression; both sides must have them

@@ -201,16 +201,14 @@ def _timm_features(
 ) -> nn.Module:
     import timm
 
-    short = name.removeprefix(TIMM_PREFIX)
-    pretrained_cfg(short)
-    base, options = named_arguments(short)
+    pretrained_cfg(name.removeprefix(TIMM_PREFIX))
+    base, options = named_arguments(name.removeprefix(TIMM_PREFIX))
     options |= {"out_indices": out_indices} if out_indices is not None else {}
     options |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     try:
         timm.create_model(base, features_only=True, in_chans=channels, **options)
     except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
-        reason = one_line(error, first=True)
-        raise InputError(f"timm has no such maps of {name}: {reason}") from None
+        raise InputError(f"timm has no such maps of {name}: {one_line(error, first=True)}") from None
     with _fetched(name):
         return timm.create_model(base, pretrained, features_only=True, in_chans=channels, **options)
 
