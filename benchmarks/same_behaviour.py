@@ -50,7 +50,7 @@ TRAIN = {
     "train-segment": f"{OBJECTS} --task segment",
 }
 STOPPED = {"train-stopped": CLASSIFY}
-"""Stopped by SIGTERM after the checkpoint of its first epoch; `read-old` resumes it and expects what train-classify has."""
+"""Stopped by SIGTERM after its first epoch; `read-old` resumes it and expects the result of train-classify."""
 
 EXPORTS = """
     classify fp32 best.onnx, classify fp32 best.xml, classify fp16 best.xml, classify bf16 best.xml,

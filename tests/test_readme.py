@@ -27,8 +27,6 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "shvit"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
-RENAMED = {"--lr", "--lr-batch", "--min-lr", "--warmup-lr", "--proposals"}
-"""Flags that the docs call by their new names already."""
 
 
 def page(path):
@@ -168,7 +166,7 @@ def commands(path):
 @pytest.mark.parametrize("path", PAGES)
 def test_commands_have_the_flags_they_are_shown_with(path):
     for verb, flags in commands(path):
-        assert not set(flags) - flags_of(*verb) - RENAMED, verb
+        assert not set(flags) - flags_of(*verb), verb
 
 
 def test_flags_in_the_text_exist():
@@ -178,7 +176,7 @@ def test_flags_in_the_text_exist():
     others = {"--max-restarts", "--shutdown-timeout", "--rate"}  # of torchrun; a name of an earlier version
     for path in PAGES:
         for code in re.findall(r"`(--[^`]+)`", written(path)):
-            assert not set(re.findall(r"--[a-z][\w-]*", code)) - known - others - RENAMED, f"{path}: {code}"
+            assert not set(re.findall(r"--[a-z][\w-]*", code)) - known - others, f"{path}: {code}"
 
 
 def python_blocks(path):
@@ -227,10 +225,6 @@ def test_the_example_of_a_verb_runs(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "1 files\n"
 
 
-@pytest.mark.skipif(
-    not all((SOURCE / name).exists() for name in ("train/recipes.py", "tasks/labelled_data.py", "data/dataset.py")),
-    reason="the tree shown is not there yet",
-)
 def test_the_source_tree_is_the_one_shown():
     tree = page("docs/architecture.md").partition("    src/shvit/\n")[2].partition("\n\n")[0]
     shown, folder = set(), SOURCE

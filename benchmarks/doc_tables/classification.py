@@ -19,7 +19,7 @@ def train_small() -> str:
     return f"""\
     $ shvit train imagenette160 --model shvit_s1 --image-size {size} --epochs {epochs} --out runs/x
     $ shvit eval runs/x/best.safetensors imagenette160
-    top-1 {result["value"]:.2%} of {result["images"]:,} validation images{by}
+    top-1 {result["value"]:.2%} on {result["images"]:,} validation images{by}
 
 Training from scratch takes {result["seconds"] / 60:.0f} minutes on {cores} of an \
 {result["hardware"]["processor"]} CPU, without a GPU. A plain training loop (timm's loader, transforms and eager
