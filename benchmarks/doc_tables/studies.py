@@ -26,10 +26,10 @@ def compared(what: str) -> str:
     return "\n".join(
         [
             *command(result),
-            f"On {one_thread(result)}, fp32, batch size {result['how']['batch_sizes'][0]}. Engine columns: throughput "
-            f"relative to *{reference}*, interleaved, medians.",
-            "Paper columns: the same ratio from the paper's numbers. Memory-bound: share of the time that ONNX Runtime "
-            "spends in depthwise",
+            f"On {one_thread(result)}, fp32, batch size {result['how']['batch_sizes'][0]}. Engine columns show the "
+            f"median throughput relative to *{reference}*, from interleaved runs.",
+            "Paper columns show the same ratio from the paper's numbers. Memory-bound: share of the time that ONNX "
+            "Runtime spends in depthwise",
             "convolutions, norms, copies, softmax and elementwise operations.",
             "",
             *table((*costs, *engines, *IN_PAPER.values()), rows),

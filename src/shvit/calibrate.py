@@ -129,10 +129,10 @@ def with_statistics_of(
 
 
 class _Pool:
-    """Mean and variance of all inputs of a norm, from those of each batch.
+    """Computes the mean and variance of all inputs of a norm from the mean and variance of each batch.
 
-    The variance includes the differences between the means of batches, which the mean of their variances would not. It
-    is unbiased, like PyTorch's running variance.
+    The variance includes the differences between the means of the batches. It is unbiased, like PyTorch's running
+    variance.
 
     Source: T. Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
     """

@@ -8,7 +8,7 @@ from .suppress import stderr_lock
 
 
 class _OneLineError(Exception):
-    """An error whose message never holds a token or a password."""
+    """An error whose message hides tokens and passwords."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*map(redacted, arguments))
@@ -27,7 +27,7 @@ class Failure(_OneLineError, RuntimeError):
 
 
 class Notice(UserWarning):
-    """The work continues, but not as one would expect. The message says what is different. Shown once."""
+    """A warning that the work continues in an unexpected way. The message says what is different. Shown once."""
 
 
 def notice(text: str) -> None:

@@ -28,9 +28,9 @@ class Report:
     """Names of the images, in the order of the indices in `evaluation.bad`."""
     seconds: float
     left_out: int = 0
-    """Images of the split that were used in training, and so were left out."""
+    """Number of images of the split that were left out because the model was trained on them."""
     trained_on: int = 0
-    """Evaluated images that were used in training, since the split was named."""
+    """Number of evaluated images that the model was trained on. 0 unless the split is `train` or `all`."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: shares from 0 to 1, numbers of images, and images per second including decoding."""
@@ -46,7 +46,7 @@ class Report:
 
 
 def with_fit(model: Runnable, fit: str | None) -> Runnable:
-    """The model with another `Preprocess.fit`; None leaves it. Raises InputError for a task without this fit."""
+    """The model with another `Preprocess.fit`, or unchanged if None. Raises InputError for a task without this fit."""
     if fit is None:
         return model
     if fit not in (fits := kind_of(model.task).fits):

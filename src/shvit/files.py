@@ -97,7 +97,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _no_space(error: Exception, path: Path) -> str:
-    """A reason if the file cannot grow, otherwise empty. C++ libraries do not say why they failed, so try a write."""
+    """The reason why the file cannot grow; empty if it can. Tests a write if a C++ library gave no error number."""
     if isinstance(error, OSError) and error.errno is not None:
         return f" ({os.strerror(error.errno)})" if error.errno in FULL else ""
     try:
@@ -219,12 +219,12 @@ def to_cell(value: Any, raw: bool = False) -> Any:
 
 
 def from_cell(cell: str) -> str:
-    """The text that `to_cell` turned into this cell."""
+    """Inverse of `to_cell`."""
     return unescaped(cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell)
 
 
 def escaped(text: str) -> str:
-    r"""Text that UTF-8 can encode: a byte of a file name that is not UTF-8, a surrogate in Python, becomes \udcff.
+    r"""Escape surrogates, which UTF-8 cannot encode, as \udcff. Python uses them for file names that are not UTF-8.
 
     If the name itself contains these characters, a second backslash is added. `unescaped` is the inverse.
     """
@@ -236,7 +236,7 @@ def escaped(text: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """The text that was given to `escaped`."""
+    """Inverse of `escaped`."""
 
     def restored(match: re.Match[str]) -> str:
         half, odd = divmod(len(match[1]), 2)

@@ -63,7 +63,7 @@ def checked_metrics(metrics: Any) -> dict[str, Any]:
 
 
 def checked_provenance(provenance: Any, classes: int) -> dict[str, Any]:
-    """The provenance without secrets, which earlier versions recorded. Raises ValueError for impossible values."""
+    """The provenance, without the secrets in old files. Raises ValueError for impossible values."""
     _check_fields("provenance", provenance, PROVENANCE)
     if "recipe" in provenance:
         _check_fields("recipe", provenance["recipe"], RECIPE)

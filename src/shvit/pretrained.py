@@ -176,7 +176,7 @@ def _adapted_to_channels(trained: Model, source: StateDict, channels: int) -> St
 
 
 def _feature_list(model: Model, out_indices: int | tuple[int, ...] | None) -> nn.Module:
-    """timm's `FeatureListNet` with the maps of these stages."""
+    """timm's `FeatureListNet`, which returns the feature maps of these stages."""
     from timm.models import FeatureListNet
 
     assert isinstance(model, SHViT)
@@ -230,7 +230,7 @@ def onto_detector(trained: Model, architecture: Architecture, fresh_head: bool =
 
 
 def _backbone(model: Model) -> Any:
-    """The backbone of a detector; a classifier itself."""
+    """The backbone of a detector, or the network itself if it is a classifier."""
     return getattr(model, "backbone", model)
 
 
@@ -244,7 +244,7 @@ def load(source: str | Path) -> Runnable:
 
 
 def load_model(source: str | Path) -> ModelFile:
-    """As `load`, but refuses exported files, for what needs the network in PyTorch.
+    """Like `load`, but refuses exported files. Use it where the network is needed in PyTorch.
 
     Raises:
         ModelFileError: There is no such file or name, the file is not usable, or the weights are not available.
@@ -266,7 +266,7 @@ def load_model(source: str | Path) -> ModelFile:
 
 
 def _of_its_task(model: AnyModel, source: str | Path) -> AnyModel:
-    """The model, if network and preprocessing fit its task. Raises ModelFileError."""
+    """Return the model. Raises ModelFileError if its network or preprocessing does not fit its task."""
     try:
         fits = kind_of(model).fits
     except InputError as error:
@@ -321,7 +321,7 @@ def _published(name: str) -> ModelFile:
 
 
 def _fetch(name: str) -> Path:
-    """The path of the weights: beside the cache, in the cache, or downloaded."""
+    """The path of the weights, which are downloaded unless they are in the cache folder."""
     from huggingface_hub import constants, hf_hub_download
 
     by_hand = Path(constants.HF_HUB_CACHE) / f"{name}.safetensors"
@@ -374,7 +374,7 @@ _hub_lock = Lock()
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Silence the hub client, which logs each retry. The error of the last one is raised."""
+    """Silence the hub client, which logs each retry. If all retries fail, the last error is raised."""
     logger = logging.getLogger("huggingface_hub")
     with _hub_lock:  # two overlapping calls would not restore the level
         level = logger.level

@@ -65,7 +65,7 @@ def processor() -> str:
 
 
 def instructions() -> list[str]:
-    """The processor's instruction sets, of those in `INSTRUCTIONS`. Empty except on Linux."""
+    """The instruction sets in `INSTRUCTIONS` that the processor supports. Empty except on Linux."""
     has = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return [name for name, flags in INSTRUCTIONS.items() if has & flags]
 

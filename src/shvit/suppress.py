@@ -28,7 +28,7 @@ stderr_lock = threading.RLock()
 
 
 class _InUnwarnedThreads:
-    """Stands for the pattern of a warnings filter. Matches every warning in threads inside an `unwarned` block."""
+    """Replaces the pattern of a warnings filter. Matches every warning in threads inside an `unwarned` block."""
 
     @staticmethod
     def match(_: str) -> bool:

@@ -108,7 +108,7 @@ def test_refusals(many_engines, tiny, settings, message):
     ],
 )
 def test_a_protocol_fixes_everything_but_the_models(settings, flag):
-    with pytest.raises(InputError, match=f"--protocol paper-cpu fixes {flag}: leave it out"):
+    with pytest.raises(InputError, match=f"--protocol paper-cpu sets {flag} itself: remove {flag}"):
         settle(BenchRequest(protocol="paper-cpu", **settings))
 
 

@@ -1,4 +1,4 @@
-"""A timed case: one network in one engine at one size, in its own process; and the memory it uses."""
+"""Times one case, which is a network in an engine at one size, in its own process. Also measures its memory."""
 
 import ctypes
 import gc
@@ -39,9 +39,9 @@ from .torchvision import TORCHVISION_PREFIX, TorchvisionDetector, is_torchvision
 
 WHOLE, BACKBONE = "whole", "backbone"
 BACKBONE_TASK = "classify"
-"""A backbone runs as a classifier without classes."""
+"""Task of backbones, which run as classifiers without classes."""
 CLASSES = 80
-"""Classes of detectors with random weights, as in COCO."""
+"""Number of classes of detectors with random weights, as in COCO."""
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 8
 
 Opened = Any
@@ -70,14 +70,14 @@ class Case:
     image_size: int
     device: str
     threads: int | None
-    """None: the engine's own choice."""
+    """Number of CPU threads. None: the engine's default."""
     task: str = "classify"
     part: str = WHOLE
-    """Of a detector: `whole`, from pixels to boxes; or `backbone`, up to its last map."""
+    """Part of a detector: `whole` (from pixels to boxes) or `backbone` (up to the last feature map)."""
 
 
 def has_random_weights(name: str) -> bool:
-    """Whether this names a variant or `timm/NAME`, not a file: a network without trained weights."""
+    """Whether this is the name of a variant or `timm/NAME`, not a file. Such a network has random weights."""
     return not Path(name).exists() and (name.startswith(TIMM_PREFIX) or not Path(name).suffix)
 
 
@@ -87,7 +87,7 @@ def runs_as_it_is(name: str) -> bool:
 
 
 def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TASK, part: str = WHOLE) -> Opened:
-    """Open a model: with random weights by name and as a backbone; an exported file as it was written.
+    """Open a model. Models given by name, and all backbones, have random weights. An exported file is not changed.
 
     Raises:
         InputError: There is no such model, the file is not usable, or the model has another task.
@@ -117,7 +117,10 @@ def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TA
 
 
 def _random_model(architecture: Architecture, image_size: int | None, task: str, part: str) -> ModelFile:
-    """A model whose norms do not multiply by zero, as some do at the start of training: zeros are less work."""
+    """A model with random weights. All norms have weight 1.
+
+    Some norms are zero at the start of training, and multiplying by zeros would be faster than in a trained network.
+    """
     model = architecture.build().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine:
@@ -151,7 +154,7 @@ def _at_size(model_file: Runnable, image_size: int | None) -> Runnable:
 
 
 class Traced:
-    """Runs a network as the paper's scripts did. The images are created on the device once; outputs stay there."""
+    """Runs a network as the paper's scripts did. Images are created once, on the device. Outputs stay there."""
 
     @torch.inference_mode()
     def __init__(self, model_file: ModelFile, case: Case) -> None:
@@ -183,7 +186,7 @@ class Eager:
 
 
 class Compiled:
-    """`Eager`, compiled in both memory formats. `detail` names the faster one, which runs."""
+    """`Eager`, compiled in both memory formats. Runs the faster one, named by `detail`."""
 
     def __init__(self, model_file: ModelFile, case: Case) -> None:
         torch._dynamo.config.recompile_limit = 10**6  # by default, the ninth network of a process is not compiled
@@ -213,14 +216,14 @@ YARDSTICKS: dict[str, Callable[[ModelFile, Case], Callable[[Tensor], Tensor]]] =
     EAGER: Eager,
     COMPILED: Compiled,
 }
-"""What engines are compared with, by name."""
+"""Other ways to run a network that engines are compared with, by name."""
 
 
 class Subject:
     """A case, loaded and warmed up.
 
     Raises:
-        Failure: It cannot run; the message is the reason. `time` raises it as well.
+        Failure: The case cannot run. The message gives the reason. `time` raises it as well.
     """
 
     def __init__(self, case: Case) -> None:
@@ -235,12 +238,12 @@ class Subject:
                 self._call, case.device, engine.launches(images) if isinstance(engine, engines.Engine) else ()
             )
             self.detail: str | None = getattr(engine, "detail", None)
-            """How it runs, for the table."""
+            """Details of how the engine runs the network, for the table."""
             gc.collect()
             memory.loaded()
             self._repetitions = warm_up(self._call)
             self.memory = memory.peak()
-            """Peak memory while it runs minus memory before it was loaded, in bytes. None: unknown."""
+            """Peak memory while the case runs, minus memory before it was loaded, in bytes. None: unknown."""
 
     def time(self) -> list[float]:
         """Seconds of each call of one sample."""
@@ -248,7 +251,7 @@ class Subject:
             return sample(self._call, self._repetitions)
 
     def profile(self) -> list[OpTime]:
-        """What a call spends its time on; empty if PyTorch's profiler does not see the engine's operations."""
+        """Time of each operation in a call. Empty if PyTorch's profiler cannot record the engine's operations."""
         kind = engines.ENGINES.get(self._case.engine)
         if self._case.device == "cpu" and self._case.engine not in YARDSTICKS and not (kind and kind.profiled):
             return []
@@ -261,7 +264,7 @@ class Subject:
 
 
 def _start(case: Case) -> Callable[[Tensor], Any]:
-    """What runs the case; a whole detector from pixels to boxes."""
+    """Load the function that runs the case. A whole detector is timed from pixels to boxes."""
     model = open_model(case.model, case.image_size, case.task, case.part)
     if is_torchvision(case.model):
         return model.to(case.device)
@@ -285,19 +288,19 @@ def _engine(model: Runnable, case: Case) -> Callable[[Tensor], Tensor]:
 
 
 class _Memory:
-    """Memory of this process, on the CPU; on CUDA, what torch's allocator allocated."""
+    """Measures memory: of this process on the CPU, and of torch's allocator on CUDA."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.before = self._read("VmRSS", "allocated_bytes.all.current")
 
     def loaded(self) -> None:
-        """Start measuring the peak, without the memory that only loading needs."""
+        """Start measuring the peak. Memory that was needed only for loading is not counted."""
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
         elif self.before is not None:
             give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if give_back:  # glibc keeps memory that loading freed, several times the network
+            if give_back:  # glibc keeps memory freed after loading, several times the network's size
                 give_back(0)
             try:
                 Path("/proc/self/clear_refs").write_text("5")  # resets the peak
@@ -319,10 +322,10 @@ class _Memory:
 
 
 class Worker:
-    """A `Subject` in its own process, so that it cannot affect others.
+    """A `Subject` in its own process, so that it cannot affect other cases.
 
     Raises:
-        Failure: It cannot run; the message is the reason.
+        Failure: The case cannot run. The message gives the reason.
     """
 
     def __init__(self, case: Case) -> None:
@@ -384,7 +387,7 @@ def _serve(pipe: Connection, case: Case) -> None:
 
 @contextmanager
 def as_failure() -> Iterator[None]:
-    """Turn any exception of a runtime into a one-line Failure, the reason for one missing row."""
+    """Convert any exception of a runtime to a Failure with a one-line message, so that only one row is missing."""
     try:
         yield
     except (Failure, InputError) as error:

@@ -24,11 +24,11 @@ PANEL = (7.2, 4.8)
 
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (-0.8, 0.7), (0.8, -0.7), (-0.8, -0.7))
 DISTANCES = (7, 12, 18, 26, 36, 48, 62)
-"""Positions that are tried for a point's name; distances in points."""
+"""Candidate positions for the name of a point: directions, and distances in points."""
 
 
 class Point(NamedTuple):
-    """A model, in the units of the axes."""
+    """A model as a point, in the units of the axes."""
 
     x: float
     y: float
@@ -65,7 +65,7 @@ def draw(result: Result, path: Path) -> bool:
     hardware, threads = result.about["hardware"], result.request.threads
     said = f"{threads} thread{'s' if threads > 1 else ''}" if threads else "default threads of each engine"
     figure.suptitle(f"{title} · {hardware.get('gpu', hardware['processor'])}, {said}", fontsize=11)
-    figure.draw_without_rendering()  # the room for names depends on the final layout
+    figure.draw_without_rendering()  # the space for names depends on the final layout
     for put in put_names:
         put()
     save_png(figure, path)
@@ -109,7 +109,7 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     shown = sorted({row.case.image_size for row in rows})
     span = shown[-1] - shown[0] or 1
     axes.set_xticks(shown)
-    axes.set_xlim(shown[0] - 0.05 * span, shown[-1] + 0.4 * span)  # for the names at the lines' ends
+    axes.set_xlim(shown[0] - 0.05 * span, shown[-1] + 0.4 * span)  # space for the names at the ends of the lines
     return lambda: _name_beside(axes, ends)
 
 

@@ -1,8 +1,8 @@
 """The peak of the machine: matmul FLOP/s in each precision, and memory bandwidth.
 
-A network is at best as fast as its matrix products, so `2 * MACs * images/s` divided by the peak is the share of the
-machine that it uses. The peak is that of the fastest available library call, over sizes that fit the caches and sizes
-that do not. The result names the call, since it depends on the processor which call is the fastest.
+The fraction of the peak that a network reaches is `2 * MACs * images/s` divided by the peak FLOP/s. The peak is the
+highest speed of any available library call, over sizes that fit the caches and sizes that do not. The result names the
+call, because the fastest call depends on the processor.
 """
 
 import time
@@ -22,7 +22,7 @@ CPU_SIDES = (128, 256, 512, 1024, 2048)
 GPU_SIDES = (1024, 2048, 4096, 8192)
 CACHE_BYTES, MEMORY_BYTES = 2**17, 2**28
 SECONDS = 0.1
-"""Time for each call and size. Sizes at which one call would take four times as long are left out."""
+"""Time for each call and size. Sizes are left out if one call would take more than four times as long."""
 
 Call = Callable[[], object]
 
@@ -44,14 +44,14 @@ class Machine:
     """The measurements of a machine."""
 
     products: dict[str, Product]
-    """By precision."""
+    """The fastest matrix product of each precision."""
     copy_cache: float
-    """Bytes/s, read and written, of a copy that fits the caches."""
+    """Bytes/s of a copy that fits the caches. Counts bytes read and bytes written."""
     copy_memory: float
-    """Bytes/s of a copy that does not."""
+    """Bytes/s of a copy that does not fit the caches."""
 
     def share(self, precision: str, operations: float) -> float | None:
-        """Operations/s as a share of the peak; None if this precision has none."""
+        """Operations/s as a fraction of the peak. None if the peak of this precision was not measured."""
         product = self.products.get(precision)
         return operations / product.rate if product else None
 
@@ -61,7 +61,7 @@ class Machine:
 
 
 def measure(threads: int | None, device: str) -> Machine:
-    """Measure for some seconds.
+    """Measure the peak of the machine. Takes a few seconds.
 
     Args:
         threads: CPU threads; None for torch's default.

@@ -22,7 +22,7 @@ PEERS = (
     "timm/efficientnet_b0.ra4_e3600_r224_in1k",
     "timm/mobilenetv4_conv_medium",
 )
-"""With the tag of the weights where it is not timm's default."""
+"""Default models to compare with. A name has a tag if the weights are not timm's default."""
 DEFAULT_MODELS = (*VARIANTS, *PEERS)
 
 _BACKBONES = (*VARIANTS, "timm/mobilenetv3_large_100", "timm/resnet50")
@@ -34,7 +34,7 @@ DETECTION_MODELS = {
     ),
     "segment": (*_BACKBONES, "torchvision/maskrcnn_resnet50_fpn_v2"),
 }
-"""The two networks of timm equal torchvision's layer for layer."""
+"""Default models by task. The two timm networks have the same layers as torchvision's backbones."""
 DETECTION_SIZE = 512
 """Side of the images in the paper's timing of backbones, in pixels."""
 PAPER_BACKBONES = {"shvit_s4": (0.28, 5.0), "timm/resnet50": (None, 19.0), "timm/mobilenetv3_large_100": (None, 7.5)}
@@ -44,16 +44,16 @@ None: unknown."""
 
 @dataclass(frozen=True)
 class Top1:
-    """A published accuracy on ImageNet-1K, or that of a file."""
+    """A published accuracy on ImageNet-1K, or the accuracy of a model file."""
 
     percent: float
     image_size: int
     """Side of the images in pixels."""
     source: str
     training: str = ""
-    """Data (`in1k`: ImageNet-1K; `in21k`, `in22k`: pretrained on a larger ImageNet), and distillation."""
+    """Training data (`in1k`: ImageNet-1K; `in21k`, `in22k`: pretrained on a larger ImageNet), and distillation."""
     own: bool = False
-    """Whether it is the file's, on the validation images of its training data."""
+    """Whether it is the accuracy of a file, measured on the validation images of its training data."""
     distilled: bool = field(init=False)
     """Whether it was trained with a larger network as teacher, which is worth about a point."""
 
@@ -85,7 +85,7 @@ _TOP1 = {
     "efficientnet_b0.ra4_e3600_r224_in1k": Top1(78.568, 224, NEWER_TABLE, "in1k"),
     "mobilenetv4_conv_medium": Top1(79.916, 256, NEWER_TABLE, "in1k"),  # .e500_r256_in1k
 }
-"""Without a tag: of timm's default weights for the name."""
+"""Published accuracies by name. A name without a tag stands for timm's default weights."""
 
 
 def published_top1(name: str, image_size: int) -> Top1 | None:
@@ -96,7 +96,7 @@ def published_top1(name: str, image_size: int) -> Top1 | None:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The paper's way to measure: everything except the models is fixed."""
+    """Settings with which the paper measured speed. Users can choose only the models."""
 
     engine: str
     precision: str
@@ -105,7 +105,7 @@ class Protocol:
     device: str
     about: str
     images_per_second: dict[str, int]
-    """Published, by model."""
+    """Published images/s by model."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -114,15 +114,15 @@ class Protocol:
 
 
 TRACED = "torch-traced"
-"""PyTorch as in the paper's scripts: the network folded and traced, fp32 images on the device."""
+"""PyTorch as in the paper's scripts. The network is folded and traced. Images are fp32 on the device."""
 EAGER = "torch-eager"
-"""PyTorch operation by operation: the network folded, in channels_last."""
+"""PyTorch in eager mode. The network is folded and in channels_last."""
 COMPILED = "torch-compiled"
-"""torch.compile: the network folded, mode max-autotune, the faster of NCHW and channels_last."""
+"""torch.compile with mode max-autotune. The network is folded, in the faster of NCHW and channels_last."""
 
 
 def yardsticks(device: str) -> dict[str, tuple[str, ...]]:
-    """What engines are compared with if asked for by name, and the precisions of each."""
+    """The runners in `case.YARDSTICKS` and their precisions. They are timed only if the user names them."""
     if device == "cpu":
         return {TRACED: ("fp32",), EAGER: ("fp32", "bf16"), COMPILED: ("fp32", "bf16")}
     return {TRACED: ("fp16", "fp32"), EAGER: ("fp16", "bf16", "fp32"), COMPILED: ("fp16", "bf16", "fp32")}

@@ -1,4 +1,4 @@
-"""The cases of a request that can run here, and what is left out and why."""
+"""Selects the cases of a request that can run here, with reasons for those left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from .torchvision import is_torchvision
 
 @dataclass(frozen=True)
 class Omitted:
-    """What has no row in the table, and why."""
+    """Something that has no row in the table, and the reason."""
 
     what: str
     reason: str
@@ -27,7 +27,7 @@ def settle(request: BenchRequest) -> BenchRequest:
     """Fill in the defaults, or the settings of the protocol.
 
     Raises:
-        InputError: A number is too small, or the protocol fixes a setting to another value.
+        InputError: A number is too small, or a setting conflicts with the protocol.
     """
     check_at_least(1, threads=request.threads, rounds=request.rounds)
     for number in request.batch_sizes:
@@ -40,7 +40,7 @@ def settle(request: BenchRequest) -> BenchRequest:
 
 
 def _settle_classifiers(request: BenchRequest) -> BenchRequest:
-    """Without models: SHViT and its peers, on the fastest engine."""
+    """Fill in the defaults for classifiers. Without models: SHViT and its peers, on the fastest engine."""
     device = engines.pick_device(request.device)
     engines.check_threads(request.threads, device)
     request = replace(request, batch_sizes=request.batch_sizes or (16,), device=device)
@@ -56,7 +56,7 @@ def _settle_classifiers(request: BenchRequest) -> BenchRequest:
 
 
 def _settle_protocol(request: BenchRequest, name: str) -> BenchRequest:
-    """As in the paper: only the models can be chosen."""
+    """Fill in the settings of a protocol. Only the models can be chosen."""
     if name not in PROTOCOLS:
         raise InputError(f"unknown protocol {name!r}: allowed are {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[name]
@@ -70,7 +70,7 @@ def _settle_protocol(request: BenchRequest, name: str) -> BenchRequest:
     }
     for field, value in fixed.items():
         if getattr(request, field) not in (getattr(BenchRequest, field), value):
-            raise InputError(f"--protocol {name} fixes {_flag(field)}: leave it out")
+            raise InputError(f"--protocol {name} sets {_flag(field)} itself: remove {_flag(field)}")
     try:
         engines.pick_device(protocol.device)
     except EngineError as error:
@@ -79,7 +79,7 @@ def _settle_protocol(request: BenchRequest, name: str) -> BenchRequest:
 
 
 def _settle_detectors(request: BenchRequest) -> BenchRequest:
-    """By default with the paper's image size and batch sizes."""
+    """Fill in the defaults for detectors: the paper's image size and batch sizes."""
     if request.protocol:
         raise InputError("--protocol is for classifiers: leave out --task or --protocol")
     device = engines.pick_device(request.device)
@@ -96,15 +96,15 @@ def _settle_detectors(request: BenchRequest) -> BenchRequest:
 
 
 def plan(request: BenchRequest, models: Mapping[str, Opened]) -> tuple[list[Case], list[Omitted]]:
-    """Return every case that can run here, and what cannot run but was not asked for by name.
+    """Return every case that can run here, and the omitted ones that the user did not request by name.
 
     Args:
         request: A settled request.
         models: Its models, opened.
 
     Raises:
-        EngineError: An engine or precision that was asked for by name cannot run here; the message says what can.
-        InputError: An exported file in a protocol, which is for networks.
+        EngineError: The user requested an engine or precision that cannot run here. The message lists those that can.
+        InputError: A protocol was requested for an exported file. Protocols are for networks.
     """
     pairs_here, left_out = pairs(request)
     cases: dict[Case, None] = {}
@@ -159,7 +159,7 @@ def pairs(request: BenchRequest) -> tuple[list[tuple[str, str]], list[Omitted]]:
 
 
 def _cannot(name: str, model: Opened, task: str, engine: str, precision: str) -> Omitted | None:
-    """Why this model has no row for this engine and precision; None if it has."""
+    """Why this model cannot run with this engine and precision. None if it can."""
     if isinstance(model, Exported) or is_torchvision(name):
         return None
     kind = engines.ENGINES.get(engine)

@@ -1,4 +1,4 @@
-"""Where a network's time goes: kernels on a GPU, operations on a CPU, from PyTorch's profiler.
+"""Profiles a network with PyTorch's profiler: time of each kernel on a GPU, or of each operation on a CPU.
 
 The kernels of the engine cuda are shown by layer, with the minimum of operations and bytes of each.
 """
@@ -28,7 +28,7 @@ class OpTime:
     what: str
     """The layer if it is known, otherwise the profiler's name."""
     times: int
-    """How often it ran in the call, rounded."""
+    """Number of runs per call, rounded."""
     seconds: float
     operations: int | None = None
     bytes: int | None = None
@@ -45,17 +45,17 @@ Seen = tuple[str, float]
 
 
 def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch]" = ()) -> list[OpTime]:
-    """What one call spends its time on, averaged over several calls.
+    """Time of each kernel or operation in one call, averaged over several calls.
 
     Args:
-        call: Warmed up; it must return only after its work is done.
-        device: Where it runs.
-        launches: The kernels that it launches on a GPU, in order, if known.
+        call: Function to profile. It must be warmed up, and return only after its work is done.
+        device: Device that the function runs on.
+        launches: The kernels that the function launches on a GPU, in order, if known.
     """
     on_gpu = device.startswith("cuda")
     os.environ.setdefault(
         "TEARDOWN_CUPTI", "0"
-    )  # otherwise a second session in a process with CUDA graphs may be empty
+    )  # otherwise a second profile may be empty in a process with CUDA graphs
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with silent(), profile(activities=[activity]) as watched:  # the profiler's library prints messages
         for _ in range(CALLS):
@@ -81,9 +81,9 @@ def by_name(seen: Sequence[Seen]) -> list[OpTime]:
 
 
 def by_layer(seen: Sequence[Seen], launches: "Sequence[Launch]") -> list[OpTime]:
-    """One row for each layer, in the order of the network, then what is not part of it, such as copies.
+    """One row for each layer, in the order of the network, followed by other kernels, such as copies.
 
-    If the kernels are not those that were launched, each has a row under its own name.
+    If the recorded kernels differ from `launches`, the rows are those of `by_name`.
     """
     names = {launch.kernel.__name__ for launch in launches}
     ours = [one for one in seen if one[0] in names]

@@ -17,13 +17,13 @@ from .peers import Top1
 from .run import Result, Row, describe
 
 SHOWN_KERNELS, NAME_LENGTH = 40, 60
-"""Limits of a profile in the table; the file contains all of it."""
+"""Maximum rows and name length of a profile in the table. The file contains the whole profile."""
 
 Column = tuple[str, Callable[[Row], str]]
 
 
 def mark(top1: Top1) -> str:
-    """Marks accuracies that are a file's own, or of distilled weights."""
+    """The symbols that mark the accuracy of a file, and that of distilled weights."""
     return "‡" * top1.own + "†" * top1.distilled
 
 
@@ -33,7 +33,7 @@ CASE_COLUMNS: tuple[Column, ...] = (
     ("batch", lambda row: str(row.case.batch_size)),
     ("pixels", lambda row: str(row.case.image_size)),
 )
-"""Columns that are shown only if the rows differ."""
+"""Columns that are shown only if their values differ between rows."""
 
 COLUMNS: tuple[Column, ...] = (
     ("images/s", lambda row: f"{row.images_per_second:,.{0 if row.images_per_second >= 100 else 1}f}"),
@@ -84,7 +84,7 @@ def watching(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def show(console: Console, result: Result) -> None:
-    """Print the machine, the table, and what has no row."""
+    """Print the machine, the table, and the reasons for missing rows."""
     hardware, machine = result.about["hardware"], result.machine
     threads = result.request.threads
     say(
@@ -123,7 +123,7 @@ def show(console: Console, result: Result) -> None:
 
 
 def _show_profile(console: Console, result: Result, row: Row) -> None:
-    """Print what a call spends its time on; for the engine cuda, also the minimum time."""
+    """Print the time of each kernel or operation in a call. For the engine cuda, also print the minimum time."""
     say(console, "")
     say(console, f"{describe(row.case)}: where the time of a call goes", style="bold")
     if not row.profile:

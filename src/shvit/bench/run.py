@@ -42,17 +42,17 @@ class Row:
     case: Case
     timing: Timing
     memory: int | None
-    """In bytes, see `Subject.memory`."""
+    """Memory in bytes. See `Subject.memory`."""
     cost: Cost | None
-    """One image through the folded network; None for exported files that do not name their architecture."""
+    """Cost of one image in the folded network. None for exported files that do not store their architecture."""
     share: float | None
-    """Share of the machine's peak matmul FLOP/s in this precision."""
+    """Fraction of the machine's peak matmul FLOP/s in this precision."""
     detail: str | None = None
     """See `Subject.detail`."""
     own_top1: Top1 | None = None
-    """Accuracy of a file."""
+    """Accuracy stored in a model file."""
     profile: tuple[OpTime, ...] = ()
-    """Empty unless asked for."""
+    """Time of each kernel or operation. Empty unless requested."""
 
     @property
     def images_per_second(self) -> float:
@@ -61,7 +61,7 @@ class Row:
 
     @property
     def random_weights(self) -> bool:
-        """Whether its weights are random, as always for backbones."""
+        """Whether the weights are random. Those of backbones always are."""
         return has_random_weights(self.case.model) or self.case.part == BACKBONE
 
     @property
@@ -83,7 +83,7 @@ class Row:
 
     @property
     def random_calibration(self) -> bool:
-        """Whether it was quantised on random images, only to measure its speed."""
+        """Whether the network was quantised with random images. Then only its speed is meaningful."""
         return self.case.precision == "int8" and has_random_weights(self.case.model)
 
 
@@ -92,23 +92,23 @@ class Result:
     """A whole benchmark."""
 
     request: BenchRequest
-    """Settled."""
+    """The request with all defaults filled in."""
     machine: Machine
     rows: tuple[Row, ...]
     skipped: tuple[Omitted, ...]
-    """Not run."""
+    """Engines and cases that were not run."""
     failed: tuple[Omitted, ...]
-    """Run without success."""
+    """Cases that failed."""
     about: Mapping[str, Any]
     """Versions, commit, hardware, command, date."""
 
     @property
     def protocol(self) -> Protocol | None:
-        """The paper's protocol, if asked for."""
+        """The paper's protocol, if requested."""
         return PROTOCOLS[self.request.protocol] if self.request.protocol else None
 
     def ratio_to_s1(self, row: Row) -> float | None:
-        """Throughput relative to shvit_s1; None if that has no row."""
+        """Throughput relative to shvit_s1. None if shvit_s1 has no row."""
         s1 = [other for other in self.rows if other.case.model == "shvit_s1"]
         return row.images_per_second / s1[0].images_per_second if s1 else None
 
@@ -119,7 +119,7 @@ class Result:
         return (speed, speed / published["shvit_s1"]) if speed else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For results/: every row with the median of each round, and how and where they were measured."""
+        """The content of a file in results/: every row with the median of each round, the settings and the machine."""
         fastest = max(self.rows, key=lambda row: row.images_per_second)
         return {
             "what": f"the fastest of {len(self.rows)} rows: {describe(fastest.case)}",
@@ -177,10 +177,10 @@ def bench(
     Args:
         request: What to compare.
         progress: Called with each step.
-        wanted: Selects cases.
+        wanted: Returns whether to run a case. Default: run all.
 
     Raises:
-        InputError: Something that was asked for by name does not exist or cannot run here; the message says what can.
+        InputError: A requested model, engine or setting does not exist or cannot run here. The message explains why.
         Failure: No case could run.
     """
     request = settle(request)
@@ -200,7 +200,7 @@ def bench(
         for number, case in enumerate(waiting):
             progress(f"loading {describe(case)}", number, len(waiting))
             try:
-                # a GPU has no memory to spare for a context of every process
+                # on a GPU, each process would need memory for its own CUDA context
                 subjects[case] = Worker(case) if request.device == "cpu" else Subject(case)
             except Failure as failure:
                 failed[case] = str(failure)
@@ -229,7 +229,7 @@ def bench(
 
 
 def _profile(subject: Worker | Subject) -> tuple[OpTime, ...]:
-    """Empty if the profiler fails, which must not lose the timings."""
+    """The profile of a case. Empty if the profiler fails, so that the timings are not lost."""
     try:
         return tuple(subject.profile())
     except Failure:
@@ -247,7 +247,7 @@ def _network(case: Case) -> tuple[str, str, str, int]:
 
 
 def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | None], dict[Case, str]]:
-    """The cost of each network at each size, and the cases whose network does not take their size."""
+    """The cost of each network at each size, and the cases whose network does not support their size."""
     folded: dict[tuple[Any, ...], Any] = {}
     costs: dict[tuple[str, str, str, int], Cost | None] = {}
     failed: dict[Case, str] = {}
@@ -256,7 +256,7 @@ def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | No
         if key in costs:
             continue
         try:
-            build = key if is_torchvision(case.model) else key[:3]  # torchvision's are built for one size
+            build = key if is_torchvision(case.model) else key[:3]  # torchvision's detectors are built for one size
             if build not in folded:
                 folded[build] = _folded(case.model, open_model(case.model, size, case.task, case.part))
             model = folded[build]
@@ -267,7 +267,7 @@ def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | No
 
 
 def _folded(name: str, model: Opened) -> Any:
-    """The network as it runs; for an exported file, one of the same architecture, or None if it does not name it."""
+    """The folded network. For an exported file, a network of the same architecture, or None if it is not stored."""
     if is_torchvision(name):
         return model
     network: Any

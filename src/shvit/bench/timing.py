@@ -10,9 +10,9 @@ from typing import Protocol, TypeVar
 from ..errors import Failure
 
 SAMPLE_SECONDS = 0.05
-"""Minimum length of a sample, so that neither the clock nor an interruption dominates it."""
+"""Minimum duration of a sample, so that clock resolution and interruptions have little effect."""
 WARMUP_SECONDS = 0.2
-"""Enough for a runtime to choose its kernels."""
+"""Warm-up time, long enough for a runtime to choose its kernels."""
 
 Clock = Callable[[], float]
 Key = TypeVar("Key", bound=Hashable)
@@ -37,7 +37,7 @@ class Timing:
 
     @classmethod
     def of(cls, samples: list[list[float]]) -> "Timing":
-        """From one sample per round."""
+        """Compute the timing from one sample per round."""
         calls = sorted(call for sample in samples for call in sample)
         return cls(tuple(median(sample) for sample in samples), calls[math.ceil(0.95 * len(calls)) - 1])
 
@@ -83,7 +83,7 @@ def interleave(
 
 
 def warm_up(call: Callable[[], object], clock: Clock = time.perf_counter) -> int:
-    """Call until the runtime has chosen its kernels. Returns the number of calls in a sample."""
+    """Call the function until the runtime has chosen its kernels. Returns the number of calls per sample."""
     started, calls, last = clock(), 0, 0.0
     while calls < 3 or clock() - started < WARMUP_SECONDS:
         before = clock()

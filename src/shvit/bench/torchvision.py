@@ -1,4 +1,4 @@
-"""torchvision's own detectors, run as its users do: pixels in, boxes out, operation by operation."""
+"""torchvision's own detectors, run in eager mode from pixels to boxes."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from ..errors import InputError
 
 TORCHVISION_PREFIX = "torchvision/"
 BUILDERS = ("retinanet_", "fasterrcnn_", "maskrcnn_")
-"""Prefixes of the detectors that take images of any size."""
+"""Name prefixes of the detectors that support any image size."""
 
 
 def is_torchvision(name: str) -> bool:
-    """Whether a model's name is that of a detector of torchvision."""
+    """Whether this is the name of a torchvision detector."""
     return name.startswith(TORCHVISION_PREFIX)
 
 

@@ -1,4 +1,4 @@
-"""The flags that a user typed: one without effect is refused, not ignored."""
+"""The flags that a user typed. Flags without effect raise an error."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ class Typed:
 
     @classmethod
     def of(cls, arguments: Iterable[str]) -> "Typed":
-        """The flags of a command line. `--top-k 5`, `--top-k=5` and `--top_k 5` are the same; old names become new."""
+        """The flags of a command line. `--top-k 5`, `--top-k=5` and `--top_k 5` are equal. Old names are replaced."""
         before = takewhile(lambda argument: argument != "--", arguments)
         typed = (argument[2:].partition("=")[0] for argument in before if argument.startswith("--"))
         names = (name.replace("-", "_") for name in typed)
         return cls(frozenset(OLD_NAMES.get(name, name).replace("_", "-") for name in names))
 
     def refuse(self, *flags: str, because: str) -> None:
-        """Refuses these flags, also with their default values.
+        """Raise an error if one of these flags was typed, even with its default value.
 
         Args:
             flags: Names, as in the command line.

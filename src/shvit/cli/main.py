@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def _return_large_blocks() -> None:
-    """Let glibc return freed blocks of 8 MiB and more to the system. By default each thread keeps ever larger ones."""
+    """Let glibc return freed blocks of 8 MiB and more to the system. By default each thread keeps them."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 8 << 20)

@@ -110,7 +110,7 @@ def refuse_flags(request: PredictRequest, task: "type[Task]", typed: Typed) -> N
 def arguments_of(
     request: PredictRequest, task: "type[Task]", model: "Runnable", images: Sequence[Path], predictor: "Predictor"
 ) -> dict[str, Any]:
-    """Everything that the rows depend on, by the name that people see if it differs with --resume."""
+    """All arguments that affect the rows, by the name shown in the error if one differs with --resume."""
     from ..predict.journal import of_images, of_model
 
     values = {"top-k": request.top_k, "threshold": request.threshold, "draw": request.draw and str(request.draw)}
@@ -147,13 +147,13 @@ def run(
     """Predict the images that are not in the journal yet.
 
     Args:
-        request: Gives the folder of drawings.
-        predictor: Predicts.
-        classes: Of the model.
+        request: Its `draw` is the folder for drawings.
+        predictor: The model and its engine.
+        classes: Classes of the model.
         images: All images of the run.
-        kept: Takes the rows; None to show them.
+        kept: Stores the predictions. None: they are shown instead.
         show: Called with each prediction if there is no journal.
-        track: Shows progress while it passes on the predictions.
+        track: Wraps the iterator of predictions to show progress.
     """
     from ..predict.drawing import draw_file, free_name
 

@@ -25,9 +25,9 @@ class Floor:
     """The metric in int8."""
     images: int
     layers: int
-    """How many layers can run in higher precision one by one."""
+    """Number of layers whose precision can be chosen individually."""
     given_back: dict[str, float] = field(default_factory=dict)
-    """Layers that do, the most costly first, and the share of the quantisation error that each alone causes."""
+    """Layers in higher precision, and the fraction of the quantisation error that each causes. Largest first."""
     tried: list[tuple[int, float]] = field(default_factory=list)
     """(layers in higher precision, score), in the order of the search."""
 
@@ -42,7 +42,7 @@ class Floor:
         return self.drop <= self.max_drop + 1e-9  # rounding of shares
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. The score is also under the name of the metric."""
+        """For JSON. The score is stored a second time under the name of the metric."""
         return {**vars(self), self.metric: self.score, "drop": self.drop}
 
 
@@ -51,7 +51,7 @@ class FloorError(Failure):
 
 
 class Judge:
-    """Accepts the int8 networks that hold the floor; the `accept` of `Engine.export`.
+    """Accepts int8 networks that hold the floor. It is passed to `Engine.export` as `accept`.
 
     Args:
         task: Evaluates.

@@ -1,4 +1,4 @@
-"""Write a model in the format of another runtime, and check that the file computes the same."""
+"""Write a model in the format of another runtime, and check that its outputs match PyTorch's."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -63,7 +63,7 @@ def export(
     Raises:
         EngineError: Unknown format or precision, a missing extra, or int8 without images.
         FloorError: int8 loses more than `max_drop`.
-        ExportError: The file does not compute the same as the model.
+        ExportError: The outputs of the file differ from the model's.
     """
     kind, task = engines.format_of(engine, model_file.task), task_of(model_file)
     precision = _precision(model_file.task, engine, precision)
@@ -93,7 +93,7 @@ def export(
 
 
 def _judged(judge: Judge, model_file: ModelFile, file: Path, threads: int | None) -> dict[str, Any]:
-    """The accuracy of an int8 file. Evaluates the file unless its engine had candidates judged while it exported."""
+    """The accuracy of an int8 file. Evaluates the file unless the engine evaluated candidates during the export."""
     if not judge.floors:
         quantized = engines.load(engines.read(file), threads=threads)
         judge(Candidate(quantized, engines.load(model_file, "torch", "fp32", "cpu", threads)))
@@ -113,11 +113,11 @@ class ExportImages:
     """The images that an export needs."""
 
     parity: UInt8[Tensor, "n 3 h w"]
-    """To compare the file with PyTorch."""
+    """Images for comparing the file with PyTorch."""
     calibration: Sequence[UInt8[Tensor, "b 3 h w"]] = ()
-    """To measure the ranges of int8."""
+    """Images for measuring the ranges of int8."""
     validation: Iterable[Batch] = ()
-    """To evaluate int8."""
+    """Batches for evaluating int8."""
 
 
 def _export_images(

@@ -17,7 +17,7 @@ from ..engines import load, read
 from ..engines.base import Engine
 
 ROUNDS, SECONDS = 30, 5.0
-"""Timed calls at most, and the time after which three are enough."""
+"""Maximum number of timed calls, and the seconds after which timing stops. At least three calls are timed."""
 
 
 def run_all(engine: Engine, images: UInt8[Tensor, "n 3 h w"], batch: int) -> Float[Tensor, "n classes"]:

@@ -1,4 +1,4 @@
-"""Parity: whether an exported file computes the same as PyTorch, run in a process of its own."""
+"""Check that an exported file gives the same outputs as PyTorch. The file runs in a new process."""
 
 import subprocess
 import sys

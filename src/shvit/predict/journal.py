@@ -105,7 +105,7 @@ def journal(
 
 
 def _sound_rows(file: BinaryIO, path: Path, begun_with: Mapping[str, Any]) -> list[int]:
-    """Where the first line and each row after it end. A row that a crash truncated is ignored."""
+    """File offsets of the ends of the first line and of each row. A row that a crash truncated is ignored."""
     first = file.readline()
     try:
         begun = dict(json.loads(first))

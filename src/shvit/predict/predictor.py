@@ -33,9 +33,9 @@ from ..tasks.base import Prediction
 
 Picture = str | Path | Image.Image | np.ndarray
 Decoded = tuple[Letterbox | None, UInt8[Tensor, "3 h w"] | None]
-"""Where a detector's image lies in the input; and the pixels, unless they are in the batch already."""
+"""Position of a detector's image in the input, and the pixels (None if they are already in the batch)."""
 MAX_AT_ONCE = 8
-"""Batches that run at once on a CPU, at most. More need more memory and gain little."""
+"""Maximum number of batches that run at once on a CPU. More batches need more memory and are hardly faster."""
 
 
 class Predictor:
@@ -50,7 +50,7 @@ class Predictor:
         threads: CPU threads per batch. None: several batches at once with few threads each, if the engine supports it.
         workers: Threads that decode images; None for one per core.
 
-    The cores are not divided between decoding and the engine, since which of them takes longer depends on the images:
+    The cores are not divided between decoding and the engine, because the images determine which takes longer:
     each core has one thread that decodes until enough images are ready, and one that runs the engine on them. Threads
     that share one batch would wait for each other at every layer.
 
@@ -141,7 +141,7 @@ class Predictor:
     def batches_ahead(self) -> int:
         """Batches that `stream` reads before it returns the results of the first one.
 
-        Those that run at once, one for the caller, and as many as the decoding threads need for two images each.
+        The sum of the batches that run at once, one for the caller, and enough to give each decoding thread two images.
         """
         return self.at_once + 1 + -(-2 * self.workers // self.batch_size)
 
@@ -165,7 +165,7 @@ class Predictor:
         """Wait for the decoding threads and run the engine.
 
         Every batch has the size of the first one, even if images are bad or missing, since engines compile for each
-        size. Images that differ in size run as in evaluation: the good ones, padded to the largest.
+        size. If images differ in size, only the good ones run, padded to the largest as in evaluation.
         """
         read = [future.result() for future in decoded]
         paths = [str(picture) if isinstance(picture, str | Path) else "" for picture in batch]

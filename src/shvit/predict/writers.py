@@ -32,7 +32,7 @@ class ResultIds:
 def table_writer(
     path: Path, task: type[Task], top_k: int, ids: ResultIds | None = None, raw_cells: bool = False
 ) -> Write:
-    """A function that writes predictions to a file, completely or not at all. The suffix of the path sets the format.
+    """Return a function that writes predictions to a file atomically. The suffix of the path sets the format.
 
     CSV has the columns `Task.csv_header`. JSON lines and Parquet have path, labels, scores, error and, for detectors,
     boxes and masks. JSON is COCO's results format, for detectors only.

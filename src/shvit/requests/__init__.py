@@ -6,7 +6,7 @@ from cyclopts import Parameter
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
-"""A flag that takes several values, after one another or by being repeated."""
+"""A flag with several values: `--flag A B` or `--flag A --flag B`."""
 ModelName = Annotated[str, Parameter(help="A model file, or published weights such as shvit_s1.in1k.")]
 Engine = Annotated[str, Parameter(help="auto, cuda, onnx, openvino, torch, executorch or coreml.")]
 Precision = Annotated[

@@ -1,4 +1,4 @@
-"""What `shvit bench` takes."""
+"""The options of `shvit bench`."""
 
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated
@@ -10,7 +10,7 @@ from . import Device, Many
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """What to compare. Empty fields, and None, stand for the defaults."""
+    """What to compare. Empty fields and None select the defaults."""
 
     models: Annotated[
         tuple[str, ...],

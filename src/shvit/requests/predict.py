@@ -29,8 +29,8 @@ class PredictRequest:
     annotations: Annotated[
         Path | None,
         Parameter(
-            help="A COCO JSON file, or the folder of a COCO dataset, with the ids of images and categories for --out "
-            "FILE.json. Images that it does not list are left out. Default: guess image ids from file names."
+            help="COCO JSON file or dataset folder that supplies the image and category ids for --out FILE.json. "
+            "Images not listed there are left out. Default: guess image ids from file names."
         ),
     ] = None
     top_k: Annotated[int, Parameter(help="Labels per image of a classifier.")] = 5

@@ -1,4 +1,4 @@
-"""What `shvit shard` takes."""
+"""The options of `shvit shard`."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -45,11 +45,11 @@ class ShardRequest:
 
     @property
     def drawn_share(self) -> float:
-        """Share of validation images to draw if the data has no splits."""
+        """Fraction of the images to draw as validation images if the data has no splits."""
         return 0.2 if self.val_share is None else self.val_share
 
     def check(self) -> None:
-        """Raises InputError for a value out of range, or an `out` that is a file or lies within the data."""
+        """Raises InputError if a value is out of range, or if `out` is a file or lies within the data."""
         allowed = [
             ("size", self.size, self.size >= 1, "at least 1 pixel"),
             ("images a shard", self.per_shard, self.per_shard >= 1, "at least 1"),

@@ -1,4 +1,4 @@
-"""The requests of `shvit study ...`: one dataclass per verb. The three comparisons share one."""
+"""The requests of `shvit study ...`: one dataclass per verb. `macro`, `ablation` and `designs` use the same one."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path

@@ -12,7 +12,7 @@ from . import Device, Workers
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What to train, on what, and how the run is carried out. Only `settings` and `recipe` change the result."""
+    """What to train, on which data, and how. Only `settings` and `recipe` define the training method."""
 
     data: Annotated[
         str,
@@ -77,4 +77,4 @@ class TrainRequest:
         ),
     ] = False
     settings: Annotated[Mapping[str, Any], Parameter(parse=False)] = field(default_factory=dict)
-    """Recipe fields to set. Other fields are adapted to the dataset (`budget.fit`)."""
+    """Recipe fields that the user sets. The other fields are adapted to the dataset (`budget.fit`)."""

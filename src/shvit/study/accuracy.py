@@ -34,7 +34,7 @@ class Training:
 
     @classmethod
     def requested(cls, options: AccuracyOptions, device: str, seeds: int = 1) -> "Training | None":
-        """None without `--train DATA`."""
+        """The training that the options request. None without `--train DATA`."""
         if options.train is None:
             return None
         return cls(options.train, options.epochs, seeds, options.train_size, {}, device, options.workers)

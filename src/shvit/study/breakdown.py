@@ -47,7 +47,7 @@ WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
         "eltwise", "swish", "silu", "identity", "where", "subgraph",
     )),
 )  # fmt: skip
-"""Parts of operations' names. The first match decides."""
+"""Substrings of operation names for each kind. The first match determines the kind."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class PartTime:
     """Time of one kind of operation in one module, per call."""
 
     part: str
-    """Name of the innermost module, as in `named_modules`. `network` is the network's own `forward`, empty is the
-    preprocessing of pixels. A fused operation counts for one of its modules."""
+    """Name of the innermost module, as in `named_modules`. `network` is the network's own `forward`. An empty
+    name is the preprocessing of pixels. A fused operation counts for one of its modules."""
     kind: str
     seconds: float
 
@@ -66,7 +66,7 @@ class Breakdown:
     """Time of one network in one engine."""
 
     model: str
-    """The name it was given by."""
+    """Name of the model, as given by the user."""
     engine: str
     batch_size: int
     image_size: int

@@ -76,7 +76,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class EntryResult:
-    """What was measured of one entry so far."""
+    """The measurements of one entry so far."""
 
     entry: Entry
     image_size: int
@@ -104,7 +104,7 @@ class EntryResult:
 
 
 def breakdown_dict(one: Breakdown, attention: Callable[[str], bool]) -> dict[str, Any]:
-    """A breakdown for JSON. `attention` tells whether a module belongs to an attention layer."""
+    """A breakdown for JSON. `attention` returns whether a module belongs to an attention layer."""
     return {
         "engine": one.engine,
         "batch_size": one.batch_size,
@@ -121,7 +121,7 @@ def breakdown_dict(one: Breakdown, attention: Callable[[str], bool]) -> dict[str
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What was measured of a comparison so far."""
+    """The measurements of a comparison so far."""
 
     comparison: Comparison
     image_size: int

@@ -38,17 +38,17 @@ class AttentionMaps:
 
 @dataclass(frozen=True)
 class HeadStudy:
-    """What was measured of a network so far."""
+    """The measurements of a network so far."""
 
     name: str
     redundancy: Redundancy
     tolerance: float
     single: dict[str, int]
-    """Layers that can run with one head while the other layers keep all heads; and that head."""
+    """The head to keep in each layer that can run with one head while the other layers keep all heads."""
     together: dict[str, int]
-    """Layers that can run with one head all at once."""
+    """The head to keep in each layer of a set that can run with one head at the same time."""
     savings: dict[str, Any] | None
-    """Measured savings of these. None if there are none, or their heads cannot be pruned."""
+    """Measured savings of the layers in `together`. None if there are none, or their heads cannot be pruned."""
     pictures: AttentionMaps | None
     notes: tuple[str, ...] = ()
     complete: bool = True

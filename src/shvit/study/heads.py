@@ -54,7 +54,7 @@ class Windows:
     map_size: tuple[int, int]
 
     def attention_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
-        """As `Grid.attention_from`. NaN outside the query's window."""
+        """Like `Grid.attention_from`. NaN outside the query's window."""
         (high, wide), (down, right), (rows, columns) = self.size, self.shift, self.map_size
         row, column = (int(y * rows) - down) % rows, (int(x * columns) - right) % columns
         across = -(-columns // wide)
@@ -77,7 +77,7 @@ class AttentionLayer:
         heads: Number of heads.
         project: The module that reads the heads' outputs, concatenated along `axis` with equally many channels each.
         axis: Channel axis of the input of `project`: -1 for tokens, 1 for feature maps.
-        channels: How many of these channels are the heads' outputs. The others are not attended. None: all.
+        channels: How many of these channels are the heads' outputs. The other channels bypass attention. None: all.
         layout: Position of the tokens in the image, for drawing.
     """
 

@@ -1,4 +1,4 @@
-"""Inputs of `shvit study redundancy`: a model, also your own network by FILE.py:FUNCTION, and labelled images."""
+"""Inputs of `shvit study redundancy`: labelled images, and a model or your own network (FILE.py:FUNCTION)."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -150,7 +150,7 @@ def single_together(
     tolerance: float,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[int, int]:
-    """Layers that can run with a single head all at once, within the tolerance; and the head that each keeps.
+    """Find layers that can all run with a single head within the tolerance, and the head that each keeps.
 
     A greedy search: layers from `could_be_single` are added one by one, smallest loss first. A layer that exceeds the
     tolerance together with those before it keeps all heads.

@@ -60,7 +60,7 @@ class SizeAccuracy:
 
 @dataclass(frozen=True)
 class ResolutionResult:
-    """What was measured so far."""
+    """The measurements so far."""
 
     models: tuple[str, ...]
     sizes: tuple[int, ...]

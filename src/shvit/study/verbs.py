@@ -91,7 +91,7 @@ def comparison(
 
 
 def breakdown(request: BreakdownRequest, progress: Progress = _ignore) -> Written:
-    """Time by kind of operation. A single variant of SHViT is shown next to its multi-head version.
+    """Time by kind of operation. If the only model is a variant of SHViT, its multi-head version is added.
 
     An engine that fails on a network does not stop the others.
 

@@ -26,7 +26,7 @@ class Described(Protocol):
 
 
 def task_of(model: Described) -> Task:
-    """The task of a model, with its classes. Raises InputError as `kind_of`."""
+    """The task of a model, with its classes. Raises InputError like `kind_of`."""
     kind: Any = kind_of(model)
     return kind(model.classes)
 
@@ -53,6 +53,6 @@ def kind_of(model: Described | str) -> type[Task]:
 
 
 def need_classifier(model: Described, verb: str) -> None:
-    """Raises InputError for a model that does not label whole images, which is all that this verb supports."""
+    """Raises InputError if the model is not a classifier."""
     if not kind_of(model.task).labels_images:
         raise InputError(f"{verb} supports classifiers only, and the model's task is {model.task}")

@@ -1,4 +1,4 @@
-"""The interface of a task: its facts, data, loss, evaluation and results."""
+"""The interface of a task: its properties, data, loss, evaluation and results."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from ..data.transforms import Preprocess
 Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
 """Uint8 images -> raw outputs of the task: an engine, or a network in training."""
 Gather = Callable[[Any], list[Any]]
-"""The counts of one process -> those of all processes."""
+"""Takes the counts of one process and returns the counts of all processes."""
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows."""
 RunLengths = dict[str, Any]
@@ -100,14 +100,14 @@ class Evaluation(Protocol):
 
 
 class Task(Protocol):
-    """What depends on the task: facts, data, loss, evaluation and results.
+    """What depends on the task: properties, data, loss, evaluation and results.
 
-    The facts are class attributes, so `kind_of("detect").output` works without an instance.
+    The properties are class attributes, so `kind_of("detect").output` works without an instance.
     """
 
     name: ClassVar[str]
     recipe_family: ClassVar[str]
-    """The task whose recipes and training flags it has."""
+    """Name of the task whose recipes and training flags are used."""
     headline: ClassVar[str]
     """The metric that models are compared by. Higher is better."""
     output: ClassVar[str]
@@ -129,11 +129,11 @@ class Task(Protocol):
     predict_batch_size: ClassVar[int]
     """Default batch size of `shvit predict`."""
     parity_images: ClassVar[int]
-    """Images that an exported file and PyTorch are compared on."""
+    """Number of images for comparing an exported file with PyTorch."""
     ranking_images: ClassVar[int]
-    """Calibration images that layers are ranked on for int8."""
+    """Number of calibration images for ranking layers for int8."""
     predict_flags: ClassVar[tuple[str, ...]]
-    """Flags of `shvit predict` that have an effect for this task and not for all tasks."""
+    """Flags of `shvit predict` that have an effect for this task, but not for every task."""
     classes: tuple[str, ...]
 
     @classmethod
@@ -208,13 +208,13 @@ class Task(Protocol):
         """Compare the raw outputs of an exported file with those of PyTorch in fp32 for the same images.
 
         Args:
-            outputs: Of the file.
-            expected: Of PyTorch.
-            precision: Of the file.
-            side: Of the images, in pixels.
+            outputs: Outputs of the file.
+            expected: Outputs of PyTorch.
+            precision: Precision of the file.
+            side: Side of the images, in pixels.
 
         Returns:
-            Numbers for the report; and the difference that is larger than rounding explains, or None.
+            Numbers for the report, and a message if the difference exceeds the rounding error, otherwise None.
         """
         ...
 

@@ -28,14 +28,14 @@ from ..files import write_csv
 from .base import Gather, Predict, Prediction, Table, alone
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
-"""Largest difference of a logit that rounding explains, relative to the largest logit."""
+"""Maximum difference of a logit due to rounding, relative to the largest logit."""
 AGREEMENT = 0.9
 """Minimum top-1 agreement with PyTorch. If two logits tie within the bound, either label counts."""
 
 
 @dataclass(frozen=True)
 class ClassifyEvaluation:
-    """The counts that the metrics follow from."""
+    """The counts from which the metrics are computed."""
 
     classes: tuple[str, ...]
     """Unique names."""
@@ -128,7 +128,7 @@ def cross_entropy(logits: Float[Tensor, "b classes"], targets: Float[Tensor, "b 
 
 
 def top1_agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], bound: float) -> float:
-    """Share of the images with the expected most probable class, or one whose logit ties with it within the bound."""
+    """Fraction of images with the expected top-1 class, or a class whose expected logit ties within the bound."""
     chosen = expected.gather(1, outputs.argmax(1, keepdim=True))[:, 0]
     best = expected.amax(1)
     tie = min(bound, 1e-3) * expected.abs().max()
@@ -208,7 +208,7 @@ class Classify:
         )
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Decoded:
-        """Reads images as `preprocess` says."""
+        """Reads images with this preprocessing."""
         return Decoded(eval_transform(preprocess), max_pixels)
 
     def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], None]]:

@@ -31,9 +31,9 @@ from .base import Gather, Predict, Prediction, alone
 from .objects import THRESHOLD, Detections, ObjectsEvaluation, check_tools, judge
 
 OVERLAP, LIMIT = 0.5, 100
-"""IoU above which the less certain of two boxes is dropped, and objects per image: the usual values for COCO."""
+"""IoU threshold of non-maximum suppression, and maximum number of objects per image: the usual values for COCO."""
 CANDIDATES = 2000
-"""Boxes per image that take part in non-maximum suppression, the most certain."""
+"""Number of boxes per image, by highest score, that enter non-maximum suppression."""
 
 
 class Detect:
@@ -61,7 +61,7 @@ class Detect:
     ranking_images: ClassVar[int] = 8
     predict_flags: ClassVar[tuple[str, ...]] = ("threshold", "draw", "annotations")
     kinds: ClassVar[tuple[str, ...]] = ("bbox",)
-    """COCO's names of what is evaluated: boxes, masks."""
+    """COCO's names for boxes and masks, if they are evaluated."""
 
     def __init__(self, classes: Sequence[str], frozen_norms: str = "none") -> None:
         check_tools()

@@ -37,13 +37,13 @@ class Chosen:
     split: str
     images: Split | CocoSplit
     left_out: int = 0
-    """Images of the split that were used in training, and are left out."""
+    """Number of images of the split that are left out because the model was trained on them."""
     trained_on: int = 0
-    """Images that were used in training and are evaluated, since the split was named."""
+    """Number of evaluated images that the model was trained on. 0 unless the split is `train` or `all`."""
 
 
 def open_as_trained(data: str | Path, model: TrainedTask) -> Any:
-    """Open a dataset for the model's task. If it has no splits, it is split as for the model's training.
+    """Open a dataset for the model's task. If it has no splits, it is split as it was for the model's training.
 
     Raises:
         InputError: There is no such dataset.
@@ -98,5 +98,5 @@ def choose_split(model: Trained, source: Dataset | CocoDataset, which: Which = "
 
 
 def relabel_for(model: Described, source: Dataset | CocoDataset, split: Split | CocoSplit) -> Split | CocoSplit:
-    """The same images, with labels that index the model's classes. Raises InputError as `match_classes`."""
+    """The same images, with labels that index the model's classes. Raises InputError like `match_classes`."""
     return split.relabelled(match_classes(source.classes, model.classes))

@@ -8,26 +8,26 @@ from torchvision.ops import box_iou
 from .objects import THRESHOLD, Detections, mask_overlaps
 
 SCORE_BOUNDS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 2.5e-1}
-"""Largest difference of a score that rounding explains."""
+"""Maximum difference of a score due to rounding."""
 SAME_BOX = {"fp32": 0.9, "fp16": 0.9, "bf16": 0.9, "int8": 0.75}
-"""IoU from which two boxes are the same. Also the minimum mean IoU of masks."""
+"""Minimum IoU at which two boxes count as the same. Also the minimum mean IoU of masks."""
 MATCHED = {"fp32": 0.98, "fp16": 0.9, "bf16": 0.8, "int8": 0.5}
-"""Minimum share of objects that both find. If two boxes of one object have almost the same score, rounding decides
-which is kept. The accuracy floor limits what int8 loses."""
+"""Minimum fraction of objects that both sides find. If two boxes of one object have almost the same score, rounding
+decides which is kept. The accuracy floor limits what int8 loses."""
 CERTAIN = 20
-"""Objects per image that are looked up in the other result: the most certain with a score from `THRESHOLD`. If no image
-has such an object, as with an untrained network, lower scores count as well."""
+"""Maximum number of objects per image that are compared: those with the highest scores, of at least `THRESHOLD`. If no
+image has such an object, as with an untrained network, lower scores count as well."""
 
 
 def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple[dict[str, Any], str | None]:
-    """Look up the most certain objects of each side among those of the other: class, box, score and mask.
+    """Match the objects with the highest scores on each side with the other side's; compare scores and masks.
 
     Args:
         pairs: For each image, the objects that the file and PyTorch find.
-        precision: Of the file.
+        precision: Precision of the file.
 
     Returns:
-        Numbers for the report; and the difference that is larger than rounding explains, or None.
+        Numbers for the report, and a message if the difference exceeds the rounding error, otherwise None.
     """
     bound, required, same = SCORE_BOUNDS[precision], MATCHED[precision], SAME_BOX[precision]
     least = THRESHOLD if any((one.scores >= THRESHOLD).any() for pair in pairs for one in pair) else 0.0
@@ -61,7 +61,7 @@ def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple
 
 
 def match_objects(some: Detections, others: Detections, count: int, same: float) -> tuple[list[int], list[int]]:
-    """Which of the first `count` objects the others contain, and the indices of those among the others.
+    """Indices of those of the first `count` objects that have a match in `others`, and the indices of the matches.
 
     Two objects match if they have the same class and their boxes overlap by an IoU of at least `same`.
     """

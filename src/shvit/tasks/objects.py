@@ -1,4 +1,4 @@
-"""What detection and segmentation share: detected objects, and COCO's twelve metrics.
+"""Common parts of detection and segmentation: detected objects, and COCO's twelve metrics.
 
 Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; computed by faster-coco-eval.
 """
@@ -50,7 +50,7 @@ class ObjectsEvaluation:
     numbers: dict[str, dict[str, float]]
     """The metrics of boxes (`bbox`) and, for segmentation, of masks (`segm`)."""
     class_ap: dict[str, list[float]]
-    """The AP of each class, for the same kinds."""
+    """The AP of each class, for boxes and masks as in `numbers`."""
     images: int
     bad: dict[int, str] = field(default_factory=dict)
     """Index of each image that could not be used, and why."""

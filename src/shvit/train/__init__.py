@@ -1,1 +1,1 @@
-"""Training: recipes, the loop, and what a run leaves behind."""
+"""Training: recipes, the training loop, and the files that a run writes."""

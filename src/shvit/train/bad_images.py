@@ -9,15 +9,15 @@ from ..errors import Failure
 from ..files import write_csv
 
 PROBED = 512
-"""Images of each split that are decoded before the first step, so that unusable data is rejected at once."""
+"""Number of images of each split to decode before the first step, so that unusable data is rejected early."""
 
 
 class TrainError(Failure):
-    """Training cannot continue. The message gives the reason and what is kept."""
+    """Training cannot continue. The message gives the reason and says which files are kept."""
 
 
 class BadImages:
-    """The bad images of a run: index in their split, and reason.
+    """The bad images of a run. Stores the index of each image in its split, and the reason.
 
     Args:
         source: The dataset.
@@ -32,7 +32,7 @@ class BadImages:
         self.train: dict[int, str] = dict(source.train.bad)
         self.val: dict[int, str] = dict(source.val.bad)
         self.excluded: set[int] = set()
-        """Bad training images that were known when the epoch began. They are not in its order."""
+        """Bad training images found before this epoch. The epoch does not load them."""
 
     def __len__(self) -> int:
         return len(self.train) + len(self.val)
@@ -51,7 +51,13 @@ class BadImages:
             self.check(name, len(bad), min(PROBED, len(split)))
 
     def check(self, name: str, bad: int | None = None, seen: int | None = None) -> None:
-        """Raises TrainError if too many of the seen images are bad. Default: all known ones, of the whole split."""
+        """Raises TrainError if more than `max_share` of the checked images of a split are bad.
+
+        Args:
+            name: `train` or `val`.
+            bad: Number of bad images. Default: all bad images found so far.
+            seen: Number of images that were checked. Default: the whole split.
+        """
         bad = len(getattr(self, name)) if bad is None else bad
         seen = len(self._splits[name]) if seen is None else seen
         if bad > self._max_share * seen:

@@ -9,13 +9,19 @@ from .recipe import OBJECT_TASKS, Recipe
 from .recipes import RECIPES, TASK_RECIPES, small
 
 PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
-"""Training images of ImageNet-1K, and the fraction of its budget from which a recipe stays as published."""
+"""Training images of ImageNet-1K, and the fraction of the published budget above which a recipe is not changed."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
-"""Epochs up to which augmentation is light, and from which it has its full strength."""
+"""Augmentation is light up to the first number of epochs, and has its full strength from the second one."""
 ENOUGH_STEPS, MIN_BATCH, MIN_OBJECT_BATCH = 1400, 32, 4
-"""With fewer optimizer steps than the first, the batch size is halved, down to the second (the third for detectors)."""
+"""Minimum number of optimizer steps, and minimum batch sizes of classifiers and of detectors.
+
+If a run has fewer steps, its batch size is halved until it has enough or until the minimum is reached.
+"""
 MUON_EPOCHS, MUON_SIZE = 30, 128
-"""Muon is used for at most so many epochs, and from this image size: its steps cost the same at every size."""
+"""Maximum number of epochs and minimum image size for Muon.
+
+The cost of a Muon step does not depend on the image size, so it is relatively high for small images.
+"""
 EMA_SHARE = 0.02
 """Fraction of the run that the EMA averages over."""
 
@@ -39,7 +45,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
 
 
 def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
-    """The changes for a small budget. None from half of the published budget."""
+    """The changes for a small budget. Empty if the budget is at least half of the published one."""
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}
@@ -77,7 +83,10 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: 
 
 
 def _takes_muon(recipe: Recipe, named: frozenset[str], image_size: int) -> bool:
-    """Whether the user chose Muon, or it is better. It was measured on networks with new weights only."""
+    """Whether to use the settings for Muon: if the user chose Muon, or by default in short runs on larger images.
+
+    Only for `scratch`, because Muon was measured only on networks with new weights.
+    """
     if recipe.name != "scratch":
         return False
     if "optimizer" in named:
@@ -86,7 +95,7 @@ def _takes_muon(recipe: Recipe, named: frozenset[str], image_size: int) -> bool:
 
 
 def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
-    """Smaller batches for `small` if there would be few steps. `coco_1x` stays as published."""
+    """The changes for detectors: smaller batches for `small` if there are few steps. `coco_1x` is not changed."""
     if recipe.name != "small":
         return {}
     batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_OBJECT_BATCH, 1)
@@ -100,7 +109,10 @@ def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str
 
 
 def _batch(recipe: Recipe, images: int, minimum: int, batches: int) -> int:
-    """The batch size, halved down to `minimum` for more steps, then further until an epoch has so many batches."""
+    """Halve the batch size, down to `minimum`, until the run has `ENOUGH_STEPS`.
+
+    Then halve it further, if necessary, until an epoch has at least `batches` batches.
+    """
     batch = recipe.batch_size
     while batch > minimum and images * recipe.epochs < ENOUGH_STEPS * batch:
         batch //= 2
@@ -155,7 +167,7 @@ def choices(published: Recipe, fitted: Recipe, images: int, named: Iterable[str]
 
 
 def _reasons(published: Recipe, fitted: Recipe, images: int) -> list[tuple[tuple[str, ...], str]]:
-    """Fields, and the reason why `fit` changes them."""
+    """Groups of fields, each with the reason why `fit` changes them."""
     passes = f"{images:,} images x {fitted.epochs} epochs"
     steps = images * fitted.epochs // published.batch_size
     minimum = MIN_OBJECT_BATCH if published.name == "small" else MIN_BATCH

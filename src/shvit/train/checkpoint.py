@@ -24,10 +24,11 @@ class CheckpointError(InputError):
 
 @dataclass
 class Checkpoint:
-    """Everything that the next step depends on and that the recipe's seed, the epoch and the step do not determine.
+    """The state needed to resume a run.
 
-    They determine the learning rate, the order of the images and all random numbers: `loader.seeded` sets the random
-    generators for each image and each step, so a checkpoint contains no generator state.
+    A checkpoint contains no state of random generators. The recipe's seed, the epoch and the step determine the
+    learning rate, the order of the images and all random numbers, because `loader.seeded` seeds the generators for each
+    image and each step.
     """
 
     epoch: int
@@ -50,7 +51,7 @@ class Checkpoint:
     bad_val: dict[int, str]
     """Bad validation images: index and reason."""
     excluded: list[int]
-    """Bad training images that were known when the epoch began. They are not in its order."""
+    """Bad training images found before this epoch. The epoch does not load them."""
     loss_sum: float
     """Sum of the losses of this epoch's steps, each the mean over all processes."""
     seconds: float
@@ -59,7 +60,7 @@ class Checkpoint:
     """Fingerprint of the dataset."""
 
     def differences(self, processes: int, precision: str) -> list[str]:
-        """Warnings if another number of processes or another precision resumes the run."""
+        """Warnings if the run is resumed with a different number of processes or a different precision."""
         warnings = []
         if self.processes != processes:
             warnings.append(

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping: the same as timm's, with a third of the passes over the gradients.
+"""Adaptive gradient clipping. Gives the same result as timm's version in a third of the passes over the gradients.
 
 Source: A. Brock et al., "High-performance large-scale image recognition without normalization", 2021, section 4.1.
 """
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 MIN_NORM = 1e-3
-"""Smaller weight norms count as this."""
+"""Minimum weight norm. Smaller norms are raised to this value."""
 
 
 @torch.no_grad()
 def clip_adaptively(parameters: Iterable[Tensor], share: float) -> None:
-    """Scale the gradient of each unit (row, filter or whole vector) in place to at most `share` x its weight norm."""
+    """Limit the gradient norm of each unit (row, filter or whole vector) to `share` x its weight norm, in place."""
     for parameter in parameters:
         if parameter.grad is not None:
             allowed = _norms(parameter).clamp_(min=MIN_NORM).mul_(share)

@@ -28,7 +28,7 @@ class Teacher:
     """A trained network that computes logits for the student's training images.
 
     Args:
-        trained: Any network that knows the student's classes. It may know more.
+        trained: Any network whose classes include the student's classes.
         classes: The student's classes.
         preprocess: The student's image size and normalization.
         device: The student's device.
@@ -36,7 +36,7 @@ class Teacher:
         cache: Stores logits, so that each is computed once. None computes them every time.
 
     Raises:
-        InputError: The teacher does not know a class, or does not take images of this size.
+        InputError: The teacher lacks a class, or does not support images of this size.
     """
 
     def __init__(
@@ -86,21 +86,21 @@ CHANGES_IMAGES = (
     "interpolation",
     "max_pixels",
 )
-"""Recipe fields that decide which images there are, and what each view looks like."""
+"""Recipe fields that determine the training images and the augmentation of each view."""
 
 
 class LogitsCache:
-    """A teacher's logits on disk, in fp16: one file per view of the images. The files outlive the run.
+    """A teacher's logits on disk, in fp16: one file per view of the images. The files are kept after the run.
 
     Args:
         folder: Contains a subfolder for each combination of everything that the logits depend on.
         recipe: The student's recipe; it decides the augmentation.
         preprocess: The student's preprocessing.
-        about: What else the logits depend on: the teacher, the dataset, its classes.
+        about: Other values that the logits depend on: the teacher, the dataset and its classes.
         images: Number of training images.
 
     Raises:
-        InputError: The recipe changes images after they are loaded or repeats them, so no two steps see the same image.
+        InputError: The recipe repeats images or changes them after loading, so cached logits would not match them.
     """
 
     def __init__(
@@ -123,18 +123,18 @@ class LogitsCache:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     def get(self, batch: Batch) -> Float[Tensor, "b classes"] | None:
-        """The logits of a batch. None unless all of them are known."""
+        """The logits of a batch. None unless all of them are cached."""
         logits = torch.from_numpy(self._of(batch.view)[batch.indices])
         return logits.float() if len(batch) and not logits.isnan().any() else None
 
     def put(self, batch: Batch, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """Store logits, and return them as `get` will: training is the same with new and with cached logits."""
+        """Store logits, and return them rounded to fp16, so new and cached logits give the same training."""
         rounded = logits.half()
         self._of(batch.view)[batch.indices] = rounded.cpu().numpy()
         return rounded.float()
 
     def _of(self, view: int) -> np.ndarray:
-        """The memory-mapped file of a view. Unknown logits are NaN."""
+        """The memory-mapped logits of a view. Missing logits are NaN."""
         if view != self._view:
             path = self._folder / f"view-{view:04}.npy"
             with self._lock:  # other processes of this run use the same file
@@ -146,7 +146,7 @@ class LogitsCache:
 
 
 class Distill(Classify):
-    """Classification with a teacher. The student's second head learns from the teacher, if it has one.
+    """Classification with a teacher. If the student has a second head, that head learns from the teacher.
 
     The loss is (1 - share) x the task's loss + share x the teacher's loss. The teacher's loss is the cross-entropy with
     its top class (hard), or temperature^2 x the Kullback-Leibler divergence from its softened probabilities, averaged

@@ -19,7 +19,7 @@ from ..errors import Failure, InputError, notice, one_line
 START_TIMEOUT = timedelta(minutes=30)
 """Time from the start of the first process to the start of the last one."""
 TIMEOUT = timedelta(hours=2)
-"""Time to wait for another process, which may be reading a whole dataset. A lost process is noticed at once."""
+"""Time to wait for another process, which may be reading a whole dataset. A lost process is detected at once."""
 
 
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -34,7 +34,7 @@ class ProcessGroup:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Rank among the processes of this machine: the index of its GPU."""
+    """Rank among the processes of this machine, which is also the index of its GPU."""
 
     @classmethod
     def from_environment(cls) -> "ProcessGroup":
@@ -45,7 +45,7 @@ class ProcessGroup:
         """
         given = {name: value for name in VARIABLES if (value := os.environ.get(name, "").strip())}
         numbers = {name: _whole(name, given[name]) for name in NUMBERS if name in given}
-        if not numbers:  # MASTER_ADDR and MASTER_PORT alone start nothing
+        if not numbers:  # MASTER_ADDR and MASTER_PORT alone do not start distributed training
             return cls()
         missing = [name for name in VARIABLES if name not in given]
         if missing and numbers.get("WORLD_SIZE") != 1:
@@ -113,7 +113,7 @@ class ProcessGroup:
                 distributed.destroy_process_group()
 
     def wrap(self, model: nn.Module, unused_parameters: bool) -> nn.Module:
-        """The network with gradients averaged over all processes and the buffers of the first one."""
+        """Wrap a network in DDP: averages gradients over all processes and copies the buffers of the first one."""
         if self.size == 1:
             return model
         return DistributedDataParallel(model, find_unused_parameters=unused_parameters)
@@ -146,7 +146,7 @@ class ProcessGroup:
         if self.is_main:
             try:
                 result = make()
-            except Exception as raised:  # the others wait, whatever it is
+            except Exception as raised:  # any error must reach the other processes, which wait for the result
                 error = raised
         outcome = [result, error]
         distributed.broadcast_object_list(outcome)
@@ -180,7 +180,7 @@ def _whole(name: str, text: str) -> int:
 
 
 def _agree_on_name(store: distributed.Store, rank: int, size: int) -> str:
-    """A name that the processes of this start share, and no process of an earlier start.
+    """A name that is the same for all processes of this start, and different from that of any earlier start.
 
     torchrun keeps its store when it restarts processes. Without a new name, the entries of the earlier processes, such
     as their addresses, would be mistaken for the current ones.

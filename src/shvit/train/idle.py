@@ -1,4 +1,4 @@
-"""Settings without effect: refused if the user gives them. Imports no torch."""
+"""Settings without effect. They are rejected if the user gives them. Imports no torch."""
 
 from collections.abc import Callable, Iterable
 
@@ -28,7 +28,10 @@ IDLE: tuple[tuple[tuple[str, ...], Callable[[Recipe, bool], bool], str], ...] = 
     ),
     (("val_share",), lambda _, drawn: not drawn, "on a dataset with its own validation split"),
 )
-"""Fields, whether they have no effect (for a recipe, and a drawn validation split or not), and the reason."""
+"""Groups of fields, a function that returns whether they have no effect, and the reason.
+
+The function takes the recipe and whether the validation split is drawn from the training images.
+"""
 
 
 def refuse_idle(recipe: Recipe, named: Iterable[str], drawn: bool = True) -> None:

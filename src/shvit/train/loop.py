@@ -1,4 +1,4 @@
-"""The training loop of every task. The recipe's seed, the epoch and the step determine each step."""
+"""The training loop of every task. The seed, the epoch and the step fix the images and random numbers of a step."""
 
 import contextlib
 import math
@@ -33,7 +33,7 @@ from .recipe import Recipe
 from .signals import on_stop_signal
 
 LOSSES_KEPT = 20
-"""Steps whose losses stay on a GPU before they are checked, so that the GPU need not wait for the CPU."""
+"""Number of steps between checks of the loss on GPUs. Checking every step would make the GPU wait for the CPU."""
 
 
 class Trainer:
@@ -79,10 +79,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore
         self.compiled = picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
         self.model = start.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
-        task.ready(self.model.train())  # may freeze weights, which DDP and the optimizer must know
+        task.ready(self.model.train())  # may freeze weights, so it must run before DDP and the optimizer are created
         check_norms(self.model, recipe, start.preprocess.image_size, self.group.size)
         self.normalize = Normalize(start.preprocess).to(self.device)
-        unused = start.architecture.detector is not None  # timm backbones have layers after the last map in use
+        unused = start.architecture.detector is not None  # timm backbones have layers after the last used map
         self.wrapped = self.group.wrap(self.model, unused)
         self.network = torch.compile(self.wrapped, dynamic=False) if self.compiled else self.wrapped
         self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=recipe.ema_warmup) if recipe.ema else None
@@ -152,11 +152,11 @@ class Trainer:
                 self._end_epoch(done / seconds, wait / seconds)
         speed = images_done / train_seconds if train_seconds else 0.0
         finished = self.epoch == self.recipe.epochs
-        stopped_by = None if finished else self.stopped_by or signal.SIGTERM  # perhaps of another process
+        stopped_by = None if finished else self.stopped_by or signal.SIGTERM  # another process may have received it
         return TrainResult(self.out, self.epoch, self.best_metrics, stopped_by, self.seconds, speed)
 
     def _train_epoch(self) -> tuple[int, float, float]:
-        """The remaining steps of this epoch. Returns images, seconds, and seconds spent waiting for data."""
+        """Run the remaining steps of this epoch. Returns images, seconds, and seconds spent waiting for data."""
         self.task.ready(self.model.train())
         self.train_loader.sampler.start = self.step
         batches = self.train_loader.epoch(self.epoch)
@@ -188,7 +188,7 @@ class Trainer:
         return images, max(time.perf_counter() - started, 1e-9), wait
 
     def train_step(self, pieces: list[Batch]) -> None:
-        """Forward, backward and optimizer step for one batch, given in pieces."""
+        """Run the forward passes, backward passes and optimizer step of one batch, given as its micro-batches."""
         size = self.recipe.batch_size // (self.group.size * len(pieces))
         loss = torch.zeros((), device=self.device)
         for number, piece in enumerate(pieces, 1):
@@ -208,7 +208,7 @@ class Trainer:
             self.ema.update(self.model, step=step if self.recipe.ema_warmup else None)  # None: no warm-up
 
     def _add_gradients(self, batch: Batch) -> torch.Tensor:
-        """Accumulate the gradients of a piece of a batch. Returns its loss."""
+        """Accumulate the gradients of a micro-batch. Returns its loss."""
         inputs, targets = self.task.augment(self.normalize(batch.images), batch)
         with self.autocast:
             loss = self.task.loss(self.network, inputs, targets)
@@ -216,7 +216,7 @@ class Trainer:
         return loss.detach()
 
     def _add_losses(self) -> None:
-        """Add the losses kept so far to the sum, each averaged over all processes. Raises TrainError unless finite."""
+        """Average the stored losses over all processes and add them to the sum. Raises TrainError unless finite."""
         if not self._losses:
             return
         for loss in self.group.sum(*torch.stack(self._losses).tolist()):
@@ -271,11 +271,14 @@ class Trainer:
         return evaluation.metrics()
 
     def _candidates(self) -> dict[str, torch.nn.Module]:
-        """The weights to evaluate. With an EMA: both in the last epoch or if evaluation is cheap, otherwise the EMA."""
+        """The weights to evaluate.
+
+        With an EMA, this is the EMA. The model's own weights are added in the last epoch, or if evaluation is cheap.
+        """
         if self.ema is None:
             return {"model": self.model}
         both = {"ema": self.ema.module, "model": self.model}
-        forward_share = len(self.source.val) / (3 * len(self.source.train))  # a training step costs three forwards
+        forward_share = len(self.source.val) / (3 * len(self.source.train))  # a step costs three forward passes
         last = self.epoch + 1 == self.recipe.epochs
         return both if last or forward_share < 0.1 else {"ema": self.ema.module}
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl, a line per epoch, and curves.png."""
+"""Writes metrics.jsonl, with one line per epoch, and curves.png."""
 
 import json
 from contextlib import suppress
@@ -11,7 +11,7 @@ from .recipe import with_current_names
 
 
 def append_row(out: Path, row: dict[str, Any], headline: str) -> None:
-    """Add a line to metrics.jsonl and draw curves.png anew."""
+    """Add a line to metrics.jsonl and redraw curves.png."""
     path = out / "metrics.jsonl"
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
@@ -29,7 +29,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def remove_rows_after(out: Path, epoch: int) -> None:
-    """Drop the rows of epochs that were written but have no checkpoint: resuming repeats these epochs."""
+    """Remove the rows of later epochs. They have no checkpoint, so a resumed run repeats them."""
     path = out / "metrics.jsonl"
     if path.exists():
         rows = [row for row in read_metrics(out) if row["epoch"] <= epoch]

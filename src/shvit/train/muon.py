@@ -17,7 +17,10 @@ COEFFICIENTS = (
     (3.9505, -6.3029, 2.6377),
     (2.8366, -3.0525, 1.2012),
 )
-"""Newton-Schulz coefficients: the first two and the last of timm's five iterations. Each costs a tenth of a step."""
+"""Coefficients of the Newton-Schulz iterations: the first two and the last of timm's five.
+
+The others are left out because each iteration costs a tenth of a training step.
+"""
 
 
 class Muon(torch.optim.Optimizer):

@@ -18,7 +18,7 @@ from .recipe import Recipe
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}
-"""Multiply-accumulates of a run's forward passes from which compiling saves more time than it costs."""
+"""Minimum multiply-accumulates of a run's forward passes for which compiling saves more time than it costs."""
 
 
 def pick_precision(recipe: Recipe, device: str) -> str:
@@ -38,7 +38,7 @@ def pick_training_precision(recipe: Recipe, device: str, start: ModelFile) -> st
     """
     precision, size = pick_precision(recipe, device), start.preprocess.image_size
     if start.preprocess.fit == "shorter":
-        size = COARSEST  # the strips of a very long image are as narrow
+        size = COARSEST  # a very long image is resized to a strip that can be as narrow as this
     if precision != "bf16" or torch.device(device).type != "cpu" or not steps_over_maps(start.model, size):
         return precision
     if recipe.precision == "bf16":
@@ -60,8 +60,8 @@ def steps_over_maps(model: Model, image_size: int) -> bool:
 def check_norms(model: Model, recipe: Recipe, image_size: int, processes: int) -> None:
     """Raises InputError if a trained BatchNorm would see a single value per channel, which has no variance.
 
-    With one image per piece of a batch, this is always so in a classifier's head, and in earlier layers if images are
-    small.
+    If each process has one image per micro-batch, this happens in the head of every classifier, and with small images
+    also in earlier layers.
     """
     pieces = processes * recipe.accumulate
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
@@ -77,7 +77,7 @@ def check_norms(model: Model, recipe: Recipe, image_size: int, processes: int) -
 
 
 def _inputs(model: Model, image_size: int, kind: type[torch.nn.Module]) -> list[tuple[Any, torch.Size]]:
-    """Each module of this class with the shape of its input for one image. Keeps the mode of every module."""
+    """Each module of this class with the shape of its input for one image. Does not change training modes."""
     result: list[tuple[Any, torch.Size]] = []
     training = {part: part.training for part in model.modules()}
 
@@ -97,7 +97,7 @@ def picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images
     """Whether to compile. Depends on counts, not on timings, so that a command always trains the same network.
 
     Raises:
-        InputError: The recipe asks for it with a detector, whose targets change in size at every step.
+        InputError: The recipe enables it for a detector. A detector's targets change in size at every step.
     """
     if start.architecture.detector is not None:
         if recipe.compile == "on":
@@ -108,6 +108,6 @@ def picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images
     if sys.platform == "win32" or device.type not in COMPILE_PAYS or not shutil.which("g++"):
         return False
     if device.type == "cpu" and start.architecture.config is None:
-        return False  # timm models can become slower: regnety_004 with its grouped convolutions by 50 % (LOG.md)
+        return False  # compiled timm models can be slower: regnety_004 (grouped convolutions) by 50 % (LOG.md)
     size = start.preprocess.image_size
     return cost(start.model, (size, size)).macs * images > COMPILE_PAYS[device.type]

@@ -1,4 +1,4 @@
-"""Whether data loading or computing limits the training speed on this machine."""
+"""Measures whether data loading or computing limits the training speed on this machine."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from .bad_images import TrainError
 from .loop import Trainer
 
 STEPS = 10
-"""Timed steps. Two steps before them are not timed."""
+"""Number of timed steps. Two warm-up steps before them are not timed."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Profile:
     compute: float
     """Training steps alone."""
     together: float
-    """Both, as in training."""
+    """Data loading and training steps together, as in training."""
     data_wait: float
     """Fraction of the training time spent waiting for data."""
     workers: int
@@ -44,7 +44,7 @@ class Profile:
 
 
 def measure(trainer: Trainer, workers: int) -> Profile:
-    """Time a few training steps. They change the trainer's network. Writes nothing."""
+    """Time a few training steps. These steps change the trainer's network. No files are written."""
     trainer.task.ready(trainer.model.train())
     size, pieces = trainer.recipe.batch_size, trainer.recipe.accumulate
     steps = _steps(trainer, pieces)
@@ -84,7 +84,7 @@ def measure(trainer: Trainer, workers: int) -> Profile:
 
 
 def _steps(trainer: Trainer, pieces: int) -> Iterator[list[Batch]]:
-    """Endless steps. Skips those without usable images."""
+    """Yield the micro-batches of one step after another, endlessly. Skips steps with an empty micro-batch."""
     epoch = 0
     while True:
         batches, usable = trainer.train_loader.epoch(epoch), 0

@@ -19,12 +19,12 @@ from .recipe import Recipe
 from .remaining import TimeLeft
 
 LINE_SECONDS = 60.0
-"""Seconds between two progress lines, where no terminal shows a bar."""
+"""Seconds between two progress lines if the output is not a terminal."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a run trains: announced before its first step."""
+    """Description of a run, printed before its first step."""
 
     recipe: Recipe
     network: str
@@ -54,7 +54,7 @@ class Progress:
     lr: float
     """The current learning rate."""
     bad_images: int
-    """Images that cannot be used, known so far."""
+    """Number of unusable images found so far."""
     images_per_second: float = 0.0
     data_wait: float = 0.0
     """Fraction of the time spent waiting for data."""
@@ -104,15 +104,15 @@ class Tracker(Protocol):
     """Records a run for an external tool."""
 
     def begin(self, progress: Progress) -> None:
-        """Before the first step."""
+        """Called before the first step."""
         ...
 
     def step(self, progress: Progress) -> None:
-        """After each step."""
+        """Called after each step."""
         ...
 
     def epoch(self, progress: Progress, row: dict[str, Any]) -> None:
-        """After each epoch; `row` is its line of metrics.jsonl."""
+        """Called after each epoch. `row` is the epoch's line of metrics.jsonl."""
         ...
 
 
@@ -133,7 +133,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def training(self, run: RunInfo, progress: Progress) -> Iterator[None]:
-        """Announce the run and show its progress inside the context."""
+        """Print the description of the run, and show its progress inside the context."""
         self._announce(run, progress)
         for tracker in self.trackers:
             tracker.begin(progress)
@@ -155,7 +155,7 @@ class Reporter:
             yield
 
     def step(self, progress: Progress) -> None:
-        """After each step."""
+        """Called after each step."""
         left = ""
         if self._left is not None:
             self._left.step()
@@ -176,7 +176,7 @@ class Reporter:
             tracker.step(progress)
 
     def epoch(self, progress: Progress, row: dict[str, Any], headline: str) -> None:
-        """After each epoch; `row` is its line of metrics.jsonl."""
+        """Called after each epoch. `row` is the epoch's line of metrics.jsonl."""
         names = {f"model_{headline}": headline, f"ema_{headline}": f"{headline} of the EMA weights"}
         names |= {key: key for key in BESIDE.get(headline, ())}
         if self._left is not None:

@@ -1,6 +1,6 @@
 """The recipe: every setting that decides how a network is trained, as data. Imports no torch.
 
-`recipes.py` has the published recipes; `budget.fit` adapts one to less data or fewer epochs.
+`recipes.py` has the published recipes. `budget.fit` adapts a recipe to less data or fewer epochs.
 """
 
 import math
@@ -17,7 +17,7 @@ OBJECT_TASKS = ("detect", "segment")
 def _setting(
     default: Any, help: str, low: float | None = None, high: float = math.inf, tasks: tuple[str, ...] = ()
 ) -> Any:
-    """A field with the help of its flag, the range of its values, and the tasks that have it (default: all)."""
+    """A dataclass field with its flag's help, the range of its values, and the tasks that use it (default: all)."""
     if tasks and "classify" not in tasks:
         help += f" ({', '.join(tasks)})"
     return field(default=default, metadata={"help": help, "range": (low, high), "tasks": tasks})
@@ -28,7 +28,7 @@ class Recipe:
     """How to train. Every field but the name is a flag of `shvit train`.
 
     Raises:
-        InputError: A value is out of range. The message names the field, the value and what is allowed.
+        InputError: A value is out of range. The message gives the field, the value and the allowed range.
     """
 
     name: str = "scratch"
@@ -76,7 +76,7 @@ class Recipe:
     ema: float = _setting(0.99996, "Decay of the EMA weights per step. 0 disables them.", 0, 1)
     ema_warmup: bool = _setting(
         False,
-        "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Otherwise the decay is --ema from the first "
+        "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Without it, the decay is --ema from the first "
         "step. On by default for small datasets; --ema-warmup=false turns it off.",
     )
     eval_fit: Literal["crop", "squash"] | None = _setting(
@@ -129,7 +129,7 @@ class Recipe:
     compile: Literal["auto", "on", "off"] = _setting(
         "auto", "Use torch.compile. auto: if the run is long enough to save time."
     )
-    seed: int = _setting(0, "Seed of the weights, the image order, the augmentation and the validation split.", 0)
+    seed: int = _setting(0, "Random seed of weight initialization, image order, augmentation and validation split.", 0)
     val_share: float = _setting(
         0.2, "Fraction of the images held out for validation, if the dataset has no validation split.", 0, 1
     )
@@ -184,7 +184,7 @@ class Recipe:
 
     @property
     def effective_lr(self) -> float:
-        """The learning rate that the optimizer gets."""
+        """The learning rate that the optimizer uses."""
         return self.lr * self.batch_size / self.lr_batch
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class Recipe:
 
 
 BEFORE = {"schedule_by": "step", "ema_warmup": True, "interpolation": "random"}
-"""Behaviour of runs that began before these fields existed; their recipe.json does not contain them."""
+"""Values of fields that are missing in recipe.json, because the run began before the fields existed."""
 
 OLD_NAMES = {
     "rate": "lr",
@@ -212,7 +212,7 @@ OLD_NAMES = {
     "regions": "proposals",
     "effective_rate": "effective_lr",
 }
-"""Former names, in flags and in files, with the current ones."""
+"""Former names of flags and of fields in files, with the current names."""
 
 
 def with_current_names(data: Mapping[str, Any]) -> dict[str, Any]:

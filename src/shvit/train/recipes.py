@@ -82,9 +82,9 @@ def highres_paper(model: str = "shvit_s1") -> Recipe:
 
     Flags: `--model runs/s4/best.safetensors --recipe highres-paper --image-size 512`.
 
-    The text gives no batch size. This recipe takes 0.004 as the effective learning rate at batch 2048, as in `scratch`:
-    this is closer to training anew than to fine-tuning. It is not known which setting produced the published network.
-    Cost and outcome: as `highres`. Not yet run here at that scale.
+    The text gives no batch size. This recipe takes 0.004 as the effective learning rate at batch 2048, as in `scratch`.
+    Such a high rate is closer to training from new weights than to fine-tuning. It is not known which setting produced
+    the published network. Cost and outcome: as `highres`. Not yet run here at that scale.
     """
     return replace(
         scratch(model), name="highres-paper", epochs=30, image_size=384, weight_decay=1e-8, eval_fit="squash"

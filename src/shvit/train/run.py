@@ -1,4 +1,4 @@
-"""A training run, from a request to the files in its folder."""
+"""Runs a training request and writes the files in the run's folder."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -73,7 +73,7 @@ class TrainPlan:
         return [f"{count:,} of {len(val):,} {text}"] if count else []
 
     def trained_on(self) -> Mapping[str, Any]:
-        """Identities of the training images and of those of the starting weights, for model files and the record."""
+        """Identities of all images that this run and its starting weights are trained on."""
         if self.known:
             return self.known
         return (TrainedOn.of(self.source.train.images) | TrainedOn.recorded(self.start.provenance)).to_dict()
@@ -138,7 +138,7 @@ def profile(request: TrainRequest) -> Profile:
 
 @contextmanager
 def _locked(out: Path, new: bool) -> Iterator[None]:
-    """Lock the run's folder. Raises InputError if another process is training in it, or has done so meanwhile."""
+    """Lock the run's folder. Raises InputError if another process is training or has just trained there."""
     out.mkdir(parents=True, exist_ok=True)
     taken = f"another training is writing to {out}: wait until it ends, or choose another --out"
     with locked(out / ".lock", taken):

@@ -27,7 +27,7 @@ def is_trained(model: str) -> bool:
 
 
 def variant_of(model: str) -> str:
-    """The name by which recipes know a network: a model file's architecture, or the name without family and tag."""
+    """The name of a network in recipes: the architecture of a model file, or the name without family and tag."""
     name = load_model(model).architecture.name if Path(model).is_file() else model
     return name.removeprefix(TIMM_PREFIX).partition(".")[0]
 
@@ -102,7 +102,7 @@ def make_task(
     """The task to train, with the recipe's teacher if it has one.
 
     Raises:
-        InputError: The teacher cannot teach this student, or there is a cache without a teacher.
+        InputError: The teacher does not fit the student, or there is a cache without a teacher.
     """
     task: Any = kind_of(start.task).from_recipe(source.classes, recipe, device)
     if recipe.teacher is None:

@@ -21,7 +21,7 @@ class TensorBoard:
         self._writer: Any = None
 
     def begin(self, progress: Progress) -> None:
-        """Hide what an interrupted run wrote about steps that are repeated."""
+        """Hide the points that an interrupted run wrote for steps that this run repeats."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer = SummaryWriter(self._folder, purge_step=progress.steps_done)

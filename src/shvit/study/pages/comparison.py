@@ -72,7 +72,7 @@ def _top1(row: EntryResult) -> str:
 
 
 def _noise(rows: Sequence[EntryResult]) -> str:
-    """Which differences are significant, given the spread between seeds."""
+    """A sentence that states which differences are significant, given the spread between seeds."""
     several = [row for row in rows if len(row.top1) > 1]
     if not several:
         return "One seed each: the spread between seeds is unknown, so small differences mean nothing."

@@ -14,7 +14,7 @@ CLAIM = (
     "69.7 % lower than EfficientFormer's."
 )
 Values = Mapping[tuple[str, int], float]
-"""By network and image size."""
+"""Values by network and image size."""
 Setting = tuple[str, str, int]
 """Engine, precision, batch size."""
 
