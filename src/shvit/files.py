@@ -252,7 +252,7 @@ def check_folder(path: Path, flag: str = "--out", new: bool = False, otherwise: 
         path: The folder. It need not exist.
         flag: The flag that gave it, for the message.
         new: Whether it must be empty.
-        otherwise: Text to append to the message: what else the user can do.
+        otherwise: Another way out for the user, appended to the message.
 
     Raises:
         InputError: The path is a file or, with `new`, a folder that is not empty.

@@ -98,7 +98,7 @@ class CocoDataset(AnyDataset[CocoSplit]):
     """Category id of each class in the annotation files."""
 
     def check_trainable(self, masks: bool = False) -> None:
-        """Raises DataError if a split has no usable images or no objects; or with `masks`, no masks."""
+        """Raises DataError if a split has no usable images or no objects, or no masks if `masks` is set."""
         for kind, split in (("training", self.train), ("validation", self.val)):
             if len(split) == len(split.bad):
                 raise DataError(f"{self.name} has no {kind} images")
@@ -119,7 +119,7 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
     Args:
         data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid`, `test`), whose images lie
             in `train*/`, `images/train*/` or `images/`; or with `train/_annotations.coco.json` beside the images, and
-            `valid/` likewise. From a single annotation file validation images are drawn.
+            `valid/` likewise. If there is only one annotation file, validation images are drawn from it.
         seed: Draws the validation images; see `Holdout`.
         val_share: Share of the images to draw.
         drawn_by: `position` reproduces the split of runs of earlier versions.

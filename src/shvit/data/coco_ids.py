@@ -30,7 +30,7 @@ def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
     with the same name in any folder.
 
     Args:
-        data: A COCO JSON file, or the folder of a dataset, of which all annotation files are used.
+        data: A COCO JSON file, or a dataset folder. All annotation files in the folder are used.
         paths: Images.
 
     Raises:

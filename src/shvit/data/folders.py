@@ -173,7 +173,10 @@ def _refuse_flat(path: Path, folders: list[Path], flat: list[Path]) -> NoReturn:
 
 
 def _refuse_foreign(path: Path, folders: Iterable[Path], classes: set[str] | None = None) -> None:
-    """Raises DataError for an unsupported format. With two or more classes, only if one is named like `images`."""
+    """Raises DataError if a folder has an unsupported format, such as YOLO or VOC.
+
+    Two or more classes are trusted to be classes, unless one of them has a name such as `images`.
+    """
     if classes is not None and len(classes) > 1 and not any(name.lower() in PICTURES for name in classes):
         return
     for folder in folders:

@@ -206,7 +206,7 @@ class DetectionTrainReader:
 def targets_of(
     objects: Objects, letterbox: Letterbox, size: tuple[int, int], shown: tuple[int, int, int, int], masks: bool
 ) -> DetectionTargets:
-    """An image's objects in pixels of the network's input, without those of which too little is visible.
+    """The objects of an image in pixels of the network's input. Leaves out objects that are mostly outside it.
 
     Args:
         objects: In pixels of the image.

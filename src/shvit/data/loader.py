@@ -266,7 +266,7 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Number of batches in an epoch. Each has as many pieces as the share."""
+        """Number of batches in an epoch. The loader yields `share.pieces` parts of each batch, one after another."""
         return self.sampler.batches
 
     @property

@@ -145,7 +145,7 @@ def _facts(path: Path, content: bytes) -> str:
 
 
 def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
-    """The bytes of an ONNX file, with the facts in its metadata."""
+    """The bytes of an ONNX file. `facts` are stored in its metadata."""
     import onnx
 
     if batch_of(model_file, Shapes()):  # the newer exporter cannot trace control flow that depends on the image
@@ -171,7 +171,7 @@ def with_facts(model: "onnx.ModelProto", facts: Exported) -> bytes:
 
 
 def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
-    """The network as ONNX, to run immediately: torch's older exporter takes one second, the newer one ten."""
+    """Export the network to ONNX for immediate use. Uses torch's older exporter, which takes 1 s instead of 10 s."""
     buffer = io.BytesIO()
     batch = batch_of(model_file, shapes)
     varying = {0: "batch"} if batch is None else {}

@@ -1,4 +1,4 @@
-"""OpenVINO on CPUs: fp32, bf16 where the processor has it, int8 by NNCF. Its format is `.xml` with `.bin`."""
+"""OpenVINO on CPUs: fp32, bf16 if the processor supports it, int8 by NNCF. A model is an `.xml` and a `.bin` file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,7 +135,7 @@ def convert(model_file: ModelFile, shapes: Shapes) -> "ov.Model":
 
 
 def write(network: "ov.Model", facts: Exported) -> None:
-    """Write `.xml` and `.bin`, with the facts in the metadata of the file."""
+    """Write the `.xml` and `.bin` files. `facts` are stored in the metadata of the `.xml`."""
     import openvino as ov
 
     network.set_rt_info(facts.to_json(), [HEADER_KEY])

@@ -115,7 +115,7 @@ class Architecture:
 
 
 def variant_config(name: str) -> Config:
-    """The sizes of a variant. Raises InputError for an unknown name, with the closest one."""
+    """The sizes of a variant. Raises InputError for an unknown name; the message suggests the closest one."""
     if name in VARIANTS:
         return VARIANTS[name]
     near = difflib.get_close_matches(name, VARIANTS, n=1)

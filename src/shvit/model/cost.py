@@ -52,7 +52,7 @@ def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name:
 
 @torch.no_grad()
 def stage_costs(model: SHViT, image_size: tuple[int, int]) -> list[Cost]:
-    """One row each for stem, stages and head, which add up to `cost`."""
+    """Return one row each for the stem, the stages and the head. The rows add up to `cost`."""
     parameter = next(model.parameters())
     x = torch.zeros(1, model.in_channels, *image_size, dtype=parameter.dtype, device=parameter.device)
     parts = [("stem", model.stem)] + [(f"stage {index}", stage) for index, stage in enumerate(model.stages, 1)]

@@ -21,7 +21,7 @@ Backbone = SHViT | TimmModel
 LAYOUTS = ("torchvision", "paper")
 """Source of a detector's details: torchvision, or the authors' configuration (docs/detection.md)."""
 CROWDED = 0.5
-"""A box with more than this share of its area in a crowd is not trained as background."""
+"""A box with more than this fraction of its area in a crowd is not trained as background."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Detector(nn.Module):
     """
 
     architecture: Any = None
-    """The `Architecture` that built this network; None where it was put together by hand."""
+    """The `Architecture` that built this network; None if it was built by hand."""
     strides: Sequence[int]
     class_layers: tuple[str, ...]
     """Prefixes of the weights that depend on the classes."""
@@ -103,7 +103,7 @@ class Detector(nn.Module):
         """The maps of the pyramid at `strides`, fine to coarse.
 
         Raises:
-            ValueError: A side of the images is no multiple of the backbone's coarsest stride.
+            InputError: A side of the images is not a multiple of the backbone's coarsest stride.
         """
         coarsest = self.backbone.maps[-1][1]
         if x.shape[2] % coarsest or x.shape[3] % coarsest:
@@ -173,7 +173,7 @@ def in_crowd(boxes: Float[Tensor, "n 4"], crowds: Float[Tensor, "m 4"]) -> Bool[
 
 
 def share_within(boxes: Float[Tensor, "n 4"], regions: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-    """The share of each box's area that lies in each region."""
+    """The fraction of each box's area that lies in each region."""
     corner = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
     sides = (corner - torch.maximum(boxes[:, None, :2], regions[:, :2])).clamp(min=0)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)

@@ -19,7 +19,7 @@ class Foldable(Protocol):
     """A module with a cheaper equivalent for inference."""
 
     def fold(self) -> nn.Module:
-        """The equivalent."""
+        """Return the equivalent module."""
         ...
 
 

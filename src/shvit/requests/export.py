@@ -23,7 +23,8 @@ class ExportRequest:
         ),
     ]
     precision: Annotated[
-        str | None, Parameter(help="fp32, fp16, bf16 or int8, if the format has it. Default: that of the format.")
+        str | None,
+        Parameter(help="fp32, fp16, bf16 or int8, if the format supports it. Default: the default of the format."),
     ] = None
     out: Annotated[Path | None, Parameter(help="The file. Default: beside the model file, with its name.")] = None
     calibrate: Annotated[

@@ -16,7 +16,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def with_single_heads(network: Network, kept: Mapping[AttentionLayer, int]) -> Network:
-    """Create a smaller network with the same outputs as this one with all but the kept heads switched off.
+    """Create a smaller network with the kept heads only. Its outputs equal those with the other heads switched off.
 
     Args:
         network: Not fused. It is not changed.

@@ -198,7 +198,7 @@ def count_correct(network: nn.Module, batches: Batches) -> tuple[int, int]:
 
 
 def _variants(heads: int) -> Collection[frozenset[int]]:
-    """The sets of heads to keep: all but one, and one alone. For two heads these are the same."""
+    """The sets of heads to keep: all heads but one, then each head alone. With two heads these are the same."""
     every = frozenset(range(heads))
     return dict.fromkeys([*(every - {head} for head in every), *(frozenset({head}) for head in every)])
 

@@ -185,8 +185,8 @@ def _ablation_section(result: Redundancy) -> Section:
     figure = figures.heads([layer.layer for layer in result.layers], scores, result.top1)
     certain = 100 * (result.top1 * (1 - result.top1) / result.images) ** 0.5
     text = (
-        "In one layer, one head is off, or all but one. The other layers keep all heads. Each dot is a head, the "
-        "filled dot is the best score, the line is the network with all heads.",
+        "In one layer, one head or all but one head are switched off. The other layers keep all heads. Each dot is a "
+        "head. The filled dot is the best score, and the line is the network with all heads.",
         f"The standard error of top-1 on {result.images:,} images is {certain:.2f} points, and smaller for "
         "differences on the same images. In the paper, DeiT-T loses 0.1 to 1.5 points with one of three heads off, "
         "and 0.5 to 4.6 with one head alone. Swin-T at half width loses 0.95 on average with one head alone, and "
