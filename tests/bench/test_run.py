@@ -5,7 +5,9 @@ import json
 import pytest
 
 import shvit
+from shvit.bench.case import Worker
 from shvit.bench.run import bench
+from shvit.bench.timing import interleave
 from shvit.engines import TorchEngine
 from shvit.engines.base import Shapes
 from shvit.errors import Failure, InputError
@@ -55,6 +57,45 @@ def test_a_failing_configuration_costs_only_its_row(quick_machine, model):
         assert row["share_of_ceiling"] > 0
         assert row["weights"] == "given"
     assert document["value"] == max(row["images_per_second"] for row in document["rows"])
+
+
+def test_cases_that_memory_does_not_hold_together_are_timed_in_groups(quick_machine, model, monkeypatch):
+    open_together, most = [], []
+
+    class Watched(Worker):
+        def __init__(self, case):
+            super().__init__(case)
+            self.case = case
+            open_together.append(case)
+            most.append(len(open_together))
+
+        def close(self):
+            super().close()
+            open_together.remove(self.case)
+
+    monkeypatch.setattr("shvit.bench.run.Worker", Watched)
+    monkeypatch.setattr("shvit.bench.run.free_memory", lambda: 0.9 if len(open_together) < 2 else 0.1)
+    request = BenchRequest(
+        (model,), engines=("torch",), precisions=("fp32",), batch_sizes=(1, 2, 3), device="cpu", rounds=1
+    )
+    result = bench(request)
+    assert [row.case.batch_size for row in result.rows] == [1, 2, 3]
+    assert max(most) == 2
+    assert not result.failed
+
+
+def test_ctrl_c_keeps_what_was_timed(quick_machine, model, monkeypatch):
+    def interrupted(subjects, rounds, after_round):
+        return interleave(subjects, rounds - 1, after_round)
+
+    monkeypatch.setattr("shvit.bench.run.interleave", interrupted)
+    monkeypatch.setattr("shvit.bench.run.free_memory", lambda: 0.0)
+    request = BenchRequest(
+        (model,), engines=("torch",), precisions=("fp32",), batch_sizes=(1, 2), device="cpu", rounds=2
+    )
+    result = bench(request)
+    assert [row.case.batch_size for row in result.rows] == [1]
+    assert [row.reason for row in result.failed] == ["interrupted"]
 
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found")  # of torch.export.save

@@ -321,6 +321,15 @@ class _Memory:
         return int(lines[0].split()[1]) * 1024 if lines else None
 
 
+def free_memory() -> float:
+    """The fraction of the machine's memory that is available. 1 where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return 1.0
+    kilobytes = dict(line.split()[:2] for line in meminfo.read_text(encoding="utf-8").splitlines())
+    return int(kilobytes["MemAvailable:"]) / int(kilobytes["MemTotal:"])
+
+
 class Worker:
     """A `Subject` in its own process, so that it cannot affect other cases.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,7 @@ from .case import (
     Opened,
     Subject,
     Worker,
+    free_memory,
     has_random_weights,
     is_detector,
     open_model,
@@ -31,6 +32,8 @@ from .profile import OpTime
 from .timing import Timing, interleave
 from .torchvision import is_torchvision
 
+MIN_FREE_MEMORY = 0.3
+"""Fraction of the machine's memory that stays free when cases are loaded. The others are timed afterwards."""
 Progress = Callable[[str, int, int], None]
 """Called with the current step, the number of steps done, and the number of steps."""
 
@@ -195,10 +198,44 @@ def bench(
     progress("measuring the machine", 0, 1)
     machine = measure(request.threads, request.device)
     waiting = [case for case in cases if case not in failed]
+    waiting.sort(key=lambda case: (case.batch_size, case.engine, case.precision))  # models are compared within a group
+    timed: dict[Case, _Timed] = {}
+    while waiting:
+        group = _time_group(waiting, request, failed, progress)
+        timed |= group
+        if any(len(case.timing.rounds) < request.rounds for case in group.values()):  # Ctrl-C
+            failed |= dict.fromkeys(waiting, "interrupted")
+            break
+    if not timed:
+        case, reason = next(iter(failed.items()))
+        raise Failure(f"none of {len(cases)} configurations could run; {describe(case)}: {reason}")
+    rows = []
+    for case in sorted(timed, key=cases.index):
+        (subject, timing, profile), total = timed[case], costs[_network(case)]
+        operations = 2 * total.macs * case.batch_size / timing.median if total else None
+        share = machine.share(case.precision, operations) if operations else None
+        rows.append(Row(case, timing, subject.memory, total, share, subject.detail, own.get(case.model), profile))
+    request = replace(request, rounds=max(len(row.timing.rounds) for row in rows))
+    omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
+    return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))
+
+
+class _Timed(NamedTuple):
+    subject: Worker | Subject
+    timing: Timing
+    profile: tuple[OpTime, ...]
+
+
+def _time_group(
+    waiting: list[Case], request: BenchRequest, failed: dict[Case, str], progress: Progress
+) -> dict[Case, _Timed]:
+    """Time as many of the waiting cases as fit into memory, in interleaved rounds. Removes them from `waiting`."""
     subjects: dict[Case, Worker | Subject] = {}
+    left = len(waiting)
     try:
-        for number, case in enumerate(waiting):
-            progress(f"loading {describe(case)}", number, len(waiting))
+        while waiting and (not subjects or free_memory() > MIN_FREE_MEMORY):
+            case = waiting.pop(0)
+            progress(f"loading {describe(case)}", left - len(waiting) - 1, left)
             try:
                 # on a GPU, each process would need memory for its own CUDA context
                 subjects[case] = Worker(case) if request.device == "cpu" else Subject(case)
@@ -207,25 +244,14 @@ def bench(
         rounds = iter(range(1, request.rounds + 1))
         progress("timing", 0, request.rounds)
         timings, broken = interleave(subjects, request.rounds, lambda: progress("timing", next(rounds), request.rounds))
-        profiles = {case: _profile(subjects[case]) for case in timings if request.profile}
+        failed |= broken
+        return {
+            case: _Timed(subjects[case], timing, _profile(subjects[case]) if request.profile else ())
+            for case, timing in timings.items()
+        }
     finally:
         for subject in subjects.values():
             subject.close()
-    failed |= broken
-    if not timings:
-        case, reason = next(iter(failed.items()))
-        raise Failure(f"none of {len(cases)} configurations could run; {describe(case)}: {reason}")
-    rows = []
-    for case, timing in timings.items():
-        total = costs[_network(case)]
-        operations = 2 * total.macs * case.batch_size / timing.median if total else None
-        share = machine.share(case.precision, operations) if operations else None
-        subject = subjects[case]
-        known = own.get(case.model), profiles.get(case, ())
-        rows.append(Row(case, timing, subject.memory, total, share, subject.detail, *known))
-    request = replace(request, rounds=max(len(timing.rounds) for timing in timings.values()))
-    omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
-    return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))
 
 
 def _profile(subject: Worker | Subject) -> tuple[OpTime, ...]:
