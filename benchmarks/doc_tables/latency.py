@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 from shvit.bench.peers import PROTOCOLS, published_top1
 from shvit.bench.report import hardware_in_words
 
-from .results import BATCH, ROOT, latest, table, throughput
+from .results import BATCH, NOTES, ROOT, latest, marks, table, throughput
 
 FIGURE = "docs/accuracy-latency.png"
 ENGINE, THREADS, PRECISIONS = "openvino", 1, ("fp32", "int8")
@@ -31,19 +33,25 @@ class Network:
     image_size: int
     top1: float
     """In percent, on ImageNet-1K."""
-    distilled: bool
+    training: str
+    """Data and distillation, such as "in21k, distilled"."""
     milliseconds: dict[str, float]
 
     @property
     def ours(self) -> bool:
         return self.name.startswith("shvit")
 
+    @property
+    def label(self) -> str:
+        """The name without the tag of its weights, and the marks of `NOTES`."""
+        return self.name.partition(".")[0] + marks(self.training)
+
     def beats(self, other: "Network", precision: str) -> bool:
         """Whether it is faster and at least as accurate."""
         return self.milliseconds[precision] < other.milliseconds[precision] and self.top1 >= other.top1
 
     def in_words(self, precision: str) -> str:
-        return f"`{self.name}` ({self.top1:.1f} %, {self.milliseconds[precision]:.1f} ms)"
+        return f"`{self.name.partition('.')[0]}` ({self.top1:.1f} %, {self.milliseconds[precision]:.1f} ms)"
 
 
 def _files() -> Iterator[dict[str, Any]]:
@@ -74,7 +82,7 @@ def networks() -> tuple[list[Network], dict[str, Any]]:
     measured = []
     for (model, size), milliseconds in times.items():
         if top1 := published_top1(model, size):
-            measured.append(Network(model.removeprefix("timm/"), size, top1.percent, top1.distilled, milliseconds))
+            measured.append(Network(model.removeprefix("timm/"), size, top1.percent, top1.training, milliseconds))
     return sorted(measured, key=lambda network: network.top1), hardware
 
 
@@ -99,7 +107,7 @@ def latencies() -> str:
         [
             f"`{network.name}`",
             str(network.image_size),
-            f"{network.top1:.1f} %{'†' if network.distilled else ''}",
+            f"{network.top1:.1f} %{marks(network.training)}",
             *(
                 f"{network.milliseconds[name]:.1f}" if name in network.milliseconds else "not measured"
                 for name in PRECISIONS
@@ -114,7 +122,7 @@ def latencies() -> str:
             "",
             *table(("network", "pixels", "published top-1 (fp32)", *(f"{name}, ms" for name in PRECISIONS)), rows),
             "",
-            "† Trained with distillation.",
+            NOTES,
         ]
     )
 
@@ -149,7 +157,7 @@ def verdict() -> str:
 def _batches() -> list[Network]:
     """The networks of the newest benchmark in batches, in ONNX Runtime, with milliseconds per image."""
     return [
-        Network(row["model"].removeprefix("timm/"), row["image_size"], top1["percent"], top1["distilled"],
+        Network(row["model"].removeprefix("timm/"), row["image_size"], top1["percent"], top1["training"],
                 {row["precision"]: 1e3 / row["images_per_second"]})
         for row in throughput()["rows"]
         if row["engine"] == "onnx" and (top1 := row["published_top1"])
@@ -174,7 +182,7 @@ def _pairs(verb: str, pairs: list[tuple[Network, list[Network]]], precision: str
         if peers:
             more = f" and {len(peers) - 1} more" if len(peers) > 1 else ""
             if texts:
-                texts.append(f"`{one.name}` {verb} `{peers[0].name}`{more}")
+                texts.append(f"`{one.name}` {verb} `{peers[0].name.partition('.')[0]}`{more}")
             else:
                 texts.append(f"{one.in_words(precision)} {verb} {peers[0].in_words(precision)}{more}")
     return f"{'; '.join(texts)}." if texts else ""
@@ -194,7 +202,7 @@ def data() -> str:
 def draw(path: Path) -> None:
     """The PNG, with its data as the text chunk `Description`. Its background is opaque, for light and dark pages."""
     measured, hardware = networks()
-    figure = Figure(figsize=(8, max(3.8, 1.2 + 0.21 * len(measured))), dpi=200, layout="constrained", facecolor=PAPER)
+    figure = Figure(figsize=(8, 5.6), dpi=200, layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_facecolor(PAPER)
@@ -208,7 +216,7 @@ def draw(path: Path) -> None:
     for precision in PRECISIONS:
         axes.plot([], [], **_marker(precision, INK), label=precision)
     axes.plot([], [], color=OURS, linewidth=4, label="SHViT")
-    axes.plot([], [], color=PEER, linewidth=4, label="peers († distilled)")
+    axes.plot([], [], color=PEER, linewidth=4, label="peers († distilled, ‡ ImageNet-21k or 22k)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=11, frameon=False)
     figure.suptitle(f"One image, one thread, OpenVINO · {hardware_in_words(hardware)}", fontsize=12, color=INK)
     axes.set_xlabel("latency, ms (log scale, left is faster)", fontsize=12, color=INK)
@@ -219,9 +227,9 @@ def draw(path: Path) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(0.06, 0.08)
-    figure.draw_without_rendering()  # how far apart names are depends on the final layout
-    _name_beside(axes, measured)
+    axes.margins(0.22, 0.06)
+    figure.draw_without_rendering()  # where names fit depends on the final layout
+    _label(axes, measured)
     figure.savefig(path, facecolor=PAPER, metadata={"Software": None, "Description": data()})
 
 
@@ -232,23 +240,25 @@ def _marker(precision: str, color: str) -> dict[str, Any]:
             "linestyle": "none"}  # fmt: skip
 
 
-def _name_beside(axes: Axes, measured: list[Network]) -> None:
-    """Put the names in a column to the right of the axes, in the order of accuracy, each with a line to its point."""
-    gap = 15 * axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
-    wanted = [axes.transData.transform((1, one.top1))[1] for one in measured]
-    placed: list[float] = []
-    for height in wanted:
-        placed.append(max(height, placed[-1] + gap) if placed else height)
-    top = axes.bbox.y1
-    for index in reversed(range(len(placed))):  # a column that is too high moves down
-        placed[index] = min(placed[index], top)
-        top = placed[index] - gap
-    for one, height in zip(measured, placed, strict=True):
-        color = OURS if one.ours else PEER
-        axes.annotate(
-            one.name + "†" * one.distilled, (max(one.milliseconds.values()), one.top1),
-            (1.03, axes.transAxes.inverted().transform((0, height))[1]), textcoords="axes fraction", color=color,
-            fontsize=11, fontweight="bold" if one.ours else "normal", verticalalignment="center",
-            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": color, "alpha": 0.6, "relpos": (0, 0.5),
-                        "shrinkB": 5},
-        )  # fmt: skip
+def _label(axes: Axes, measured: list[Network]) -> None:
+    """Write each name beside its fastest or slowest point where it covers nothing, or below with a line."""
+    pixel = axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
+    ends = [
+        axes.transData.transform([(f(one.milliseconds.values()), one.top1) for f in (min, max)]) for one in measured
+    ]
+    taken = [Bbox([left - 6 * pixel, right + 6 * pixel]) for left, right in ends]
+    for one, (left, right) in sorted(zip(measured, ends, strict=True), key=lambda pair: -pair[0].ours):
+        text = axes.text(0, 0, one.label, fontsize=9.5, transform=None, color=OURS if one.ours else PEER,
+                         fontweight="bold" if one.ours else "normal", verticalalignment="center")  # fmt: skip
+        width = text.get_window_extent().width
+        text.set_in_layout(False)
+        beside = (left[0] - width - 9 * pixel, left[1]), (right[0] + 9 * pixel, right[1])
+        for shift, (x, y) in product((0, 7, -7, 10, -10, *range(-20, -100, -5)), beside):
+            text.set_position((x, y + shift * pixel))
+            box = text.get_window_extent()
+            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box := text.get_window_extent())
+        if abs(shift) > 10:
+            start, end = axes.transData.inverted().transform([((box.x0 + box.x1) / 2, box.y1), right])
+            axes.plot(*zip(start, end, strict=True), color=text.get_color(), linewidth=0.6, zorder=1)
