@@ -34,7 +34,7 @@ if [ "$what" = tests ] || [ "$what" = all ]; then
   limit=$(left)
   [ "$what" = tests ] || limit=$((limit / 3))
   limited "$limit" python3 -m pytest -m gpu -W default -W error::shvit.errors.Notice -p no:cacheprovider \
-    tests/engines/test_cuda.py tests/engines/test_kernels.py 2>&1 | tee "$results/tests.log" | tail -40
+    tests/engines/cuda 2>&1 | tee "$results/tests.log" | tail -40
   echo "== tests: $((SECONDS - started)) s"
 fi
 if [ "$what" = train ] || [ "$what" = all ]; then
