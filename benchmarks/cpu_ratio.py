@@ -27,7 +27,7 @@ from shvit.bench.machine import measure
 from shvit.bench.plan import plan, settle
 from shvit.bench.report import hardware_name
 from shvit.bench.run import about, describe
-from shvit.bench.timing import Subject, interleave, sample, warm_up
+from shvit.bench.timing import Timed, interleave, sample, warm_up
 from shvit.engines import ENGINES, Exported, Runnable
 from shvit.errors import Failure, InputError
 from shvit.model.architecture import TIMM_PREFIX, Architecture
@@ -78,7 +78,7 @@ def compare(request: BenchRequest, folder: Path) -> dict[str, Any]:
     cases, skipped = plan(replace(request, precisions=tuple(p for p in request.precisions if p in here)), models)
     failed |= {row.what: row.reason for row in skipped}
     machine = measure(request.threads, "cpu")
-    subjects: dict[Any, Subject] = {}
+    subjects: dict[Any, Timed] = {}
     baselines: dict[Case, Any] = {}
     for case in cases:
         try:
