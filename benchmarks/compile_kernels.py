@@ -1,8 +1,8 @@
-"""What the compiler makes of every kernel, for a GPU that need not be here: registers, spills, shared memory.
+"""Compile all Triton kernels of the `cuda` engine for a GPU, without a GPU, and report their resources.
 
-Triton compiles for any target on any machine. Each kernel is told with its tiles, its matrix instructions, what it
-spills of its registers to memory, and whether its shared memory is more than a multiprocessor has. It costs no GPU time
-to find out here which ways through the network are worth timing there.
+For each kernel, the report lists tile sizes, registers, register spills, shared memory, whether the shared memory
+fits into a multiprocessor, and the number of matrix instructions. Kernels that spill or do not fit need not be timed
+on a GPU.
 
     python benchmarks/compile_kernels.py shvit_s1 shvit_s4 --batch-size 1 1024 --arch 90
 """
@@ -36,7 +36,7 @@ TYPES = {
     torch.int32: "*i32",
 }
 SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024}
-"""Bytes that a kernel may have, by compute capability: CUDA C++ Programming Guide, technical specifications."""
+"""Maximum bytes per kernel, by compute capability. Source: CUDA C++ Programming Guide, technical specifications."""
 PROCESSORS = 132
 TILES = ("BLOCK", "BM", "BN", "BK", "BH", "BC", "TILE", "TOGETHER", "SPLITS", "num_warps", "num_stages")
 ALIGNED = [["tt.divisibility", 16]]
@@ -45,16 +45,16 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel."""
+    """Resources of one compiled kernel."""
 
     model: str
     batch_size: int
     layer: str
     way: int
-    """Of the ways to run its part of the network."""
+    """Index among the alternatives for its part of the network."""
     registers: int
     stack: int
-    """Bytes a thread keeps in memory for want of registers."""
+    """Bytes per thread that do not fit into registers."""
     shared_memory: int
     fits: bool
     matrix_instructions: int
@@ -62,7 +62,7 @@ class Compiled:
 
 
 def compiled(launch: Launch, arch: int) -> tuple[int, int, int, int]:
-    """Registers, stack, shared memory and matrix instructions of what Triton makes of the launch."""
+    """Compile a launch. Returns registers, stack, shared memory and the number of matrix instructions."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
@@ -93,7 +93,7 @@ def _said(*command: Any) -> str:
 
 
 def jobs(name: str, batch: int, first: bool) -> list[tuple[int, Launch]]:
-    """Every launch that the network may take, each once."""
+    """All launches that the engine can choose from for this network, each once."""
     model_file = open_model(name)
     side = model_file.preprocess.image_size
     images = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(batch, -1, -1, -1)
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="shvit_s1 to shvit_s4, or model files")
     parser.add_argument("--batch-size", nargs="+", type=int, default=[1024])
     parser.add_argument("--arch", type=int, default=90, help="compute capability, without the point")
-    parser.add_argument("--first", action="store_true", help="only the first way of each part")
+    parser.add_argument("--first", action="store_true", help="only the first alternative for each part of the network")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="a .json file")
     args = parser.parse_args()

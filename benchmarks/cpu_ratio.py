@@ -1,11 +1,11 @@
-"""Speed as a ratio to what one has without this project: timm's port of SHViT, exported as it is, in ONNX Runtime.
+"""Throughput of the engines on a CPU, relative to timm's port of SHViT in ONNX Runtime fp32.
 
-The baseline takes float images that are already normalised, in fp32, at the same batch and with as many threads; what
-is compared with it takes uint8 images and normalises them itself. All are timed in turn, round after round; a ratio is
-that of the medians. Exported files run as they were written.
+The baseline is the unfused network, exported as it is. Its input is normalized fp32 images, with the same batch size
+and number of threads. The engines take uint8 images and normalize them. Runs are interleaved; a ratio is that of the
+medians. Exported files run in their own precision.
 
-How much there is to gain: ONNX Runtime's fp32 kernels come close to the rate of fp32 matrix products, so the ratio of
-the machine's rates, which is measured too, is about the ratio that bf16 and int8 can reach.
+ONNX Runtime's fp32 kernels come close to the CPU's peak fp32 FLOP/s. The ratio of the peaks of two precisions, which
+is also measured, is therefore about the largest ratio that bf16 and int8 can reach.
 
     python benchmarks/cpu_ratio.py shvit_s1 shvit_s4 --engine openvino onnx torch --batch-size 16 1 --threads 1
 """
@@ -27,7 +27,7 @@ from shvit.bench.machine import measure
 from shvit.bench.plan import plan, settle
 from shvit.bench.report import hardware_name
 from shvit.bench.run import about, describe
-from shvit.bench.timing import Subject, interleave, sample, warm_up
+from shvit.bench.timing import Timed, interleave, sample, warm_up
 from shvit.engines import ENGINES, Exported, Runnable
 from shvit.errors import Failure, InputError
 from shvit.model.architecture import TIMM_PREFIX, Architecture
@@ -36,7 +36,7 @@ from shvit.requests.bench import BenchRequest
 
 
 class Plain:
-    """timm's port, exported with its norms and branches, in ONNX Runtime."""
+    """The baseline: timm's port of SHViT in ONNX Runtime, exported without fusing."""
 
     def __init__(self, architecture: Architecture, case: Case, folder: Path) -> None:
         name = architecture.name.removeprefix(TIMM_PREFIX)
@@ -45,7 +45,7 @@ class Plain:
         network = timm.create_model(name, num_classes=architecture.num_classes).eval()
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-                torch.nn.init.ones_(module.weight)  # as those it is compared with
+                torch.nn.init.ones_(module.weight)  # as in the networks that are compared with it
         images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
         path = folder / f"{name}_{case.batch_size}_{case.image_size}.onnx"
         torch.onnx.export(network, (images,), path, input_names=["images"], dynamo=True, verbose=False)
@@ -60,25 +60,25 @@ class Plain:
 
 
 def architecture_of(model: Runnable) -> Architecture:
-    """Raises InputError where an exported file does not say what it holds."""
+    """The architecture of a model. Raises InputError if an exported file does not record it."""
     if not isinstance(model, Exported):
         return model.architecture
     described = model.provenance.get("architecture")
     if described is None:
-        raise InputError(f"{model.path} does not say which network it holds")
+        raise InputError(f"{model.path} does not record its architecture")
     return Architecture.from_dict(described)
 
 
 def compare(request: BenchRequest, folder: Path) -> dict[str, Any]:
-    """Times every case and the baselines; rows of ratios, and what failed."""
+    """Time all cases and baselines. Returns the rows with their ratios, and the failures."""
     models = {name: open_model(name) for name in request.models}
     kinds = [kind for kind in ENGINES.values() if not kind.unavailable("cpu")]
     here = {precision for kind in kinds for precision in kind.precisions("cpu")}
-    failed = {name: "this processor has none" for name in request.precisions if name not in here}
+    failed = {name: "not supported by this CPU" for name in request.precisions if name not in here}
     cases, skipped = plan(replace(request, precisions=tuple(p for p in request.precisions if p in here)), models)
     failed |= {row.what: row.reason for row in skipped}
     machine = measure(request.threads, "cpu")
-    subjects: dict[Any, Subject] = {}
+    subjects: dict[Any, Timed] = {}
     baselines: dict[Case, Any] = {}
     for case in cases:
         try:
@@ -117,7 +117,7 @@ def compare(request: BenchRequest, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", help="shvit_s1 to shvit_s4, model files, exported files")
+    parser.add_argument("models", nargs="+", help="shvit_s1 to shvit_s4, model files or exported files")
     parser.add_argument("--engine", nargs="+", default=[])
     parser.add_argument("--precision", nargs="+", default=[])
     parser.add_argument("--batch-size", nargs="+", type=int, default=[16, 1])
@@ -145,7 +145,7 @@ def main() -> None:
     result = {
         "what": f"{best['model']}, {best['engine']} {best['precision']}, batch {best['batch_size']}",
         "value": best["ratio"],
-        "unit": "times the images/s of timm's plain port in ONNX Runtime fp32",
+        "unit": "times the images/s of timm's port in ONNX Runtime fp32",
         "threads": args.threads,
         "request": asdict(request),
         **measured,
@@ -160,7 +160,7 @@ def main() -> None:
             f"{row['ratio']:.2f} times, {row['seconds'] * 1e3:.2f} ms against {row['plain_seconds'] * 1e3:.2f} ms"
         )
     for what, reason in measured["failed"].items():
-        print(f"no row: {what}: {reason}")
+        print(f"not measured: {what}: {reason}")
     print(f"wrote {path}")
 
 

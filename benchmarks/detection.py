@@ -1,11 +1,11 @@
-"""What detectors learn: a few photographs by heart; and, from a small data set, with a trained backbone and without.
+"""Two experiments with detectors: overfit a few photographs, and compare a trained backbone with random weights.
 
-By heart: of a COCO folder, the first --images training photographs without crowds all of whose objects are at least a
-quarter of the photograph's longer side wide (the root of width times height), with the classes that occur on them;
-trained and judged on the same, without augmentation.
+`by-heart`: overfit the first --images training photographs of a COCO folder, without augmentation, and evaluate on
+the same photographs. Only photographs without crowds are used, in which the square root of every box's area is at
+least a quarter of the photograph's longer side.
 
-Learn: the whole folder, recipe `small` at 192 pixels, from --start and from fresh weights, judged on its validation
-images.
+`learn`: train with the recipe `small` at 192 pixels on the whole folder, with the backbone of --start and from random
+weights, and evaluate on the validation images.
 
     python benchmarks/detection.py ../shared/data/coco421 --runs ../runs --start ../runs/s1/best.safetensors
 """
@@ -38,7 +38,7 @@ LEARN = ["--task", "detect", "--image-size", "192", "--epochs", "12", "--eval-ev
 
 
 def choose(coco: Path, images: int) -> dict[str, Any]:
-    """The annotations of the photographs to be learnt by heart."""
+    """The annotations of the photographs to overfit."""
     known = json.loads((coco / "annotations" / "instances_train2017.json").read_text())
     objects: dict[int, list[dict[str, Any]]] = {}
     for row in known["annotations"]:
@@ -57,7 +57,7 @@ def choose(coco: Path, images: int) -> dict[str, Any]:
 
 
 def write(coco: Path, document: dict[str, Any], out: Path) -> None:
-    """A COCO folder whose training and validation images are the same."""
+    """Write a COCO folder with the same images for training and validation."""
     shutil.rmtree(out, ignore_errors=True)
     (out / "annotations").mkdir(parents=True)
     for split in ("train2017", "val2017"):
@@ -68,13 +68,13 @@ def write(coco: Path, document: dict[str, Any], out: Path) -> None:
 
 
 def shvit(*arguments: str) -> dict[str, Any]:
-    """The JSON document that a command prints."""
+    """Run a command. Returns its JSON document."""
     command = [sys.executable, "-m", "shvit", *arguments, "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def run(data: Path, out: Path, start: str, flags: list[str]) -> dict[str, Any]:
-    """Train into `out`, made anew, and judge: the command, how long it took, COCO's numbers of the best weights."""
+    """Train into a new folder `out` and evaluate. Returns command, seconds, and COCO metrics of the best weights."""
     shutil.rmtree(out, ignore_errors=True)
     command = ["train", str(data), "--model", start, *flags, "--workers", "0"]
     started = time.perf_counter()
@@ -94,9 +94,9 @@ def by_heart(args: argparse.Namespace) -> dict[str, Any]:
         for task in EPOCHS
     }
     return {
-        "what": f"shvit_s1 on {args.images} photographs of {args.data.name}, learnt by heart",
+        "what": f"shvit_s1 overfits {args.images} photographs of {args.data.name}",
         "value": min(one[kind]["AP50"] for one in runs.values() for kind in ("bbox", "segm") if kind in one),
-        "unit": "AP50 on the training images, the least of boxes and masks",
+        "unit": "AP50 on the training images, minimum over boxes and masks",
         "objects": len(document["annotations"]),
         "classes": len(document["categories"]),
         "photographs": [image["file_name"] for image in document["images"]],
@@ -114,9 +114,9 @@ def learn(args: argparse.Namespace) -> dict[str, Any]:
         pairs.append({"seed": seed, "trained": trained, "fresh": fresh})
     gains = [100 * (pair["trained"]["bbox"]["AP50"] - pair["fresh"]["bbox"]["AP50"]) for pair in pairs]
     return {
-        "what": f"shvit_s1 as RetinaNet on {args.data.name}: with a trained backbone, and from scratch",
+        "what": f"RetinaNet on shvit_s1 and {args.data.name}: with a trained backbone, and from scratch",
         "value": mean(gains),
-        "unit": "points of AP50 that the trained backbone gains on the validation images, mean over seeds",
+        "unit": "difference in AP50 on the validation images, in points, mean over seeds",
         "pairs": pairs,
     }
 
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="COCO folder")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the data and the runs")
-    parser.add_argument("--start", required=True, help="a trained classifier")
+    parser.add_argument("--start", required=True, help="a trained classifier, whose backbone is used")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", choices=("by-heart", "learn"))

@@ -1,6 +1,7 @@
-"""Backbones at 512 pixels, batch 16 and 1, and whole detectors, one image: SHViT-S4, ResNet-50 and MobileNetV3-Large.
+"""Time backbones at batch size 16 and 1, and whole detectors at batch size 1, at 512 pixels.
 
-As `shvit bench --task detect`, without batches of whole detectors, which take minutes each on a CPU.
+This is `shvit bench --task detect` with its own selection of networks, and without batches of whole detectors, which
+take minutes on a CPU.
 
     python benchmarks/detection_speed.py --rounds 3
 """

@@ -1,17 +1,18 @@
-"""SHViT on a GPU: the engine of its own kernels beside what a user has without it, and how exact it is.
+"""Speed and accuracy of the `cuda` engine on a GPU, compared with PyTorch.
 
-For each variant, in one run, in turn, round after round: the cuda engine on shvit_sN; and of timm's port of the same
-network, folded, torch.compile at its best (max-autotune, the faster of NCHW and channels_last), eager, and as the
-paper's scripts measured (traced, fp16 autocast). Images lie on the GPU as uint8 (the paper's way: as fp32), logits stay
-there. Weights are random with lively norms: speed does not depend on them.
+Speed, in interleaved runs for each variant: the `cuda` engine, and timm's port of the same network, fused, in three
+forms: torch.compile (max-autotune, with the faster of NCHW and channels_last), eager, and the paper's protocol
+(traced, fp16 autocast). Inputs are uint8 images on the GPU (the paper's protocol: fp32); logits stay on the GPU.
+Weights are random, since they do not affect the speed.
 
-Exactness: logits of the cuda engine, and of PyTorch in the same precision, against PyTorch in fp32 without TF32.
+Accuracy: logits of the `cuda` engine, and of PyTorch in the same precision, compared with PyTorch in fp32 without
+TF32.
 
-The floor of each row is its operations over the rate of fp16 matrix products, measured in the same run; the profile has
-it for each layer, with the layer's bytes over the rate of a large copy.
+The minimum time of each row is its number of operations divided by the peak fp16 FLOP/s, measured in the same run.
+The profile has it for each layer, together with the time for the layer's bytes at the measured memory bandwidth.
 
-Each variant's file is written after each of its stages; no variant is begun that would end after --seconds, if it took
-as long as the one before.
+The file of a variant is written after each stage. With --seconds, a variant is skipped if it would not finish in
+time, assuming that it takes as long as the previous one.
 
     python benchmarks/gpu.py shvit_s1 shvit_s2 shvit_s3 shvit_s4
 """
@@ -44,12 +45,12 @@ STAGES = {
     "eager": ((CudaEngine.name, EAGER, TRACED), (1, 32, 256, 1024, 2048)),
     "compiled": ((CudaEngine.name, COMPILED, TRACED), (1024,)),
 }
-"""What is timed together, and at which batches: torch.compile, which takes a minute for each, comes last and once."""
+"""Engines that are timed together, and their batch sizes. torch.compile takes a minute per case, so it comes last."""
 CHECKED = 64
 
 
 def lively(name: str) -> ModelFile:
-    """Random weights, and norms that do something."""
+    """A network with random weights and random BatchNorm statistics."""
     torch.manual_seed(0)
     model = Architecture(name).build().eval()
     for module in model.modules():
@@ -62,7 +63,7 @@ def lively(name: str) -> ModelFile:
 
 
 def exactness(name: str, device: str) -> dict[str, dict[str, float]]:
-    """Distance of logits from those in fp32, as a share of these, by norm; and the share of first labels alike."""
+    """Compare logits with fp32: relative error by norm and by maximum, and the agreement of the top-1 class."""
     model_file = lively(name)
     side = model_file.preprocess.image_size
     coarse = torch.randint(0, 256, (CHECKED, 3, 8, 8), dtype=torch.uint8)
@@ -92,7 +93,7 @@ def eager(model_file: ModelFile, precision: str, images: torch.Tensor) -> torch.
 
 
 def ratios(result: Result) -> dict[str, float]:
-    """Images/s of the cuda engine over those of each other way, by way and batch."""
+    """Throughput of the `cuda` engine relative to each other engine, by engine and batch size."""
     seconds = {(row.case.engine, row.case.batch_size): row.timing.median for row in result.rows}
     return {
         f"{engine}, batch {batch}": spent / seconds[CudaEngine.name, batch]
@@ -102,10 +103,10 @@ def ratios(result: Result) -> dict[str, float]:
 
 
 def run(name: str, args: argparse.Namespace, console: Console) -> None:
-    """All of one variant; its file is written anew after each stage."""
+    """Measure one variant. Its file is rewritten after each stage."""
     error = exactness(name, args.device)
     for way, one in error.items():
-        say(console, f"{name} {way}: logits differ by {one['distance']:.1e} of their size")
+        say(console, f"{name} {way}: relative error of the logits {one['distance']:.1e}")
     compared: dict[str, float] = {}
     stages: dict[str, Any] = {}
     started = time.perf_counter()
@@ -114,7 +115,7 @@ def run(name: str, args: argparse.Namespace, console: Console) -> None:
         print(f"{time.perf_counter() - started:6.0f} s  {what} {done}/{total}", file=sys.stderr, flush=True)
 
     def wanted(case: Case) -> bool:
-        """Ours on our network, the others on timm's port of it."""
+        """The `cuda` engine runs our network; the other engines run timm's port of it."""
         return case.model.startswith(TIMM_PREFIX) != (case.engine == CudaEngine.name)
 
     models = (name, f"{TIMM_PREFIX}{name}")
@@ -137,7 +138,7 @@ def run(name: str, args: argparse.Namespace, console: Console) -> None:
         document = {
             "what": f"{name}, cuda fp16, batch 1024",
             "value": compared.get(f"{COMPILED}, batch 1024"),
-            "unit": "times the images/s of timm's fused port under torch.compile(max-autotune)",
+            "unit": "times the images/s of timm's fused port with torch.compile (max-autotune)",
             "ratios": compared,
             "exactness": error,
             "stages": stages,
@@ -149,7 +150,7 @@ def run(name: str, args: argparse.Namespace, console: Console) -> None:
         path.write_text(json.dumps(document, indent=2) + "\n")
         say(console, f"wrote {path}")
     for what, ratio in compared.items():
-        say(console, f"{name}: {ratio:.2f} times {what}")
+        say(console, f"{name}: {ratio:.2f} times the throughput of {what}")
 
 
 def main() -> None:
@@ -157,7 +158,9 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="shvit_s1 to shvit_s4")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing that would end later")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="skip variants that would not finish within this time"
+    )
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
 

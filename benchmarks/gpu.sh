@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Checks and times what needs a GPU: tests of the kernels, a training step, and the kernels' speed beside PyTorch's.
-# Leaves results/*.json. Needs the package's dependencies, not the package installed.
+# Run everything that needs a GPU: tests of the kernels, a training step, and the kernels' speed compared with PyTorch.
+# Writes results/*.json. Needs the dependencies of the package; the package need not be installed.
 #
 #   benchmarks/gpu.sh tests|train|bench|all [RESULTS [SECONDS [MODELS...]]]
 #
-# "all" keeps within SECONDS (570): what there is no time for is told, and a second call with "bench" and the models that
-# are left goes on. Kernels are compiled when they are first met, which takes minutes, and kept in Triton's cache.
+# "all" takes at most SECONDS (default 570) and prints what it had no time for; measure that with a second call: "bench" and
+# the remaining models. Kernels are compiled at first use, which takes minutes, and are kept in Triton's cache.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-all}
@@ -23,7 +23,7 @@ left() { # seconds, at least 10
   echo $((rest > 10 ? rest : 10))
 }
 
-limited() { # SECONDS COMMAND...: Ctrl-C first, so that what was found is told
+limited() { # SECONDS COMMAND...: stop with SIGINT, so that partial results are printed
   local limit=$1
   shift
   timeout -s INT -k 10 "$limit" "$@"
@@ -34,7 +34,7 @@ if [ "$what" = tests ] || [ "$what" = all ]; then
   limit=$(left)
   [ "$what" = tests ] || limit=$((limit / 3))
   limited "$limit" python3 -m pytest -m gpu -W default -W error::shvit.errors.Notice -p no:cacheprovider \
-    tests/engines/test_cuda.py tests/engines/test_kernels.py 2>&1 | tee "$results/tests.log" | tail -40
+    tests/engines/cuda 2>&1 | tee "$results/tests.log" | tail -40
   echo "== tests: $((SECONDS - started)) s"
 fi
 if [ "$what" = train ] || [ "$what" = all ]; then

@@ -1,8 +1,8 @@
-"""The least time that SHViT's launches on a GPU can take, by counting; needs no GPU.
+"""Estimate the minimum time of SHViT's kernel launches on a GPU, without a GPU.
 
-Each launch needs its operations over the GPU's rate of matrix products, and its bytes, each map and weight once, over
-the rate of memory; the larger of the two is its floor, and launches run one after another. The rates given by default
-are of an H200, as measured by others: fp16 products of random matrices, and a large copy, read and written.
+A launch takes at least its number of operations divided by the peak FLOP/s, and at least its bytes (each feature map
+and weight once) divided by the memory bandwidth. Launches run one after another. The default peaks are published
+measurements of an H200: fp16 matmuls of random matrices, and a large copy, read and written.
 
     python benchmarks/gpu_floor.py shvit_s1 --batch-size 1024 --layers
 """
@@ -20,7 +20,7 @@ from shvit.engines.portable import portable
 
 @dataclass
 class Layer:
-    """Launches of one name, added up."""
+    """The sum of all launches with the same name."""
 
     launches: int = 0
     operations: int = 0
@@ -30,7 +30,7 @@ class Layer:
 
 
 def layers(name: str, batch: int, rate: float, bandwidth: float, processors: int) -> dict[str, Layer]:
-    """By name, in the network's order."""
+    """Layers by name, in the order of the network."""
     model_file = open_model(name)
     side = model_file.preprocess.image_size
     images = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(batch, -1, -1, -1)
@@ -49,10 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="shvit_s1 to shvit_s4, or model files")
     parser.add_argument("--batch-size", type=int, default=1024)
-    parser.add_argument("--rate", type=float, default=790e12, help="operations a second of matrix products")
-    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes a second of memory")
-    parser.add_argument("--processors", type=int, default=132, help="multiprocessors of the GPU")
-    parser.add_argument("--layers", action="store_true", help="a line for each layer")
+    parser.add_argument("--rate", type=float, default=790e12, help="peak matmul FLOP/s")
+    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="memory bandwidth in bytes/s")
+    parser.add_argument("--processors", type=int, default=132, help="number of multiprocessors")
+    parser.add_argument("--layers", action="store_true", help="print a line for each layer")
     args = parser.parse_args()
 
     for name in args.models:

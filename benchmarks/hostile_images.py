@@ -1,8 +1,9 @@
-"""Mutated images through predict, eval and a training epoch: no traceback, no hang, no lost row, bounded memory.
+"""Run predict, eval and a training epoch on damaged images. Check for tracebacks, hangs, lost rows and high memory use.
 
-Photographs are written in many formats and spoiled: bytes flipped, the end cut off, pieces repeated, removed or taken
-from another file, the image's size replaced in the header, scans of a JPEG repeated. They lie in class folders, with
-some that are whole. Three commands run on each lot, in processes of their own, whose peak memory the system tells.
+Photographs are written in many formats and damaged: bytes are changed, the end is cut off, parts are repeated,
+removed or taken from another file, the image size in the header is replaced, JPEG scans are repeated. The class
+folders also contain undamaged images. The three commands run on each chunk of images, in separate processes whose
+peak memory is recorded.
 
     python benchmarks/hostile_images.py ../shared/data/photos --images 200 --seed 0
 """
@@ -58,17 +59,17 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **({"avif": ("AVIF", ".avif", {})} if features.check("avif") else {}),
     **({"jpeg 2000": ("JPEG2000", ".jp2", {})} if features.check("jpg_2000") else {}),
 }
-"""Format, suffix, and how it is saved."""
+"""Format, suffix, and options of saving."""
 SIDES = 0, 1, 2, 255, 5_000, 9_400, 20_000, 65_500, 65_535, 1_000_000, 2**31 - 1, 2**32 - 1
-"""What a size in a header is replaced by."""
+"""Replacements of width or height in a header."""
 WHOLE = 8
-"""Good images of each class and split that lie among the others."""
+"""Number of undamaged images in each class folder."""
 TRAIN = ["--model", "shvit_s1", "--image-size", "32", "--epochs", "1", "--batch-size", "16", "--workers", "0"]
 FIXED = ["--device", "cpu", "--max-bad-share", "1"]
 
 
 def encoded(photo: Path, kind: str, size: int) -> bytes:
-    """The photograph as a file of that kind, its longer side at most `size` pixels."""
+    """The photograph in this format, with a longer side of at most `size` pixels."""
     format_, _, options = KINDS[kind]
     options = dict(options)
     mode, frames = options.pop("mode", "RGB"), options.pop("frames", 1)
@@ -109,7 +110,7 @@ def removed(data: bytes, chance: random.Random) -> bytes:
 
 
 def rescanned(data: bytes, chance: random.Random) -> bytes:
-    """Of a JPEG, its last scan many times over."""
+    """Repeat the last scan of a JPEG."""
     start, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
     if start < 0 or end < start:
         return repeated(data, chance)
@@ -117,7 +118,7 @@ def rescanned(data: bytes, chance: random.Random) -> bytes:
 
 
 def resized(data: bytes, chance: random.Random) -> bytes:
-    """With another width or height wherever the header seems to state it; the checksum of a PNG's header is right."""
+    """Replace the width or height in the header. The checksum of a PNG header is corrected."""
     with Image.open(io.BytesIO(data)) as image:
         old = chance.choice(image.size)
     new = chance.choice(SIDES)
@@ -142,7 +143,7 @@ def spliced(one: bytes, other: bytes, chance: random.Random) -> bytes:
 
 
 def spoiled(photos: list[Path], chance: random.Random) -> tuple[str, str, bytes]:
-    """What was done to it, its suffix, and the file."""
+    """Returns a description of the damage, the suffix, and the file content."""
     kind, photo = chance.choice(list(KINDS)), chance.choice(photos)
     data = encoded(photo, kind, chance.choice((64, 200, 500)))
     done = []
@@ -154,14 +155,14 @@ def spoiled(photos: list[Path], chance: random.Random) -> tuple[str, str, bytes]
         mutation = chance.choice(MUTATIONS)
         try:
             data = mutation(data, chance)
-        except Exception:  # an earlier one left nothing that could be spoiled
+        except Exception:  # an earlier change left too little of the file
             continue
         done.append(mutation.__name__)
     return f"{kind}, {' and '.join(done)}", KINDS[kind][1], data
 
 
 def fill(folder: Path, photos: list[Path], count: int, chance: random.Random) -> Counter[str]:
-    """Class folders with so many spoiled images, and some that are whole; how often each thing was done."""
+    """Write class folders with `count` damaged images and some good ones. Returns the number of images by damage."""
     done: Counter[str] = Counter()
     places = [folder / split / name for split in ("train", "train", "val") for name in "ab"]
     for place in places:
@@ -178,7 +179,7 @@ def fill(folder: Path, photos: list[Path], count: int, chance: random.Random) ->
 
 
 def run(command: list[str], most_seconds: float) -> dict[str, Any]:
-    """Exit code, seconds, peak memory in MiB, and what is wrong with how the command ended."""
+    """Run a command. Returns exit code, seconds, peak memory in MiB, and problems."""
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -220,7 +221,7 @@ def run(command: list[str], most_seconds: float) -> dict[str, Any]:
 
 
 def try_all(data: Path, model: Path, out: Path, most_seconds: float) -> list[dict[str, Any]]:
-    """The three commands on a folder of images."""
+    """Run the three commands on a folder of images."""
     out.mkdir(exist_ok=True)
     predict = run(["predict", str(model), str(data), "--out", str(out / "predictions.jsonl")], most_seconds)
     images = sum(path.is_file() for path in data.rglob("*"))
@@ -237,10 +238,10 @@ def try_all(data: Path, model: Path, out: Path, most_seconds: float) -> list[dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="a folder of good photographs")
-    parser.add_argument("--images", type=int, default=200, help="to spoil")
-    parser.add_argument("--lot", type=int, default=200, help="images that each command gets at once")
+    parser.add_argument("--images", type=int, default=200, help="number of damaged images")
+    parser.add_argument("--lot", type=int, default=200, help="images per chunk")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder for the images, which are otherwise removed")
+    parser.add_argument("--keep", type=Path, help="a folder to keep the images in")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
 
@@ -261,7 +262,7 @@ def main() -> None:
         )
         for number, start in enumerate(range(0, args.images, args.lot)):
             count = min(args.lot, args.images - start)
-            # In a process of its own: the system counts this one's peak memory as its children's, too.
+            # In a separate process, because child processes inherit this process's peak memory.
             with get_context("spawn").Pool(1) as builder:
                 arguments = folder / f"lot {number}", photos, count, random.Random(chance.random())
                 done += builder.apply(fill, arguments)
@@ -271,9 +272,9 @@ def main() -> None:
                 print(number, {key: value for key, value in row.items() if value}, flush=True)
     wrong = [row for row in rows if row["wrong"]]
     result = {
-        "what": f"{args.images} mutated images, {args.lot} at a time, through predict, eval and a training epoch",
+        "what": f"predict, eval and a training epoch on {args.images} damaged images, {args.lot} at a time",
         "value": len(wrong),
-        "unit": "commands of these that hung, lost a row, or ended with a traceback or by a signal",
+        "unit": "commands that hung, lost a row, or ended with a traceback or by a signal",
         "seed": args.seed,
         "commands": len(rows),
         "tracebacks": sum("traceback" in row["wrong"] for row in rows),
@@ -291,7 +292,7 @@ def main() -> None:
     }
     path = args.results / f"hostile-images_{hardware_name(about['hardware'])}_{about['date'][:10]}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"{len(wrong)} of {len(rows)} commands ended wrong; {path}")
+    print(f"{len(wrong)} of {len(rows)} commands failed; wrote {path}")
 
 
 if __name__ == "__main__":

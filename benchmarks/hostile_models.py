@@ -1,10 +1,10 @@
-"""Spoils good model files and exports, and counts what gets through: tracebacks, hangs, crashes, and code that ran.
+"""Run info and predict on damaged model files and exports. Count tracebacks, hangs, crashes and executed code.
 
-A small network is written in each format, and its file is spoiled in many ways: bytes flipped or zeroed, the end cut
-off, parts of the file swapped, a field of the metadata replaced by a hostile or deeply nested value, code put where a
-reader might run it. What only a person would change gets the digest of what it is now. `shvit info` and
-`shvit predict` then read each, in a process of its own for each batch of files, whose memory is limited. Code that runs
-creates a file, the marker.
+A small network is written in each format, and its file is changed in many ways: bytes are changed or zeroed, the end
+is cut off, parts are swapped, a metadata field gets a hostile or deeply nested value, or code is inserted where a
+reader might run it. Changes that an attacker would make get a valid digest. `shvit info` and `shvit predict` then
+read each file; every batch of files has its own process with limited memory. Code that runs creates a file, the
+marker.
 
     python benchmarks/hostile_models.py --count 200 --seed 1
 """
@@ -95,7 +95,7 @@ NOT_RUN_HERE = () if sys.platform == "darwin" else (".mlpackage",)
 
 
 class Payload:
-    """Creates the marker where it is unpickled."""
+    """Creates the marker when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -105,7 +105,7 @@ class Payload:
 
 
 def write_good(folder: Path) -> list[Path]:
-    """A small network in each format that can be written here, each in a folder of its own."""
+    """Write a small network in each available format, each in its own folder."""
     model = Architecture("tiny", 2, config=CONFIG).build().eval()
     model_file = ModelFile(model, ("red", "green"), Preprocess(32))
     kinds = {kind.suffix: kind for kind in engines.FORMATS.values() if kind.absent() is None}
@@ -121,7 +121,7 @@ def write_good(folder: Path) -> list[Path]:
 
 
 def changed_metadata(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """The file with other metadata, in the form of its format, and with a digest that fits."""
+    """Write the file with other metadata and a valid digest."""
     {
         ".safetensors": _in_safetensors,
         ".onnx": _in_onnx,
@@ -135,7 +135,7 @@ def changed_metadata(path: Path, change: Callable[[dict[str, Any]], None]) -> No
 
 
 def reseal(path: Path) -> None:
-    """Gives the file the digest of what it is now."""
+    """Update the digest of a file to its current content."""
     if path.suffix == ".safetensors":
         return
     marked = [part for part in files_of(path) if SEAL.search(part.read_bytes())]
@@ -215,7 +215,7 @@ def _in_timm(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def rewritten(path: Path, changes: dict[str, Callable[[bytes], bytes]], more: dict[str, bytes] | None = None) -> None:
-    """The archive with these members changed, and others added, by their names without the root."""
+    """The archive with these members changed or added. Names are given without the root folder."""
     with zipfile.ZipFile(path) as old:
         comment, members = old.comment, {name: old.read(name) for name in old.namelist()}
     root = next(iter(members)).partition("/")[0]
@@ -228,7 +228,7 @@ def rewritten(path: Path, changes: dict[str, Callable[[bytes], bytes]], more: di
 
 
 def flip(path: Path, rng: random.Random, marker: Path) -> None:
-    """Some bytes of a part."""
+    """Change some bytes of a part."""
     part = rng.choice(files_of(path))
     content = bytearray(part.read_bytes())
     for _ in range(rng.choice((1, 3, 30))):
@@ -237,7 +237,7 @@ def flip(path: Path, rng: random.Random, marker: Path) -> None:
 
 
 def zero(path: Path, rng: random.Random, marker: Path) -> None:
-    """A stretch of a part, of 100 kB at most."""
+    """Zero a range of a part, at most 100 kB."""
     part = max(files_of(path), key=lambda part: part.stat().st_size)
     content = bytearray(part.read_bytes())
     length = min(100_000, len(content) // 3)
@@ -247,14 +247,14 @@ def zero(path: Path, rng: random.Random, marker: Path) -> None:
 
 
 def cut(path: Path, rng: random.Random, marker: Path) -> None:
-    """The end of a part."""
+    """Remove the end of a part."""
     part = rng.choice(files_of(path))
     content = part.read_bytes()
     part.write_bytes(content[: rng.randrange(len(content))])
 
 
 def swap(path: Path, rng: random.Random, marker: Path) -> None:
-    """Two members of an archive, two parts, or two stretches of the only one; the digest fits, or not."""
+    """Swap two members of an archive, two parts, or two ranges of a single part, with or without a valid digest."""
     parts = files_of(path)
     if path.suffix == ".pt2":
         with zipfile.ZipFile(path) as archive:
@@ -282,7 +282,7 @@ def swap(path: Path, rng: random.Random, marker: Path) -> None:
 
 
 def field(path: Path, rng: random.Random, marker: Path) -> None:
-    """A field of the metadata, at any depth."""
+    """Change a metadata field at any depth."""
 
     def change(document: dict[str, Any]) -> None:
         where: Any = document
@@ -301,7 +301,7 @@ def field(path: Path, rng: random.Random, marker: Path) -> None:
 
 
 def code(path: Path, rng: random.Random, marker: Path) -> None:
-    """What a reader might run, download or open."""
+    """Insert something that a reader might run, download or open."""
     bait = marker.with_suffix(".pt")
     bait.write_bytes(pickle.dumps(Payload(marker)))
     expression = f"open({str(marker)!r}, 'w').close() or 1"
@@ -354,7 +354,7 @@ WAYS = (flip, zero, cut, swap, field, field, code)
 
 
 def read_all(files: list[str], image: str, results: str, marker: str) -> None:
-    """In the child: both commands on each file, a line of JSON for each as soon as it ends."""
+    """In the child process: run both commands on each file, and print a line of JSON after each."""
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
     warnings.simplefilter("ignore")
     with Path(results).open("a", encoding="utf-8") as lines:
@@ -369,13 +369,13 @@ def read_all(files: list[str], image: str, results: str, marker: str) -> None:
 
 
 def peak() -> int:
-    """Bytes of memory that this process has taken at most."""
+    """Peak memory of this process in bytes."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return 1024 * int(line.split()[1])
 
 
 def run_one(arguments: list[str]) -> dict[str, Any]:
-    """Exit code, message and seconds of a command."""
+    """Run a command. Returns exit code, message and seconds."""
     sys.argv = ["shvit", *arguments]
     out, err, started, exit_code, failed = io.StringIO(), io.StringIO(), time.perf_counter(), 0, None
     with redirect_stdout(out), redirect_stderr(err):
@@ -397,7 +397,7 @@ def run_one(arguments: list[str]) -> dict[str, Any]:
 
 
 def watch(files: list[str], image: Path, folder: Path, marker: Path) -> list[dict[str, Any]]:
-    """The rows of all these files; one that hangs or ends its process is noted, and the others go on in a new one."""
+    """Read all files in child processes. After a hang or a crash, a new process reads the remaining files."""
     rows: list[dict[str, Any]] = []
     left = list(files)
     while left:
@@ -481,7 +481,7 @@ def main() -> None:
 def of_format(
     path: Path, arguments: argparse.Namespace, folder: Path, image: Path, marker: Path
 ) -> list[dict[str, Any]]:
-    """Spoils the file in `count` ways, and reads each."""
+    """Change the file in `count` ways, and read each result."""
     rng = random.Random(f"{arguments.seed} {path.suffix}")
     here = folder / path.suffix[1:]
     files = {}
@@ -509,13 +509,13 @@ def of_format(
 
 
 def faults(row: dict[str, Any]) -> list[str]:
-    """What must never happen."""
+    """Results that must not occur."""
     found = [name for name in ("hang", "crash") if name in row]
     return found + [name for name in ("traceback", "code_ran") if row.get(name)]
 
 
 def counted(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How the commands ended, and what went wrong."""
+    """Count the exit codes and the faults."""
     ends = Counter({0: "accepted", 1: "failed", 2: "refused"}.get(row["exit"], "other") for row in rows)
     wrong = Counter(fault for row in rows for fault in faults(row))
     unnoticed = [row for row in rows if row["exit"] == 0 and row["way"] in ("flip", "zero", "cut")]

@@ -1,10 +1,11 @@
-"""Killed at random moments and resumed each time, a run ends with the weights of one that was left alone, to the bit.
+"""Check that a run that is killed and resumed several times ends with the same weights, bit for bit.
 
-Each way to train runs once undisturbed; then again, ended by SIGKILL at random moments, all its processes at once, and
-started anew with --resume. What is compared are the bytes of the weights in last.safetensors and best.safetensors, and
-of weights, average and optimiser in the last state. The ways: no worker processes, two of them, two training processes
-under torchrun, and distillation (from the first way's network). States are saved every few steps of a fraction of a
-second, so that kills fall into the writing of states, too; how many did is told by the unfinished files they left.
+Each configuration is trained once without interruption. It is then trained again, killed with SIGKILL (all processes
+at once) at random moments, and resumed with --resume. The weights in last.safetensors and best.safetensors are
+compared, and model, EMA and optimizer in the last checkpoint. The configurations: no workers, two workers, two
+training processes under torchrun, and distillation (the teacher is the network of the first configuration).
+Checkpoints are written every few steps, so that some kills happen while a checkpoint is written; unfinished files
+show how many.
 
     python benchmarks/kill_resume.py ../shared/data/imagenette160 --kills 10
 """
@@ -35,7 +36,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 def links(data: Path, out: Path, counts: dict[str, int]) -> None:
-    """A part of the data: of each split so many images, evenly drawn."""
+    """Create links to a part of the dataset: for each split, this number of images, evenly spaced."""
     for split, count in counts.items():
         files = sorted(path for path in (data / split).rglob("*") if path.is_file())
         for file in files[:: max(1, len(files) // count)][:count]:
@@ -45,14 +46,14 @@ def links(data: Path, out: Path, counts: dict[str, int]) -> None:
 
 
 def run(command: list[str], kill_after: float | None = None) -> bool:
-    """Whether it came to its end; it is killed, with all its processes, after so many seconds."""
+    """Run a command. Returns True if it finished, or False if it was killed after `kill_after` seconds."""
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         _, err = process.communicate(timeout=kill_after)
     except subprocess.TimeoutExpired:
-        pids = [process.pid, *descendants(process.pid)]  # torchrun's have process groups of their own
+        pids = [process.pid, *descendants(process.pid)]  # torchrun's workers have their own process groups
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -92,7 +93,7 @@ def same_runs(one: Path, other: Path) -> bool:
 
 
 def try_way(launch: list[str], flags: list[str], data: Path, out: Path, kills: int, moments: random.Random) -> dict:
-    """The undisturbed run, the killed one, and whether they are the same."""
+    """Train without and with kills. Returns the number of kills and whether the results are equal."""
     train = [sys.executable, *launch, "-m", "shvit", "train", str(data), *TRAIN, *FIXED, *flags]
     began = time.monotonic()
     assert run([*train, "--out", str(out / "whole")])
@@ -102,8 +103,8 @@ def try_way(launch: list[str], flags: list[str], data: Path, out: Path, kills: i
         command = [*train, "--out", str(parts), *(["--resume"] if (parts / "recipe.json").exists() else [])]
         after.append(moments.uniform(0.1, 0.35) * whole)
         finished = run(command, after[-1])
-        cut |= {path.name for path in parts.glob(".state.pt.*")}  # by process: one is seen until the next run
-        if finished:  # before it could be killed: the last one counts for nothing
+        cut |= {path.name for path in parts.glob(".state.pt.*")}  # one per process, removed by the next run
+        if finished:  # before it was killed: do not count the last kill
             after.pop()
             break
     if not finished:
@@ -114,10 +115,12 @@ def try_way(launch: list[str], flags: list[str], data: Path, out: Path, kills: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--images", type=int, default=512, help="training images used")
+    parser.add_argument("--images", type=int, default=512, help="number of training images")
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--ways", nargs="+", help="those alone, in a file of their own; distillation needs no workers")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--ways", nargs="+", help='only these configurations, in a separate file; distillation needs "no workers"'
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
 
@@ -138,9 +141,9 @@ def main() -> None:
             rows[name] = try_way(launch, flags, data, Path(folder) / name, args.kills, moments)
             print(name, rows[name], flush=True)
     result = {
-        "what": f"shvit_s1 on {args.images} images of {args.data.name}: killed and resumed, against left alone",
+        "what": f"shvit_s1 on {args.images} images of {args.data.name}: killed and resumed runs against whole runs",
         "value": sum(row["same"] for row in rows.values()) / len(rows),
-        "unit": "share of the ways to train whose weights are the same to the bit",
+        "unit": "share of the configurations with bit-identical weights",
         "rows": rows,
         "flags": [*TRAIN, *FIXED],
         "threads": torch.get_num_threads(),

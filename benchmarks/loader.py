@@ -1,21 +1,20 @@
-"""Training images a second from files to normalised batches: `Loader` beside timm's `create_loader`.
+"""Throughput of data loading in training, compared with timm's `create_loader`.
 
-Both read the same files with two workers, draw the same augmentation and end with fp32 batches on the CPU, normalised:
-ours in the main process, after workers that hand on uint8; timm's in two ways, in its workers, which then hand on fp32
-(`use_prefetcher=False`), and in the main process (`use_prefetcher=True`). `paper` is the augmentation of SHViT, 224
-pixels: crops of 8 to 100 % of the area, mirroring, RandAugment, bilinear or bicubic by chance. `light`, 160 pixels:
-crops of 35 to 100 %, mirroring. All take turns, an epoch each, since these machines are shared; a ratio is the median
-of the ratios within a round.
+Both loaders read the same files with two workers, use the same augmentation, and return normalized fp32 batches on
+the CPU. Our workers return uint8 images, which the main process normalizes. timm's loader runs in two modes: without
+prefetcher, the workers normalize; with prefetcher, the main process does. Augmentations: `paper` is that of SHViT at
+224 pixels (crops of 8 to 100 % of the area, flips, RandAugment, random bilinear or bicubic interpolation); `light` is
+crops of 35 to 100 % and flips at 160 pixels. The loaders alternate after each epoch; a ratio is the median of the
+ratios of all rounds.
 
-The floor is the decoding, which no crop avoids: Huffman codes follow upon one another, so all of a file's bytes (100 kB
-in a photograph of 500x375) have to be gone through, and they are two thirds of the decoding. The paper's augmentation
-adds rotations, shears and translations, which take Pillow 1 to 3 ms each for 224x224 pixels, and come once in three
-images; ours are OpenCV's. What is left is bytes: a
-normalised fp32 image of 224x224 is 602 kB, which are written at least once and four times as many as in uint8. Batches
-of more than 32 MiB are new memory to the process each time, and cost as much again in page faults.
+What limits the speed: JPEG data must be decoded from the start, even for a crop. Huffman decoding takes two thirds of
+the decoding time (100 kB for a photograph of 500x375). The geometric operations of RandAugment take 1 to 3 ms each in
+Pillow for 224x224 pixels, and occur once per three images; ours use OpenCV. The rest is memory traffic: a normalized
+fp32 image of 224x224 has 602 kB, four times as much as in uint8. Batches of more than 32 MiB are newly allocated each
+time, and their page faults cost as much again.
 
-Pillow refuses to posterize to no bits from version 13 on, and timm's RandAugment asks for it in one image of 700: both
-loaders give black there.
+From version 13 on, Pillow refuses to posterize to 0 bits, which timm's RandAugment requests for one image in 700.
+Both loaders return black pixels in this case.
 
     python benchmarks/loader.py ../shared/data/photos ../shared/data/imagenette160/train
 """
@@ -51,7 +50,7 @@ Epoch = Callable[[int], Iterable[torch.Tensor]]
 
 
 def folder_of_links(source: Path, count: int, folder: Path) -> None:
-    """That many links in two classes: to files drawn evenly from the source, or to each of its files several times."""
+    """Create `count` links in two classes, to files evenly spaced in the source. Files repeat if there are fewer."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     for index in range(count):
         file = files[index * len(files) // count]
@@ -61,7 +60,7 @@ def folder_of_links(source: Path, count: int, folder: Path) -> None:
 
 
 def ours(folder: Path, reader: TrainReader, batch_size: int) -> Epoch:
-    """What `shvit train` does before a step."""
+    """The data loading of `shvit train`."""
     source = open_source(folder)
     loader = Loader(source.whole(), reader, batch_size, WORKERS, shuffle=True)
     normalize = Normalize(Preprocess(reader.image_size))
@@ -69,7 +68,7 @@ def ours(folder: Path, reader: TrainReader, batch_size: int) -> Epoch:
 
 
 def timms(folder: Path, reader: TrainReader, batch_size: int, use_prefetcher: bool) -> Epoch:
-    """What timm's train.py does on a CPU: normalised in the workers, or by its prefetcher in the main process."""
+    """The data loading of timm's train.py on a CPU."""
     loader = create_loader(
         create_dataset("", str(folder), is_training=True),
         (3, reader.image_size, reader.image_size),
@@ -79,7 +78,7 @@ def timms(folder: Path, reader: TrainReader, batch_size: int, use_prefetcher: bo
         device=torch.device("cpu"),
         scale=reader.crop_scale,
         hflip=reader.flip,
-        color_jitter=None,  # pyright: ignore[reportArgumentType]: it means none
+        color_jitter=None,  # pyright: ignore[reportArgumentType]: None turns it off
         auto_augment=reader.rand_augment,
         interpolation="random",
         num_workers=WORKERS,
@@ -88,7 +87,7 @@ def timms(folder: Path, reader: TrainReader, batch_size: int, use_prefetcher: bo
 
 
 def compare(folder: Path, reader: TrainReader, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Both in turns, images a second; the first round starts the workers and is not counted."""
+    """Throughput of all loaders, in alternating epochs. The first round starts the workers and is not counted."""
     loaders = {
         **{name: timms(folder, reader, batch_size, use_prefetcher) for name, use_prefetcher in TIMMS.items()},
         "shvit": ours(folder, reader, batch_size),
@@ -113,9 +112,11 @@ def compare(folder: Path, reader: TrainReader, batch_size: int, rounds: int) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="a folder of photographs")
-    parser.add_argument("others", type=Path, nargs="*", help="folders of other images, whose ratios are listed only")
+    parser.add_argument(
+        "others", type=Path, nargs="*", help="folders of other images, which do not count for the headline value"
+    )
     parser.add_argument("--augmentations", nargs="*", default=list(AUGMENTATIONS), choices=AUGMENTATIONS)
-    parser.add_argument("--images", type=int, default=2048, help="in an epoch")
+    parser.add_argument("--images", type=int, default=2048, help="images per epoch")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--hardware", default="cpu", help="short name of the machine, for the result's file name")
@@ -124,7 +125,7 @@ def main() -> None:
 
     about = facts()
     auto_augment.NAME_TO_OP["PosterizeIncreasing"] = posterize_to_black
-    torch.set_num_threads(1)  # two threads that wait for each other would take time from the workers
+    torch.set_num_threads(1)  # a second thread would take CPU time from the workers
     rows = []
     for source in (args.photos, *args.others):
         for name in args.augmentations:
@@ -134,9 +135,9 @@ def main() -> None:
             rows.append({"data": f"{source.parent.name}/{source.name}", "augmentation": name, **measured})
             print(f"{rows[-1]['data']}, {name}: {measured['ratio']}", flush=True)
     result = {
-        "what": "training images from files to normalised batches: Loader beside timm's create_loader, two workers",
+        "what": "data loading from files to normalized batches with two workers, relative to timm's create_loader",
         "value": min(min(row["ratio"].values()) for row in rows[: len(args.augmentations)]),
-        "unit": "images a second, as a ratio to timm's loader in the better of its ways; the least over photographs",
+        "unit": "times the images/s of timm's loader in its faster mode, minimum over the augmentations of photographs",
         "rows": rows,
         "images": args.images,
         "batch_size": args.batch_size,

@@ -1,4 +1,4 @@
-"""Exports a model to every format, and keeps the reports of how each compares with PyTorch in one file.
+"""Export a model to every format, and write all comparisons with PyTorch to one file.
 
 python benchmarks/parity.py runs/mine/best.safetensors my_images --name s1
 """
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("--name", required=True, help="of the model, in the file's name")
+    parser.add_argument("--name", required=True, help="name of the model in the name of the result file")
     parser.add_argument("--max-drop", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -53,7 +53,7 @@ def main() -> None:
         reports.append({key: value for key, value in report.items() if key not in ("file", "provenance")})
         passed = [report for report in reports if "failed" not in report]
         summary = {
-            "what": f"files of {arguments.name} that agree with PyTorch, or whose specification does",
+            "what": f"exports of {arguments.name} that agree with PyTorch (Core ML: with a valid specification)",
             "value": len(passed),
             "unit": f"of {len(rows)} files",
             "threads": arguments.threads,

@@ -1,17 +1,17 @@
-"""Labels for a folder of photographs: `Predictor` beside a plain loop, in images a second; memory; agreement.
+"""Speed, memory and accuracy of labelling a folder of photographs with `Predictor`, compared with a plain loop.
 
-The plain loop is what one writes with timm alone: PIL, its evaluation transform, a DataLoader with two workers, its
-shvit_s1 in eager fp32, 16 images at a time, torch's own number of threads. Both label the same files, in turns, since
-these machines are shared; models are loaded and run once before the clock starts. Reported are the medians of the
-rounds, and the median of the ratios within a round.
+The plain loop uses PIL, timm's evaluation transform, a DataLoader with two workers, and timm's shvit_s1 in eager fp32
+with 16 images per batch and torch's default number of threads. Both label the same files, alternating in each round.
+Loading and a first run of the models are not timed. The result has the medians of the rounds, and the median of the
+ratios within a round.
 
-An image costs its decoding and its inference, and with every core busy the two costs add up. For photographs of 200,000
-pixels in 100 kB, Huffman codes alone are two thirds of the decoding, so that is the floor: LOG.md has the parts.
+With all cores busy, the time of an image is the sum of decoding and inference. For photographs of 200,000 pixels in
+100 kB, Huffman decoding takes two thirds of the decoding time, which limits the speed. LOG.md has the details.
 
-Memory is the peak of a fresh process that labels 2,000 files, then of one that labels ten times as many. Agreement
-compares the labels of the fast path from file to pixels with those of PIL and timm's transform, by the same engine in
-fp32: on images of a classification data set, and on random parts of photographs at random scales, half of them so large
-that their JPEG is decoded at a part of its size.
+Memory is the peak of a new process that labels 2,000 files, and of one that labels ten times as many. For the
+agreement, the labels of the fast decoding path are compared with those of PIL and timm's transform, on the same
+engine in fp32: on images of a classification dataset, and on random crops of photographs at random scales. Half of
+the crops are so large that their JPEG is decoded at a reduced size.
 
     python benchmarks/predict.py ../shared/data/photos --model s1_int8.xml \\
         --agreement runs/full/best.safetensors --images ../shared/data/imagenette160/val
@@ -47,7 +47,7 @@ BATCH = 16
 
 
 class Photographs(torch.utils.data.Dataset):
-    """Files, opened and transformed as timm's own loaders do it."""
+    """Dataset of files, opened and transformed as in timm's loaders."""
 
     def __init__(self, paths: list[Path]) -> None:
         from timm.data import create_transform
@@ -63,7 +63,7 @@ class Photographs(torch.utils.data.Dataset):
 
 
 class PlainLoop:
-    """Labels by timm's shvit_s1 in eager fp32."""
+    """Labels images with timm's shvit_s1 in eager fp32."""
 
     def __init__(self) -> None:
         import timm
@@ -77,7 +77,7 @@ class PlainLoop:
 
 
 def folder_of_links(photos: list[Path], count: int, folder: Path) -> list[Path]:
-    """That many files, which are links to the photographs in turn."""
+    """Create `count` links to the photographs, in turn."""
     folder.mkdir()
     links = [folder / f"{index:06}{photos[index % len(photos)].suffix}" for index in range(count)]
     for index, link in enumerate(links):
@@ -86,7 +86,7 @@ def folder_of_links(photos: list[Path], count: int, folder: Path) -> list[Path]:
 
 
 def speeds(predictor: Predictor, paths: list[Path], rounds: int) -> dict[str, Any]:
-    """Both in turns, images a second."""
+    """Throughput of both, in alternating rounds."""
     programs = {"plain": PlainLoop(), "shvit": predictor}
     for program in programs.values():
         program(paths[: 4 * BATCH])
@@ -105,17 +105,17 @@ def speeds(predictor: Predictor, paths: list[Path], rounds: int) -> dict[str, An
 
 
 def peak_memory(options: list[str], paths: int, folder: Path) -> float:
-    """MiB, of a new process that labels so many files of the folder."""
+    """Peak memory in MiB of a new process that labels this number of files."""
     command = [sys.executable, __file__, str(folder), *options, "--only-label", str(paths)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)["peak_mib"]
 
 
 def parts(photos: list[Path], count: int, least_side: int, seed: int = 0) -> Iterator[bytes]:
-    """JPEG files of random parts of the photographs at random sizes, qualities and subsamplings.
+    """Write JPEG files of random crops of the photographs, with random sizes, qualities and chroma subsampling.
 
-    Every other one is small, its shorter side 0.5 to 2 times what it is resized to; those between are so large that
-    they are decoded at a half or a quarter of their size.
+    Every second crop is small: its shorter side is 0.5 to 2 times the size it is resized to. The others are decoded
+    at a half or a quarter of their size.
     """
     draw = random.Random(seed)
     for index in range(count):
@@ -132,7 +132,7 @@ def parts(photos: list[Path], count: int, least_side: int, seed: int = 0) -> Ite
 
 
 def agreement(model: str, sources: Iterable[ImageInput]) -> dict[str, Any]:
-    """How alike labels, probabilities and pixels of the two paths are."""
+    """Compare labels, probabilities and pixels of the two decoding paths."""
     model_file = load_model(model)
     engine = engines.load(model_file, "torch", "fp32", "cpu")
     fast, exact = fast_eval_decoder(model_file.preprocess), eval_transform(model_file.preprocess)
@@ -163,10 +163,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--files", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--memory-files", type=int, nargs="*", default=[2000, 20_000], help="none: not measured")
-    parser.add_argument("--agreement", help="a model file whose labels are compared; none: not measured")
-    parser.add_argument("--images", type=Path, help="a folder of images to compare labels on, beside the photographs")
-    parser.add_argument("--parts", type=int, default=1000, help="parts of photographs to compare labels on")
+    parser.add_argument(
+        "--memory-files",
+        type=int,
+        nargs="*",
+        default=[2000, 20_000],
+        help="numbers of files for which to measure memory; may be empty",
+    )
+    parser.add_argument("--agreement", help="a model file; its labels with both decoding paths are compared")
+    parser.add_argument("--images", type=Path, help="a folder of further images for the comparison of labels")
+    parser.add_argument(
+        "--parts", type=int, default=1000, help="number of crops of photographs for the comparison of labels"
+    )
     parser.add_argument("--hardware", default="cpu", help="short name of the machine, for the result's file name")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     parser.add_argument("--only-label", type=int, help=argparse.SUPPRESS)
@@ -181,13 +189,13 @@ def main() -> None:
         print(json.dumps({"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
         return
 
-    result: dict[str, Any] = {"what": "labels for photographs: Predictor beside a plain loop of timm's shvit_s1"}
+    result: dict[str, Any] = {"what": "labels for photographs: Predictor compared with a plain loop of timm's shvit_s1"}
     predictor = Predictor(load(args.model), args.engine, args.precision, threads=args.threads, batch_size=BATCH)
     result |= {"engine": predictor.engine.name, "precision": predictor.engine.precision}
     with tempfile.TemporaryDirectory() as name:
         paths = folder_of_links(photos, args.files, Path(name) / "photos")
         measured = speeds(predictor, paths, args.rounds)
-        result |= {"value": measured.pop("ratio"), "unit": "images a second, as a ratio to the plain loop", **measured}
+        result |= {"value": measured.pop("ratio"), "unit": "times the images/s of the plain loop", **measured}
         if args.memory_files:
             many = Path(name) / "many"
             folder_of_links(photos, max(args.memory_files), many)

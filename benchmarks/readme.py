@@ -1,8 +1,8 @@
-"""Write what was measured into README and docs, between their markers, and draw README's figure.
+"""Write the generated sections of README and docs, and draw the figure in README.
 
-python benchmarks/readme.py
+    python benchmarks/readme.py
 
-A test fails where a page or the figure differs from results/.
+A test fails if a page or the figure does not match results/.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
 
 
 def filled(path: str) -> str:
-    """The page with every section written anew."""
+    """The page with all generated sections replaced."""
     text = (ROOT / path).read_text(encoding="utf-8")
     for name, section in SECTIONS[path].items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"

@@ -1,8 +1,9 @@
-"""What a teacher and a higher resolution gain: runs of `shvit train` on real images, in pairs that differ in it alone.
+"""Effect of distillation and of fine-tuning at a higher resolution, with `shvit train` on real images.
 
-Distilled against plain: the same network, epochs, size and seed, with the labels alone and with a teacher trained by
-the same verb. High resolution: a network trained at a lower one, tuned by the recipe, against itself. Runs are kept in
---runs, where one that was stopped goes on and one that is done is only read.
+Distillation: two runs with the same network, epochs, image size and seed; one learns only from labels, the other also
+from a teacher trained by `shvit train`. Resolution: a network trained at a lower resolution, before and after
+fine-tuning with the recipe `highres`. Runs are kept in --runs: a stopped run is resumed, and a finished one is only
+read.
 
     python benchmarks/recipes.py ../shared/data/imagenette160 --runs ../runs \\
         --teacher ../runs/teacher/best.safetensors --start ../runs/s1/best.safetensors
@@ -33,7 +34,7 @@ HIGHRES = ["--recipe", "highres", "--image-size", "224", "--epochs", "2", "--eva
 
 
 def train(data: str, out: Path, flags: list[str]) -> dict[str, Any]:
-    """The run in `out`, begun or gone on with if it is not done: its command and what came of it."""
+    """Start, resume or read the run in `out`. Returns its command and results."""
     command = ["train", data, *flags, "--out", str(out)]
     begun = recorded(out)
     if begun and begun["command"].split()[1:] != command:
@@ -53,7 +54,7 @@ def train(data: str, out: Path, flags: list[str]) -> dict[str, Any]:
 
 
 def recorded(out: Path) -> dict[str, Any]:
-    """recipe.json, or nothing."""
+    """The content of recipe.json, or an empty dictionary."""
     path = out / "recipe.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
@@ -64,7 +65,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def described(path: str) -> dict[str, Any]:
-    """A network that others start or learn from: what, and trained how."""
+    """How a teacher or starting network was trained."""
     file = load(path)
     recipe = with_current_names(file.provenance["recipe"])
     kept = ("name", "epochs", "image_size", "batch_size", "optimizer", "schedule", "effective_lr", "seed")
@@ -77,7 +78,7 @@ def described(path: str) -> dict[str, Any]:
 
 
 def untrained(path: str, data: str, size: int) -> float:
-    """Top-1 of a network at another image size, as it is."""
+    """Top-1 of a network at another image size, without fine-tuning."""
     file = load(path)
     file = replace(file, preprocess=replace(file.preprocess, image_size=size))
     return evaluate(file, engines.load(file, "torch"), open_source(data), "val", workers=2).evaluation.top1
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--start", required=True, help="of the high resolution: a network trained at a lower one")
+    parser.add_argument("--start", required=True, help="a network trained at a lower resolution, to fine-tune")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
@@ -104,9 +105,9 @@ def main() -> None:
     start = described(args.start)
     tuned = train(args.data, args.runs / "highres", [*HIGHRES, "--model", args.start])
     result = {
-        "what": f"shvit_s1 on {Path(args.data).name}: distilled against plain, and tuned at a higher resolution",
+        "what": f"shvit_s1 on {Path(args.data).name}: distillation, and fine-tuning at a higher resolution",
         "value": mean(pair["gain"] for pair in pairs),
-        "unit": "points of top-1 that the teacher gains, mean over seeds; the best epoch of each run",
+        "unit": "gain of distillation in points of top-1, mean over seeds; best epoch of each run",
         "teacher": described(args.teacher),
         "pairs": pairs,
         "highres": {

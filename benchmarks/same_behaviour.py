@@ -1,9 +1,10 @@
-"""Record what the command line does, so that two checkouts can be compared: a refactoring must change nothing.
+"""Record the behavior of the command line, to check that a refactoring changes nothing.
 
-`record` runs every command below in FOLDER and writes exit codes, JSON documents and digests of the written files to
-FOLDER/record.json. `compare` prints what differs between two such folders. `read-old` runs the commands that read model
-files and exports, and resumes a stopped training, on a copy of an old folder with another checkout. Both exit with 1 if
-anything differs. Compare folders of one machine only: the weights depend on the processor.
+`record` runs all commands below in FOLDER and writes exit codes, JSON documents and digests of the written files to
+FOLDER/record.json. `compare` prints the differences between two such folders. `read-old` copies a folder of an older
+checkout, runs the commands that read model files and exports, and resumes a stopped training. `compare` and
+`read-old` exit with 1 if there are differences. Compare only folders of the same machine, because trained weights
+depend on the CPU.
 
     python benchmarks/same_behaviour.py record runs/before
     python benchmarks/same_behaviour.py record runs/after --source ../refactored/src
@@ -59,7 +60,7 @@ EXPORTS = """
     detect fp32 best.xml, detect int8 best.xml, detect fp32 best.pt2, detect fp32 best.pte, segment fp32 best.xml
 """
 FORMATS = {"xml": "openvino", "pt2": "torch", "pte": "executorch", "mlpackage": "coreml"}
-"""Of those suffixes that are not the format's name."""
+"""Formats whose suffix is not their name."""
 WRITE = {
     "shard": "shard data --out OUT/shards --size 64 --workers 0",
     "calibrate-bn": f"calibrate-bn {C} data --image-size 64 --out OUT/best64.safetensors {CPU}",
@@ -127,9 +128,9 @@ RENAMED = [
     "warmup_rate=warmup_lr",
     "regions=proposals",
 ]
-"""Old key=new key. A string that is an old key, such as a field's name, counts as renamed, too."""
+"""OLD=NEW for JSON keys. Strings that equal an old key, such as names of fields, are renamed as well."""
 
-IGNORED = {  # why: keys and file names, as a regular expression; both sides must have them
+IGNORED = {  # reason: regular expression for keys and file names. Both sides must have them; values are not compared
     "measured time": r"seconds|.*_seconds|.*latency_ms|p95_.*|spread|data_wait",
     "measured speed": r"images_per_second|share_of_ceiling",
     "measured share of time": r"shares|.*_shares|.*memory_bound",
@@ -141,11 +142,11 @@ IGNORED = {  # why: keys and file names, as a regular expression; both sides mus
     "tables and figures of measured times": r"(whole|attention)\.(csv|png)",
 }
 TEXT = r"what|reason|why|help|message|findings|problems|error|note|detail|used_for|about|description"
-"""Keys whose values are wording: compared only as present."""
+"""Keys whose values are messages. Only their presence is compared."""
 
 
 def subset(data: Path, folder: Path) -> None:
-    """Copy a few real images: of three classes, and of COCO with their objects."""
+    """Copy a few images of three classes, and a few COCO images with their objects."""
     for split in ("train", "val"):
         for source in sorted((data / "imagenette160" / split).iterdir())[:3]:
             target = folder / "data" / split / source.name
@@ -172,7 +173,7 @@ def sha(parts: Iterable[bytes | str]) -> str:
 
 
 def content(path: Path) -> Any:
-    """What a file holds: a parsed document, a digest of weights and operations, or a digest of its bytes."""
+    """The content of a file to compare: a parsed document, or a digest of weights and operations or of its bytes."""
     match path.suffix:
         case ".json" | ".jsonl":
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
@@ -195,15 +196,15 @@ def content(path: Path) -> Any:
             weights = sha(tensor.SerializeToString(deterministic=True) for tensor in graph.initializer)
             ends = [value.name for value in (*graph.input, *graph.output)]
             return {"ends": ends, "weights": weights, "operations": sha(f"{node.op_type} " for node in graph.node)}
-        case ".xml":  # without rt_info, which holds the model file's metadata
+        case ".xml":  # without rt_info, which contains the metadata
             layers = ElementTree.parse(path).getroot().iter("layer")
             rows = ((one.get("type"), [sorted(part.attrib.items()) for part in one.iter("data")]) for one in layers)
             return {"operations": sha(map(str, rows))}
-        case ".pt" | ".pt2":  # tensors; state.pt also holds seconds, which differ
+        case ".pt" | ".pt2":  # only tensors: state.pt also contains measured seconds
             with zipfile.ZipFile(path) as file:
                 names = sorted(name for name in file.namelist() if re.search(r"/data/(weights/weight_)?\d+$", name))
                 return {"tensors": len(names), "weights": sha(map(file.read, names))}
-        case ".pte":  # the segments: weights and compiled parts. The program before them holds metadata with dates
+        case ".pte":  # only the segments (weights, compiled code): the program before them contains dates
             raw = path.read_bytes()
             return {"segments": sha([raw[struct.unpack("<Q", raw[24:32])[0] :]])}
         case ".html":
@@ -213,10 +214,10 @@ def content(path: Path) -> Any:
 
 
 def run(name: str, line: str, folder: Path, source: Path) -> dict[str, Any]:
-    """Run one command in the folder; its exit code, its JSON document, and what it wrote."""
+    """Run a command in the folder. Returns its exit code, JSON document and written files."""
     out, started = folder / name, time.monotonic()
     stops = name in STOPPED and "--resume" not in line
-    coded = stops or name in ERRORS  # only the exit code counts: where a run stops depends on the moment
+    coded = stops or name in ERRORS  # only the exit code counts, because the time of stopping varies
     command = [sys.executable, "-m", "shvit", *shlex.split(line.replace("OUT", name)), "--json"]
     env = {**os.environ, "PYTHONPATH": str(source.resolve()), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -273,7 +274,7 @@ def differences(path: str, old: Any, new: Any, renamed: dict[Any, Any]) -> Itera
 
 
 def compare(old: Any, new: Any, renamed: dict[Any, Any]) -> int:
-    """Print each difference; 1 where there is one."""
+    """Print all differences. Returns 1 if there are any."""
     found = list(differences("", old, new, renamed))
     for path, one, other in found:
         print(f"{path}: {str(one)[:200]} -> {str(other)[:200]}")
@@ -282,7 +283,7 @@ def compare(old: Any, new: Any, renamed: dict[Any, Any]) -> int:
 
 
 def read_old(before: Path, source: Path, renamed: dict[Any, Any]) -> int:
-    """Read what `before` wrote, in a copy of it; and resume its stopped training."""
+    """Read the files of `before` in a copy, and resume its stopped training."""
     expected = json.loads((before / "record.json").read_text())
     with tempfile.TemporaryDirectory(dir=before.resolve().parent) as temporary:
         folder = Path(temporary) / "copy"
@@ -300,8 +301,10 @@ def main() -> int:
     parser.add_argument("action", choices=["record", "compare", "read-old"])
     parser.add_argument("folders", type=Path, nargs="+", help="one folder, or two for compare")
     parser.add_argument("--source", type=Path, default=PROJECT / "src", help="src of the checkout to run")
-    parser.add_argument("--data", type=Path, default=PROJECT / "../shared/data", help="imagenette160 and coco421")
-    parser.add_argument("--renamed", nargs="+", default=[], metavar="OLD=NEW", help="renamed keys of the documents")
+    parser.add_argument(
+        "--data", type=Path, default=PROJECT / "../shared/data", help="folder that contains imagenette160 and coco421"
+    )
+    parser.add_argument("--renamed", nargs="+", default=[], metavar="OLD=NEW", help="renamed JSON keys")
     args = parser.parse_args()
     renamed = dict(pair.split("=") for pair in [*RENAMED, *args.renamed])
     if len(args.folders) != 1 + (args.action == "compare"):

@@ -1,13 +1,13 @@
-"""From 9,469 small photographs to a classifier: accuracy and wall time of the defaults, beside a plain loop.
+"""Accuracy and wall time of `shvit train` with its defaults on 9,469 small images, compared with a plain loop.
 
-The plain loop is what one writes with timm alone: its loader with two workers, its default training transform, its
-shvit_s1 in eager fp32, AdamW at 1e-3, a cosine, batch 64, an evaluation after every epoch. It is timed by the epoch,
-half of them before and half after `shvit train`, since these machines are shared; all its epochs cost the same, so its
-time for the whole budget is their median times the number of epochs. What is compared is wall time from command to
-model file, compilation included.
+The plain loop uses timm's loader with two workers, its default training transform, its shvit_s1 in eager fp32, AdamW
+at 1e-3, a cosine schedule, batch size 64, and an evaluation after every epoch. Half of its timed epochs run before
+`shvit train`, and half after it. All epochs cost the same, so the time of a whole run is the median time of an epoch
+times the number of epochs. The time of `shvit train` includes everything from the start of the command to the model
+file, also compilation.
 
-The floor: a training step costs three forward passes, so 10 epochs of S1 at 160 pixels are
-10 x 9,469 x 3 x 2 x 123 M = 70 TFLOP of arithmetic. LOG.md says how far from it both are.
+A training step costs three forward passes, so 10 epochs of S1 at 160 pixels are 10 x 9,469 x 3 x 2 x 123 M = 70
+TFLOP. LOG.md compares this with the CPU's peak FLOP/s.
 
     python benchmarks/train_small.py ../shared/data/imagenette160 --plain-epochs 4
 """
@@ -34,7 +34,7 @@ BATCH = 64
 
 
 def plain_epochs(data: Path, size: int, epochs: int) -> Iterator[tuple[float, float]]:
-    """Trains epoch by epoch; yields seconds (evaluation included) and top-1."""
+    """Train epoch by epoch. Yields seconds (including evaluation) and top-1."""
     import timm
     from timm.data import create_dataset, create_loader
     from timm.scheduler.cosine_lr import CosineLRScheduler
@@ -67,8 +67,8 @@ def plain_epochs(data: Path, size: int, epochs: int) -> Iterator[tuple[float, fl
 
 
 def shvit_run(data: Path, size: int, epochs: int, out: Path) -> dict:
-    """`shvit train` with its defaults and `shvit eval`, as a user runs them. Seconds are of the train command."""
-    # no compiled code from earlier runs: a user's first run compiles
+    """Run `shvit train` with its defaults and `shvit eval`. The seconds are those of the train command."""
+    # an empty compilation cache, as in a user's first run
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor")}
     train = ["train", str(data), "--model", "shvit_s1", "--image-size", str(size), "--epochs", str(epochs)]
     started = time.perf_counter()
@@ -77,7 +77,7 @@ def shvit_run(data: Path, size: int, epochs: int, out: Path) -> dict:
 
 
 def finished_run(data: Path, run: Path) -> dict:
-    """`shvit eval` of a run that is there; seconds as the run recorded them, without the program's start."""
+    """Run `shvit eval` on a finished run. The seconds are those that the run recorded, without the start of Python."""
     evaluate = ["eval", str(run / "best.safetensors"), str(data), "--json"]
     done = subprocess.run([sys.executable, "-m", "shvit", *evaluate], stdout=subprocess.PIPE, text=True, check=True)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--plain-epochs", type=int, default=10, help="epochs of the plain loop that are run")
-    parser.add_argument("--run", type=Path, help="take this finished run of `shvit train` instead of training anew")
+    parser.add_argument("--plain-epochs", type=int, default=10, help="number of epochs of the plain loop to time")
+    parser.add_argument("--run", type=Path, help="use this finished run of `shvit train` instead of training")
     parser.add_argument("--hardware", default="cpu", help="short name of the machine, for the result's file name")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()

@@ -1,13 +1,13 @@
-"""Images a second of a training step: this project's, beside timm's.
+"""Throughput of a training step, compared with timm's.
 
-Ours is the step of `shvit train` with the recipe `scratch`: mixup and cutmix, bf16 where the device has it, compiled,
-channels_last, adaptive clipping, moving average. The other is what timm's train.py does with the same settings: its own
-network, mixup, optimiser, clipping and moving average, eager; on GPUs with automatic mixed precision (fp16 and a
-gradient scaler), on CPUs in fp32. Both are given uint8 images that lie on the device; decoding is not part of it. They
-are timed in turn, round after round; the ratio is that of the medians.
+Our step is that of `shvit train` with the recipe `scratch`: mixup and CutMix, bf16 if the device supports it,
+compiled, channels_last, adaptive clipping, EMA. The other step is that of timm's train.py with the same settings: its
+own network, mixup, optimizer, clipping and EMA, in eager mode; on GPUs with automatic mixed precision (fp16 and a
+gradient scaler), on CPUs in fp32. Both get uint8 images on the device; decoding is not included. Runs are
+interleaved, and the ratio is that of the medians.
 
-The floor: a step is three forward passes' multiply-accumulates over the device's rate of matrix products, which is
-measured in the same run.
+The minimum time of a step is the MACs of three forward passes at the device's peak matmul FLOP/s, which is measured
+in the same run.
 
     python benchmarks/train_step.py --model shvit_s1 --image-size 224 --batch-size 1024 --device cuda
 """
@@ -46,7 +46,7 @@ from shvit.train.start import starting_point
 
 
 class Ours:
-    """A step of `shvit train`."""
+    """The training step of `shvit train`."""
 
     def __init__(self, recipe: Recipe, model: str, batch: Batch, device: str, folder: Path) -> None:
         source = open_source("digits", 0, recipe.val_share)
@@ -68,7 +68,7 @@ class Ours:
 
 
 class Plain:
-    """A step of timm's train.py."""
+    """The training step of timm's train.py."""
 
     def __init__(self, recipe: Recipe, model: str, batch: Batch, device: str, classes: int) -> None:
         self._model = timm.create_model(model, num_classes=classes).to(device).train()
@@ -115,7 +115,7 @@ class Plain:
 
 
 def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Times both; rates, their ratio, and the share of the device's rate of matrix products."""
+    """Time both steps. Returns throughput, ratio, and the share of the device's peak matmul FLOP/s."""
     recipe = make_recipe("scratch", args.model, {"batch_size": args.batch_size, "image_size": args.image_size})
     recipe = replace(recipe, compile="on")
     shape = (args.batch_size, 3, args.image_size, args.image_size)

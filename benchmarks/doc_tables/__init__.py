@@ -1,1 +1,1 @@
-"""The measured parts of README and docs, written from results/. `readme.py` puts them into the pages."""
+"""The generated sections of README and docs, from the files in results/. `readme.py` inserts them."""

@@ -3,8 +3,9 @@
 import json
 
 from shvit.bench.peers import PROTOCOLS
+from shvit.errors import counted
 
-from .results import BATCH, NOTES, ROOT, latest, machine, table, throughput, top1_cell
+from .results import BATCH, NOTES, ROOT, latest, machine, one_thread, table, throughput, top1_cell
 
 AVX2_RATIO = "cpu_ratio_amd-epyc-2core_2026-11-22.json"
 NOT_RUN = "converted, not run"
@@ -17,15 +18,17 @@ def train_small() -> str:
     cores = "one core" if threads == 1 else f"{threads} cores"
     by = f" ({result['engine']}, {result['precision']})" if "engine" in result else ""
     return f"""\
-    $ shvit train imagenette160 --model shvit_s1 --image-size {size} --epochs {epochs} --out runs/x
-    $ shvit eval runs/x/best.safetensors imagenette160
-    top-1 {result["value"]:.2%} on {result["images"]:,} validation images{by}
+    shvit train imagenette160 --model shvit_s1 --image-size {size} --epochs {epochs} --out runs/x
+    shvit eval runs/x/best.safetensors imagenette160
 
-Training from scratch takes {result["seconds"] / 60:.0f} minutes on {cores} of an \
-{result["hardware"]["processor"]} CPU, without a GPU. A plain training loop (timm's loader, transforms and eager
-model, AdamW) takes {result["speed_ratio"]:.2f} times as long on the same machine, extrapolated from \
-{result["plain_epochs_run"]} epoch{"s" * (result["plain_epochs_run"] > 1)}.
-One seed. `best.safetensors` holds the better of the raw and the EMA weights, chosen on the same validation images."""
+reaches {result["value"]:.2%} top-1 on {result["images"]:,} validation images{by}. Training from scratch takes \
+{result["seconds"] / 60:.0f} minutes on
+{cores} of an {result["hardware"]["processor"]} CPU. A plain training loop (timm's loader, transforms and eager model, \
+AdamW) would take
+{result["speed_ratio"]:.2f} times as long on the same machine (extrapolated from \
+{counted(result["plain_epochs_run"], "epoch")}). This is one run with one seed. \
+`best.safetensors` holds
+the better of the raw and the EMA weights, chosen on the same validation images."""
 
 
 def cpu_ratio() -> str:
@@ -38,10 +41,9 @@ def cpu_ratio() -> str:
     before = ", ".join(f"{row['ratio']:.2f}" for row in older["rows"] if row["precision"] == "int8")
     return "\n".join(
         [
-            f"On {machine(result)}, {result['threads']} thread. Throughput relative to timm's port of the same network",
-            "in ONNX Runtime fp32. Runs are interleaved; values are medians. On this processor an int8 matmul is "
-            f"{rates['int8']['rate'] / rates['fp32']['rate']:.1f} times",
-            "as fast as an fp32 matmul.",
+            f"Median throughput on {one_thread(result)}, relative to timm's port of the same network",
+            "in ONNX Runtime fp32. Runs are interleaved. On this CPU, an int8 matmul is "
+            f"{rates['int8']['rate'] / rates['fp32']['rate']:.1f} times as fast as an fp32 matmul.",
             "",
             *table(
                 ("engine", "precision", "S1, batch 16", "S1, batch 1", "S4, batch 16", "S4, batch 1"),
@@ -51,7 +53,7 @@ def cpu_ratio() -> str:
                 ),
             ),
             "",
-            f"On the AVX2-only machine, OpenVINO int8 reaches {before} (same column order).",
+            f"On the machine with AVX2 only, the row of OpenVINO int8 is {before}.",
         ]
     )
 
@@ -64,16 +66,17 @@ def predict() -> str:
     speed = result["images_per_second"]
     few, many = result["peak_mib"].items()
     agreed = ", ".join(
-        f"{part['top1_agreement']:.2%} ({name}, {part['images']:,} images)"
+        f"{part['top1_agreement']:.2%} of {part['images']:,} images ({name})"
         for name, part in result["agreement"].items()
     )
     return f"""\
-`shvit predict` with an int8 file classifies {result["files"]:,} photographs at {speed["shvit"]:.0f} images/s on \
+`shvit predict` with an int8 file of S1 classifies {result["files"]:,} photographs at {speed["shvit"]:.0f} images/s on \
 {machine(result)}.
-That is {result["value"]:.1f} times a plain loop (PIL, timm's transform, a DataLoader with two workers, timm's \
-shvit_s1 in eager mode), interleaved.
+This is {result["value"]:.1f} times the speed of a plain loop (PIL, timm's transform, a DataLoader with two workers, \
+timm's `shvit_s1` in eager mode). Runs are interleaved.
 Peak memory is {few[1]:.0f} MiB for {int(few[0]):,} files and {many[1]:.0f} MiB for {int(many[0]):,} files.
-Top-1 agreement of the fast image decoder with PIL and timm's transform: {agreed}."""
+
+With the fast image decoder, the top-1 class agrees with that of PIL and timm's transform on {agreed}."""
 
 
 def parity() -> str:
@@ -109,8 +112,8 @@ def bench() -> str:
     )
     return "\n".join(
         [
-            f"On {machine(result)}, {result['threads']} thread, batch size {BATCH}, each network at its own image "
-            "size, interleaved. Images/s, and in brackets the share of the machine's peak matmul FLOP/s:",
+            f"Median images/s at batch size {BATCH} on {one_thread(result)}. In brackets: share of the peak "
+            "matmul FLOP/s in the same precision. Each network runs at its own image size. Runs are interleaved.",
             "",
             *table(("network", "pixels", "published top-1 (fp32)", *runs), rows),
             "",
@@ -120,7 +123,7 @@ def bench() -> str:
 
 
 def paper_gpu() -> str:
-    """The paper's throughput on a GPU. Nothing here was measured by this project."""
+    """The paper's throughput on a GPU, which this project has not measured."""
     speeds = PROTOCOLS["paper-gpu"].images_per_second
     return "\n".join(
         [

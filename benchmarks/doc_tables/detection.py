@@ -3,7 +3,7 @@
 from shvit.bench.peers import PAPER_BACKBONES
 
 from .classification import NOT_RUN
-from .results import latest, machine, table
+from .results import latest, machine, one_thread, table
 
 
 def overfit() -> str:
@@ -14,9 +14,9 @@ def overfit() -> str:
         rows.append([task, f"{run['bbox']['AP50']:.1%}", masks, f"{run['seconds'] / 60:.1f}"])
     return "\n".join(
         [
-            f"S1 overfits {len(result['photographs'])} photographs of coco421 with {result['objects']} objects of "
-            f"{result['classes']} classes, none of them small, at 128 pixels,",
-            f"starting from a backbone trained on imagenette160 (`benchmarks/detection.py`). On {machine(result)}:",
+            f"S1 overfits {len(result['photographs'])} photographs of coco421 (a part of COCO) at 128 pixels. They "
+            f"show {result['objects']} objects of {result['classes']} classes, none of them small.",
+            f"The backbone was trained on imagenette160. Measured by `benchmarks/detection.py` on {machine(result)}:",
             "",
             *table(("task", "box AP50", "mask AP50", "minutes"), rows),
         ]
@@ -35,15 +35,16 @@ def transfer() -> str:
     columns = ("seed", "AP50, trained backbone", "AP50, from scratch", "AP, trained backbone", "AP, from scratch")
     return "\n".join(
         [
-            "S1 as RetinaNet on the 215 training images of coco421, evaluated on its 206 validation images, with a "
-            "backbone trained on",
-            f"imagenette160 and from scratch. {max(minutes):.0f} minutes per run on {machine(result)}.",
+            "RetinaNet on S1, trained on the 215 training images of coco421 and evaluated on its 206 validation "
+            "images. The backbone was",
+            "either trained on imagenette160 or has random weights (from scratch). Each run takes "
+            f"{max(minutes):.0f} minutes on {machine(result)}.",
             f"Flags: `{flags}`.",
             "",
             *table(columns, rows),
             "",
-            "There are too few images and epochs for a useful detector. The comparison only shows which start is "
-            "better.",
+            "There are too few images and epochs for a useful detector. The comparison only shows that the trained "
+            "backbone is better.",
         ]
     )
 
@@ -84,12 +85,13 @@ def speed() -> str:
     )
     return "\n".join(
         [
-            f"On {machine(result)}, {result['threads']} thread, fp32, {result['rows'][0]['image_size']} pixels, "
-            "interleaved. Milliseconds per image:",
+            f"Milliseconds per image on {one_thread(result)}, in fp32 at {result['rows'][0]['image_size']} pixels. "
+            "Runs are interleaved. A backbone ends at its last feature map; a whole detector goes from pixels to "
+            "boxes.",
             "",
             *table(("network", "part", "engine", "batch 16", "batch 1"), rows),
             "",
-            "Backbone time relative to S4, batch size 16:",
+            "Time of the backbones relative to that of S4, at batch size 16:",
             "",
             *table(("engine", "ResNet-50", "MobileNetV3-Large"), ratios),
         ]

@@ -1,4 +1,4 @@
-"""Accuracy against latency, one image at a time: README's figure, its caption, and its table."""
+"""Accuracy against latency of one image: the figure in README, its caption and its table."""
 
 import json
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from matplotlib.transforms import Bbox
 
 from shvit.bench.peers import PROTOCOLS, published_top1
 from shvit.bench.report import hardware_in_words
+from shvit.errors import counted
 
 from .results import BATCH, NOTES, ROOT, latest, marks, table, throughput
 
@@ -27,7 +28,7 @@ OURS, PEER, INK, PAPER = "#c2255c", "#31557f", "#222222", "#ffffff"
 
 @dataclass(frozen=True)
 class Network:
-    """Published accuracy of a network, and its measured latency by precision."""
+    """A network's published accuracy, and its measured latency by precision."""
 
     name: str
     image_size: int
@@ -50,9 +51,6 @@ class Network:
         """Whether it is faster and at least as accurate."""
         return self.milliseconds[precision] < other.milliseconds[precision] and self.top1 >= other.top1
 
-    def in_words(self, precision: str) -> str:
-        return f"`{self.name.partition('.')[0]}` ({self.top1:.1f} %, {self.milliseconds[precision]:.1f} ms)"
-
 
 def _files() -> Iterator[dict[str, Any]]:
     """Results with latencies of one image on one CPU thread, newest first."""
@@ -71,7 +69,7 @@ def _rows(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float]]:
 
 
 def networks() -> tuple[list[Network], dict[str, Any]]:
-    """Every network with a published accuracy at the measured size, and the machine: that of the newest result."""
+    """Networks with a published accuracy at the measured size, and the machine that the newest result is from."""
     files = list(_files())
     hardware = files[0]["hardware"]
     times: dict[tuple[str, int], dict[str, float]] = {}
@@ -87,15 +85,15 @@ def networks() -> tuple[list[Network], dict[str, Any]]:
 
 
 def caption() -> str:
-    """The figure, and what it shows."""
+    """The figure and its caption."""
     measured, hardware = networks()
     return "\n".join(
         [
-            f"![Published ImageNet-1K top-1 against latency of one image on one thread, SHViT and peers]({FIGURE})",
+            f"![ImageNet-1K top-1 against latency of one image on one CPU thread, SHViT and other networks]({FIGURE})",
             "",
-            f"*Published ImageNet-1K top-1 against measured latency on {hardware_in_words(hardware)}, one thread. int8 "
-            f"points are drawn at the fp32 accuracy.{_missing(measured)} "
-            "[Data](docs/benchmarks.md#latency-of-one-image)*",
+            "*Published ImageNet-1K top-1 against measured latency of one image, on one thread of "
+            f"{hardware_in_words(hardware)}. int8 accuracy was not measured: int8 points are drawn at the fp32 "
+            f"accuracy.{_missing(measured)} [Data](docs/benchmarks.md#latency-of-one-image)*",
         ]
     )
 
@@ -117,8 +115,8 @@ def latencies() -> str:
     )
     return "\n".join(
         [
-            f"One image, {THREADS} thread of {hardware_in_words(hardware)}, OpenVINO. Medians, from several runs on "
-            "this machine:",
+            f"Median latency at batch size 1 on one thread of {hardware_in_words(hardware)}, in OpenVINO. The values "
+            "are from several benchmark runs on this machine.",
             "",
             *table(("network", "pixels", "published top-1 (fp32)", *(f"{name}, ms" for name in PRECISIONS)), rows),
             "",
@@ -130,32 +128,39 @@ def latencies() -> str:
 def verdict() -> str:
     """Where SHViT is faster than its peers, and where it is not."""
     measured, _ = networks()
-    lines = [line for name in PRECISIONS for line in _compare(f"One image, {name}, OpenVINO", measured, name)]
-    lines += _compare(f"Batch {BATCH}, fp32, ONNX Runtime", _batches(), "fp32")
+    settings = [(f"one image, {name}, OpenVINO", measured, name) for name in PRECISIONS]
+    settings.append((f"batch {BATCH}, fp32, ONNX Runtime", _batches(), "fp32"))
+    rows = (
+        [f"`{one.name}` ({one.top1:.1f} %)", *(_cell(one.name, among, precision) for _, among, precision in settings)]
+        for one in measured
+        if one.ours
+    )
     by_name = {network.name: network.milliseconds for network in measured}
     gains = " and ".join(
-        f"{1e3 / by_name[name]['int8']:.0f} images/s with `{name}` "
-        f"({by_name[name]['fp32'] / by_name[name]['int8']:.1f} times its fp32)"
+        f"{by_name[name]['fp32'] / by_name[name]['int8']:.1f} (`{name}`, {1e3 / by_name[name]['int8']:.0f} images/s)"
         for name in ("shvit_s1", "shvit_s4")
     )
-    lines.append(f"- **int8 against fp32, one image, OpenVINO.** {gains}.{_missing(measured)}")
     times = {(p["model"], p["image_size"]): p["milliseconds"] for p in latest("study-resolution")["points"]
              if p["engine"] == ENGINE}  # fmt: skip
     growth = ", ".join(
-        f"{times[name, 512] / times[name, 224]:.1f} times (`{name.removeprefix('timm/')}`)"
+        f"{times[name, 512] / times[name, 224]:.1f} (`{name.removeprefix('timm/')}`)"
         for name in ("shvit_s4", "timm/repvit_m0_9", "timm/fastvit_t8", "timm/mobilenetv4_conv_small")
     )
     paper = PROTOCOLS["paper-gpu"].images_per_second
-    lines += [
-        f"- **Large images, fp32, OpenVINO.** From 224 to 512 pixels, latency grows {growth}.",
-        f"- **GPU.** The paper reports {paper['shvit_s4']:,} images/s for S4 and {paper['timm/fastvit_t8']:,} for "
-        "FastViT-T8 on an A100. Not measured by this project.",
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *table(("model (top-1)", *(title for title, _, _ in settings)), rows),
+            "",
+            f"- **int8, one image, OpenVINO.** Faster than fp32 by a factor of {gains}.{_missing(measured)}",
+            f"- **Large images, fp32, OpenVINO.** From 224 to 512 pixels, latency grows by a factor of {growth}.",
+            f"- **GPU.** The paper reports {paper['shvit_s4']:,} images/s for S4 and {paper['timm/fastvit_t8']:,} for "
+            "FastViT-T8 on an A100. This project has not measured GPU speed.",
+        ]
+    )
 
 
 def _batches() -> list[Network]:
-    """The networks of the newest benchmark in batches, in ONNX Runtime, with milliseconds per image."""
+    """Networks of the newest throughput benchmark, in ONNX Runtime, with milliseconds per image."""
     return [
         Network(row["model"].removeprefix("timm/"), row["image_size"], top1["percent"], top1["training"],
                 {row["precision"]: 1e3 / row["images_per_second"]})
@@ -164,43 +169,37 @@ def _batches() -> list[Network]:
     ]  # fmt: skip
 
 
-def _compare(title: str, measured: list[Network], precision: str) -> Iterator[str]:
-    """Which networks are faster and at least as accurate; nothing if no peer was timed in this precision."""
-    timed = sorted((one for one in measured if precision in one.milliseconds), key=lambda one: -one.top1)
-    ours, peers = ([one for one in timed if one.ours is mine] for mine in (True, False))
-    wins = [(one, [peer for peer in peers if one.beats(peer, precision)]) for one in ours]
-    losses = [(one, [peer for peer in peers if peer.beats(one, precision)]) for one in ours]
-    texts = [_pairs("beats", wins, precision), _pairs("loses to", losses, precision)]
-    if any(texts):
-        yield f"- **{title}.** {' '.join(filter(None, texts))}"
-
-
-def _pairs(verb: str, pairs: list[tuple[Network, list[Network]]], precision: str) -> str:
-    """One peer for each network that has any, with numbers for the first pair; the others are counted."""
-    texts = []
-    for one, peers in pairs:
-        if peers:
-            more = f" and {len(peers) - 1} more" if len(peers) > 1 else ""
-            if texts:
-                texts.append(f"`{one.name}` {verb} `{peers[0].name.partition('.')[0]}`{more}")
-            else:
-                texts.append(f"{one.in_words(precision)} {verb} {peers[0].in_words(precision)}{more}")
-    return f"{'; '.join(texts)}." if texts else ""
+def _cell(name: str, among: list[Network], precision: str) -> str:
+    """A network's time, and the peers that it beats and that beat it: the most accurate, and the number of others."""
+    timed = sorted((one for one in among if precision in one.milliseconds), key=lambda one: -one.top1)
+    [one] = [one for one in timed if one.name == name]
+    peers = [peer for peer in timed if not peer.ours]
+    relations = {
+        "beats": [peer for peer in peers if one.beats(peer, precision)],
+        "beaten by": [peer for peer in peers if peer.beats(one, precision)],
+    }
+    texts = (
+        f"{verb} `{found[0].name.partition('.')[0]}`"
+        + (f" and {counted(len(found) - 1, 'other')}" if len(found) > 1 else "")
+        for verb, found in relations.items()
+        if found
+    )
+    return "; ".join([f"{one.milliseconds[precision]:.1f} ms", *texts])
 
 
 def _missing(measured: list[Network]) -> str:
     timed = any("int8" in network.milliseconds for network in measured if not network.ours)
-    return "" if timed else " Peers have not been measured in int8."
+    return "" if timed else " Other networks were not measured in int8."
 
 
 def data() -> str:
-    """What the figure was drawn from, as it is kept in the PNG."""
+    """The figure's data as JSON, which the PNG contains."""
     measured, hardware = networks()
     return json.dumps({"hardware": hardware, "networks": [vars(network) for network in measured]}, sort_keys=True)
 
 
 def draw(path: Path) -> None:
-    """The PNG, with its data as the text chunk `Description`. Its background is opaque, for light and dark pages."""
+    """Draw the PNG. Its text chunk `Description` holds the data; its background is opaque, for light and dark pages."""
     measured, hardware = networks()
     figure = Figure(figsize=(8, 5.6), dpi=200, layout="constrained", facecolor=PAPER)
     FigureCanvasAgg(figure)
@@ -228,7 +227,7 @@ def draw(path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(0.22, 0.06)
-    figure.draw_without_rendering()  # where names fit depends on the final layout
+    figure.draw_without_rendering()  # the labels' positions depend on the final layout
     _label(axes, measured)
     figure.savefig(path, facecolor=PAPER, metadata={"Software": None, "Description": data()})
 
@@ -241,7 +240,7 @@ def _marker(precision: str, color: str) -> dict[str, Any]:
 
 
 def _label(axes: Axes, measured: list[Network]) -> None:
-    """Write each name beside its fastest or slowest point where it covers nothing, or below with a line."""
+    """Write each name beside its fastest or slowest point, where it covers nothing."""
     pixel = axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
     ends = [
         axes.transData.transform([(f(one.milliseconds.values()), one.top1) for f in (min, max)]) for one in measured

@@ -1,4 +1,4 @@
-"""Read results/, and format what every table needs."""
+"""Read results/, and format tables and machines."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from shvit.bench.report import hardware_in_words
 
 ROOT = Path(__file__).parents[2]
 BATCH = 16
-"""Of throughput, as in the paper on a CPU."""
+"""Batch size of the throughput benchmarks, as in the paper on a CPU."""
 
 
 def latest(what: str) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def latest(what: str) -> dict[str, Any]:
 
 
 def throughput() -> dict[str, Any]:
-    """The newest benchmark in batches of `BATCH`, with these rows only."""
+    """The newest benchmark at batch size `BATCH`, with only these rows."""
     paths = sorted((ROOT / "results").glob("bench_*.json"), key=lambda path: path.stem[-10:])
     result = [result for path in paths if BATCH in (result := json.loads(path.read_text()))["request"]["batch_sizes"]][
         -1
@@ -36,19 +36,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def machine(result: dict[str, Any]) -> str:
-    """2 cores of AMD EPYC (AVX2, AVX-512)."""
+    """For example "2 cores of AMD EPYC (AVX2, AVX-512)"."""
     cores = result["hardware"]["cores"]
     return f"{cores} core{'s' * (cores > 1)} of {hardware_in_words(result['hardware'])}"
 
 
 def one_thread(result: dict[str, Any]) -> str:
-    """1 thread of AMD EPYC (AVX2, AVX-512)."""
-    threads = f"{result['threads']} thread of " if result["threads"] == 1 else ""
+    """For example "one thread of AMD EPYC (AVX2, AVX-512)"."""
+    threads = "one thread of " if result["threads"] == 1 else ""
     return f"{threads}{hardware_in_words(result['hardware'])}"
 
 
 def command(result: dict[str, Any]) -> list[str]:
-    """The command that measured it."""
+    """The lines that show the command that measured it."""
     return [f"Command: `{result['command']}`", ""]
 
 
@@ -61,5 +61,5 @@ def marks(training: str) -> str:
 
 
 def top1_cell(top1: dict[str, Any] | None) -> str:
-    """A published accuracy with its marks."""
+    """A table cell: published accuracy and its marks."""
     return f"{top1['percent']:.1f} %{marks(top1['training'])}" if top1 else "-"

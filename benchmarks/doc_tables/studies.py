@@ -1,4 +1,4 @@
-"""What `shvit study` measured, beside the paper's numbers."""
+"""Results of `shvit study`, with the paper's numbers."""
 
 from statistics import mean, variance
 
@@ -9,7 +9,7 @@ IN_PAPER = {"gpu": "paper, GPU", "cpu": "paper, CPU", "cpu-onnx": "paper, CPU, O
 
 
 def compared(what: str) -> str:
-    """Costs and throughput of a comparison's networks, beside the paper's."""
+    """Cost and throughput of the compared networks, with the paper's numbers."""
     result = latest(f"study-{what}")
     reference = result["reference"]
     [base] = [row["entry"]["paper"] for row in result["rows"] if row["entry"]["label"] == reference]
@@ -26,11 +26,11 @@ def compared(what: str) -> str:
     return "\n".join(
         [
             *command(result),
-            f"On {one_thread(result)}, fp32, batch size {result['how']['batch_sizes'][0]}. Engine columns show the "
-            f"median throughput relative to *{reference}*, from interleaved runs.",
-            "Paper columns show the same ratio from the paper's numbers. Memory-bound: share of the time that ONNX "
-            "Runtime spends in depthwise",
-            "convolutions, norms, copies, softmax and elementwise operations.",
+            f"Measured on {one_thread(result)}, in fp32 at batch size {result['how']['batch_sizes'][0]}. The engine "
+            f"columns (onnx …) show the median throughput relative to *{reference}*,",
+            "from interleaved runs. The paper columns show the same ratio, computed from the paper's numbers. "
+            "*Memory-bound* is the share of ONNX Runtime's time",
+            "that is spent in depthwise convolutions, norms, copies, softmax and elementwise operations.",
             "",
             *table((*costs, *engines, *IN_PAPER.values()), rows),
         ]
@@ -38,7 +38,7 @@ def compared(what: str) -> str:
 
 
 def stages() -> str:
-    """Latency by stage of the macro designs."""
+    """Latency by stage, for the networks of the macro study."""
     names = ("stem", "stage 1", "stage 2", "stage 3", "stage 4", "head")
     rows = []
     for row in latest("study-macro")["rows"]:
@@ -47,12 +47,12 @@ def stages() -> str:
         cells = (f"{1e3 * seconds[name] / one['batch_size']:.2f}" if seconds.get(name) else "-" for name in names)
         rows.append([row["entry"]["label"], *cells])
     return "\n".join(
-        ["Milliseconds per image by stage, from ONNX Runtime's profiler:", "", *table(("network", *names), rows)]
+        ["Milliseconds per image in each stage, from ONNX Runtime's profiler:", "", *table(("network", *names), rows)]
     )
 
 
 def ablation_accuracy() -> str:
-    """Accuracy of the ablation's networks."""
+    """Accuracy of the networks of the ablation study."""
     result = latest("study-ablation-s1")
     how = result["training"]
     several = [row["top1"] for row in result["rows"] if len(row["top1"]) > 1]
@@ -66,15 +66,14 @@ def ablation_accuracy() -> str:
     return "\n".join(
         [
             *command(result),
-            f"S1 at {how['image_size'] or result['how']['image_size']} pixels on imagenette160, {how['epochs']} epochs"
-            " from scratch, the same recipe for all; top-1 of the best epoch. On",
-            f"{one_thread(result)}, {result['date']}. The run folders were lost with the machine; the numbers are those"
-            " that LOG.md",
-            "recorded on the same day.",
+            f"S1 with each token mixer, trained from scratch with the same recipe for {how['epochs']} epochs on "
+            f"imagenette160 at {how['image_size'] or result['how']['image_size']} pixels. Top-1 of the best epoch.",
+            f"Measured on {one_thread(result)} on {result['date']}. The run folders no longer exist; the numbers were "
+            "recorded in LOG.md on the same day.",
             "",
             *table(("network", "top-1 by seed, %", "mean", "paper, S3 on ImageNet-1K"), rows),
             "",
-            f"The standard deviation between seeds of one network is {spread:.2f} points.",
+            f"The pooled standard deviation between seeds is {spread:.2f} points.",
         ]
     )
 
@@ -96,7 +95,9 @@ def breakdown() -> str:
     return "\n".join(
         [
             *command(result),
-            f"On {one_thread(result)}, fp32, batch size {result['rows'][0]['batch_size']}, measured by profilers:",
+            f"Measured by the engines' profilers on {one_thread(result)}, in fp32 at batch size "
+            f"{result['rows'][0]['batch_size']}. *Memory-bound* is the share of time as above,",
+            "for the whole network and for its attention layers:",
             "",
             *table(columns, rows),
         ]
@@ -114,8 +115,8 @@ def resolution() -> str:
     return "\n".join(
         [
             *command(result),
-            f"On {one_thread(result)}, fp32, batch size {result['how']['batch_sizes'][0]}, interleaved. Milliseconds "
-            "per image:",
+            f"Milliseconds per image on {one_thread(result)}, in fp32 at batch size "
+            f"{result['how']['batch_sizes'][0]}. Runs are interleaved.",
             "",
             *table(("network", "engine", *(f"{size} px" for size in sizes)), rows),
         ]
@@ -123,7 +124,7 @@ def resolution() -> str:
 
 
 def sizes() -> str:
-    """Accuracy against image size, of a network trained at one size."""
+    """Accuracy of a trained network at other image sizes."""
     result, trained = latest("study-resolution-s1"), latest("study-trained")["rows"]["s1"]
     engine = result["points"][0]["engine"]
     times = {p["image_size"]: p["milliseconds"] for p in result["points"] if p["engine"] == engine}
@@ -132,7 +133,7 @@ def sizes() -> str:
         [
             *command(result),
             f"S1 trained at {trained['image_size']} pixels on imagenette160 for {trained['epochs']} epochs, evaluated "
-            f"at other sizes without further training. Latency in {engine}, one image:",
+            f"at other sizes without further training. Latency of one image, with the engine {engine}:",
             "",
             *table(
                 ("pixels", *map(str, tops)),
@@ -146,7 +147,7 @@ def sizes() -> str:
 
 
 def redundancy() -> str:
-    """What was measured of the heads of trained transformers, layer by layer."""
+    """Redundancy of the heads of trained transformers, by layer."""
     return "\n\n".join(_redundancy_of(what) for what in ("deit", "swin"))
 
 
@@ -162,14 +163,15 @@ def _redundancy_of(what: str) -> str:
         return [f"{100 * (top1 - max(layer[key])):.1f}" for layer in layers]
 
     summary = (
-        f"{len(result['could_be_single'])} layers lose at most 0.5 points when reduced to one head, one layer at a "
-        f"time; {len(result['single_together'])} do when reduced together."
+        f"{len(result['could_be_single'])} layers can be reduced to one head, one layer at a time, with a drop of at "
+        f"most 0.5 points; {len(result['single_together'])} layers can be reduced together."
     )
     if saved:
         faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in saved["speed_ratio"].items())
         summary += (
-            f" Removing the other heads of\nthese layers from the weights gives {100 * (saved['top1'] - top1):+.2f} "
-            f"points of top-1, {saved['params_saved']:.1%} fewer parameters and {saved['macs_saved']:.1%} fewer MACs.\n"
+            f" Removing the other heads of\nthese {len(result['single_together'])} layers changes top-1 by "
+            f"{100 * (saved['top1'] - top1):+.2f} points and "
+            f"saves {saved['params_saved']:.1%} of the parameters and {saved['macs_saved']:.1%} of the MACs.\n"
             f"Throughput relative to the full network: {faster}."
         )
     return "\n".join(
@@ -180,17 +182,17 @@ def _redundancy_of(what: str) -> str:
             f"Training: `{trained['command']}`",
             "",
             *command(result),
-            f"Top-1 is {top1:.2%} on {result['images']:,} images (standard error {error:.1f} points). Mean similarity "
-            f"of the first {third} layers: {early:.1f} %; of the last",
-            f"{third} layers: {late:.1f} %. Late layers are {'more' if late > early else 'not more'} similar than early"
-            " ones. In the paper they are more similar.",
+            f"Top-1 is {top1:.2%} on the {result['images']:,} images of this study (standard error {error:.1f} "
+            f"points). The mean similarity of heads is {early:.1f} %",
+            f"in the first {third} layers and {late:.1f} % in the last {third}. In the paper, heads are more similar "
+            f"in late layers than in early ones; here, they are {'too' if late > early else 'not'}.",
             "",
             *table(
                 ("layer", *(str(n) for n in range(1, len(layers) + 1))),
                 [
-                    ["mean similarity, %", *(f"{value:.0f}" for value in similar)],
-                    ["points lost without one head, best case", *lost("without")],
-                    ["points lost with one head only, best case", *lost("alone")],
+                    ["mean similarity of heads, %", *(f"{value:.0f}" for value in similar)],
+                    ["points lost without the least important head", *lost("without")],
+                    ["points lost with only the most important head", *lost("alone")],
                 ],
             ),
             "",

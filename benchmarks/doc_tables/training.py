@@ -1,4 +1,4 @@
-"""Speed, exactness and outcome of training."""
+"""Training: speed, exact resuming and accuracy."""
 
 import json
 
@@ -16,14 +16,21 @@ def loader() -> str:
         ]
         for row in result["rows"]
     ]
-    columns = ("images", "augmentation", "images/s", "vs timm, normalising in workers", "vs timm with prefetcher")
+    columns = (
+        "images",
+        "augmentation",
+        "images/s",
+        "relative to timm (no prefetcher)",
+        "relative to timm (prefetcher)",
+    )
     return "\n".join(
         [
-            f"On {result['cores']} cores of {result['hardware']['processor']}, {result['workers']} workers: images/s "
-            "from files to normalised batches, and the ratio",
-            "to timm's `create_loader` with the same augmentation, interleaved. `paper` is the paper's augmentation at "
-            "224 pixels; `light`",
-            "is crops and flips only, at 160 pixels.",
+            f"Images/s from files to normalized batches with {result['workers']} workers on {result['cores']} cores of "
+            f"{result['hardware']['processor']}, and the speed relative to",
+            "timm's `create_loader` with the same augmentation: without its prefetcher (workers normalize the images) "
+            "and with it. Runs are",
+            "interleaved. `paper` is the paper's augmentation at 224 pixels, `light` is only crops and flips, at 160 "
+            "pixels.",
             "",
             *table(columns, rows),
         ]
@@ -35,9 +42,9 @@ def step() -> str:
     return (
         f"A training step of S1 at 160 pixels on {result['hardware']['cores']} cores of "
         f"{result['hardware']['processor']} ({result['precision']}, compiled, channels_last, with the\n"
-        f"recipe's mixing, clipping and EMA) processes {result['images_per_second']['ours']:.0f} images/s. That is "
-        f"{result['value']:.2f} times timm's eager fp32 step\nand {result['share_of_ceiling']:.0%} of the peak matmul "
-        "FLOP/s. Not measured on a GPU."
+        f"recipe's mixup, CutMix, clipping and EMA) processes {result['images_per_second']['ours']:.0f} images/s. "
+        f"This is {result['value']:.2f} times the speed of timm's step (eager, fp32)\nand uses "
+        f"{result['share_of_ceiling']:.0%} of the peak matmul FLOP/s. It has not been measured on a GPU."
     )
 
 
@@ -51,9 +58,9 @@ def kill() -> str:
     )
     return "\n".join(
         [
-            "`shvit_s1` on 512 images of imagenette160. Each run is stopped by SIGKILL at random moments and resumed "
-            "each time, then",
-            "compared with an uninterrupted run:",
+            "`shvit_s1` on 512 images of imagenette160. Each run is killed (SIGKILL) at random moments and resumed "
+            "each time. Its final",
+            "weights are compared with those of an uninterrupted run:",
             "",
             *table(("configuration", "kills", "kills while writing a checkpoint", "bit-identical weights"), cells),
         ]
@@ -82,11 +89,11 @@ def recipes() -> str:
             "",
             *table(("seed", "labels only", "distilled (soft, temperature 2)", "gain, points"), rows),
             "",
-            f"`highres` fine-tuned the S1 of {highres['start']['image_size']} pixels "
-            f"({highres['start']['top1']:.2%}) at {tuned['recipe']['image_size']} pixels for "
-            f"{tuned['recipe']['epochs']} epochs, to {max(tuned['top1']):.2%} ({highres['gain']:+.2f} points).",
-            f"Without fine-tuning, the same weights reach {highres['as_it_is']:.2%} at "
-            f"{tuned['recipe']['image_size']} pixels: the gain comes from the larger images, not from the",
+            f"An S1 trained at {highres['start']['image_size']} pixels ({highres['start']['top1']:.2%}) reaches "
+            f"{max(tuned['top1']):.2%} ({highres['gain']:+.2f} points) after fine-tuning with `highres` at "
+            f"{tuned['recipe']['image_size']} pixels for {tuned['recipe']['epochs']} epochs.",
+            f"Without fine-tuning, it reaches {highres['as_it_is']:.2%} at {tuned['recipe']['image_size']} pixels: the "
+            "gain comes from the larger images, not from",
             "fine-tuning.",
         ]
     )
@@ -100,7 +107,7 @@ S1_AT_160 = 123
 
 
 def estimate() -> str:
-    """From the measured throughput of loader and training step, and the paper's inference throughput."""
+    """Estimate from the measured throughput of loading and training, and the paper's inference throughput."""
     measured, reading = latest("train-step"), latest("loader")
     here = measured["images_per_second"]["ours"] * S1_AT_160
     core = reading["rows"][0]["images_per_second"]["shvit"] / reading["cores"]
@@ -109,28 +116,28 @@ def estimate() -> str:
         "epochs": [str(epochs) for _, _, epochs in PUBLISHED.values()],
         "training throughput of 8 A100, images/s, at most": [f"{rate:,.0f}" for rate, _, _ in runs],
         "hours at this throughput": [f"{images / rate / 3600:.1f}" for rate, _, images in runs],
-        "CPU cores needed to load as fast": [f"{rate / core:.0f}" for rate, _, _ in runs],
-        "hours with 96 cores for loading": [f"{images / min(rate, 96 * core) / 3600:.1f}" for rate, _, images in runs],
-        "days on the two cores used here": [f"{images / (here / macs) / 86400:.0f}" for _, macs, images in runs],
+        "CPU cores needed to load images as fast": [f"{rate / core:.0f}" for rate, _, _ in runs],
+        "hours if 96 cores load images": [f"{images / min(rate, 96 * core) / 3600:.1f}" for rate, _, images in runs],
+        "days on two CPU cores, without a GPU": [f"{images / (here / macs) / 86400:.0f}" for _, macs, images in runs],
     }
     return "\n".join(
         [
             "These numbers are estimates, not measurements. ImageNet-1K has 1.28 million training images. A training "
             "step costs about three forward",
-            "passes, so a GPU trains on at most a third of the images that it can classify; inference throughput is "
-            "the paper's, on an A100.",
-            f"Data loading was measured above: {core:.0f} images/s per core (photographs of 500x375, the paper's "
+            "passes, so training throughput is at most a third of inference throughput (from the paper, on an A100). "
+            "Data loading was",
+            f"measured [above](#data-loading): {core:.0f} images/s per core (photographs of 500x375, the paper's "
             "augmentation).",
             "",
             *table(("", *list(PUBLISHED)[:-1], f"{list(PUBLISHED)[-1]}, `highres`"),
                    ([name, *cells] for name, cells in rows.items())),
             "",
-            "On one machine with 8 GPUs, data loading limits S1 at 224 and S4 at 256 unless there are several hundred "
-            "CPU cores. Shards of",
-            "smaller images (`shvit shard --size 256`) and more machines help more than faster GPUs. At 512 pixels "
-            "about 50 cores are enough.",
-            "A teacher of 16 G multiply-accumulates costs 22 times as much as a step of S1 and 5 times as much as a "
-            "step of S4, so the",
-            "teacher limits distillation.",
+            "On one machine with 8 GPUs, data loading is the bottleneck for S1 at 224 and S4 at 256 pixels, unless the "
+            "machine has several",
+            "hundred CPU cores. Shards of smaller images (`shvit shard --size 256`) and more machines help more than "
+            "faster GPUs. At 512",
+            "pixels, about 50 cores are enough. In distillation, the teacher is the bottleneck: one with 16 G MACs "
+            "costs 22 times as much as",
+            "a training step of S1, and 5 times as much as one of S4.",
         ]
     )  # fmt: skip
