@@ -215,7 +215,7 @@ def draw(path: Path) -> None:
     for precision in PRECISIONS:
         axes.plot([], [], **_marker(precision, INK), label=precision)
     axes.plot([], [], color=OURS, linewidth=4, label="SHViT")
-    axes.plot([], [], color=PEER, linewidth=4, label="peers († distilled, ‡ ImageNet-21k or 22k)")
+    axes.plot([], [], color=PEER, linewidth=4, label="peers († distilled, § ImageNet-21k or 22k)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=11, frameon=False)
     figure.suptitle(f"One image, one thread, OpenVINO · {hardware_in_words(hardware)}", fontsize=12, color=INK)
     axes.set_xlabel("latency, ms (log scale, left is faster)", fontsize=12, color=INK)

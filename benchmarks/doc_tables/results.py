@@ -52,12 +52,12 @@ def command(result: dict[str, Any]) -> list[str]:
     return [f"Command: `{result['command']}`", ""]
 
 
-NOTES = "† Trained with distillation. ‡ Pretrained on ImageNet-21k or 22k."
+NOTES = "† Trained with distillation. § Pretrained on ImageNet-21k or 22k."
 
 
 def marks(training: str) -> str:
     """The marks that `NOTES` explains, for a training such as "in22k, distilled"."""
-    return "†" * ("distilled" in training) + "‡" * ("in21k" in training or "in22k" in training)
+    return "†" * ("distilled" in training) + "§" * ("in21k" in training or "in22k" in training)
 
 
 def top1_cell(top1: dict[str, Any] | None) -> str:
