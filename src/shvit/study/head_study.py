@@ -1,7 +1,7 @@
 """Everything `shvit study redundancy` measures: attention maps, similarity, ablation, and savings with single heads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..bench.case import as_failure
 from ..bench.run import Progress
 from ..bench.timing import interleave, sample, warm_up
 from ..data.transforms import Normalize
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, counted
 from ..model.cost import cost
 from ..modelfile import ModelFile
 from ..requests.study import RedundancyRequest
@@ -36,21 +36,21 @@ class AttentionMaps:
     maps: Sequence[Sequence[Float[np.ndarray, "h w"]]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class HeadStudy:
     """The measurements of a network so far."""
 
     name: str
     redundancy: Redundancy
     tolerance: float
-    single: dict[str, int]
+    single: dict[str, int] = field(default_factory=dict)
     """The head to keep in each layer that can run with one head while the other layers keep all heads."""
-    together: dict[str, int]
+    together: dict[str, int] = field(default_factory=dict)
     """The head to keep in each layer of a set that can run with one head at the same time."""
-    savings: dict[str, Any] | None
+    savings: dict[str, Any] | None = None
     """Measured savings of the layers in `together`. None if there are none, or their heads cannot be pruned."""
-    pictures: AttentionMaps | None
-    notes: tuple[str, ...] = ()
+    pictures: AttentionMaps | None = None
+    notes: list[str] = field(default_factory=list)
     complete: bool = True
     """False until every layer was measured."""
 
@@ -63,9 +63,9 @@ def study_heads(
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
     progress: Progress,
-    on_update: Callable[[HeadStudy], object] = lambda study: None,
+    on_update: Callable[[HeadStudy], object],
 ) -> HeadStudy:
-    """Run the whole study.
+    """Run the whole study. `on_update` is called with the results so far after each layer and each part.
 
     Args:
         name: Name of the model, for the report.
@@ -76,67 +76,67 @@ def study_heads(
         queries: Query points (x, y) as fractions of the image. Each picture takes the next point in turn, until all
             pictures and all points were shown.
         progress: Called with the current step.
-        on_update: Called with the results so far after each layer and each part.
+        on_update: Called with the results so far.
     """
     network, layers, tolerance = model.network, model.layers, request.tolerance
-    notes = [f"{len(images.bad)} images could not be read and were left out."] if images.bad else []
+    study = HeadStudy(name, Redundancy(0.0, 0, ()), tolerance, complete=False)
+    if images.bad:
+        study.notes.append(f"Left out {counted(len(images.bad), 'image')} that could not be read.")
 
     def after_layer(redundancy: Redundancy) -> None:
-        on_update(HeadStudy(name, redundancy, tolerance, {}, {}, None, None, tuple(notes), complete=False))
+        study.redundancy = redundancy
+        on_update(study)
 
     compared = images.first(request.similarity_images)
-    redundancy = measure_redundancy(network, layers, images, progress, compared, after_layer)
-    maps = None
-    if len(pictures):
-        try:
-            maps = _attention_maps(model, redundancy, pictures, queries)
-        except InputError as error:
-            notes.append(f"Attention maps were not drawn: {error}.")
-    single = _named(layers, redundancy.could_be_single(tolerance))
-    study = HeadStudy(name, redundancy, tolerance, single, {}, None, maps, tuple(notes))
+    redundancy = measure_redundancy(network, layers, images, compared, progress, after_layer)
+    study.complete = True
+    try:
+        study.pictures = _attention_maps(model, redundancy, pictures, queries)
+    except InputError as error:
+        study.notes.append(f"Attention maps were not drawn: {error}.")
+    study.single = _named(layers, redundancy.could_be_single(tolerance))
     on_update(study)
     chosen = single_together(network, layers, redundancy, images, tolerance, progress)
-    study = replace(study, together=_named(layers, chosen))
+    study.together = _named(layers, chosen)
     on_update(study)
-    savings = None
     kept = {layers[index]: head for index, head in chosen.items()}
     if kept and model.model_file is not None and all(can_prune(layer) for layer in kept):
         progress("pruning heads and timing", 0, 1)
         pruned: Any = with_single_heads(network, kept)
         correct, count = count_correct(pruned, images)
         network.cpu()
-        smaller = replace(model.model_file, model=pruned.cpu())
-        savings = {"top1": correct / count, **_savings(model.model_file, smaller, request.threads, notes)}
+        models = model.model_file, replace(model.model_file, model=pruned.cpu())
+        study.savings = {"top1": correct / count, **_savings(models, request.threads, study.notes)}
     elif kept:
-        notes.append("The savings of single heads were not measured: the heads of this network cannot be pruned.")
-    return replace(study, savings=savings, notes=tuple(notes))
+        study.notes.append("The savings of single heads were not measured: the heads of this network cannot be pruned.")
+    return study
 
 
 def _named(layers: Sequence[AttentionLayer], heads: Mapping[int, int]) -> dict[str, int]:
     return {layers[index].name: heads[index] for index in sorted(heads)}
 
 
-def _savings(whole: ModelFile, single: ModelFile, threads: int | None, notes: list[str]) -> dict[str, Any]:
-    """Cost and speed of the pruned network next to the whole one, in fp32 on the CPU, timed in turn.
+def _savings(models: Sequence[ModelFile], threads: int | None, notes: list[str]) -> dict[str, Any]:
+    """Cost and speed of the whole and the pruned network, in fp32 on the CPU.
 
     An engine that fails adds a note and does not stop the others.
     """
-    size = whole.preprocess.image_size
-    costs = [cost(model.model, (size, size)) for model in (whole, single)]
-    speeds = {}
+    size = models[0].preprocess.image_size
+    whole, single = (cost(model.model, (size, size)) for model in models)
+    speeds: dict[str, list[float]] = {}
     for name in ("torch", "onnx", "openvino"):
         if engines.ENGINES[name].unavailable("cpu") is None:
             try:
-                speeds[name] = _speeds({"whole": whole, "single": single}, name, threads)
+                speeds[name] = _speeds(models, name, threads)
             except Failure as failure:
                 notes.append(f"{name}: {failure}")
     return {
-        "params": [one.params for one in costs],
-        "macs": [one.macs for one in costs],
-        "params_saved": 1 - costs[1].params / costs[0].params,
-        "macs_saved": 1 - costs[1].macs / costs[0].macs,
-        "images_per_second": {name: [speed["whole"], speed["single"]] for name, speed in speeds.items()},
-        "speed_ratio": {name: speed["single"] / speed["whole"] for name, speed in speeds.items()},
+        "params": [whole.params, single.params],
+        "macs": [whole.macs, single.macs],
+        "params_saved": 1 - single.params / whole.params,
+        "macs_saved": 1 - single.macs / whole.macs,
+        "images_per_second": speeds,
+        "speed_ratio": {name: after / before for name, (before, after) in speeds.items()},
         "batch_size": TIMED_BATCH,
     }
 
@@ -157,12 +157,13 @@ class _Timed:
             return sample(self._call, self._repetitions)
 
 
-def _speeds(models: Mapping[str, ModelFile], engine: str, threads: int | None) -> dict[str, float]:
+def _speeds(models: Sequence[ModelFile], engine: str, threads: int | None) -> list[float]:
     """Images per second of each network, timed in turn. Raises Failure if one cannot run."""
-    timings, failed = interleave({name: _Timed(model, engine, threads) for name, model in models.items()}, TIMED_ROUNDS)
+    subjects = {number: _Timed(model, engine, threads) for number, model in enumerate(models)}
+    timings, failed = interleave(subjects, TIMED_ROUNDS)
     if len(timings) < len(models):
         raise Failure(next(iter(failed.values()), "stopped"))
-    return {name: TIMED_BATCH / timing.median for name, timing in timings.items()}
+    return [TIMED_BATCH / timing.median for timing in timings.values()]
 
 
 def _columns(redundancy: Redundancy, layers: int) -> dict[str, tuple[int, int]]:
@@ -191,7 +192,7 @@ def _attention_maps(
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
 ) -> AttentionMaps:
-    """Raises InputError if the tokens are not a square grid."""
+    """The attention maps of some heads. Raises InputError if the tokens are not a square grid."""
     columns = _columns(redundancy, len(model.layers))
     normalize = Normalize(model.preprocess)
     images, rows, pixels = [], [], []

@@ -15,7 +15,7 @@ HEAD_CHANNELS = 32
 class MultiHeadAttention(nn.Module):
     """Attention over all channels. Each head has 16 query and key channels, as in the single head.
 
-    With one head it is the paper's design (b). Initially outputs zero, so the residual block starts as identity.
+    With one head it is the paper's design (b). Outputs zero until it is trained, so its residual is the identity.
     """
 
     def __init__(self, width: int, heads: int) -> None:

@@ -1,4 +1,4 @@
-"""The verbs of `shvit study`. Each measures, updates its report after every step, and returns the final report."""
+"""The verbs of `shvit study`. Each measures, writes its report after every step, and returns the final one."""
 
 from collections.abc import Callable
 from itertools import product
@@ -19,10 +19,10 @@ from ..requests.study import BreakdownRequest, ComparisonRequest, RedundancyRequ
 from ..tasks.classify import Classify
 from ..tasks.labelled_data import open_as_trained
 from ..train.progress import Reporter
+from . import experiments
 from .accuracy import Training
 from .breakdown import Breakdown, profilers, time_breakdown
 from .compare import need_model_file, run_comparison
-from .experiments import COMPARISONS
 from .head_study import study_heads
 from .heads import attention_layers
 from .inputs import StudyImages, open_study_model, read_pictures
@@ -37,11 +37,7 @@ Written = tuple[StudyReport, list[Path]]
 """A report and its files."""
 
 
-def _ignore(what: str, done: int, total: int) -> None:
-    """Show no progress."""
-
-
-def redundancy(request: RedundancyRequest, progress: Progress = _ignore) -> Written:
+def redundancy(request: RedundancyRequest, progress: Progress) -> Written:
     """Attention maps, similarity and ablation of heads.
 
     Raises:
@@ -75,22 +71,20 @@ def redundancy(request: RedundancyRequest, progress: Progress = _ignore) -> Writ
         return publish(study_heads(name, model, images, request, pictures, queries, progress, publish))
 
 
-def comparison(
-    name: str, request: ComparisonRequest, progress: Progress = _ignore, reporter: Reporter | None = None
-) -> Written:
+def comparison(name: str, request: ComparisonRequest, progress: Progress, reporter: Reporter) -> Written:
     """Run `macro`, `ablation` or `designs`.
 
     Raises:
         InputError: Something cannot be measured here, or the data cannot be trained on.
         KeyboardInterrupt: Ctrl-C. The report holds all results so far; the same call resumes.
     """
-    plan = COMPARISONS[name](request.size) if request.size else COMPARISONS[name]()
+    plan = experiments.comparison(name, request.size)
     publish = _publisher(request.out, lambda result: comparison_page(result, about(result.speed.device)))
     training = Training.requested(request.accuracy, request.speed.device, request.seeds)
     return publish(run_comparison(plan, request, training, progress, reporter, publish))
 
 
-def breakdown(request: BreakdownRequest, progress: Progress = _ignore) -> Written:
+def breakdown(request: BreakdownRequest, progress: Progress) -> Written:
     """Time by kind of operation. If the only model is a variant of SHViT, its multi-head version is added.
 
     An engine that fails on a network does not stop the others.
@@ -123,14 +117,13 @@ def breakdown(request: BreakdownRequest, progress: Progress = _ignore) -> Writte
 def _attention(network: nn.Module) -> tuple[str, ...]:
     """Names of the attention layers' modules. Empty for a network without attention."""
     try:
-        layers = attention_layers(network)
+        attention = {layer.module for layer in attention_layers(network)}
     except InputError:
         return ()
-    attention = {id(layer.module) for layer in layers}
-    return tuple(name for name, module in network.named_modules() if id(module) in attention)
+    return tuple(name for name, module in network.named_modules() if module in attention)
 
 
-def resolution(request: ResolutionRequest, progress: Progress = _ignore, reporter: Reporter | None = None) -> Written:
+def resolution(request: ResolutionRequest, progress: Progress, reporter: Reporter) -> Written:
     """Latency and accuracy against image size.
 
     Raises:
