@@ -1,6 +1,5 @@
 """Compare networks: their cost, their speed on each engine, where the time goes, and their accuracy."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle, product
@@ -103,24 +102,8 @@ class EntryResult:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        breakdowns = [breakdown_dict(one, in_mixer) for one in self.breakdowns]
+        breakdowns = [one.to_dict() for one in self.breakdowns]
         return {**asdict(self), "mean_top1": self.mean_top1, "breakdowns": breakdowns}
-
-
-def breakdown_dict(one: Breakdown, attention: Callable[[str], bool]) -> dict[str, Any]:
-    """A breakdown for JSON. `attention` returns whether a module is part of an attention layer."""
-    return {
-        "engine": one.engine,
-        "batch_size": one.batch_size,
-        "image_size": one.image_size,
-        "seconds": one.seconds(),
-        "shares": one.shares(),
-        "memory_bound": one.memory_bound(),
-        "stage_seconds": stage_seconds(one),
-        "attention_seconds": one.seconds(within=attention),
-        "attention_shares": one.shares(attention),
-        "attention_memory_bound": one.memory_bound(attention),
-    }
 
 
 @dataclass
@@ -257,25 +240,3 @@ def _profile(result: ComparisonResult, progress: Progress, on_update: OnUpdate) 
         except Failure as failure:
             result.omitted.append(f"where the time goes, {row.entry.label}, {engine}: {failure}")
         on_update(result)
-
-
-def in_mixer(part: str) -> bool:
-    """Whether a module of SHViT belongs to a token mixer. The residual sum does not."""
-    return ".mixer.branch." in f"{part}."
-
-
-def stage_seconds(one: Breakdown) -> dict[str, float]:
-    """Seconds per call, by stage of SHViT."""
-    seconds: dict[str, float] = defaultdict(float)
-    for row in one.spent:
-        seconds[_stage(row.part)] += row.seconds
-    return seconds
-
-
-def _stage(part: str) -> str:
-    first, _, rest = part.partition(".")
-    if first == "stages":
-        return f"stage {int(rest.partition('.')[0]) + 1}"
-    if part == "network":  # global average pooling
-        return "head"
-    return first if first in ("stem", "head") else "pixels to floats"

@@ -5,7 +5,6 @@ from itertools import cycle
 from math import ceil
 
 import numpy as np
-from jaxtyping import Float, UInt8
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -22,20 +21,17 @@ from ..figures import (
     plain_ticks,
     plot_style,
 )
+from .head_study import AttentionMaps
 
 KIND_COLORS = ("#3b5b7a", "#1098ad", "#e8590c", "#f2a65a", "#f6c453", "#c2255c", "#d8a7c0", "#c9ced6")
-"""Colours of `breakdown.KINDS`: cool for compute-bound, warm for memory-bound."""
+"""Colors of `breakdown.KINDS`: cool for compute-bound, warm for memory-bound."""
 
 
 @literal_text()
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], label: str, line: float | None) -> Figure:
-    """Horizontal bars with their values. The paper's series are grey.
+    """Groups of horizontal bars with their values, from top to bottom. The paper's series are gray.
 
-    Args:
-        groups: From top to bottom.
-        series: Values by name, one per group. Each series adds a bar to each group.
-        label: Axis label.
-        line: Position of a reference line.
+    Each series has one value per group. `label` describes the axis; `line` is the position of a reference line.
     """
     height = 0.8 / len(series)
     figure, [[axes]] = new_figure(8.2, 1.3 + len(groups) * (0.2 + 0.24 * len(series)))
@@ -58,7 +54,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], la
 
 @literal_text()
 def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str, percent: bool = False) -> Figure:
-    """A stacked horizontal bar for each row, from top to bottom. With `percent`, parts are `breakdown.KINDS`."""
+    """A stacked horizontal bar per row, from top to bottom. With `percent`, the parts are shares by `breakdown.KINDS`."""
     figure, [[axes]] = new_figure(9.2, 1.4 + 0.42 * len(rows))
     plot_style(axes, label)
     left = np.zeros(len(rows))
@@ -103,7 +99,7 @@ def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: 
 
 @literal_text()
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, log: bool = False) -> Figure:
-    """A line for each series. The paper's series are grey."""
+    """A line for each series. The paper's series are gray."""
     figure, [[axes]] = new_figure(8.2, 4.2)
     plot_style(axes, x, y)
     colors = cycle((OURS, *SERIES))
@@ -126,42 +122,28 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, l
 
 
 @literal_text()
-def attention_over_images(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]],
-    queries: Sequence[tuple[int, int]],
-    columns: Sequence[str],
-    maps: Sequence[Sequence[Float[np.ndarray, "h w"]]],
-) -> Figure:
-    """A row per image: the image with its query point, then each attention map over it.
-
-    Args:
-        images: The pixels.
-        queries: The query point (x, y) of each image, in pixels.
-        columns: Titles of the maps.
-        maps: For each image one map per column, at the size of the image. NaN where the query has no attention.
-    """
-    figure, grid = new_figure(1.9 * (len(columns) + 1), 2.0 * len(images) + 0.5, len(images), len(columns) + 1)
-    for line, image, (x, y), row in zip(grid, images, queries, maps, strict=True):
-        line[0].imshow(image)
-        for axes, one in zip(line[1:], row, strict=True):
+def attention_over_images(shown: AttentionMaps) -> Figure:
+    """A row per image: the image with its query point, then each attention map over it."""
+    rows, columns = len(shown.images), len(shown.columns) + 1
+    figure, grid = new_figure(1.9 * columns, 2.0 * rows + 0.5, rows, columns)
+    for line, image, (x, y), maps in zip(grid, shown.images, shown.queries, shown.maps, strict=True):
+        whole = line[0].imshow(image).get_extent()
+        for axes, one in zip(line[1:], maps, strict=True):
             axes.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
-            axes.imshow(one, cmap="magma", alpha=0.7)
+            axes.imshow(one, cmap="magma", alpha=0.7, extent=whole, interpolation="nearest")
         for axes in line:
             axes.plot(x, y, "s", color="#2ee6a6", markersize=7, markeredgecolor="black", markeredgewidth=0.8)
             axes.set_axis_off()
-    for axes, title in zip(grid[0], ("image and query", *columns), strict=True):
+    for axes, title in zip(grid[0], ("image and query", *shown.columns), strict=True):
         axes.set_title(title, fontsize=10.5)
     return figure
 
 
 @literal_text()
 def heads(layers: Sequence[str], scores: Mapping[str, Sequence[Sequence[float]]], whole: float) -> Figure:
-    """Top-1 with heads of one layer switched off. A dot per head, the best one filled; a panel per ablation.
+    """Top-1 with heads of one layer switched off: a panel per ablation, a dot per head, and the best one in color.
 
-    Args:
-        layers: Names.
-        scores: For each ablation and layer, the score of each head.
-        whole: With all heads.
+    `scores` has, for each ablation and layer, the score of each head; `whole` is the score with all heads.
     """
     columns = len(scores)
     width = max(4.4, 0.36 * len(layers) + 1.6)

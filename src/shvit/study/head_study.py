@@ -31,9 +31,11 @@ class AttentionMaps:
 
     images: Sequence[UInt8[np.ndarray, "h w 3"]]
     queries: Sequence[tuple[int, int]]
-    """Pixels (x, y)."""
+    """Query points (x, y) in pixels."""
     columns: Sequence[str]
-    maps: Sequence[Sequence[Float[np.ndarray, "h w"]]]
+    """Titles of the maps."""
+    maps: Sequence[Sequence[Float[np.ndarray, "h2 w2"]]]
+    """For each image one map per column, coarser than the image. NaN where the query has no attention."""
 
 
 @dataclass
@@ -56,7 +58,6 @@ class HeadStudy:
 
 
 def study_heads(
-    name: str,
     model: StudyModel,
     images: StudyImages,
     request: RedundancyRequest,
@@ -67,19 +68,11 @@ def study_heads(
 ) -> HeadStudy:
     """Run the whole study. `on_update` is called with the results so far after each layer and each part.
 
-    Args:
-        name: Name of the model, for the report.
-        model: The network.
-        images: For measuring accuracy.
-        request: Gives the tolerance, the number of images for similarity, and the CPU threads for timing.
-        pictures: Images for the figure, resized for the network.
-        queries: Query points (x, y) as fractions of the image. Each picture takes the next point in turn, until all
-            pictures and all points were shown.
-        progress: Called with the current step.
-        on_update: Called with the results so far.
+    The figure shows the attention maps of `pictures`, which have the size that the network takes. Query points (x, y)
+    are fractions of the image. Each picture takes the next point in turn, until all pictures and points were shown.
     """
     network, layers, tolerance = model.network, model.layers, request.tolerance
-    study = HeadStudy(name, Redundancy(0.0, 0, ()), tolerance, complete=False)
+    study = HeadStudy(model.name, Redundancy(0.0, 0, ()), tolerance, complete=False)
     if images.bad:
         study.notes.append(f"Left out {counted(len(images.bad), 'image')} that could not be read.")
 
@@ -166,20 +159,20 @@ def _speeds(models: Sequence[ModelFile], engine: str, threads: int | None) -> li
     return [TIMED_BATCH / timing.median for timing in timings.values()]
 
 
-def _columns(redundancy: Redundancy, layers: int) -> dict[str, tuple[int, int]]:
+def _columns(redundancy: Redundancy) -> dict[str, tuple[int, int]]:
     """(Layer, head) for each column of the figure, by title.
 
     Shows the most important and the most redundant head of all layers, and of an early, a middle and the last layer.
     """
     ranked = redundancy.ranked()
+    layers = sorted({index for index, _ in ranked}) or range(len(redundancy.layers))
+    indices = dict.fromkeys((layers[len(layers) // 6], layers[len(layers) // 2], layers[-1]))
     if not ranked:
-        indices = dict.fromkeys((layers // 6, layers // 2, layers - 1))
         return {f"layer {index + 1}": (index, 0) for index in indices}
     shown = {}
     for what, (index, head) in (("important", ranked[0]), ("redundant", ranked[-1])):
         shown[f"most {what} of all:\nlayer {index + 1}, head {head}"] = (index, head)
-    several = sorted({index for index, _ in ranked})
-    for index in dict.fromkeys((several[len(several) // 6], several[len(several) // 2], several[-1])):
+    for index in indices:
         here = [one for one in ranked if one[0] == index]
         shown[f"layer {index + 1}:\nimportant, head {here[0][1]}"] = here[0]
         shown[f"layer {index + 1}:\nredundant, head {here[-1][1]}"] = here[-1]
@@ -193,22 +186,14 @@ def _attention_maps(
     queries: Sequence[tuple[float, float]],
 ) -> AttentionMaps:
     """The attention maps of some heads. Raises InputError if the tokens are not a square grid."""
-    columns = _columns(redundancy, len(model.layers))
+    columns = _columns(redundancy)
     normalize = Normalize(model.preprocess)
     images, rows, pixels = [], [], []
     for number in range(max(len(pictures), len(queries))):
         picture, (x, y) = pictures[number % len(pictures)], queries[number % len(queries)]
         inputs = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]).to(model.device)
         maps = attention_from(model.network, model.layers, inputs, x, y)
-        height, width = picture.shape[:2]
         images.append(picture)
-        rows.append([_enlarged(maps[index][head], height, width) for index, head in columns.values()])
-        pixels.append((int(x * width), int(y * height)))
+        rows.append([maps[index][head] for index, head in columns.values()])
+        pixels.append((int(x * picture.shape[1]), int(y * picture.shape[0])))
     return AttentionMaps(images, pixels, list(columns), rows)
-
-
-def _enlarged(small: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "height width"]:
-    """The map at the size of the image, by nearest neighbour."""
-    rows = np.arange(height) * small.shape[0] // height
-    columns = np.arange(width) * small.shape[1] // width
-    return small[np.ix_(rows, columns)]

@@ -102,12 +102,10 @@ def attention_layers(network: nn.Module) -> list[AttentionLayer]:
     for name, module in network.named_modules():
         heads, project = getattr(module, "num_heads", None), getattr(module, "proj", None)
         short = name.removeprefix("network.").replace(".branch", "")
-        if isinstance(module, SingleHeadAttention):
+        if isinstance(module, SingleHeadAttention | BottleneckAttention):
             layers.append(AttentionLayer(short, module, 1, module.project, 1, module.attended))
         elif isinstance(module, MultiHeadAttention):
             layers.append(AttentionLayer(short, module, module.heads, module.project, 1))
-        elif isinstance(module, BottleneckAttention):
-            layers.append(AttentionLayer(short, module, 1, module.project, 1))
         elif hasattr(module, "attn") and hasattr(module, "shift_size") and hasattr(module, "input_resolution"):
             swin: Any = module
             windows[swin.attn] = Windows(tuple(swin.window_size), tuple(swin.shift_size), tuple(swin.input_resolution))

@@ -29,6 +29,7 @@ from .heads import AttentionLayer, attention_layers
 class StudyModel:
     """A classifier with known attention layers."""
 
+    name: str
     network: nn.Module
     """Takes normalized images, returns logits."""
     layers: tuple[AttentionLayer, ...]
@@ -52,22 +53,19 @@ def open_study_model(name: str, device: str = "cpu") -> StudyModel:
     """
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
-        return _from_file(Path(path), function, device)
-    model_file = load_model(name)
-    need_classifier(model_file, "study redundancy")
-    network: Any = model_file.model
-    return StudyModel(
-        network.eval().to(device),
-        tuple(attention_layers(network)),
-        model_file.classes,
-        model_file.preprocess,
-        dict(model_file.provenance),
-        device,
-        model_file,
-    )
+        network, layers, classes, preprocess = _call(Path(path), function)
+        classes = tuple(map(str, classes))
+        return StudyModel(name, network.eval().to(device), tuple(layers), classes, preprocess, {}, device)
+    file = load_model(name)
+    need_classifier(file, "study redundancy")
+    network = file.model.eval().to(device)
+    layers = tuple(attention_layers(network))
+    known = file.classes, file.preprocess, dict(file.provenance)
+    return StudyModel(file.architecture.name, network, layers, *known, device, file)
 
 
-def _from_file(path: Path, function: str, device: str) -> StudyModel:
+def _call(path: Path, function: str) -> Any:
+    """What the function in the file returns, checked as far as possible."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     make = run_path(str(path)).get(function)
@@ -75,10 +73,10 @@ def _from_file(path: Path, function: str, device: str) -> StudyModel:
         raise InputError(f"{path} has no function {function!r}")
     made: Any = make()
     match made:
-        case (nn.Module() as network, layers, classes, Preprocess() as preprocess):
+        case (nn.Module(), layers, _, Preprocess()):
             if not layers or not all(isinstance(layer, AttentionLayer) for layer in layers):
                 raise InputError(f"{path}:{function}: layers must be a list of shvit.study.heads.AttentionLayer")
-            return StudyModel(network.eval().to(device), tuple(layers), tuple(map(str, classes)), preprocess, {}, device)
+            return made
     got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
     raise InputError(f"{path}:{function} must return (network, layers, classes, preprocess), got {got}")
 
@@ -86,13 +84,7 @@ def _from_file(path: Path, function: str, device: str) -> StudyModel:
 class StudyImages:
     """Labelled images, decoded once and kept in memory as uint8, because every variant of the network runs on them.
 
-    Args:
-        model: Gives preprocessing and classes.
-        source: Labelled images.
-        which: Which split, as for `shvit eval`.
-        count: Maximum number of images. They are drawn at random with a fixed seed.
-        batch_size: Images per batch.
-        workers: Data-loading worker processes.
+    Takes at most `count` images of a split, as for `shvit eval`, drawn at random with a fixed seed.
 
     Raises:
         InputError: The model does not know a class, or there are no images.

@@ -91,13 +91,8 @@ def measure_redundancy(
 ) -> Redundancy:
     """Measure every head of every layer. Runs the images 1 + 2 x (number of heads) times.
 
-    Args:
-        network: In eval mode. Takes images, returns logits.
-        layers: Attention layers of the network.
-        batches: For measuring accuracy.
-        similarity_batches: For comparing attention maps.
-        progress: Called with the current step.
-        on_update: Called with the results so far after each layer.
+    The network is in eval mode. Attention maps are compared on `similarity_batches`. `on_update` is called with the
+    results so far after each layer.
 
     Raises:
         InputError: A layer is described wrongly: no attention map was seen, or its projection is never called.

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ..bench.report import hardware_in_words
 from ..console import as_json, say, show_table
+from ..errors import counted
 from ..figures import literal_text
 from ..files import replacing, write_csv
 
@@ -33,7 +34,7 @@ class Column:
 
 
 LABEL = Column("network")
-NOTHING_MEASURED = "Nothing could be measured: see below why."
+NOTHING_MEASURED = "Nothing could be measured. The reasons are listed below."
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Section:
     """A section of a report: text, then figures, then tables."""
 
     title: str
-    text: tuple[str, ...] = ()
+    text: Sequence[str] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
@@ -87,6 +88,7 @@ class StudyReport:
 
     @property
     def tables(self) -> list[Table]:
+        """The tables of all sections."""
         return [table for section in self.sections for table in section.tables]
 
 
@@ -102,8 +104,8 @@ def save_report(report: StudyReport, out: Path) -> list[Path]:
     files = {
         out / "report.html": _page(report, pictures).encode(errors="backslashreplace"),
         out / "study.json": as_json(report.data).encode(),
+        **{out / f"{name}.png": content for name, content in pictures.items()},
     }
-    files |= {out / f"{name}.png": content for name, content in pictures.items()}
     for path, content in files.items():
         with replacing(path) as temporary:
             temporary.write_bytes(content)
@@ -120,11 +122,9 @@ def print_report(console: Console, report: StudyReport, files: Sequence[Path]) -
         say(console, "")
         say(console, table.title, style="bold")
         show_table(console, [column.name for column in table.columns], table.shown)
-    say(console, "")
-    for finding in report.findings:
-        say(console, f"· {finding}")
-    say(console, "")
-    say(console, f"wrote {files[0]} and {len(files) - 1} other files")
+    for text in ("", *(f"· {finding}" for finding in report.findings), ""):
+        say(console, text)
+    say(console, f"wrote {files[0]} and {counted(len(files) - 1, 'other file')}")
 
 
 def _page(report: StudyReport, pictures: dict[str, bytes]) -> str:

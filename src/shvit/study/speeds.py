@@ -18,7 +18,7 @@ def timed(
     progress: Progress,
     wanted: Callable[[Case], bool] = lambda case: True,
 ) -> Iterator[tuple[Sequence[Row], list[str]]]:
-    """Time networks at several image sizes. Yields for each engine the rows, and what was omitted and why.
+    """Time networks at several image sizes. Yields, for each engine, its rows, and what was omitted and why.
 
     Networks are timed in turn, round by round. An engine that fails does not stop the others.
 

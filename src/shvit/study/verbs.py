@@ -5,8 +5,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ..bench.case import as_failure
 from ..bench.run import Progress, about
 from ..engines import check_threads, pick_device
@@ -24,7 +22,6 @@ from .accuracy import Training
 from .breakdown import Breakdown, profilers, time_breakdown
 from .compare import need_model_file, run_comparison
 from .head_study import study_heads
-from .heads import attention_layers
 from .inputs import StudyImages, open_study_model, read_pictures
 from .pages.breakdown import breakdown_page
 from .pages.comparison import comparison_page
@@ -65,10 +62,9 @@ def redundancy(request: RedundancyRequest, progress: Progress) -> Written:
         "queries": queries,
         "threads": request.threads,
     }
-    name = model.model_file.architecture.name if model.model_file else request.model
     publish = _publisher(request.out, lambda result: redundancy_page(result, context))
     with torch_threads(request.threads):
-        return publish(study_heads(name, model, images, request, pictures, queries, progress, publish))
+        return publish(study_heads(model, images, request, pictures, queries, progress, publish))
 
 
 def comparison(name: str, request: ComparisonRequest, progress: Progress, reporter: Reporter) -> Written:
@@ -98,11 +94,10 @@ def breakdown(request: BreakdownRequest, progress: Progress) -> Written:
     if len(names) == 1 and names[0] in VARIANTS:
         names.append(f"study/{names[0].removeprefix('shvit_')}-multi-head")
     opened = {name: need_model_file(name, request.image_size) for name in names}
-    layers = {name: _attention(model.model) for name, model in opened.items()}
     rows: list[Breakdown] = []
     omitted: list[str] = []
     context = {**facts(), "threads": request.threads}
-    publish = _publisher(request.out, lambda result: breakdown_page(result, layers, omitted, context))
+    publish = _publisher(request.out, lambda result: breakdown_page(result, omitted, context))
     for done, (name, engine) in enumerate(product(opened, engines)):
         progress(f"{name}, {engine}", done, len(opened) * len(engines))
         try:
@@ -112,15 +107,6 @@ def breakdown(request: BreakdownRequest, progress: Progress) -> Written:
             omitted.append(f"{name}, {engine}: {failure}")
         publish(rows)
     return publish(rows)
-
-
-def _attention(network: nn.Module) -> tuple[str, ...]:
-    """Names of the attention layers' modules. Empty for a network without attention."""
-    try:
-        attention = {layer.module for layer in attention_layers(network)}
-    except InputError:
-        return ()
-    return tuple(name for name, module in network.named_modules() if module in attention)
 
 
 def resolution(request: ResolutionRequest, progress: Progress, reporter: Reporter) -> Written:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import figures
 from ..breakdown import MEMORY_BOUND
-from ..compare import ComparisonResult, Entry, EntryResult, Speed, in_mixer, stage_seconds
+from ..compare import ComparisonResult, Entry, EntryResult, Speed
 from ..report import LABEL, NOTHING_MEASURED, Column, Picture, Section, StudyReport, Table
 
 PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx"}
@@ -168,10 +168,10 @@ def _time_section(result: ComparisonResult) -> Section:
     tables, pictures = [], []
     for engine in dict.fromkeys(one.engine for row in result.rows for one in row.breakdowns):
         here = [(row, one) for row in result.rows for one in row.breakdowns if one.engine == engine]
-        stages = list(dict.fromkeys(name for _, one in here for name in stage_seconds(one)))
+        stages = list(dict.fromkeys(name for _, one in here for name in one.stage_seconds()))
         stages.sort(key=lambda name: (name != "pixels to floats", name != "stem", name == "head", name))
         batch = here[0][1].batch_size
-        times = {row.entry.label: stage_seconds(one) for row, one in here}
+        times = {row.entry.label: one.stage_seconds() for row, one in here}
         milliseconds = {
             stage: [1e3 * seconds.get(stage, 0.0) / batch for seconds in times.values()] for stage in stages
         }
@@ -184,10 +184,10 @@ def _time_section(result: ComparisonResult) -> Section:
         )
         rows = []
         for row, one in here:
-            seconds = stage_seconds(one)
+            seconds = one.stage_seconds()
             cells: list[Any] = [1e3 * seconds[name] / batch if name in seconds else None for name in stages]
-            mixers = one.seconds(within=in_mixer)
-            rows.append([row.entry.label, *cells, one.memory_bound(), 1e3 * mixers / batch, one.memory_bound(in_mixer)])
+            mixers = one.attention.seconds()
+            rows.append([row.entry.label, *cells, one.memory_bound(), 1e3 * mixers / batch, one.attention.memory_bound()])
         columns = (
             LABEL,
             *(Column(f"{name}, ms", "{:.3f}") for name in stages),

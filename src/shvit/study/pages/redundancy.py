@@ -106,9 +106,8 @@ def _late_layers(similarity: Sequence[float]) -> str:
 
 
 def _maps_section(study: HeadStudy) -> Section:
-    maps = study.pictures
-    assert maps
-    figure = figures.attention_over_images(maps.images, maps.queries, maps.columns, maps.maps)
+    assert study.pictures
+    figure = figures.attention_over_images(study.pictures)
     text = (
         "Important: the head whose removal costs the most top-1. Redundant: the head whose removal costs the least; if "
         "several are equal, the one most similar to the others. Bright: high attention from the marked point. Each map "
