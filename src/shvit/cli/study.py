@@ -49,22 +49,16 @@ def _comparison(name: str, about: str) -> None:
         _run(partial(comparison, name, request, reporter=_plain_reporter(json)), request.out, json)
 
 
-_comparison(
-    "macro",
-    "Compare macro designs: a 16x16 stem with three stages against a 4x4 stem with four, larger images, and attention "
-    "in the first stage. Reports parameters, MACs, activations, speed on every engine and time per stage; accuracy "
-    "with --train.",
-)
-_comparison(
-    "ablation",
-    "Compare token mixers: no attention, multi-head, and single-head over 1/8, 1/4.67 or 1/2 of the channels. Reports "
-    "speed; accuracy with --train.",
-)
-_comparison(
-    "designs",
-    "Compare three designs of single-head attention: (a) in a bottleneck, (b) over all channels, (c) over some of the "
+for _name, _about in {
+    "macro": "Compare macro designs: a 16x16 stem with three stages against a 4x4 stem with four, larger images, and "
+    "attention in the first stage. Reports parameters, MACs, activations, speed on every engine and time per stage; "
+    "accuracy with --train.",
+    "ablation": "Compare token mixers: no attention, multi-head, and single-head over 1/8, 1/4.67 or 1/2 of the "
     "channels. Reports speed; accuracy with --train.",
-)
+    "designs": "Compare three designs of single-head attention: (a) in a bottleneck, (b) over all channels, (c) over "
+    "some of the channels. Reports speed; accuracy with --train.",
+}.items():
+    _comparison(_name, _about)
 
 
 @study.command(name="breakdown")

@@ -28,8 +28,8 @@ PRODUCT, FUSED, DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE, OTHER = KINDS = (
     "elementwise and means",
     "the engine's own",
 )
-"""Kinds of operations. Matrix products include dense convolutions. Fused attention is matrix products and softmax in one
-kernel. The last kind is overhead of the engine, mostly dispatch."""
+"""Kinds of operations. Matrix products include dense convolutions. Fused attention is matrix products and softmax in
+one kernel. The last kind is overhead of the engine, mostly dispatch."""
 MEMORY_BOUND = (DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE)
 """Kinds with few FLOPs per byte."""
 
@@ -162,9 +162,7 @@ def time_breakdown(
     keys = dict.fromkeys(key for times in calls for key in times)
     rows = (PartTime(part, kind, median(times[part, kind] for times in calls)) for part, kind in keys)
     spent = tuple(row for row in rows if row.seconds)
-    return Breakdown(
-        name or model.architecture.name, engine, batch_size, side, spent, _attention_modules(model.model)
-    )
+    return Breakdown(name or model.architecture.name, engine, batch_size, side, spent, _attention_modules(model.model))
 
 
 def _attention_modules(network: nn.Module) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Compare networks: their cost, their speed on each engine, where the time goes, and their accuracy."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle, product
@@ -8,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from .. import engines
-from ..bench.case import Case, as_failure, open_model
+from ..bench.case import as_failure, open_model
 from ..bench.run import Progress
 from ..errors import Failure, InputError
 from ..model.config import VARIANTS
@@ -203,25 +204,22 @@ def _time(result: ComparisonResult, progress: Progress, on_update: OnUpdate) -> 
     """Add the speed of each entry on each engine, and its ratio to the reference's."""
     networks = [row.network for row in result.rows]
     models, sizes = (tuple(dict.fromkeys(column)) for column in zip(*networks, strict=True))
-    for rows, reasons in timed(result.speed, models, sizes, progress, lambda case: _network(case) in networks):
-        reference = {
-            (row.case.precision, row.case.batch_size): row.images_per_second
-            for row in rows
-            if _network(row.case) == result.reference.network
-        }
-        for entry, row in product(result.rows, rows):
-            case, speed = row.case, row.images_per_second
-            if _network(case) == entry.network:
+    for rows, reasons in timed(
+        result.speed, models, sizes, progress, lambda case: (case.model, case.image_size) in networks
+    ):
+        by_network = defaultdict(list)
+        for row in rows:
+            by_network[row.case.model, row.case.image_size].append(row)
+        reference = {(row.case.precision, row.case.batch_size): row for row in by_network[result.reference.network]}
+        for entry in result.rows:
+            for row in by_network[entry.network]:
+                case, speed = row.case, row.images_per_second
                 known = reference.get((case.precision, case.batch_size))
-                ratio = speed / known if known else None
+                ratio = speed / known.images_per_second if known else None
                 spread = row.timing.spread
                 entry.speeds.append(Speed(case.engine, case.precision, case.batch_size, speed, ratio, spread))
         result.omitted = list(dict.fromkeys((*result.omitted, *reasons)))
         on_update(result)
-
-
-def _network(case: Case) -> tuple[str, int]:
-    return case.model, case.image_size
 
 
 def _profile(result: ComparisonResult, progress: Progress, on_update: OnUpdate) -> None:

@@ -17,10 +17,10 @@ from ..errors import Failure, InputError, counted
 from ..model.cost import cost
 from ..modelfile import ModelFile
 from ..requests.study import RedundancyRequest
-from .heads import AttentionLayer
+from .heads import AttentionLayer, Maps, record_attention
 from .inputs import StudyImages, StudyModel
 from .prune import can_prune, with_single_heads
-from .redundancy import Redundancy, attention_from, count_correct, measure_redundancy, single_together
+from .redundancy import Redundancy, count_correct, measure_redundancy, single_together
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 10
 
@@ -179,6 +179,7 @@ def _columns(redundancy: Redundancy) -> dict[str, tuple[int, int]]:
     return shown
 
 
+@torch.inference_mode()
 def _attention_maps(
     model: StudyModel,
     redundancy: Redundancy,
@@ -189,11 +190,13 @@ def _attention_maps(
     columns = _columns(redundancy)
     normalize = Normalize(model.preprocess)
     images, rows, pixels = [], [], []
+    maps: dict[AttentionLayer, Maps] = {}
     for number in range(max(len(pictures), len(queries))):
         picture, (x, y) = pictures[number % len(pictures)], queries[number % len(queries)]
-        inputs = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]).to(model.device)
-        maps = attention_from(model.network, model.layers, inputs, x, y)
+        with record_attention(model.layers, maps.__setitem__):
+            model.network(normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]).to(model.device))
+        from_query = [layer.layout.attention_from(maps[layer].cpu(), x, y) for layer in model.layers]
         images.append(picture)
-        rows.append([maps[index][head] for index, head in columns.values()])
+        rows.append([from_query[index][head] for index, head in columns.values()])
         pixels.append((int(x * picture.shape[1]), int(y * picture.shape[0])))
     return AttentionMaps(images, pixels, list(columns), rows)

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -173,21 +172,6 @@ def single_together(
         if 100 * (redundancy.top1 - correct / images) <= tolerance + ROUNDING:
             kept = tried
     return kept
-
-
-@torch.inference_mode()
-def attention_from(
-    network: nn.Module, layers: Sequence[AttentionLayer], image: Float[Tensor, "1 3 h w"], x: float, y: float
-) -> list[Float[np.ndarray, "heads h2 w2"]]:
-    """Attention of each layer's heads from one query point. NaN outside the query's window.
-
-    The image is normalized. `x` and `y` are distances from the left and the top, as fractions of width and height, from
-    0 to below 1.
-    """
-    maps: dict[AttentionLayer, Maps] = {}
-    with record_attention(layers, maps.__setitem__):
-        network(image)
-    return [layer.layout.attention_from(maps[layer].cpu(), x, y) for layer in layers]
 
 
 @torch.inference_mode()

@@ -158,9 +158,8 @@ PAGE = """<!doctype html>
   figcaption, .note, footer { color: var(--soft); font-size: .875rem; max-width: 46rem }
   .scroll { overflow-x: auto; margin: 1rem 0 .3rem }
   table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-  caption { text-align: left; font-weight: 600; padding-bottom: .35rem }
+  caption { text-align: left; font-weight: 600; padding-bottom: .35rem; white-space: nowrap }
   th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
-  caption { white-space: nowrap }
   th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); vertical-align: bottom;
        max-width: 7rem }
   th:first-child, td:first-child { text-align: left; padding-left: 0; max-width: none; white-space: nowrap }

@@ -187,7 +187,9 @@ def _time_section(result: ComparisonResult) -> Section:
             seconds = one.stage_seconds()
             cells: list[Any] = [1e3 * seconds[name] / batch if name in seconds else None for name in stages]
             mixers = one.attention.seconds()
-            rows.append([row.entry.label, *cells, one.memory_bound(), 1e3 * mixers / batch, one.attention.memory_bound()])
+            rows.append(
+                [row.entry.label, *cells, one.memory_bound(), 1e3 * mixers / batch, one.attention.memory_bound()]
+            )
         columns = (
             LABEL,
             *(Column(f"{name}, ms", "{:.3f}") for name in stages),
