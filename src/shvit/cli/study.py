@@ -104,5 +104,4 @@ def _plain_reporter(json: bool) -> "Reporter":
     """Log training as plain lines, because the terminal shows the progress bar of the study."""
     from ..train.progress import Reporter
 
-    console = console_for(json)
-    return Reporter(Console(file=console.file, stderr=console.stderr, force_terminal=False))
+    return Reporter(Console(stderr=json, force_terminal=False))

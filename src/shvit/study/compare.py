@@ -38,11 +38,6 @@ class Entry:
         """Image size in pixels, if entries of scale 1 have the size `base`."""
         return base if self.scale == 1.0 else 32 * round(base * self.scale / 32)
 
-    @property
-    def folder(self) -> str:
-        """Name of its runs' folders, before the seed."""
-        return self.model.replace("/", "-") + ("" if self.scale == 1.0 else "-larger")
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -169,7 +164,8 @@ def run_comparison(
     if training:
         training = training.like(next(e.model for e in comparison.entries if e.model in VARIANTS))
         for seed, entry in product(range(training.seeds), comparison.entries):
-            folder = request.out / "runs" / f"{entry.folder}-seed{seed}"
+            name = entry.model.replace("/", "-") + ("" if entry.scale == 1.0 else "-larger")
+            folder = request.out / "runs" / f"{name}-seed{seed}"
             runs.append((entry.model, folder, entry.image_size(training.image_size or base), seed))
             training.check(*runs[-1])
     rows = [_costs(entry, base) for entry in comparison.entries]

@@ -110,10 +110,7 @@ def _named(layers: Sequence[AttentionLayer], heads: Mapping[int, int]) -> dict[s
 
 
 def _savings(models: Sequence[ModelFile], threads: int | None, notes: list[str]) -> dict[str, Any]:
-    """Cost and speed of the whole and the pruned network, in fp32 on the CPU.
-
-    An engine that fails adds a note and does not stop the others.
-    """
+    """Cost and speed of the whole and the pruned network, in fp32 on the CPU. An engine that fails adds a note."""
     size = models[0].preprocess.image_size
     whole, single = (cost(model.model, (size, size)) for model in models)
     speeds: dict[str, list[float]] = {}
@@ -160,10 +157,7 @@ def _speeds(models: Sequence[ModelFile], engine: str, threads: int | None) -> li
 
 
 def _columns(redundancy: Redundancy) -> dict[str, tuple[int, int]]:
-    """(Layer, head) for each column of the figure, by title.
-
-    Shows the most important and the most redundant head of all layers, and of an early, a middle and the last layer.
-    """
+    """Columns: the most important and the most redundant head of all layers, and of an early, a middle and the last."""
     ranked = redundancy.ranked()
     layers = sorted({index for index, _ in ranked}) or range(len(redundancy.layers))
     indices = dict.fromkeys((layers[len(layers) // 6], layers[len(layers) // 2], layers[-1]))

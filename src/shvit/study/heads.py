@@ -6,7 +6,7 @@ the network's own forward pass. A head is switched off by zeroing its channels i
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import isqrt, sqrt
 from typing import Any
@@ -130,7 +130,7 @@ def record_attention(
     with ExitStack() as stack:
         mode = _MapRecorder(on_map)
         for layer in layers:
-            before = layer.module.register_forward_pre_hook(partial(mode.enter, layer))
+            before = layer.module.register_forward_pre_hook(lambda *_, layer=layer: mode.running.append(layer))
             after = layer.module.register_forward_hook(mode.leave, always_call=True)
             stack.callback(before.remove)
             stack.callback(after.remove)
@@ -163,18 +163,13 @@ def _zero(layer: AttentionLayer, heads: Sequence[int], _: nn.Module, inputs: tup
     return (x, *inputs[1:])
 
 
-@dataclass
 class _MapRecorder(TorchFunctionMode):
     """Passes the attention maps of the running layer to `on_map`."""
 
-    on_map: Callable[[AttentionLayer, Maps], None]
-    running: list[AttentionLayer] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, on_map: Callable[[AttentionLayer, Maps], None]) -> None:
         super().__init__()
-
-    def enter(self, layer: AttentionLayer, *_: Any) -> None:
-        self.running.append(layer)
+        self.on_map = on_map
+        self.running: list[AttentionLayer] = []
 
     def leave(self, *_: Any) -> None:
         self.running.pop()

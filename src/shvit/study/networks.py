@@ -41,11 +41,7 @@ def _attending(attended: Callable[[Stage], int | None]) -> Callable[[Config], Co
 
 
 def _four_stages(config: Config) -> Config:
-    """A stem of stride 4 and four stages, of which the last two have attention.
-
-    The widths at 14x14 and 7x7 tokens are the variant's. Each earlier stage is half as wide as the next. The new first
-    stage has as many blocks as the variant's first stage.
-    """
+    """A stem of stride 4 and four stages. The last two have attention, and the widths of the variant's first two."""
     first, second, third = config.stages
     stages = (
         Stage(first.width // 4, first.depth),

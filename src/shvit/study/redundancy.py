@@ -48,8 +48,7 @@ class Redundancy:
     @property
     def mean_similarity(self) -> tuple[float | None, ...]:
         """Mean over the heads of each layer. None for a layer with one head."""
-        similarities = [layer.similarity for layer in self.layers]
-        return tuple(sum(heads) / len(heads) if heads else None for heads in similarities)
+        return tuple(sum(each.similarity) / len(each.similarity) if each.similarity else None for each in self.layers)
 
     def ranked(self) -> list[tuple[int, int]]:
         """(layer, head) from the most important to the most redundant. Ties: less similar heads first.

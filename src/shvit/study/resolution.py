@@ -43,6 +43,7 @@ class Latency:
 
     @classmethod
     def of(cls, row: Row) -> "Latency":
+        """The latency in a row of a benchmark."""
         case = row.case
         sizes = case.image_size, case.engine, case.precision, case.batch_size
         return cls(case.model, *sizes, 1e3 / row.images_per_second, row.timing.spread)

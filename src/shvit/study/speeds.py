@@ -39,10 +39,10 @@ def timed(
             if isinstance(error, InputError) and speed.engines:
                 raise
             yield (), [f"{engine}: {error}"]
-            continue
-        yield result.rows, _reasons((*result.skipped, *result.failed))
-        if result.request.rounds < one.rounds:
-            raise KeyboardInterrupt
+        else:
+            yield result.rows, _reasons((*result.skipped, *result.failed))
+            if result.request.rounds < one.rounds:  # Ctrl-C
+                raise KeyboardInterrupt
 
 
 def _reasons(omitted: Sequence[Omitted]) -> list[str]:

@@ -1,6 +1,7 @@
 """The verbs of `shvit study`. Each measures, writes its report after every step, and returns the final one."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,10 @@ def _publisher(out: Path, page: Callable[[Any], StudyReport]) -> Callable[[Any],
 
 def _query(text: str) -> tuple[float, float]:
     """Parse X,Y, given as fractions of the image."""
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError:
-        x = y = -1.0
-    if not (0 <= x < 1 and 0 <= y < 1):
-        raise InputError(
-            f"--queries must be points X,Y, as fractions of the image from 0 to below 1, such as 0.5,0.25; got {text!r}"
-        )
-    return x, y
+    with suppress(ValueError):
+        x, y = map(float, text.split(","))
+        if 0 <= x < 1 and 0 <= y < 1:
+            return x, y
+    raise InputError(
+        f"--queries must be points X,Y, as fractions of the image from 0 to below 1, such as 0.5,0.25; got {text!r}"
+    )
