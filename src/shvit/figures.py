@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 120
-OURS, PEER, PAPER, REFERENCE_LINE = "#c2255c", "#3b5b7a", "#c9ced6", "#777777"
+OURS, PEER, REFERENCE_LINE = "#c2255c", "#3b5b7a", "#777777"
+GRAYS = ("#c9ced6", "#aab3be", "#8a95a1")
 SERIES = (PEER, "#d9780f", "#2b8a3e", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#a61e9d", "#5c940d")
 """Colors of series that have no color of their own. Does not include `OURS`."""
 

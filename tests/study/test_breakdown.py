@@ -21,7 +21,7 @@ from shvit.study.breakdown import (
     Breakdown,
     PartTime,
     operation_kind,
-    profilers,
+    pick_profilers,
     time_breakdown,
 )
 
@@ -97,4 +97,4 @@ def test_a_networks_time_goes_to_its_modules(engine):
 
 def test_an_engine_without_a_profile_is_refused():
     with pytest.raises(InputError, match=r"'executorch': it has no profiler\. Choose from: "):
-        profilers(["executorch"])
+        pick_profilers(["executorch"])

@@ -11,7 +11,7 @@ from shvit.study import compare as module
 from shvit.study import speeds
 from shvit.study.accuracy import Training
 from shvit.study.compare import Comparison, Entry, need_model_file, run_comparison
-from shvit.study.experiments import comparison
+from shvit.study.experiments import make_comparison
 from shvit.train.recipes import WEIGHT_DECAY
 
 PAIR = Comparison(
@@ -81,7 +81,7 @@ def test_an_exported_file_has_no_modules_to_look_into(tiny, tmp_path):
 
 
 def test_all_networks_of_a_comparison_are_trained_alike(folder):
-    reference = next(entry.model for entry in comparison("ablation").entries if entry.model.startswith("shvit_"))
+    reference = next(entry.model for entry in make_comparison("ablation").entries if entry.model.startswith("shvit_"))
     alike = Training(str(folder), 3).like(reference)
     assert alike.settings == {"weight_decay": 2 * WEIGHT_DECAY["shvit_s3"]}  # as fitted to little data
     with pytest.raises(InputError, match="seeds must be at least 1, got 0"):

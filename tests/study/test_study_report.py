@@ -12,21 +12,21 @@ from shvit.requests.study import SpeedOptions
 from shvit.study.accuracy import Training
 from shvit.study.breakdown import NORM, PRODUCT, Breakdown, PartTime
 from shvit.study.compare import ComparisonResult, EntryResult, Speed
-from shvit.study.experiments import COMPARISONS, comparison
+from shvit.study.experiments import COMPARISONS, make_comparison
 from shvit.study.figures import bars, lines, points, stacks
 from shvit.study.head_study import HeadStudy
 from shvit.study.pages.comparison import comparison_page
 from shvit.study.pages.redundancy import redundancy_page
 from shvit.study.pages.resolution import resolution_page
 from shvit.study.redundancy import LayerHeads, Redundancy
-from shvit.study.report import Column, Picture, Section, StudyReport, Table, save_report
+from shvit.study.report import Column, Plot, Section, StudyReport, Table, save_report
 from shvit.study.resolution import Latency, ResolutionResult, SizeAccuracy
 
 SPENT = (PartTime("stem.0", PRODUCT, 0.001), PartTime("stages.1.0.mixer.branch.norm", NORM, 0.003))
 
 
 def compared(top1=((0.70, 0.72), (0.71, 0.73), (0.6,), (), ())) -> ComparisonResult:
-    plan = comparison("ablation")
+    plan = make_comparison("ablation")
     rows = []
     for number, (entry, tops) in enumerate(zip(plan.entries, top1, strict=True)):
         speeds = [Speed("onnx", "fp32", 16, 100.0 + number, (100.0 + number) / 103, 0.01)]
@@ -48,7 +48,7 @@ def test_names_with_dollars_are_no_formulas(tmp_path):
         points({names[0]: [(1.0, 2.0, names[0])]}, "x", "y"),
         lines({names[0]: [(1.0, 2.0)]}, "x", "y"),
     ]
-    pictures = tuple(Picture(f"p{number}", figure, "caption") for number, figure in enumerate(figures))
+    pictures = tuple(Plot(f"p{number}", figure, "caption") for number, figure in enumerate(figures))
     assert len(
         save_report(StudyReport("T", "lead", (), (Section("S", (), (), pictures),), about("cpu")), tmp_path)
     ) == 2 + len(figures)
@@ -56,7 +56,7 @@ def test_names_with_dollars_are_no_formulas(tmp_path):
 
 def test_every_file_is_written_and_the_page_holds_them(tmp_path):
     table = Table("t", "A <table>", (Column("name"), Column("value", "{:.1f}")), [["a", 1.25], ["b", None]])
-    picture = Picture("p", bars(["a", "b"], {"x": [1.0, None], "paper": [2.0, 1.0]}, "axis", 1.0), "caption")
+    picture = Plot("p", bars(["a", "b"], {"x": [1.0, None], "paper": [2.0, 1.0]}, "axis", 1.0), "caption")
     data = {"value": 1.25, "unit": "s", **about("cpu"), "threads": 1}
     report = StudyReport("T & T", "lead", ("<found>",), (Section("S", ("text",), (table,), (picture,)),), data)
     files = save_report(report, tmp_path / "out")
@@ -93,7 +93,7 @@ def test_a_comparison_says_its_ratios_beside_the_papers():
 
 def test_differences_within_the_noise_are_called_so():
     said = comparison_page(compared(), about("cpu")).findings[-1]
-    assert "multi-head 71.00 %, no attention 72.00 %, single head, 1/8 60.00 %" in said
+    assert "multi-head 71.00 %; no attention 72.00 %; single head, 1/8 60.00 %" in said
     assert (
         "seeds of one network is 1.41 points, so differences of less than 2.8 points between means over 2 seeds" in said
     )
@@ -111,7 +111,7 @@ def test_nothing_measured_is_said_so():
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_the_papers_own_sizes_have_its_numbers(name):
-    plan, other = comparison(name), comparison(name, "s4")
+    plan, other = make_comparison(name), make_comparison(name, "s4")
     assert any(entry.paper for entry in plan.entries)
     assert plan.reference in [entry.label for entry in plan.entries]
     if name != "macro":  # whose ratios are of no size

@@ -33,7 +33,7 @@ one kernel. The last kind is overhead of the engine, mostly dispatch."""
 MEMORY_BOUND = (DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE)
 """Kinds with few FLOPs per byte."""
 
-WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
+KIND_WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
     (ELEMENTWISE, ("convert", "upsample")),  # first, because they contain "conv" and "linear"
     (FUSED, ("attention", "mha")),
     (SOFTMAX, ("softmax",)),
@@ -129,7 +129,7 @@ def _stage(part: str) -> str:
     return first if first in ("stem", "head") else "pixels to floats"
 
 
-def profilers(names: Sequence[str] = ()) -> list[str]:
+def pick_profilers(names: Sequence[str] = ()) -> list[str]:
     """The engines with a profiler that run here, or those named. Raises InputError for an engine that has none."""
     able = profiling.profilers()
     here = [name for name in able if ENGINES[name].unavailable("cpu") is None]
@@ -150,7 +150,7 @@ def time_breakdown(
     Raises:
         InputError: The engine has no profiler.
     """
-    [engine] = profilers([engine])
+    [engine] = pick_profilers([engine])
     side = model.preprocess.image_size
     images = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8)
     calls = []
@@ -185,4 +185,4 @@ def _kind(operation: profiling.Operation) -> str:
 def operation_kind(name: str) -> str:
     """The kind of an operation, by its name in any engine."""
     name = name.lower()
-    return next((kind for kind, words in WORDS if any(word in name for word in words)), OTHER)
+    return next((kind for kind, words in KIND_WORDS if any(word in name for word in words)), OTHER)

@@ -18,7 +18,7 @@ from ..modelfile import ModelFile
 from ..requests.study import ComparisonRequest, SpeedOptions
 from ..train.progress import Reporter
 from .accuracy import Training
-from .breakdown import Breakdown, profilers, time_breakdown
+from .breakdown import Breakdown, pick_profilers, time_breakdown
 from .speeds import timed
 
 
@@ -136,7 +136,7 @@ class ComparisonResult:
         }
 
 
-OnUpdate = Callable[[ComparisonResult], object]
+OnResult = Callable[[ComparisonResult], object]
 """Called with the results so far after each long step."""
 
 
@@ -146,7 +146,7 @@ def run_comparison(
     training: Training | None,
     progress: Progress = lambda what, done, total: None,
     reporter: Reporter | None = None,
-    on_update: OnUpdate = lambda result: None,
+    on_update: OnResult = lambda result: None,
 ) -> ComparisonResult:
     """Measure costs and speeds. With `training`, also train each network once per seed.
 
@@ -196,32 +196,27 @@ def _costs(entry: Entry, base: int) -> EntryResult:
     return EntryResult(entry, size, total.params, total.macs, 4 * total.activations)  # 4 bytes in fp32
 
 
-def _time(result: ComparisonResult, progress: Progress, on_update: OnUpdate) -> None:
+def _time(result: ComparisonResult, progress: Progress, on_update: OnResult) -> None:
     """Add the speed of each entry on each engine, and its ratio to the reference's."""
-    networks = [row.network for row in result.rows]
-    models, sizes = (tuple(dict.fromkeys(column)) for column in zip(*networks, strict=True))
-    for rows, reasons in timed(
-        result.speed, models, sizes, progress, lambda case: (case.model, case.image_size) in networks
-    ):
+    for rows, reasons in timed(result.speed, [row.network for row in result.rows], progress):
         by_network = defaultdict(list)
         for row in rows:
             by_network[row.case.model, row.case.image_size].append(row)
         reference = {(row.case.precision, row.case.batch_size): row for row in by_network[result.reference.network]}
         for entry in result.rows:
             for row in by_network[entry.network]:
-                case, speed = row.case, row.images_per_second
+                case, speed, spread = row.case, row.images_per_second, row.timing.spread
                 known = reference.get((case.precision, case.batch_size))
                 ratio = speed / known.images_per_second if known else None
-                spread = row.timing.spread
                 entry.speeds.append(Speed(case.engine, case.precision, case.batch_size, speed, ratio, spread))
         result.omitted = list(dict.fromkeys((*result.omitted, *reasons)))
         on_update(result)
 
 
-def _profile(result: ComparisonResult, progress: Progress, on_update: OnUpdate) -> None:
+def _profile(result: ComparisonResult, progress: Progress, on_update: OnResult) -> None:
     """Add the breakdown of each entry on each engine."""
     speed = result.speed
-    names = [name for name in profilers() if name in (speed.engines or profilers())]
+    names = [name for name in pick_profilers() if name in (speed.engines or pick_profilers())]
     if speed.device != "cpu":
         result.omitted.append("where the time goes: measured on the CPU only; for GPUs see shvit bench --profile")
         names = []

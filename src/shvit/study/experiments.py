@@ -86,7 +86,7 @@ COMPARISONS = {
 }
 
 
-def comparison(name: str, size: str | None = None) -> Comparison:
+def make_comparison(name: str, size: str | None = None) -> Comparison:
     """A comparison at one size of SHViT. Default: the paper's size.
 
     Other sizes have no numbers from the paper, except in `macro`, where the paper compares networks other than SHViT.

@@ -26,9 +26,9 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], la
     height = 0.8 / len(series)
     figure, [[axes]] = style.new_figure(8.2, 1.3 + len(groups) * (0.2 + 0.24 * len(series)))
     style.plot_style(axes, label)
-    colors = cycle(style.SERIES)
+    colors, grays = cycle(style.SERIES), cycle(style.GRAYS)
     for number, (name, values) in enumerate(series.items()):
-        color = style.PAPER if name.startswith("paper") else next(colors)
+        color = next(grays if name.startswith("paper") else colors)
         positions = [index + (number - (len(series) - 1) / 2) * height for index in range(len(groups))]
         axes.barh(positions, [value or 0.0 for value in values], 0.9 * height, color=color, label=visible(name))
         for position, value in zip(positions, values, strict=True):
@@ -70,21 +70,18 @@ def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str
 
 @style.literal_text()
 def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str) -> Figure:
-    """Labelled points (x, y, label), joined by a line if there are several series. The x axis is logarithmic."""
+    """Labelled points (x, y, label), with a line through each series. The x axis is logarithmic."""
     figure, [[axes]] = style.new_figure(8.2, 5.0)
     style.plot_style(axes, x, y)
     for color, (name, values) in zip(cycle((style.OURS, *style.SERIES)), series.items(), strict=False):
         xs, ys, _ = zip(*values, strict=True)
-        axes.plot(
-            xs, ys, "o-" if len(series) > 1 else "o", color=color, label=visible(name), markersize=6, linewidth=1.2
-        )
+        axes.plot(xs, ys, "o-", color=color, label=visible(name), markersize=6, linewidth=1.2)
         for across, up, text in values:
             axes.annotate(text, (across, up), (6, 4), textcoords="offset points", fontsize=8.5, color=color)
     axes.set_xscale("log")
     axes.margins(0.14)
     style.plain_ticks(axes.xaxis)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=9)
+    style.legend_beside(axes)
     return figure
 
 

@@ -17,7 +17,7 @@ from ..errors import Failure, InputError, counted
 from ..model.cost import cost
 from ..modelfile import ModelFile
 from ..requests.study import RedundancyRequest
-from .heads import AttentionLayer, Maps, record_attention
+from .heads import AttentionLayer, HeadMaps, record_attention
 from .inputs import StudyImages, StudyModel
 from .prune import can_prune, with_single_heads
 from .redundancy import Redundancy, count_correct, measure_redundancy, single_together
@@ -184,7 +184,7 @@ def _attention_maps(
     columns = _columns(redundancy)
     normalize = Normalize(model.preprocess)
     images, rows, pixels = [], [], []
-    maps: dict[AttentionLayer, Maps] = {}
+    maps: dict[AttentionLayer, HeadMaps] = {}
     for number in range(max(len(pictures), len(queries))):
         picture, (x, y) = pictures[number % len(pictures)], queries[number % len(queries)]
         with record_attention(model.layers, maps.__setitem__):

@@ -23,7 +23,7 @@ from ..model.attention import SingleHeadAttention
 from .mixers import BottleneckAttention, MultiHeadAttention
 
 SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax)
-Maps = Float[Tensor, "b heads queries keys"]
+HeadMaps = Float[Tensor, "b heads queries keys"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Grid:
 
     prefix: int = 0
 
-    def attention_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
+    def attention_from(self, maps: HeadMaps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
         """Attention from the query at x, y (fractions of the image). `maps` of one image: (1, heads, queries, keys).
 
         Raises:
@@ -53,7 +53,7 @@ class Windows:
     shift: tuple[int, int]
     map_size: tuple[int, int]
 
-    def attention_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
+    def attention_from(self, maps: HeadMaps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
         """Like `Grid.attention_from`. NaN outside the query's window."""
         (high, wide), (down, right), (rows, columns) = self.size, self.shift, self.map_size
         row, column = (int(y * rows) - down) % rows, (int(x * columns) - right) % columns
@@ -121,11 +121,11 @@ def attention_layers(network: nn.Module) -> list[AttentionLayer]:
 
 @contextmanager
 def record_attention(
-    layers: Collection[AttentionLayer], on_map: Callable[[AttentionLayer, Maps], None]
+    layers: Collection[AttentionLayer], on_map: Callable[[AttentionLayer, HeadMaps], None]
 ) -> Iterator[None]:
     """Call `on_map` with each layer's attention maps while the network runs inside the block.
 
-    Maps sum to 1 over the keys. Windows count as images: (images x windows, heads, queries, keys).
+    HeadMaps sum to 1 over the keys. Windows count as images: (images x windows, heads, queries, keys).
     """
     with ExitStack() as stack:
         mode = _MapRecorder(on_map)
@@ -166,7 +166,7 @@ def _zero(layer: AttentionLayer, heads: Sequence[int], _: nn.Module, inputs: tup
 class _MapRecorder(TorchFunctionMode):
     """Passes the attention maps of the running layer to `on_map`."""
 
-    def __init__(self, on_map: Callable[[AttentionLayer, Maps], None]) -> None:
+    def __init__(self, on_map: Callable[[AttentionLayer, HeadMaps], None]) -> None:
         super().__init__()
         self.on_map = on_map
         self.running: list[AttentionLayer] = []
@@ -194,7 +194,7 @@ def fused_maps(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Maps:
+) -> HeadMaps:
     """The attention maps of PyTorch's scaled_dot_product_attention, which does not return them."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)

@@ -20,12 +20,12 @@ RATIO = 4.67
 def network(name: str) -> tuple[Config, Mixer]:
     """Configuration and mixer of `study/SIZE-KIND`. Raises InputError for an unknown name."""
     size, _, kind = name.partition("-")
-    if size not in SIZES or kind not in KINDS:
+    if size not in SIZES or kind not in NETWORK_KINDS:
         raise InputError(
             f"unknown network study/{name}. Use study/SIZE-KIND with SIZE from {', '.join(SIZES)} and KIND from "
-            f"{', '.join(KINDS)}"
+            f"{', '.join(NETWORK_KINDS)}"
         )
-    make, mixer = KINDS[kind]
+    make, mixer = NETWORK_KINDS[kind]
     return make(SIZES[size]), mixer
 
 
@@ -52,7 +52,7 @@ def _four_stages(config: Config) -> Config:
     return replace(config, stages=stages, stem=2)
 
 
-KINDS: dict[str, tuple[Callable[[Config], Config], Mixer]] = {
+NETWORK_KINDS: dict[str, tuple[Callable[[Config], Config], Mixer]] = {
     "no-attention": (_attending(lambda stage: None), SingleHeadAttention),
     "multi-head": (_unchanged, multi_head),
     "ratio-8": (_attending(lambda stage: stage.attended and round(stage.width / 8)), SingleHeadAttention),

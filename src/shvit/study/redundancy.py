@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ..bench.run import Progress
 from ..errors import InputError
-from .heads import AttentionLayer, Maps, heads_off, record_attention
+from .heads import AttentionLayer, HeadMaps, heads_off, record_attention
 
 Batches = Iterable[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]
 """Normalized images on the network's device, and their labels. Iterated more than once."""
-ROUNDING = 1e-9
+TOP1_ROUNDING = 1e-9
 """Rounding error in points of top-1 that does not count as a loss."""
 
 
@@ -72,7 +72,7 @@ class Redundancy:
             for index, layer in enumerate(self.layers)
             if len(layer.alone) > 1
         ]
-        return {index: head for lost, index, head in sorted(best) if lost <= tolerance + ROUNDING}
+        return {index: head for lost, index, head in sorted(best) if lost <= tolerance + TOP1_ROUNDING}
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -124,7 +124,7 @@ def _similarity(
     images: Counter[AttentionLayer] = Counter()
     called: set[AttentionLayer] = set()
 
-    def add(layer: AttentionLayer, maps: Maps) -> None:
+    def add(layer: AttentionLayer, maps: HeadMaps) -> None:
         flat = nn.functional.normalize(maps.detach().flatten(2).to("cpu", torch.float64), dim=2)
         pairs = (flat @ flat.transpose(1, 2)).sum(0)
         sums[layer] = sums.get(layer, torch.zeros_like(pairs)) + pairs
@@ -168,7 +168,7 @@ def single_together(
         off = {layers[one]: set(range(layers[one].heads)) - {keep} for one, keep in tried.items()}
         with heads_off(off):
             correct, images = count_correct(network, batches)
-        if 100 * (redundancy.top1 - correct / images) <= tolerance + ROUNDING:
+        if 100 * (redundancy.top1 - correct / images) <= tolerance + TOP1_ROUNDING:
             kept = tried
     return kept
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .speeds import timed
 
 MODELS = ("shvit_s3", "shvit_s4", "timm/mobilenetv4_conv_small", "timm/fastvit_t8", "timm/repvit_m0_9")
 """Defaults: SHViT and peers that accept any image size."""
-SIZES = (224, 256, 384, 512)
+IMAGE_SIZES = (224, 256, 384, 512)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def measure_resolution(
     Raises:
         InputError: No such model, or an engine or data that cannot be used.
     """
-    models, sizes = request.models or MODELS, request.image_sizes or SIZES
+    models, sizes = request.models or MODELS, request.image_sizes or IMAGE_SIZES
     for name in models:
         need_model_file(name)
     if training:
@@ -111,7 +112,7 @@ def measure_resolution(
         Classify.open(data)  # refuse bad data before anything is measured
     speed = replace(request.speed, device=engines.pick_device(request.speed.device))
     result = ResolutionResult(tuple(dict.fromkeys(models)), tuple(sorted(set(sizes))), speed, training)
-    for rows, reasons in timed(speed, result.models, result.sizes, progress):
+    for rows, reasons in timed(speed, list(product(result.models, result.sizes)), progress):
         result.latencies += map(Latency.of, rows)
         result.omitted += reasons
         on_update(result)

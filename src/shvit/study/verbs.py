@@ -18,10 +18,10 @@ from ..requests.study import BreakdownRequest, ComparisonRequest, RedundancyRequ
 from ..tasks.classify import Classify
 from ..tasks.labelled_data import open_as_trained
 from ..train.progress import Reporter
-from . import experiments
 from .accuracy import Training
-from .breakdown import Breakdown, profilers, time_breakdown
+from .breakdown import Breakdown, pick_profilers, time_breakdown
 from .compare import need_model_file, run_comparison
+from .experiments import make_comparison
 from .head_study import study_heads
 from .inputs import StudyImages, open_study_model, read_pictures
 from .pages.breakdown import breakdown_page
@@ -75,7 +75,7 @@ def comparison(name: str, request: ComparisonRequest, progress: Progress, report
         InputError: Something cannot be measured here, or the data cannot be trained on.
         KeyboardInterrupt: Ctrl-C. The report holds all results so far; the same call resumes.
     """
-    plan = experiments.comparison(name, request.size)
+    plan = make_comparison(name, request.size)
     publish = _publisher(request.out, lambda result: comparison_page(result, about(result.speed.device)))
     training = Training.requested(request.accuracy, request.speed.device, request.seeds)
     return publish(run_comparison(plan, request, training, progress, reporter, publish))
@@ -91,7 +91,7 @@ def breakdown(request: BreakdownRequest, progress: Progress) -> Written:
     """
     check_at_least(1, batch_size=request.batch_size)
     check_threads(request.threads, "cpu")
-    names, engines = list(dict.fromkeys(request.models)), profilers(request.engines)
+    names, engines = list(dict.fromkeys(request.models)), pick_profilers(request.engines)
     if len(names) == 1 and names[0] in VARIANTS:
         names.append(f"study/{names[0].removeprefix('shvit_')}-multi-head")
     opened = {name: need_model_file(name, request.image_size) for name in names}

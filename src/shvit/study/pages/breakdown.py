@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import figures
 from ..breakdown import KINDS, MEMORY_BOUND, Breakdown
-from ..report import LABEL, NOTHING_MEASURED, Column, Picture, Section, StudyReport, Table
+from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
 
 
 def breakdown_page(breakdowns: Sequence[Breakdown], omitted: Sequence[str], about: Mapping[str, Any]) -> StudyReport:
@@ -13,8 +13,11 @@ def breakdown_page(breakdowns: Sequence[Breakdown], omitted: Sequence[str], abou
 
     `omitted` is what was not measured, and why; `about` is where and how the rest was measured.
     """
-    bound = f"Memory-bound (few FLOPs per byte): {', '.join(MEMORY_BOUND)}."
-    sections = [_section("whole", "The whole network", bound, breakdowns)]
+    kinds = (
+        f"Memory-bound (few FLOPs per byte): {', '.join(MEMORY_BOUND)}. Fused attention is matrix products and softmax "
+        "in one operation. The engine's own is its overhead, mostly dispatch."
+    )
+    sections = [_section("whole", "The whole network", kinds, breakdowns)]
     attention = [one.attention for one in breakdowns if one.attention.spent]
     if attention:
         text = "The token mixers with their norms and projections, without the residual sum."
@@ -41,14 +44,12 @@ def breakdown_page(breakdowns: Sequence[Breakdown], omitted: Sequence[str], abou
 
 
 def _finding(one: Breakdown) -> str:
-    bound, bound_inside = one.memory_bound() or 0.0, one.attention.memory_bound()
-    if bound_inside is None:
-        return f"{one.model} in {one.engine}: {bound:.0%} of the time is memory-bound."
+    text = f"{one.model} in {one.engine}: {one.memory_bound() or 0.0:.0%} of the time is memory-bound."
+    bound = one.attention.memory_bound()
+    if bound is None:
+        return text
     share = one.attention.seconds() / one.seconds()
-    return (
-        f"{one.model} in {one.engine}: attention layers take {share:.0%} of the time. {bound_inside:.0%} of their time "
-        f"is memory-bound, and {bound:.0%} of the whole network's."
-    )
+    return f"{text} Attention layers take {share:.0%} of the time; {bound:.0%} of that time is memory-bound."
 
 
 def _section(name: str, title: str, text: str, parts: Sequence[Breakdown]) -> Section:
@@ -64,7 +65,7 @@ def _section(name: str, title: str, text: str, parts: Sequence[Breakdown]) -> Se
         for one, share in zip(parts, shares, strict=True)
     ]
     columns = (
-        LABEL,
+        NETWORK_COLUMN,
         Column("engine"),
         Column("ms/image", "{:.3f}"),
         Column("memory-bound", "{:.1%}"),
@@ -73,5 +74,5 @@ def _section(name: str, title: str, text: str, parts: Sequence[Breakdown]) -> Se
     stacked = {kind: [share.get(kind, 0.0) for share in shares] for kind in KINDS}
     names = [f"{one.model}, {one.engine}" for one in parts]
     caption = "Share of time by kind of operation. Cool colors: compute-bound. Warm colors: memory-bound."
-    picture = Picture(name, figures.stacks(names, stacked, "share of the time", percent=True), caption)
+    picture = Plot(name, figures.stacks(names, stacked, "share of the time", percent=True), caption)
     return Section(title, (text,), (Table(name, "Share of time by kind of operation", columns, rows),), (picture,))
