@@ -13,17 +13,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 120
-OURS, PEER, PAPER, REFERENCE_LINE = "#c2255c", "#3b5b7a", "#c9ced6", "#777777"
+OURS, PEER, REFERENCE_LINE = "#c2255c", "#3b5b7a", "#777777"
+GRAYS = ("#c9ced6", "#aab3be", "#8a95a1")
 SERIES = (PEER, "#d9780f", "#2b8a3e", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#a61e9d", "#5c940d")
-"""Colours of series without a meaning of their own. Does not include `OURS`."""
+"""Colors of series that have no color of their own. Does not include `OURS`."""
 
 
 @contextmanager
 def literal_text() -> Iterator[None]:
-    """Draw names as they are. Otherwise matplotlib parses text between two dollar signs as a formula.
+    """Draw dollar signs as they are. By default, matplotlib draws the text between two of them as a formula.
 
-    Also works as a decorator. Use it both where text is added and where the figure is drawn, because matplotlib creates
-    some text only while drawing.
+    Use it both where text is added and where the figure is saved, because matplotlib creates some text only then. Also
+    works as a decorator.
     """
     from matplotlib import rc_context
 
@@ -32,14 +33,9 @@ def literal_text() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
-    """An empty figure and its grid of axes (rows, columns).
+    """An empty figure, its size in inches, and its axes in an array (rows, columns).
 
-    Args:
-        width: In inches.
-        height: In inches.
-        rows: Rows of the grid.
-        columns: Columns of the grid.
-        **options: For matplotlib's `Figure.subplots`.
+    Other options are those of matplotlib's `Figure.subplots`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -50,7 +46,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
 
 def plot_style(axes: "Axes", x: str = "", y: str = "") -> None:
-    """A light grid, no frame, the shared colours, and axis labels."""
+    """A light grid, no frame, the shared colors, and axis labels."""
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -66,7 +62,7 @@ def legend_beside(axes: "Axes") -> None:
 
 
 def plain_ticks(axis: "Axis") -> None:
-    """Ticks such as 20 and 3,000 on a logarithmic axis, also if it covers less than a decade."""
+    """Ticks such as 20 and 3,000 on a logarithmic axis, even if it spans less than a factor of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()

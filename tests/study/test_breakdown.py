@@ -1,5 +1,7 @@
 """Each engine's profile is sorted into kinds and modules."""
 
+from dataclasses import replace
+
 import pytest
 
 import shvit
@@ -19,10 +21,9 @@ from shvit.study.breakdown import (
     Breakdown,
     PartTime,
     operation_kind,
-    profilers,
+    pick_profilers,
     time_breakdown,
 )
-from shvit.study.compare import in_mixer, stage_seconds
 
 
 @pytest.mark.parametrize(
@@ -64,12 +65,12 @@ def test_shares_are_of_the_time_and_of_the_parts_asked_for():
         PartTime("network", ELEMENTWISE, 0.5),
         PartTime("", MOVE, 0.25),
     )
-    one = Breakdown("m", "onnx", 1, 32, spent)
+    one = Breakdown("m", "onnx", 1, 32, spent, ("stages.1.0.mixer.branch",))
     assert one.seconds() == 8.25
     assert one.memory_bound() == pytest.approx(4.75 / 8.25)
-    assert one.shares(in_mixer) == {kind: {NORM: 0.75, PRODUCT: 0.25}.get(kind, 0.0) for kind in one.shares()}
-    assert one.memory_bound(lambda part: part == "nowhere") is None
-    assert stage_seconds(one) == {"stem": 2.0, "stage 1": 1.0, "stage 2": 4.0, "head": 1.0, "pixels to floats": 0.25}
+    assert one.attention.shares() == {kind: {NORM: 0.75, PRODUCT: 0.25}.get(kind, 0.0) for kind in one.shares()}
+    assert replace(one, attention_modules=("nowhere", "stages.1.0.mixer.bra")).attention.memory_bound() is None
+    assert one.stage_seconds() == {"stem": 2.0, "stage 1": 1.0, "stage 2": 4.0, "head": 1.0, "pixels to floats": 0.25}
 
 
 @pytest.mark.parametrize("engine", operations.profilers())
@@ -87,13 +88,13 @@ def test_a_networks_time_goes_to_its_modules(engine):
     shares = result.shares()
     assert shares[PRODUCT] > 0
     assert shares[DEPTHWISE] > 0
-    mixers = result.shares(in_mixer)
+    mixers = result.attention.shares()
     assert mixers[SOFTMAX] + mixers[FUSED] > 0
     assert mixers[DEPTHWISE] == 0
-    assert {"stem", "stage 1", "stage 2", "stage 3", "head"} <= set(stage_seconds(result))
+    assert {"stem", "stage 1", "stage 2", "stage 3", "head"} <= set(result.stage_seconds())
     assert result.memory_bound() == pytest.approx(sum(shares[kind] for kind in MEMORY_BOUND))
 
 
 def test_an_engine_without_a_profile_is_refused():
     with pytest.raises(InputError, match=r"'executorch': it has no profiler\. Choose from: "):
-        profilers(["executorch"])
+        pick_profilers(["executorch"])

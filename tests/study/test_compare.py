@@ -11,11 +11,11 @@ from shvit.study import compare as module
 from shvit.study import speeds
 from shvit.study.accuracy import Training
 from shvit.study.compare import Comparison, Entry, need_model_file, run_comparison
-from shvit.study.experiments import ablation
+from shvit.study.experiments import make_comparison
 from shvit.train.recipes import WEIGHT_DECAY
 
 PAIR = Comparison(
-    "pair", "A pair", "?", (), (Entry("one", "shvit_s1"), Entry("larger", "shvit_s1", 2.0, {"gpu": 1.0})), "one"
+    "pair", "A pair", "?", (), "s1", (Entry("one", "shvit_s1"), Entry("larger", "shvit_s1", 2.0, {"gpu": 1.0})), "one"
 )
 QUICK = SpeedOptions(("onnx",), ("fp32",), (1,), 1, "cpu", 1)
 
@@ -81,7 +81,7 @@ def test_an_exported_file_has_no_modules_to_look_into(tiny, tmp_path):
 
 
 def test_all_networks_of_a_comparison_are_trained_alike(folder):
-    reference = next(entry.model for entry in ablation().entries if entry.model.startswith("shvit_"))
+    reference = next(entry.model for entry in make_comparison("ablation").entries if entry.model.startswith("shvit_"))
     alike = Training(str(folder), 3).like(reference)
     assert alike.settings == {"weight_decay": 2 * WEIGHT_DECAY["shvit_s3"]}  # as fitted to little data
     with pytest.raises(InputError, match="seeds must be at least 1, got 0"):
@@ -112,7 +112,7 @@ def test_training_goes_on_where_it_was(tmp_path, folder, monkeypatch):
     settings = {"batch_size": 8, "compile": "off"}
     training = Training(str(folder), 1, 2, 32, settings, "cpu", 0)
     monkeypatch.setattr(module, "timed", lambda *_: [])
-    monkeypatch.setattr(module, "_with_breakdowns", lambda result, progress: [])
+    monkeypatch.setattr(module, "_profile", lambda *_: None)
     seen = []
 
     def stop(result):

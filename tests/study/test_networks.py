@@ -9,11 +9,11 @@ from conftest import randomize_norms
 from shvit.errors import InputError
 from shvit.model.architecture import is_network
 from shvit.study.heads import attention_layers, heads_off
-from shvit.study.networks import KINDS
+from shvit.study.networks import NETWORK_KINDS
 from shvit.study.prune import can_prune, with_single_heads
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORK_KINDS)
 def test_each_folds_to_the_same_function(kind):
     model = randomize_norms(shvit.create_model(f"study/s1-{kind}", 5)).eval()
     images = torch.randn(1, 3, 64, 64)

@@ -9,8 +9,8 @@ from timm.models.swin_transformer import window_partition
 from torch import nn
 
 from shvit.errors import InputError
-from shvit.study.heads import AttentionLayer, Grid, Windows
-from shvit.study.redundancy import LayerHeads, Redundancy, attention_from, measure_redundancy, single_together
+from shvit.study.heads import AttentionLayer, Grid, Windows, record_attention
+from shvit.study.redundancy import LayerHeads, Redundancy, measure_redundancy, single_together
 
 TOKENS, WIDTH = 4, 2
 
@@ -43,7 +43,8 @@ def batches(images: int = 12):
 
 def study(maps, carries=None):
     network = Planted(maps, carries)
-    return measure_redundancy(network, [AttentionLayer("planted", network, len(maps), network.project)], batches())
+    layers = [AttentionLayer("planted", network, len(maps), network.project)]
+    return measure_redundancy(network, layers, batches(), batches())
 
 
 def one_hot(*keys: int) -> torch.Tensor:
@@ -74,7 +75,6 @@ def test_the_only_head_that_carries_the_label_matters_most(carries):
     expected = tuple(0.5 if head == carries else 1.0 for head in range(3))
     assert found.layers[0].without == expected
     assert found.layers[0].alone == tuple(1.5 - top1 for top1 in expected)
-    assert found.importance(0) == tuple(50.0 if head == carries else 0.0 for head in range(3))
 
 
 def test_heads_that_all_carry_it_are_not_missed():
@@ -118,7 +118,7 @@ class Twice(nn.Module):
 def test_layers_that_could_be_single_alone_but_not_together():
     network = Twice()
     layers = [AttentionLayer(str(n), part, 2, part.project) for n, part in enumerate((network.first, network.second))]
-    found = measure_redundancy(network, layers, batches())
+    found = measure_redundancy(network, layers, batches(), batches())
     assert [layer.alone for layer in found.layers] == [(1, 1), (1, 1)]
     assert single_together(network, layers, found, batches(), 1.0) == {0: 0, 1: 0}
     empty = tuple(replace(layer, alone=(0.99, 1.0)) for layer in found.layers)  # so that the other heads are chosen
@@ -150,20 +150,24 @@ def test_a_place_sees_its_window_where_timm_cut_it(shift):
 
 def test_looks_are_the_maps_of_every_layer():
     maps = torch.stack([one_hot(1, 0, 3, 2), one_hot(3, 2, 1, 0)])
-    network = Planted(maps, None)
+    network, seen = Planted(maps, None), {}
     layer = AttentionLayer("planted", network, 2, network.project)
-    [found] = attention_from(network, [layer], torch.zeros(1, 3, 4, 4), x=0.5, y=0.0)  # the second token
+    with torch.no_grad(), record_attention([layer], seen.__setitem__):
+        network(torch.zeros(1, 3, 4, 4))
+    found = layer.layout.attention_from(seen[layer], x=0.5, y=0.0)  # the second token
     assert found == pytest.approx(np.array([[[1, 0], [0, 0]], [[0, 0], [1, 0]]]), abs=1e-12)
 
 
 def test_a_layer_that_is_described_wrongly_is_refused_at_once():
     network = Planted(torch.full((2, TOKENS, TOKENS), 1 / TOKENS), 0)
+    unread = AttentionLayer("unread", network, 2, nn.Linear(4, 2))
+    blind = AttentionLayer("blind", network.project, 2, network.project)
     with pytest.raises(
         InputError, match="unread: its projection, which should read the heads' outputs, is never called"
     ):
-        measure_redundancy(network, [AttentionLayer("unread", network, 2, nn.Linear(4, 2))], batches())
+        measure_redundancy(network, [unread], batches(), batches())
     with pytest.raises(InputError, match="blind: no softmax or fused attention ran"):
-        measure_redundancy(network, [AttentionLayer("blind", network.project, 2, network.project)], batches())
+        measure_redundancy(network, [blind], batches(), batches())
 
 
 def test_a_loss_of_just_the_tolerance_is_within_it():

@@ -12,27 +12,27 @@ from shvit.requests.study import SpeedOptions
 from shvit.study.accuracy import Training
 from shvit.study.breakdown import NORM, PRODUCT, Breakdown, PartTime
 from shvit.study.compare import ComparisonResult, EntryResult, Speed
-from shvit.study.experiments import COMPARISONS, ablation
+from shvit.study.experiments import COMPARISONS, make_comparison
 from shvit.study.figures import bars, lines, points, stacks
 from shvit.study.head_study import HeadStudy
 from shvit.study.pages.comparison import comparison_page
 from shvit.study.pages.redundancy import redundancy_page
 from shvit.study.pages.resolution import resolution_page
 from shvit.study.redundancy import LayerHeads, Redundancy
-from shvit.study.report import Column, Picture, Section, StudyReport, Table, save_report
+from shvit.study.report import Column, Plot, Section, StudyReport, Table, save_report
 from shvit.study.resolution import Latency, ResolutionResult, SizeAccuracy
 
 SPENT = (PartTime("stem.0", PRODUCT, 0.001), PartTime("stages.1.0.mixer.branch.norm", NORM, 0.003))
 
 
 def compared(top1=((0.70, 0.72), (0.71, 0.73), (0.6,), (), ())) -> ComparisonResult:
-    comparison = ablation()
+    plan = make_comparison("ablation")
     rows = []
-    for number, (entry, tops) in enumerate(zip(comparison.entries, top1, strict=True)):
-        speeds = (Speed("onnx", "fp32", 16, 100.0 + number, (100.0 + number) / 103, 0.01),)
-        parts = (Breakdown(entry.model, "onnx", 16, 256, SPENT),)
-        rows.append(EntryResult(entry, 256, 10_000_000, 600_000_000, 4_000_000, speeds, parts, tops))
-    return ComparisonResult(comparison, 256, SpeedOptions(), Training("<data>", 3, 2), tuple(rows), ("torch: broken",))
+    for number, (entry, tops) in enumerate(zip(plan.entries, top1, strict=True)):
+        speeds = [Speed("onnx", "fp32", 16, 100.0 + number, (100.0 + number) / 103, 0.01)]
+        parts = [Breakdown(entry.model, "onnx", 16, 256, SPENT, ("stages.1.0.mixer.branch",))]
+        rows.append(EntryResult(entry, 256, 10_000_000, 600_000_000, 4_000_000, speeds, parts, list(tops)))
+    return ComparisonResult(plan, 256, SpeedOptions(), Training("<data>", 3, 2), rows, ["torch: broken"])
 
 
 def pictures(report: StudyReport) -> set[str]:
@@ -48,7 +48,7 @@ def test_names_with_dollars_are_no_formulas(tmp_path):
         points({names[0]: [(1.0, 2.0, names[0])]}, "x", "y"),
         lines({names[0]: [(1.0, 2.0)]}, "x", "y"),
     ]
-    pictures = tuple(Picture(f"p{number}", figure, "caption") for number, figure in enumerate(figures))
+    pictures = tuple(Plot(f"p{number}", figure, "caption") for number, figure in enumerate(figures))
     assert len(
         save_report(StudyReport("T", "lead", (), (Section("S", (), (), pictures),), about("cpu")), tmp_path)
     ) == 2 + len(figures)
@@ -56,7 +56,7 @@ def test_names_with_dollars_are_no_formulas(tmp_path):
 
 def test_every_file_is_written_and_the_page_holds_them(tmp_path):
     table = Table("t", "A <table>", (Column("name"), Column("value", "{:.1f}")), [["a", 1.25], ["b", None]])
-    picture = Picture("p", bars(["a", "b"], {"x": [1.0, None], "paper": [2.0, 1.0]}, "axis", 1.0), "caption")
+    picture = Plot("p", bars(["a", "b"], {"x": [1.0, None], "paper": [2.0, 1.0]}, "axis", 1.0), "caption")
     data = {"value": 1.25, "unit": "s", **about("cpu"), "threads": 1}
     report = StudyReport("T & T", "lead", ("<found>",), (Section("S", ("text",), (table,), (picture,)),), data)
     files = save_report(report, tmp_path / "out")
@@ -93,7 +93,7 @@ def test_a_comparison_says_its_ratios_beside_the_papers():
 
 def test_differences_within_the_noise_are_called_so():
     said = comparison_page(compared(), about("cpu")).findings[-1]
-    assert "multi-head 71.00 %, no attention 72.00 %, single head, 1/8 60.00 %" in said
+    assert "multi-head 71.00 %; no attention 72.00 %; single head, 1/8 60.00 %" in said
     assert (
         "seeds of one network is 1.41 points, so differences of less than 2.8 points between means over 2 seeds" in said
     )
@@ -103,17 +103,17 @@ def test_differences_within_the_noise_are_called_so():
 
 def test_nothing_measured_is_said_so():
     empty = compared(((), (), (), (), ()))
-    rows = tuple(replace(row, speeds=(), breakdowns=()) for row in empty.rows)
+    rows = [replace(row, speeds=[], breakdowns=[]) for row in empty.rows]
     report = comparison_page(replace(empty, rows=rows), about("cpu"))
-    assert report.findings == ("Nothing could be measured: see below why.",)
+    assert report.findings == ("Nothing could be measured. The reasons are listed below.",)
     assert report.data["value"] is None
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_the_papers_own_sizes_have_its_numbers(name):
-    comparison, other = COMPARISONS[name](), COMPARISONS[name]("s4")
-    assert any(entry.paper for entry in comparison.entries)
-    assert comparison.reference in [entry.label for entry in comparison.entries]
+    plan, other = make_comparison(name), make_comparison(name, "s4")
+    assert any(entry.paper for entry in plan.entries)
+    assert plan.reference in [entry.label for entry in plan.entries]
     if name != "macro":  # whose ratios are of no size
         assert not any(entry.paper for entry in other.entries)
 
@@ -123,7 +123,7 @@ def studied(early: float, late: float) -> HeadStudy:
         LayerHeads(f"block {place}", (value, value), (0.9, 0.8), (0.7, 0.85))
         for place, value in enumerate((early, early, 0.5, 0.5, late, late))
     )
-    return HeadStudy("net", Redundancy(0.9, 100, layers), 0.5, {"block 0": 1}, {"block 0": 1}, None, None)
+    return HeadStudy("net", Redundancy(0.9, 100, layers), 0.5, {"block 0": 1}, {"block 0": 1})
 
 
 @pytest.mark.parametrize(("early", "late"), [(0.2, 0.8), (0.8, 0.2)])
@@ -138,17 +138,17 @@ def test_whether_late_layers_are_more_alike_is_reported_as_found(early, late):
 
 def test_a_network_of_single_heads_has_nothing_redundant():
     layers = (LayerHeads("one", (), (), (0.9,)),)
-    report = redundancy_page(HeadStudy("net", Redundancy(0.9, 10, layers), 0.5, {}, {}, None, None), about("cpu"))
+    report = redundancy_page(HeadStudy("net", Redundancy(0.9, 10, layers), 0.5), about("cpu"))
     assert report.findings == ("Each attention layer has one head, so no head can be redundant.",)
 
 
 def test_resolution_says_which_is_fastest_and_where_each_is_best():
-    points = tuple(
+    points = [
         Latency(model, size, "onnx", "fp32", 16, size / (100 if model == "a" else 50), 0.01)
         for model in ("a", "b")
         for size in (224, 256)
-    )
-    accuracies = (SizeAccuracy("a", 224, 0.5, 10), SizeAccuracy("a", 256, 0.6, 10))
+    ]
+    accuracies = [SizeAccuracy("a", 224, 0.5, 10), SizeAccuracy("a", 256, 0.6, 10)]
     report = resolution_page(
         ResolutionResult(("a", "b"), (224, 256), SpeedOptions(), None, points, accuracies), about("cpu")
     )

@@ -3,26 +3,18 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import App, Parameter
+from cyclopts import App
 from rich.console import Console
 
-from ..requests.study import (
-    AccuracyOptions,
-    BreakdownRequest,
-    ComparisonRequest,
-    RedundancyRequest,
-    ResolutionRequest,
-)
+from ..requests.study import AccuracyOptions, BreakdownRequest, ComparisonRequest, RedundancyRequest, ResolutionRequest
 from .app import NONE_TYPED, Flags, Json, console_for, finish
 from .flags import Typed
 
 if TYPE_CHECKING:
     from ..study.verbs import Written
     from ..train.progress import Reporter
-
-FLAT = Parameter(name="*")
 
 study = App(
     name="study",
@@ -32,9 +24,7 @@ study = App(
 
 
 @study.command(name="redundancy")
-def study_redundancy(
-    request: Annotated[RedundancyRequest, FLAT], *, json: Json = False, typed: Flags = NONE_TYPED
-) -> None:
+def study_redundancy(request: RedundancyRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
     """Measure how redundant a network's attention heads are.
 
     Draws where heads look, compares their attention maps, and measures the accuracy with each head of each layer
@@ -52,43 +42,35 @@ def _comparison(name: str, about: str) -> None:
     """Add the command of a comparison. All of them take the same request."""
 
     @study.command(name=name, help=f"{about}\n\nRun the same command again to resume interrupted training.")
-    def command(request: Annotated[ComparisonRequest, FLAT], *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
+    def command(request: ComparisonRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
         from ..study.verbs import comparison
 
         _check_training(request.accuracy, typed)
         _run(partial(comparison, name, request, reporter=_plain_reporter(json)), request.out, json)
 
 
-_comparison(
-    "macro",
-    "Compare macro designs: a 16x16 stem with three stages against a 4x4 stem with four, larger images, and attention "
-    "in the first stage. Reports parameters, MACs, activations, speed on every engine and time per stage; accuracy "
-    "with --train.",
-)
-_comparison(
-    "ablation",
-    "Compare token mixers: no attention, multi-head, and single-head over 1/8, 1/4.67 or 1/2 of the channels. Reports "
-    "speed; accuracy with --train.",
-)
-_comparison(
-    "designs",
-    "Compare three designs of single-head attention: (a) in a bottleneck, (b) over all channels, (c) over some of the "
+for _name, _about in {
+    "macro": "Compare macro designs: a 16x16 stem with three stages against a 4x4 stem with four, larger images, and "
+    "attention in the first stage. Reports parameters, MACs, activations, speed on every engine and time per stage; "
+    "accuracy with --train.",
+    "ablation": "Compare token mixers: no attention, multi-head, and single-head over 1/8, 1/4.67 or 1/2 of the "
     "channels. Reports speed; accuracy with --train.",
-)
+    "designs": "Compare three designs of single-head attention: (a) in a bottleneck, (b) over all channels, (c) over "
+    "some of the channels. Reports speed; accuracy with --train.",
+}.items():
+    _comparison(_name, _about)
 
 
 @study.command(name="breakdown")
-def study_breakdown(request: Annotated[BreakdownRequest, FLAT], *, json: Json = False) -> None:
-    """Show where a network's time goes: matrix products, depthwise convolution, normalisation, copies, softmax, etc."""
+def study_breakdown(request: BreakdownRequest, *, json: Json = False) -> None:
+    """Show where a network's time goes: matrix products, depthwise convolution, normalization, copies, softmax, etc."""
     from ..study.verbs import breakdown
 
     _run(partial(breakdown, request), request.out, json)
 
 
 @study.command(name="resolution")
-def study_resolution(
-    request: Annotated[ResolutionRequest, FLAT], *, json: Json = False, typed: Flags = NONE_TYPED
-) -> None:
+def study_resolution(request: ResolutionRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
     """Measure latency and accuracy at several image sizes, for SHViT and its peers."""
     from ..study.verbs import resolution
 
@@ -97,7 +79,7 @@ def study_resolution(
 
 
 def _check_training(accuracy: AccuracyOptions, typed: Typed) -> None:
-    """Refuse the flags of training if no network is trained."""
+    """Refuse the flags that only affect training if no network is trained."""
     if accuracy.train is None:
         typed.refuse("epochs", "train-size", "seeds", because="without --train DATA")
         if "data" not in typed.flags:
@@ -119,8 +101,7 @@ def _run(verb: "Callable[..., Written]", out: Path, json: bool) -> None:
 
 
 def _plain_reporter(json: bool) -> "Reporter":
-    """Log training as plain lines, because the study's own progress bar is on the screen."""
+    """Log training as plain lines, because the terminal shows the progress bar of the study."""
     from ..train.progress import Reporter
 
-    console = console_for(json)
-    return Reporter(Console(file=console.file, stderr=console.stderr, force_terminal=False))
+    return Reporter(Console(stderr=json, force_terminal=False))

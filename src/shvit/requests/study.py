@@ -8,9 +8,12 @@ from cyclopts import Parameter
 
 from . import Device, Many, Workers
 
+BatchSize = Annotated[int, Parameter(help="Images per batch.")]
+Out = Annotated[Path, Parameter(help="Output folder for the report and, if networks are trained, their runs.")]
 Threads = Annotated[int | None, Parameter(help="CPU threads. Default: chosen by each engine.")]
 
 
+@Parameter(name="*", group="Speed")
 @dataclass(frozen=True)
 class SpeedOptions:
     """How a study measures speed."""
@@ -23,6 +26,7 @@ class SpeedOptions:
     rounds: Annotated[int, Parameter(help="How many times each network is timed.")] = 10
 
 
+@Parameter(name="*", group="Accuracy")
 @dataclass(frozen=True)
 class AccuracyOptions:
     """How a study measures accuracy."""
@@ -41,13 +45,10 @@ class AccuracyOptions:
     workers: Workers = 2
 
 
-_SPEED = Parameter(name="*", group="Speed")
-_ACCURACY = Parameter(name="*", group="Accuracy")
-
-
+@Parameter(name="*")
 @dataclass(frozen=True)
 class RedundancyRequest:
-    """Which attention heads to analyse, on which images."""
+    """Which attention heads to analyze, on which images."""
 
     model: Annotated[
         str,
@@ -73,29 +74,31 @@ class RedundancyRequest:
         ),
     ] = ()
     tolerance: Annotated[
-        float, Parameter(help="How many points of top-1 a layer may lose to count as able to run with a single head.")
+        float, Parameter(help="A layer can run with a single head if that costs at most this many points of top-1.")
     ] = 0.5
     device: Device = "auto"
     threads: Threads = None
-    batch_size: Annotated[int, Parameter(help="Images per batch.")] = 32
+    batch_size: BatchSize = 32
     workers: Workers = 2
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class ComparisonRequest:
     """How to run `macro`, `ablation` or `designs`."""
 
     _: KW_ONLY
-    out: Annotated[Path, Parameter(help="Output folder for the report and the training runs.")]
+    out: Out
     size: Annotated[
         Literal["s1", "s2", "s3", "s4"] | None, Parameter(help="SHViT variant. Default: the one in the paper.")
     ] = None
     image_size: Annotated[int | None, Parameter(help="Image size in pixels. Default: the network's own.")] = None
     seeds: Annotated[int, Parameter(help="Training runs per network.")] = 1
-    speed: Annotated[SpeedOptions, _SPEED] = SpeedOptions()
-    accuracy: Annotated[AccuracyOptions, _ACCURACY] = AccuracyOptions()
+    speed: SpeedOptions = SpeedOptions()
+    accuracy: AccuracyOptions = AccuracyOptions()
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class BreakdownRequest:
     """Which networks to profile."""
@@ -103,9 +106,8 @@ class BreakdownRequest:
     models: Annotated[
         tuple[str, ...],
         Parameter(
-            negative=(),
             help="Names of networks, model files or published weights. A single shvit_s1 to shvit_s4 is shown next to "
-            "its multi-head version.",
+            "its multi-head version."
         ),
     ]
     _: KW_ONLY
@@ -113,26 +115,27 @@ class BreakdownRequest:
     engines: Annotated[
         Many[str], Parameter("--engine", help="onnx, openvino, torch. Default: all that are installed.")
     ] = ()
-    batch_size: Annotated[int, Parameter(help="Images per batch.")] = 16
+    batch_size: BatchSize = 16
     image_size: Annotated[int | None, Parameter(help="Image size in pixels. Default: each model's own.")] = None
     threads: Threads = None
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class ResolutionRequest:
     """Which networks to time at which image sizes."""
 
     models: Annotated[
         tuple[str, ...],
-        Parameter(show_default=False, negative=(), help="As for bench. Default: SHViT S3 and S4 and three peers."),
+        Parameter(show_default=False, help="As for bench. Default: SHViT S3 and S4 and three peers."),
     ] = ()
     _: KW_ONLY
-    out: Annotated[Path, Parameter(help="Output folder for the report and the training runs.")]
+    out: Out
     image_sizes: Annotated[
         Many[int], Parameter("--image-size", help="Image sizes in pixels. Default: 224, 256, 384, 512.")
     ] = ()
     data: Annotated[
         str | None, Parameter(help="Labelled images for measuring the top-1 of trained models at each size.")
     ] = None
-    speed: Annotated[SpeedOptions, _SPEED] = SpeedOptions()
-    accuracy: Annotated[AccuracyOptions, _ACCURACY] = AccuracyOptions()
+    speed: SpeedOptions = SpeedOptions()
+    accuracy: AccuracyOptions = AccuracyOptions()

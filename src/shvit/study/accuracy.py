@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, check_at_least
+from ..errors import check_at_least
 from ..redact import redacted
 from ..requests.study import AccuracyOptions
 from ..requests.train import TrainRequest
@@ -58,8 +58,7 @@ class Training:
         return replace(self, settings={**self.settings, "weight_decay": decay})
 
     def _settings(self, image_size: int | None, seed: int) -> dict[str, Any]:
-        size = {"image_size": image_size} if image_size else {}
-        return {**self.settings, "epochs": self.epochs, "seed": seed, **size}
+        return {**self.settings, "epochs": self.epochs, "seed": seed, "image_size": image_size}
 
     def check(self, model: str, folder: Path, image_size: int | None, seed: int) -> None:
         """Raise InputError if `run` cannot resume the run in the folder because it has other settings."""
@@ -67,14 +66,9 @@ class Training:
             recorded(folder, {**self._settings(image_size, seed), "model": model})
 
     def run(self, model: str, folder: Path, image_size: int | None, seed: int, reporter: Reporter) -> float:
-        """Train, or resume the run in the folder. Returns the top-1 of its best.safetensors.
+        """Train a network from a seed, or resume the run in the folder. Returns the top-1 of its best.safetensors.
 
-        Args:
-            model: Name of a network.
-            folder: Folder of the run.
-            image_size: Image size in pixels. None: the network's own.
-            seed: Seed of the run.
-            reporter: Logs the training.
+        An image size of None is the network's own.
 
         Raises:
             InputError: The run in the folder has other settings; see `check`.
@@ -93,6 +87,4 @@ class Training:
         result = run_training(request, reporter)
         if result.interrupted:
             raise KeyboardInterrupt
-        if "top1" not in result.best:
-            raise InputError(f"{folder} has no evaluation")
         return float(result.best["top1"])

@@ -4,16 +4,19 @@ Source: Yun and Ro, "SHViT" (CVPR 2024): most of the time of a multi-head layer 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..engines import ENGINES
 from ..engines import operations as profiling
 from ..errors import InputError
 from ..modelfile import ModelFile
+from .heads import attention_layers
 
 PRODUCT, FUSED, DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE, OTHER = KINDS = (
     "matrix product",
@@ -25,12 +28,12 @@ PRODUCT, FUSED, DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE, OTHER = KINDS = (
     "elementwise and means",
     "the engine's own",
 )
-"""Matrix products include dense convolutions. Fused attention is matrix products and softmax in one kernel. The last
-kind is overhead of the engine, mostly dispatch."""
+"""Kinds of operations. Matrix products include dense convolutions. Fused attention is matrix products and softmax in
+one kernel. The last kind is overhead of the engine, mostly dispatch."""
 MEMORY_BOUND = (DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE)
 """Kinds with few FLOPs per byte."""
 
-WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
+KIND_WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
     (ELEMENTWISE, ("convert", "upsample")),  # first, because they contain "conv" and "linear"
     (FUSED, ("attention", "mha")),
     (SOFTMAX, ("softmax",)),
@@ -55,8 +58,8 @@ class PartTime:
     """Time of one kind of operation in one module, per call."""
 
     part: str
-    """Name of the innermost module, as in `named_modules`. `network` is the network's own `forward`. An empty
-    name is the preprocessing of pixels. A fused operation counts for one of its modules."""
+    """Name of the innermost module, as in `named_modules`. `network`: the network's own `forward`. Empty: preprocessing
+    of the pixels. An operation that an engine fused from several modules counts for one of them."""
     kind: str
     seconds: float
 
@@ -71,23 +74,62 @@ class Breakdown:
     batch_size: int
     image_size: int
     spent: tuple[PartTime, ...]
+    attention_modules: tuple[str, ...] = ()
+    """Names of the attention layers, as in `named_modules`."""
 
-    def seconds(self, kinds: Sequence[str] = KINDS, within: Callable[[str], bool] = lambda part: True) -> float:
-        """Seconds per call of some kinds in some parts."""
-        return sum(row.seconds for row in self.spent if row.kind in kinds and within(row.part))
+    @property
+    def attention(self) -> "Breakdown":
+        """The time in attention layers only."""
+        prefixes = tuple(f"{name}." for name in self.attention_modules)
+        return replace(self, spent=tuple(row for row in self.spent if f"{row.part}.".startswith(prefixes)))
 
-    def shares(self, within: Callable[[str], bool] = lambda part: True) -> dict[str, float]:
-        """Each kind's share of the time of these parts. Empty if they took no time."""
-        whole = self.seconds(within=within)
-        return {kind: self.seconds([kind], within) / whole for kind in KINDS} if whole else {}
+    def seconds(self, kinds: Sequence[str] = KINDS) -> float:
+        """Seconds per call of some kinds of operations."""
+        return sum(row.seconds for row in self.spent if row.kind in kinds)
 
-    def memory_bound(self, within: Callable[[str], bool] = lambda part: True) -> float | None:
-        """The share of time in memory-bound operations. None if these parts took no time."""
-        shares = self.shares(within)
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds per call, by stage of SHViT."""
+        seconds: dict[str, float] = defaultdict(float)
+        for row in self.spent:
+            seconds[_stage(row.part)] += row.seconds
+        return seconds
+
+    def shares(self) -> dict[str, float]:
+        """Each kind's share of the time. Empty if no time was spent."""
+        whole = self.seconds()
+        return {kind: self.seconds([kind]) / whole for kind in KINDS} if whole else {}
+
+    def memory_bound(self) -> float | None:
+        """The share of time in memory-bound operations. None if no time was spent."""
+        shares = self.shares()
         return sum(shares[kind] for kind in MEMORY_BOUND) if shares else None
 
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the model's name."""
+        return {
+            "engine": self.engine,
+            "batch_size": self.batch_size,
+            "image_size": self.image_size,
+            "seconds": self.seconds(),
+            "shares": self.shares(),
+            "memory_bound": self.memory_bound(),
+            "stage_seconds": self.stage_seconds(),
+            "attention_seconds": self.attention.seconds(),
+            "attention_shares": self.attention.shares(),
+            "attention_memory_bound": self.attention.memory_bound(),
+        }
 
-def profilers(names: Sequence[str] = ()) -> list[str]:
+
+def _stage(part: str) -> str:
+    first, _, rest = part.partition(".")
+    if first == "stages":
+        return f"stage {int(rest.partition('.')[0]) + 1}"
+    if part == "network":  # global average pooling
+        return "head"
+    return first if first in ("stem", "head") else "pixels to floats"
+
+
+def pick_profilers(names: Sequence[str] = ()) -> list[str]:
     """The engines with a profiler that run here, or those named. Raises InputError for an engine that has none."""
     able = profiling.profilers()
     here = [name for name in able if ENGINES[name].unavailable("cpu") is None]
@@ -101,19 +143,14 @@ def profilers(names: Sequence[str] = ()) -> list[str]:
 def time_breakdown(
     model: ModelFile, engine: str, batch_size: int, threads: int | None = None, name: str | None = None
 ) -> Breakdown:
-    """Profile random images of the model's size, in fp32 on the CPU. Times are medians over several calls.
+    """Profile a classifier on random images of its size, in fp32 on the CPU. Times are medians over several calls.
 
-    Args:
-        model: A classifier.
-        engine: One of `profilers()`.
-        batch_size: Images per batch.
-        threads: As for `shvit bench`.
-        name: Name of the model. Default: its architecture's.
+    `threads` is as for `shvit bench`; the default name is that of the model's architecture.
 
     Raises:
         InputError: The engine has no profiler.
     """
-    [engine] = profilers([engine])
+    [engine] = pick_profilers([engine])
     side = model.preprocess.image_size
     images = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8)
     calls = []
@@ -124,9 +161,16 @@ def time_breakdown(
         calls.append(times)
     keys = dict.fromkeys(key for times in calls for key in times)
     rows = (PartTime(part, kind, median(times[part, kind] for times in calls)) for part, kind in keys)
-    return Breakdown(
-        name or model.architecture.name, engine, batch_size, side, tuple(row for row in rows if row.seconds)
-    )
+    spent = tuple(row for row in rows if row.seconds)
+    return Breakdown(name or model.architecture.name, engine, batch_size, side, spent, _attention_modules(model.model))
+
+
+def _attention_modules(network: nn.Module) -> tuple[str, ...]:
+    try:
+        attention = {layer.module for layer in attention_layers(network)}
+    except InputError:  # it has none
+        return ()
+    return tuple(name for name, module in network.named_modules() if module in attention)
 
 
 def _kind(operation: profiling.Operation) -> str:
@@ -141,4 +185,4 @@ def _kind(operation: profiling.Operation) -> str:
 def operation_kind(name: str) -> str:
     """The kind of an operation, by its name in any engine."""
     name = name.lower()
-    return next((kind for kind, words in WORDS if any(word in name for word in words)), OTHER)
+    return next((kind for kind, words in KIND_WORDS if any(word in name for word in words)), OTHER)

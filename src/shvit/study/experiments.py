@@ -4,17 +4,12 @@ Source: Yun and Ro, "SHViT" (CVPR 2024), sections 2.1 and 4.4. Images/s are on a
 (batch 16, one thread), and the same Xeon with ONNX Runtime.
 """
 
-from ..errors import InputError
+from dataclasses import replace
+
 from .compare import Comparison, Entry
-from .networks import SIZES
 
-LARGER = 256 / 224
-
-
-def macro(size: str = "s1") -> Comparison:
-    """Compare the stem and the number of stages."""
-    _check(size)
-    return Comparison(
+COMPARISONS = {
+    "macro": Comparison(
         name="macro",
         title="Macro design: stem and stages",
         question=(
@@ -29,26 +24,16 @@ def macro(size: str = "s1") -> Comparison:
             "Trained at 256 pixels it reaches the same accuracy and is still much faster.",
             "Attention in the first stage is a worse trade-off than depthwise convolution alone.",
         ),
+        size="s1",
         entries=(
-            Entry("4x4 stem, 4 stages", f"study/{size}-four-stages", paper={"gpu": 1.0, "cpu": 1.0}),
-            Entry("16x16 stem, 3 stages", f"shvit_{size}", paper={"gpu": 3.0, "cpu": 2.8}),
-            Entry("16x16 stem, larger images", f"shvit_{size}", LARGER),
-            Entry("16x16 stem, attention in stage 1", f"study/{size}-early-attention"),
+            Entry("4x4 stem, 4 stages", "study/SIZE-four-stages", paper={"gpu": 1.0, "cpu": 1.0}),
+            Entry("16x16 stem, 3 stages", "shvit_SIZE", paper={"gpu": 3.0, "cpu": 2.8}),
+            Entry("16x16 stem, larger images", "shvit_SIZE", scale=256 / 224),
+            Entry("16x16 stem, attention in stage 1", "study/SIZE-early-attention"),
         ),
         reference="4x4 stem, 4 stages",
-    )
-
-
-def ablation(size: str = "s3") -> Comparison:
-    """Compare token mixers, and ratios of attended channels."""
-    _check(size)
-    paper = size == "s3"
-
-    def entry(label: str, model: str, gpu: int, cpu: int, onnx: int, top1: float) -> Entry:
-        known = {"gpu": gpu, "cpu": cpu, "cpu-onnx": onnx, "top1": top1} if paper else {}
-        return Entry(label, model, paper=known)
-
-    return Comparison(
+    ),
+    "ablation": Comparison(
         name="ablation",
         title="Ablation: multi-head, single-head, none",
         question=(
@@ -61,27 +46,20 @@ def ablation(size: str = "s3") -> Comparison:
             "Without attention, accuracy drops by 1.1 points.",
             "With 1/2 of the channels instead of 1/4.67, accuracy rises by 0.1 points.",
         ),
-        entries=(
-            entry("multi-head", f"study/{size}-multi-head", 18036, 50, 578, 77.7),
-            entry("no attention", f"study/{size}-no-attention", 22075, 61, 792, 76.3),
-            entry("single head, 1/8", f"study/{size}-ratio-8", 20666, 57, 754, 77.1),
-            entry("single head, 1/4.67", f"shvit_{size}", 20522, 62, 731, 77.4),
-            entry("single head, 1/2", f"study/{size}-ratio-2", 19976, 56, 673, 77.5),
+        size="s3",
+        entries=tuple(
+            Entry(label, model, paper={"gpu": gpu, "cpu": cpu, "cpu-onnx": onnx, "top1": top1})
+            for label, model, gpu, cpu, onnx, top1 in (
+                ("multi-head", "study/SIZE-multi-head", 18036, 50, 578, 77.7),
+                ("no attention", "study/SIZE-no-attention", 22075, 61, 792, 76.3),
+                ("single head, 1/8", "study/SIZE-ratio-8", 20666, 57, 754, 77.1),
+                ("single head, 1/4.67", "shvit_SIZE", 20522, 62, 731, 77.4),
+                ("single head, 1/2", "study/SIZE-ratio-2", 19976, 56, 673, 77.5),
+            )
         ),
         reference="single head, 1/4.67",
-    )
-
-
-def designs(size: str = "s2") -> Comparison:
-    """Compare designs of single-head attention."""
-    _check(size)
-    paper = size == "s2"
-
-    def entry(label: str, model: str, params: float, onnx: int, gpu: int, top1: float) -> Entry:
-        known = {"params": params, "cpu-onnx": onnx, "gpu": gpu, "top1": top1} if paper else {}
-        return Entry(label, model, paper=known)
-
-    return Comparison(
+    ),
+    "designs": Comparison(
         name="designs",
         title="Three designs of single-head attention",
         question=(
@@ -94,18 +72,30 @@ def designs(size: str = "s2") -> Comparison:
             "(c) is the fastest in ONNX Runtime: the speed of (a) is 0.84 times, of (b) 0.76 times that of (c).",
             "(c) is the most accurate: (a) is 1.6 points worse, (b) 0.1 points.",
         ),
-        entries=(
-            entry("(a) bottleneck", f"study/{size}-bottleneck", 10.6, 802, 27195, 73.6),
-            entry("(b) all channels", f"study/{size}-all-channels", 10.4, 724, 26432, 75.1),
-            entry("(c) partial channels", f"shvit_{size}", 11.4, 951, 26878, 75.2),
+        size="s2",
+        entries=tuple(
+            Entry(label, model, paper={"params": params, "cpu-onnx": onnx, "gpu": gpu, "top1": top1})
+            for label, model, params, onnx, gpu, top1 in (
+                ("(a) bottleneck", "study/SIZE-bottleneck", 10.6, 802, 27195, 73.6),
+                ("(b) all channels", "study/SIZE-all-channels", 10.4, 724, 26432, 75.1),
+                ("(c) partial channels", "shvit_SIZE", 11.4, 951, 26878, 75.2),
+            )
         ),
         reference="(c) partial channels",
+    ),
+}
+
+
+def make_comparison(name: str, size: str | None = None) -> Comparison:
+    """A comparison at one size of SHViT. Default: the paper's size.
+
+    Other sizes have no numbers from the paper, except in `macro`, where the paper compares networks other than SHViT.
+    """
+    paper = COMPARISONS[name]
+    size = size or paper.size
+    keep = size == paper.size or name == "macro"
+    entries = (
+        replace(entry, model=entry.model.replace("SIZE", size), paper=entry.paper if keep else {})
+        for entry in paper.entries
     )
-
-
-COMPARISONS = {"macro": macro, "ablation": ablation, "designs": designs}
-
-
-def _check(size: str) -> None:
-    if size not in SIZES:
-        raise InputError(f"--size must be one of {', '.join(SIZES)}, got {size!r}")
+    return replace(paper, size=size, entries=tuple(entries))

@@ -5,65 +5,51 @@ from itertools import cycle
 from math import ceil
 
 import numpy as np
-from jaxtyping import Float, UInt8
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from .. import figures as style
 from ..console import visible
-from ..figures import (
-    OURS,
-    PAPER,
-    REFERENCE_LINE,
-    SERIES,
-    legend_beside,
-    literal_text,
-    new_figure,
-    plain_ticks,
-    plot_style,
-)
+from .head_study import AttentionMaps
 
 KIND_COLORS = ("#3b5b7a", "#1098ad", "#e8590c", "#f2a65a", "#f6c453", "#c2255c", "#d8a7c0", "#c9ced6")
-"""Colours of `breakdown.KINDS`: cool for compute-bound, warm for memory-bound."""
+"""Colors of `breakdown.KINDS`: cool for compute-bound, warm for memory-bound."""
 
 
-@literal_text()
+@style.literal_text()
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], label: str, line: float | None) -> Figure:
-    """Horizontal bars with their values. The paper's series are grey.
+    """Groups of horizontal bars with their values, from top to bottom. The paper's series are gray.
 
-    Args:
-        groups: From top to bottom.
-        series: Values by name, one per group. Each series adds a bar to each group.
-        label: Axis label.
-        line: Position of a reference line.
+    Each series has one value per group. `label` describes the axis; `line` is the position of a reference line.
     """
     height = 0.8 / len(series)
-    figure, [[axes]] = new_figure(8.2, 1.3 + len(groups) * (0.2 + 0.24 * len(series)))
-    plot_style(axes, label)
-    colors = cycle(SERIES)
+    figure, [[axes]] = style.new_figure(8.2, 1.3 + len(groups) * (0.2 + 0.24 * len(series)))
+    style.plot_style(axes, label)
+    colors, grays = cycle(style.SERIES), cycle(style.GRAYS)
     for number, (name, values) in enumerate(series.items()):
-        color = PAPER if name.startswith("paper") else next(colors)
+        color = next(grays if name.startswith("paper") else colors)
         positions = [index + (number - (len(series) - 1) / 2) * height for index in range(len(groups))]
         axes.barh(positions, [value or 0.0 for value in values], 0.9 * height, color=color, label=visible(name))
         for position, value in zip(positions, values, strict=True):
             axes.text(value or 0.0, position, f" {value:.2f}" if value else " –", va="center", fontsize=8)
     if line is not None:
-        axes.axvline(line, color=REFERENCE_LINE, linewidth=0.8, linestyle=":")
+        axes.axvline(line, color=style.REFERENCE_LINE, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(groups)), [visible(name) for name in groups])
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    legend_beside(axes)
+    style.legend_beside(axes)
     return figure
 
 
-@literal_text()
+@style.literal_text()
 def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str, percent: bool = False) -> Figure:
-    """A stacked horizontal bar for each row, from top to bottom. With `percent`, parts are `breakdown.KINDS`."""
-    figure, [[axes]] = new_figure(9.2, 1.4 + 0.42 * len(rows))
-    plot_style(axes, label)
+    """A stacked horizontal bar per row, from top to bottom. With `percent`, parts are shares by `breakdown.KINDS`."""
+    figure, [[axes]] = style.new_figure(9.2, 1.4 + 0.42 * len(rows))
+    style.plot_style(axes, label)
     left = np.zeros(len(rows))
     longest = 1 if percent else max(map(sum, zip(*parts.values(), strict=True)))
-    for color, (name, values) in zip(KIND_COLORS if percent else cycle(SERIES), parts.items(), strict=False):
+    for color, (name, values) in zip(KIND_COLORS if percent else cycle(style.SERIES), parts.items(), strict=False):
         lengths = np.asarray(values)
         if not lengths.any():
             continue
@@ -78,35 +64,33 @@ def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str
     if percent:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlim(0, 1)
-    legend_beside(axes)
+    style.legend_beside(axes)
     return figure
 
 
-@literal_text()
+@style.literal_text()
 def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str) -> Figure:
-    """Labelled points (x, y, label), joined by a line if there are several series. The x axis is logarithmic."""
-    figure, [[axes]] = new_figure(8.2, 5.0)
-    plot_style(axes, x, y)
-    style = "o-" if len(series) > 1 else "o"
-    for color, (name, values) in zip(cycle((OURS, *SERIES)), series.items(), strict=False):
+    """Labelled points (x, y, label), with a line through each series. The x axis is logarithmic."""
+    figure, [[axes]] = style.new_figure(8.2, 5.0)
+    style.plot_style(axes, x, y)
+    for color, (name, values) in zip(cycle((style.OURS, *style.SERIES)), series.items(), strict=False):
         xs, ys, _ = zip(*values, strict=True)
-        axes.plot(xs, ys, style, color=color, label=visible(name), markersize=6, linewidth=1.2)
+        axes.plot(xs, ys, "o-", color=color, label=visible(name), markersize=6, linewidth=1.2)
         for across, up, text in values:
             axes.annotate(text, (across, up), (6, 4), textcoords="offset points", fontsize=8.5, color=color)
     axes.set_xscale("log")
     axes.margins(0.14)
-    plain_ticks(axes.xaxis)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=9)
+    style.plain_ticks(axes.xaxis)
+    style.legend_beside(axes)
     return figure
 
 
-@literal_text()
+@style.literal_text()
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, log: bool = False) -> Figure:
-    """A line for each series. The paper's series are grey."""
-    figure, [[axes]] = new_figure(8.2, 4.2)
-    plot_style(axes, x, y)
-    colors = cycle((OURS, *SERIES))
+    """A line for each series. The paper's series are gray."""
+    figure, [[axes]] = style.new_figure(8.2, 4.2)
+    style.plot_style(axes, x, y)
+    colors = cycle((style.OURS, *style.SERIES))
     for name, values in series.items():
         paper = name.startswith("paper")
         axes.plot(
@@ -119,61 +103,47 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, l
         )
     if log:
         axes.set_yscale("log")
-        plain_ticks(axes.yaxis)
+        style.plain_ticks(axes.yaxis)
     axes.set_xticks(sorted({across for values in series.values() for across, _ in values}))
-    legend_beside(axes)
+    style.legend_beside(axes)
     return figure
 
 
-@literal_text()
-def attention_over_images(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]],
-    queries: Sequence[tuple[int, int]],
-    columns: Sequence[str],
-    maps: Sequence[Sequence[Float[np.ndarray, "h w"]]],
-) -> Figure:
-    """A row per image: the image with its query point, then each attention map over it.
-
-    Args:
-        images: The pixels.
-        queries: The query point (x, y) of each image, in pixels.
-        columns: Titles of the maps.
-        maps: For each image one map per column, at the size of the image. NaN where the query has no attention.
-    """
-    figure, grid = new_figure(1.9 * (len(columns) + 1), 2.0 * len(images) + 0.5, len(images), len(columns) + 1)
-    for line, image, (x, y), row in zip(grid, images, queries, maps, strict=True):
-        line[0].imshow(image)
-        for axes, one in zip(line[1:], row, strict=True):
+@style.literal_text()
+def attention_over_images(shown: AttentionMaps) -> Figure:
+    """A row per image: the image with its query point, then each attention map over it."""
+    rows, columns = len(shown.images), len(shown.columns) + 1
+    figure, grid = style.new_figure(1.9 * columns, 2.0 * rows + 0.5, rows, columns)
+    for line, image, (x, y), maps in zip(grid, shown.images, shown.queries, shown.maps, strict=True):
+        whole = line[0].imshow(image).get_extent()
+        for axes, one in zip(line[1:], maps, strict=True):
             axes.imshow(image.mean(2), cmap="gray", vmin=0, vmax=255)
-            axes.imshow(one, cmap="magma", alpha=0.7)
+            axes.imshow(one, cmap="magma", alpha=0.7, extent=whole, interpolation="nearest")
         for axes in line:
             axes.plot(x, y, "s", color="#2ee6a6", markersize=7, markeredgecolor="black", markeredgewidth=0.8)
             axes.set_axis_off()
-    for axes, title in zip(grid[0], ("image and query", *columns), strict=True):
+    for axes, title in zip(grid[0], ("image and query", *shown.columns), strict=True):
         axes.set_title(title, fontsize=10.5)
     return figure
 
 
-@literal_text()
+@style.literal_text()
 def heads(layers: Sequence[str], scores: Mapping[str, Sequence[Sequence[float]]], whole: float) -> Figure:
-    """Top-1 with heads of one layer switched off. A dot per head, the best one filled; a panel per ablation.
+    """Top-1 with heads of one layer switched off: a panel per ablation, a dot per head, and the best one in color.
 
-    Args:
-        layers: Names.
-        scores: For each ablation and layer, the score of each head.
-        whole: With all heads.
+    `scores` has, for each ablation and layer, the score of each head; `whole` is the score with all heads.
     """
     columns = len(scores)
     width = max(4.4, 0.36 * len(layers) + 1.6)
-    figure, [grid] = new_figure(min(14.0, width * columns), 3.8 * ceil(columns / 2), 1, columns, sharey=True)
+    figure, [grid] = style.new_figure(min(14.0, width * columns), 3.8 * ceil(columns / 2), 1, columns, sharey=True)
     for axes, (ablation, tops) in zip(grid, scores.items(), strict=True):
-        plot_style(axes, "layer", "top-1, %")
+        style.plot_style(axes, "layer", "top-1, %")
         axes.grid(visible=False, axis="x")
-        axes.axhline(100 * whole, color=REFERENCE_LINE, linewidth=0.8, linestyle=":")
+        axes.axhline(100 * whole, color=style.REFERENCE_LINE, linewidth=0.8, linestyle=":")
         for index, values in enumerate(tops, 1):
             if values:
                 axes.plot([index] * len(values), [100 * value for value in values], "o", color="#9fb3c8", markersize=4)
-                axes.plot(index, 100 * max(values), "o", color=OURS, markersize=6)
+                axes.plot(index, 100 * max(values), "o", color=style.OURS, markersize=6)
         axes.set_title(ablation, fontsize=10)
         axes.set_xticks(range(1, len(layers) + 1))
         axes.tick_params(labelsize=8)

@@ -1,7 +1,7 @@
 """Everything `shvit study redundancy` measures: attention maps, similarity, ablation, and savings with single heads."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,14 @@ from ..bench.case import as_failure
 from ..bench.run import Progress
 from ..bench.timing import interleave, sample, warm_up
 from ..data.transforms import Normalize
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, counted
 from ..model.cost import cost
 from ..modelfile import ModelFile
 from ..requests.study import RedundancyRequest
-from .heads import AttentionLayer
+from .heads import AttentionLayer, HeadMaps, record_attention
 from .inputs import StudyImages, StudyModel
 from .prune import can_prune, with_single_heads
-from .redundancy import Redundancy, attention_from, count_correct, measure_redundancy, single_together
+from .redundancy import Redundancy, count_correct, measure_redundancy, single_together
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 10
 
@@ -31,112 +31,102 @@ class AttentionMaps:
 
     images: Sequence[UInt8[np.ndarray, "h w 3"]]
     queries: Sequence[tuple[int, int]]
-    """Pixels (x, y)."""
+    """Query points (x, y) in pixels."""
     columns: Sequence[str]
-    maps: Sequence[Sequence[Float[np.ndarray, "h w"]]]
+    """Titles of the maps."""
+    maps: Sequence[Sequence[Float[np.ndarray, "h2 w2"]]]
+    """For each image one map per column, coarser than the image. NaN where the query has no attention."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class HeadStudy:
     """The measurements of a network so far."""
 
     name: str
     redundancy: Redundancy
     tolerance: float
-    single: dict[str, int]
+    single: dict[str, int] = field(default_factory=dict)
     """The head to keep in each layer that can run with one head while the other layers keep all heads."""
-    together: dict[str, int]
+    together: dict[str, int] = field(default_factory=dict)
     """The head to keep in each layer of a set that can run with one head at the same time."""
-    savings: dict[str, Any] | None
+    savings: dict[str, Any] | None = None
     """Measured savings of the layers in `together`. None if there are none, or their heads cannot be pruned."""
-    pictures: AttentionMaps | None
-    notes: tuple[str, ...] = ()
+    pictures: AttentionMaps | None = None
+    notes: list[str] = field(default_factory=list)
     complete: bool = True
     """False until every layer was measured."""
 
 
 def study_heads(
-    name: str,
     model: StudyModel,
     images: StudyImages,
     request: RedundancyRequest,
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
     progress: Progress,
-    on_update: Callable[[HeadStudy], object] = lambda study: None,
+    on_update: Callable[[HeadStudy], object],
 ) -> HeadStudy:
-    """Run the whole study.
+    """Run the whole study. `on_update` is called with the results so far after each layer and each part.
 
-    Args:
-        name: Name of the model, for the report.
-        model: The network.
-        images: For measuring accuracy.
-        request: Gives the tolerance, the number of images for similarity, and the CPU threads for timing.
-        pictures: Images for the figure, resized for the network.
-        queries: Query points (x, y) as fractions of the image. Each picture takes the next point in turn, until all
-            pictures and all points were shown.
-        progress: Called with the current step.
-        on_update: Called with the results so far after each layer and each part.
+    The figure shows the attention maps of `pictures`, which have the size that the network takes. Query points (x, y)
+    are fractions of the image. Each picture takes the next point in turn, until all pictures and points were shown.
     """
     network, layers, tolerance = model.network, model.layers, request.tolerance
-    notes = [f"{len(images.bad)} images could not be read and were left out."] if images.bad else []
+    study = HeadStudy(model.name, Redundancy(0.0, 0, ()), tolerance, complete=False)
+    if images.bad:
+        study.notes.append(f"Left out {counted(len(images.bad), 'image')} that could not be read.")
 
     def after_layer(redundancy: Redundancy) -> None:
-        on_update(HeadStudy(name, redundancy, tolerance, {}, {}, None, None, tuple(notes), complete=False))
+        study.redundancy = redundancy
+        on_update(study)
 
     compared = images.first(request.similarity_images)
-    redundancy = measure_redundancy(network, layers, images, progress, compared, after_layer)
-    maps = None
-    if len(pictures):
-        try:
-            maps = _attention_maps(model, redundancy, pictures, queries)
-        except InputError as error:
-            notes.append(f"Attention maps were not drawn: {error}.")
-    single = _named(layers, redundancy.could_be_single(tolerance))
-    study = HeadStudy(name, redundancy, tolerance, single, {}, None, maps, tuple(notes))
+    redundancy = measure_redundancy(network, layers, images, compared, progress, after_layer)
+    study.complete = True
+    try:
+        study.pictures = _attention_maps(model, redundancy, pictures, queries)
+    except InputError as error:
+        study.notes.append(f"Attention maps were not drawn: {error}.")
+    study.single = _named(layers, redundancy.could_be_single(tolerance))
     on_update(study)
     chosen = single_together(network, layers, redundancy, images, tolerance, progress)
-    study = replace(study, together=_named(layers, chosen))
+    study.together = _named(layers, chosen)
     on_update(study)
-    savings = None
     kept = {layers[index]: head for index, head in chosen.items()}
     if kept and model.model_file is not None and all(can_prune(layer) for layer in kept):
         progress("pruning heads and timing", 0, 1)
         pruned: Any = with_single_heads(network, kept)
         correct, count = count_correct(pruned, images)
         network.cpu()
-        smaller = replace(model.model_file, model=pruned.cpu())
-        savings = {"top1": correct / count, **_savings(model.model_file, smaller, request.threads, notes)}
+        models = model.model_file, replace(model.model_file, model=pruned.cpu())
+        study.savings = {"top1": correct / count, **_savings(models, request.threads, study.notes)}
     elif kept:
-        notes.append("The savings of single heads were not measured: the heads of this network cannot be pruned.")
-    return replace(study, savings=savings, notes=tuple(notes))
+        study.notes.append("The savings of single heads were not measured: the heads of this network cannot be pruned.")
+    return study
 
 
 def _named(layers: Sequence[AttentionLayer], heads: Mapping[int, int]) -> dict[str, int]:
     return {layers[index].name: heads[index] for index in sorted(heads)}
 
 
-def _savings(whole: ModelFile, single: ModelFile, threads: int | None, notes: list[str]) -> dict[str, Any]:
-    """Cost and speed of the pruned network next to the whole one, in fp32 on the CPU, timed in turn.
-
-    An engine that fails adds a note and does not stop the others.
-    """
-    size = whole.preprocess.image_size
-    costs = [cost(model.model, (size, size)) for model in (whole, single)]
-    speeds = {}
+def _savings(models: Sequence[ModelFile], threads: int | None, notes: list[str]) -> dict[str, Any]:
+    """Cost and speed of the whole and the pruned network, in fp32 on the CPU. An engine that fails adds a note."""
+    size = models[0].preprocess.image_size
+    whole, single = (cost(model.model, (size, size)) for model in models)
+    speeds: dict[str, list[float]] = {}
     for name in ("torch", "onnx", "openvino"):
         if engines.ENGINES[name].unavailable("cpu") is None:
             try:
-                speeds[name] = _speeds({"whole": whole, "single": single}, name, threads)
+                speeds[name] = _speeds(models, name, threads)
             except Failure as failure:
                 notes.append(f"{name}: {failure}")
     return {
-        "params": [one.params for one in costs],
-        "macs": [one.macs for one in costs],
-        "params_saved": 1 - costs[1].params / costs[0].params,
-        "macs_saved": 1 - costs[1].macs / costs[0].macs,
-        "images_per_second": {name: [speed["whole"], speed["single"]] for name, speed in speeds.items()},
-        "speed_ratio": {name: speed["single"] / speed["whole"] for name, speed in speeds.items()},
+        "params": [whole.params, single.params],
+        "macs": [whole.macs, single.macs],
+        "params_saved": 1 - single.params / whole.params,
+        "macs_saved": 1 - single.macs / whole.macs,
+        "images_per_second": speeds,
+        "speed_ratio": {name: after / before for name, (before, after) in speeds.items()},
         "batch_size": TIMED_BATCH,
     }
 
@@ -157,57 +147,50 @@ class _Timed:
             return sample(self._call, self._repetitions)
 
 
-def _speeds(models: Mapping[str, ModelFile], engine: str, threads: int | None) -> dict[str, float]:
+def _speeds(models: Sequence[ModelFile], engine: str, threads: int | None) -> list[float]:
     """Images per second of each network, timed in turn. Raises Failure if one cannot run."""
-    timings, failed = interleave({name: _Timed(model, engine, threads) for name, model in models.items()}, TIMED_ROUNDS)
+    subjects = {number: _Timed(model, engine, threads) for number, model in enumerate(models)}
+    timings, failed = interleave(subjects, TIMED_ROUNDS)
     if len(timings) < len(models):
         raise Failure(next(iter(failed.values()), "stopped"))
-    return {name: TIMED_BATCH / timing.median for name, timing in timings.items()}
+    return [TIMED_BATCH / timing.median for timing in timings.values()]
 
 
-def _columns(redundancy: Redundancy, layers: int) -> dict[str, tuple[int, int]]:
-    """(Layer, head) for each column of the figure, by title.
-
-    Shows the most important and the most redundant head of all layers, and of an early, a middle and the last layer.
-    """
+def _columns(redundancy: Redundancy) -> dict[str, tuple[int, int]]:
+    """Columns: the most important and the most redundant head of all layers, and of an early, a middle and the last."""
     ranked = redundancy.ranked()
+    layers = sorted({index for index, _ in ranked}) or range(len(redundancy.layers))
+    indices = dict.fromkeys((layers[len(layers) // 6], layers[len(layers) // 2], layers[-1]))
     if not ranked:
-        indices = dict.fromkeys((layers // 6, layers // 2, layers - 1))
         return {f"layer {index + 1}": (index, 0) for index in indices}
     shown = {}
     for what, (index, head) in (("important", ranked[0]), ("redundant", ranked[-1])):
         shown[f"most {what} of all:\nlayer {index + 1}, head {head}"] = (index, head)
-    several = sorted({index for index, _ in ranked})
-    for index in dict.fromkeys((several[len(several) // 6], several[len(several) // 2], several[-1])):
+    for index in indices:
         here = [one for one in ranked if one[0] == index]
         shown[f"layer {index + 1}:\nimportant, head {here[0][1]}"] = here[0]
         shown[f"layer {index + 1}:\nredundant, head {here[-1][1]}"] = here[-1]
     return shown
 
 
+@torch.inference_mode()
 def _attention_maps(
     model: StudyModel,
     redundancy: Redundancy,
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
 ) -> AttentionMaps:
-    """Raises InputError if the tokens are not a square grid."""
-    columns = _columns(redundancy, len(model.layers))
+    """The attention maps of some heads. Raises InputError if the tokens are not a square grid."""
+    columns = _columns(redundancy)
     normalize = Normalize(model.preprocess)
     images, rows, pixels = [], [], []
+    maps: dict[AttentionLayer, HeadMaps] = {}
     for number in range(max(len(pictures), len(queries))):
         picture, (x, y) = pictures[number % len(pictures)], queries[number % len(queries)]
-        inputs = normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]).to(model.device)
-        maps = attention_from(model.network, model.layers, inputs, x, y)
-        height, width = picture.shape[:2]
+        with record_attention(model.layers, maps.__setitem__):
+            model.network(normalize(torch.from_numpy(picture).permute(2, 0, 1)[None]).to(model.device))
+        from_query = [layer.layout.attention_from(maps[layer].cpu(), x, y) for layer in model.layers]
         images.append(picture)
-        rows.append([_enlarged(maps[index][head], height, width) for index, head in columns.values()])
-        pixels.append((int(x * width), int(y * height)))
+        rows.append([from_query[index][head] for index, head in columns.values()])
+        pixels.append((int(x * picture.shape[1]), int(y * picture.shape[0])))
     return AttentionMaps(images, pixels, list(columns), rows)
-
-
-def _enlarged(small: Float[np.ndarray, "h w"], height: int, width: int) -> Float[np.ndarray, "height width"]:
-    """The map at the size of the image, by nearest neighbour."""
-    rows = np.arange(height) * small.shape[0] // height
-    columns = np.arange(width) * small.shape[1] // width
-    return small[np.ix_(rows, columns)]

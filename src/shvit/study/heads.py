@@ -6,7 +6,7 @@ the network's own forward pass. A head is switched off by zeroing its channels i
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import isqrt, sqrt
 from typing import Any
@@ -23,7 +23,7 @@ from ..model.attention import SingleHeadAttention
 from .mixers import BottleneckAttention, MultiHeadAttention
 
 SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax)
-Maps = Float[Tensor, "b heads queries keys"]
+HeadMaps = Float[Tensor, "b heads queries keys"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Grid:
 
     prefix: int = 0
 
-    def attention_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
+    def attention_from(self, maps: HeadMaps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
         """Attention from the query at x, y (fractions of the image). `maps` of one image: (1, heads, queries, keys).
 
         Raises:
@@ -53,7 +53,7 @@ class Windows:
     shift: tuple[int, int]
     map_size: tuple[int, int]
 
-    def attention_from(self, maps: Maps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
+    def attention_from(self, maps: HeadMaps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
         """Like `Grid.attention_from`. NaN outside the query's window."""
         (high, wide), (down, right), (rows, columns) = self.size, self.shift, self.map_size
         row, column = (int(y * rows) - down) % rows, (int(x * columns) - right) % columns
@@ -102,12 +102,10 @@ def attention_layers(network: nn.Module) -> list[AttentionLayer]:
     for name, module in network.named_modules():
         heads, project = getattr(module, "num_heads", None), getattr(module, "proj", None)
         short = name.removeprefix("network.").replace(".branch", "")
-        if isinstance(module, SingleHeadAttention):
+        if isinstance(module, SingleHeadAttention | BottleneckAttention):
             layers.append(AttentionLayer(short, module, 1, module.project, 1, module.attended))
         elif isinstance(module, MultiHeadAttention):
             layers.append(AttentionLayer(short, module, module.heads, module.project, 1))
-        elif isinstance(module, BottleneckAttention):
-            layers.append(AttentionLayer(short, module, 1, module.project, 1))
         elif hasattr(module, "attn") and hasattr(module, "shift_size") and hasattr(module, "input_resolution"):
             swin: Any = module
             windows[swin.attn] = Windows(tuple(swin.window_size), tuple(swin.shift_size), tuple(swin.input_resolution))
@@ -123,16 +121,16 @@ def attention_layers(network: nn.Module) -> list[AttentionLayer]:
 
 @contextmanager
 def record_attention(
-    layers: Collection[AttentionLayer], on_map: Callable[[AttentionLayer, Maps], None]
+    layers: Collection[AttentionLayer], on_map: Callable[[AttentionLayer, HeadMaps], None]
 ) -> Iterator[None]:
     """Call `on_map` with each layer's attention maps while the network runs inside the block.
 
-    Maps sum to 1 over the keys. Windows count as images: (images x windows, heads, queries, keys).
+    HeadMaps sum to 1 over the keys. Windows count as images: (images x windows, heads, queries, keys).
     """
     with ExitStack() as stack:
         mode = _MapRecorder(on_map)
         for layer in layers:
-            before = layer.module.register_forward_pre_hook(partial(mode.enter, layer))
+            before = layer.module.register_forward_pre_hook(lambda *_, layer=layer: mode.running.append(layer))
             after = layer.module.register_forward_hook(mode.leave, always_call=True)
             stack.callback(before.remove)
             stack.callback(after.remove)
@@ -165,18 +163,13 @@ def _zero(layer: AttentionLayer, heads: Sequence[int], _: nn.Module, inputs: tup
     return (x, *inputs[1:])
 
 
-@dataclass
 class _MapRecorder(TorchFunctionMode):
     """Passes the attention maps of the running layer to `on_map`."""
 
-    on_map: Callable[[AttentionLayer, Maps], None]
-    running: list[AttentionLayer] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, on_map: Callable[[AttentionLayer, HeadMaps], None]) -> None:
         super().__init__()
-
-    def enter(self, layer: AttentionLayer, *_: Any) -> None:
-        self.running.append(layer)
+        self.on_map = on_map
+        self.running: list[AttentionLayer] = []
 
     def leave(self, *_: Any) -> None:
         self.running.pop()
@@ -201,7 +194,7 @@ def fused_maps(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Maps:
+) -> HeadMaps:
     """The attention maps of PyTorch's scaled_dot_product_attention, which does not return them."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)

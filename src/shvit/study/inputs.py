@@ -1,10 +1,11 @@
 """Inputs of `shvit study redundancy`: labelled images, and a model or your own network (FILE.py:FUNCTION)."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
+from itertools import islice, zip_longest
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,9 @@ from .heads import AttentionLayer, attention_layers
 class StudyModel:
     """A classifier with known attention layers."""
 
+    name: str
     network: nn.Module
-    """Takes normalised images, returns logits."""
+    """Takes normalized images, returns logits."""
     layers: tuple[AttentionLayer, ...]
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -43,64 +45,46 @@ class StudyModel:
 def open_study_model(name: str, device: str = "cpu") -> StudyModel:
     """Open a model file, published weights, or your own network.
 
-    `FILE.py:FUNCTION` calls a function without arguments. It returns (network, layers, classes, preprocess): an
-    `nn.Module`, a list of its `AttentionLayer`s, the class names and a `Preprocess`.
+    For `FILE.py:FUNCTION`, the function is called without arguments. It returns (network, layers, classes, preprocess):
+    an `nn.Module`, a list of its `AttentionLayer`s, the class names and a `Preprocess`.
 
     Raises:
         InputError: No such model, it has no attention or is no classifier, or the function returns something else.
     """
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
-        return _from_file(Path(path), function, device)
-    model_file = load_model(name)
-    need_classifier(model_file, "study redundancy")
-    network: Any = model_file.model
-    return StudyModel(
-        network.eval().to(device),
-        tuple(attention_layers(network)),
-        model_file.classes,
-        model_file.preprocess,
-        dict(model_file.provenance),
-        device,
-        model_file,
-    )
+        network, layers, classes, preprocess = _call(Path(path), function)
+        classes = tuple(map(str, classes))
+        return StudyModel(name, network.eval().to(device), tuple(layers), classes, preprocess, {}, device)
+    file = load_model(name)
+    need_classifier(file, "study redundancy")
+    network = file.model.eval().to(device)
+    layers = tuple(attention_layers(network))
+    known = file.classes, file.preprocess, dict(file.provenance)
+    return StudyModel(file.architecture.name, network, layers, *known, device, file)
 
 
-def _from_file(path: Path, function: str, device: str) -> StudyModel:
+def _call(path: Path, function: str) -> Any:
+    """What the function in the file returns, checked as far as possible."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    spec = spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    make = getattr(module, function, None)
+    make = run_path(str(path)).get(function)
     if not callable(make):
         raise InputError(f"{path} has no function {function!r}")
     made: Any = make()
-    shape = "(network, layers, classes, preprocess)"
-    if not isinstance(made, tuple) or len(made) != 4:
-        raise InputError(f"{path}:{function} must return {shape}, got {type(made).__name__}")
-    network, layers, classes, preprocess = made
-    if not isinstance(network, nn.Module) or not isinstance(preprocess, Preprocess):
-        kinds = ", ".join(type(part).__name__ for part in made)
-        raise InputError(f"{path}:{function} must return {shape}, got ({kinds})")
-    if not layers or not all(isinstance(layer, AttentionLayer) for layer in layers):
-        raise InputError(f"{path}:{function}: layers must be a list of shvit.study.heads.AttentionLayer")
-    return StudyModel(network.eval().to(device), tuple(layers), tuple(map(str, classes)), preprocess, {}, device)
+    match made:
+        case (nn.Module(), layers, _, Preprocess()):
+            if not layers or not all(isinstance(layer, AttentionLayer) for layer in layers):
+                raise InputError(f"{path}:{function}: layers must be a list of shvit.study.heads.AttentionLayer")
+            return made
+    got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
+    raise InputError(f"{path}:{function} must return (network, layers, classes, preprocess), got {got}")
 
 
 class StudyImages:
     """Labelled images, decoded once and kept in memory as uint8, because every variant of the network runs on them.
 
-    Args:
-        model: Gives preprocessing and classes.
-        source: Labelled images.
-        which: Which split, as for `shvit eval`.
-        count: Maximum number of images. They are drawn at random with a fixed seed.
-        batch_size: Images per batch.
-        workers: Data-loading worker processes.
-        seed: For drawing the images.
+    Takes at most `count` images of a split, as for `shvit eval`, drawn at random with a fixed seed.
 
     Raises:
         InputError: The model does not know a class, or there are no images.
@@ -108,22 +92,21 @@ class StudyImages:
     """
 
     def __init__(
-        self, model: StudyModel, source: Dataset, which: Which, count: int, batch_size: int, workers: int, seed: int = 0
+        self, model: StudyModel, source: Dataset, which: Which, count: int, batch_size: int, workers: int
     ) -> None:
         chosen = choose_split(model, source, which)
         self.split = chosen.split
         split: Any = relabel_for(model, source, chosen.images)  # pyright: ignore[reportArgumentType]
-        images = split.subset(sorted(draw_some(split, count, seed)))
-        reader = Decoded(eval_transform(model.preprocess))
+        images = split.subset(draw_some(split, count, seed=0))
+        self.bad: dict[str, str] = {}
+        self._batches: list[tuple[UInt8[Tensor, "b 3 h w"], Int64[Tensor, " b"]]] = []
         with worker_death_as_failure():
-            batches = [
-                (batch.images, batch.targets, batch.bad) for batch in Loader(images, reader, batch_size, workers)
-            ]
-        self.bad = {images.names[index]: why for _, _, bad in batches for index, why in bad.items()}
-        self._batches = [(pixels, labels) for pixels, labels, _ in batches if len(pixels)]
-        self.count = sum(len(pixels) for pixels, _ in self._batches)
+            for batch in Loader(images, Decoded(eval_transform(model.preprocess)), batch_size, workers):
+                self.bad |= {images.names[index]: why for index, why in batch.bad.items()}
+                if len(batch.images):
+                    self._batches.append((batch.images, batch.targets))
         self._normalize, self._device = Normalize(model.preprocess), model.device
-        if not self.count:
+        if not self._batches:
             raise Failure(f"could not read any of {len(images)} images. First error: {next(iter(self.bad.values()))}")
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]:
@@ -132,22 +115,23 @@ class StudyImages:
 
     def first(self, count: int) -> "list[tuple[Float[Tensor, 'b 3 h w'], Int64[Tensor, ' b']]]":
         """The first `count` images, in batches."""
-        batches, left = [], count
+        batches = []
         for images, labels in self:
-            if left > 0:
-                batches.append((images[:left], labels[:left]))
-                left -= len(images)
+            if count <= 0:
+                break
+            batches.append((images[:count], labels[:count]))
+            count -= len(images)
         return batches
 
     def pictures(self, count: int) -> UInt8[np.ndarray, "n h w 3"]:
         """`count` images from as many classes as possible."""
-        images = [image for pixels, _ in self._batches for image in pixels]  # views
-        turns: Counter[int] = Counter()
-        order = []
-        for index, label in enumerate(int(label) for _, labels in self._batches for label in labels):
-            order.append((turns[label], label, index))
-            turns[label] += 1
-        return torch.stack([images[index] for *_, index in sorted(order)[:count]]).permute(0, 2, 3, 1).numpy()
+        by_class: dict[int, list[Tensor]] = defaultdict(list)
+        for pixels, labels in self._batches:
+            for image, label in zip(pixels, labels.tolist(), strict=True):
+                by_class[label].append(image)
+        turns = zip_longest(*(by_class[label] for label in sorted(by_class)))
+        order = (image for turn in turns for image in turn if image is not None)
+        return torch.stack(list(islice(order, count))).permute(0, 2, 3, 1).numpy()
 
 
 def read_pictures(paths: tuple[str, ...], preprocess: Preprocess) -> UInt8[np.ndarray, "n h w 3"]:

@@ -8,14 +8,12 @@ from ..model.attention import SingleHeadAttention, fold_norm, fold_scale
 from ..model.layers import ConvNorm
 
 QUERY_CHANNELS = SingleHeadAttention.QUERY_CHANNELS
-HEAD_CHANNELS = 32
-"""Target channels per head of MultiHeadAttention. The nearest divisor of the width is used."""
 
 
 class MultiHeadAttention(nn.Module):
     """Attention over all channels. Each head has 16 query and key channels, as in the single head.
 
-    With one head it is the paper's design (b). Initially outputs zero, so the residual block starts as identity.
+    With one head it is the paper's design (b). Outputs zero until it is trained, so its residual is the identity.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -81,11 +79,11 @@ def attention(
 
 
 def multi_head(width: int, attended: int) -> nn.Module:
-    """Multi-head attention with about 32 channels per head. `attended` has no effect."""
+    """Multi-head attention. The number of heads divides the channels into about 32 each. `attended` has no effect."""
     divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
-    return MultiHeadAttention(width, min(divisors, key=lambda heads: abs(heads - width / HEAD_CHANNELS)))
+    return MultiHeadAttention(width, min(divisors, key=lambda heads: abs(heads - width / 32)))
 
 
 def all_channels(width: int, attended: int) -> nn.Module:
-    """The paper's design (b): one head over all channels."""
+    """The paper's design (b): one head over all channels. `attended` has no effect."""
     return MultiHeadAttention(width, 1)

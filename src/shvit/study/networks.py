@@ -5,7 +5,6 @@ Each is a variant of SHViT S1 to S4 with other stages or another token mixer.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from ..errors import InputError
 from ..model.attention import SingleHeadAttention
@@ -21,35 +20,28 @@ RATIO = 4.67
 def network(name: str) -> tuple[Config, Mixer]:
     """Configuration and mixer of `study/SIZE-KIND`. Raises InputError for an unknown name."""
     size, _, kind = name.partition("-")
-    if size not in SIZES or kind not in KINDS:
-        raise InputError(f"unknown network study/{name}. Use study/SIZE-KIND with {_allowed()}")
-    make, mixer = KINDS[kind]
+    if size not in SIZES or kind not in NETWORK_KINDS:
+        raise InputError(
+            f"unknown network study/{name}. Use study/SIZE-KIND with SIZE from {', '.join(SIZES)} and KIND from "
+            f"{', '.join(NETWORK_KINDS)}"
+        )
+    make, mixer = NETWORK_KINDS[kind]
     return make(SIZES[size]), mixer
 
 
-def _allowed() -> str:
-    return f"SIZE from {', '.join(SIZES)} and KIND from {', '.join(KINDS)}"
+def _unchanged(config: Config) -> Config:
+    return config
 
 
-def _no_attention(config: Config) -> Config:
-    return _with_stages(config, attended=lambda stage: None)
-
-
-def _ratio(part: float) -> Callable[[Config], Config]:
-    return lambda config: _with_stages(config, attended=lambda stage: stage.attended and round(stage.width / part))
-
-
-def _early_attention(config: Config) -> Config:
-    """Attention in stage 1 as well."""
-    return _with_stages(config, attended=lambda stage: stage.attended or round(stage.width / RATIO))
+def _attending(attended: Callable[[Stage], int | None]) -> Callable[[Config], Config]:
+    """Changes the number of attended channels in each stage."""
+    return lambda config: replace(
+        config, stages=tuple(replace(stage, attended=attended(stage)) for stage in config.stages)
+    )
 
 
 def _four_stages(config: Config) -> Config:
-    """A stem of stride 4 and four stages.
-
-    The widths at 14x14 and 7x7 tokens are the variant's; earlier stages are half as wide each. The new first stage has
-    as many blocks as the variant's first stage. The last two stages have attention.
-    """
+    """A stem of stride 4 and four stages. The last two have attention, and the widths of the variant's first two."""
     first, second, third = config.stages
     stages = (
         Stage(first.width // 4, first.depth),
@@ -60,19 +52,14 @@ def _four_stages(config: Config) -> Config:
     return replace(config, stages=stages, stem=2)
 
 
-def _with_stages(config: Config, **changes: Callable[[Stage], Any]) -> Config:
-    stages = (replace(stage, **{name: new(stage) for name, new in changes.items()}) for stage in config.stages)
-    return replace(config, stages=tuple(stages))
-
-
-KINDS: dict[str, tuple[Callable[[Config], Config], Mixer]] = {
-    "no-attention": (_no_attention, SingleHeadAttention),
-    "multi-head": (lambda config: config, multi_head),
-    "ratio-8": (_ratio(8), SingleHeadAttention),
-    "ratio-2": (_ratio(2), SingleHeadAttention),
-    "bottleneck": (lambda config: config, BottleneckAttention),
-    "all-channels": (lambda config: config, all_channels),
+NETWORK_KINDS: dict[str, tuple[Callable[[Config], Config], Mixer]] = {
+    "no-attention": (_attending(lambda stage: None), SingleHeadAttention),
+    "multi-head": (_unchanged, multi_head),
+    "ratio-8": (_attending(lambda stage: stage.attended and round(stage.width / 8)), SingleHeadAttention),
+    "ratio-2": (_attending(lambda stage: stage.attended and round(stage.width / 2)), SingleHeadAttention),
+    "bottleneck": (_unchanged, BottleneckAttention),
+    "all-channels": (_unchanged, all_channels),
     "four-stages": (_four_stages, SingleHeadAttention),
-    "early-attention": (_early_attention, SingleHeadAttention),
+    "early-attention": (_attending(lambda stage: stage.attended or round(stage.width / RATIO)), SingleHeadAttention),
 }
 """How to make each kind from a variant. The ratio 1/4.67 and design (c) are the variants themselves."""

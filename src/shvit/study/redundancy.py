@@ -3,23 +3,23 @@
 Source: Yun and Ro, "SHViT" (CVPR 2024), section 2.2 and its supplementary tables.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ..bench.run import Progress
 from ..errors import InputError
-from .heads import AttentionLayer, Maps, heads_off, record_attention
+from .heads import AttentionLayer, HeadMaps, heads_off, record_attention
 
 Batches = Iterable[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]
-"""Normalised images on the network's device, and their labels. Iterated more than once."""
-ROUNDING = 1e-9
+"""Normalized images on the network's device, and their labels. Iterated more than once."""
+TOP1_ROUNDING = 1e-9
 """Rounding error in points of top-1 that does not count as a loss."""
 
 
@@ -48,36 +48,34 @@ class Redundancy:
     @property
     def mean_similarity(self) -> tuple[float | None, ...]:
         """Mean over the heads of each layer. None for a layer with one head."""
-        similarities = [layer.similarity for layer in self.layers]
-        return tuple(sum(heads) / len(heads) if heads else None for heads in similarities)
-
-    def importance(self, layer: int) -> tuple[float, ...]:
-        """Points of top-1 lost without each head. This is the paper's measure of importance."""
-        return tuple(100 * (self.top1 - top1) for top1 in self.layers[layer].without)
+        return tuple(sum(each.similarity) / len(each.similarity) if each.similarity else None for each in self.layers)
 
     def ranked(self) -> list[tuple[int, int]]:
-        """(layer, head) from the most important to the most redundant. Ties: less similar heads first."""
-        heads = [(index, head) for index, layer in enumerate(self.layers) for head in range(len(layer.without))]
-        return sorted(
-            heads, key=lambda one: (self.layers[one[0]].without[one[1]], self.layers[one[0]].similarity[one[1]])
-        )
+        """(layer, head) from the most important to the most redundant. Ties: less similar heads first.
+
+        The paper's measure of a head's importance is the top-1 lost without it.
+        """
+        scores = {
+            (index, head): (layer.without[head], layer.similarity[head])
+            for index, layer in enumerate(self.layers)
+            for head in range(len(layer.without))
+        }
+        return sorted(scores, key=scores.__getitem__)
 
     def could_be_single(self, tolerance: float) -> dict[int, int]:
         """Multi-head layers that lose at most `tolerance` points of top-1 with one head, and the head to keep.
 
         Sorted by loss, smallest first.
         """
-        best = {
-            index: max(range(len(layer.alone)), key=lambda head: layer.alone[head])
+        best = [
+            (100 * (self.top1 - max(layer.alone)), index, layer.alone.index(max(layer.alone)))
             for index, layer in enumerate(self.layers)
             if len(layer.alone) > 1
-        }
-        lost = {index: 100 * (self.top1 - self.layers[index].alone[head]) for index, head in best.items()}
-        return {
-            index: best[index] for index in sorted(lost, key=lambda i: lost[i]) if lost[index] <= tolerance + ROUNDING
-        }
+        ]
+        return {index: head for lost, index, head in sorted(best) if lost <= tolerance + TOP1_ROUNDING}
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return {**asdict(self), "mean_similarity": self.mean_similarity}
 
 
@@ -85,36 +83,23 @@ def measure_redundancy(
     network: nn.Module,
     layers: Sequence[AttentionLayer],
     batches: Batches,
+    similarity_batches: Batches,
     progress: Progress = lambda what, done, total: None,
-    similarity_batches: Batches | None = None,
     on_update: Callable[[Redundancy], None] = lambda result: None,
 ) -> Redundancy:
     """Measure every head of every layer. Runs the images 1 + 2 x (number of heads) times.
 
-    Args:
-        network: In eval mode. Takes images, returns logits.
-        layers: Attention layers of the network.
-        batches: For measuring accuracy.
-        progress: Called with the current step.
-        similarity_batches: For comparing attention maps. Default: `batches`.
-        on_update: Called with the results so far after each layer.
+    The network is in eval mode. Attention maps are compared on `similarity_batches`. `on_update` is called with the
+    results so far after each layer.
 
     Raises:
         InputError: A layer is described wrongly: no attention map was seen, or its projection is never called.
     """
-    similarity = _Similarity()
     variants = {layer: _variants(layer.heads) if layer.heads > 1 else () for layer in layers}
     total, done = 1 + sum(map(len, variants.values())), 1
     progress("attention maps", 0, total)
-    with record_attention(layers, similarity.add), _called(layers) as called:
-        correct, images = count_correct(network, batches if similarity_batches is None else similarity_batches)
-    for layer in layers:
-        if not similarity.has(layer):
-            raise InputError(f"{layer.name}: no softmax or fused attention ran in its module")
-        if layer not in called:
-            raise InputError(f"{layer.name}: its projection, which should read the heads' outputs, is never called")
-    if similarity_batches is not None:
-        correct, images = count_correct(network, batches)
+    similarity = _similarity(network, layers, similarity_batches)
+    correct, images = count_correct(network, batches)
     whole, results = correct / images, []
     for layer in layers:
         every = frozenset(range(layer.heads))
@@ -126,20 +111,40 @@ def measure_redundancy(
             done += 1
         without = [top1[every - {head}] for head in every] if layer.heads > 1 else []
         alone = [top1[frozenset({head})] for head in every]
-        results.append(LayerHeads(layer.name, similarity.of(layer), tuple(without), tuple(alone)))
+        results.append(LayerHeads(layer.name, similarity[layer], tuple(without), tuple(alone)))
         on_update(Redundancy(whole, images, tuple(results)))
     return Redundancy(whole, images, tuple(results))
 
 
-@contextmanager
-def _called(layers: Iterable[AttentionLayer]) -> Iterator[set[AttentionLayer]]:
-    """Collects the layers whose projection is called inside the block."""
+def _similarity(
+    network: nn.Module, layers: Sequence[AttentionLayer], batches: Batches
+) -> dict[AttentionLayer, tuple[float, ...]]:
+    """Mean similarity of each head to the others of its layer, over images. Empty for a layer with one head."""
+    sums: dict[AttentionLayer, Tensor] = {}
+    images: Counter[AttentionLayer] = Counter()
     called: set[AttentionLayer] = set()
-    with ExitStack() as stack:
+
+    def add(layer: AttentionLayer, maps: HeadMaps) -> None:
+        flat = nn.functional.normalize(maps.detach().flatten(2).to("cpu", torch.float64), dim=2)
+        pairs = (flat @ flat.transpose(1, 2)).sum(0)
+        sums[layer] = sums.get(layer, torch.zeros_like(pairs)) + pairs
+        images[layer] += len(maps)
+
+    with record_attention(layers, add), ExitStack() as stack:
         for layer in layers:
             hook = layer.project.register_forward_pre_hook(lambda *_, layer=layer: called.add(layer))
             stack.callback(hook.remove)
-        yield called
+        count_correct(network, batches)
+    similarity: dict[AttentionLayer, tuple[float, ...]] = {}
+    for layer in layers:
+        if layer not in sums:
+            raise InputError(f"{layer.name}: no softmax or fused attention ran in its module")
+        if layer not in called:
+            raise InputError(f"{layer.name}: its projection, which should read the heads' outputs, is never called")
+        pairs = sums[layer] / images[layer]
+        others = pairs.sum(1) - pairs.diagonal()
+        similarity[layer] = tuple((others / (layer.heads - 1)).tolist()) if layer.heads > 1 else ()
+    return similarity
 
 
 def single_together(
@@ -152,8 +157,8 @@ def single_together(
 ) -> dict[int, int]:
     """Find layers that can all run with a single head within the tolerance, and the head that each keeps.
 
-    A greedy search: layers from `could_be_single` are added one by one, smallest loss first. A layer that exceeds the
-    tolerance together with those before it keeps all heads.
+    A greedy search: layers from `could_be_single` are added one by one, smallest loss first. A layer that would exceed
+    the tolerance together with those before it is left out.
     """
     kept: dict[int, int] = {}
     candidates = redundancy.could_be_single(tolerance)
@@ -163,28 +168,9 @@ def single_together(
         off = {layers[one]: set(range(layers[one].heads)) - {keep} for one, keep in tried.items()}
         with heads_off(off):
             correct, images = count_correct(network, batches)
-        if 100 * (redundancy.top1 - correct / images) <= tolerance + ROUNDING:
+        if 100 * (redundancy.top1 - correct / images) <= tolerance + TOP1_ROUNDING:
             kept = tried
     return kept
-
-
-@torch.inference_mode()
-def attention_from(
-    network: nn.Module, layers: Sequence[AttentionLayer], image: Float[Tensor, "1 3 h w"], x: float, y: float
-) -> list[Float[np.ndarray, "heads h2 w2"]]:
-    """Attention of each layer's heads from one query point. NaN outside the query's window.
-
-    Args:
-        network: In eval mode.
-        layers: Attention layers of the network.
-        image: Normalised.
-        x: Distance from the left as a fraction of the width, from 0 to below 1.
-        y: Distance from the top as a fraction of the height.
-    """
-    maps: dict[AttentionLayer, Maps] = {}
-    with record_attention(layers, maps.__setitem__):
-        network(image)
-    return [layer.layout.attention_from(maps[layer].cpu(), x, y) for layer in layers]
 
 
 @torch.inference_mode()
@@ -201,27 +187,3 @@ def _variants(heads: int) -> Collection[frozenset[int]]:
     """The sets of heads to keep: all heads but one, then each head alone. With two heads these are the same."""
     every = frozenset(range(heads))
     return dict.fromkeys([*(every - {head} for head in every), *(frozenset({head}) for head in every)])
-
-
-class _Similarity:
-    """Accumulates the similarity of each pair of heads over images."""
-
-    def __init__(self) -> None:
-        self._sums: dict[AttentionLayer, Float[Tensor, "heads heads"]] = {}
-        self._images: dict[AttentionLayer, int] = {}
-
-    def add(self, layer: AttentionLayer, maps: Maps) -> None:
-        flat = nn.functional.normalize(maps.detach().flatten(2).to("cpu", torch.float64), dim=2)
-        pairs = (flat @ flat.transpose(1, 2)).sum(0)
-        self._sums[layer] = self._sums.get(layer, torch.zeros_like(pairs)) + pairs
-        self._images[layer] = self._images.get(layer, 0) + len(maps)
-
-    def has(self, layer: AttentionLayer) -> bool:
-        return layer in self._sums
-
-    def of(self, layer: AttentionLayer) -> tuple[float, ...]:
-        """Mean similarity of each head to the others, over images. Empty for one head."""
-        if layer.heads == 1:
-            return ()
-        pairs = self._sums[layer] / self._images[layer]
-        return tuple(((pairs.sum(1) - pairs.diagonal()) / (layer.heads - 1)).tolist())

@@ -1,7 +1,6 @@
 """Save a study: study.json, a CSV per table, a PNG per figure, and report.html with everything."""
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from ..bench.report import hardware_in_words
 from ..console import as_json, say, show_table
+from ..errors import counted
 from ..figures import literal_text
 from ..files import replacing, write_csv
 
@@ -32,8 +32,8 @@ class Column:
         return "–" if cell is None else cell if isinstance(cell, str) else self.form.format(cell)
 
 
-LABEL = Column("network")
-NOTHING_MEASURED = "Nothing could be measured: see below why."
+NETWORK_COLUMN = Column("network")
+NOTHING_MEASURED = "Nothing could be measured. The reasons are listed below."
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Plot:
     """A figure and the name of its PNG file."""
 
     name: str
@@ -67,9 +67,9 @@ class Section:
     """A section of a report: text, then figures, then tables."""
 
     title: str
-    text: tuple[str, ...] = ()
+    text: Sequence[str] = ()
     tables: tuple[Table, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[Plot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class StudyReport:
 
     @property
     def tables(self) -> list[Table]:
+        """The tables of all sections."""
         return [table for section in self.sections for table in section.tables]
 
 
@@ -102,8 +103,8 @@ def save_report(report: StudyReport, out: Path) -> list[Path]:
     files = {
         out / "report.html": _page(report, pictures).encode(errors="backslashreplace"),
         out / "study.json": as_json(report.data).encode(),
+        **{out / f"{name}.png": content for name, content in pictures.items()},
     }
-    files |= {out / f"{name}.png": content for name, content in pictures.items()}
     for path, content in files.items():
         with replacing(path) as temporary:
             temporary.write_bytes(content)
@@ -120,11 +121,9 @@ def print_report(console: Console, report: StudyReport, files: Sequence[Path]) -
         say(console, "")
         say(console, table.title, style="bold")
         show_table(console, [column.name for column in table.columns], table.shown)
-    say(console, "")
-    for finding in report.findings:
-        say(console, f"· {finding}")
-    say(console, "")
-    say(console, f"wrote {files[0]} and {len(files) - 1} other files")
+    for text in ("", *(f"· {finding}" for finding in report.findings), ""):
+        say(console, text)
+    say(console, f"wrote {files[0]} and {counted(len(files) - 1, 'other file')}")
 
 
 def _page(report: StudyReport, pictures: dict[str, bytes]) -> str:
@@ -134,7 +133,6 @@ def _page(report: StudyReport, pictures: dict[str, bytes]) -> str:
         images={name: base64.b64encode(content).decode() for name, content in pictures.items()},
         hardware=hardware_in_words(report.data["hardware"]),
         about=report.data,
-        versions=json.dumps(report.data["versions"]).strip("{}").replace('"', ""),
     )
 
 
@@ -146,8 +144,8 @@ PAGE = """<!doctype html>
 <style>
   :root { --ink: #1d2733; --soft: #5d6b7a; --line: #dfe4ea; --accent: #c2255c; --wash: #f7f8fa }
   body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; color: var(--ink); margin: 0 auto;
-         max-width: 68rem; padding: 2.5rem 1.25rem 4rem }
-  h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem }
+         max-width: 72rem; padding: 2.5rem 1.25rem 4rem }
+  h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .6rem; overflow-wrap: anywhere }
   h2 { font-size: 1.25rem; margin: 2.6rem 0 .4rem; padding-top: 1.2rem; border-top: 1px solid var(--line) }
   .lead { font-size: 1.08rem; color: var(--soft); max-width: 46rem }
   .findings { background: var(--wash); border-left: 4px solid var(--accent); padding: .8rem 1.2rem; margin: 1.4rem 0 }
@@ -157,10 +155,9 @@ PAGE = """<!doctype html>
   figure { margin: 1.2rem 0 } img { max-width: 100%; height: auto; display: block }
   figcaption, .note, footer { color: var(--soft); font-size: .875rem; max-width: 46rem }
   .scroll { overflow-x: auto; margin: 1rem 0 .3rem }
-  table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-  caption { text-align: left; font-weight: 600; padding-bottom: .35rem }
-  th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
-  caption { white-space: nowrap }
+  table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
+  caption { text-align: left; font-weight: 600; padding-bottom: .35rem; white-space: nowrap }
+  th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top }
   th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line); vertical-align: bottom;
        max-width: 7rem }
   th:first-child, td:first-child { text-align: left; padding-left: 0; max-width: none; white-space: nowrap }
@@ -186,7 +183,7 @@ PAGE = """<!doctype html>
 {% for table in section.tables %}
 {% if table.rows|length > 24 %}<details><summary>{{ table.title }}: {{ table.rows|length }} rows</summary>{% endif %}
 <div class="scroll"><table><caption>{{ table.title }}</caption>
-<thead><tr>{% for column in table.columns %}<th>{{ column.name }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for each in table.columns %}<th>{{ each.name|replace(" %", "\u00a0%") }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in table.shown %}
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
@@ -200,7 +197,7 @@ PAGE = """<!doctype html>
 <p>{{ hardware }}, {{ about.hardware.cores }} cores{% if about.threads %}, threads: {{ about.threads }}{% endif %}.
 {{ about.date }}, commit {{ about.commit or "unknown" }}.</p>
 <p><code>{{ about.command }}</code></p>
-<p class="note">{{ versions }}</p>
+<p class="note">{% for item in about.versions.items() %}{{ ", " if loop.index > 1 }}{{ item|join(" ") }}{% endfor %}</p>
 <footer><p>Paper: S. Yun, Y. Ro, “SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design”, CVPR
 2024, arXiv:2401.16456. Its speeds were measured on an A100 and a Xeon Gold 5218R, its accuracy on
 ImageNet-1K.</p></footer>

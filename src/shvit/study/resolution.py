@@ -1,7 +1,8 @@
 """Latency and accuracy against image size: the paper's Fig. 8."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .speeds import timed
 
 MODELS = ("shvit_s3", "shvit_s4", "timm/mobilenetv4_conv_small", "timm/fastvit_t8", "timm/repvit_m0_9")
 """Defaults: SHViT and peers that accept any image size."""
-SIZES = (224, 256, 384, 512)
+IMAGE_SIZES = (224, 256, 384, 512)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Latency:
 
     @classmethod
     def of(cls, row: Row) -> "Latency":
+        """The latency in a row of a benchmark."""
         case = row.case
         sizes = case.image_size, case.engine, case.precision, case.batch_size
         return cls(case.model, *sizes, 1e3 / row.images_per_second, row.timing.spread)
@@ -58,7 +60,7 @@ class SizeAccuracy:
     images: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class ResolutionResult:
     """The measurements so far."""
 
@@ -66,16 +68,13 @@ class ResolutionResult:
     sizes: tuple[int, ...]
     speed: SpeedOptions
     training: Training | None
-    latencies: tuple[Latency, ...] = ()
-    accuracies: tuple[SizeAccuracy, ...] = ()
-    omitted: tuple[str, ...] = ()
+    latencies: list[Latency] = field(default_factory=list)
+    accuracies: list[SizeAccuracy] = field(default_factory=list)
+    omitted: list[str] = field(default_factory=list)
     """What was not measured, and why."""
 
-    def without(self, reason: str) -> "ResolutionResult":
-        """Add a reason to `omitted`."""
-        return replace(self, omitted=(*self.omitted, reason))
-
     def to_dict(self) -> dict[str, Any]:
+        """For JSON, without credentials."""
         return {
             "study": "resolution",
             "models": self.models,
@@ -92,25 +91,18 @@ def measure_resolution(
     request: ResolutionRequest,
     training: Training | None,
     progress: Progress,
-    reporter: Reporter | None = None,
-    on_update: Callable[[ResolutionResult], object] = lambda result: None,
+    reporter: Reporter,
+    on_update: Callable[[ResolutionResult], object],
 ) -> ResolutionResult:
     """Time each network at each size, one engine at a time. Then evaluate the same weights at each size.
 
     A network that does not accept a size, or an engine that fails, does not stop the others. Networks without weights
-    are trained if `training` is given.
-
-    Args:
-        request: Networks, sizes, and how to measure.
-        training: How to train.
-        progress: Called with the current step.
-        reporter: Logs training.
-        on_update: Called with the results so far after each long step.
+    are trained if `training` is given. `on_update` is called with the results so far after each long step.
 
     Raises:
         InputError: No such model, or an engine or data that cannot be used.
     """
-    models, sizes = request.models or MODELS, request.image_sizes or SIZES
+    models, sizes = request.models or MODELS, request.image_sizes or IMAGE_SIZES
     for name in models:
         need_model_file(name)
     if training:
@@ -120,44 +112,38 @@ def measure_resolution(
         Classify.open(data)  # refuse bad data before anything is measured
     speed = replace(request.speed, device=engines.pick_device(request.speed.device))
     result = ResolutionResult(tuple(dict.fromkeys(models)), tuple(sorted(set(sizes))), speed, training)
-    for rows, reasons in timed(speed, result.models, result.sizes, progress):
-        latencies = (*result.latencies, *map(Latency.of, rows))
-        result = replace(result, latencies=latencies, omitted=(*result.omitted, *reasons))
+    for rows, reasons in timed(speed, list(product(result.models, result.sizes)), progress):
+        result.latencies += map(Latency.of, rows)
+        result.omitted += reasons
         on_update(result)
     for name in result.models if data else ():
         try:
-            weights = _weights(name, training, request.out, reporter or Reporter())
+            weights = _weights(name, training, request.out, reporter)
+            source = open_as_trained(data or "", weights)
+            match_classes(source.classes, weights.classes)
         except (InputError, Failure) as error:
-            result = result.without(f"top-1 of {name}: {error}")
+            result.omitted.append(f"top-1 of {name}: {error}")
         else:
-            result = _with_accuracy(result, name, weights, data or "", progress, request.accuracy.workers)
+            _add_accuracies(result, name, weights, source, request.accuracy.workers, progress)
         on_update(result)
     return result
 
 
-def _with_accuracy(
-    result: ResolutionResult, name: str, weights: ModelFile, data: str, progress: Progress, workers: int
-) -> ResolutionResult:
+def _add_accuracies(
+    result: ResolutionResult, name: str, weights: ModelFile, source: Any, workers: int, progress: Progress
+) -> None:
     """Add the top-1 of a model's weights at every size."""
-    try:
-        source = open_as_trained(data, weights)
-        match_classes(source.classes, weights.classes)
-    except (InputError, Failure) as error:
-        return result.without(f"top-1 of {name}: {error}")
     for number, size in enumerate(result.sizes):
         progress(f"top-1 of {name} at {size} pixels", number, len(result.sizes))
         at_size = replace(weights, preprocess=replace(weights.preprocess, image_size=size))
         try:
             with as_failure():
                 engine = engines.load(at_size, precision="fp32", device=result.speed.device)
-                report = evaluate(at_size, engine, source, workers=workers)
+                metrics = evaluate(at_size, engine, source, workers=workers).evaluation.metrics()
         except Failure as failure:
-            result = result.without(f"top-1 of {name} at {size} pixels: {failure}")
-            continue
-        metrics = report.evaluation.metrics()
-        row = SizeAccuracy(name, size, metrics["top1"], metrics["images"])
-        result = replace(result, accuracies=(*result.accuracies, row))
-    return result
+            result.omitted.append(f"top-1 of {name} at {size} pixels: {failure}")
+        else:
+            result.accuracies.append(SizeAccuracy(name, size, metrics["top1"], metrics["images"]))
 
 
 def _weights(name: str, training: Training | None, out: Path, reporter: Reporter) -> ModelFile:
@@ -165,7 +151,7 @@ def _weights(name: str, training: Training | None, out: Path, reporter: Reporter
     if not has_random_weights(name) or "." in name.removeprefix(TIMM_PREFIX).partition(":")[0]:
         return load_model(name)
     if training is None:
-        raise InputError("has no weights: give a model file, or --train DATA")
+        raise InputError("it has no weights: give a model file, or --train DATA")
     folder = out / "runs" / f"{name.replace('/', '-')}-seed0"
     training.run(name, folder, training.image_size, 0, reporter)
     return load_model(folder / "best.safetensors")

@@ -1,9 +1,8 @@
 """Time networks side by side, one engine at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
-from ..bench.case import Case
 from ..bench.plan import Omitted, pairs, settle
 from ..bench.run import Progress, Row, bench
 from ..errors import Failure, InputError
@@ -12,13 +11,9 @@ from ..requests.study import SpeedOptions
 
 
 def timed(
-    speed: SpeedOptions,
-    models: tuple[str, ...],
-    sizes: tuple[int, ...],
-    progress: Progress,
-    wanted: Callable[[Case], bool] = lambda case: True,
+    speed: SpeedOptions, networks: Collection[tuple[str, int]], progress: Progress
 ) -> Iterator[tuple[Sequence[Row], list[str]]]:
-    """Time networks at several image sizes. Yields for each engine the rows, and what was omitted and why.
+    """Time networks, given by name and image size. Yields, for each engine, its rows, and what was omitted and why.
 
     Networks are timed in turn, round by round. An engine that fails does not stop the others.
 
@@ -28,21 +23,26 @@ def timed(
     """
     if not speed.precisions:
         speed = replace(speed, precisions=("fp16" if speed.device.startswith("cuda") else "fp32",))
+    models, sizes = (tuple(dict.fromkeys(column)) for column in zip(*networks, strict=True))
     request = settle(BenchRequest(models, image_sizes=sizes, **vars(speed)))
     runnable, left_out = pairs(request)
     yield (), _reasons(left_out)
     for engine in dict.fromkeys(engine for engine, _ in runnable):
         one = replace(request, engines=(engine,), precisions=tuple(p for name, p in runnable if name == engine))
         try:
-            result = bench(one, lambda what, *steps, engine=engine: progress(f"{engine}: {what}", *steps), wanted)
+            result = bench(
+                one,
+                lambda what, *steps, engine=engine: progress(f"{engine}: {what}", *steps),
+                lambda case: (case.model, case.image_size) in networks,
+            )
         except (InputError, Failure) as error:
             if isinstance(error, InputError) and speed.engines:
                 raise
             yield (), [f"{engine}: {error}"]
-            continue
-        yield result.rows, _reasons((*result.skipped, *result.failed))
-        if result.request.rounds < one.rounds:
-            raise KeyboardInterrupt
+        else:
+            yield result.rows, _reasons((*result.skipped, *result.failed))
+            if result.request.rounds < one.rounds:  # Ctrl-C
+                raise KeyboardInterrupt
 
 
 def _reasons(omitted: Sequence[Omitted]) -> list[str]:

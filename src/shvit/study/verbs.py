@@ -1,11 +1,10 @@
-"""The verbs of `shvit study`. Each measures, updates its report after every step, and returns the final report."""
+"""The verbs of `shvit study`. Each measures, writes its report after every step, and returns the final one."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from ..bench.case import as_failure
 from ..bench.run import Progress, about
@@ -20,11 +19,10 @@ from ..tasks.classify import Classify
 from ..tasks.labelled_data import open_as_trained
 from ..train.progress import Reporter
 from .accuracy import Training
-from .breakdown import Breakdown, profilers, time_breakdown
+from .breakdown import Breakdown, pick_profilers, time_breakdown
 from .compare import need_model_file, run_comparison
-from .experiments import COMPARISONS
+from .experiments import make_comparison
 from .head_study import study_heads
-from .heads import attention_layers
 from .inputs import StudyImages, open_study_model, read_pictures
 from .pages.breakdown import breakdown_page
 from .pages.comparison import comparison_page
@@ -37,11 +35,7 @@ Written = tuple[StudyReport, list[Path]]
 """A report and its files."""
 
 
-def _ignore(what: str, done: int, total: int) -> None:
-    """Show no progress."""
-
-
-def redundancy(request: RedundancyRequest, progress: Progress = _ignore) -> Written:
+def redundancy(request: RedundancyRequest, progress: Progress) -> Written:
     """Attention maps, similarity and ablation of heads.
 
     Raises:
@@ -69,28 +63,25 @@ def redundancy(request: RedundancyRequest, progress: Progress = _ignore) -> Writ
         "queries": queries,
         "threads": request.threads,
     }
-    name = model.model_file.architecture.name if model.model_file else request.model
     publish = _publisher(request.out, lambda result: redundancy_page(result, context))
     with torch_threads(request.threads):
-        return publish(study_heads(name, model, images, request, pictures, queries, progress, publish))
+        return publish(study_heads(model, images, request, pictures, queries, progress, publish))
 
 
-def comparison(
-    name: str, request: ComparisonRequest, progress: Progress = _ignore, reporter: Reporter | None = None
-) -> Written:
+def comparison(name: str, request: ComparisonRequest, progress: Progress, reporter: Reporter) -> Written:
     """Run `macro`, `ablation` or `designs`.
 
     Raises:
         InputError: Something cannot be measured here, or the data cannot be trained on.
         KeyboardInterrupt: Ctrl-C. The report holds all results so far; the same call resumes.
     """
-    plan = COMPARISONS[name](request.size) if request.size else COMPARISONS[name]()
+    plan = make_comparison(name, request.size)
     publish = _publisher(request.out, lambda result: comparison_page(result, about(result.speed.device)))
     training = Training.requested(request.accuracy, request.speed.device, request.seeds)
     return publish(run_comparison(plan, request, training, progress, reporter, publish))
 
 
-def breakdown(request: BreakdownRequest, progress: Progress = _ignore) -> Written:
+def breakdown(request: BreakdownRequest, progress: Progress) -> Written:
     """Time by kind of operation. If the only model is a variant of SHViT, its multi-head version is added.
 
     An engine that fails on a network does not stop the others.
@@ -100,15 +91,14 @@ def breakdown(request: BreakdownRequest, progress: Progress = _ignore) -> Writte
     """
     check_at_least(1, batch_size=request.batch_size)
     check_threads(request.threads, "cpu")
-    names, engines = list(dict.fromkeys(request.models)), profilers(request.engines)
+    names, engines = list(dict.fromkeys(request.models)), pick_profilers(request.engines)
     if len(names) == 1 and names[0] in VARIANTS:
         names.append(f"study/{names[0].removeprefix('shvit_')}-multi-head")
     opened = {name: need_model_file(name, request.image_size) for name in names}
-    layers = {name: _attention(model.model) for name, model in opened.items()}
     rows: list[Breakdown] = []
     omitted: list[str] = []
     context = {**facts(), "threads": request.threads}
-    publish = _publisher(request.out, lambda result: breakdown_page(result, layers, omitted, context))
+    publish = _publisher(request.out, lambda result: breakdown_page(result, omitted, context))
     for done, (name, engine) in enumerate(product(opened, engines)):
         progress(f"{name}, {engine}", done, len(opened) * len(engines))
         try:
@@ -120,17 +110,7 @@ def breakdown(request: BreakdownRequest, progress: Progress = _ignore) -> Writte
     return publish(rows)
 
 
-def _attention(network: nn.Module) -> tuple[str, ...]:
-    """Names of the attention layers' modules. Empty for a network without attention."""
-    try:
-        layers = attention_layers(network)
-    except InputError:
-        return ()
-    attention = {id(layer.module) for layer in layers}
-    return tuple(name for name, module in network.named_modules() if id(module) in attention)
-
-
-def resolution(request: ResolutionRequest, progress: Progress = _ignore, reporter: Reporter | None = None) -> Written:
+def resolution(request: ResolutionRequest, progress: Progress, reporter: Reporter) -> Written:
     """Latency and accuracy against image size.
 
     Raises:
@@ -154,12 +134,10 @@ def _publisher(out: Path, page: Callable[[Any], StudyReport]) -> Callable[[Any],
 
 def _query(text: str) -> tuple[float, float]:
     """Parse X,Y, given as fractions of the image."""
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError:
-        x = y = -1.0
-    if not (0 <= x < 1 and 0 <= y < 1):
-        raise InputError(
-            f"--queries must be points X,Y, as fractions of the image from 0 to below 1, such as 0.5,0.25; got {text!r}"
-        )
-    return x, y
+    with suppress(ValueError):
+        x, y = map(float, text.split(","))
+        if 0 <= x < 1 and 0 <= y < 1:
+            return x, y
+    raise InputError(
+        f"--queries must be points X,Y, as fractions of the image from 0 to below 1, such as 0.5,0.25; got {text!r}"
+    )

@@ -1,46 +1,28 @@
 """The report of `shvit study breakdown`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import figures
 from ..breakdown import KINDS, MEMORY_BOUND, Breakdown
-from ..compare import breakdown_dict
-from ..report import LABEL, NOTHING_MEASURED, Column, Picture, Section, StudyReport, Table
-
-Within = Callable[[str], bool]
-"""Selects parts of the network."""
+from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
 
 
-def breakdown_page(
-    breakdowns: Sequence[Breakdown],
-    layers: Mapping[str, Sequence[str]],
-    omitted: Sequence[str],
-    about: Mapping[str, Any],
-) -> StudyReport:
-    """Report time by kind of operation.
+def breakdown_page(breakdowns: Sequence[Breakdown], omitted: Sequence[str], about: Mapping[str, Any]) -> StudyReport:
+    """Report time by kind of operation, for each network and engine.
 
-    Args:
-        breakdowns: One per network and engine.
-        layers: Names of each network's attention layers.
-        omitted: What was not measured, and why.
-        about: Where and how it was measured.
+    `omitted` is what was not measured, and why; `about` is where and how the rest was measured.
     """
-    whole: list[tuple[Breakdown, Within]] = [(one, lambda part: True) for one in breakdowns]
-    attention = [(one, _within(layers[one.model])) for one in breakdowns]
-    attention = [(one, inside) for one, inside in attention if one.shares(inside)]
-    sections = [
-        _section(
-            "whole",
-            "The whole network",
-            f"Memory-bound (few FLOPs per byte): {', '.join(MEMORY_BOUND)}.",
-            whole,
-        )
-    ]
+    kinds = (
+        f"Memory-bound (few FLOPs per byte): {', '.join(MEMORY_BOUND)}. Fused attention is matrix products and softmax "
+        "in one operation. The engine's own is its overhead, mostly dispatch."
+    )
+    sections = [_section("whole", "The whole network", kinds, breakdowns)]
+    attention = [one.attention for one in breakdowns if one.attention.spent]
     if attention:
         text = "The token mixers with their norms and projections, without the residual sum."
         sections.append(_section("attention", "Attention layers only", text, attention))
-    claim = "Most of the time of a multi-head layer is memory-bound work: reshaping and normalisation."
+    claim = "Most of the time of a multi-head layer is memory-bound work: reshaping and normalization."
     sections.append(Section("What the paper says", (claim,)))
     if omitted:
         sections.append(Section("Not measured", tuple(omitted)))
@@ -49,7 +31,7 @@ def breakdown_page(
         "value": max((one.memory_bound() or 0.0 for one in breakdowns), default=None),
         "unit": "share",
         "study": "breakdown",
-        "rows": [{"model": one.model, **breakdown_dict(one, _within(layers[one.model]))} for one in breakdowns],
+        "rows": [{"model": one.model, **one.to_dict()} for one in breakdowns],
         "omitted": list(omitted),
         **about,
     }
@@ -57,46 +39,40 @@ def breakdown_page(
         "Time by kind of operation, from each engine's own profiler, in fp32 on this CPU. Operations that an engine "
         "fuses into a convolution or matrix product count as part of it."
     )
-    findings = tuple(_finding(one, _within(layers[one.model])) for one in breakdowns) or (NOTHING_MEASURED,)
+    findings = tuple(map(_finding, breakdowns)) or (NOTHING_MEASURED,)
     return StudyReport("Where the time goes", lead, findings, tuple(sections), data)
 
 
-def _within(layers: Sequence[str]) -> Within:
-    return lambda part: any(f"{part}.".startswith(f"{layer}.") for layer in layers)
+def _finding(one: Breakdown) -> str:
+    text = f"{one.model} in {one.engine}: {one.memory_bound() or 0.0:.0%} of the time is memory-bound."
+    bound = one.attention.memory_bound()
+    if bound is None:
+        return text
+    share = one.attention.seconds() / one.seconds()
+    return f"{text} Attention layers take {share:.0%} of the time; {bound:.0%} of that time is memory-bound."
 
 
-def _finding(one: Breakdown, inside: Within) -> str:
-    bound, bound_inside = one.memory_bound() or 0.0, one.memory_bound(inside)
-    if bound_inside is None:
-        return f"{one.model} in {one.engine}: {bound:.0%} of the time is memory-bound."
-    share = one.seconds(within=inside) / one.seconds()
-    return (
-        f"{one.model} in {one.engine}: attention layers take {share:.0%} of the time. {bound_inside:.0%} of their time "
-        f"is memory-bound, and {bound:.0%} of the whole network's."
-    )
-
-
-def _section(name: str, title: str, text: str, parts: Sequence[tuple[Breakdown, Within]]) -> Section:
-    shares = [one.shares(inside) for one, inside in parts]
+def _section(name: str, title: str, text: str, parts: Sequence[Breakdown]) -> Section:
+    shares = [one.shares() for one in parts]
     rows = [
         [
             one.model,
             one.engine,
-            1e3 * one.seconds(within=inside) / one.batch_size,
-            one.memory_bound(inside),
+            1e3 * one.seconds() / one.batch_size,
+            one.memory_bound(),
             *(share.get(kind) for kind in KINDS),
         ]
-        for (one, inside), share in zip(parts, shares, strict=True)
+        for one, share in zip(parts, shares, strict=True)
     ]
     columns = (
-        LABEL,
+        NETWORK_COLUMN,
         Column("engine"),
         Column("ms/image", "{:.3f}"),
         Column("memory-bound", "{:.1%}"),
         *(Column(kind, "{:.1%}") for kind in KINDS),
     )
     stacked = {kind: [share.get(kind, 0.0) for share in shares] for kind in KINDS}
-    names = [f"{one.model}, {one.engine}" for one, _ in parts]
-    caption = "Share of time by kind of operation. Cool colours: compute-bound. Warm colours: memory-bound."
-    picture = Picture(name, figures.stacks(names, stacked, "share of the time", percent=True), caption)
+    names = [f"{one.model}, {one.engine}" for one in parts]
+    caption = "Share of time by kind of operation. Cool colors: compute-bound. Warm colors: memory-bound."
+    picture = Plot(name, figures.stacks(names, stacked, "share of the time", percent=True), caption)
     return Section(title, (text,), (Table(name, "Share of time by kind of operation", columns, rows),), (picture,))

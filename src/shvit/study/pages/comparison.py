@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
+from ...errors import counted
 from .. import figures
 from ..breakdown import MEMORY_BOUND
-from ..compare import ComparisonResult, Entry, EntryResult, Speed, in_mixer, stage_seconds
-from ..report import LABEL, NOTHING_MEASURED, Column, Picture, Section, StudyReport, Table
+from ..compare import ComparisonResult, Entry, EntryResult, Speed
+from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
 
 PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx"}
 """Which of the paper's speeds an engine on a CPU is compared to. All engines on a GPU are compared to `gpu`."""
@@ -59,9 +60,9 @@ def _findings(result: ComparisonResult) -> tuple[str, ...]:
     trained = [row for row in result.rows if row.top1]
     if len(trained) > 1 and result.training:
         best = max(trained, key=lambda row: row.mean_top1 or 0)
-        order = ", ".join(f"{row.entry.label} {_top1(row)}" for row in trained)
+        order = "; ".join(f"{row.entry.label} {_top1(row)}" for row in trained)
         findings.append(
-            f"Top-1 after {result.training.epochs} epochs: {order}. The highest is {best.entry.label}. "
+            f"Top-1 after {counted(result.training.epochs, 'epoch')}: {order}. The highest is {best.entry.label}. "
             f"{_noise(trained)}"
         )
     return tuple(findings) or (NOTHING_MEASURED,)
@@ -110,7 +111,7 @@ def _paper_note(result: ComparisonResult, entry: Entry, engine: str) -> str:
 
 
 def _costs_section(result: ComparisonResult) -> Section:
-    columns = (LABEL, Column("name"), Column("pixels"), PARAMS, MACS, Column("activations, MB", "{:.2f}"))
+    columns = (NETWORK_COLUMN, Column("name"), Column("pixels"), PARAMS, MACS, Column("activations, MB", "{:.2f}"))
     paper = any("params" in row.entry.paper for row in result.rows)
     rows = []
     for row in result.rows:
@@ -136,7 +137,7 @@ def _speed_section(result: ComparisonResult) -> Section:
                 [row.entry.label, *setting, *cells, _paper_ratio(result, row.entry, _paper_kind(result, engine))]
             )
     columns = (
-        LABEL,
+        NETWORK_COLUMN,
         Column("engine"),
         Column("precision"),
         Column("batch"),
@@ -154,13 +155,13 @@ def _speed_section(result: ComparisonResult) -> Section:
     figure = figures.bars(labels, pictured, axis, 1.0)
     note = (
         "Networks are timed in turn, round by round, one engine at a time. Ratios are ratios of medians. Half of the "
-        "rounds lie within the spread. Weights are random, which does not change the speed."
+        "rounds differ from the median by less than the spread. Weights are random, which does not change the speed."
     )
     return Section(
         "Speed",
         (f"Ratios are relative to {result.comparison.reference}, timed in the same rounds.",),
         (Table("speed", "Speed", columns, rows, note),),
-        (Picture("speed", figure, "Speed of each network on each engine. Grey: the paper's, on its hardware."),),
+        (Plot("speed", figure, "Speed on each engine. Gray bars, if any, are the paper's, on its hardware."),),
     )
 
 
@@ -168,15 +169,15 @@ def _time_section(result: ComparisonResult) -> Section:
     tables, pictures = [], []
     for engine in dict.fromkeys(one.engine for row in result.rows for one in row.breakdowns):
         here = [(row, one) for row in result.rows for one in row.breakdowns if one.engine == engine]
-        stages = list(dict.fromkeys(name for _, one in here for name in stage_seconds(one)))
+        stages = list(dict.fromkeys(name for _, one in here for name in one.stage_seconds()))
         stages.sort(key=lambda name: (name != "pixels to floats", name != "stem", name == "head", name))
         batch = here[0][1].batch_size
-        times = {row.entry.label: stage_seconds(one) for row, one in here}
+        times = {row.entry.label: one.stage_seconds() for row, one in here}
         milliseconds = {
             stage: [1e3 * seconds.get(stage, 0.0) / batch for seconds in times.values()] for stage in stages
         }
         pictures.append(
-            Picture(
+            Plot(
                 f"stages_{engine}",
                 figures.stacks(list(times), milliseconds, "ms/image"),
                 f"{engine}: time per image by stage.",
@@ -184,12 +185,14 @@ def _time_section(result: ComparisonResult) -> Section:
         )
         rows = []
         for row, one in here:
-            seconds = stage_seconds(one)
+            seconds = one.stage_seconds()
             cells: list[Any] = [1e3 * seconds[name] / batch if name in seconds else None for name in stages]
-            mixers = one.seconds(within=in_mixer)
-            rows.append([row.entry.label, *cells, one.memory_bound(), 1e3 * mixers / batch, one.memory_bound(in_mixer)])
+            mixers = one.attention.seconds()
+            rows.append(
+                [row.entry.label, *cells, one.memory_bound(), 1e3 * mixers / batch, one.attention.memory_bound()]
+            )
         columns = (
-            LABEL,
+            NETWORK_COLUMN,
             *(Column(f"{name}, ms", "{:.3f}") for name in stages),
             Column("memory-bound", "{:.1%}"),
             Column("token mixers, ms", "{:.3f}"),
@@ -199,7 +202,7 @@ def _time_section(result: ComparisonResult) -> Section:
     text = (
         "From each engine's own profiler, in fp32. Profiling makes runs a little slower than those above. Memory-bound "
         f"is the share of time in {', '.join(MEMORY_BOUND)}. Operations fused into a matrix product count as part of "
-        "it.",
+        "it. Token mixers include norms and projections; the last column is the memory-bound share of their time.",
     )
     return Section("Where the time goes", text, tuple(tables), tuple(pictures))
 
@@ -215,7 +218,7 @@ def _accuracy_section(result: ComparisonResult) -> Section:
             [row.entry.label, 100 * row.mean_top1 if row.mean_top1 else None, *each, row.entry.paper.get("top1")]
         )
     columns = (
-        LABEL,
+        NETWORK_COLUMN,
         Column("top-1, mean, %", "{:.2f}"),
         *(Column(f"seed {seed}, %", "{:.2f}") for seed in range(seeds)),
         Column("paper, ImageNet-1K, %", "{:.1f}"),
@@ -224,18 +227,19 @@ def _accuracy_section(result: ComparisonResult) -> Section:
     pictures = []
     if result.pairs():
         engine, precision, batch = result.pairs()[0]
-        marks = []
-        for row in trained:
-            if speed := _speed(row, engine, precision, batch):
-                marks.append((speed.images_per_second, 100 * (row.mean_top1 or 0), row.entry.label))
+        marks = {
+            row.entry.label: [(speed.images_per_second, 100 * (row.mean_top1 or 0), "")]
+            for row in trained
+            if (speed := _speed(row, engine, precision, batch))
+        }
         if marks:
-            figure = figures.points({"": marks}, f"images/s, {engine} {precision}, batch {batch}", "top-1, %")
-            pictures.append(Picture("accuracy", figure, "Accuracy against speed."))
+            figure = figures.points(marks, f"images/s, {engine} {precision}, batch {batch}", "top-1, %")
+            pictures.append(Plot("accuracy", figure, "Accuracy against speed."))
     size = training.image_size or result.image_size
     text = (
-        f"Each network is trained from random weights on {training.data}, {training.epochs} epochs at {size} pixels "
-        "(larger images: scaled alike), with the same recipe, scratch. Top-1 is that of best.safetensors, on the "
-        "validation images that selected it.",
+        f"Each network is trained from random weights on the dataset {training.data}, for "
+        f"{counted(training.epochs, 'epoch')} at {size} pixels (more for larger images, in proportion), with the "
+        "recipe scratch. Top-1 is measured with best.safetensors, on the validation images that selected it.",
         _noise(trained),
     )
     return Section("Accuracy", text, (Table("accuracy", "Top-1", tuple(columns), rows),), tuple(pictures))

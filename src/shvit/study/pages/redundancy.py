@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+from ...errors import counted
 from .. import figures
 from ..head_study import HeadStudy
 from ..redundancy import Redundancy
-from ..report import Column, Picture, Section, StudyReport, Table
+from ..report import Column, Plot, Section, StudyReport, Table
 
 PAPER_SIMILARITY = {
     3: (49.5, 35.5, 18.4, 39.2, 53.2, 47.5, 52.1, 63.5, 69.0, 76.2, 91.6, 91.2),
@@ -26,8 +27,9 @@ def redundancy_page(study: HeadStudy, about: dict[str, Any]) -> StudyReport:
         Section(
             "The network",
             (
-                f"{name}: {len(names)} attention layers of {', '.join(map(str, sorted(set(counts))))} heads. "
-                f"Top-1 with all heads: {result.top1:.2%} on {result.images:,} images.",
+                f"{name}: {counted(len(names), 'attention layer')}. Heads per layer: "
+                f"{', '.join(map(str, sorted(set(counts))))}. Top-1 with all heads: {result.top1:.2%} on "
+                f"{counted(result.images, 'image')}.",
                 *(() if study.complete else ("Some layers are missing: the study is not complete.",)),
                 *study.notes,
             ),
@@ -80,8 +82,8 @@ def _redundancy_findings(study: HeadStudy, several: Sequence[int]) -> tuple[str,
     if study.single:
         kept = ", ".join(study.single)
         findings.append(
-            f"{len(study.single)} of {len(several)} layers can run with a single head while the other layers keep "
-            f"theirs ({kept}); {len(study.together)} can do so all at once."
+            f"{len(study.single)} of {len(several)} layers can run with a single head if the other layers keep all "
+            f"heads ({kept}); {len(study.together)} of them can do so at the same time."
         )
     if study.savings:
         saved = study.savings
@@ -106,15 +108,14 @@ def _late_layers(similarity: Sequence[float]) -> str:
 
 
 def _maps_section(study: HeadStudy) -> Section:
-    maps = study.pictures
-    assert maps
-    figure = figures.attention_over_images(maps.images, maps.queries, maps.columns, maps.maps)
+    assert study.pictures
+    figure = figures.attention_over_images(study.pictures)
     text = (
         "Important: the head whose removal costs the most top-1. Redundant: the head whose removal costs the least; if "
         "several are equal, the one most similar to the others. Bright: high attention from the marked point. Each map "
         "has its own scale. Positions outside the point's window are left out.",
     )
-    return Section("Where heads look", text, (), (Picture("attention", figure, "Attention maps over the images."),))
+    return Section("Where heads look", text, (), (Plot("attention", figure, "Attention maps over the images."),))
 
 
 def _similarity_section(result: Redundancy, counts: Sequence[int]) -> Section:
@@ -138,7 +139,7 @@ def _similarity_section(result: Redundancy, counts: Sequence[int]) -> Section:
         "Similarity of heads",
         text,
         (Table("similarity", "Similarity", columns, rows),),
-        (Picture("similarity", figure, "Mean similarity of the heads of each layer."),),
+        (Plot("similarity", figure, "Mean similarity of the heads of each layer."),),
     )
 
 
@@ -187,12 +188,12 @@ def _ablation_section(result: Redundancy) -> Section:
     text = (
         "In one layer, one head or all but one head are switched off. The other layers keep all heads. Each dot is a "
         "head. The filled dot is the best score, and the line is the network with all heads.",
-        f"The standard error of top-1 on {result.images:,} images is {certain:.2f} points, and smaller for "
+        f"The standard error of top-1 on {counted(result.images, 'image')} is {certain:.2f} points, and smaller for "
         "differences on the same images. In the paper, DeiT-T loses 0.1 to 1.5 points with one of three heads off, "
         "and 0.5 to 4.6 with one head alone. Swin-T at half width loses 0.95 on average with one head alone, and "
         "sometimes gains with one off.",
     )
-    return Section("Ablation of heads", text, tables, (Picture("heads", figure, "Top-1 with heads switched off."),))
+    return Section("Ablation of heads", text, tables, (Plot("heads", figure, "Top-1 with heads switched off."),))
 
 
 def _single_section(study: HeadStudy) -> Section:

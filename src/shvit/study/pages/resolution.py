@@ -5,7 +5,7 @@ from typing import Any
 
 from ...bench.peers import published_top1
 from .. import figures
-from ..report import LABEL, NOTHING_MEASURED, Column, Picture, Section, StudyReport, Table
+from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
 from ..resolution import ResolutionResult
 
 CLAIM = (
@@ -36,7 +36,13 @@ def resolution_page(result: ResolutionResult, about: dict[str, Any]) -> StudyRep
         if (top := published_top1(name, size))
     ]
     if published:
-        columns = (LABEL, Column("pixels"), Column("top-1, %", "{:.1f}"), Column("distilled"), Column("source"))
+        columns = (
+            NETWORK_COLUMN,
+            Column("pixels"),
+            Column("top-1, %", "{:.1f}"),
+            Column("distilled"),
+            Column("source"),
+        )
         table = Table("published", "Published top-1 on ImageNet-1K", columns, published)
         sections.append(Section("Published accuracy", (), (table,)))
     sections.append(Section("What the paper says", (CLAIM,)))
@@ -75,7 +81,7 @@ def _series(result: ResolutionResult, values: Values) -> dict[str, list[tuple[in
 
 def _table(result: ResolutionResult, values: Values, name: str, title: str) -> Table:
     rows = [[model, *(values.get((model, size)) for size in result.sizes)] for model in result.models]
-    return Table(name, title, (LABEL, *(Column(f"{size} px", "{:.2f}") for size in result.sizes)), rows)
+    return Table(name, title, (NETWORK_COLUMN, *(Column(f"{size} px", "{:.2f}") for size in result.sizes)), rows)
 
 
 def _fastest(result: ResolutionResult, setting: Setting, here: Values) -> str:
@@ -91,7 +97,7 @@ def _latency_section(result: ResolutionResult, latencies: Mapping[Setting, Value
         name = "latency_{}_{}_{}".format(*setting)
         tables.append(_table(result, here, name, f"{_named(setting)}: ms/image"))
         figure = figures.lines(_series(result, here), "image size, pixels", "ms/image", log=True)
-        pictures.append(Picture(name, figure, f"Latency against image size, {_named(setting)}."))
+        pictures.append(Plot(name, figure, f"Latency against image size, {_named(setting)}."))
     text = "Networks and sizes are timed in turn, round by round."
     return Section("Latency", (text,), tuple(tables), tuple(pictures))
 
@@ -99,7 +105,7 @@ def _latency_section(result: ResolutionResult, latencies: Mapping[Setting, Value
 def _accuracy_section(result: ResolutionResult, tops: Values, latencies: Mapping[Setting, Values]) -> Section:
     series = _series(result, tops)
     figure = figures.lines(series, "image size, pixels", "top-1, %")
-    pictures = [Picture("accuracy", figure, "Top-1 against image size.")]
+    pictures = [Plot("accuracy", figure, "Top-1 against image size.")]
     for setting, here in list(latencies.items())[:1]:
         against = {
             name: [(here[name, size], top, f"{size}") for size, top in values if (name, size) in here]
@@ -108,7 +114,7 @@ def _accuracy_section(result: ResolutionResult, tops: Values, latencies: Mapping
         against = {name: values for name, values in against.items() if values}
         figure = figures.points(against, f"ms/image, {_named(setting)}", "top-1, %")
         pictures.append(
-            Picture("tradeoff", figure, "Top-1 against latency. Points are labelled with the image size in pixels.")
+            Plot("tradeoff", figure, "Top-1 against latency. Points are labelled with the image size in pixels.")
         )
     text = "The same weights are evaluated at each size, without fine-tuning or recalibrating the norms."
     return Section("Accuracy", (text,), (_table(result, tops, "accuracy", "Top-1, %"),), tuple(pictures))
