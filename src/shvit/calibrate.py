@@ -66,7 +66,7 @@ def calibrate_bn(
         batch_size: Images per batch.
         workers: Worker processes that decode images; 0 decodes in this process.
         device: `auto`, `cpu`, `cuda`, …
-        seed: Seed for drawing images.
+        seed: For drawing images.
 
     Raises:
         InputError: The model is not a classifier, has no BatchNorm, or does not take this size; or the dataset has no

@@ -15,7 +15,7 @@ from torch import Tensor
 from .data.transforms import Preprocess
 from .errors import InputError, one_line
 from .files import in_utf8, replacing
-from .header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
+from .header import checked_facts, parsed
 from .model.architecture import Architecture, Model
 from .redact import redacted
 
@@ -125,16 +125,13 @@ def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
     if missing:
         raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
     architecture = Architecture.from_dict(header["architecture"])
-    classes = checked_classes(header["classes"])
-    preprocess = Preprocess.from_dict(header["preprocess"])
+    facts, preprocess = checked_facts(header), Preprocess.from_dict(header["preprocess"])
     check_channels(preprocess, architecture.in_channels)
-    task = checked_task(header["task"])
-    metrics, provenance = checked_metrics(header["metrics"]), checked_provenance(header["provenance"], len(classes))
     model = empty(architecture)
     _check_weights(model, weights)
     if architecture.config is None:  # timm's models have buffers that are not in the file
         model = architecture.build()
-    model_file = ModelFile(model, classes, preprocess, task, metrics, provenance)
+    model_file = ModelFile(model, preprocess=preprocess, **facts)
     if _digest({key: value for key, value in header.items() if key != "digest"}, weights) != header["digest"]:
         raise ValueError("its header or weights were changed after it was written (the digest differs)")
     model.load_state_dict(weights, assign=True)

@@ -1,9 +1,8 @@
 """Hide tokens and passwords in URLs and commands before anything is printed or written."""
 
 import re
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
 HIDDEN = "***"
 WORDS = r"token|secret|passw(?:or)?d|api_?-?key|access_?-?key|credential"
 SECRETS = (
@@ -19,17 +18,13 @@ SECRETS = (
 PATTERNS = [(re.compile(pattern, re.IGNORECASE), hidden) for pattern, hidden in SECRETS]
 
 
-def redacted(value: T) -> T:
+def redacted(value: Any) -> Any:
     """A copy of a text, or of nested lists and dicts of texts, with secrets replaced by `***`."""
-    return _redacted(value)
-
-
-def _redacted(value: Any) -> Any:
     if isinstance(value, str):
         for secret, hidden in PATTERNS:
             value = secret.sub(hidden, value)
     elif isinstance(value, dict):
-        value = {_redacted(key): _redacted(inner) for key, inner in value.items()}
+        value = {redacted(key): redacted(inner) for key, inner in value.items()}
     elif isinstance(value, list | tuple):
-        value = type(value)(map(_redacted, value))
+        value = type(value)(map(redacted, value))
     return value

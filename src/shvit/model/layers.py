@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,16 +10,6 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from .shapes import Logits, Maps, Pooled
-
-
-class FoldCheck(NamedTuple):
-    """How the folded network is compared with the original."""
-
-    dtype: torch.dtype
-    side: int
-    """Of the random images, in pixels."""
-    tolerance: float
-    """Largest difference, relative to the largest output."""
 
 
 class ConvNorm(nn.Module):

@@ -186,13 +186,9 @@ def check_pool(global_pool: str, num_classes: int) -> None:
 
 def chosen_stages(indices: int | Sequence[int] | None, count: int) -> list[int]:
     """Resolve indices of stages, counted from 0. Raises InputError for a stage that does not exist."""
-    if isinstance(indices, int):
-        chosen = list(range(count - indices, count))
-        possible = 0 < indices <= count
-    else:
-        given = range(count) if indices is None else indices
-        chosen = [index + count if index < 0 else index for index in given]
-        possible = bool(chosen) and all(0 <= index < count for index in chosen)
-    if not possible:
+    indices = count if indices is None else indices
+    given = range(-indices, 0) if isinstance(indices, int) else indices
+    chosen = [index + count if index < 0 else index for index in given]
+    if not chosen or not all(0 <= index < count for index in chosen):
         raise InputError(f"the network has {count} stages, numbered from 0; got indices {indices}")
     return chosen

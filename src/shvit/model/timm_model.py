@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError, one_line
 from .config import MAX_DEPTH, MAX_WIDTH
-from .layers import FoldCheck
 
 DEPTHS = {"depth", "depths", "layers", "num_blocks", "num_layers", "num_stages", "stem_layers", "expand_ratio"}
 ARGUMENTS = DEPTHS | {
@@ -95,9 +94,9 @@ class TimmModel(nn.Module):
         return self.network(x)
 
     @property
-    def fold_check(self) -> FoldCheck:
-        """In fp32, as timm's own folding is made for."""
-        return FoldCheck(torch.float32, self.image_size, 1e-3)
+    def fold_check(self) -> tuple[torch.dtype, int, float]:
+        """As in `SHViT`, but in fp32, which timm's folding is made for."""
+        return torch.float32, self.image_size, 1e-3
 
     def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b classes"]]:
         """The outputs that are compared after folding."""

@@ -28,12 +28,9 @@ LARGEST = 4096
 
 
 def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
-    """Draw the objects in a copy of an image.
+    """Draw the objects that a detector found in a copy of an upright RGB image.
 
-    Args:
-        image: Upright, in RGB.
-        prediction: The result of a detector for this image.
-        classes: Classes of the detector. Each has the same colour in every image.
+    A class has the same color in every image: it depends on its position among `classes`.
     """
     factor = max(1, min(-(-ENLARGED // min(image.size)), LARGEST // max(image.size)))
     picture = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
@@ -58,15 +55,9 @@ def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> 
 
 
 def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
-    """Draw the prediction for a file. Writes nothing if the file cannot be read.
+    """Draw the prediction for an image file into the file `path`, given without suffix.
 
-    Args:
-        prediction: For an image file.
-        classes: Classes of the detector.
-        path: Output path without its suffix.
-
-    Raises:
-        Failure: There is no space left.
+    Nothing is written if the image cannot be read. Raises Failure if no space is left.
     """
     try:
         image = decode(prediction.path)

@@ -60,10 +60,11 @@ def journal(
 ) -> Iterator[Journal]:
     """A run whose rows become the file `out` if the block succeeds, and stay in `partial_of(out)` if it fails.
 
-    A run resumes at the start of a batch, so its batches and numbers are the same as without the interruption.
+    An existing file is replaced at the end. A run resumes at the start of a batch, so its batches and numbers are the
+    same as without the interruption.
 
     Args:
-        out: The file to write. An existing file is replaced at the end.
+        out: The file to write.
         begun_with: Everything that the rows depend on, by name.
         images: Number of rows of the whole run.
         batch_size: Images per batch.

@@ -110,11 +110,8 @@ class Predictor:
     def stream(self, pictures: Picture | Iterable[Picture], size: int = 0) -> Generator[Prediction]:
         """Predict any number of images with the memory of a few batches; see `batches_ahead`.
 
-        Closing the generator stops the threads as soon as each has finished its current image or batch.
-
-        Args:
-            pictures: The images.
-            size: Images in every batch for the engine. Default: as many as in the first one.
+        Each batch for the engine has `size` images; by default, as many as the first one. Closing the generator stops
+        the threads as soon as each has finished its current image or batch.
         """
         single = isinstance(pictures, str | Path | Image.Image | np.ndarray)
         queue = iter([pictures] if single else pictures)
@@ -164,8 +161,8 @@ class Predictor:
     ) -> list[Prediction]:
         """Wait for the decoding threads and run the engine.
 
-        Every batch has the size of the first one, even if images are bad or missing, since engines compile for each
-        size. If images differ in size, only the good ones run, padded to the largest as in evaluation.
+        Batches keep their size even if images are bad, since engines compile for each size. Images of different sizes
+        are padded to the largest, as in evaluation, without the bad ones.
         """
         read = [future.result() for future in decoded]
         paths = [str(picture) if isinstance(picture, str | Path) else "" for picture in batch]

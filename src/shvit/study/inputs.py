@@ -38,6 +38,7 @@ class StudyModel:
     """Device of the network."""
     model_file: ModelFile | None = None
     """None for your own network, which runs in PyTorch."""
+    task: str = "classify"
 
 
 def open_study_model(name: str, device: str = "cpu") -> StudyModel:
@@ -112,7 +113,7 @@ class StudyImages:
     ) -> None:
         chosen = choose_split(model, source, which)
         self.split = chosen.split
-        split: Any = relabel_for(model, source, chosen.images)  # pyright: ignore[reportArgumentType]
+        split: Any = relabel_for(model, source, chosen.images)
         images = split.subset(sorted(draw_some(split, count, seed)))
         reader = Decoded(eval_transform(model.preprocess))
         with worker_death_as_failure():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, 
 from ..errors import Failure
 from ..figures import literal_text, new_figure, save_png
 from ..files import write_csv
-from .base import Gather, Predict, Prediction, Table, alone
+from .base import Gather, Predict, Prediction, Table, Task, alone
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
@@ -49,7 +49,6 @@ class ClassifyEvaluation:
 
     @property
     def images(self) -> int:
-        """Number of images that were used."""
         return int(self.confusion.sum())
 
     @property
@@ -135,7 +134,7 @@ def top1_agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"]
     return float((best - chosen <= tie).float().mean())
 
 
-class Classify:
+class Classify(Task):
     """Classification by cross-entropy, with smoothed and mixed labels.
 
     Args:
@@ -147,21 +146,18 @@ class Classify:
         device: Device of the training images.
     """
 
-    name: ClassVar[str] = "classify"
-    recipe_family: ClassVar[str] = "classify"
-    headline: ClassVar[str] = "top1"
-    output: ClassVar[str] = "logits"
-    labels_images: ClassVar[bool] = True
-    has_masks: ClassVar[bool] = False
-    detector: ClassVar[str | None] = None
-    fits: ClassVar[tuple[str, ...]] = ("crop", "squash")
-    any_size: ClassVar[bool] = True
-    min_score: ClassVar[float] = 0.0
-    eval_batch_size: ClassVar[int] = 64
-    predict_batch_size: ClassVar[int] = 16
-    parity_images: ClassVar[int] = 64
-    ranking_images: ClassVar[int] = 64
-    predict_flags: ClassVar[tuple[str, ...]] = ("top-k",)
+    name = "classify"
+    recipe_family = "classify"
+    headline = "top1"
+    output = "logits"
+    labels_images = True
+    fits = ("crop", "squash")
+    any_size = True
+    eval_batch_size = 64
+    predict_batch_size = 16
+    parity_images = 64
+    ranking_images = 64
+    predict_flags = ("top-k",)
 
     def __init__(
         self,
@@ -185,11 +181,6 @@ class Classify:
         return cls(classes, recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing, device)
 
     @staticmethod
-    def new_fit(fit: str) -> str:
-        """A classifier keeps its fit."""
-        return fit
-
-    @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Dataset:
         """Open a dataset of labelled images; see `open_source`."""
         return open_source(data, seed, val_share, drawn_by)
@@ -208,7 +199,6 @@ class Classify:
         )
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Decoded:
-        """Reads images with this preprocessing."""
         return Decoded(eval_transform(preprocess), max_pixels)
 
     def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], None]]:
@@ -219,9 +209,6 @@ class Classify:
     def eval_batch(self, batch_size: int, processes: int) -> int:
         """Twice the batch size for training, up to 256 images per process."""
         return 2 * min(batch_size, 128 * processes)
-
-    def ready(self, network: Any) -> None:
-        """Does nothing: a classifier needs no preparation."""
 
     def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Any]:
         """Erase and mix images; the targets are probabilities (b, classes)."""
@@ -237,16 +224,7 @@ class Classify:
         """Mean cross-entropy."""
         return cross_entropy(network(images), targets)
 
-    def signal(self, outputs: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """All logits."""
-        return outputs
-
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ClassifyEvaluation:
-        """Count every usable image of the batches once.
-
-        Raises:
-            Failure: No image can be used.
-        """
         count = len(self.classes)
         confusion = torch.zeros(count * count, dtype=torch.int64)
         top5_correct, loss, bad = 0, 0.0, {}
@@ -301,7 +279,6 @@ class Classify:
 
     @staticmethod
     def compared(numbers: Mapping[str, Any]) -> str:
-        """The numbers of `compare`, for people."""
         return (
             f"logits differ by {numbers['relative_difference']:.1e} of the largest (allowed {numbers['bound']:g}), "
             f"top-1 agreement {numbers['top1_agreement']:.1%}"
@@ -322,7 +299,6 @@ class Classify:
 
     @staticmethod
     def line(prediction: Prediction) -> str:
-        """The labels with their probabilities."""
         return "  ".join(
             f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True)
         )

@@ -1,9 +1,8 @@
 """The labelled images that a trained model is evaluated on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,19 +14,6 @@ from ..errors import InputError, notice
 from . import Described, task_of
 
 Which = Literal["auto", "train", "val", "all"]
-
-
-class Trained(Protocol):
-    """A model file, an exported file, or the network of a study."""
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """How the model was trained; see `ModelFile`."""
-        ...
-
-
-class TrainedTask(Described, Trained, Protocol):
-    """A trained model with its task."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Chosen:
     """Number of evaluated images that the model was trained on. 0 unless the split is `train` or `all`."""
 
 
-def open_as_trained(data: str | Path, model: TrainedTask) -> Any:
+def open_as_trained(data: str | Path, model: Described) -> Any:
     """Open a dataset for the model's task. If it has no splits, it is split as it was for the model's training.
 
     Raises:
@@ -56,7 +42,7 @@ def open_as_trained(data: str | Path, model: TrainedTask) -> Any:
     return source
 
 
-def choose_split(model: Trained, source: Dataset | CocoDataset, which: Which = "auto") -> Chosen:
+def choose_split(model: Described, source: Dataset | CocoDataset, which: Which = "auto") -> Chosen:
     """Choose the images to evaluate a model on. A notice states how many of them were used in training.
 
     Args:

@@ -126,14 +126,9 @@ def judge(
             ],
         }
     )
-    rows = [
-        row
-        for truth, one in zip(truths, found, strict=True)
-        for row in coco_results(truth.image_id, one, kind == "segm")
-    ]
-    if kind == "segm":  # otherwise the boxes decide whether detections are small or large, unlike in published metrics
-        for row in rows:
-            del row["bbox"]
+    rows = [row for truth, one in zip(truths, found, strict=True) for row in coco_results(truth.image_id, one)]
+    for row in rows:  # for masks, boxes would decide which detections are small or large, unlike in published metrics
+        row.pop("bbox" if kind == "segm" else "segmentation", None)
     evaluation = COCOeval_faster(known, known.loadRes(rows), kind, print_function=lambda *_: None)  # pyright: ignore
     evaluation.evaluate()
     evaluation.accumulate()
@@ -143,30 +138,21 @@ def judge(
     return numbers, [_mean(precision[:, :, index]) for index in range(len(classes))]
 
 
-def coco_results(image_id: int, found: Detections, masks: bool, categories: Sequence[int] | None = None) -> list[dict]:
-    """Rows of COCO's results format: image_id, category_id, bbox (left, top, width, height), score, segmentation.
+def coco_row(
+    image_id: int | str, category: int, box: Sequence[float], score: float, mask: RunLengths | None
+) -> dict[str, Any]:
+    """A row of COCO's results format: image_id, category_id, bbox (left, top, width, height), score, segmentation."""
+    left, top, right, bottom = box
+    bbox = [left, top, right - left, bottom - top]
+    row = {"image_id": image_id, "category_id": category, "bbox": bbox, "score": score}
+    return row if mask is None else {**row, "segmentation": mask}
 
-    Args:
-        image_id: COCO's id of the image.
-        found: The objects in the image.
-        masks: Whether to include masks.
-        categories: COCO's id of each class. Default: counted from 1.
-    """
-    corners = found.boxes.double().numpy()
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
-    rows = [
-        {
-            "image_id": image_id,
-            "category_id": categories[label] if categories else label + 1,
-            "bbox": box,
-            "score": score,
-        }
-        for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True)
-    ]
-    if masks:
-        for row, mask in zip(rows, found.masks or (), strict=True):
-            row["segmentation"] = mask
-    return rows
+
+def coco_results(image_id: int, found: Detections) -> list[dict[str, Any]]:
+    """Rows of COCO's results format, one per object. Category ids are the class indices plus 1."""
+    labels, masks = (found.labels + 1).tolist(), found.masks or [None] * len(found)
+    columns = zip(labels, found.boxes.tolist(), found.scores.tolist(), masks, strict=True)
+    return [coco_row(image_id, *row) for row in columns]
 
 
 def encode(mask: np.ndarray) -> RunLengths:
