@@ -26,12 +26,12 @@ class Shade(torch.nn.Module):
 
     def __init__(self, count, shades):
         super().__init__()
-        self.centres = torch.full((count,), 1e3)
+        self.centers = torch.full((count,), 1e3)
         for index, shade in shades.items():
-            self.centres[index] = shade
+            self.centers[index] = shade
 
     def __call__(self, images):
-        return -(images.float().mean((1, 2, 3))[:, None] - self.centres).abs()
+        return -(images.float().mean((1, 2, 3))[:, None] - self.centers).abs()
 
 
 def judged(tmp_path, known, shades, folders):

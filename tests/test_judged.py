@@ -69,17 +69,17 @@ def test_the_data_trained_on_is_judged_by_its_held_out_part(trained, pile):
 @pytest.mark.parametrize("place", ["dark/000a.png", "light/zzz.png"])
 def test_an_image_more_changes_nothing_for_the_others(trained, pile, place):
     """Neither as the first nor as the last of the sorted list."""
-    held_out, learnt = contents(open_source(pile).val), contents(open_source(pile).train)
+    held_out, trained_on = contents(open_source(pile).val), contents(open_source(pile).train)
     picture(120, 999).save(pile / place)
     new = (pile / place).read_bytes()
-    with pytest.warns(Notice, match=f"{len(learnt)} of 41 images were used in training and are left out"):
+    with pytest.warns(Notice, match=f"{len(trained_on)} of 41 images were used in training and are left out"):
         found = judged(trained, pile)
     assert contents(found.images) == held_out | {new}
-    assert (found.left_out, found.trained_on) == (len(learnt), 0)
+    assert (found.left_out, found.trained_on) == (len(trained_on), 0)
     assert contents(judged(trained, pile, "val").images) - {new} == held_out
-    with pytest.warns(Notice, match=f"{len(learnt)} of 41 images were used in training$"):
+    with pytest.warns(Notice, match=f"{len(trained_on)} of 41 images were used in training$"):
         everything = judged(trained, pile, "all")
-    assert (len(everything.images), everything.trained_on) == (41, len(learnt))
+    assert (len(everything.images), everything.trained_on) == (41, len(trained_on))
 
 
 @pytest.mark.filterwarnings("ignore::shvit.errors.Notice")
@@ -115,11 +115,11 @@ def test_the_command_says_how_many(trained, pile, tmp_path, run):
     picture(120, 999).save(pile / "dark" / "new.png")
     model = tmp_path / "run" / "best.safetensors"
     code, out, err = run("eval", model, pile, "--device", "cpu", "--workers", "0", "--json")
-    document, learnt = json.loads(out), trained.provenance["trained_on"]["images"]
-    assert (code, document["left_out"], document["images"]) == (0, learnt, 41 - learnt)
-    assert f"{learnt} of 41 images were used in training and are left out" in " ".join(err.split())
+    document, trained_on = json.loads(out), trained.provenance["trained_on"]["images"]
+    assert (code, document["left_out"], document["images"]) == (0, trained_on, 41 - trained_on)
+    assert f"{trained_on} of 41 images were used in training and are left out" in " ".join(err.split())
     code, out, _ = run("info", model, "--json")
-    assert json.loads(out)["file"]["provenance"]["trained_on"] == {"images": learnt}
+    assert json.loads(out)["file"]["provenance"]["trained_on"] == {"images": trained_on}
 
 
 @pytest.mark.filterwarnings("ignore::shvit.errors.Notice")

@@ -47,13 +47,10 @@ class ModelFile:
 
     def __post_init__(self) -> None:
         if self.model.architecture is None:
-            raise InputError(
-                "The network was built by hand or pruned, so a model file cannot describe it. "
-                "Build it with shvit.create_model."
-            )
+            raise InputError("the network was built by hand or pruned: build it with shvit.create_model")
         count = self.model.architecture.num_classes
         if not count:
-            raise InputError("The network has no classifier (num_classes=0). A model file needs at least one class.")
+            raise InputError("the network has no classifier (num_classes=0), and a model file needs at least one class")
         if len(self.classes) != count:
             raise InputError(f"{len(self.classes)} class names for a network of {count} classes")
 
@@ -118,8 +115,8 @@ def load(path: str | Path) -> ModelFile:
 
 
 def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
-    if not isinstance(header, dict) or type(header.get("version")) is not int or header["version"] != VERSION:
-        version = header.get("version") if isinstance(header, dict) else None
+    version = header.get("version") if isinstance(header, dict) else None
+    if type(version) is not int or version != VERSION:
         raise ValueError(f"it has format version {version}, and this shvit reads version {VERSION}")
     missing = {"task", "architecture", "classes", "preprocess", "metrics", "provenance", "digest"} - set(header)
     if missing:
@@ -148,8 +145,6 @@ def check_channels(preprocess: Preprocess, channels: int) -> None:
 def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected == found:
-        return
     for name in sorted(set(expected) | set(found)):
         if expected.get(name) != found.get(name):
             raise ValueError(

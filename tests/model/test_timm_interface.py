@@ -277,8 +277,8 @@ def test_create_model_from_a_model_file(tmp_path):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     pooled = shvit.create_model("shvit_s1", num_classes=0, checkpoint_path=path).eval()(x)
     torch.testing.assert_close(pooled, trained.features(x)[-1].mean((2, 3)), rtol=0, atol=0)
-    grey = shvit.create_model("shvit_s1", num_classes=3, in_chans=1, checkpoint_path=path).eval()
-    torch.testing.assert_close(grey(x[:, :1]), trained(x[:, :1].expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+    gray = shvit.create_model("shvit_s1", num_classes=3, in_chans=1, checkpoint_path=path).eval()
+    torch.testing.assert_close(gray(x[:, :1]), trained(x[:, :1].expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
     with pytest.raises(shvit.InputError, match="has 3 classes, not 1000: give num_classes=3"):
         shvit.create_model("shvit_s1", checkpoint_path=path)
 

@@ -81,7 +81,7 @@ def test_an_engine_that_runs_one_call_at_a_time_chooses_its_threads(tiny, monkey
     assert all(prediction.labels for prediction in predictor([picture(90)] * 5))
 
 
-def test_transparent_greyscale_and_rotated_images_work(tiny):
+def test_transparent_grayscale_and_rotated_images_work(tiny):
     results = Predictor(tiny)([picture(90).convert(mode) for mode in ("RGBA", "L", "P", "CMYK")])
     assert [r.error for r in results] == [None] * 4
 

@@ -66,11 +66,7 @@ def test_numbers_are_those_of_pycocotools(kind):
     ]
     found = [roughly(truth, len(source.classes), generator) for truth in truths]
     numbers, by_class = judge(source.classes, truths, found, kind)
-    rows = [
-        row
-        for truth, one in zip(truths, found, strict=True)
-        for row in coco_results(truth.image_id, one)
-    ]
+    rows = [row for truth, one in zip(truths, found, strict=True) for row in coco_results(truth.image_id, one)]
     for row in rows:
         row["category_id"] = source.categories[row["category_id"] - 1]
         if kind == "segm":  # as detectron2 and mmdet do, so that sizes are those of the masks

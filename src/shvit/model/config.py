@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..errors import InputError
 
 MAX_WIDTH, MAX_DEPTH, MAX_STAGES, MAX_SIDE = 16384, 256, 8, 8192
-"""Limits far beyond any use, so that a damaged file cannot request more."""
+"""Limits far beyond any real network, so that a damaged file cannot request more memory."""
 
 
 @dataclass(frozen=True)

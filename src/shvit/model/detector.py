@@ -46,12 +46,12 @@ class Detector(nn.Module):
     """A backbone and its feature pyramid. Subclasses add the heads, and name the strides of their maps.
 
     Args:
-        backbone: Without a head; its last three maps are taken.
-        num_classes: Kinds of objects.
+        backbone: A network without head. Its last three maps are used.
+        num_classes: Number of classes of objects.
         layout: One of `LAYOUTS`.
 
     Raises:
-        InputError: The backbone's maps are at strides that no pyramid can be built on.
+        InputError: The strides of the backbone's maps do not fit the pyramid.
     """
 
     architecture: Any = None
@@ -105,7 +105,7 @@ class Detector(nn.Module):
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors, with the strides of the maps by design instead of the rounded ratios of their sizes."""
+    """torchvision's anchors, at the given strides. torchvision computes strides from the sizes of image and maps."""
 
     def __init__(self, strides: Sequence[int], scales: Sequence[float]) -> None:
         super().__init__(

@@ -1,7 +1,7 @@
 """Folding for inference: consecutive linear operations become one."""
 
 import copy
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -12,15 +12,6 @@ from .shvit import SHViT
 from .timm_model import TimmModel
 
 Network = TypeVar("Network", SHViT, TimmModel, Detector)
-
-
-@runtime_checkable
-class Foldable(Protocol):
-    """A module with a cheaper equivalent for inference."""
-
-    def fold(self) -> nn.Module:
-        """Return the equivalent module."""
-        ...
 
 
 class FuseError(Failure):
@@ -64,4 +55,5 @@ def _fold(module: nn.Module) -> nn.Module:
     if not isinstance(module, TimmModel):  # timm's own code folds its children
         for name, child in module.named_children():
             setattr(module, name, _fold(child))
-    return module.fold() if isinstance(module, Foldable) else module
+    fold: Any = getattr(module, "fold", None)
+    return fold() if fold else module

@@ -13,7 +13,7 @@ from .shapes import Logits, Maps, Pooled
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, then BatchNorm, whose weight is initialised with `norm_weight`."""
+    """Convolution without bias, then BatchNorm, whose weight is initialized with `norm_weight`."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Residual(nn.Module):
         return x + self.drop_path(self.branch(x))
 
     def fold(self) -> nn.Module:
-        """Merge the sum into a depthwise convolution, by adding 1 to the centre of each kernel."""
+        """Merge the sum into a depthwise convolution, by adding 1 to the center of each kernel."""
         self.drop_path = None
         conv = self.branch
         if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels):

@@ -75,7 +75,7 @@ class TimmInterface(nn.Module):
         """Return the last map, and those of the chosen stages.
 
         Args:
-            x: Normalised images.
+            x: Normalized images.
             indices: Stages, counted from 0 or, if negative, from the end. A number: that many of the last. None: all.
             norm: No effect, since SHViT has no norm after its last stage; as in timm's models without one.
             stop_early: Stop after the last chosen stage, whose map then is the last.

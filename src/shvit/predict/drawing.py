@@ -13,12 +13,12 @@ from ..errors import notice
 from ..files import writing
 from ..tasks.base import Prediction
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Area = tuple[float, float, float, float]
 SHADE = 0.4
 """Opacity of a mask."""
 GOLDEN = 0.618034
-"""Step in hue from one class to the next, as a share of the colour circle. Neighbouring classes look different."""
+"""Step in hue from one class to the next, as a share of the color circle. Neighboring classes look different."""
 ENLARGED = 320
 """Images with a shorter side below this, in pixels, are enlarged so that labels can be read."""
 JPEG_SIDE = 65_500
@@ -36,21 +36,21 @@ def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> 
     picture = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
     side = (picture.width * picture.height) ** 0.5
     line, font = max(2, round(side / 320)), ImageFont.truetype(font_file(), max(12.0, side / 45))
-    colours = {name: _colour(index) for index, name in enumerate(classes)}
+    colors = {name: _color(index) for index, name in enumerate(classes)}
     names = legible(tuple(classes))
     found = list(zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True))
     masks = prediction.masks or [None] * len(found)
     worst_first = list(zip(found, masks, strict=True))[::-1]
     for (label, _, _), mask in worst_first:
         if mask is not None:
-            _shade(picture, mask, colours[label], line)
+            _shade(picture, mask, colors[label], line)
     canvas = ImageDraw.Draw(picture)
     boxes: list[Area] = [tuple(factor * side for side in box) for _, _, box in found]  # pyright: ignore
     for (label, _, _), box in zip(found[::-1], boxes[::-1], strict=True):
-        canvas.rectangle(box, outline=colours[label], width=line)
+        canvas.rectangle(box, outline=colors[label], width=line)
     taken: list[Area] = []
     for (label, score, _), box in zip(found, boxes, strict=True):
-        _write(canvas, picture.size, f"{names[label]} {score:.0%}", box, colours[label], font, taken)
+        _write(canvas, picture.size, f"{names[label]} {score:.0%}", box, colors[label], font, taken)
     return picture
 
 
@@ -102,14 +102,14 @@ def legible(classes: tuple[str, ...]) -> dict[str, str]:
     return names | lacking
 
 
-def _colour(index: int) -> Colour:
+def _color(index: int) -> Color:
     hue, bright = (index * GOLDEN) % 1, (1.0, 0.8)[index % 2]
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, bright)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _shade(picture: Image.Image, code: dict, colour: Colour, line: int) -> None:
-    """Fill the mask with a transparent colour, and outline it."""
+def _shade(picture: Image.Image, code: dict, color: Color, line: int) -> None:
+    """Fill the mask with a transparent color, and outline it."""
     from faster_coco_eval.core import mask as tools
 
     mask = Image.fromarray(255 * tools.decode(code).astype(np.uint8)).resize(picture.size)
@@ -120,7 +120,7 @@ def _shade(picture: Image.Image, code: dict, colour: Colour, line: int) -> None:
     mask = mask.crop(area)
     edge = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(2 * (line // 2) + 1)))
     opacity = ImageChops.lighter(mask.point([round(SHADE * value) for value in range(256)]), edge)
-    picture.paste(colour, (area[0], area[1]), opacity)
+    picture.paste(color, (area[0], area[1]), opacity)
 
 
 def _write(
@@ -128,11 +128,11 @@ def _write(
     size: tuple[int, int],
     text: str,
     box: Area,
-    colour: Colour,
+    color: Color,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     taken: list[Area],
 ) -> None:
-    """Write text on a background of this colour above, in or below the box, where it overlaps other text the least."""
+    """Write text on a background of this color above, in or below the box, where it overlaps other text the least."""
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     room = max(2.0, (bottom - top) / 4)
     width, height = right - left + 2 * room, bottom - top + 2 * room
@@ -142,8 +142,8 @@ def _write(
         areas.append((x, y, x + width, y + height))
     area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # the first of the best ones
     taken.append(area)
-    canvas.rectangle(area, fill=colour)
-    light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    canvas.rectangle(area, fill=color)
+    light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     ink = "black" if light > 140 else "white"
     canvas.text((area[0] + room - left, area[1] + room - top), text, fill=ink, font=font)
 

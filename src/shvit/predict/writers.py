@@ -55,7 +55,8 @@ def table_writer(
         if suffix == ".csv":
             header, tables = task.csv_header(top_k), map(task.csv_rows, predictions)
             rows = (row + [""] * (len(header) - len(row)) for table in tables for row in table)
-            return write_csv(path.resolve(), header, rows, raw_cells)
+            write_csv(path.resolve(), header, rows, raw_cells)
+            return
         with replacing(path.resolve()) as temporary:
             if suffix == ".parquet":
                 _parquet(temporary, predictions, with_objects=not task.labels_images)

@@ -45,7 +45,7 @@ def kind_of(model: Described | str) -> type[Task]:
     """
     if isinstance(model, str):
         if model not in TASKS:
-            raise InputError(f"Unknown task {model!r}. Choose from: {', '.join(TASKS)}.")
+            raise InputError(f"unknown task {model!r}: allowed are {', '.join(TASKS)}")
         return TASKS[model]
     if model.task not in TASKS:
         raise InputError(f"its task is {model.task!r}, and this shvit has {', '.join(TASKS)}")

@@ -170,7 +170,7 @@ class Task(Protocol):
         """Prepare a network in training mode for the next steps. By default, nothing is done."""
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, Any]:
-        """Augment normalised training images as a batch; returns them with their targets."""
+        """Augment normalized training images as a batch; returns them with their targets."""
         ...
 
     def loss(self, network: Any, images: Tensor, targets: Any) -> Tensor:

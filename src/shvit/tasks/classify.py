@@ -96,7 +96,7 @@ class ClassifyEvaluation:
 
 @literal_text()
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
-    """Rows are true classes, columns are predictions, colours are shares of the row. Classes that never occur are
+    """Rows are true classes, columns are predictions, colors are shares of the row. Classes that never occur are
     omitted."""
     matrix = evaluation.confusion
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
@@ -186,7 +186,7 @@ class Classify(Task):
         return open_source(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainReader:
-        """Reads random crops, with RandAugment or colour jitter."""
+        """Reads random crops, with RandAugment or color jitter."""
         random_changes = f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
         return TrainReader(
             preprocess.image_size,
