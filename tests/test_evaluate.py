@@ -66,7 +66,7 @@ def test_nothing_usable_is_a_failure():
     empty = Batch(
         torch.empty(0, 3, 0, 0, dtype=torch.uint8), torch.tensor([], dtype=torch.int64), [], {0: "file is empty"}
     )
-    with pytest.raises(shvit.Failure, match="none of the 1 images"):
+    with pytest.raises(shvit.Failure, match="none of 1 image"):
         Classify(["a", "b"]).evaluate(lambda x: x, [empty])
 
 

@@ -59,10 +59,8 @@ def evaluate(
 
     Args:
         model_file: Gives task, classes and preprocessing.
-        engine: Runs the network.
         source: Labelled images, opened by the model's task. Their classes are matched by name; see `match_classes`.
         which: Images to use; see `choose_split`.
-        batch_size: Images per batch.
         workers: Worker processes that decode images; 0 decodes in this process.
 
     Raises:

@@ -65,8 +65,7 @@ def read_json(path: Path) -> Any:
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path, then flush that file to disk and move it to `path`.
 
-    Raises:
-        Failure: No space is left.
+    Raises Failure if no space is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -119,8 +118,7 @@ def in_utf8(path: Path) -> Iterator[Path]:
 def locked(path: Path, otherwise: str) -> Iterator[None]:
     """Hold the lock file `path` inside the block. The lock is released however the process ends.
 
-    Raises:
-        InputError: Another process holds the lock; the message is `otherwise`.
+    Raises InputError with the message `otherwise` if another process holds it.
     """
     lock = FileLock(path)
     try:

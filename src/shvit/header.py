@@ -6,12 +6,12 @@ from typing import Any
 
 from .redact import redacted
 
-MAX_DEPTH = 32
+MAX_NESTING = 32
 MAX_CLASSES = 1_000_000
-MAX_NUMBER = 1e15
+MAX_METRIC = 1e15
 
 
-def parsed(text: str | bytes, depth: int = MAX_DEPTH) -> Any:
+def parsed(text: str | bytes, depth: int = MAX_NESTING) -> Any:
     """Parse JSON. Raises ValueError if it is invalid, or nested deeper than `depth`."""
     try:
         document = json.loads(text)
@@ -62,7 +62,7 @@ def _check_metrics(metrics: Any) -> None:
     for name, value in metrics.items():
         if isinstance(value, dict):
             _check_metrics(value)
-        elif not (_number(value, -MAX_NUMBER, MAX_NUMBER) or value != value or (name == "weights" and _text(value))):
+        elif not (_number(value, -MAX_METRIC, MAX_METRIC) or value != value or (name == "weights" and _text(value))):
             raise ValueError(f"metric {name} must be a number, got {value!r:.60}")
 
 

@@ -19,7 +19,7 @@ from .header import checked_facts, parsed
 from .model.architecture import Architecture, Model
 from .redact import redacted
 
-VERSION = 1
+FORMAT_VERSION = 1
 HEADER_KEY = "shvit"
 
 
@@ -71,7 +71,7 @@ def save(model_file: ModelFile, path: str | Path) -> None:
     if set(weights) != set(empty(model_file.architecture).state_dict()):
         raise InputError("the network was changed after it was built (for example fused): save the original")
     header = {
-        "version": VERSION,
+        "version": FORMAT_VERSION,
         "task": model_file.task,
         "architecture": model_file.architecture.to_dict(),
         "classes": list(model_file.classes),
@@ -104,8 +104,8 @@ def load(path: str | Path) -> ModelFile:
         raise ModelFileError(f"{path} is truncated or not a safetensors file ({error})") from None
     if HEADER_KEY not in metadata:
         raise ModelFileError(
-            f"{path} has weights but no shvit header, so shvit did not write it. "
-            "shvit.pretrained.from_timm and from_official convert such weights"
+            f"{path} has no shvit header, so shvit did not write it: convert weights of timm or of the authors with "
+            "shvit.pretrained.from_timm or from_official"
         )
     try:
         return _read(parsed(metadata[HEADER_KEY]), weights)
@@ -116,8 +116,8 @@ def load(path: str | Path) -> ModelFile:
 
 def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
     version = header.get("version") if isinstance(header, dict) else None
-    if type(version) is not int or version != VERSION:
-        raise ValueError(f"it has format version {version}, and this shvit reads version {VERSION}")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(f"it has format version {version}, and this shvit reads version {FORMAT_VERSION}")
     missing = {"task", "architecture", "classes", "preprocess", "metrics", "provenance", "digest"} - set(header)
     if missing:
         raise ValueError(f"its header lacks {', '.join(sorted(missing))}")

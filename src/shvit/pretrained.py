@@ -132,14 +132,9 @@ def _start_from(path: str | Path, architecture: Architecture, model: Model) -> N
 def transfer(trained: Model, architecture: Architecture, fresh_head: bool = False, onto: Model | None = None) -> Model:
     """Create a network of this architecture with the weights of a trained network.
 
-    A head of another size is not transferred, nor is a distillation head that the new network does not have. The first
-    convolution is adapted to the number of channels.
-
-    Args:
-        trained: A trained network.
-        architecture: That of the new network.
-        fresh_head: Do not transfer the head.
-        onto: The new network, if it exists already.
+    The weights are loaded into `onto` if it is given. The head is not transferred if its size differs or `fresh_head`
+    is set, nor is a distillation head that the new network does not have. The first convolution is adapted to the
+    number of channels.
 
     Raises:
         InputError: Other weights do not fit.
@@ -211,7 +206,7 @@ def _timm_features(
     try:
         timm.create_model(base, **arguments, **options)
     except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
-        raise InputError(f"timm has no such maps of {name}: {one_line(error, first=True)}") from None
+        raise InputError(f"timm cannot return these maps of {name}: {one_line(error, first=True)}") from None
     return _timm_network(name, pretrained, **options)
 
 

@@ -19,7 +19,7 @@ from shvit.data.transforms import Preprocess
 from shvit.errors import Failure, InputError
 from shvit.tasks import objects
 from shvit.tasks.detect import Detect
-from shvit.tasks.objects import NUMBERS, Detections, coco_results, encode, judge
+from shvit.tasks.objects import COCO_METRICS, Detections, coco_results, encode, judge
 from shvit.tasks.segment import Segment
 
 
@@ -30,7 +30,7 @@ def by_pycocotools(annotations, rows, kind: str) -> dict[str, float]:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(NUMBERS, evaluation.stats.tolist(), strict=True))
+    return dict(zip(COCO_METRICS, evaluation.stats.tolist(), strict=True))
 
 
 def roughly(truth: GroundTruth, classes: int, generator) -> Detections:
@@ -151,7 +151,7 @@ def test_images_are_counted_once_over_all_processes(tmp_path):
 
 def test_no_usable_image_is_a_failure():
     bad = Batch(torch.empty(0, 3, 0, 0), [], [], {0: "no such file"})
-    with pytest.raises(Failure, match="none of the 1 images could be used"):
+    with pytest.raises(Failure, match="none of 1 image could be used"):
         Detect("ab").evaluate(lambda images: images, [bad])
 
 

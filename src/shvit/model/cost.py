@@ -38,7 +38,8 @@ def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name:
         if not isinstance(model, TimmModel):
             raise
         size, reason = f"{image_size[0]}x{image_size[1]}", one_line(error, first=True)
-        raise InputError(f"{model.architecture.name} at {model.image_size} pixels takes no {size}: {reason}") from None
+        built = f"{model.architecture.name} is built for {model.image_size} pixels"
+        raise InputError(f"{built} and takes no {size} images: {reason}") from None
 
 
 @torch.no_grad()

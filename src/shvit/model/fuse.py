@@ -11,7 +11,7 @@ from .detector import Detector
 from .shvit import SHViT
 from .timm_model import TimmModel
 
-Network = TypeVar("Network", SHViT, TimmModel, Detector)
+Fusable = TypeVar("Fusable", SHViT, TimmModel, Detector)
 
 
 class FuseError(Failure):
@@ -19,7 +19,7 @@ class FuseError(Failure):
 
 
 @torch.no_grad()
-def fuse(model: Network) -> Network:
+def fuse(model: Fusable) -> Fusable:
     """Return a new network in evaluation mode with everything foldable folded; the argument is not changed.
 
     Folded are BatchNorm into the convolution before it or the linear layer after it, the identity path of depthwise
@@ -38,7 +38,7 @@ def fuse(model: Network) -> Network:
     parameter = next(model.parameters())
     dtype, side, tolerance = model.fold_check
     original = copy.deepcopy(model).to("cpu", dtype).eval()
-    folded = cast(Network, _fold(copy.deepcopy(original)))
+    folded = cast(Fusable, _fold(copy.deepcopy(original)))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, model.in_channels, side, side, dtype=dtype, generator=generator)
     error = max(
@@ -46,7 +46,7 @@ def fuse(model: Network) -> Network:
         for expected, actual in zip(original.fold_outputs(images), folded.fold_outputs(images), strict=True)
     )
     if not error <= tolerance:  # also catches NaN
-        raise FuseError(f"folding changed the outputs by {error:.1e} of their size, allowed is {tolerance:.0e}")
+        raise FuseError(f"folding changed the outputs by {error:.1e} of their size, more than {tolerance:.0e}")
     return folded.to(parameter.device, parameter.dtype).requires_grad_(False)
 
 

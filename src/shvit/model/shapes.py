@@ -17,11 +17,11 @@ else:
 MIN_SIDE = 32
 
 
-def check_images(x: Images, channels: int) -> None:
-    """Raises ValueError for images with another number of channels, or with a side below `MIN_SIDE`."""
+def check_images(x: Images, channels: int, min_side: int = MIN_SIDE) -> None:  # torch.jit.script reads no globals
+    """Raises ValueError for images with another number of channels, or with a side below the minimum."""
     if torch.jit.is_tracing():  # sizes are tensors there
         return
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"images must be (batch, {channels}, height, width), got {list(x.shape)}")
-    if x.shape[2] < MIN_SIDE or x.shape[3] < MIN_SIDE:
-        raise ValueError(f"images must be at least {MIN_SIDE} pixels high and wide, got {x.shape[2]}x{x.shape[3]}")
+    if x.shape[2] < min_side or x.shape[3] < min_side:
+        raise ValueError(f"images must be at least {min_side} pixels high and wide, got {x.shape[2]}x{x.shape[3]}")

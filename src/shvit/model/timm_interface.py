@@ -180,7 +180,7 @@ def check_pool(global_pool: str, num_classes: int) -> None:
         raise InputError(f"num_classes must be at least 0, got {num_classes}")
     if num_classes and not global_pool:
         raise InputError(
-            f"global_pool '' returns maps, which no classifier reads: give num_classes=0, not {num_classes}"
+            f"global_pool '' returns maps, which a classifier cannot use: give num_classes=0, not {num_classes}"
         )
 
 

@@ -58,14 +58,14 @@ class TimmModel(nn.Module):
                 raise
             reason = one_line(error, first=True)
             given = ", ".join(f"{key}={value!r}" for key, value in extra.items())
-            raise InputError(f"timm's {base} takes no {given}: {reason}") from None
+            raise InputError(f"timm's {base} does not accept {given}: {reason}") from None
 
     @property
     def maps(self) -> list[tuple[int, int]]:
         """Channels and stride of each map that `features` returns. Raises InputError if timm does not list them."""
         info = getattr(self.network, "feature_info", None)
         if not info:
-            raise InputError(f"timm offers no intermediate maps of {type(self.network).__name__}")
+            raise InputError(f"timm has no intermediate maps for {type(self.network).__name__}")
         return [(int(row["num_chs"]), int(row["reduction"])) for row in list(info)[-3:]]
 
     @property
@@ -83,10 +83,10 @@ class TimmModel(nn.Module):
         """The network's last three maps, fine to coarse; their strides are the network's own.
 
         Raises:
-            InputError: timm offers no intermediate maps of this model.
+            InputError: timm has no intermediate maps for this model.
         """
         if not hasattr(self.network, "forward_intermediates"):
-            raise InputError(f"timm offers no intermediate maps of {type(self.network).__name__}")
+            raise InputError(f"timm has no intermediate maps for {type(self.network).__name__}")
         return list(self.network.forward_intermediates(x, indices=3, intermediates_only=True))  # pyright: ignore
 
     def forward(self, x: Float[Tensor, "b in h w"]) -> Float[Tensor, "b classes"]:
@@ -103,7 +103,7 @@ class TimmModel(nn.Module):
         return [self(x)]
 
     def first_convolution(self) -> nn.Conv2d | None:
-        """None: not known."""
+        """None, since it is not known."""
         return None
 
     def fold(self) -> "TimmModel":

@@ -3,13 +3,14 @@
 import colorsys
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from ..data.decode import BadImage, decode
-from ..errors import notice
+from ..errors import counted, notice
 from ..files import writing
 from ..tasks.base import Prediction
 
@@ -19,15 +20,13 @@ SHADE = 0.4
 """Opacity of a mask."""
 GOLDEN = 0.618034
 """Step in hue from one class to the next, as a share of the color circle. Neighboring classes look different."""
-ENLARGED = 320
-"""Images with a shorter side below this, in pixels, are enlarged so that labels can be read."""
+ENLARGED, LARGEST = 320, 4096
+"""Images with a shorter side below the first number are enlarged so that labels can be read, up to the second."""
 JPEG_SIDE = 65_500
 """Longest side of a JPEG. Larger images are written as PNG."""
-LARGEST = 4096
-"""Longest side of an enlarged image, in pixels."""
 
 
-def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
+def draw_objects(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
     """Draw the objects that a detector found in a copy of an upright RGB image.
 
     A class has the same color in every image: it depends on its position among `classes`.
@@ -65,16 +64,14 @@ def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> Non
         return
     path = path.with_name(path.name + (".jpg" if max(image.size) <= JPEG_SIDE else ".png"))
     with writing(path):
-        draw(image, prediction, classes).save(path, quality=92, subsampling=0)
+        draw_objects(image, prediction, classes).save(path, quality=92, subsampling=0)
 
 
 def free_name(path: str, taken: set[str]) -> str:
     """The name of a file without its suffix, with a number if it is taken, ignoring case. Adds the name to `taken`."""
-    stem = name = Path(path).stem
-    number = 1
-    while name.casefold() in taken:
-        number += 1
-        name = f"{stem}-{number}"
+    stem = Path(path).stem
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    name = next(name for name in names if name.casefold() not in taken)
     taken.add(name.casefold())
     return name
 
@@ -96,9 +93,7 @@ def legible(classes: tuple[str, ...]) -> dict[str, str]:
     lacking = {name: f"class {number}" for number, name in enumerate(classes, 1) if not set(map(ord, name)) <= known}
     if lacking:
         name, number = next(iter(lacking.items()))
-        notice(
-            f"{len(lacking)} class names are drawn as numbers, since the font lacks their letters: {number} is {name}"
-        )
+        notice(f"the font cannot draw {counted(len(lacking), 'class name')}: {number} stands for {name}")
     return names | lacking
 
 

@@ -27,7 +27,7 @@ def check_partial(out: Path, resume: bool) -> None:
     if path.exists() and not resume:
         raise InputError(f"{path} is an unfinished run: resume it with --resume, or delete it to start again")
     if resume and not path.exists():
-        raise InputError(f"{path}: no such file, so there is nothing to resume: remove --resume")
+        raise InputError(f"there is nothing to resume, since {path} does not exist: remove --resume")
 
 
 class Journal:
@@ -67,8 +67,6 @@ def journal(
         out: The file to write.
         begun_with: Everything that the rows depend on, by name.
         images: Number of rows of the whole run.
-        batch_size: Images per batch.
-        resume: Resume the unfinished run.
         write: Writes all rows to `out`.
 
     Raises:

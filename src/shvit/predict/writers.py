@@ -9,7 +9,7 @@ from pathlib import Path
 from ..classnames import match_classes
 from ..data.coco_ids import read_ids
 from ..engines import Runnable
-from ..errors import InputError, notice
+from ..errors import InputError, counted, notice
 from ..files import escaped, replacing, write_csv
 from ..tasks.base import Prediction, Task
 from ..tasks.objects import coco_row
@@ -75,8 +75,6 @@ def result_ids(annotations: Path | None, images: Sequence[Path], model: Runnable
     Args:
         annotations: A COCO JSON file or dataset. Images that it does not list are left out. None: all images, with
             guessed ids, and the category ids of the dataset that the model was trained on.
-        images: Files.
-        model: A detector.
 
     Raises:
         InputError: The annotations list none of the images, or have a category that the model does not know.
@@ -87,11 +85,11 @@ def result_ids(annotations: Path | None, images: Sequence[Path], model: Runnable
         return images, ResultIds(dict(zip(model.classes, known, strict=True)))
     ids = read_ids(annotations, images)
     if not ids.images:
-        raise InputError(f"none of the {len(images):,} images is listed in {annotations}, the first is {images[0]}")
+        raise InputError(f"{annotations} lists none of the {counted(len(images), 'image')}, such as {images[0]}")
     if ids.missing:
         notice(
-            f"{len(ids.missing):,} of {len(images):,} images are not listed in {annotations} and left out, such as "
-            f"{ids.missing[0]}"
+            f"{annotations} does not list {len(ids.missing):,} of {counted(len(images), 'image')}, which are left out, "
+            f"such as {ids.missing[0]}"
         )
     matched = match_classes(tuple(ids.categories), model.classes)
     categories = {model.classes[index]: id_ for index, id_ in zip(matched, ids.categories.values(), strict=True)}

@@ -18,7 +18,7 @@ Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
 """Uint8 images -> raw outputs of the task: an engine, or a network in training."""
 Gather = Callable[[Any], list[Any]]
 """Takes the counts of one process and returns the counts of all processes."""
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows."""
 RunLengths = dict[str, Any]
 """A mask in COCO's compressed run-length encoding: `size` and `counts`."""
@@ -90,7 +90,7 @@ class Evaluation(Protocol):
         """The most important metrics, for people: "top-1 93.10%"."""
         ...
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[TextTable]:
         """Tables for people."""
         ...
 

@@ -22,10 +22,10 @@ from ..data.letterbox import Letterbox
 from ..data.loader import Batch
 from ..data.sources import open_source
 from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
-from ..errors import Failure
+from ..errors import Failure, counted
 from ..figures import literal_text, new_figure, save_png
 from ..files import write_csv
-from .base import Gather, Predict, Prediction, Table, Task, alone
+from .base import Gather, Predict, Prediction, Task, TextTable, alone
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
@@ -78,7 +78,7 @@ class ClassifyEvaluation:
         """Top-1 and top-5 accuracy, for people."""
         return f"top-1 {self.top1:.2%}, top-5 {self.top5_correct / self.images:.2%}"
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[TextTable]:
         """Top-1 accuracy by class."""
         rows = [[name, f"{share:.1%}"] for name, share in self.per_class().items() if share is not None]
         return [(["class", "top-1"], rows)]
@@ -110,7 +110,7 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
     figure.colorbar(picture, ax=axis, shrink=0.7, label="share of the true class")
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    axis.set_title(f"top-1 {evaluation.top1:.2%} of {evaluation.images} images", fontsize=11)
+    axis.set_title(f"top-1 {evaluation.top1:.2%} of {counted(evaluation.images, 'image')}", fontsize=11)
     if count <= 60:
         axis.set_xticks(range(count), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
         axis.set_yticks(range(count), classes, fontsize=8)
@@ -241,7 +241,7 @@ class Classify(Task):
         confusion = np.sum(confusions, axis=0)
         bad = {index: reason for part in bads for index, reason in part.items()}
         if not (images := int(confusion.sum())):
-            raise Failure(f"none of the {len(bad)} images could be used")
+            raise Failure(f"none of {counted(len(bad), 'image')} could be used")
         return ClassifyEvaluation(
             self.classes, confusion.reshape(count, count), sum(tops), math.fsum(losses) / images, bad
         )
@@ -267,9 +267,9 @@ class Classify(Task):
         relative, agreement = difference / float(expected.abs().max()), top1_agreement(outputs, expected, bound)
         fault = None
         if not relative <= bound:  # also catches NaN
-            fault = f"its logits differ by {relative:.2g} of the largest, allowed is {bound:g}"
+            fault = f"its logits differ by {relative:.2g} of the largest, more than the allowed {bound:g}"
         elif agreement < AGREEMENT:
-            fault = f"its top-1 agreement with PyTorch is {agreement:.1%}, required is {AGREEMENT:.0%}"
+            fault = f"its top-1 agreement with PyTorch is {agreement:.1%}, less than the required {AGREEMENT:.0%}"
         return {
             "max_difference": difference,
             "relative_difference": relative,

@@ -17,7 +17,7 @@ from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.letterbox import DetectionEvalReader, DetectionTargets, DetectionTrainReader, Letterbox, read_whole
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
-from ..errors import Failure
+from ..errors import Failure, counted
 from ..model.detector import Target
 from . import object_parity
 from .base import Gather, Predict, Prediction, Task, alone
@@ -123,7 +123,7 @@ class Detect(Task):
         truths, found = list(chain(*all_truths)), list(chain(*all_found))
         bad = {index: reason for part in all_bad for index, reason in part.items()}
         if not truths:
-            raise Failure(f"none of the {len(bad)} images could be used")
+            raise Failure(f"none of {counted(len(bad), 'image')} could be used")
         judged = {kind: judge(self.classes, truths, found, kind) for kind in self.kinds}
         return ObjectsEvaluation(
             self.classes,
@@ -175,11 +175,11 @@ class Detect(Task):
     @staticmethod
     def compared(numbers: Mapping[str, Any]) -> str:
         if not numbers["objects"]:
-            return "no objects in these images, so this proves little; --calibrate DATA gives images with objects"
+            return "no objects in these images, so this proves little: give images with objects with --calibrate DATA"
         masks = f", mask IoU {numbers['mask_overlap']:.3f}" if numbers["mask_overlap"] is not None else ""
         return (
-            f"{numbers['matched']:.1%} of {numbers['objects']} objects found by both, scores differ by at most "
-            f"{numbers['score_difference']:.1e} (allowed {numbers['bound']:g}){masks}"
+            f"{numbers['matched']:.1%} of {counted(numbers['objects'], 'object')} found by both, scores differ by at "
+            f"most {numbers['score_difference']:.1e} (allowed {numbers['bound']:g}){masks}"
         )
 
     @staticmethod

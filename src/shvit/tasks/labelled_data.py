@@ -10,7 +10,7 @@ from ..classnames import match_classes
 from ..data.coco import CocoDataset, CocoSplit
 from ..data.dataset import Dataset, Split, drawn_before
 from ..data.identity import TrainedOn
-from ..errors import InputError, notice
+from ..errors import InputError, counted, notice
 from . import Described, task_of
 
 Which = Literal["auto", "train", "val", "all"]
@@ -64,8 +64,8 @@ def choose_split(model: Described, source: Dataset | CocoDataset, which: Which =
     if known is None:
         if which == "auto" and split == "all" and "data_fingerprint" in model.provenance:
             notice(
-                "The model file does not name its training images, since an earlier version of shvit wrote it. They "
-                f"may be among the {count:,} evaluated images."
+                "the model file does not name its training images, since an earlier version of shvit wrote it: they "
+                f"may be among the {counted(count, 'evaluated image')}"
             )
         return Chosen(split, images)
     used = known.among(images.images)

@@ -17,11 +17,11 @@ from ..data.coco import Objects
 from ..data.letterbox import GroundTruth, run_lengths
 from ..errors import InputError
 from ..files import write_csv
-from .base import RunLengths, Table
+from .base import RunLengths, TextTable
 
 THRESHOLD = 0.05
 """Minimum score of objects that are evaluated: the usual value for COCO."""
-NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's metrics in its order: average precision, then average recall with 1, 10 and 100 detections per image; s, m
 and l are small, medium and large objects."""
 
@@ -82,7 +82,7 @@ class ObjectsEvaluation:
         """AP and AP50, for people."""
         return f"AP {_percent(self._main['AP'])}, AP50 {_percent(self._main['AP50'])}"
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[TextTable]:
         """All metrics, with a row for boxes and one for masks."""
         names = {"bbox": "boxes", "segm": "masks"}
         rows = [[names[kind], *map(_percent, numbers.values())] for kind, numbers in self.numbers.items()]
@@ -133,7 +133,7 @@ def judge(
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    numbers: dict[str, float] = dict(zip(NUMBERS, (float(value) for value in evaluation.stats[:12]), strict=True))
+    numbers: dict[str, float] = dict(zip(COCO_METRICS, (float(value) for value in evaluation.stats[:12]), strict=True))
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # all areas, 100 detections per image
     return numbers, [_mean(precision[:, :, index]) for index in range(len(classes))]
 
