@@ -1,4 +1,4 @@
-"""Accuracy, counted against counting by hand."""
+"""The metrics are those that are counted by hand."""
 
 import csv
 import json
@@ -125,7 +125,7 @@ def test_which_images(folder, tiny):
 
 
 def test_classes_are_matched_by_name_not_by_order(tmp_path, tiny):
-    """The data's alphabetical order is not the model's."""
+    """The dataset has its classes in alphabetical order, the model in another."""
     swapped = replace(tiny, classes=("light", "dark"))
     for name, shade in (("dark", 60), ("light", 190)):
         write_pictures(tmp_path / name, shade, 5)

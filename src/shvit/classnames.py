@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from .errors import InputError
+from .errors import InputError, counted
 
 
 def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -37,8 +37,8 @@ def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
     fitting = [{exact[name]} if name in exact else alike.get(_plain(name), set()) for name in given]
     if unknown := [name for name, indices in zip(given, fitting, strict=True) if not indices]:
         raise InputError(
-            f"the model does not know {len(unknown)} of the {len(given)} classes, such as {unknown[0]!r}; "
-            f"it knows {len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
+            f"the model does not know {len(unknown)} of the {counted(len(given), 'class', 'classes')}, such as "
+            f"{unknown[0]!r}; it knows {len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
         )
     found: dict[int, str] = {}
     for name, indices in zip(given, fitting, strict=True):

@@ -51,7 +51,7 @@ def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
         _check_fields("trained_on", provenance["trained_on"], TRAINED_ON, needed=TRAINED_ON)
     ids = provenance.get("categories", [0] * len(classes))
     if not isinstance(ids, list) or len(ids) != len(classes) or not all(_whole(one, -(2**62), 2**62) for one in ids):
-        raise ValueError(f"categories must be the ids of the {len(classes)} classes, got {ids!r:.60}")
+        raise ValueError(f"categories must be a list with one id per class, got {ids!r:.60}")
     return {**facts, "classes": tuple(classes), "provenance": redacted(provenance)}
 
 

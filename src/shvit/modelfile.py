@@ -13,7 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from .data.transforms import Preprocess
-from .errors import InputError, one_line
+from .errors import InputError, counted, one_line
 from .files import in_utf8, replacing
 from .header import checked_facts, parsed
 from .model.architecture import Architecture, Model
@@ -52,7 +52,9 @@ class ModelFile:
         if not count:
             raise InputError("the network has no classifier (num_classes=0), and a model file needs at least one class")
         if len(self.classes) != count:
-            raise InputError(f"{len(self.classes)} class names for a network of {count} classes")
+            raise InputError(
+                f"{counted(len(self.classes), 'class name')} for a network of {counted(count, 'class', 'classes')}"
+            )
 
     @property
     def architecture(self) -> Architecture:
@@ -139,7 +141,8 @@ def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
 def check_channels(preprocess: Preprocess, channels: int) -> None:
     """Raises ValueError if the preprocessing is for another number of channels."""
     if len(preprocess.mean) not in (1, 3, channels):
-        raise ValueError(f"mean and std must have {channels} channels, got {preprocess.mean} and {preprocess.std}")
+        given = f"got {preprocess.mean} and {preprocess.std}"
+        raise ValueError(f"mean and std must be for {counted(channels, 'channel')}, {given}")
 
 
 def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:
@@ -148,7 +151,7 @@ def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:
     for name in sorted(set(expected) | set(found)):
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"its weights do not fit {model.architecture.name} with {model.architecture.num_classes} classes: "
+                f"its weights do not fit {model.architecture.name}, num_classes={model.architecture.num_classes}: "
                 f"{name} is {found.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
             )
 

@@ -14,7 +14,7 @@ from . import engines
 from .classnames import imagenet_classes
 from .data.transforms import INTERPOLATIONS, Preprocess
 from .engines import Exported, Runnable
-from .errors import InputError, one_line
+from .errors import InputError, counted, one_line
 from .model.architecture import TIMM_PREFIX, Architecture, Model, is_network, variant_config
 from .model.config import VARIANTS
 from .model.official_names import from_official
@@ -125,7 +125,9 @@ def create_model(
 def _start_from(path: str | Path, architecture: Architecture, model: Model) -> None:
     trained = load_file(path).model
     if architecture.num_classes not in (0, count := trained.architecture.num_classes):
-        raise InputError(f"{path} has {count} classes, not {architecture.num_classes}: give num_classes={count}")
+        raise InputError(
+            f"{path} has {counted(count, 'class', 'classes')}, not {architecture.num_classes}: give num_classes={count}"
+        )
     transfer(trained, architecture, onto=model)
 
 

@@ -250,7 +250,7 @@ def test_masks_are_compared():
     assert object_parity.compare([(whole, whole)], "fp16")[0]["mask_overlap"] == 1
     numbers, fault = object_parity.compare([(whole, half)], "fp16")
     assert numbers["mask_overlap"] == pytest.approx(0.5)
-    assert fault == "its masks have a mean IoU of 0.50 with PyTorch's, less than the required 0.9"
+    assert fault == "its masks have a mean IoU of 0.50 with PyTorch's, below the required 0.9"
 
 
 def test_other_engines_of_segmentation_are_refused():

@@ -1,4 +1,4 @@
-"""COCO's numbers are those of pycocotools, on the same detections."""
+"""COCO's metrics are those of pycocotools for the same detections."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ def by_pycocotools(annotations, rows, kind: str) -> dict[str, float]:
 
 
 def roughly(truth: GroundTruth, classes: int, generator) -> Detections:
-    """The objects of an image, some of them moved, renamed, doubled or left out, and some that are not there."""
+    """The objects of an image, some of them moved, duplicated, left out or with another class, at random."""
     boxes, labels, masks = [], [], []
     everywhere = Letterbox(truth.letterbox.height, truth.letterbox.width, 1, 1)
     for box, label, segment in zip(truth.objects.boxes, truth.objects.labels, truth.objects.segments, strict=True):
@@ -78,7 +78,7 @@ def test_numbers_are_those_of_pycocotools(kind):
 
 
 def perfect(batches, classes, masks: bool):
-    """An engine that knows the truth, in the form that the network would give it."""
+    """An engine that returns the ground truth in the form of the network's outputs."""
     truths = [truth for batch in batches for truth in batch.targets]
 
     def predict(images):
@@ -116,7 +116,7 @@ def test_finding_everything_is_one(tmp_path, task):
 
 
 def test_masks_of_boxes_that_reach_into_the_margin_keep_their_place():
-    """The left half of a box, half of which lies in the margin, is the whole of what is seen of it."""
+    """The right half of the box lies in the margin, so the left half of its mask fills what is visible."""
     outputs = torch.zeros(1, 100, 6 + 28 * 28)
     outputs[0, 0, :6] = torch.tensor([32.0, 8, 64, 40, 0.9, 1])
     outputs[0, 0, 6:].view(28, 28)[:, :14] = 1.0

@@ -156,11 +156,11 @@ class MaskRCNN(Detector):
             self.rpn.proposal_matcher = BestForEach(0.7, 0.3, least=0.3)
             self.roi_heads.proposal_matcher = BestForEach(0.5, 0.5, least=0.5)
 
-    def learn_from(self, proposals: int) -> None:
+    def set_proposals(self, proposals: int) -> None:
         """Set the number of proposals per training image that the losses use."""
         self.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(proposals, POSITIVE)
 
-    def find_from(self, score: float) -> None:
+    def set_min_score(self, score: float) -> None:
         """Set the score that objects must exceed; 0.05 in a new network."""
         self.roi_heads.score_thresh = score
 

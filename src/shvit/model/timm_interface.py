@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from .layers import NormLinear
 from .shapes import Images, Maps, check_images
 
@@ -190,5 +190,5 @@ def chosen_stages(indices: int | Sequence[int] | None, count: int) -> list[int]:
     given = range(-indices, 0) if isinstance(indices, int) else indices
     chosen = [index + count if index < 0 else index for index in given]
     if not chosen or not all(0 <= index < count for index in chosen):
-        raise InputError(f"the network has {count} stages, numbered from 0; got indices {indices}")
+        raise InputError(f"the network has {counted(count, 'stage')}, numbered from 0; got indices {indices}")
     return chosen

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..engines import Exported, Runnable
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, counted
 from ..files import locked, write_json, writing
 from ..modelfile import digest_of
 from ..tasks.base import Prediction
@@ -91,7 +91,8 @@ def journal(
                 yield rows
                 write(rows)
             except BaseException as error:
-                kept = f"{rows.done:,} of {images:,} images are done and kept in {path}; --resume continues from there"
+                part = f"{rows.done:,} of {counted(images, 'image')}"
+                kept = f"{part} are done and kept in {path}; --resume continues from there"
                 if not rows.done:
                     path.unlink()
                     kept = "nothing was written"

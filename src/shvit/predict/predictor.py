@@ -97,7 +97,7 @@ class Predictor:
                 f"threshold must be at least {least} for {model.path}, which finds no objects below it; got {threshold}"
             )
         network: Any = copy.deepcopy(model.model)
-        network.find_from(threshold)
+        network.set_min_score(threshold)
         return replace(model, model=network)
 
     def __call__(self, pictures: ImageInput | Iterable[ImageInput]) -> list[Prediction]:

@@ -87,11 +87,11 @@ class Evaluation(Protocol):
         ...
 
     def summary(self) -> str:
-        """The most important metrics, for people: "top-1 93.10%"."""
+        """The most important metrics as text: "top-1 93.10%"."""
         ...
 
     def tables(self) -> list[TextTable]:
-        """Tables for people."""
+        """Tables for the console."""
         ...
 
     def write(self, out: Path, raw_cells: bool) -> list[Path]:
@@ -120,7 +120,7 @@ class Task(Protocol):
     any_size: ClassVar[bool]
     """Whether exported files may take images of any height and width."""
     min_score: ClassVar[float] = 0.0
-    """Objects below this score are not in the outputs, unless the network's `find_from` lowers it."""
+    """Objects below this score are not in the outputs, unless the network's `set_min_score` lowers it."""
     eval_batch_size: ClassVar[int]
     """Default batch size of `shvit eval`."""
     predict_batch_size: ClassVar[int]
@@ -211,7 +211,7 @@ class Task(Protocol):
 
     @staticmethod
     def compared(numbers: Mapping[str, Any]) -> str:
-        """The numbers of `compare`, for people."""
+        """The numbers of `compare` as text."""
         ...
 
     @staticmethod
@@ -226,5 +226,5 @@ class Task(Protocol):
 
     @staticmethod
     def line(prediction: Prediction) -> str:
-        """A prediction without error, for people."""
+        """A prediction without error as text."""
         ...

@@ -75,7 +75,7 @@ class ClassifyEvaluation:
         }
 
     def summary(self) -> str:
-        """Top-1 and top-5 accuracy, for people."""
+        """Top-1 and top-5 accuracy as text."""
         return f"top-1 {self.top1:.2%}, top-5 {self.top5_correct / self.images:.2%}"
 
     def tables(self) -> list[TextTable]:

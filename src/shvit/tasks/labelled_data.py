@@ -72,7 +72,7 @@ def choose_split(model: Described, source: Dataset | CocoDataset, which: Which =
     if not (number := int(used.sum())):
         return Chosen(split, images)
     if which in ("train", "all"):
-        notice(f"{number:,} of {count:,} images were used in training")
+        notice(f"{number:,} of {counted(count, 'image')} were used in training")
         return Chosen(split, images, 0, number)
     if number == count:
         raise InputError(

@@ -51,9 +51,7 @@ def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple
     elif not numbers["score_difference"] <= bound:
         fault = f"its scores differ by {numbers['score_difference']:.2g}, more than the allowed {bound:g}"
     elif overlaps and numbers["mask_overlap"] < same:
-        fault = (
-            f"its masks have a mean IoU of {numbers['mask_overlap']:.2f} with PyTorch's, less than the required {same}"
-        )
+        fault = f"its masks have a mean IoU of {numbers['mask_overlap']:.2f} with PyTorch's, below the required {same}"
     return numbers, fault
 
 

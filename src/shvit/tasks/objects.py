@@ -79,7 +79,7 @@ class ObjectsEvaluation:
         }
 
     def summary(self) -> str:
-        """AP and AP50, for people."""
+        """AP and AP50 as text."""
         return f"AP {_percent(self._main['AP'])}, AP50 {_percent(self._main['AP50'])}"
 
     def tables(self) -> list[TextTable]:

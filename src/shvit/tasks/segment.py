@@ -45,7 +45,7 @@ class Segment(Detect):
     def ready(self, network: Any) -> None:
         """Freeze BatchNorms of the backbone, and set the number of proposals."""
         super().ready(network)
-        network.learn_from(self.proposals)
+        network.set_proposals(self.proposals)
 
     def signal(self, outputs: Float[Tensor, "b 100 790"]) -> Float[Tensor, "b 100"]:
         """The sorted scores. The same row can be another object in another version of the network."""
