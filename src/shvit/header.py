@@ -62,7 +62,9 @@ def _check_metrics(metrics: Any) -> None:
     for name, value in metrics.items():
         if isinstance(value, dict):
             _check_metrics(value)
-        elif not (_number(value, -MAX_METRIC, MAX_METRIC) or value != value or (name == "weights" and _text(value))):
+        elif value != value or (name == "weights" and _text(value)):  # NaN is a number, too
+            continue
+        elif not _number(value, -MAX_METRIC, MAX_METRIC):
             raise ValueError(f"metric {name} must be a number, got {value!r:.60}")
 
 

@@ -78,11 +78,8 @@ class Architecture:
     def build(self, drop_path_rate: float = 0.0) -> Model:
         """Build the network with new weights; its attribute `architecture` is this description.
 
-        Args:
-            drop_path_rate: Rate of stochastic depth. It only affects training, so it is not part of the description.
-
-        Raises:
-            InputError: The rate is outside [0, 1), or timm's model does not support it.
+        `drop_path_rate` (stochastic depth) only affects training, so it is not part of the description.
+        Raises InputError if it is outside [0, 1), or if timm's model does not support it.
         """
         if not 0 <= drop_path_rate < 1:
             raise InputError(f"drop_path_rate must be at least 0 and below 1, got {drop_path_rate}")

@@ -27,10 +27,7 @@ def fuse(model: Fusable) -> Fusable:
     into one. The convolutions of squeeze-excite become linear layers. Folding is computed in float64 and compared with
     the original on a random batch, before the weights are converted back to their own type and device.
     timm's models are folded by timm's own code, which is made for float32. In detectors, the backbone is folded, and
-    the maps of the pyramid are compared.
-
-    Args:
-        model: A network of `create_model`, on any device, of any floating type.
+    the maps of the pyramid are compared. Networks may be on any device and of any floating type.
 
     Raises:
         FuseError: The outputs differ by more than 1e-9 of their largest magnitude (timm: 1e-3), or are not finite.
