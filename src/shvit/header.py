@@ -39,8 +39,10 @@ def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
     """
     facts = {key: header[key] for key in ("classes", "task", "metrics", "provenance")}
     classes, provenance = facts["classes"], facts["provenance"]
-    if not isinstance(classes, list) or not 0 < len(classes) <= MAX_CLASSES or not all(map(_text, classes)):
+    if not isinstance(classes, list) or not 0 < len(classes) <= MAX_CLASSES:
         raise ValueError(f"classes must be a list of 1 to {MAX_CLASSES:,} names, got {classes!r:.60}")
+    if others := [name for name in classes if not _text(name)]:
+        raise ValueError(f"classes must be names, got {others[0]!r:.60}")
     if not _text(facts["task"]):
         raise ValueError(f"task must be a name, got {facts['task']!r:.60}")
     _check_metrics(facts["metrics"])
