@@ -1,4 +1,4 @@
-"""Statistics of norms measured anew: those of the images, and nothing else changed."""
+"""Calibration sets the statistics of the norms to those of the images, and changes nothing else."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ def batches_of(*sizes):
 
 @pytest.mark.parametrize("sizes", [(6, 6, 6), (16, 16, 2), (2, 3)], ids=str)
 def test_statistics_are_those_of_all_images(tiny, sizes):
-    """However they come in batches: the first norm's are those of a single batch, all its images at once."""
+    """With any batches, the statistics of the first norm are those of all images as a single batch."""
     batches = batches_of(*sizes)
     batches[-1] = replace(batches[-1], images=255 - batches[-1].images // 4)  # unlike the others
     network, seen = with_statistics_of(tiny.model, Preprocess(48), batches)
@@ -43,7 +43,7 @@ def test_statistics_are_those_of_all_images(tiny, sizes):
 
 
 def test_a_single_batch_gives_its_own_statistics(tiny):
-    """In every norm, as PyTorch counts them."""
+    """In every norm, as PyTorch computes them."""
     [batch] = batches_of(6)
     network, _ = with_statistics_of(tiny.model, Preprocess(48), [batch])
     expected = copy.deepcopy(tiny.model).train()

@@ -1,4 +1,4 @@
-"""Each class of the data is the model's class of that name, and no two classes become one."""
+"""Each class of a dataset is matched with the model's class of that name, and no two classes are merged."""
 
 import csv
 import re
@@ -22,20 +22,20 @@ from shvit.tasks.classify import Classify, ClassifyEvaluation, draw_confusion
 
 
 class Shade(torch.nn.Module):
-    """Tells images apart by their brightness: the logit of index i is highest for the i-th of these shades."""
+    """Classifies images by brightness: logit i is the highest for the i-th of these shades."""
 
     def __init__(self, count, shades):
         super().__init__()
-        self.centres = torch.full((count,), 1e3)
+        self.centers = torch.full((count,), 1e3)
         for index, shade in shades.items():
-            self.centres[index] = shade
+            self.centers[index] = shade
 
     def __call__(self, images):
-        return -(images.float().mean((1, 2, 3))[:, None] - self.centres).abs()
+        return -(images.float().mean((1, 2, 3))[:, None] - self.centers).abs()
 
 
 def judged(tmp_path, known, shades, folders):
-    """The evaluation of a model that is always right, on folders of these shades."""
+    """The evaluation of a model that is always right on folders of images with these shades."""
     for name, shade in folders.items():
         write_pictures(tmp_path / name, shade, 2)
     model = ModelFile(tiny_architecture(len(known)).build().eval(), known, Preprocess(32))
@@ -59,7 +59,7 @@ def test_calibration_keeps_them_apart(tmp_path):
 
 
 def test_imagenets_two_cranes(tmp_path):
-    """Published weights have two classes of this name; folders are named by WordNet IDs."""
+    """ImageNet has two classes named crane. The folders are named by WordNet IDs."""
     folders = {"n02012849": 40, "n03126707": 200}
     report = judged(tmp_path / "data", imagenet_classes(), {134: 40, 517: 200}, folders)
     assert report.to_dict()["top1"] == 1.0
@@ -126,7 +126,7 @@ def test_unique_names():
 
 def test_a_thousand_classes_need_not_be_imagenets():
     known = tuple(f"class {index}" for index in range(1000))
-    with pytest.raises(shvit.InputError, match="does not know 1 of the 1 classes"):
+    with pytest.raises(shvit.InputError, match="does not know 1 of the 1 class, such as"):
         match_classes(("n01440764",), known)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy, counted against counting by hand."""
+"""The metrics are those that are counted by hand."""
 
 import csv
 import json
@@ -66,7 +66,7 @@ def test_nothing_usable_is_a_failure():
     empty = Batch(
         torch.empty(0, 3, 0, 0, dtype=torch.uint8), torch.tensor([], dtype=torch.int64), [], {0: "file is empty"}
     )
-    with pytest.raises(shvit.Failure, match="none of the 1 images"):
+    with pytest.raises(shvit.Failure, match="none of 1 image"):
         Classify(["a", "b"]).evaluate(lambda x: x, [empty])
 
 
@@ -125,7 +125,7 @@ def test_which_images(folder, tiny):
 
 
 def test_classes_are_matched_by_name_not_by_order(tmp_path, tiny):
-    """The data's alphabetical order is not the model's."""
+    """The dataset has its classes in alphabetical order, the model in another."""
     swapped = replace(tiny, classes=("light", "dark"))
     for name, shade in (("dark", 60), ("light", 190)):
         write_pictures(tmp_path / name, shade, 5)

@@ -1,4 +1,4 @@
-"""Whole or not at all, by one process alone; and text that UTF-8, spreadsheets and readers take."""
+"""Files are written completely or not at all, and by one process at a time; cells are safe in spreadsheets."""
 
 import errno
 import subprocess
@@ -60,7 +60,7 @@ def test_a_lock_holds_for_other_processes_and_ends_with_its_process(tmp_path):
 
 @pytest.fixture
 def small_files():
-    """No file of this process can be longer than 100 kB: as on a disk that is full."""
+    """Limits files of this process to 100 kB, which has the effect of a full disk."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""Every field of a model file's header is checked; what is wrong is one line."""
+"""Every field of a model file's header is checked, and an error is one line."""
 
 import json
 from dataclasses import asdict
@@ -26,7 +26,7 @@ def good(tmp_path_factory):
 
 
 def written(path, good, **entries):
-    """The file with other entries, and the digest of these."""
+    """Writes the file with other entries and a matching digest."""
     header, weights = good
     header = {key: value for key, value in (header | entries).items() if key != "digest"}
     path.write_bytes(save(weights, {HEADER_KEY: json.dumps({**header, "digest": _digest(header, weights)})}))
@@ -152,7 +152,7 @@ def test_sizes_of_networks_that_explode(config, good, tmp_path):
 
 
 def test_a_network_of_timm_costs_no_memory_before_its_weights_fit(good, tmp_path):
-    """Of 16,384 channels and 256 blocks it would take 3 TB."""
+    """A network with 16,384 channels and 256 blocks would take 3 TB."""
     name = "timm/deit_tiny_patch16_224:embed_dim=16384:depth=256:num_heads=16"
     path = written(
         tmp_path / "m.safetensors", good, architecture={**good[0]["architecture"], "config": None, "name": name}

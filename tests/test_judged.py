@@ -1,4 +1,4 @@
-"""Images that a model was trained on do not judge it, however the data has changed since."""
+"""A model is not evaluated on its training images, even if the dataset has changed since."""
 
 import json
 import random
@@ -30,7 +30,7 @@ HERE = {"device": "cpu", "workers": 0}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """A folder of two classes without splits, and a run on it."""
+    """A folder of two classes without splits, and a model trained on it."""
     root = tmp_path_factory.mktemp("made")
     for name, shade in (("dark", 60), ("light", 190)):
         write_pictures(root / "pile" / name, shade, 20)
@@ -58,7 +58,7 @@ def judged(model: ModelFile, data: Path, which="auto"):
     return choose_split(model, open_as_trained(data, model), which)
 
 
-def test_the_data_trained_on_is_judged_by_its_held_out_part(trained, pile):
+def test_a_model_is_evaluated_on_the_held_out_part_of_its_dataset(trained, pile):
     source = open_source(pile)
     found = judged(trained, pile)
     assert contents(found.images) == contents(source.val)
@@ -67,19 +67,19 @@ def test_the_data_trained_on_is_judged_by_its_held_out_part(trained, pile):
 
 
 @pytest.mark.parametrize("place", ["dark/000a.png", "light/zzz.png"])
-def test_an_image_more_changes_nothing_for_the_others(trained, pile, place):
-    """Neither as the first nor as the last of the sorted list."""
-    held_out, learnt = contents(open_source(pile).val), contents(open_source(pile).train)
+def test_another_image_does_not_move_the_others_between_splits(trained, pile, place):
+    """Whether it is the first or the last in the sorted list."""
+    held_out, trained_on = contents(open_source(pile).val), contents(open_source(pile).train)
     picture(120, 999).save(pile / place)
     new = (pile / place).read_bytes()
-    with pytest.warns(Notice, match=f"{len(learnt)} of 41 images were used in training and are left out"):
+    with pytest.warns(Notice, match=f"{len(trained_on)} of 41 images were used in training and are left out"):
         found = judged(trained, pile)
     assert contents(found.images) == held_out | {new}
-    assert (found.left_out, found.trained_on) == (len(learnt), 0)
+    assert (found.left_out, found.trained_on) == (len(trained_on), 0)
     assert contents(judged(trained, pile, "val").images) - {new} == held_out
-    with pytest.warns(Notice, match=f"{len(learnt)} of 41 images were used in training$"):
+    with pytest.warns(Notice, match=f"{len(trained_on)} of 41 images were used in training$"):
         everything = judged(trained, pile, "all")
-    assert (len(everything.images), everything.trained_on) == (41, len(learnt))
+    assert (len(everything.images), everything.trained_on) == (41, len(trained_on))
 
 
 @pytest.mark.filterwarnings("ignore::shvit.errors.Notice")
@@ -115,15 +115,15 @@ def test_the_command_says_how_many(trained, pile, tmp_path, run):
     picture(120, 999).save(pile / "dark" / "new.png")
     model = tmp_path / "run" / "best.safetensors"
     code, out, err = run("eval", model, pile, "--device", "cpu", "--workers", "0", "--json")
-    document, learnt = json.loads(out), trained.provenance["trained_on"]["images"]
-    assert (code, document["left_out"], document["images"]) == (0, learnt, 41 - learnt)
-    assert f"{learnt} of 41 images were used in training and are left out" in " ".join(err.split())
+    document, trained_on = json.loads(out), trained.provenance["trained_on"]["images"]
+    assert (code, document["left_out"], document["images"]) == (0, trained_on, 41 - trained_on)
+    assert f"{trained_on} of 41 images were used in training and are left out" in " ".join(err.split())
     code, out, _ = run("info", model, "--json")
-    assert json.loads(out)["file"]["provenance"]["trained_on"] == {"images": learnt}
+    assert json.loads(out)["file"]["provenance"]["trained_on"] == {"images": trained_on}
 
 
 @pytest.mark.filterwarnings("ignore::shvit.errors.Notice")
-def test_exported_files_know_them_and_are_judged_alike(trained, pile, tmp_path):
+def test_exported_files_name_them_and_are_evaluated_on_the_same_images(trained, pile, tmp_path):
     picture(120, 999).save(pile / "dark" / "new.png")
     path = tmp_path / "m.onnx"
     exported = Exported.from_json(path, described(trained, path, "onnx", "fp32").to_json())
@@ -134,7 +134,7 @@ def test_exported_files_know_them_and_are_judged_alike(trained, pile, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::shvit.errors.Notice")
-def test_going_on_from_a_model_adds_to_its_images(trained, pile, tmp_path):
+def test_training_from_a_model_adds_to_its_training_images(trained, pile, tmp_path):
     for name, shade in (("dark", 70), ("light", 180)):
         write_pictures(tmp_path / "more" / "train" / name, shade, 8, first=50)
         write_pictures(tmp_path / "more" / "val" / name, shade, 2, first=90)
@@ -164,7 +164,7 @@ def held_out_before(count: int, label: int, seed: int = 0, share: float = 0.2) -
 
 
 def forget(path: Path) -> dict:
-    """A run's record as earlier versions wrote it."""
+    """Changes the record of a run to that of an earlier version."""
     record = json.loads(path.read_text())
     del record["drawn_by"], record["trained_on"]
     path.write_text(json.dumps(record))
@@ -230,7 +230,7 @@ def test_copies_lie_on_the_same_side(tmp_path):
 
 
 def test_files_that_differ_early_and_end_alike_are_told_apart(tmp_path):
-    """As uncompressed photographs with a white margin do."""
+    """As in uncompressed photographs with a white margin."""
     from shvit.data.identity import identities
 
     pixels = np.full((80, 80, 3), 255, np.uint8)

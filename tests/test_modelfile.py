@@ -1,4 +1,4 @@
-"""The model file: what goes in comes out, and whatever is wrong with a file is one line."""
+"""A model file is read as it was written, and an unusable file gives an error of one line."""
 
 import json
 import pickle

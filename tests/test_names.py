@@ -1,4 +1,4 @@
-"""Names of files and classes that are not UTF-8, or that a terminal would obey, through every verb."""
+"""Names of files and classes that are not UTF-8, or contain terminal escapes, in every verb."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ def model(tiny, tmp_path):
 
 
 def done(outcome):
-    """Stdout of a command that went well and wrote nothing that a terminal obeys."""
+    """The stdout of a command that succeeded and wrote no terminal escapes."""
     code, out, err = outcome
     assert code == 0, err
     assert visible(out + err).replace("\\n", "\n") == out + err

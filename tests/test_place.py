@@ -1,4 +1,4 @@
-"""An export takes its place whole or not at all, wherever a crash falls."""
+"""An export is moved to its target completely or not at all, at whatever step the process crashes."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ place(Path(sys.argv[1]), Path(sys.argv[2]))
 
 
 def crashed(export, target, steps):
-    """Whether the process ended, by force, before this change of the folder."""
+    """Whether the process was killed before this change of the folder."""
     done = subprocess.run([sys.executable, "-c", CRASH, export, target, str(steps)], capture_output=True, text=True)
     assert done.returncode in (0, 9), done.stderr
     return done.returncode == 9
@@ -54,7 +54,7 @@ def write_file(folder, which):
 
 
 def contents(target):
-    """Of the parts that a reader of the export would find; none where there is no export."""
+    """The contents of the files that a reader of the export finds; none if there is no export."""
     if not target.exists():
         return set()
     if target.is_dir():

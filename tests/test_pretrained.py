@@ -1,4 +1,4 @@
-"""Weights from elsewhere: timm's port is the oracle for the network, and a small server on localhost is the hub."""
+"""Weights of other projects: compared with timm's port. A small server on localhost acts as the hub."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def test_round_trips_lose_nothing(name):
 
 
 def authors_name(key: str) -> str:
-    """The authors' naming, written down anew: a downsample's parts are the first three of blocks2 and blocks3."""
+    """The authors' name of a weight. Parts of a downsample are the first three entries of blocks2 and blocks3."""
     if match := re.match(r"stages\.0\.blocks\.(\d+)\.(.*)", key):
         return f"blocks1.{match[1]}.{match[2]}"
     if match := re.match(r"stages\.(\d)\.blocks\.(\d+)\.(.*)", key):
@@ -141,14 +141,14 @@ def test_imagenet_has_a_thousand_named_classes():
 
 @pytest.fixture(scope="module")
 def published():
-    """Weights as timm publishes them, but random."""
+    """Random weights in the format in which timm publishes them."""
     torch.manual_seed(3)
     return randomize_norms(timm.create_model("shvit_s1")).eval()
 
 
 @pytest.fixture
 def hub(published):
-    """A server that answers as the hub does for timm/shvit_s1.in1k; `requests` lists what was asked."""
+    """A server that answers like the hub for timm/shvit_s1.in1k. `requests` lists the requests."""
     content = save({key: value.contiguous() for key, value in published.state_dict().items()})
 
     class Handler(BaseHTTPRequestHandler):
@@ -186,7 +186,7 @@ def hub(published):
 
 
 def run_shvit(arguments, home, endpoint):
-    """The command in a process of its own, since the hub's client reads its settings when it is imported."""
+    """Runs the command in another process, since the hub's client reads its settings when it is imported."""
     hidden = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     environment = {
         **hidden,
@@ -212,7 +212,7 @@ def test_published_weights_from_hub_then_cache_then_by_hand(hub, published, tmp_
     assert header["preprocess"]["interpolation"] == "bicubic"
     assert ("GET", "/timm/shvit_s1.in1k/resolve/main/model.safetensors") in hub.requests
 
-    # the same logits as timm's network, through the engine that the verb uses
+    # the logits are those of timm's network
     script = (
         "import shvit, torch, sys; m = shvit.create_model('shvit_s1', pretrained=True).eval();"
         "torch.manual_seed(5); torch.save(m(torch.randn(1, 3, 64, 64)).detach(), sys.argv[1])"
@@ -225,7 +225,7 @@ def test_published_weights_from_hub_then_cache_then_by_hand(hub, published, tmp_
     expected = published(torch.randn(1, 3, 64, 64))
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=1e-4, atol=1e-4)
 
-    # no hub and no cache: one line that says what to fetch and where to put it, and that works
+    # without hub and cache, one line says what to download and where to put it, which works
     empty = tmp_path / "empty"
     offline = run_shvit(["info", "shvit_s1.in1k"], empty, "http://127.0.0.1:9")
     assert offline.returncode == 2

@@ -1,4 +1,4 @@
-"""Provenance: instruction sets of the processor."""
+"""The instruction sets in the provenance are those of the processor."""
 
 import platform
 

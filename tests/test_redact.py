@@ -1,4 +1,4 @@
-"""Tokens and passwords are in nothing that is written or shown."""
+"""Tokens and passwords are neither written nor shown."""
 
 import json
 import sys

@@ -21,7 +21,7 @@ from .model.cost import cost
 from .modelfile import ModelFile
 from .tasks import need_classifier
 
-MIN_BATCH = 2
+MIN_NORM_BATCH = 2
 """Smallest batch with a variance."""
 
 
@@ -59,21 +59,17 @@ def calibrate_bn(
     are not changed.
 
     Args:
-        model_file: A trained classifier.
         source: Labelled images. Statistics are measured on training images, metrics on validation images.
         image_size: Side of the square images, in pixels.
         images: Number of training images, drawn with `seed`; all if there are fewer.
-        batch_size: Images per batch.
         workers: Worker processes that decode images; 0 decodes in this process.
-        device: `auto`, `cpu`, `cuda`, …
-        seed: Seed for drawing images.
 
     Raises:
         InputError: The model is not a classifier, has no BatchNorm, or does not take this size; or the dataset has no
             training images, or classes that the model does not know.
     """
     need_classifier(model_file, "calibrate-bn")
-    check_at_least(MIN_BATCH, images=images, batch_size=batch_size)
+    check_at_least(MIN_NORM_BATCH, images=images, batch_size=batch_size)
     if not len(source.train):
         raise InputError(f"{source.name} has no training images to measure statistics on")
     picked = engines.pick_device(device)
@@ -117,11 +113,11 @@ def with_statistics_of(
         norm.train()
     normalize, seen = Normalize(preprocess).to(device), 0
     for batch in batches:
-        if len(batch) >= MIN_BATCH:
+        if len(batch) >= MIN_NORM_BATCH:
             network(normalize(batch.images))
             seen += len(batch)
     if not seen:
-        raise InputError(f"no batch has {MIN_BATCH} usable images")
+        raise InputError(f"no batch has {MIN_NORM_BATCH} usable images")
     for norm, pool, momentum in zip(norms, pools, momenta, strict=True):
         pool.finish()
         norm.momentum = momentum

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from .errors import InputError
+from .errors import InputError, counted
 
 
 def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -37,8 +37,8 @@ def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
     fitting = [{exact[name]} if name in exact else alike.get(_plain(name), set()) for name in given]
     if unknown := [name for name, indices in zip(given, fitting, strict=True) if not indices]:
         raise InputError(
-            f"the model does not know {len(unknown)} of the {len(given)} classes, such as {unknown[0]!r}; "
-            f"it knows {len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
+            f"the model does not know {len(unknown)} of the {counted(len(given), 'class', 'classes')}, such as "
+            f"{unknown[0]!r}; it knows {len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
         )
     found: dict[int, str] = {}
     for name, indices in zip(given, fitting, strict=True):
@@ -58,6 +58,14 @@ def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
     return list(found)
 
 
+def imagenet_classes() -> tuple[str, ...]:
+    """Names of the 1,000 classes of ImageNet-1K, in the order of the logits."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(info.index_to_description(index) for index in range(1000))
+
+
 def _choice(index: int, known: Sequence[str], ids: Sequence[str]) -> str:
     return f"{index} {unique_names(known)[index]!r}" + (f" ({ids[index]})" if ids else "")
 
@@ -68,10 +76,8 @@ def _wordnet_ids(known: Sequence[str]) -> Sequence[str]:
         return ()
     from timm.data import ImageNetInfo
 
-    info = ImageNetInfo("imagenet-1k")
-    described = (info.index_to_description(index) for index in range(1000))
-    alike = all(name.partition(",")[0] == text.partition(",")[0] for name, text in zip(known, described, strict=True))
-    return info.label_names() if alike else ()
+    first = [[name.partition(",")[0] for name in names] for names in (known, imagenet_classes())]
+    return ImageNetInfo("imagenet-1k").label_names() if first[0] == first[1] else ()
 
 
 def _plain(name: str) -> str:

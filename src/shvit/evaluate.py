@@ -14,34 +14,27 @@ from .errors import InputError
 from .files import write_csv, write_json
 from .tasks import kind_of, task_of
 from .tasks.base import Evaluation
-from .tasks.labelled_data import Which, choose_split, relabel_for
+from .tasks.labelled_data import Chosen, Which, choose_split, relabel_for
 
 
 @dataclass(frozen=True)
 class Report:
     """An evaluation, and the images it was made on."""
 
-    evaluation: Any
-    """An `Evaluation` of the model's task."""
-    split: str
-    names: tuple[str, ...]
-    """Names of the images, in the order of the indices in `evaluation.bad`."""
+    evaluation: Evaluation
+    chosen: Chosen
+    """The images. The indices in `evaluation.bad` refer to their order."""
     seconds: float
-    left_out: int = 0
-    """Number of images of the split that were left out because the model was trained on them."""
-    trained_on: int = 0
-    """Number of evaluated images that the model was trained on. 0 unless the split is `train` or `all`."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: shares from 0 to 1, numbers of images, and images per second including decoding."""
-        evaluation: Evaluation = self.evaluation
         return {
-            **evaluation.metrics(),
-            "per_class": {name: value for name, value in evaluation.per_class().items() if value is not None},
-            "split": self.split,
-            "left_out": self.left_out,
-            "trained_on": self.trained_on,
-            "images_per_second": evaluation.images / self.seconds,
+            **self.evaluation.metrics(),
+            "per_class": {name: value for name, value in self.evaluation.per_class().items() if value is not None},
+            "split": self.chosen.split,
+            "left_out": self.chosen.left_out,
+            "trained_on": self.chosen.trained_on,
+            "images_per_second": self.evaluation.images / self.seconds,
         }
 
 
@@ -66,10 +59,8 @@ def evaluate(
 
     Args:
         model_file: Gives task, classes and preprocessing.
-        engine: Runs the network.
         source: Labelled images, opened by the model's task. Their classes are matched by name; see `match_classes`.
         which: Images to use; see `choose_split`.
-        batch_size: Images per batch.
         workers: Worker processes that decode images; 0 decodes in this process.
 
     Raises:
@@ -83,26 +74,19 @@ def evaluate(
     started = time.perf_counter()
     with worker_death_as_failure():
         evaluation = task.evaluate(engine, loader)
-    seconds = time.perf_counter() - started
-    return Report(evaluation, chosen.split, tuple(split.names), seconds, chosen.left_out, chosen.trained_on)
+    return Report(evaluation, chosen, time.perf_counter() - started)
 
 
 def write_report(report: Report, out: Path, raw_cells: bool = False) -> list[Path]:
-    """Write metrics.json, the files of the task, and bad_images.csv if there are bad images.
+    """Write metrics.json, the files of the task, and bad_images.csv if there are bad images; return the paths.
 
-    Args:
-        report: The evaluation.
-        out: A folder.
-        raw_cells: Do not escape CSV cells that a spreadsheet would run as a formula; see `files.to_cell`.
-
-    Returns:
-        The paths.
+    `files.to_cell` explains `raw_cells`.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", report.to_dict())
     files = [out / "metrics.json", *report.evaluation.write(out, raw_cells)]
     if report.evaluation.bad:
-        bad = [[report.names[index], reason] for index, reason in sorted(report.evaluation.bad.items())]
+        bad = [[report.chosen.images.names[index], reason] for index, reason in sorted(report.evaluation.bad.items())]
         write_csv(out / "bad_images.csv", ["image", "reason"], bad, raw_cells)
         files.append(out / "bad_images.csv")
     return files

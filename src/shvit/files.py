@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,7 @@ def read_json(path: Path) -> Any:
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically: yield a temporary path, then flush that file to disk and move it to `path`.
 
-    Raises:
-        Failure: No space is left.
+    Raises Failure if no space is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -80,12 +80,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Turn any error that a full disk causes into a `Failure` that names `path`.
-
-    Args:
-        path: The file that is written.
-        temporary: The file that grows; default: `path`.
-    """
+    """Turn any error that a full disk causes into a `Failure` that names `path`. The file that grows is `temporary`."""
     try:
         yield
     except (InputError, Failure):
@@ -123,8 +118,7 @@ def in_utf8(path: Path) -> Iterator[Path]:
 def locked(path: Path, otherwise: str) -> Iterator[None]:
     """Hold the lock file `path` inside the block. The lock is released however the process ends.
 
-    Raises:
-        InputError: Another process holds the lock; the message is `otherwise`.
+    Raises InputError with the message `otherwise` if another process holds it.
     """
     lock = FileLock(path)
     try:
@@ -188,23 +182,15 @@ def sweep(folder: Path) -> None:
 
 
 def write_json(path: Path, document: Any, indent: int | None = 2) -> None:
-    """Write a JSON file atomically.
-
-    Raises:
-        Failure: No space is left.
-    """
+    """Write a JSON file atomically. Raises Failure if no space is left."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(document, indent=indent) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], raw: bool = False) -> None:
-    """Write a table in UTF-8, whatever the system's encoding. `to_cell` explains `raw`.
-
-    Raises:
-        Failure: No space is left.
-    """
-    with writing(path), path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([to_cell(cell, raw) for cell in row] for row in (header, *rows))
+    """Write a table atomically, in UTF-8. `to_cell` explains `raw`. Raises Failure if no space is left."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([to_cell(cell, raw) for cell in row] for row in chain([header], rows))
 
 
 def to_cell(value: Any, raw: bool = False) -> Any:
@@ -246,13 +232,7 @@ def unescaped(text: str) -> str:
 
 
 def check_folder(path: Path, flag: str = "--out", new: bool = False, otherwise: str = "") -> None:
-    """Check an output folder before any work.
-
-    Args:
-        path: The folder. It need not exist.
-        flag: The flag that gave it, for the message.
-        new: Whether it must be empty.
-        otherwise: Another way out for the user, appended to the message.
+    """Check an output folder, which need not exist, before any work. `flag` and `otherwise` are for the message.
 
     Raises:
         InputError: The path is a file or, with `new`, a folder that is not empty.

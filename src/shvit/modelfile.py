@@ -13,13 +13,13 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from .data.transforms import Preprocess
-from .errors import InputError, one_line
+from .errors import InputError, counted, one_line
 from .files import in_utf8, replacing
-from .header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
+from .header import checked_facts, parsed
 from .model.architecture import Architecture, Model
 from .redact import redacted
 
-VERSION = 1
+FORMAT_VERSION = 1
 HEADER_KEY = "shvit"
 
 
@@ -47,15 +47,14 @@ class ModelFile:
 
     def __post_init__(self) -> None:
         if self.model.architecture is None:
-            raise InputError(
-                "The network was built by hand or pruned, so a model file cannot describe it. "
-                "Build it with shvit.create_model."
-            )
+            raise InputError("the network was built by hand or pruned: build it with shvit.create_model")
         count = self.model.architecture.num_classes
         if not count:
-            raise InputError("The network has no classifier (num_classes=0). A model file needs at least one class.")
+            raise InputError("the network has no classifier (num_classes=0), and a model file needs at least one class")
         if len(self.classes) != count:
-            raise InputError(f"{len(self.classes)} class names for a network of {count} classes")
+            raise InputError(
+                f"{counted(len(self.classes), 'class name')} for a network of {counted(count, 'class', 'classes')}"
+            )
 
     @property
     def architecture(self) -> Architecture:
@@ -74,7 +73,7 @@ def save(model_file: ModelFile, path: str | Path) -> None:
     if set(weights) != set(empty(model_file.architecture).state_dict()):
         raise InputError("the network was changed after it was built (for example fused): save the original")
     header = {
-        "version": VERSION,
+        "version": FORMAT_VERSION,
         "task": model_file.task,
         "architecture": model_file.architecture.to_dict(),
         "classes": list(model_file.classes),
@@ -107,8 +106,8 @@ def load(path: str | Path) -> ModelFile:
         raise ModelFileError(f"{path} is truncated or not a safetensors file ({error})") from None
     if HEADER_KEY not in metadata:
         raise ModelFileError(
-            f"{path} has weights but no shvit header, so shvit did not write it. "
-            "shvit.pretrained.from_timm and from_official convert such weights"
+            f"{path} has no shvit header, so shvit did not write it: convert weights of timm or of the authors with "
+            "shvit.pretrained.from_timm or from_official"
         )
     try:
         return _read(parsed(metadata[HEADER_KEY]), weights)
@@ -118,23 +117,20 @@ def load(path: str | Path) -> ModelFile:
 
 
 def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
-    if not isinstance(header, dict) or type(header.get("version")) is not int or header["version"] != VERSION:
-        version = header.get("version") if isinstance(header, dict) else None
-        raise ValueError(f"it has format version {version}, and this shvit reads version {VERSION}")
+    version = header.get("version") if isinstance(header, dict) else None
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(f"it has format version {version}, and this shvit reads version {FORMAT_VERSION}")
     missing = {"task", "architecture", "classes", "preprocess", "metrics", "provenance", "digest"} - set(header)
     if missing:
         raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
     architecture = Architecture.from_dict(header["architecture"])
-    classes = checked_classes(header["classes"])
-    preprocess = Preprocess.from_dict(header["preprocess"])
+    facts, preprocess = checked_facts(header), Preprocess.from_dict(header["preprocess"])
     check_channels(preprocess, architecture.in_channels)
-    task = checked_task(header["task"])
-    metrics, provenance = checked_metrics(header["metrics"]), checked_provenance(header["provenance"], len(classes))
     model = empty(architecture)
     _check_weights(model, weights)
     if architecture.config is None:  # timm's models have buffers that are not in the file
         model = architecture.build()
-    model_file = ModelFile(model, classes, preprocess, task, metrics, provenance)
+    model_file = ModelFile(model, preprocess=preprocess, **facts)
     if _digest({key: value for key, value in header.items() if key != "digest"}, weights) != header["digest"]:
         raise ValueError("its header or weights were changed after it was written (the digest differs)")
     model.load_state_dict(weights, assign=True)
@@ -145,18 +141,17 @@ def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
 def check_channels(preprocess: Preprocess, channels: int) -> None:
     """Raises ValueError if the preprocessing is for another number of channels."""
     if len(preprocess.mean) not in (1, 3, channels):
-        raise ValueError(f"mean and std must have {channels} channels, got {preprocess.mean} and {preprocess.std}")
+        given = f"got {preprocess.mean} and {preprocess.std}"
+        raise ValueError(f"mean and std must be for {counted(channels, 'channel')}, {given}")
 
 
 def _check_weights(model: Model, weights: dict[str, Tensor]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected == found:
-        return
     for name in sorted(set(expected) | set(found)):
         if expected.get(name) != found.get(name):
             raise ValueError(
-                f"its weights do not fit {model.architecture.name} with {model.architecture.num_classes} classes: "
+                f"its weights do not fit {model.architecture.name}, num_classes={model.architecture.num_classes}: "
                 f"{name} is {found.get(name, 'absent')}, expected {expected.get(name, 'absent')}"
             )
 

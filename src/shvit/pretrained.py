@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from . import engines
+from .classnames import imagenet_classes
 from .data.transforms import INTERPOLATIONS, Preprocess
 from .engines import Exported, Runnable
-from .errors import InputError, one_line
+from .errors import InputError, counted, one_line
 from .model.architecture import TIMM_PREFIX, Architecture, Model, is_network, variant_config
 from .model.config import VARIANTS
 from .model.official_names import from_official
@@ -124,21 +125,18 @@ def create_model(
 def _start_from(path: str | Path, architecture: Architecture, model: Model) -> None:
     trained = load_file(path).model
     if architecture.num_classes not in (0, count := trained.architecture.num_classes):
-        raise InputError(f"{path} has {count} classes, not {architecture.num_classes}: give num_classes={count}")
+        raise InputError(
+            f"{path} has {counted(count, 'class', 'classes')}, not {architecture.num_classes}: give num_classes={count}"
+        )
     transfer(trained, architecture, onto=model)
 
 
 def transfer(trained: Model, architecture: Architecture, fresh_head: bool = False, onto: Model | None = None) -> Model:
     """Create a network of this architecture with the weights of a trained network.
 
-    A head of another size is not transferred, nor is a distillation head that the new network does not have. The first
-    convolution is adapted to the number of channels.
-
-    Args:
-        trained: A trained network.
-        architecture: Architecture of the new network.
-        fresh_head: Do not transfer the head.
-        onto: The new network, if it exists already.
+    The weights are loaded into `onto` if it is given. The head is not transferred if its size differs or `fresh_head`
+    is set, nor is a distillation head that the new network does not have. The first convolution is adapted to the
+    number of channels.
 
     Raises:
         InputError: Other weights do not fit.
@@ -201,25 +199,24 @@ def _timm_features(
 ) -> nn.Module:
     import timm
 
-    pretrained_cfg(name.removeprefix(TIMM_PREFIX))
-    base, options = named_arguments(name.removeprefix(TIMM_PREFIX))
+    short = name.removeprefix(TIMM_PREFIX)
+    pretrained_cfg(short)
+    base, arguments = named_arguments(short)
+    options = {"features_only": True, "in_chans": channels}
     options |= {"out_indices": out_indices} if out_indices is not None else {}
     options |= {"drop_path_rate": drop_path_rate} if drop_path_rate else {}
     try:
-        timm.create_model(base, features_only=True, in_chans=channels, **options)
+        timm.create_model(base, **arguments, **options)
     except (TypeError, ValueError, IndexError, AssertionError, RuntimeError) as error:
-        raise InputError(f"timm has no such maps of {name}: {one_line(error, first=True)}") from None
-    with _fetched(name):
-        return timm.create_model(base, pretrained, features_only=True, in_chans=channels, **options)
+        raise InputError(f"timm cannot return these maps of {name}: {one_line(error, first=True)}") from None
+    return _timm_network(name, pretrained, **options)
 
 
 def onto_detector(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
-    """Create a detector with the backbone of a classifier or detector; from a detector of the same kind, all that fits.
+    """Create a detector with the backbone of a trained network, which must be of the same variant.
 
-    Args:
-        trained: A network whose backbone is of the same variant.
-        architecture: Architecture of the detector.
-        fresh_head: Do not transfer the layers that depend on the classes.
+    If that is a detector of the same kind, its other weights are transferred as well; with `fresh_head`, except those
+    of the layers that depend on the classes.
     """
     if trained.architecture.detector == architecture.detector:
         return transfer(trained, architecture, fresh_head)
@@ -276,19 +273,6 @@ def _of_its_task(model: AnyModel, source: str | Path) -> AnyModel:
     return model
 
 
-def is_published(name: str) -> bool:
-    """Whether this names published weights of a variant, such as `shvit_s1.in1k`."""
-    return name in PUBLISHED_TOP1
-
-
-def imagenet_classes() -> tuple[str, ...]:
-    """Names of the 1,000 classes of ImageNet-1K, in the order of the logits."""
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo("imagenet-1k")
-    return tuple(info.index_to_description(index) for index in range(1000))
-
-
 def default_preprocess(model: Model, image_size: int | None = None) -> Preprocess:
     """The preprocessing of the published weights of this kind of model, at this image size if one is given."""
     model = _backbone(model)
@@ -327,67 +311,53 @@ def _fetch(name: str) -> Path:
     by_hand = Path(constants.HF_HUB_CACHE) / f"{name}.safetensors"
     if by_hand.is_file():
         return by_hand
-    try:
-        with _quiet_hub():
-            return Path(hf_hub_download(f"timm/{name}", "model.safetensors"))
-    except Exception as error:  # the client raises the errors of whatever transport it uses
-        url = f"{constants.ENDPOINT}/timm/{name}/resolve/main/model.safetensors"
-        raise ModelFileError(
-            f"the weights of {name} are not in the cache and cannot be downloaded ({_first_line(error)}): "
-            f"download {url} on a machine with a network and copy it to {by_hand}"
-        ) from None
+    url = f"{constants.ENDPOINT}/timm/{name}/resolve/main/model.safetensors"
+    with _downloading(name, f"download {url} on a machine with a network and copy it to {by_hand}"):
+        return Path(hf_hub_download(f"timm/{name}", "model.safetensors"))
 
 
 def _from_timm_hub(name: str) -> ModelFile:
-    import timm
-
-    short = name.removeprefix(TIMM_PREFIX)
-    cfg = pretrained_cfg(short)
+    cfg = pretrained_cfg(name.removeprefix(TIMM_PREFIX))
     if not cfg.has_weights:
         raise ModelFileError(f"timm has no published weights for {name}")
     model = Architecture(name, num_classes=cfg.num_classes).build()
     assert isinstance(model, TimmModel)
-    with _fetched(name):
-        base, arguments = named_arguments(short)
-        model.network = timm.create_model(base, pretrained=True, **arguments)
+    model.network = _timm_network(name, pretrained=True)
     classes = imagenet_classes() if cfg.num_classes == 1000 else tuple(str(i) for i in range(cfg.num_classes))
     return ModelFile(model.eval(), classes, default_preprocess(model), provenance={"source": name})
 
 
-@contextmanager
-def _fetched(name: str) -> Iterator[None]:
-    """Raises ModelFileError with instructions if the download of the weights of `timm/NAME` inside fails."""
-    try:
-        with _quiet_hub():
-            yield
-    except Exception as error:  # as in `_fetch`
-        cfg = pretrained_cfg(name.removeprefix(TIMM_PREFIX))
-        source = f"{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url
-        raise ModelFileError(
-            f"the weights of {name} are not in the cache and cannot be downloaded ({_first_line(error)}): "
-            f"run this on a machine with a network and copy its Hugging Face cache; the source is {source}"
-        ) from None
+def _timm_network(name: str, pretrained: bool, **options: Any) -> Any:
+    """`timm.create_model` for the name `timm/NAME`, whose arguments may follow it."""
+    import timm
+
+    short = name.removeprefix(TIMM_PREFIX)
+    cfg, (base, arguments) = pretrained_cfg(short), named_arguments(short)
+    advice = "run this on a machine with a network and copy its Hugging Face cache; the source is"
+    with _downloading(name, f"{advice} {cfg.hf_hub_id or cfg.url}"):
+        return timm.create_model(base, pretrained, **arguments, **options)
 
 
 _hub_lock = Lock()
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Silence the hub client, which logs each retry. If all retries fail, the last error is raised."""
+def _downloading(name: str, advice: str) -> Iterator[None]:
+    """Silence the hub client, which logs each retry. Raises ModelFileError with advice if the download fails."""
     logger = logging.getLogger("huggingface_hub")
     with _hub_lock:  # two overlapping calls would not restore the level
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
             yield
+        except Exception as error:  # the client raises the errors of whatever transport it uses
+            kind, reason = type(error).__name__, one_line(error, first=True)
+            raise ModelFileError(
+                f"the weights of {name} are not in the cache and cannot be downloaded "
+                f"({kind if reason == kind else f'{kind}: {reason}'}): {advice}"
+            ) from None
         finally:
             logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    name, reason = type(error).__name__, one_line(error, first=True)
-    return name if reason == name else f"{name}: {reason}"
 
 
 def _head_prefixes(model: Model) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 from .redact import redacted
 
 PACKAGES = ("shvit", "torch", "torchvision", "timm", "numpy", "pillow")
-ENGINES = ("triton", "openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
+ENGINE_PACKAGES = ("triton", "openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
 INSTRUCTIONS = {
     "AVX2": {"avx2"},
     "AVX-512": {"avx512f"},
@@ -45,7 +45,7 @@ def facts() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of this package and of the installed libraries that affect its results."""
     installed = {}
-    for name in PACKAGES + ENGINES:
+    for name in PACKAGES + ENGINE_PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)
     return installed

@@ -216,8 +216,8 @@ ONE = (1.0, 0.9, 10.0, 10.0, 50.0, 50.0)
     [
         (ONE, 1.0, None),
         ((1.0, 0.905, 10.0, 10.0, 50.0, 51.0), 1.0, None),
-        ((1.0, 0.8, 10.0, 10.0, 50.0, 50.0), 1.0, "its scores differ by 0.1, allowed is 0.02"),
-        ((2.0, 0.9, 10.0, 10.0, 50.0, 50.0), 0.0, "0.0% of its objects match PyTorch's, required is 90%"),
+        ((1.0, 0.8, 10.0, 10.0, 50.0, 50.0), 1.0, "its scores differ by 0.1, more than the allowed 0.02"),
+        ((2.0, 0.9, 10.0, 10.0, 50.0, 50.0), 0.0, "0.0% of its objects match PyTorch's, less than the required 90%"),
         ((1.0, 0.9, 10.0, 10.0, 50.0, 60.0), 0.0, "0.0% of its objects"),
     ],
 )
@@ -250,7 +250,7 @@ def test_masks_are_compared():
     assert object_parity.compare([(whole, whole)], "fp16")[0]["mask_overlap"] == 1
     numbers, fault = object_parity.compare([(whole, half)], "fp16")
     assert numbers["mask_overlap"] == pytest.approx(0.5)
-    assert fault == "the mean IoU of its masks with PyTorch's is 0.50, required is 0.9"
+    assert fault == "its masks have a mean IoU of 0.50 with PyTorch's, below the required 0.9"
 
 
 def test_other_engines_of_segmentation_are_refused():

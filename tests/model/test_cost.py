@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates are those of the paper's table."""
+"""Parameters and multiply-accumulates match the paper's table."""
 
 import pytest
 import torch

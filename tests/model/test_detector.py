@@ -1,4 +1,4 @@
-"""Detectors: the same as torchvision's own, on the same parts; and what only these do."""
+"""Detectors give the results of torchvision's detectors with the same weights, and ignore crowds."""
 
 from dataclasses import replace
 
@@ -28,15 +28,15 @@ KINDS = ["retinanet", "mask_rcnn"]
 
 def detector(kind: str, classes: int = 3, layout: str = "torchvision"):
     model = randomize_norms(tiny_architecture(classes, detector=kind, layout=layout).build()).eval()
-    if kind == "retinanet":  # or no score would be above any threshold
+    if kind == "retinanet":  # otherwise no score is above the threshold
         nn.init.normal_(model.head.classification_head.cls_logits.weight, std=0.05)
         nn.init.constant_(model.head.classification_head.cls_logits.bias, -1.0)
-        nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.001)  # or boxes lie outside
+        nn.init.normal_(model.head.regression_head.bbox_reg.weight, std=0.001)  # otherwise boxes lie outside the image
     return model
 
 
 class Levels(nn.Module):
-    """Our pyramid as torchvision wants a backbone."""
+    """Our pyramid with the interface of torchvision's backbones."""
 
     out_channels = 256
 
@@ -61,7 +61,7 @@ def images_and_targets(masks: bool = False):
 
 
 def same_size(model, classes: int, **parts):
-    """What torchvision's detectors are told so that they leave images as they are."""
+    """Arguments with which torchvision's detectors do not resize images."""
     return {
         "num_classes": classes,
         "min_size": SIDE,
@@ -120,7 +120,7 @@ def test_mask_rcnn_is_torchvisions():
         areas = torch.tensor([float(decoded(mask).sum()) for mask in mine.masks])
         torch.testing.assert_close(areas, (one["masks"] > 0.5).sum((1, 2, 3)).float(), rtol=0, atol=0)
     rows = [{"boxes": t.boxes, "labels": t.labels + 1, "masks": t.masks} for t in targets]
-    theirs.train()  # and with it our heads, but not our backbone
+    theirs.train()  # this includes our heads, but not our backbone
     model.rpn.train()
     torch.manual_seed(0)
     own = model(images, targets)
@@ -153,7 +153,7 @@ def test_every_weight_learns(kind, layout):
 
 
 @torch.no_grad()
-def test_the_authors_coarsest_level_is_of_the_last_map():
+def test_the_authors_coarsest_level_is_computed_from_the_last_map():
     model, images = detector("retinanet", layout="paper"), torch.randn(1, 3, 128, 128)
     last = model.backbone.features(images)[-1]
     torch.testing.assert_close(model.features(images)[-1], model.pyramid.coarser[0](last))
@@ -178,11 +178,11 @@ def test_the_authors_mask_rcnn():
     assert (model.rpn.pre_nms_top_n(), model.rpn.post_nms_top_n()) == (2000, 1000)
     deltas, wanted = torch.zeros(4, 4), torch.full((4, 4), 0.05)
     _, distance = model.rpn.compute_loss(torch.zeros(4, 1), deltas, [torch.ones(4)], [wanted])
-    torch.testing.assert_close(distance, torch.tensor(4 * 0.05))  # L1; the smooth one gives 4 * 0.05² * 9 / 2
+    torch.testing.assert_close(distance, torch.tensor(4 * 0.05))  # L1; smooth L1 gives 4 * 0.05² * 9 / 2
 
 
 def test_each_object_keeps_its_best_box():
-    """As mmdetection's MaxIoUAssigner with match_low_quality; torchvision gives the box to the other object."""
+    """Like mmdetection's MaxIoUAssigner with match_low_quality. torchvision assigns the box to the other object."""
     overlaps = torch.tensor([[0.9, 0.6, 0.1, 0.0], [0.8, 0.2, 0.3, 0.35], [0.0, 0.0, 0.0, 0.2]])
     assert BestForEach(0.7, 0.3, least=0.3)(overlaps).tolist() == [1, -2, -2, -2]
     assert BestForEach(0.7, 0.3, least=0.0)(overlaps).tolist() == [1, -2, -2, 2]
@@ -191,7 +191,7 @@ def test_each_object_keeps_its_best_box():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_that_do_not_say_have_the_old_layout(kind, tmp_path):
+def test_files_without_a_layout_have_the_old_one(kind, tmp_path):
     known = tiny_architecture(3, detector=kind).to_dict()
     del known["layout"]
     assert Architecture.from_dict(known) == tiny_architecture(3, detector=kind)
@@ -199,7 +199,7 @@ def test_files_that_do_not_say_have_the_old_layout(kind, tmp_path):
         tiny_architecture(3, detector=kind, layout="new")
 
 
-def test_nothing_is_learnt_from_crowds():
+def test_crowds_are_ignored_in_training():
     model = detector("retinanet")
     anchors = model.anchors.on(model.features(torch.zeros(1, 3, SIDE, SIDE)))
     crowd = torch.tensor([[0.0, 0, 64, 64]])
@@ -211,7 +211,7 @@ def test_nothing_is_learnt_from_crowds():
     assert -2 not in model._match(anchors, Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), crowd[:0]))
 
 
-def test_regions_of_crowds_are_left_out():
+def test_proposals_in_crowds_are_left_out():
     model = detector("mask_rcnn").train()
     crowd = torch.tensor([[0.0, 0, 64, 64]])
     boxes = torch.tensor([[0.0, 0, 30, 30], [96, 96, 126, 126], [70, 70, 110, 110]])
@@ -224,7 +224,7 @@ def test_regions_of_crowds_are_left_out():
     assert in_crowd(boxes, crowd[:0]).tolist() == [False] * 3
 
 
-def test_a_picture_of_a_crowd_alone_has_a_loss():
+def test_an_image_with_only_a_crowd_has_a_loss():
     model = detector("mask_rcnn").train()
     nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, SIDE, SIDE, dtype=torch.uint8)
     target = Target(nothing[0], nothing[1], torch.tensor([[-SIDE, -SIDE, 2.0 * SIDE, 2.0 * SIDE]]), nothing[2])
@@ -250,7 +250,7 @@ def test_folding_and_files_change_nothing(kind, tmp_path):
                 torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance * float(two.abs().max()))
 
 
-def test_backbones_go_from_task_to_task():
+def test_backbones_transfer_between_tasks():
     classifier = randomize_norms(tiny_architecture(5).build())
     retinanet = onto_detector(classifier, tiny_architecture(3, detector="retinanet"))
     torch.testing.assert_close(retinanet.backbone.stem[0].state_dict(), classifier.stem[0].state_dict())
@@ -274,5 +274,5 @@ def test_timms_models_are_backbones(kind):
 
 
 def test_unknown_detectors_are_refused():
-    with pytest.raises(InputError, match="a detector is one of retinanet, mask_rcnn"):
+    with pytest.raises(InputError, match="detector must be one of retinanet, mask_rcnn"):
         Architecture("shvit_s1", 3, detector="yolo")

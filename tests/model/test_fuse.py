@@ -1,4 +1,4 @@
-"""Folding changes speed, never outputs, and never its argument."""
+"""Folding keeps the outputs and does not change its argument."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The network as its users meet it: shapes, sizes, and the ways torch runs it."""
+"""The network: shapes, sizes, and the ways in which torch runs it."""
 
 import copy
 
@@ -61,7 +61,7 @@ def test_attention_sees_the_whole_map_and_only_its_own_channels():
     moved = x.clone()
     moved[0, 0, 3, 4] += 5  # one far pixel of an attended channel reaches every position
     assert ((attention(moved) - out)[:, :4].abs().amax(dim=1) > 1e-9).all()
-    # against the textbook formula, token by token
+    # compare with the textbook formula, token by token
     qkv = attention.qkv(attention.norm(x[:, :4])).flatten(2)[0]
     q, k, v = qkv[:16], qkv[16:32], qkv[32:]
     weights = torch.stack([torch.exp((q[:, i : i + 1] * k).sum(0) / 4) for i in range(20)])
@@ -102,7 +102,7 @@ def test_deepcopy_channels_last_and_bf16_autocast():
 
 
 def test_torch_export_with_dynamic_batch_and_size():
-    """From 65 pixels up, since torch.export takes a map of one row (stage 3 below that) for a constant."""
+    """From 65 pixels, since below that the map of stage 3 has one row, which torch.export takes for a constant."""
     model = randomize_norms(tiny_architecture(3).build()).eval()
     dynamic = torch.export.Dim.DYNAMIC
     images = torch.randn(2, 3, 160, 224)

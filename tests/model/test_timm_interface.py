@@ -1,4 +1,4 @@
-"""What a timm user calls on a network works, and gives what timm's own port of SHViT gives with the same weights."""
+"""timm's interface works, and gives the results of timm's port of SHViT with the same weights."""
 
 import copy
 import warnings
@@ -20,7 +20,7 @@ from shvit.pretrained import from_timm, to_timm
 
 @pytest.fixture(scope="module")
 def twins():
-    """S1, and timm's port of it with the same weights."""
+    """S1, and timm's port of S1 with the same weights."""
     ours = randomize_norms(shvit.create_model("shvit_s1", num_classes=7)).eval()
     theirs = timm.create_model("shvit_s1", num_classes=7).eval()
     theirs.load_state_dict(to_timm(ours.state_dict()))
@@ -213,13 +213,13 @@ SCRIPTS = {
 @pytest.mark.parametrize("way", SCRIPTS)
 @pytest.mark.parametrize("kind", ["training", "evaluation", "fused"])
 @pytest.mark.parametrize("distilled", [False, True], ids=["one head", "two heads"])
-def test_torch_takes_the_network_apart(way, kind, distilled):
+def test_scripts_traces_and_graphs_give_the_same_outputs(way, kind, distilled):
     model = tiny(distilled=distilled).train(kind == "training")
     model = shvit.fuse(model) if kind == "fused" else model
     x = images()
     expected = copy.deepcopy(model)(x)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch: TorchScript is deprecated
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         found = SCRIPTS[way](copy.deepcopy(model))(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -227,7 +227,7 @@ def test_torch_takes_the_network_apart(way, kind, distilled):
 @pytest.mark.slow
 @pytest.mark.parametrize("way", SCRIPTS)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_torch_takes_the_variants_apart(way, name):
+def test_scripts_traces_and_graphs_of_the_variants(way, name):
     model = randomize_norms(shvit.create_model(name, num_classes=4)).eval()
     x = images()
     with warnings.catch_warnings():
@@ -277,8 +277,8 @@ def test_create_model_from_a_model_file(tmp_path):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     pooled = shvit.create_model("shvit_s1", num_classes=0, checkpoint_path=path).eval()(x)
     torch.testing.assert_close(pooled, trained.features(x)[-1].mean((2, 3)), rtol=0, atol=0)
-    grey = shvit.create_model("shvit_s1", num_classes=3, in_chans=1, checkpoint_path=path).eval()
-    torch.testing.assert_close(grey(x[:, :1]), trained(x[:, :1].expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
+    gray = shvit.create_model("shvit_s1", num_classes=3, in_chans=1, checkpoint_path=path).eval()
+    torch.testing.assert_close(gray(x[:, :1]), trained(x[:, :1].expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
     with pytest.raises(shvit.InputError, match="has 3 classes, not 1000: give num_classes=3"):
         shvit.create_model("shvit_s1", checkpoint_path=path)
 

@@ -1,4 +1,4 @@
-"""timm's models fold too: branches by timm's code, and every norm after a convolution."""
+"""timm's models are folded: branches by timm's code, then every norm after a convolution."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
         pytest.param("levit_192", 0, marks=pytest.mark.slow),
         pytest.param("repvit_m0_9", 0, marks=pytest.mark.slow),
         pytest.param("fastvit_t8", 0, marks=pytest.mark.slow),
-        pytest.param("starnet_s4", 1, marks=pytest.mark.slow),  # the one before its head follows no convolution
+        pytest.param("starnet_s4", 1, marks=pytest.mark.slow),  # the norm before its head follows no convolution
         pytest.param("mobilevitv2_100", 0, marks=pytest.mark.slow),
     ],
 )
@@ -38,7 +38,7 @@ def test_the_peers_of_the_benchmark_fold(name, left):
 
 
 class Forked(nn.Module):
-    """A convolution whose output is read twice, one that runs twice, a norm with an activation, and a plain pair."""
+    """A convolution whose output is used twice, one that runs twice, a norm with an activation, and a simple pair."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""`shvit predict --out`: the old file stays until the new one is whole, and a run that was stopped goes on."""
+"""`shvit predict --out`: the old file stays until the new one is complete, and a stopped run can be resumed."""
 
 import csv
 import os
@@ -31,14 +31,14 @@ def detector(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    """Eleven, one of them bad: batches of 4 leave a last one of 3."""
+    """Eleven images, one of them bad. The last batch of 4 has only 3."""
     write_pictures(tmp_path / "images", 120, 10)
     (tmp_path / "images" / "003b.png").write_text("no image")
     return tmp_path / "images"
 
 
 def stopping(monkeypatch, after, error):
-    """The next run ends so after so many rows."""
+    """The next run stops with this error after this many rows."""
     stream = Predictor.stream
 
     def stopped(self, *args):
@@ -49,7 +49,7 @@ def stopping(monkeypatch, after, error):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "json"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_file(run, model, detector, images, tmp_path, monkeypatch, suffix):
+def test_a_stopped_run_is_resumed_to_the_same_file(run, model, detector, images, tmp_path, monkeypatch, suffix):
     out, whole, partial = (tmp_path / f"{name}.{suffix}" for name in ("out", "whole", "out"))
     partial = out.with_name(f"{out.name}.partial")
     flags = ["--batch-size", 4, "--engine", "torch"]
@@ -128,7 +128,7 @@ def test_nothing_to_resume_and_nothing_done(run, model, images, tmp_path, monkey
 
 
 def test_a_full_disk_keeps_the_rows(run, model, images, tmp_path):
-    """A limit on the length of files stands for the disk."""
+    """Simulated by a limit on the size of files."""
     resource = pytest.importorskip("resource")
     out = tmp_path / "out.csv"
     out.write_text("old")
@@ -149,7 +149,7 @@ def test_a_full_disk_keeps_the_rows(run, model, images, tmp_path):
 
 
 def test_two_runs_into_one_file(run, model, images, tmp_path):
-    """The lock is another process's: within one process, it is the same."""
+    """Tested with another process, since a process can lock a file twice."""
     if not (child := os.fork()):
         with locked(tmp_path / ".out.csv.lock", ""):
             (tmp_path / "held").touch()

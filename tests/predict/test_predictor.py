@@ -1,4 +1,4 @@
-"""Files in, labels out; a bad image costs only itself."""
+"""The predictor gives the labels of the plain network, and one bad image does not affect the others."""
 
 import itertools
 import threading
@@ -65,7 +65,7 @@ def test_arrays_without_pixels_become_results(tiny, shape):
 
 
 def test_an_engine_that_runs_one_call_at_a_time_chooses_its_threads(tiny, monkeypatch):
-    """Core ML refuses a number of threads, and ExecuTorch has one pool for the whole process."""
+    """Core ML does not accept a number of threads, and ExecuTorch has one pool for the whole process."""
     given = []
 
     class OneByOne(engines.ENGINES["torch"]):
@@ -81,7 +81,7 @@ def test_an_engine_that_runs_one_call_at_a_time_chooses_its_threads(tiny, monkey
     assert all(prediction.labels for prediction in predictor([picture(90)] * 5))
 
 
-def test_transparent_greyscale_and_rotated_images_work(tiny):
+def test_transparent_grayscale_and_rotated_images_work(tiny):
     results = Predictor(tiny)([picture(90).convert(mode) for mode in ("RGBA", "L", "P", "CMYK")])
     assert [r.error for r in results] == [None] * 4
 
@@ -146,7 +146,7 @@ def test_closing_stops_the_threads(tiny):
 
 
 class Engine:
-    """Like the predictor's own, but it keeps the shapes of its images or fails."""
+    """An engine that records the shapes of its images, or fails."""
 
     def __init__(self, engine, fails=False):
         self.engine, self.fails, self.shapes = engine, fails, []
@@ -194,7 +194,7 @@ def test_top_k(tmp_path):
 
 
 def test_find_images_follows_links_once(tmp_path):
-    """A linked folder is searched, too; one that leads back is not."""
+    """A linked folder is searched, unless the link leads back to a folder that contains it."""
     (tmp_path / "images" / "deep").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     for place in ("images/deep/a.jpg", "elsewhere/b.jpg"):
@@ -217,8 +217,8 @@ def test_find_images(tmp_path, monkeypatch):
     assert names("a.jpg", "b", "a.jpg") == ["a.jpg", "b/2.png", "b/deep/1.JPG"]
     assert names("*.*") == ["a.jpg", "ünï 1.webp"]
     assert names("**/*.png") == ["b/2.png"]
-    assert names("b/notes.txt") == ["b/notes.txt"]  # named, so tried
-    assert names("nothing.jpg", "none*.jpg") == ["nothing.jpg", "none*.jpg"]  # each becomes a row with its reason
+    assert names("b/notes.txt") == ["b/notes.txt"]  # a named file is tried
+    assert names("nothing.jpg", "none*.jpg") == ["nothing.jpg", "none*.jpg"]  # each becomes a row with a reason
     monkeypatch.chdir(tmp_path)
     assert [str(path) for path in find_images(["*.jpg"])] == ["a.jpg"]
 
@@ -268,7 +268,7 @@ def test_impossible_options(tiny, options, reason):
 
 
 def test_bf16_stays_close(tiny):
-    """Slow where the processor has no bf16 of its own, but the same outputs: so it is tested everywhere."""
+    """Processors without bf16 are slow but give the same outputs, so this is tested everywhere."""
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     exact = engines.torch.TorchEngine(tiny, "fp32", "cpu")(images)
     rounded = engines.torch.TorchEngine(tiny, "bf16", "cpu")(images)
@@ -282,7 +282,7 @@ def test_opened_images_are_not_changed(tiny):
 
 
 def test_mask_rcnn_gives_scores_below_its_own_limit():
-    """The network drops scores up to 0.05. What lies above does not change with --threshold, nor does the model."""
+    """The network drops scores up to 0.05. A lower threshold changes neither the other objects nor the model."""
     network = randomize_norms(tiny_architecture(6, detector="mask_rcnn").build()).eval()
     torch.nn.init.normal_(network.roi_heads.box_predictor.cls_score.weight, std=0.1)
     network.roi_heads.box_predictor.cls_score.bias.data = torch.tensor([2.0, 0, -4, -4, -4, -4, -4])

@@ -1,4 +1,4 @@
-"""COCO's numbers are those of pycocotools, on the same detections."""
+"""COCO's metrics are those of pycocotools for the same detections."""
 
 import contextlib
 import io
@@ -19,7 +19,7 @@ from shvit.data.transforms import Preprocess
 from shvit.errors import Failure, InputError
 from shvit.tasks import objects
 from shvit.tasks.detect import Detect
-from shvit.tasks.objects import NUMBERS, Detections, coco_results, encode, judge
+from shvit.tasks.objects import COCO_METRICS, Detections, coco_results, encode, judge
 from shvit.tasks.segment import Segment
 
 
@@ -30,11 +30,11 @@ def by_pycocotools(annotations, rows, kind: str) -> dict[str, float]:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return dict(zip(NUMBERS, evaluation.stats.tolist(), strict=True))
+    return dict(zip(COCO_METRICS, evaluation.stats.tolist(), strict=True))
 
 
 def roughly(truth: GroundTruth, classes: int, generator) -> Detections:
-    """The objects of an image, some of them moved, renamed, doubled or left out, and some that are not there."""
+    """The objects of an image, some of them moved, duplicated, left out or with another class, at random."""
     boxes, labels, masks = [], [], []
     everywhere = Letterbox(truth.letterbox.height, truth.letterbox.width, 1, 1)
     for box, label, segment in zip(truth.objects.boxes, truth.objects.labels, truth.objects.segments, strict=True):
@@ -66,13 +66,10 @@ def test_numbers_are_those_of_pycocotools(kind):
     ]
     found = [roughly(truth, len(source.classes), generator) for truth in truths]
     numbers, by_class = judge(source.classes, truths, found, kind)
-    rows = [
-        row
-        for truth, one in zip(truths, found, strict=True)
-        for row in coco_results(truth.image_id, one, kind == "segm", source.categories)
-    ]
-    if kind == "segm":  # as detectron2 and mmdet do, so that sizes are those of the masks
-        for row in rows:
+    rows = [row for truth, one in zip(truths, found, strict=True) for row in coco_results(truth.image_id, one)]
+    for row in rows:
+        row["category_id"] = source.categories[row["category_id"] - 1]
+        if kind == "segm":  # as detectron2 and mmdet do, so that sizes are those of the masks
             del row["bbox"]
     expected = by_pycocotools(SHARED / "coco421" / "annotations" / "instances_val2017.json", rows, kind)
     assert 0.1 < expected["AP"] < 0.9
@@ -81,7 +78,7 @@ def test_numbers_are_those_of_pycocotools(kind):
 
 
 def perfect(batches, classes, masks: bool):
-    """An engine that knows the truth, in the form that the network would give it."""
+    """An engine that returns the ground truth in the form of the network's outputs."""
     truths = [truth for batch in batches for truth in batch.targets]
 
     def predict(images):
@@ -119,7 +116,7 @@ def test_finding_everything_is_one(tmp_path, task):
 
 
 def test_masks_of_boxes_that_reach_into_the_margin_keep_their_place():
-    """The left half of a box, half of which lies in the margin, is the whole of what is seen of it."""
+    """The right half of the box lies in the margin, so the left half of its mask fills what is visible."""
     outputs = torch.zeros(1, 100, 6 + 28 * 28)
     outputs[0, 0, :6] = torch.tensor([32.0, 8, 64, 40, 0.9, 1])
     outputs[0, 0, 6:].view(28, 28)[:, :14] = 1.0
@@ -154,7 +151,7 @@ def test_images_are_counted_once_over_all_processes(tmp_path):
 
 def test_no_usable_image_is_a_failure():
     bad = Batch(torch.empty(0, 3, 0, 0), [], [], {0: "no such file"})
-    with pytest.raises(Failure, match="none of the 1 images could be used"):
+    with pytest.raises(Failure, match="none of 1 image could be used"):
         Detect("ab").evaluate(lambda images: images, [bad])
 
 

@@ -1,4 +1,4 @@
-"""A new task is one class and one row of `TASKS`: it is trained, evaluated, used and exported without other changes."""
+"""A new task is one class and one row of `TASKS`. Training, evaluation, prediction and export work unchanged."""
 
 import json
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ class BalancedEvaluation(ClassifyEvaluation):
 
 
 class Balanced(Classify):
-    """A task of its own: another metric, another output, another batch size."""
+    """A task with another metric, output name and batch size."""
 
     name: ClassVar[str] = "balanced"
     headline: ClassVar[str] = "balanced"

@@ -1,5 +1,6 @@
 """The costs of a model and the contents of a model file or exported file, as plain data."""
 
+from dataclasses import asdict
 from typing import Any
 
 from ..data.identity import in_short
@@ -49,7 +50,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "macs": total and total.macs,
         "activations": total and total.activations,
-        "stages": [row.to_dict() for row in rows],
+        "stages": [asdict(row) for row in rows],
         **header,
     }
 

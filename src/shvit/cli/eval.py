@@ -59,7 +59,7 @@ def evaluate(request: Annotated[EvalRequest, Parameter(name="*")], *, json: Json
 def show(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
     """Print the accuracy, the tables of the task, and the files."""
     evaluation, speed = report.evaluation, report.to_dict()["images_per_second"]
-    images = f"{evaluation.images:,} {SPLITS.get(report.split, '')}images"
+    images = f"{evaluation.images:,} {SPLITS.get(report.chosen.split, '')}images"
     say(console, f"{evaluation.summary()} on {images} ({engine.name}, {engine.precision}, {speed:.0f} images/s)")
     if evaluation.bad:
         say(console, f"{len(evaluation.bad)} images could not be used" + ("" if files else "; --out lists them"))

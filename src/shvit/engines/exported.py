@@ -10,7 +10,7 @@ from typing import Any
 
 from ..data.transforms import Preprocess
 from ..errors import Failure, InputError
-from ..header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
+from ..header import checked_facts, parsed
 from ..model.architecture import DETECTORS
 from ..modelfile import ModelFile, check_channels
 from ..redact import redacted
@@ -69,19 +69,10 @@ class Exported:
         try:
             if type(data["version"]) is not int or not 1 <= data["version"] <= VERSION:
                 raise InputError(f"{path} has metadata of version {data['version']}, this shvit reads up to {VERSION}")
-            classes, preprocess = checked_classes(data["classes"]), Preprocess.from_dict(data["preprocess"])
+            facts, preprocess = checked_facts(data), Preprocess.from_dict(data["preprocess"])
             check_channels(preprocess, 3)
-            return cls(
-                path,
-                data["engine"],
-                data["precision"],
-                classes,
-                preprocess,
-                checked_task(data["task"]),
-                checked_metrics(data["metrics"]),
-                checked_provenance(data["provenance"], len(classes)),
-                sealed=data["version"] > 1,
-            )
+            runtime = {"engine": data["engine"], "precision": data["precision"], "sealed": data["version"] > 1}
+            return cls(path, preprocess=preprocess, **runtime, **facts)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} was not written by shvit export: its metadata lacks {error}") from None
         except InputError as error:

@@ -1,4 +1,4 @@
-"""The architecture of a network: from a name or plain data to a network, and back."""
+"""The architecture of a network, as a name or as plain data, and the network built from it."""
 
 import difflib
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from ..errors import InputError
+from ..header import MAX_CLASSES
 from .config import MAX_WIDTH, VARIANTS, Config, Stage
 from .detector import LAYOUTS, Detector
 from .mask_rcnn import MaskRCNN
@@ -20,7 +21,7 @@ FAMILIES = "shvit.networks"
 Family = Callable[[str], tuple[Config, Mixer]]
 """NAME -> the sizes and the token mixer of an SHViT. Raises InputError for an unknown name."""
 Model = SHViT | TimmModel | Detector
-MAX_CLASSES, MAX_NAME = 1_000_000, 1000
+MAX_NAME = 1000
 DETECTORS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
 
 
@@ -35,7 +36,7 @@ class Architecture:
 
     name: str
     num_classes: int = 1000
-    """0: without classifier; the network returns pooled features."""
+    """0: no classifier; the network returns pooled features."""
     in_channels: int = 3
     distilled: bool = False
     config: Config | None = None
@@ -43,7 +44,7 @@ class Architecture:
     detector: str | None = None
     """`retinanet` or `mask_rcnn` for a detector on this network; None for a classifier."""
     layout: str = "torchvision"
-    """Details of a detector: `torchvision` (also of older files), or `paper`, as in the authors' code."""
+    """Details of a detector: as in `torchvision`, or as in the authors' code (`paper`)."""
 
     def __post_init__(self) -> None:
         kinds = {"name": str, "num_classes": int, "in_channels": int, "distilled": bool, "layout": str}
@@ -61,8 +62,7 @@ class Architecture:
         if self.distilled and not self.num_classes:
             raise InputError("a distillation head needs classes: give num_classes of at least 1, or distilled=False")
         if self.detector is not None and (self.detector not in DETECTORS or self.distilled):
-            allowed = ", ".join(DETECTORS)
-            raise InputError(f"a detector is one of {allowed}, without distillation head; got {self}")
+            raise InputError(f"detector must be one of {', '.join(DETECTORS)}, without distilled=True; got {self}")
         if self.layout not in LAYOUTS:
             raise InputError(f"layout of a detector must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.name.startswith(TIMM_PREFIX):
@@ -72,18 +72,14 @@ class Architecture:
             if self.distilled:
                 raise InputError(f"only shvit's own variants have a distillation head, {self.name} has none")
         elif self.config is None:
-            known = self.name in VARIANTS or "/" not in self.name
-            config = variant_config(self.name) if known else _of_family(self.name)[0]
+            config = _of_family(self.name)[0] if "/" in self.name else variant_config(self.name)
             object.__setattr__(self, "config", config)
 
     def build(self, drop_path_rate: float = 0.0) -> Model:
         """Build the network with new weights; its attribute `architecture` is this description.
 
-        Args:
-            drop_path_rate: Rate of stochastic depth. It only affects training, so it is not part of the description.
-
-        Raises:
-            InputError: The rate is outside [0, 1), or timm's model does not support it.
+        `drop_path_rate` (stochastic depth) only affects training, so it is not part of the description.
+        Raises InputError if it is outside [0, 1), or if timm's model does not support it.
         """
         if not 0 <= drop_path_rate < 1:
             raise InputError(f"drop_path_rate must be at least 0 and below 1, got {drop_path_rate}")
@@ -124,7 +120,7 @@ def variant_config(name: str) -> Config:
 
 
 def is_network(name: str) -> bool:
-    """Whether this names a network, not a file of weights: a variant, `timm/NAME` or `FAMILY/NAME`."""
+    """Whether this is the name of a network (a variant, `timm/NAME` or `FAMILY/NAME`), not that of a file."""
     if name.endswith(".safetensors"):
         return False
     return name in VARIANTS or name.startswith(TIMM_PREFIX) or name.partition("/")[0] in _families()
@@ -135,11 +131,8 @@ def _of_family(name: str) -> tuple[Config, Mixer]:
     prefix, _, rest = name.partition("/")
     families = _families()
     if prefix not in families:
-        offered = ", ".join(f"{family}/NAME" for family in families) or "none"
-        raise InputError(
-            f"unknown model {name!r}: allowed are {', '.join(VARIANTS)}, {TIMM_PREFIX}NAME, and of installed "
-            f"packages {offered}"
-        )
+        names = [*VARIANTS, f"{TIMM_PREFIX}NAME", *(f"{family}/NAME" for family in families)]
+        raise InputError(f"unknown model {name!r}: allowed are {', '.join(names)}")
     return families[prefix]()(rest)
 
 

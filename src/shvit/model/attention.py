@@ -12,7 +12,7 @@ from .shapes import Maps
 class SingleHeadAttention(nn.Module):
     """One attention head over the first `attended` channels. The projection mixes in the other channels.
 
-    Takes and returns maps (b, width, h, w). Initialised to return zero, so its residual is the identity.
+    Takes and returns maps (b, width, h, w). Initialized to return zero, so its residual is the identity.
     """
 
     QUERY_CHANNELS: Final = 16

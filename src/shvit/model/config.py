@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
-MAX_WIDTH, MAX_DEPTH, MAX_STAGES, MAX_SIDE = 16384, 256, 8, 8192
-"""Limits far beyond any use, so that a damaged file cannot request more."""
+MAX_WIDTH, MAX_DEPTH, MAX_STAGES, MAX_IMAGE_SIZE = 16384, 256, 8, 8192
+"""Limits far beyond any real network, so that a damaged file cannot request more memory."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Config:
             sizes += [stage.width, stage.depth] + ([] if stage.attended is None else [stage.attended])
         if not all(type(size) is int for size in sizes):
             raise InputError(f"sizes of an SHViT are whole numbers, got {self}")
-        if not 32 <= self.image_size <= MAX_SIDE:
-            raise InputError(f"image_size must be 32 to {MAX_SIDE} pixels, got {self.image_size}")
+        if not 32 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise InputError(f"image_size must be 32 to {MAX_IMAGE_SIZE} pixels, got {self.image_size}")
         if not 1 <= self.stem <= 5:
             raise InputError(f"a stem has 1 to 5 convolutions, got {self.stem}")
         if self.stages[0].width % self.stem_divisor or self.stages[0].width < self.stem_divisor:

@@ -1,7 +1,6 @@
 """The cost of a network, counted operation by operation: parameters, multiply-accumulates, activations."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -25,10 +24,6 @@ class Cost:
     activations: int
     """Elements written by those operations."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
 
 @torch.no_grad()
 def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name: str = "total") -> Cost:
@@ -37,31 +32,30 @@ def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name:
     Raises:
         InputError: A model of timm, or a detector, does not take images of this size.
     """
-    parameter = next(model.parameters())
-    channels = model.in_channels
-    images = torch.zeros(1, channels, *image_size, dtype=parameter.dtype, device=parameter.device)
     try:
-        return _count(model, images, name)[0]
+        return _count(model, _black(model, image_size), name)[0]
     except (AssertionError, RuntimeError) as error:
         if not isinstance(model, TimmModel):
             raise
-        size = f"{image_size[0]}x{image_size[1]}"
-        reason = one_line(error, first=True)
-        raise InputError(f"{model.architecture.name} at {model.image_size} pixels takes no {size}: {reason}") from None
+        size, reason = f"{image_size[0]}x{image_size[1]}", one_line(error, first=True)
+        built = f"{model.architecture.name} is built for {model.image_size} pixels"
+        raise InputError(f"{built} and takes no {size} images: {reason}") from None
 
 
 @torch.no_grad()
 def stage_costs(model: SHViT, image_size: tuple[int, int]) -> list[Cost]:
     """Return one row each for the stem, the stages and the head. The rows add up to `cost`."""
-    parameter = next(model.parameters())
-    x = torch.zeros(1, model.in_channels, *image_size, dtype=parameter.dtype, device=parameter.device)
+    x, rows = _black(model, image_size), []
     parts = [("stem", model.stem)] + [(f"stage {index}", stage) for index, stage in enumerate(model.stages, 1)]
-    rows = []
     for name, part in parts:
         row, x = _count(part, x, name)
         rows.append(row)
     rows.append(_count(model.head, x.mean((2, 3)), "head")[0])
     return rows
+
+
+def _black(model: SHViT | TimmModel | Detector, image_size: tuple[int, int]) -> torch.Tensor:
+    return next(model.parameters()).new_zeros(1, model.in_channels, *image_size)
 
 
 class _OutputCounter(TorchDispatchMode):

@@ -12,7 +12,6 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from ..errors import InputError
-from .layers import FoldCheck
 from .pyramid import Pyramid
 from .shvit import SHViT
 from .timm_model import TimmModel
@@ -47,12 +46,12 @@ class Detector(nn.Module):
     """A backbone and its feature pyramid. Subclasses add the heads, and name the strides of their maps.
 
     Args:
-        backbone: Without a head; its last three maps are taken.
-        num_classes: Kinds of objects.
+        backbone: A network without head. Its last three maps are used.
+        num_classes: Number of classes of objects.
         layout: One of `LAYOUTS`.
 
     Raises:
-        InputError: The backbone's maps are at strides that no pyramid can be built on.
+        InputError: The strides of the backbone's maps do not fit the pyramid.
     """
 
     architecture: Any = None
@@ -66,6 +65,7 @@ class Detector(nn.Module):
     def __init__(self, backbone: Backbone, num_classes: int, layout: str = LAYOUTS[0]) -> None:
         super().__init__()
         self.backbone = backbone
+        self.in_channels, self.image_size = backbone.in_channels, backbone.image_size
         self.num_classes = num_classes
         self.as_published = layout == "paper"
         widths, strides = zip(*backbone.maps[-3:], strict=True)
@@ -77,19 +77,10 @@ class Detector(nn.Module):
         return None
 
     @property
-    def in_channels(self) -> int:
-        """Channels of an image."""
-        return self.backbone.in_channels
-
-    @property
-    def image_size(self) -> int:
-        return self.backbone.image_size
-
-    @property
-    def fold_check(self) -> FoldCheck:
-        """As of the backbone, on images that the pyramid takes."""
-        check = self.backbone.fold_check
-        return check._replace(side=64 * -(-check.side // 64))
+    def fold_check(self) -> tuple[torch.dtype, int, float]:
+        """That of the backbone, on images that the pyramid takes."""
+        dtype, side, tolerance = self.backbone.fold_check
+        return dtype, 64 * -(-side // 64), tolerance
 
     def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b 256 h2 w2"]]:
         """The outputs that are compared after folding: the maps of the pyramid."""
@@ -114,7 +105,7 @@ class Detector(nn.Module):
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors, with the strides of the maps by design instead of the rounded ratios of their sizes."""
+    """torchvision's anchors, at the given strides. torchvision computes strides from the sizes of image and maps."""
 
     def __init__(self, strides: Sequence[int], scales: Sequence[float]) -> None:
         super().__init__(

@@ -1,7 +1,7 @@
 """Folding for inference: consecutive linear operations become one."""
 
 import copy
-from typing import Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -11,16 +11,7 @@ from .detector import Detector
 from .shvit import SHViT
 from .timm_model import TimmModel
 
-Network = TypeVar("Network", SHViT, TimmModel, Detector)
-
-
-@runtime_checkable
-class Foldable(Protocol):
-    """A module with a cheaper equivalent for inference."""
-
-    def fold(self) -> nn.Module:
-        """Return the equivalent module."""
-        ...
+Fusable = TypeVar("Fusable", SHViT, TimmModel, Detector)
 
 
 class FuseError(Failure):
@@ -28,7 +19,7 @@ class FuseError(Failure):
 
 
 @torch.no_grad()
-def fuse(model: Network) -> Network:
+def fuse(model: Fusable) -> Fusable:
     """Return a new network in evaluation mode with everything foldable folded; the argument is not changed.
 
     Folded are BatchNorm into the convolution before it or the linear layer after it, the identity path of depthwise
@@ -36,10 +27,7 @@ def fuse(model: Network) -> Network:
     into one. The convolutions of squeeze-excite become linear layers. Folding is computed in float64 and compared with
     the original on a random batch, before the weights are converted back to their own type and device.
     timm's models are folded by timm's own code, which is made for float32. In detectors, the backbone is folded, and
-    the maps of the pyramid are compared.
-
-    Args:
-        model: A network of `create_model`, on any device, of any floating type.
+    the maps of the pyramid are compared. Networks may be on any device and of any floating type.
 
     Raises:
         FuseError: The outputs differ by more than 1e-9 of their largest magnitude (timm: 1e-3), or are not finite.
@@ -47,7 +35,7 @@ def fuse(model: Network) -> Network:
     parameter = next(model.parameters())
     dtype, side, tolerance = model.fold_check
     original = copy.deepcopy(model).to("cpu", dtype).eval()
-    folded = cast(Network, _fold(copy.deepcopy(original)))
+    folded = cast(Fusable, _fold(copy.deepcopy(original)))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, model.in_channels, side, side, dtype=dtype, generator=generator)
     error = max(
@@ -55,7 +43,7 @@ def fuse(model: Network) -> Network:
         for expected, actual in zip(original.fold_outputs(images), folded.fold_outputs(images), strict=True)
     )
     if not error <= tolerance:  # also catches NaN
-        raise FuseError(f"folding changed the outputs by {error:.1e} of their size, allowed is {tolerance:.0e}")
+        raise FuseError(f"folding changed the outputs by {error:.1e} of their size, more than {tolerance:.0e}")
     return folded.to(parameter.device, parameter.dtype).requires_grad_(False)
 
 
@@ -64,4 +52,5 @@ def _fold(module: nn.Module) -> nn.Module:
     if not isinstance(module, TimmModel):  # timm's own code folds its children
         for name, child in module.named_children():
             setattr(module, name, _fold(child))
-    return module.fold() if isinstance(module, Foldable) else module
+    fold: Any = getattr(module, "fold", None)
+    return fold() if fold else module

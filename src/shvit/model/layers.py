@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,18 +12,8 @@ from torchvision.ops import StochasticDepth
 from .shapes import Logits, Maps, Pooled
 
 
-class FoldCheck(NamedTuple):
-    """How the folded network is compared with the original."""
-
-    dtype: torch.dtype
-    side: int
-    """Of the random images, in pixels."""
-    tolerance: float
-    """Largest difference, relative to the largest output."""
-
-
 class ConvNorm(nn.Module):
-    """Convolution without bias, then BatchNorm, whose weight is initialised with `norm_weight`."""
+    """Convolution without bias, then BatchNorm, whose weight is initialized with `norm_weight`."""
 
     def __init__(
         self,
@@ -99,7 +88,7 @@ class Residual(nn.Module):
         return x + self.drop_path(self.branch(x))
 
     def fold(self) -> nn.Module:
-        """Merge the sum into a depthwise convolution, by adding 1 to the centre of each kernel."""
+        """Merge the sum into a depthwise convolution, by adding 1 to the center of each kernel."""
         self.drop_path = None
         conv = self.branch
         if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels):

@@ -1,4 +1,4 @@
-"""Mask R-CNN: proposals, then class, box and mask of each; built from torchvision's parts.
+"""Mask R-CNN: proposals, then a class, box and mask for each. Built from torchvision's parts.
 
 Source: K. He et al., "Mask R-CNN", ICCV 2017.
 """
@@ -85,7 +85,7 @@ class CrowdAwareRoIHeads(RoIHeads):
         found = deltas.view(len(label), -1, 4)[positive, label[positive]]
         distance = F.smooth_l1_loss(found, torch.cat(wanted)[positive], beta=self.beta, reduction="sum")
         held = [(one > 0).nonzero()[:, 0] for one in labels]
-        boxes, matched = ([one[place] for one, place in zip(part, held, strict=True)] for part in (proposals, matched))
+        boxes, matched = ([one[index] for one, index in zip(part, held, strict=True)] for part in (proposals, matched))
         assert self.mask_roi_pool
         assert self.mask_head
         assert self.mask_predictor
@@ -156,12 +156,12 @@ class MaskRCNN(Detector):
             self.rpn.proposal_matcher = BestForEach(0.7, 0.3, least=0.3)
             self.roi_heads.proposal_matcher = BestForEach(0.5, 0.5, least=0.5)
 
-    def learn_from(self, regions: int) -> None:
+    def set_proposals(self, proposals: int) -> None:
         """Set the number of proposals per training image that the losses use."""
-        self.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(regions, POSITIVE)
+        self.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(proposals, POSITIVE)
 
-    def find_from(self, score: float) -> None:
-        """Leave out objects with a score up to this one; 0.05 in a new network."""
+    def set_min_score(self, score: float) -> None:
+        """Set the score that objects must exceed; 0.05 in a new network."""
         self.roi_heads.score_thresh = score
 
     def forward(
@@ -176,15 +176,15 @@ class MaskRCNN(Detector):
         with torch.autocast(x.device.type, enabled=False):
             if targets is not None:
                 return self._loss(images, maps, targets)
-            regions, _ = self.rpn(images, maps)
-            found, _ = self.roi_heads(maps, regions, sizes)
+            proposals, _ = self.rpn(images, maps)
+            found, _ = self.roi_heads(maps, proposals, sizes)
         return torch.stack([_rows(one) for one in found])
 
     def _loss(self, images: ImageList, maps: dict[str, Tensor], targets: Sequence[Target]) -> Float[Tensor, ""]:
         """The sum of the losses of objectness, classes, boxes (of both stages) and masks."""
         rows = [{**vars(target), "labels": target.labels + 1} for target in targets]  # 0 is background
-        regions, first = self.rpn(images, maps, rows)
-        _, second = self.roi_heads(maps, regions, images.image_sizes, rows)
+        proposals, first = self.rpn(images, maps, rows)
+        _, second = self.roi_heads(maps, proposals, images.image_sizes, rows)
         return sum([*first.values(), *second.values()], torch.zeros((), device=images.tensors.device))
 
 

@@ -24,12 +24,12 @@ class Pyramid(nn.Module):
     Args:
         widths: Channels of the backbone's maps, fine to coarse.
         given: Their strides, each twice the previous one.
-        wanted: Strides of the levels, each twice the previous one, including the given ones.
+        wanted: Strides of the levels, each twice the previous one. They include the given ones.
         coarsest_from_input: Compute the first coarser level from the backbone's last map, as in the authors'
             RetinaNet, instead of from the last smoothed level.
 
     Raises:
-        InputError: The strides do not fit.
+        InputError: The given strides are not among the wanted ones, or do not double.
     """
 
     def __init__(

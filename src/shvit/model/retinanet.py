@@ -1,4 +1,4 @@
-"""RetinaNet: class and box of each anchor in one pass, with torchvision's head, losses and box coder.
+"""RetinaNet: a class and a box for each anchor in one pass. With torchvision's head, losses and box coder.
 
 Source: T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
 """
@@ -20,7 +20,7 @@ from .pyramid import WIDTH
 GROUPS = 32
 """Groups of the GroupNorm in the head, as in torchvision's newer RetinaNet, which learns much faster. The paper's
 layout has no norm."""
-ANCHORS_PER_PLACE = 9
+ANCHORS_PER_POSITION = 9
 """Three sizes with three aspect ratios."""
 ANCHOR_SCALES = tuple(4 * 2 ** (third / 3) for third in range(3))
 
@@ -38,7 +38,7 @@ class RetinaNet(Detector):
         super().__init__(backbone, num_classes, layout)
         norm = None if self.as_published else partial(nn.GroupNorm, GROUPS)
         self.anchors = Anchors(self.strides, ANCHOR_SCALES)
-        self.head = RetinaNetHead(WIDTH, ANCHORS_PER_PLACE, num_classes, norm_layer=norm)
+        self.head = RetinaNetHead(WIDTH, ANCHORS_PER_POSITION, num_classes, norm_layer=norm)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         published = BestForEach(0.5, 0.4, least=0.0)
         self.matcher = published if self.as_published else Matcher(0.5, 0.4, allow_low_quality_matches=True)
@@ -51,7 +51,7 @@ class RetinaNet(Detector):
     @classmethod
     def anchors_at(cls, side: int) -> int:
         """Number of anchors of a square image with this side."""
-        return ANCHORS_PER_PLACE * sum(ceil(side / stride) ** 2 for stride in cls.strides)
+        return ANCHORS_PER_POSITION * sum(ceil(side / stride) ** 2 for stride in cls.strides)
 
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None

@@ -17,7 +17,7 @@ else:
 MIN_SIDE = 32
 
 
-def check_images(x: Images, channels: int, min_side: int = MIN_SIDE) -> None:
+def check_images(x: Images, channels: int, min_side: int = MIN_SIDE) -> None:  # torch.jit.script reads no globals
     """Raises ValueError for images with another number of channels, or with a side below the minimum."""
     if torch.jit.is_tracing():  # sizes are tensors there
         return

@@ -11,16 +11,7 @@ from torch import nn
 
 from .attention import SingleHeadAttention
 from .config import Config
-from .layers import (
-    ConvNorm,
-    FeedForward,
-    FoldCheck,
-    InvertedResidual,
-    NormLinear,
-    Residual,
-    depthwise_residual,
-    recomputed,
-)
+from .layers import ConvNorm, FeedForward, InvertedResidual, NormLinear, Residual, depthwise_residual, recomputed
 from .shapes import Images, Logits, Maps, check_images
 from .timm_interface import TimmInterface
 
@@ -94,7 +85,8 @@ class SHViT(TimmInterface):
     """
 
     any_batch = True  # see `Detector`
-    fold_check = FoldCheck(torch.float64, 64, 1e-9)
+    fold_check = (torch.float64, 64, 1e-9)
+    """For `fuse`: type, side of the random images, and largest difference relative to the largest output."""
 
     def __init__(
         self,

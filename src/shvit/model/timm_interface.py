@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from .layers import NormLinear
 from .shapes import Images, Maps, check_images
 
@@ -75,7 +75,7 @@ class TimmInterface(nn.Module):
         """Return the last map, and those of the chosen stages.
 
         Args:
-            x: Normalised images.
+            x: Normalized images.
             indices: Stages, counted from 0 or, if negative, from the end. A number: that many of the last. None: all.
             norm: No effect, since SHViT has no norm after its last stage; as in timm's models without one.
             stop_early: Stop after the last chosen stage, whose map then is the last.
@@ -180,19 +180,15 @@ def check_pool(global_pool: str, num_classes: int) -> None:
         raise InputError(f"num_classes must be at least 0, got {num_classes}")
     if num_classes and not global_pool:
         raise InputError(
-            f"global_pool '' returns maps, which no classifier reads: give num_classes=0, not {num_classes}"
+            f"global_pool '' returns maps, which a classifier cannot use: give num_classes=0, not {num_classes}"
         )
 
 
 def chosen_stages(indices: int | Sequence[int] | None, count: int) -> list[int]:
     """Resolve indices of stages, counted from 0. Raises InputError for a stage that does not exist."""
-    if isinstance(indices, int):
-        chosen = list(range(count - indices, count))
-        possible = 0 < indices <= count
-    else:
-        given = range(count) if indices is None else indices
-        chosen = [index + count if index < 0 else index for index in given]
-        possible = bool(chosen) and all(0 <= index < count for index in chosen)
-    if not possible:
-        raise InputError(f"the network has {count} stages, numbered from 0; got indices {indices}")
+    indices = count if indices is None else indices
+    given = range(-indices, 0) if isinstance(indices, int) else indices
+    chosen = [index + count if index < 0 else index for index in given]
+    if not chosen or not all(0 <= index < count for index in chosen):
+        raise InputError(f"the network has {counted(count, 'stage')}, numbered from 0; got indices {indices}")
     return chosen

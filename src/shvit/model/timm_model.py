@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError, one_line
 from .config import MAX_DEPTH, MAX_WIDTH
-from .layers import FoldCheck
 
 DEPTHS = {"depth", "depths", "layers", "num_blocks", "num_layers", "num_stages", "stem_layers", "expand_ratio"}
 ARGUMENTS = DEPTHS | {
@@ -59,14 +58,14 @@ class TimmModel(nn.Module):
                 raise
             reason = one_line(error, first=True)
             given = ", ".join(f"{key}={value!r}" for key, value in extra.items())
-            raise InputError(f"timm's {base} takes no {given}: {reason}") from None
+            raise InputError(f"timm's {base} does not accept {given}: {reason}") from None
 
     @property
     def maps(self) -> list[tuple[int, int]]:
         """Channels and stride of each map that `features` returns. Raises InputError if timm does not list them."""
         info = getattr(self.network, "feature_info", None)
         if not info:
-            raise InputError(f"timm offers no intermediate maps of {type(self.network).__name__}")
+            raise InputError(f"timm has no intermediate maps for {type(self.network).__name__}")
         return [(int(row["num_chs"]), int(row["reduction"])) for row in list(info)[-3:]]
 
     @property
@@ -84,10 +83,10 @@ class TimmModel(nn.Module):
         """The network's last three maps, fine to coarse; their strides are the network's own.
 
         Raises:
-            InputError: timm offers no intermediate maps of this model.
+            InputError: timm has no intermediate maps for this model.
         """
         if not hasattr(self.network, "forward_intermediates"):
-            raise InputError(f"timm offers no intermediate maps of {type(self.network).__name__}")
+            raise InputError(f"timm has no intermediate maps for {type(self.network).__name__}")
         return list(self.network.forward_intermediates(x, indices=3, intermediates_only=True))  # pyright: ignore
 
     def forward(self, x: Float[Tensor, "b in h w"]) -> Float[Tensor, "b classes"]:
@@ -95,16 +94,16 @@ class TimmModel(nn.Module):
         return self.network(x)
 
     @property
-    def fold_check(self) -> FoldCheck:
-        """In fp32, as timm's own folding is made for."""
-        return FoldCheck(torch.float32, self.image_size, 1e-3)
+    def fold_check(self) -> tuple[torch.dtype, int, float]:
+        """As in `SHViT`, but in fp32, which timm's folding is made for."""
+        return torch.float32, self.image_size, 1e-3
 
     def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b classes"]]:
         """The outputs that are compared after folding."""
         return [self(x)]
 
     def first_convolution(self) -> nn.Conv2d | None:
-        """None: not known."""
+        """None, since it is not known."""
         return None
 
     def fold(self) -> "TimmModel":

@@ -1,4 +1,4 @@
-"""Names of SHViT's weights, converted from and to timm's names."""
+"""Convert the names of SHViT's weights from and to timm's."""
 
 import re
 
@@ -30,7 +30,7 @@ _PARTS = {
 }
 """Our names of the parts of a network, within a stage or block, and timm's."""
 
-_LEAVES = {"conv.": "c.", "norm.": "bn.", "linear.": "l."}
+_LEAVES = {"conv": "c", "norm": "bn", "linear": "l"}
 """Our names of convolution, norm and linear layer within a part, and timm's. Other names are the same."""
 
 _SCOPE = r"(?P<scope>stages\.\d+\.(?:blocks\.\d+\.)?|)"
@@ -38,19 +38,13 @@ _SCOPE = r"(?P<scope>stages\.\d+\.(?:blocks\.\d+\.)?|)"
 
 def from_timm(state_dict: StateDict) -> StateDict:
     """Rename weights of timm's `shvit_*`. Raises InputError for an unknown key."""
-    return {
-        _rename(key, {theirs: ours for ours, theirs in _PARTS.items()}, _inverse(_LEAVES)): value
-        for key, value in state_dict.items()
-    }
+    parts, leaves = ({theirs: ours for ours, theirs in names.items()} for names in (_PARTS, _LEAVES))
+    return {_rename(key, parts, leaves): value for key, value in state_dict.items()}
 
 
 def to_timm(state_dict: StateDict) -> StateDict:
     """Inverse of `from_timm`."""
     return {_rename(key, _PARTS, _LEAVES): value for key, value in state_dict.items()}
-
-
-def _inverse(mapping: dict[str, str]) -> dict[str, str]:
-    return {value: key for key, value in mapping.items()}
 
 
 def _rename(key: str, parts: dict[str, str], leaves: dict[str, str]) -> str:
@@ -59,10 +53,6 @@ def _rename(key: str, parts: dict[str, str], leaves: dict[str, str]) -> str:
     rest = key[scope.end() :]
     for part, other in parts.items():
         if rest.startswith(f"{part}."):
-            leaf = rest[len(part) + 1 :]
-            for name, renamed in leaves.items():
-                if leaf.startswith(name):
-                    leaf = renamed + leaf[len(name) :]
-                    break
-            return f"{scope['scope']}{other}.{leaf}"
-    raise InputError(f"not a weight of SHViT: {key!r}")
+            leaf, dot, tail = rest[len(part) + 1 :].partition(".")
+            return f"{scope['scope']}{other}.{leaves.get(leaf, leaf)}{dot}{tail}"
+    raise InputError(f"SHViT has no weight {key!r}")

@@ -3,70 +3,60 @@
 import colorsys
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from ..data.decode import BadImage, decode
-from ..errors import notice
+from ..errors import counted, notice
 from ..files import writing
 from ..tasks.base import Prediction
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Area = tuple[float, float, float, float]
 SHADE = 0.4
 """Opacity of a mask."""
 GOLDEN = 0.618034
-"""Step in hue from one class to the next, as a share of the colour circle. Neighbouring classes look different."""
-ENLARGED = 320
-"""Images with a shorter side below this, in pixels, are enlarged so that labels can be read."""
+"""Step in hue from one class to the next, as a share of the color circle. Neighboring classes look different."""
+ENLARGED, LARGEST = 320, 4096
+"""Images with a shorter side below the first number are enlarged so that labels can be read, up to the second."""
 JPEG_SIDE = 65_500
 """Longest side of a JPEG. Larger images are written as PNG."""
-LARGEST = 4096
-"""Longest side of an enlarged image, in pixels."""
 
 
-def draw(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
-    """Draw the objects in a copy of an image.
+def draw_objects(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
+    """Draw the objects that a detector found in a copy of an upright RGB image.
 
-    Args:
-        image: Upright, in RGB.
-        prediction: The result of a detector for this image.
-        classes: Classes of the detector. Each has the same colour in every image.
+    A class has the same color in every image: it depends on its position among `classes`.
     """
     factor = max(1, min(-(-ENLARGED // min(image.size)), LARGEST // max(image.size)))
     picture = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
     side = (picture.width * picture.height) ** 0.5
     line, font = max(2, round(side / 320)), ImageFont.truetype(font_file(), max(12.0, side / 45))
-    colours = {name: _colour(index) for index, name in enumerate(classes)}
+    colors = {name: _color(index) for index, name in enumerate(classes)}
     names = legible(tuple(classes))
     found = list(zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True))
     masks = prediction.masks or [None] * len(found)
     worst_first = list(zip(found, masks, strict=True))[::-1]
     for (label, _, _), mask in worst_first:
         if mask is not None:
-            _shade(picture, mask, colours[label], line)
+            _shade(picture, mask, colors[label], line)
     canvas = ImageDraw.Draw(picture)
     boxes: list[Area] = [tuple(factor * side for side in box) for _, _, box in found]  # pyright: ignore
     for (label, _, _), box in zip(found[::-1], boxes[::-1], strict=True):
-        canvas.rectangle(box, outline=colours[label], width=line)
+        canvas.rectangle(box, outline=colors[label], width=line)
     taken: list[Area] = []
     for (label, score, _), box in zip(found, boxes, strict=True):
-        _write(canvas, picture.size, f"{names[label]} {score:.0%}", box, colours[label], font, taken)
+        _write(canvas, picture.size, f"{names[label]} {score:.0%}", box, colors[label], font, taken)
     return picture
 
 
 def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
-    """Draw the prediction for a file. Writes nothing if the file cannot be read.
+    """Draw the prediction for an image file into the file `path`, given without suffix.
 
-    Args:
-        prediction: For an image file.
-        classes: Classes of the detector.
-        path: Output path without its suffix.
-
-    Raises:
-        Failure: There is no space left.
+    Nothing is written if the image cannot be read. Raises Failure if no space is left.
     """
     try:
         image = decode(prediction.path)
@@ -74,16 +64,14 @@ def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> Non
         return
     path = path.with_name(path.name + (".jpg" if max(image.size) <= JPEG_SIDE else ".png"))
     with writing(path):
-        draw(image, prediction, classes).save(path, quality=92, subsampling=0)
+        draw_objects(image, prediction, classes).save(path, quality=92, subsampling=0)
 
 
 def free_name(path: str, taken: set[str]) -> str:
     """The name of a file without its suffix, with a number if it is taken, ignoring case. Adds the name to `taken`."""
-    stem = name = Path(path).stem
-    number = 1
-    while name.casefold() in taken:
-        number += 1
-        name = f"{stem}-{number}"
+    stem = Path(path).stem
+    names = chain([stem], (f"{stem}-{number}" for number in count(2)))
+    name = next(name for name in names if name.casefold() not in taken)
     taken.add(name.casefold())
     return name
 
@@ -105,20 +93,18 @@ def legible(classes: tuple[str, ...]) -> dict[str, str]:
     lacking = {name: f"class {number}" for number, name in enumerate(classes, 1) if not set(map(ord, name)) <= known}
     if lacking:
         name, number = next(iter(lacking.items()))
-        notice(
-            f"{len(lacking)} class names are drawn as numbers, since the font lacks their letters: {number} is {name}"
-        )
+        notice(f"the font cannot draw {counted(len(lacking), 'class name')}: {number} stands for {name}")
     return names | lacking
 
 
-def _colour(index: int) -> Colour:
+def _color(index: int) -> Color:
     hue, bright = (index * GOLDEN) % 1, (1.0, 0.8)[index % 2]
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, bright)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _shade(picture: Image.Image, code: dict, colour: Colour, line: int) -> None:
-    """Fill the mask with a transparent colour, and outline it."""
+def _shade(picture: Image.Image, code: dict, color: Color, line: int) -> None:
+    """Fill the mask with a transparent color, and outline it."""
     from faster_coco_eval.core import mask as tools
 
     mask = Image.fromarray(255 * tools.decode(code).astype(np.uint8)).resize(picture.size)
@@ -129,7 +115,7 @@ def _shade(picture: Image.Image, code: dict, colour: Colour, line: int) -> None:
     mask = mask.crop(area)
     edge = ImageChops.subtract(mask, mask.filter(ImageFilter.MinFilter(2 * (line // 2) + 1)))
     opacity = ImageChops.lighter(mask.point([round(SHADE * value) for value in range(256)]), edge)
-    picture.paste(colour, (area[0], area[1]), opacity)
+    picture.paste(color, (area[0], area[1]), opacity)
 
 
 def _write(
@@ -137,11 +123,11 @@ def _write(
     size: tuple[int, int],
     text: str,
     box: Area,
-    colour: Colour,
+    color: Color,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     taken: list[Area],
 ) -> None:
-    """Write text on a background of this colour above, in or below the box, where it overlaps other text the least."""
+    """Write text on a background of this color above, in or below the box, where it overlaps other text the least."""
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     room = max(2.0, (bottom - top) / 4)
     width, height = right - left + 2 * room, bottom - top + 2 * room
@@ -151,8 +137,8 @@ def _write(
         areas.append((x, y, x + width, y + height))
     area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # the first of the best ones
     taken.append(area)
-    canvas.rectangle(area, fill=colour)
-    light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    canvas.rectangle(area, fill=color)
+    light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     ink = "black" if light > 140 else "white"
     canvas.text((area[0] + room - left, area[1] + room - top), text, fill=ink, font=font)
 

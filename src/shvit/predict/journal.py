@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..engines import Exported, Runnable
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, counted
 from ..files import locked, write_json, writing
 from ..modelfile import digest_of
 from ..tasks.base import Prediction
@@ -27,7 +27,7 @@ def check_partial(out: Path, resume: bool) -> None:
     if path.exists() and not resume:
         raise InputError(f"{path} is an unfinished run: resume it with --resume, or delete it to start again")
     if resume and not path.exists():
-        raise InputError(f"{path}: no such file, so there is nothing to resume: remove --resume")
+        raise InputError(f"there is nothing to resume, since {path} does not exist: remove --resume")
 
 
 class Journal:
@@ -60,14 +60,13 @@ def journal(
 ) -> Iterator[Journal]:
     """A run whose rows become the file `out` if the block succeeds, and stay in `partial_of(out)` if it fails.
 
-    A run resumes at the start of a batch, so its batches and numbers are the same as without the interruption.
+    An existing file is replaced at the end. A run resumes at the start of a batch, so its batches and numbers are the
+    same as without the interruption.
 
     Args:
-        out: The file to write. An existing file is replaced at the end.
+        out: The file to write.
         begun_with: Everything that the rows depend on, by name.
         images: Number of rows of the whole run.
-        batch_size: Images per batch.
-        resume: Resume the unfinished run.
         write: Writes all rows to `out`.
 
     Raises:
@@ -92,7 +91,8 @@ def journal(
                 yield rows
                 write(rows)
             except BaseException as error:
-                kept = f"{rows.done:,} of {images:,} images are done and kept in {path}; --resume continues from there"
+                part = f"{rows.done:,} of {counted(images, 'image')}"
+                kept = f"{part} are done and kept in {path}; --resume continues from there"
                 if not rows.done:
                     path.unlink()
                     kept = "nothing was written"

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
 from torch import Tensor
 
 from .. import engines
-from ..data.decode import BadImage
+from ..data.decode import BadImage, ImageInput
 from ..data.images import Skipped
 from ..data.letterbox import Letterbox
 from ..data.loader import stack
@@ -31,8 +30,7 @@ from ..pretrained import load
 from ..tasks import task_of
 from ..tasks.base import Prediction
 
-Picture = str | Path | Image.Image | np.ndarray
-Decoded = tuple[Letterbox | None, UInt8[Tensor, "3 h w"] | None]
+DecodedImage = tuple[Letterbox | None, UInt8[Tensor, "3 h w"] | None]
 """Position of a detector's image in the input, and the pixels (None if they are already in the batch)."""
 MAX_AT_ONCE = 8
 """Maximum number of batches that run at once on a CPU. More batches need more memory and are hardly faster."""
@@ -50,9 +48,8 @@ class Predictor:
         threads: CPU threads per batch. None: several batches at once with few threads each, if the engine supports it.
         workers: Threads that decode images; None for one per core.
 
-    The cores are not divided between decoding and the engine, because the images determine which takes longer:
-    each core has one thread that decodes until enough images are ready, and one that runs the engine on them. Threads
-    that share one batch would wait for each other at every layer.
+    Each core has a thread that decodes and one that runs the engine, because it depends on the images which of the two
+    takes longer. Batches run on few threads each: threads that share a batch wait for each other at every layer.
 
     Raises:
         EngineError: The engine cannot run here.
@@ -97,27 +94,23 @@ class Predictor:
         if isinstance(model, Exported):
             least = self._task.min_score
             raise InputError(
-                f"threshold must be at least {least} for {model.path}, which has no objects below it: got {threshold}"
+                f"threshold must be at least {least} for {model.path}, which finds no objects below it; got {threshold}"
             )
         network: Any = copy.deepcopy(model.model)
-        network.find_from(threshold)
+        network.set_min_score(threshold)
         return replace(model, model=network)
 
-    def __call__(self, pictures: Picture | Iterable[Picture]) -> list[Prediction]:
+    def __call__(self, pictures: ImageInput | Iterable[ImageInput]) -> list[Prediction]:
         """One prediction per image, in order. A single image gives a list of one."""
         return list(self.stream(pictures))
 
-    def stream(self, pictures: Picture | Iterable[Picture], size: int = 0) -> Generator[Prediction]:
+    def stream(self, pictures: ImageInput | Iterable[ImageInput], size: int = 0) -> Generator[Prediction]:
         """Predict any number of images with the memory of a few batches; see `batches_ahead`.
 
-        Closing the generator stops the threads as soon as each has finished its current image or batch.
-
-        Args:
-            pictures: The images.
-            size: Images in every batch for the engine. Default: as many as in the first one.
+        Each batch for the engine has `size` images; by default, as many as the first one. Closing the generator stops
+        the threads as soon as each has finished its current image or batch.
         """
-        single = isinstance(pictures, str | Path | Image.Image | np.ndarray)
-        queue = iter([pictures] if single else pictures)
+        queue = iter([pictures] if isinstance(pictures, ImageInput) else pictures)
         ahead: deque[Future[list[Prediction]]] = deque()
         decoding = ThreadPoolExecutor(self.workers, "shvit-decode")
         running = ThreadPoolExecutor(self.at_once, "shvit-engine")
@@ -145,7 +138,7 @@ class Predictor:
         """
         return self.at_once + 1 + -(-2 * self.workers // self.batch_size)
 
-    def _decode(self, picture: Picture, buffer: UInt8[np.ndarray, "h w 3"] | None) -> Decoded | BadImage:
+    def _decode(self, picture: ImageInput, buffer: UInt8[np.ndarray, "h w 3"] | None) -> DecodedImage | BadImage:
         """Decode an image, into its buffer in the batch if all images have one size."""
         try:
             pixels, letterbox = self._read(picture)
@@ -158,14 +151,14 @@ class Predictor:
 
     def _finish(
         self,
-        batch: list[Picture],
+        batch: list[ImageInput],
         images: UInt8[np.ndarray, "b h w 3"] | None,
-        decoded: list[Future[Decoded | BadImage]],
+        decoded: list[Future[DecodedImage | BadImage]],
     ) -> list[Prediction]:
         """Wait for the decoding threads and run the engine.
 
-        Every batch has the size of the first one, even if images are bad or missing, since engines compile for each
-        size. If images differ in size, only the good ones run, padded to the largest as in evaluation.
+        Batches keep their size even if images are bad, since engines compile for each size. Images of different sizes
+        are padded to the largest, as in evaluation, without the bad ones.
         """
         read = [future.result() for future in decoded]
         paths = [str(picture) if isinstance(picture, str | Path) else "" for picture in batch]

@@ -1,18 +1,18 @@
 """Predictions as a file for other programs: CSV, JSON lines, Parquet, or COCO's results format."""
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 from ..classnames import match_classes
 from ..data.coco_ids import read_ids
 from ..engines import Runnable
-from ..errors import InputError, notice
-from ..files import escaped, replacing, to_cell
+from ..errors import InputError, counted, notice
+from ..files import escaped, replacing, write_csv
 from ..tasks.base import Prediction, Task
+from ..tasks.objects import coco_row
 
 Write = Callable[[Iterable[Prediction]], None]
 PARQUET_ROWS = 4096
@@ -34,17 +34,9 @@ def table_writer(
 ) -> Write:
     """Return a function that writes predictions to a file atomically. The suffix of the path sets the format.
 
-    CSV has the columns `Task.csv_header`. JSON lines and Parquet have path, labels, scores, error and, for detectors,
-    boxes and masks. JSON is COCO's results format, for detectors only.
-
-    Bytes of a file name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
-
-    Args:
-        path: The file.
-        task: Task of the model.
-        top_k: Labels per image of a classifier.
-        ids: Ids for JSON.
-        raw_cells: Do not escape CSV cells that a spreadsheet would run as a formula; see `files.to_cell`.
+    CSV has the columns `Task.csv_header`; `files.to_cell` explains `raw_cells`. JSON lines and Parquet have path,
+    labels, scores, error and, for detectors, boxes and masks. JSON is COCO's results format, for detectors only, and
+    needs `ids`. Bytes of a file name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
 
     Raises:
         InputError: Another suffix, or Parquet without pyarrow.
@@ -60,10 +52,13 @@ def table_writer(
             raise InputError("Parquet needs pyarrow: pip install 'shvit[parquet]'") from None
 
     def write(predictions: Iterable[Prediction]) -> None:
+        if suffix == ".csv":
+            header, tables = task.csv_header(top_k), map(task.csv_rows, predictions)
+            rows = (row + [""] * (len(header) - len(row)) for table in tables for row in table)
+            write_csv(path.resolve(), header, rows, raw_cells)
+            return
         with replacing(path.resolve()) as temporary:
-            if suffix == ".csv":
-                _csv(temporary, predictions, task, top_k, raw_cells)
-            elif suffix == ".parquet":
+            if suffix == ".parquet":
                 _parquet(temporary, predictions, with_objects=not task.labels_images)
             elif suffix == ".json":
                 assert ids is not None
@@ -80,8 +75,6 @@ def result_ids(annotations: Path | None, images: Sequence[Path], model: Runnable
     Args:
         annotations: A COCO JSON file or dataset. Images that it does not list are left out. None: all images, with
             guessed ids, and the category ids of the dataset that the model was trained on.
-        images: Files.
-        model: A detector.
 
     Raises:
         InputError: The annotations list none of the images, or have a category that the model does not know.
@@ -92,11 +85,11 @@ def result_ids(annotations: Path | None, images: Sequence[Path], model: Runnable
         return images, ResultIds(dict(zip(model.classes, known, strict=True)))
     ids = read_ids(annotations, images)
     if not ids.images:
-        raise InputError(f"none of the {len(images):,} images is listed in {annotations}, the first is {images[0]}")
+        raise InputError(f"{annotations} lists none of the {counted(len(images), 'image')}, such as {images[0]}")
     if ids.missing:
         notice(
-            f"{len(ids.missing):,} of {len(images):,} images are not listed in {annotations} and left out, such as "
-            f"{ids.missing[0]}"
+            f"{annotations} does not list {len(ids.missing):,} of {counted(len(images), 'image')}, which are left out, "
+            f"such as {ids.missing[0]}"
         )
     matched = match_classes(tuple(ids.categories), model.classes)
     categories = {model.classes[index]: id_ for index, id_ in zip(matched, ids.categories.values(), strict=True)}
@@ -105,41 +98,27 @@ def result_ids(annotations: Path | None, images: Sequence[Path], model: Runnable
     return list(ids.images), ResultIds(categories, ids.images)
 
 
-def _csv(path: Path, predictions: Iterable[Prediction], task: type[Task], top_k: int, raw: bool) -> None:
-    header = task.csv_header(top_k)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for prediction in predictions:
-            for row in task.csv_rows(prediction):
-                writer.writerow(to_cell(cell, raw) for cell in row + [""] * (len(header) - len(row)))
-
-
 def _coco(path: Path, predictions: Iterable[Prediction], ids: ResultIds) -> None:
+    rows = (
+        coco_row(_image_id(one.path, ids), ids.categories[label], box, score, mask)
+        for one in predictions
+        for label, box, score, mask in zip(
+            one.labels, one.boxes or (), one.scores, one.masks or repeat(None), strict=False
+        )
+        if label in ids.categories
+    )
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         between = "["
-        for prediction in predictions:
-            image = _guessed_id(prediction.path) if ids.images is None else ids.images[Path(prediction.path)]
-            for index, (label, box) in enumerate(zip(prediction.labels, prediction.boxes or (), strict=True)):
-                if label not in ids.categories:
-                    continue
-                left, top, right, bottom = box
-                row = {
-                    "image_id": image,
-                    "category_id": ids.categories[label],
-                    "bbox": [left, top, right - left, bottom - top],
-                    "score": prediction.scores[index],
-                }
-                if prediction.masks is not None:
-                    row["segmentation"] = prediction.masks[index]
-                print(between, json.dumps(row, ensure_ascii=False), sep="\n", end="", file=file)
-                between = ","
+        for row in rows:
+            print(between, json.dumps(row, ensure_ascii=False), sep="\n", end="", file=file)
+            between = ","
         print("[]" if between == "[" else "\n]", file=file)
 
 
-def _guessed_id(path: str) -> int | str:
+def _image_id(path: str, ids: ResultIds) -> int | str:
     stem = Path(path).stem
-    return int(stem) if stem.isdecimal() else stem
+    guess = int(stem) if stem.isdecimal() else stem
+    return guess if ids.images is None else ids.images[Path(path)]
 
 
 def _jsonl(path: Path, predictions: Iterable[Prediction]) -> None:

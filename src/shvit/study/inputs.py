@@ -40,6 +40,7 @@ class StudyModel:
     """Device of the network."""
     model_file: ModelFile | None = None
     """None for your own network, which runs in PyTorch."""
+    task: str = "classify"
 
 
 def open_study_model(name: str, device: str = "cpu") -> StudyModel:
@@ -96,7 +97,7 @@ class StudyImages:
     ) -> None:
         chosen = choose_split(model, source, which)
         self.split = chosen.split
-        split: Any = relabel_for(model, source, chosen.images)  # pyright: ignore[reportArgumentType]
+        split: Any = relabel_for(model, source, chosen.images)
         images = split.subset(draw_some(split, count, seed=0))
         self.bad: dict[str, str] = {}
         self._batches: list[tuple[UInt8[Tensor, "b 3 h w"], Int64[Tensor, " b"]]] = []

@@ -110,8 +110,7 @@ def save_report(report: StudyReport, out: Path) -> list[Path]:
             temporary.write_bytes(content)
     tables = {out / f"{table.name}.csv": table for table in report.tables}
     for path, table in tables.items():
-        with replacing(path) as temporary:
-            write_csv(temporary, [column.name for column in table.columns], table.rows)
+        write_csv(path, [column.name for column in table.columns], table.rows)
     return [*files, *tables]
 
 

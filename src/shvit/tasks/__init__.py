@@ -1,5 +1,6 @@
 """What a model does with an image. A new task is one file and one row of `TASKS`."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ..errors import InputError
@@ -12,7 +13,7 @@ TASKS: dict[str, type[Task]] = {"classify": Classify, "detect": Detect, "segment
 
 
 class Described(Protocol):
-    """A model file or an exported file."""
+    """A model file, an exported file, or the network of a study."""
 
     @property
     def task(self) -> str:
@@ -22,6 +23,11 @@ class Described(Protocol):
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the outputs."""
+        ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """How the model was trained; see `ModelFile`."""
         ...
 
 
@@ -39,7 +45,7 @@ def kind_of(model: Described | str) -> type[Task]:
     """
     if isinstance(model, str):
         if model not in TASKS:
-            raise InputError(f"Unknown task {model!r}. Choose from: {', '.join(TASKS)}.")
+            raise InputError(f"unknown task {model!r}: allowed are {', '.join(TASKS)}")
         return TASKS[model]
     if model.task not in TASKS:
         raise InputError(f"its task is {model.task!r}, and this shvit has {', '.join(TASKS)}")

@@ -18,7 +18,7 @@ Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
 """Uint8 images -> raw outputs of the task: an engine, or a network in training."""
 Gather = Callable[[Any], list[Any]]
 """Takes the counts of one process and returns the counts of all processes."""
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows."""
 RunLengths = dict[str, Any]
 """A mask in COCO's compressed run-length encoding: `size` and `counts`."""
@@ -87,11 +87,11 @@ class Evaluation(Protocol):
         ...
 
     def summary(self) -> str:
-        """The most important metrics, for people: "top-1 93.10%"."""
+        """The most important metrics as text: "top-1 93.10%"."""
         ...
 
-    def tables(self) -> list[Table]:
-        """Tables for people."""
+    def tables(self) -> list[TextTable]:
+        """Tables for the console."""
         ...
 
     def write(self, out: Path, raw_cells: bool) -> list[Path]:
@@ -100,10 +100,7 @@ class Evaluation(Protocol):
 
 
 class Task(Protocol):
-    """What depends on the task: properties, data, loss, evaluation and results.
-
-    The properties are class attributes, so `kind_of("detect").output` works without an instance.
-    """
+    """The base class of tasks. The properties belong to the class: `kind_of("detect").output` needs no instance."""
 
     name: ClassVar[str]
     recipe_family: ClassVar[str]
@@ -114,16 +111,16 @@ class Task(Protocol):
     """Name of the output in exported files."""
     labels_images: ClassVar[bool]
     """Whether the model gives one score per class for the whole image."""
-    has_masks: ClassVar[bool]
+    has_masks: ClassVar[bool] = False
     """Whether objects have masks."""
-    detector: ClassVar[str | None]
+    detector: ClassVar[str | None] = None
     """Kind of detector that the architecture must have; None for a classifier."""
     fits: ClassVar[tuple[str, ...]]
     """Values of `Preprocess.fit` that its models can have."""
     any_size: ClassVar[bool]
     """Whether exported files may take images of any height and width."""
-    min_score: ClassVar[float]
-    """Objects below this score are not in the outputs, unless the network's `find_from` lowers it."""
+    min_score: ClassVar[float] = 0.0
+    """Objects below this score are not in the outputs, unless the network's `set_min_score` lowers it."""
     eval_batch_size: ClassVar[int]
     """Default batch size of `shvit eval`."""
     predict_batch_size: ClassVar[int]
@@ -143,8 +140,8 @@ class Task(Protocol):
 
     @staticmethod
     def new_fit(fit: str) -> str:
-        """`Preprocess.fit` of a model after its image size is changed."""
-        ...
+        """`Preprocess.fit` of a model after its image size is changed. By default, it stays the same."""
+        return fit
 
     @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Any:
@@ -170,11 +167,10 @@ class Task(Protocol):
         ...
 
     def ready(self, network: Any) -> None:
-        """Prepare a network in training mode for the next steps."""
-        ...
+        """Prepare a network in training mode for the next steps. By default, nothing is done."""
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, Any]:
-        """Augment normalised training images as a batch; returns them with their targets."""
+        """Augment normalized training images as a batch; returns them with their targets."""
         ...
 
     def loss(self, network: Any, images: Tensor, targets: Any) -> Tensor:
@@ -182,34 +178,29 @@ class Task(Protocol):
         ...
 
     def signal(self, outputs: Tensor) -> Tensor:
-        """The part of the raw outputs by which two versions of a network are compared, element by element."""
-        ...
+        """The part of the raw outputs that is compared between two versions of a network. Default: everything."""
+        return outputs
 
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = ...) -> Evaluation:
-        """Evaluate on the batches of all processes. Raises Failure if no image can be used."""
+        """Evaluate on the batches of all processes. Each usable image is counted once.
+
+        Raises:
+            Failure: No image can be used.
+        """
         ...
 
     def predictions(
         self, outputs: Tensor, letterboxes: Sequence[Letterbox | None], top_k: int, threshold: float
     ) -> Iterator[Prediction]:
-        """The results of a batch, without paths.
-
-        Args:
-            outputs: Raw outputs.
-            letterboxes: From `fast_reader`.
-            top_k: Labels per image of a classifier.
-            threshold: Minimum score of objects.
-        """
+        """The results of a batch, without paths: `top_k` labels per image, or the objects of at least this score."""
         ...
 
     def compare(
         self, outputs: Tensor, expected: Tensor, precision: str, side: int
     ) -> tuple[dict[str, Any], str | None]:
-        """Compare the raw outputs of an exported file with those of PyTorch in fp32 for the same images.
+        """Compare the raw outputs of an exported file with those of PyTorch in fp32 (`expected`) for the same images.
 
         Args:
-            outputs: Outputs of the file.
-            expected: Outputs of PyTorch.
             precision: Precision of the file.
             side: Side of the images, in pixels.
 
@@ -220,7 +211,7 @@ class Task(Protocol):
 
     @staticmethod
     def compared(numbers: Mapping[str, Any]) -> str:
-        """The numbers of `compare`, for people."""
+        """The numbers of `compare` as text."""
         ...
 
     @staticmethod
@@ -235,5 +226,5 @@ class Task(Protocol):
 
     @staticmethod
     def line(prediction: Prediction) -> str:
-        """A prediction without error, for people."""
+        """A prediction without error as text."""
         ...

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from ..data.letterbox import Letterbox
 from ..data.loader import Batch
 from ..data.sources import open_source
 from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
-from ..errors import Failure
+from ..errors import Failure, counted
 from ..figures import literal_text, new_figure, save_png
 from ..files import write_csv
-from .base import Gather, Predict, Prediction, Table, alone
+from .base import Gather, Predict, Prediction, Task, TextTable, alone
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
@@ -49,7 +49,6 @@ class ClassifyEvaluation:
 
     @property
     def images(self) -> int:
-        """Number of images that were used."""
         return int(self.confusion.sum())
 
     @property
@@ -76,10 +75,10 @@ class ClassifyEvaluation:
         }
 
     def summary(self) -> str:
-        """Top-1 and top-5 accuracy, for people."""
+        """Top-1 and top-5 accuracy as text."""
         return f"top-1 {self.top1:.2%}, top-5 {self.top5_correct / self.images:.2%}"
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[TextTable]:
         """Top-1 accuracy by class."""
         rows = [[name, f"{share:.1%}"] for name, share in self.per_class().items() if share is not None]
         return [(["class", "top-1"], rows)]
@@ -97,7 +96,7 @@ class ClassifyEvaluation:
 
 @literal_text()
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
-    """Rows are true classes, columns are predictions, colours are shares of the row. Classes that never occur are
+    """Rows are true classes, columns are predictions, colors are shares of the row. Classes that never occur are
     omitted."""
     matrix = evaluation.confusion
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
@@ -111,7 +110,7 @@ def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
     figure.colorbar(picture, ax=axis, shrink=0.7, label="share of the true class")
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    axis.set_title(f"top-1 {evaluation.top1:.2%} of {evaluation.images} images", fontsize=11)
+    axis.set_title(f"top-1 {evaluation.top1:.2%} of {counted(evaluation.images, 'image')}", fontsize=11)
     if count <= 60:
         axis.set_xticks(range(count), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
         axis.set_yticks(range(count), classes, fontsize=8)
@@ -135,7 +134,7 @@ def top1_agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"]
     return float((best - chosen <= tie).float().mean())
 
 
-class Classify:
+class Classify(Task):
     """Classification by cross-entropy, with smoothed and mixed labels.
 
     Args:
@@ -147,21 +146,18 @@ class Classify:
         device: Device of the training images.
     """
 
-    name: ClassVar[str] = "classify"
-    recipe_family: ClassVar[str] = "classify"
-    headline: ClassVar[str] = "top1"
-    output: ClassVar[str] = "logits"
-    labels_images: ClassVar[bool] = True
-    has_masks: ClassVar[bool] = False
-    detector: ClassVar[str | None] = None
-    fits: ClassVar[tuple[str, ...]] = ("crop", "squash")
-    any_size: ClassVar[bool] = True
-    min_score: ClassVar[float] = 0.0
-    eval_batch_size: ClassVar[int] = 64
-    predict_batch_size: ClassVar[int] = 16
-    parity_images: ClassVar[int] = 64
-    ranking_images: ClassVar[int] = 64
-    predict_flags: ClassVar[tuple[str, ...]] = ("top-k",)
+    name = "classify"
+    recipe_family = "classify"
+    headline = "top1"
+    output = "logits"
+    labels_images = True
+    fits = ("crop", "squash")
+    any_size = True
+    eval_batch_size = 64
+    predict_batch_size = 16
+    parity_images = 64
+    ranking_images = 64
+    predict_flags = ("top-k",)
 
     def __init__(
         self,
@@ -185,17 +181,12 @@ class Classify:
         return cls(classes, recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing, device)
 
     @staticmethod
-    def new_fit(fit: str) -> str:
-        """A classifier keeps its fit."""
-        return fit
-
-    @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Dataset:
         """Open a dataset of labelled images; see `open_source`."""
         return open_source(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainReader:
-        """Reads random crops, with RandAugment or colour jitter."""
+        """Reads random crops, with RandAugment or color jitter."""
         random_changes = f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
         return TrainReader(
             preprocess.image_size,
@@ -208,7 +199,6 @@ class Classify:
         )
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Decoded:
-        """Reads images with this preprocessing."""
         return Decoded(eval_transform(preprocess), max_pixels)
 
     def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], None]]:
@@ -219,9 +209,6 @@ class Classify:
     def eval_batch(self, batch_size: int, processes: int) -> int:
         """Twice the batch size for training, up to 256 images per process."""
         return 2 * min(batch_size, 128 * processes)
-
-    def ready(self, network: Any) -> None:
-        """Does nothing: a classifier needs no preparation."""
 
     def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Any]:
         """Erase and mix images; the targets are probabilities (b, classes)."""
@@ -237,16 +224,7 @@ class Classify:
         """Mean cross-entropy."""
         return cross_entropy(network(images), targets)
 
-    def signal(self, outputs: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """All logits."""
-        return outputs
-
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ClassifyEvaluation:
-        """Count every usable image of the batches once.
-
-        Raises:
-            Failure: No image can be used.
-        """
         count = len(self.classes)
         confusion = torch.zeros(count * count, dtype=torch.int64)
         top5_correct, loss, bad = 0, 0.0, {}
@@ -263,7 +241,7 @@ class Classify:
         confusion = np.sum(confusions, axis=0)
         bad = {index: reason for part in bads for index, reason in part.items()}
         if not (images := int(confusion.sum())):
-            raise Failure(f"none of the {len(bad)} images could be used")
+            raise Failure(f"none of {counted(len(bad), 'image')} could be used")
         return ClassifyEvaluation(
             self.classes, confusion.reshape(count, count), sum(tops), math.fsum(losses) / images, bad
         )
@@ -289,9 +267,9 @@ class Classify:
         relative, agreement = difference / float(expected.abs().max()), top1_agreement(outputs, expected, bound)
         fault = None
         if not relative <= bound:  # also catches NaN
-            fault = f"its logits differ by {relative:.2g} of the largest, allowed is {bound:g}"
+            fault = f"its logits differ by {relative:.2g} of the largest, more than the allowed {bound:g}"
         elif agreement < AGREEMENT:
-            fault = f"its top-1 agreement with PyTorch is {agreement:.1%}, required is {AGREEMENT:.0%}"
+            fault = f"its top-1 agreement with PyTorch is {agreement:.1%}, less than the required {AGREEMENT:.0%}"
         return {
             "max_difference": difference,
             "relative_difference": relative,
@@ -301,7 +279,6 @@ class Classify:
 
     @staticmethod
     def compared(numbers: Mapping[str, Any]) -> str:
-        """The numbers of `compare`, for people."""
         return (
             f"logits differ by {numbers['relative_difference']:.1e} of the largest (allowed {numbers['bound']:g}), "
             f"top-1 agreement {numbers['top1_agreement']:.1%}"
@@ -322,7 +299,6 @@ class Classify:
 
     @staticmethod
     def line(prediction: Prediction) -> str:
-        """The labels with their probabilities."""
         return "  ".join(
             f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True)
         )

@@ -14,20 +14,13 @@ from torchvision.ops import batched_nms
 from ..data.coco import CocoDataset, open_coco
 from ..data.dataset import DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
-from ..data.letterbox import (
-    DetectionEvalReader,
-    DetectionTargets,
-    DetectionTrainReader,
-    GroundTruth,
-    Letterbox,
-    read_whole,
-)
+from ..data.letterbox import DetectionEvalReader, DetectionTargets, DetectionTrainReader, Letterbox, read_whole
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
-from ..errors import Failure
+from ..errors import Failure, counted
 from ..model.detector import Target
 from . import object_parity
-from .base import Gather, Predict, Prediction, alone
+from .base import Gather, Predict, Prediction, Task, alone
 from .objects import THRESHOLD, Detections, ObjectsEvaluation, check_tools, judge
 
 OVERLAP, LIMIT = 0.5, 100
@@ -36,7 +29,7 @@ CANDIDATES = 2000
 """Number of boxes per image, by highest score, that enter non-maximum suppression."""
 
 
-class Detect:
+class Detect(Task):
     """RetinaNet's focal loss of the classes and L1 loss of the boxes.
 
     Args:
@@ -45,21 +38,19 @@ class Detect:
             (`all`). For batches that are too small to measure statistics on.
     """
 
-    name: ClassVar[str] = "detect"
-    recipe_family: ClassVar[str] = "detect"
-    headline: ClassVar[str] = "AP"
-    output: ClassVar[str] = "objects"
-    labels_images: ClassVar[bool] = False
-    has_masks: ClassVar[bool] = False
-    detector: ClassVar[str | None] = "retinanet"
-    fits: ClassVar[tuple[str, ...]] = ("whole", "shorter")
-    any_size: ClassVar[bool] = False
-    min_score: ClassVar[float] = 0.0
-    eval_batch_size: ClassVar[int] = 8
-    predict_batch_size: ClassVar[int] = 4
-    parity_images: ClassVar[int] = 16
-    ranking_images: ClassVar[int] = 8
-    predict_flags: ClassVar[tuple[str, ...]] = ("threshold", "draw", "annotations")
+    name = "detect"
+    recipe_family = "detect"
+    headline = "AP"
+    output = "objects"
+    labels_images = False
+    detector = "retinanet"
+    fits = ("whole", "shorter")
+    any_size = False
+    eval_batch_size = 8
+    predict_batch_size = 4
+    parity_images = 16
+    ranking_images = 8
+    predict_flags = ("threshold", "draw", "annotations")
     kinds: ClassVar[tuple[str, ...]] = ("bbox",)
     """COCO's names for boxes and masks, if they are evaluated."""
 
@@ -115,7 +106,6 @@ class Detect:
         return images, [_target(one).to(images.device) for one in batch.targets]
 
     def loss(self, network: Any, images: Float[Tensor, "b 3 h w"], targets: list[Target]) -> Float[Tensor, ""]:
-        """The sum of the network's losses."""
         return network(images, targets)
 
     def signal(self, outputs: Float[Tensor, "b anchors 4+classes"]) -> Float[Tensor, "b anchors classes"]:
@@ -123,14 +113,7 @@ class Detect:
         return outputs[..., 4:]
 
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ObjectsEvaluation:
-        """COCO's metrics. Every usable image is counted once.
-
-        Raises:
-            Failure: No image can be used.
-        """
-        truths: list[GroundTruth] = []
-        found: list[Detections] = []
-        bad: dict[int, str] = {}
+        truths, found, bad = [], [], {}
         for batch in batches:
             bad |= batch.bad
             if len(batch):
@@ -140,7 +123,7 @@ class Detect:
         truths, found = list(chain(*all_truths)), list(chain(*all_found))
         bad = {index: reason for part in all_bad for index, reason in part.items()}
         if not truths:
-            raise Failure(f"none of the {len(bad)} images could be used")
+            raise Failure(f"none of {counted(len(bad), 'image')} could be used")
         judged = {kind: judge(self.classes, truths, found, kind) for kind in self.kinds}
         return ObjectsEvaluation(
             self.classes,
@@ -175,7 +158,6 @@ class Detect:
         top_k: int = 5,
         threshold: float = 0.3,
     ) -> Iterator[Prediction]:
-        """The objects in each image."""
         for found in self.decode(outputs, letterboxes, threshold):
             labels = tuple(self.classes[label] for label in found.labels.tolist())
             boxes = tuple(tuple(box) for box in found.boxes.tolist())
@@ -192,13 +174,12 @@ class Detect:
 
     @staticmethod
     def compared(numbers: Mapping[str, Any]) -> str:
-        """The numbers of `compare`, for people."""
         if not numbers["objects"]:
-            return "no objects in these images, so this proves little; --calibrate DATA gives images with objects"
+            return "no objects in these images, so this proves little: give images with objects with --calibrate DATA"
         masks = f", mask IoU {numbers['mask_overlap']:.3f}" if numbers["mask_overlap"] is not None else ""
         return (
-            f"{numbers['matched']:.1%} of {numbers['objects']} objects found by both, scores differ by at most "
-            f"{numbers['score_difference']:.1e} (allowed {numbers['bound']:g}){masks}"
+            f"{numbers['matched']:.1%} of {counted(numbers['objects'], 'object')} found by both, scores differ by at "
+            f"most {numbers['score_difference']:.1e} (allowed {numbers['bound']:g}){masks}"
         )
 
     @staticmethod
@@ -216,7 +197,6 @@ class Detect:
 
     @staticmethod
     def line(prediction: Prediction) -> str:
-        """The objects with their scores and boxes."""
         found = zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True)
         objects = [f"{name} {score:.0%} ({', '.join(f'{side:.0f}' for side in box)})" for name, score, box in found]
         return "  ".join(objects) or "no objects"

@@ -1,9 +1,8 @@
 """The labelled images that a trained model is evaluated on."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,23 +10,10 @@ from ..classnames import match_classes
 from ..data.coco import CocoDataset, CocoSplit
 from ..data.dataset import Dataset, Split, drawn_before
 from ..data.identity import TrainedOn
-from ..errors import InputError, notice
+from ..errors import InputError, counted, notice
 from . import Described, task_of
 
 Which = Literal["auto", "train", "val", "all"]
-
-
-class Trained(Protocol):
-    """A model file, an exported file, or the network of a study."""
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """How the model was trained; see `ModelFile`."""
-        ...
-
-
-class TrainedTask(Described, Trained, Protocol):
-    """A trained model with its task."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Chosen:
     """Number of evaluated images that the model was trained on. 0 unless the split is `train` or `all`."""
 
 
-def open_as_trained(data: str | Path, model: TrainedTask) -> Any:
+def open_as_trained(data: str | Path, model: Described) -> Any:
     """Open a dataset for the model's task. If it has no splits, it is split as it was for the model's training.
 
     Raises:
@@ -56,7 +42,7 @@ def open_as_trained(data: str | Path, model: TrainedTask) -> Any:
     return source
 
 
-def choose_split(model: Trained, source: Dataset | CocoDataset, which: Which = "auto") -> Chosen:
+def choose_split(model: Described, source: Dataset | CocoDataset, which: Which = "auto") -> Chosen:
     """Choose the images to evaluate a model on. A notice states how many of them were used in training.
 
     Args:
@@ -78,15 +64,15 @@ def choose_split(model: Trained, source: Dataset | CocoDataset, which: Which = "
     if known is None:
         if which == "auto" and split == "all" and "data_fingerprint" in model.provenance:
             notice(
-                "The model file does not name its training images, since an earlier version of shvit wrote it. They "
-                f"may be among the {count:,} evaluated images."
+                "the model file does not name its training images, since an earlier version of shvit wrote it: they "
+                f"may be among the {counted(count, 'evaluated image')}"
             )
         return Chosen(split, images)
     used = known.among(images.images)
     if not (number := int(used.sum())):
         return Chosen(split, images)
     if which in ("train", "all"):
-        notice(f"{number:,} of {count:,} images were used in training")
+        notice(f"{number:,} of {counted(count, 'image')} were used in training")
         return Chosen(split, images, 0, number)
     if number == count:
         raise InputError(

@@ -22,12 +22,7 @@ image has such an object, as with an untrained network, lower scores count as we
 def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple[dict[str, Any], str | None]:
     """Match the objects with the highest scores on each side with the other side's; compare scores and masks.
 
-    Args:
-        pairs: For each image, the objects that the file and PyTorch find.
-        precision: Precision of the file.
-
-    Returns:
-        Numbers for the report, and a message if the difference exceeds the rounding error, otherwise None.
+    `pairs` are the objects that the file and PyTorch find in each image. See `Task.compare`.
     """
     bound, required, same = SCORE_BOUNDS[precision], MATCHED[precision], SAME_BOX[precision]
     least = THRESHOLD if any((one.scores >= THRESHOLD).any() for pair in pairs for one in pair) else 0.0
@@ -52,11 +47,11 @@ def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple
     if not least and precision == "int8":
         pass  # low scores are noise, which int8 changes; the accuracy floor has been checked
     elif share < required:
-        fault = f"{share:.1%} of its objects match PyTorch's, required is {required:.0%}"
+        fault = f"{share:.1%} of its objects match PyTorch's, less than the required {required:.0%}"
     elif not numbers["score_difference"] <= bound:
-        fault = f"its scores differ by {numbers['score_difference']:.2g}, allowed is {bound:g}"
+        fault = f"its scores differ by {numbers['score_difference']:.2g}, more than the allowed {bound:g}"
     elif overlaps and numbers["mask_overlap"] < same:
-        fault = f"the mean IoU of its masks with PyTorch's is {numbers['mask_overlap']:.2f}, required is {same}"
+        fault = f"its masks have a mean IoU of {numbers['mask_overlap']:.2f} with PyTorch's, below the required {same}"
     return numbers, fault
 
 

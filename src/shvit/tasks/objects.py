@@ -17,11 +17,11 @@ from ..data.coco import Objects
 from ..data.letterbox import GroundTruth, run_lengths
 from ..errors import InputError
 from ..files import write_csv
-from .base import RunLengths, Table
+from .base import RunLengths, TextTable
 
 THRESHOLD = 0.05
 """Minimum score of objects that are evaluated: the usual value for COCO."""
-NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's metrics in its order: average precision, then average recall with 1, 10 and 100 detections per image; s, m
 and l are small, medium and large objects."""
 
@@ -79,10 +79,10 @@ class ObjectsEvaluation:
         }
 
     def summary(self) -> str:
-        """AP and AP50, for people."""
+        """AP and AP50 as text."""
         return f"AP {_percent(self._main['AP'])}, AP50 {_percent(self._main['AP50'])}"
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[TextTable]:
         """All metrics, with a row for boxes and one for masks."""
         names = {"bbox": "boxes", "segm": "masks"}
         rows = [[names[kind], *map(_percent, numbers.values())] for kind, numbers in self.numbers.items()]
@@ -126,47 +126,33 @@ def judge(
             ],
         }
     )
-    rows = [
-        row
-        for truth, one in zip(truths, found, strict=True)
-        for row in coco_results(truth.image_id, one, kind == "segm")
-    ]
-    if kind == "segm":  # otherwise the boxes decide whether detections are small or large, unlike in published metrics
-        for row in rows:
-            del row["bbox"]
+    rows = [row for truth, one in zip(truths, found, strict=True) for row in coco_results(truth.image_id, one)]
+    for row in rows:  # for masks, boxes would decide which detections are small or large, unlike in published metrics
+        row.pop("bbox" if kind == "segm" else "segmentation", None)
     evaluation = COCOeval_faster(known, known.loadRes(rows), kind, print_function=lambda *_: None)  # pyright: ignore
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    numbers: dict[str, float] = dict(zip(NUMBERS, (float(value) for value in evaluation.stats[:12]), strict=True))
+    numbers: dict[str, float] = dict(zip(COCO_METRICS, (float(value) for value in evaluation.stats[:12]), strict=True))
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # all areas, 100 detections per image
     return numbers, [_mean(precision[:, :, index]) for index in range(len(classes))]
 
 
-def coco_results(image_id: int, found: Detections, masks: bool, categories: Sequence[int] | None = None) -> list[dict]:
-    """Rows of COCO's results format: image_id, category_id, bbox (left, top, width, height), score, segmentation.
+def coco_row(
+    image_id: int | str, category: int, box: Sequence[float], score: float, mask: RunLengths | None
+) -> dict[str, Any]:
+    """A row of COCO's results format: image_id, category_id, bbox (left, top, width, height), score, segmentation."""
+    left, top, right, bottom = box
+    bbox = [left, top, right - left, bottom - top]
+    row = {"image_id": image_id, "category_id": category, "bbox": bbox, "score": score}
+    return row if mask is None else {**row, "segmentation": mask}
 
-    Args:
-        image_id: COCO's id of the image.
-        found: The objects in the image.
-        masks: Whether to include masks.
-        categories: COCO's id of each class. Default: counted from 1.
-    """
-    corners = found.boxes.double().numpy()
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
-    rows = [
-        {
-            "image_id": image_id,
-            "category_id": categories[label] if categories else label + 1,
-            "bbox": box,
-            "score": score,
-        }
-        for box, score, label in zip(boxes, found.scores.tolist(), found.labels.tolist(), strict=True)
-    ]
-    if masks:
-        for row, mask in zip(rows, found.masks or (), strict=True):
-            row["segmentation"] = mask
-    return rows
+
+def coco_results(image_id: int, found: Detections) -> list[dict[str, Any]]:
+    """Rows of COCO's results format, one per object. Category ids are the class indices plus 1."""
+    labels, masks = (found.labels + 1).tolist(), found.masks or [None] * len(found)
+    columns = zip(labels, found.boxes.tolist(), found.scores.tolist(), masks, strict=True)
+    return [coco_row(image_id, *row) for row in columns]
 
 
 def encode(mask: np.ndarray) -> RunLengths:

@@ -1,7 +1,7 @@
 """Instance segmentation: a box, a class and a mask for each object, by Mask R-CNN."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,12 +26,12 @@ class Segment(Detect):
         proposals: Proposals of each training image that the second stage learns from.
     """
 
-    name: ClassVar[str] = "segment"
-    recipe_family: ClassVar[str] = "segment"
-    detector: ClassVar[str | None] = "mask_rcnn"
-    has_masks: ClassVar[bool] = True
-    min_score: ClassVar[float] = THRESHOLD
-    kinds: ClassVar[tuple[str, ...]] = ("bbox", "segm")
+    name = "segment"
+    recipe_family = "segment"
+    detector = "mask_rcnn"
+    has_masks = True
+    min_score = THRESHOLD
+    kinds = ("bbox", "segm")
 
     def __init__(self, classes: Sequence[str], frozen_norms: str = "none", proposals: int = PROPOSALS) -> None:
         super().__init__(classes, frozen_norms)
@@ -45,7 +45,7 @@ class Segment(Detect):
     def ready(self, network: Any) -> None:
         """Freeze BatchNorms of the backbone, and set the number of proposals."""
         super().ready(network)
-        network.learn_from(self.proposals)
+        network.set_proposals(self.proposals)
 
     def signal(self, outputs: Float[Tensor, "b 100 790"]) -> Float[Tensor, "b 100"]:
         """The sorted scores. The same row can be another object in another version of the network."""

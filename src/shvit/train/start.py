@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.cost import cost
 from ..modelfile import ModelFile, digest_of
-from ..pretrained import create_model, default_preprocess, is_published, load_model, onto_detector, transfer
+from ..pretrained import PUBLISHED_TOP1, create_model, default_preprocess, load_model, onto_detector, transfer
 from ..tasks import kind_of, need_classifier
 from ..tasks.base import Task
 from .distill import Distill, LogitsCache, Teacher
@@ -23,7 +23,7 @@ from .recipe import Recipe
 
 def is_trained(model: str) -> bool:
     """Whether this names trained weights: a model file or published weights."""
-    return is_published(model) or Path(model).suffix == ".safetensors" or Path(model).is_file()
+    return model in PUBLISHED_TOP1 or Path(model).suffix == ".safetensors" or Path(model).is_file()
 
 
 def variant_of(model: str) -> str:

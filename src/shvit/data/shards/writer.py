@@ -183,8 +183,7 @@ def _intact(out: Path, record: Record | None) -> bool:
 def _check_bad(out: Path, bad: list[tuple[str, str]], total: int, max_share: float) -> None:
     """List bad images in a file. Raises Failure if there are too many."""
     if bad:
-        with replacing(out / BAD) as temporary:
-            write_csv(temporary, ["image", "reason"], bad)
+        write_csv(out / BAD, ["image", "reason"], bad)
     if len(bad) > max_share * total:
         raise Failure(
             f"{len(bad):,} of {total:,} images cannot be used, more than the allowed share of {max_share:g}; "
