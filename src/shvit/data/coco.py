@@ -63,17 +63,13 @@ class CocoSplit(Samples):
     """Height and width in pixels; 0 if unknown, for images that cannot be used."""
     objects: Sequence[Objects]
     bad: Mapping[int, str] = field(default_factory=dict)
-    """Index of each image known to be unusable, and the reason."""
-    shards: None = None
-    """None: each image is a file of its own."""
 
     @property
-    def names(self) -> Sequence[str]:
+    def names(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]: a field of `Split`
         """Names for reports: the paths."""
         return [str(path) for path in self.images]
 
     def example(self, index: int, read: Callable[["CocoSplit", int], T]) -> T:
-        """An image and its objects as `read` returns them. Raises BadImage."""
         return read(self, index)
 
     def relabelled(self, numbers: Sequence[int]) -> "CocoSplit":
@@ -143,7 +139,7 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
         warnings.append(f"not used: {', '.join(unused)}")
     if missing := _without_objects(classes, splits.values()):
         warnings.append(f"{len(missing):,} classes have no object in any image, such as {missing[0]}")
-    fingerprint = fingerprint_of(classes, _contents(splits.values()))
+    fingerprint = fingerprint_of(classes, splits.values(), _contents)
     drawn = "all" in splits
     train, val = Holdout(seed, val_share, drawn_by).divide(splits["all"]) if drawn else (splits["train"], splits["val"])
     return CocoDataset(str(data), classes, train, val, drawn, fingerprint, tuple(warnings), ids)
@@ -320,10 +316,9 @@ def _objects(rows: list[tuple[Any, ...]]) -> Objects:
     )
 
 
-def _contents(splits: Iterable[CocoSplit]) -> Iterator[bytes]:
+def _contents(split: CocoSplit) -> Iterator[bytes]:
     """What the fingerprint covers: file names, sizes and objects."""
-    for split in splits:
-        yield b"split\n" + split.sizes.astype("<i8").tobytes()
-        for path, objects in zip(split.images, split.objects, strict=True):
-            yield path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes()
-            yield objects.labels.astype("<i8").tobytes() + objects.crowd.tobytes()
+    yield b"split\n" + split.sizes.astype("<i8").tobytes()
+    for path, objects in zip(split.images, split.objects, strict=True):
+        yield path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes()
+        yield objects.labels.astype("<i8").tobytes() + objects.crowd.tobytes()

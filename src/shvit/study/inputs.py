@@ -13,9 +13,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from ..data.dataset import Dataset
-from ..data.decode import BadImage, decode
+from ..data.decode import BadImage
 from ..data.loader import Loader, draw_some, worker_death_as_failure
-from ..data.transforms import Decoded, Normalize, Preprocess, eval_transform
+from ..data.transforms import EvalReader, Normalize, Preprocess
 from ..errors import Failure, InputError
 from ..modelfile import ModelFile
 from ..pretrained import load_model
@@ -114,7 +114,7 @@ class StudyImages:
         self.split = chosen.split
         split: Any = relabel_for(model, source, chosen.images)  # pyright: ignore[reportArgumentType]
         images = split.subset(sorted(draw_some(split, count, seed)))
-        reader = Decoded(eval_transform(model.preprocess))
+        reader = EvalReader(model.preprocess)
         with worker_death_as_failure():
             batches = [
                 (batch.images, batch.targets, batch.bad) for batch in Loader(images, reader, batch_size, workers)
@@ -152,11 +152,11 @@ class StudyImages:
 
 def read_pictures(paths: tuple[str, ...], preprocess: Preprocess) -> UInt8[np.ndarray, "n h w 3"]:
     """Read and resize photographs for the network. Raises InputError for one that cannot be read."""
-    to_pixels = eval_transform(preprocess)
+    read = EvalReader(preprocess)
     pictures = []
     for path in paths:
         try:
-            pictures.append(to_pixels(decode(Path(path))).permute(1, 2, 0).numpy())
+            pictures.append(read(Path(path)).permute(1, 2, 0).numpy())
         except BadImage as error:
             raise InputError(f"{path}: {error}") from None
     return np.stack(pictures)

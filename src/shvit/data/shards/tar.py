@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...files import check_regular
+from ..dataset import Split
 from ..identity import identity, of_name
 from ..image_file import MAX_BYTES, BadImage
-from ..sequences import Lazy, Texts
+from ..sequences import Computed, Lazy, Texts
 from .download import FetchError, fetched, is_remote
 
 IMAGE_SUFFIXES = frozenset(
@@ -295,17 +296,11 @@ class StoredImages(Lazy[StoredImage]):
             None if self.identities is None else int(self.identities[index]),
         )
 
+    def name(self, index: int) -> str:
+        """A name for reports, such as `train-000003.tar/KEY`."""
+        folder, slash, base = self.members[index].rpartition("/")
+        return f"{self.shards.files[int(self.shard[index])].name}/{folder}{slash}{base.partition('.')[0]}"
 
-@dataclass(frozen=True, eq=False)
-class StoredNames(Lazy[str]):
-    """Names such as `train-000003.tar/KEY`, as a lazy sequence."""
-
-    images: StoredImages
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def item(self, index: int) -> str:
-        folder, slash, base = self.images.members[index].rpartition("/")
-        shard = self.images.shards.files[int(self.images.shard[index])]
-        return f"{shard.name}/{folder}{slash}{base.partition('.')[0]}"
+    def split(self, labels: np.ndarray, bad: dict[int, str]) -> Split:
+        """These images with their labels."""
+        return Split(self, labels, Computed(len(self), self.name), self.shard, bad)
