@@ -618,7 +618,7 @@ def test_labels_in_json_names_and_what_has_none(tmp_path):
         "3": "it has no image", "5": "it has no image", "4": "it has no label",
         "6": "its label cannot be read", "7": "its label cannot be read",
     }  # fmt: skip
-    assert source.warnings == ("5 samples cannot be used; the first: it has no image",)
+    assert source.warnings == ("5 samples cannot be used, the first because it has no image",)
     assert source.whole().usable_labels() == {0, 1}
 
 
@@ -636,7 +636,7 @@ def test_members_of_one_name_in_a_shard_are_said(tmp_path, run):
     source, good, bad = unusable(tmp_path / "x.tar")
     assert good == [(f"x.tar/{i}", "cat") for i in range(5)]
     assert bad == [(f"x.tar/{i}", "another member has its name") for i in range(5)]
-    assert source.warnings == ("5 samples cannot be used; the first: another member has its name",)
+    assert source.warnings == ("5 samples cannot be used, the first because another member has its name",)
     assert "5 samples cannot be used" in run("info", tmp_path / "x.tar")[1]
 
 
@@ -683,7 +683,7 @@ def test_unindexed_shards_that_are_damaged(jpegs, bare):
         "train-000000.tar is damaged (invalid header)",
         "train-000001.tar is damaged (unexpected end of data)",
         f"train-000002.tar is damaged (no header at byte {at})",
-        "1 sample cannot be used; the first: the shard ends within it",
+        "1 sample cannot be used, the first because the shard ends within it",
     ]
     assert len(source.train) == 24 - 5 - 2 - 4
     assert len(source.train.bad) == 1

@@ -230,7 +230,7 @@ def _unindexed(name: str, holdout: Holdout) -> Dataset:
         shards = counted(len(files), "shard")
         raise DataError(f"{name}: no samples in {shards}{'; ' + warnings[0] if warnings else ''}")
     if unusable := [sample.bad for samples in scanned for sample in samples if sample.bad]:
-        warnings.append(f"{counted(len(unusable), 'sample')} cannot be used; the first: {unusable[0]}")
+        warnings.append(f"{counted(len(unusable), 'sample')} cannot be used, the first because {unusable[0]}")
     labels = [s.label for samples in scanned for s in samples if not s.bad]
     classes, numbers = _classes(name, labels, locations[0])
     splits = {
