@@ -257,7 +257,7 @@ def test_a_record_that_was_not_written_whole_costs_its_shard_alone(jpegs, shards
 def test_a_process_that_dies_is_a_failure(jpegs, tmp_path, monkeypatch):
     parent = os.getpid()
     monkeypatch.setattr(sharding, "as_jpeg", lambda *_: os.getpid() != parent and os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(Failure, match=r"worker process was killed by SIGKILL \(out of memory\? try fewer --workers\)"):
+    with pytest.raises(Failure, match=r"worker process was killed by SIGKILL \(out of memory\?\): try fewer --workers"):
         shard(jpegs, tmp_path / "out", workers=2)
 
 
@@ -656,7 +656,7 @@ def test_names_with_dots_in_a_shard_are_said(tmp_path, run):
     make_tar(tmp_path / "x.tar", [*pair("a", 7), *pair("b", 8), *dotted, *pair("a.v2", 9), ("b.seg.png", b"a mask")])
     source, good, bad = unusable(tmp_path / "x.tar")
     assert good == [("x.tar/a", "cat"), ("x.tar/b", "cat")]
-    reason = "names end at their first dot, so it counts as one of"
+    reason = "keys end at the first dot of a name, so its key is"
     lost = [("x.tar/a", f"{reason} a"), *[("x.tar/img", f"{reason} img")] * 3]
     assert [row for row in bad if row[1] != "it has no image"] == lost
     assert "5 samples cannot be used" in source.warnings[0]
