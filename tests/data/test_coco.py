@@ -12,7 +12,8 @@ from faster_coco_eval.core import mask
 from PIL import Image
 
 from conftest import COCO, POLYGON, SHARED, picture, write_coco
-from shvit.data.coco import CocoSplit, is_coco, open_coco
+from shvit.data.coco import CocoSplit, open_coco
+from shvit.data.folders import find_coco
 from shvit.data.letterbox import DetectionEvalReader, DetectionTrainReader, run_lengths
 from shvit.data.transforms import Preprocess
 from shvit.errors import DataError
@@ -266,7 +267,7 @@ def test_files_that_cannot_be_used(tmp_path, change, reason):
 
 
 def test_files_that_are_not_there_or_disagree(tmp_path):
-    assert not is_coco(tmp_path)
+    assert not find_coco(tmp_path)
     with pytest.raises(DataError, match="is not a COCO folder: expected"):
         open_coco(tmp_path)
     write_coco(tmp_path, splits=["train2017", "more2017"])
@@ -342,7 +343,7 @@ def test_annotations_of_other_names_are_found(tmp_path, run, names):
         (root / "annotations" / other).write_text('{"images": [], "annotations": []}')
     (root / "annotations" / "settings.json").write_text('{"images": 12}')
     for data in (root, tmp_path):
-        assert is_coco(data)
+        assert find_coco(data)
         source = open_coco(data)
         assert ([len(source.train), len(source.val)], source.classes) == ([2, 2], ("cat", "tree"))
         assert source.train.images[0] == root / "train2017" / "a.png"

@@ -151,7 +151,7 @@ def test_a_file_named_as_a_column_is_no_header(tmp_path):
 def test_one_image_with_two_labels_is_said(tmp_path):
     path = write(tmp_path, "000.png,a\n./000.png,b\n001.png,b\n001.png,b\n002.png,a\n")
     source = open_source(path)
-    assert source.warnings == (f"1 images are listed with more than one label, such as {tmp_path}/000.png: a, b",)
+    assert source.warnings == (f"1 image with more than one label, such as {tmp_path}/000.png: a, b",)
 
 
 def test_shards_are_made_from_the_same_rows(tmp_path, run):

@@ -104,11 +104,6 @@ class CocoDataset(AnyDataset[CocoSplit]):
                 raise DataError(f"{self.name}: no {kind} image has a mask, which segmentation needs")
 
 
-def is_coco(folder: Path) -> bool:
-    """Whether a folder, or the only folder in it, holds annotation files named as COCO or Roboflow does."""
-    return find_coco(folder) is not None
-
-
 def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoDataset:
     """Open a COCO folder. Images and annotations that cannot be used are left out and counted in the warnings.
 
@@ -116,9 +111,7 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
         data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid`, `test`), whose images lie
             in `train*/`, `images/train*/` or `images/`; or with `train/_annotations.coco.json` beside the images, and
             `valid/` likewise. If there is only one annotation file, validation images are drawn from it.
-        seed: Draws the validation images; see `Holdout`.
-        val_share: Share of the images to draw.
-        drawn_by: `position` reproduces the split of runs of earlier versions.
+        seed, val_share, drawn_by: As in `open_source`.
 
     Raises:
         DataError: There are no such files, one is not a COCO file, or their classes differ.

@@ -15,7 +15,6 @@ from .folders import find_coco
 class CocoIds:
     """Ids by file name and by class name; see `read_ids`."""
 
-    name: str
     images: dict[Path, int]
     """Ids of the requested images that are listed."""
     categories: dict[str, int]
@@ -31,7 +30,6 @@ def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
 
     Args:
         data: A COCO JSON file, or a dataset folder. All annotation files in the folder are used.
-        paths: Images.
 
     Raises:
         DataError: There are no COCO annotations, files give one id to different images, an image matches several
@@ -50,7 +48,7 @@ def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
         if id_ in taken:
             raise DataError(f"{taken[id_]} and {path} both match image {id_} of {data}: give only one of them")
         images[path], taken[id_] = id_, path
-    return CocoIds(str(data), images, categories, tuple(path for path in paths if path not in images))
+    return CocoIds(images, categories, tuple(path for path in paths if path not in images))
 
 
 def _listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:

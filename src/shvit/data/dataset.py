@@ -246,7 +246,7 @@ def dataset_of(
     if drawn := "all" in splits:
         train, val = holdout.divide(splits["all"], splits["all"].labels)
     else:
-        train, val = splits.get("train", EMPTY), splits.get("val", EMPTY)
+        train, val = (splits.get(name, EMPTY) for name in ("train", "val"))
     fingerprint = fingerprint_of(classes, splits.values(), contents)
     return Dataset(name, classes, train, val, drawn, fingerprint, tuple(warnings))
 

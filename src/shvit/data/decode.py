@@ -21,7 +21,6 @@ def decode(source: ImageInput, max_pixels: int = MAX_PIXELS, upright: bool = Tru
     (PGM, JPEG 2000); the smallest of 8, 10, 12, 14, 16, 24 and 31 bits that holds the largest value in the image.
 
     Args:
-        source: What to decode.
         max_pixels: Larger images are refused before they are decoded.
         upright: Whether to apply the EXIF orientation of a file; otherwise the image is returned as stored.
 

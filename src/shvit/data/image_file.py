@@ -176,6 +176,6 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether an image file is an upright JPEG in RGB, YCbCr or grey."""
+    """Whether an image file is an upright JPEG in RGB, YCbCr or gray."""
     image = open_header(data)
     return image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) == 1

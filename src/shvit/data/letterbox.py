@@ -101,10 +101,8 @@ def read_whole(
     """Read a whole image for a detector, padded at the right and below.
 
     Args:
-        source: What to decode.
         preprocess: With fit `whole` or `shorter`.
         size: Height and width according to the annotations; None to accept any size.
-        max_pixels: Larger images are refused.
 
     Raises:
         BadImage: As `decode`, or the image has another size.
@@ -198,11 +196,8 @@ def targets_of(
     """The objects of an image in pixels of the network's input. Leaves out objects that are mostly outside it.
 
     Args:
-        objects: In pixels of the image.
-        letterbox: Position of the image in the input.
         size: Height and width of the input.
         shown: Top, left, bottom and right of the image in the input. Boxes and masks are clipped to it.
-        masks: Whether to draw masks.
     """
     top, left, bottom, right = shown
     boxes = letterbox.to_input(objects.boxes)

@@ -21,11 +21,11 @@ OPENCV = find_spec("cv2") is not None
 
 Matrix = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): the result at (x, y) is the image at (ax + by + c, dx + ey + f), as in Pillow."""
-Operation = Callable[..., Image.Image]
+TimmOperation = Callable[..., Image.Image]
 
 
 def warp(
-    operation: Operation,
+    operation: TimmOperation,
     image: Image.Image,
     amount: float,
     *,
@@ -50,7 +50,7 @@ def _rotation(degrees: float, size: tuple[int, int]) -> Matrix:
     return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
 
 
-MATRICES: dict[Operation, Callable[[float, tuple[int, int]], Matrix]] = {
+MATRICES: dict[TimmOperation, Callable[[float, tuple[int, int]], Matrix]] = {
     auto_augment.rotate: _rotation,
     auto_augment.shear_x: lambda factor, _: (1, factor, 0, 0, 1, 0),
     auto_augment.shear_y: lambda factor, _: (1, 0, 0, factor, 1, 0),

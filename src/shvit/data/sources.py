@@ -66,15 +66,12 @@ def is_sharded(data: str | Path) -> bool:
     text = str(data)
     if ".tar" in Path(text).suffixes[-2:] or text.endswith((".tgz", INDEX)):
         return True
-    if is_remote(text):
-        return not text.startswith(PREFIX)
-    return Path(data).is_dir() and _holds_shards(Path(data))
-
-
-def _holds_shards(folder: Path) -> bool:
-    """Whether a folder holds shards. Archives beside folders do not count: the images may be unpacked from them."""
+    folder = Path(data)
+    if is_remote(text) or not folder.is_dir():
+        return is_remote(text) and not text.startswith(PREFIX)
     if (folder / INDEX).exists() or (folder / UNFINISHED).exists():
         return True
+    # archives beside folders do not count: the images in these may be unpacked from them
     visible = [child for child in folder.iterdir() if not child.name.startswith(".")]
     return any(child.suffix == ".tar" for child in visible) and not any(child.is_dir() for child in visible)
 

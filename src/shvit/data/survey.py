@@ -10,8 +10,9 @@ import numpy as np
 
 from ..errors import counted
 from ..redact import redacted
-from .coco import MEDIUM, NOTHING, SMALL, CocoSplit, is_coco, open_coco
+from .coco import MEDIUM, NOTHING, SMALL, CocoSplit, open_coco
 from .dataset import Split, duplicates
+from .folders import find_coco
 from .image_file import BadImage
 from .letterbox import open_as
 from .loader import draw_some, probe
@@ -26,8 +27,7 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
 
     Args:
         data: Anything that `open_source` opens, or a COCO folder.
-        seed: Draws the validation images if the data has no splits, and the images that are decoded.
-        val_share: Share of validation images to draw.
+        seed: Draws the images that are decoded, and with `val_share` validation images, as in `open_source`.
 
     Returns:
         data, task (`detect` for COCO folders, which also serve segmentation), drawn, classes (for each: name, and the
@@ -37,7 +37,7 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
         DataError: There is no such data, or it cannot be used as a whole.
     """
     shared = []
-    if Path(data).is_dir() and is_coco(Path(data)):
+    if find_coco(Path(data)):
         task, dataset = "detect", open_coco(data, seed, val_share)
         parts = {"train": _of_objects(dataset.train, seed), "val": _of_objects(dataset.val, seed)}
     else:

@@ -243,7 +243,7 @@ def fast_eval_decoder(preprocess: Preprocess) -> Reader:
 
 
 def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"]:
-    """Resize the shorter side to `image_size / crop` with antialiasing, then take the centre square."""
+    """Resize the shorter side to `image_size / crop` with antialiasing, then take the center square."""
     side = preprocess.image_size
     height, width = resized_sides(image.height, image.width, preprocess)
     if max(height, width) > THIN * side:

@@ -142,6 +142,5 @@ def _webdataset(module: str, location: str) -> Any:
     try:
         return import_module(module)
     except ImportError:
-        raise InputError(
-            f"{location} needs webdataset, which is not installed: pip install 'shvit[webdataset]'"
-        ) from None
+        command = "pip install 'shvit[webdataset]'"
+        raise InputError(f"{location} needs webdataset, which is not installed: {command}") from None

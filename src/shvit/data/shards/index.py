@@ -124,7 +124,6 @@ def open_shards(data: str | Path, holdout: Holdout) -> Dataset:
         data: A folder of shards; a path or URL of `shards.json`; or paths or URLs of tars, with braces for several.
             Tars without an index are assigned to splits by `train`, `val` or `test` in their names. Without validation
             shards, validation images are drawn.
-        holdout: Draws the validation images.
 
     Raises:
         DataError: There are no shards, or none that can be used.

@@ -29,8 +29,6 @@ from .pool import work
 BAD = "bad_images.csv"
 MAX_JPEG_SIDE = 65_535
 """Maximum side of a JPEG, in pixels."""
-OnUpdate = Callable[[int, int], None]
-"""Called with the number of images done and the number of all images."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,9 @@ class ShardReport:
         }
 
 
-def write_shards(dataset: Dataset, request: ShardRequest, on_update: OnUpdate | None = None) -> ShardReport:
+def write_shards(
+    dataset: Dataset, request: ShardRequest, on_update: Callable[[int, int], None] | None = None
+) -> ShardReport:
     """Write `train-000000.tar` …, `val-000000.tar` … and `shards.json`.
 
     Training images are shuffled. The sizes of a split's shards differ by one image at most. A run that was stopped
@@ -86,7 +86,6 @@ def write_shards(dataset: Dataset, request: ShardRequest, on_update: OnUpdate | 
 
     Args:
         dataset: `request.data`, as `open_source` opens it with the request's seed and share.
-        request: Where and how to write.
         on_update: Called with the number of images done and the number of all images.
 
     Raises:
