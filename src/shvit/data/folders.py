@@ -1,4 +1,4 @@
-"""Folders of class folders, with and without splits. Other known formats are refused by name."""
+"""Reading folders of class folders, with and without splits. Known formats that are not supported are refused."""
 
 import os
 from collections import Counter
@@ -171,7 +171,7 @@ def _refuse_flat(path: Path, folders: list[Path], flat: list[Path]) -> NoReturn:
 def _refuse_foreign(path: Path, folders: Iterable[Path], classes: set[str] | None = None) -> None:
     """Raises DataError if a folder has an unsupported format, such as YOLO or VOC.
 
-    Two or more classes are trusted to be classes, unless one of them has a name such as `images`.
+    Checks nothing if there are two or more classes, and none has a name in `PICTURES`.
     """
     if classes is not None and len(classes) > 1 and not any(name.lower() in PICTURES for name in classes):
         return

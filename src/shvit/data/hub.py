@@ -124,8 +124,7 @@ def _load(data: str) -> "DatasetDict":
         except DatasetNotFoundError as error:
             reason = reason or one_line(error)
         except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
-            reason = one_line(error)
-            break
+            raise DataError(f"{data} cannot be opened: {one_line(error)}") from None
     raise DataError(f"{data} cannot be opened: {reason}")
 
 
@@ -160,10 +159,9 @@ def _roots(data: str) -> tuple[Path, ...]:
     from datasets import config
     from huggingface_hub import constants
 
-    folder, _ = _meanings(data)[0]
-    local = data.removeprefix(PREFIX).startswith((".", "/", "~"))
-    caches = (constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
-    folders = [folder] if local else caches
+    folders = constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH
+    if data.removeprefix(PREFIX).startswith((".", "/", "~")):
+        folders = [_meanings(data)[0][0]]
     return tuple({root for each in folders for root in (Path(each).absolute(), Path(each).resolve())})
 
 

@@ -1,4 +1,4 @@
-"""Identities of images: hashes of their content, whatever their names and folders."""
+"""Identities of images: hashes of their content that do not depend on names and folders."""
 
 import base64
 import zlib

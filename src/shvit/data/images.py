@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one rule for training, evaluation and prediction. Other files are counted."""
+"""Finding the image files in a folder, by one rule for training, evaluation and prediction. Other files are counted."""
 
 from collections import Counter
 from dataclasses import dataclass, field

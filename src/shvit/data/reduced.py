@@ -1,4 +1,4 @@
-"""Decoding images that will be made smaller: at a part of their size, by libjpeg-turbo or Pillow."""
+"""Decoding images that will be made smaller: at a reduced size, by libjpeg-turbo or Pillow."""
 
 import os
 import threading

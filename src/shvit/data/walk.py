@@ -88,8 +88,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def _ids_above(folder: Path) -> set[Id]:
     """Ids of a folder and of all folders above it, along the given path and along the resolved one."""
     real, beside = folder.resolve(), folder.parent.resolve()
-    stats = map(Path.stat, [real, *real.parents, beside, *beside.parents])
-    return {(stat.st_dev, stat.st_ino) for stat in stats}
+    return set(map(_id, [real, *real.parents, beside, *beside.parents]))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -99,6 +98,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _id(entry: os.DirEntry[str]) -> Id:
+def _id(entry: os.DirEntry[str] | Path) -> Id:
     stat = entry.stat()
     return stat.st_dev, stat.st_ino

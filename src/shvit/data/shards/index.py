@@ -281,9 +281,8 @@ def _classes(name: str, labels: Sequence[Any], first: str) -> tuple[tuple[str, .
         return listed or tuple(map(str, range(most + 1))), {label: label for label in distinct}
     classes = listed or tuple(sorted(map(str, distinct)))
     if twice := [known for known, count in Counter(classes).items() if count > 1]:
-        raise DataError(
-            f"{name} has labels by name, but its {CLASSES_FILE} has {twice[0]!r} twice: give labels by number"
-        )
+        reason = f"its {CLASSES_FILE} has {twice[0]!r} twice"
+        raise DataError(f"{name} has labels by name, but {reason}: give labels by number")
     numbers = {known: number for number, known in enumerate(classes)}
     if unknown := sorted(set(map(str, distinct)) - set(numbers)):
         raise DataError(f"{name} has the label {unknown[0]!r}, which is not in its {CLASSES_FILE}")
@@ -297,13 +296,9 @@ def _listed_classes(first: str) -> tuple[str, ...]:
     beside = _beside(first, CLASSES_FILE)
     try:
         text = _read(beside, MAX_CLASSES_BYTES).decode()
-    except FileNotFoundError:
-        return ()
-    except FetchError as error:
-        if error.missing:
+    except (FetchError, OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "missing", False):
             return ()
-        raise DataError(f"{CLASSES_FILE} beside {first} cannot be fetched: {error}") from None
-    except (OSError, ValueError) as error:
         raise DataError(f"{beside} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
