@@ -85,7 +85,7 @@ def to_8_bits(image: Image.Image, stored: PixelFormat) -> Image.Image:
     if stored.bits == 16 and image.mode in DEEP_COLORS:
         bands: Any = zip(image.getbands(), image.getextrema(), strict=True)
         if max(high for band, (_, high) in bands if band not in ("A", "a", "X")) < 16:
-            raise BadImage("its 16-bit colors use at most the lowest 12 bits: scale them to 16 bits, or save 8 bits")
+            raise BadImage("its 16-bit colors use only the lowest 12 bits: scale them to 16 bits, or save 8 bits")
     if image.has_transparency_data:  # Pillow scales the pixels to 8 bits, but not the transparent value
         key = image.info.get("transparency")
         if stored.bits == 16 and isinstance(key, tuple):
