@@ -36,9 +36,9 @@ import torch
 from PIL import Image
 
 from shvit import engines
-from shvit.data.decode import ImageInput, decode
+from shvit.data.decode import ImageInput
 from shvit.data.reduced import SIMPLEJPEG
-from shvit.data.transforms import SHRINK_UNTIL, eval_transform, fast_eval_decoder
+from shvit.data.transforms import SHRINK_UNTIL, EvalReader, fast_eval_decoder
 from shvit.predict.predictor import Predictor, cores
 from shvit.pretrained import load, load_model
 from shvit.provenance import facts
@@ -135,11 +135,11 @@ def agreement(model: str, sources: Iterable[ImageInput]) -> dict[str, Any]:
     """Compare labels, probabilities and pixels of the two decoding paths."""
     model_file = load_model(model)
     engine = engines.load(model_file, "torch", "fp32", "cpu")
-    fast, exact = fast_eval_decoder(model_file.preprocess), eval_transform(model_file.preprocess)
+    fast, exact = fast_eval_decoder(model_file.preprocess), EvalReader(model_file.preprocess)
     same, changes, levels = 0, [], []
     queue = iter(sources)
     while batch := list(islice(queue, BATCH)):
-        pixels = [torch.stack([path(source) for source in batch]) for path in (fast, lambda s: exact(decode(s)))]
+        pixels = [torch.stack([path(source) for source in batch]) for path in (fast, exact)]
         one, other = (engine(images).softmax(1) for images in pixels)
         same += int((one.argmax(1) == other.argmax(1)).sum())
         changes += (one - other).abs().amax(1).tolist()

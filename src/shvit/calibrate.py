@@ -13,7 +13,7 @@ from . import engines
 from .data.dataset import Dataset
 from .data.identity import TrainedOn
 from .data.loader import Batch, Loader, worker_death_as_failure
-from .data.transforms import Decoded, Normalize, Preprocess, eval_transform
+from .data.transforms import EvalReader, Normalize, Preprocess
 from .errors import InputError, check_at_least
 from .evaluate import evaluate
 from .model.architecture import Model
@@ -76,7 +76,7 @@ def calibrate_bn(
     resized = replace(model_file, preprocess=replace(model_file.preprocess, image_size=image_size))
     cost(model_file.model, (image_size, image_size))
     drawn = source.train.subset(np.random.default_rng(seed).permutation(len(source.train))[:images].tolist())
-    reader = Decoded(eval_transform(resized.preprocess))
+    reader = EvalReader(resized.preprocess)
     loader = Loader(drawn, reader, batch_size, workers)
     with worker_death_as_failure():
         network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)

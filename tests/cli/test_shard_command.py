@@ -91,5 +91,5 @@ def test_other_verbs_take_shards(run, folder, tiny, tmp_path):
     (shards / "val-000001.tar").unlink()
     code, text, err = run("eval", model, shards, "--split", "val", "--json", "--workers", 0, "--engine", "torch")
     assert code == 0
-    assert "note: val-000001.tar is missing: 4 images are left out" in err
+    assert "note: val-000001.tar is missing: 4 images left out" in err
     assert (json.loads(text)["images"], json.loads(text)["bad_images"]) == (8, 4)

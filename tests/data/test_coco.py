@@ -12,7 +12,8 @@ from faster_coco_eval.core import mask
 from PIL import Image
 
 from conftest import COCO, POLYGON, SHARED, picture, write_coco
-from shvit.data.coco import CocoSplit, is_coco, open_coco
+from shvit.data.coco import CocoSplit, open_coco
+from shvit.data.folders import find_coco
 from shvit.data.letterbox import DetectionEvalReader, DetectionTrainReader, run_lengths
 from shvit.data.transforms import Preprocess
 from shvit.errors import DataError
@@ -52,28 +53,36 @@ def with_annotation(**entries):
 @pytest.mark.parametrize(
     ("change", "warning", "objects"),
     [
-        (with_annotation(bbox=[1, 1, 0, 5]), "1 boxes have no width or no height .* annotation 9", 2),
+        (
+            with_annotation(bbox=[1, 1, 0, 5]),
+            "1 annotation left out: bbox has no width or no height, .* annotation 9",
+            2,
+        ),
         (with_annotation(bbox=[1, 1, 5, -2]), "no width or no height", 2),
         (with_annotation(bbox=[1, 1, 5]), "not four numbers", 2),
         (with_annotation(bbox=[1, 1, "5", 5]), "not four numbers", 2),
         (with_annotation(bbox=[1, 1, float("nan"), 5]), "not four numbers", 2),
         (with_annotation(bbox=None), "not four numbers", 2),
-        (with_annotation(bbox=[70, 1, 5, 5]), "outside of their images", 2),
-        (with_annotation(bbox=[60, 1, 9, 5]), "reach beyond their images and are cut off", 3),
+        (with_annotation(bbox=[70, 1, 5, 5]), "1 annotation left out: bbox is outside the image", 2),
+        (with_annotation(bbox=[60, 1, 9, 5]), "1 annotation with a bbox cut off at the edge of the image", 3),
         (with_annotation(bbox=[60, 1, 4.5, 5]), None, 3),
-        (with_annotation(image_id=77), "images that are not listed .* annotation 9 of 77", 2),
-        (with_annotation(category_id=90), "categories that are not listed .* annotation 9 of 90", 2),
-        (with_annotation(segmentation=[[1, 2, 3, 4]]), "masks are neither polygons nor run-length codes", 3),
-        (with_annotation(segmentation={"size": [9, 9], "counts": [81]}), "masks are neither", 3),
-        (with_annotation(segmentation={"size": [40, 64], "counts": [5, 5]}), "masks are neither", 3),
+        (with_annotation(image_id=77), "image_id is not listed, .* annotation 9 of 77", 2),
+        (with_annotation(category_id=90), "category_id is not listed, .* annotation 9 of 90", 2),
+        (with_annotation(segmentation=[[1, 2, 3, 4]]), "1 mask left out: neither polygons nor run lengths", 3),
+        (with_annotation(segmentation={"size": [9, 9], "counts": [81]}), "1 mask left out", 3),
+        (with_annotation(segmentation={"size": [40, 64], "counts": [5, 5]}), "1 mask left out", 3),
         (with_annotation(segmentation=[]), None, 3),
-        (lambda file: file["annotations"].append(file["annotations"][0]), "come twice and are taken once", 2),
+        (lambda file: file["annotations"].append(file["annotations"][0]), "1 annotation left out: listed before", 2),
         (with_annotation(id=1), None, 3),
-        (lambda file: file["annotations"].append(None), "not JSON objects", 2),
-        (lambda file: file["images"].append({"id": 5, "file_name": "b.png"}), "have the id of another one", 2),
-        (lambda file: file["images"].append({"file_name": "b.png"}), "lack an id or a file_name", 2),
-        (lambda file: file["images"].append({"id": 8, "file_name": "c.png"}), "1 images cannot be used .* c.png", 2),
-        (lambda file: file["categories"].append({"id": 9, "name": "dog"}), "1 classes have no object .* dog", 2),
+        (lambda file: file["annotations"].append(None), "1 annotation left out: not a JSON object", 2),
+        (
+            lambda file: file["images"].append({"id": 5, "file_name": "b.png"}),
+            "1 image left out: another one has its id",
+            2,
+        ),
+        (lambda file: file["images"].append({"file_name": "b.png"}), "1 image left out: no id or no file_name", 2),
+        (lambda file: file["images"].append({"id": 8, "file_name": "c.png"}), "1 image cannot be used, .* c.png", 2),
+        (lambda file: file["categories"].append({"id": 9, "name": "dog"}), "1 class without objects, .* dog", 2),
     ],
 )
 def test_what_is_amiss_is_left_out_and_told(tmp_path, change, warning, objects):
@@ -117,7 +126,7 @@ def test_masks_that_are_none_are_left_out_and_told(tmp_path, segmentation, run):
     source = open_coco(data)
     assert source.train.objects[1].segments == (None,)
     assert len(source.train.objects[1]) == 1
-    assert "1 masks are neither polygons nor run-length codes" in source.warnings[0]
+    assert "1 mask left out: neither polygons nor run lengths" in source.warnings[0]
     drawn = DetectionTrainReader(Preprocess(64, fit="whole"), masks=True)(source.train, 1)[1]
     assert drawn.masks.shape == (0, 64, 64)
     code, printed, errors = run("info", data, "--json")
@@ -129,7 +138,7 @@ def test_parts_of_masks_that_are_none_are_told(tmp_path):
     mixed = changed(with_annotation(segmentation=[[1, 2, 3, 4], [1, 1, 6, 1, 6, 6]]))
     source = open_coco(write_coco(tmp_path, mixed))
     assert len(source.train.objects[1].segments[0]) == 1
-    assert "1 masks have parts that are not polygons and are left out, such as annotation 9" in source.warnings[0]
+    assert "1 mask with parts left out that are not polygons, such as annotation 9" in source.warnings[0]
 
 
 @pytest.mark.parametrize("counts", [[1000, 60, 1500], [0, 2560], [2560], [1000.0, 60, 1500]])
@@ -150,13 +159,13 @@ HUGE = 10**30
     ("change", "reason"),
     [
         (with_annotation(id=HUGE, bbox=[1e300, 1, 1e300, 5]), "outside"),
-        (with_annotation(bbox=[-1e300, -1e300, 1e308, 1e308]), "reach beyond"),
+        (with_annotation(bbox=[-1e300, -1e300, 1e308, 1e308]), "cut off at the edge"),
         (with_annotation(bbox=[1, 1, 10**400, 5]), "not four numbers"),
-        (with_annotation(area=10**400), "areas contradict"),
+        (with_annotation(area=10**400), "1 area computed anew"),
         (with_annotation(area=1e300, iscrowd=1), None),
         (with_annotation(image_id=HUGE), "not listed"),
         (with_annotation(category_id=HUGE), "not listed"),
-        (lambda file: file["images"].append({"id": HUGE, "file_name": "b.png"}), "lack an id"),
+        (lambda file: file["images"].append({"id": HUGE, "file_name": "b.png"}), "no id or no file_name"),
         (lambda file: file["images"].append({"id": 8, "file_name": "b.png", "height": HUGE, "width": 3}), None),
         (lambda file: file["images"].append({"id": 8, "file_name": "b\0.png"}), "no such file"),
     ],
@@ -230,9 +239,7 @@ def test_a_missing_file_keeps_its_place(tmp_path):
     (tmp_path / "train2017" / "a.png").unlink()
     source = open_coco(tmp_path)
     train = source.train
-    assert source.warnings == (
-        "instances_train2017.json: 1 images cannot be used and are left out, such as a.png: no such file",
-    )
+    assert source.warnings == ("instances_train2017.json: 1 image cannot be used, such as a.png: no such file",)
     assert len(train.objects[0]) == 2
     assert train.bad == {0: "no such file"}
     assert len(train) == 2
@@ -260,7 +267,7 @@ def test_files_that_cannot_be_used(tmp_path, change, reason):
 
 
 def test_files_that_are_not_there_or_disagree(tmp_path):
-    assert not is_coco(tmp_path)
+    assert not find_coco(tmp_path)
     with pytest.raises(DataError, match="is not a COCO folder: expected"):
         open_coco(tmp_path)
     write_coco(tmp_path, splits=["train2017", "more2017"])
@@ -336,7 +343,7 @@ def test_annotations_of_other_names_are_found(tmp_path, run, names):
         (root / "annotations" / other).write_text('{"images": [], "annotations": []}')
     (root / "annotations" / "settings.json").write_text('{"images": 12}')
     for data in (root, tmp_path):
-        assert is_coco(data)
+        assert find_coco(data)
         source = open_coco(data)
         assert ([len(source.train), len(source.val)], source.classes) == ([2, 2], ("cat", "tree"))
         assert source.train.images[0] == root / "train2017" / "a.png"
@@ -372,7 +379,7 @@ def test_ids_are_numbers_however_they_are_written(tmp_path, kind):
     assert (source.train.ids, source.categories) == ([5, 3], (0, 7))
     assert all(type(id_) is int for id_ in source.train.ids)
     assert source.fingerprint == plain.fingerprint
-    assert "2 images have ids that are not whole numbers and are read as such, such as" in source.warnings[0]
+    assert "2 image ids converted to whole numbers, such as" in source.warnings[0]
 
 
 @pytest.mark.parametrize("kind", [lambda number: f"image_{number}", lambda number: number + 0.5, lambda number: None])
@@ -399,7 +406,7 @@ def test_what_iscrowd_may_be(tmp_path, value, crowd):
 def test_an_iscrowd_that_means_nothing(tmp_path, value):
     source = open_coco(write_coco(tmp_path, changed(with_annotation(iscrowd=value))))
     assert len(source.train.objects[1]) == 0
-    assert "1 annotations have an iscrowd that is neither 0 nor 1 and are left out" in source.warnings[0]
+    assert "1 annotation left out: iscrowd is neither 0 nor 1" in source.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["train2017\\{}", ".\\train2017\\{}", "..\\images\\train2017\\{}"])

@@ -34,8 +34,8 @@ def test_equal_names_are_told_apart_by_their_folders(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "paths", "reason"),
     [
-        ({"one__a": 1, "two__a": 2}, ["elsewhere/a.jpg"], "fits images 1 and 2"),
-        ({"a": 1}, ["one/a.jpg", "two/a.jpg"], "both fit image 1"),
+        ({"one__a": 1, "two__a": 2}, ["elsewhere/a.jpg"], "matches images 1 and 2"),
+        ({"a": 1}, ["one/a.jpg", "two/a.jpg"], "both match image 1"),
     ],
 )
 def test_what_fits_twice_is_refused(tmp_path, entries, paths, reason):
@@ -49,7 +49,7 @@ def test_a_folder_gives_the_ids_of_all_its_files_or_is_refused(tmp_path):
     listing(folder / "annotations" / "instances_val2017.json", b=2)
     assert read_ids(folder, [Path("a.jpg"), Path("b.jpg")]).images == {Path("a.jpg"): 1, Path("b.jpg"): 2}
     listing(folder / "annotations" / "instances_val2017.json", b=1)
-    with pytest.raises(InputError, match=r"image id 1 is a.jpg and b.jpg .* give one JSON file"):
+    with pytest.raises(InputError, match=r"the image id 1 for a.jpg and for b.jpg: give one JSON file"):
         read_ids(folder, [Path("a.jpg")])
     with pytest.raises(InputError, match="holds no COCO annotations"):
         read_ids(tmp_path, [])

@@ -115,13 +115,13 @@ def test_test_rows_do_not_join_validation(tmp_path, run):
         ),
         ("a,000.png\nb,001.png\n", "0 of 2 images found; first looked for {folder}/a"),
         ("path,label\nimages/1.png,a\nimages/2.png,b\n", "0 of 2 images found; first looked for {folder}/images/1.png"),
-        ("path,label\nC:\\data\\1.png,a\n", "0 of 1 images found; first looked for {folder}/C:\\data\\1.png"),
-        ("path,label\n/nowhere/1.png,a\n", "0 of 1 images found; first looked for /nowhere/1.png"),
+        ("path,label\nC:\\data\\1.png,a\n", "0 of 1 image found; first looked for {folder}/C:\\data\\1.png"),
+        ("path,label\n/nowhere/1.png,a\n", "0 of 1 image found; first looked for /nowhere/1.png"),
         (
             "url,label\nhttps://me:word@host/a/1.png?token=1,a\n",
-            "0 of 1 images found; first looked for https://host/a/1.png, a URL: download the images first",
+            "0 of 1 image found; first looked for https://host/a/1.png, a URL: download the images first",
         ),
-        ("path,label\n" + "x" * 5000 + ",a\n", "0 of 1 images found"),
+        ("path,label\n" + "x" * 5000 + ",a\n", "0 of 1 image found"),
         ("path,label\n000.png,a,b\n", "line 2: expected path,label, got ['000.png', 'a', 'b']"),
         ("path,label\n000.png\n", "line 2: expected path,label, got ['000.png']"),
         ("path,label,split\n000.png,a,0\n001.png,b,1\n", "line 2: split must be train or val, got '0'"),
@@ -151,7 +151,7 @@ def test_a_file_named_as_a_column_is_no_header(tmp_path):
 def test_one_image_with_two_labels_is_said(tmp_path):
     path = write(tmp_path, "000.png,a\n./000.png,b\n001.png,b\n001.png,b\n002.png,a\n")
     source = open_source(path)
-    assert source.warnings == (f"1 images are listed with more than one label, such as {tmp_path}/000.png: a, b",)
+    assert source.warnings == (f"1 image with more than one label, such as {tmp_path}/000.png: a, b",)
 
 
 def test_shards_are_made_from_the_same_rows(tmp_path, run):

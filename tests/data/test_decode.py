@@ -367,9 +367,9 @@ def test_a_lack_of_memory_is_a_bad_image(tmp_path):
         """
 import resource
 from shvit.data.decode import BadImage
-from shvit.data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
+from shvit.data.transforms import EvalReader, Preprocess, TrainReader, fast_eval_decoder
 size = Preprocess(32)
-readers = [Decoded(eval_transform(size)), fast_eval_decoder(size), TrainReader(32, crop_scale=(1, 1))]
+readers = [EvalReader(size), fast_eval_decoder(size), TrainReader(32, crop_scale=(1, 1))]
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
 def reason(read, path):
@@ -382,7 +382,7 @@ print([reason(read, path) for path in sys.argv[1:] for read in readers])
         tmp_path / "large.png",
         tmp_path / "large.jpg",
     )
-    assert printed.count("there is not enough memory for it") == 4  # a JPEG is decoded at an eighth of its size
+    assert printed.count("not enough memory to decode it") == 4  # a JPEG is decoded at an eighth of its size
     assert printed.count("(3, 32, 32)") == 2
 
 
@@ -489,7 +489,7 @@ def test_other_formats_keep_their_size():
 )
 def test_the_upper_rows_are_those_of_the_whole(decoders, rows, at_most, options):
     data = data_of(picture(110, size=(200, 144)), "JPEG", quality=90, **options)
-    whole, top = open_small(data).decode(at_most), open_small(data).decode_top(rows, at_most)
+    whole, top = open_small(data).decode(at_most), open_small(data).decode(at_most, rows)
     assert (top.height, top.width) == (whole.height, whole.width)
     wanted = -(-rows * len(whole.values) // 200)
     assert len(top.values) >= wanted
@@ -499,7 +499,7 @@ def test_the_upper_rows_are_those_of_the_whole(decoders, rows, at_most, options)
 def test_decoding_ends_after_the_rows_that_are_wanted():
     pytest.importorskip("simplejpeg")
     data = data_of(picture(110, size=(400, 144)), "JPEG", quality=90)
-    assert 100 <= len(open_small(data).decode_top(100, 1).values) < 150
+    assert 100 <= len(open_small(data).decode(1, 100).values) < 150
     for share in (0.125, 0.75):  # before and after what is wanted
         with pytest.raises(BadImage, match="truncated"):
-            open_small(data[: int(share * len(data))]).decode_top(100, 1)
+            open_small(data[: int(share * len(data))]).decode(1, 100)

@@ -23,9 +23,9 @@ import json
 from pathlib import Path
 from shvit.data.decode import BadImage
 from shvit.data.letterbox import read_whole
-from shvit.data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
+from shvit.data.transforms import EvalReader, Preprocess, TrainReader, fast_eval_decoder
 size, whole = Preprocess(224), Preprocess(256, fit="whole")
-readers = fast_eval_decoder(size), Decoded(eval_transform(size)), TrainReader(224), lambda path: read_whole(path, whole)
+readers = fast_eval_decoder(size), EvalReader(size), TrainReader(224), lambda path: read_whole(path, whole)
 def reason(read, path):
     try:
         read(path)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from conftest import picture, write_pictures
-from shvit.data.coco import is_coco, open_coco
-from shvit.data.folders import layers
+from shvit.data.coco import open_coco
+from shvit.data.folders import find_coco, layers
 from shvit.data.sources import open_source
 from shvit.data.splits import split_of, splits_within
 from shvit.errors import DataError
@@ -123,7 +123,7 @@ def test_boxes_beside_images_are_named(tmp_path):
 
 @pytest.mark.parametrize("folders", [["images/", "labels/0.txt"], ["outer/train/", "outer/train/000.txt"]])
 def test_a_format_that_is_not_read_is_named_to_detectors_too(tmp_path, folders):
-    assert not is_coco(fill(tmp_path, *folders))
+    assert not find_coco(fill(tmp_path, *folders))
     with pytest.raises(DataError, match="looks like YOLO"):
         open_coco(tmp_path)
 
@@ -146,13 +146,13 @@ def test_classes_may_be_called_as_splits(tmp_path):
         (["", "bird/a.txt"], "no images in DATA/bird"),
         (["train", "val", "train/"], "skipped: 3 images in DATA/train, beside the class folders"),
         (["", "cat/a.txt", "dog/b.txt", "dog/c.mp4"], "skipped: 3 files that are not images (2 .txt, 1 .mp4)"),
-        (["", "cat/@eaDir/"], "skipped: 1 hidden files or folders, such as DATA/cat/@eaDir"),
+        (["", "cat/@eaDir/"], "skipped: 1 hidden file or folder, such as DATA/cat/@eaDir"),
         (
             ["", "cat/.ipynb_checkpoints/"],
-            "skipped: 1 hidden files or folders, such as DATA/cat/.ipynb_checkpoints",
+            "skipped: 1 hidden file or folder, such as DATA/cat/.ipynb_checkpoints",
         ),
-        (["", "cat/._000.png"], "skipped: 1 hidden files or folders, such as DATA/cat/._000.png"),
-        (["", "bird/x/", "bird/y/"], "1 classes in DATA hold folders and no images of their own, such as bird: x, y"),
+        (["", "cat/._000.png"], "skipped: 1 hidden file or folder, such as DATA/cat/._000.png"),
+        (["", "bird/x/", "bird/y/"], "1 class in DATA with images only in subfolders, such as bird: x, y"),
     ],
 )
 def test_what_is_not_used_is_said(tmp_path, run, folders, warning):
@@ -199,4 +199,4 @@ def test_a_file_named_as_a_split_is_none(tmp_path):
     picture(50).save(tmp_path / "train.png")
     source = open_source(tmp_path)
     assert source.classes == ("a", "b")
-    assert source.warnings == (f"skipped: 1 images in {tmp_path}, beside the class folders",)
+    assert source.warnings == (f"skipped: 1 image in {tmp_path}, beside the class folders",)

@@ -16,7 +16,7 @@ from conftest import picture
 from shvit.data.decode import BadImage
 from shvit.data.loader import Loader
 from shvit.data.sources import open_source
-from shvit.data.transforms import Decoded, Preprocess, eval_transform
+from shvit.data.transforms import EvalReader, Preprocess
 from shvit.errors import DataError, InputError
 
 datasets = pytest.importorskip("datasets")
@@ -100,7 +100,7 @@ def test_validation_alone(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_read_it_too(saved, workers):
     split = open_source(f"hf://{saved}").train
-    loader = Loader(split, Decoded(eval_transform(Preprocess(32))), 6, workers)
+    loader = Loader(split, EvalReader(Preprocess(32)), 6, workers)
     batches = list(loader.epoch(0))
     assert [index for batch in batches for index in batch.indices] == list(range(20))
     assert [label for batch in batches for label in batch.targets.tolist()] == [0, 1] * 10
@@ -170,7 +170,7 @@ def test_other_splits(tmp_path):
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: extra\n    path: data/extra*\n---\n"
     )
-    with pytest.raises(DataError, match="has the splits extra: needed is train, validation or test"):
+    with pytest.raises(DataError, match="has the splits extra: it needs train, validation or test"):
         open_source(f"hf://{tmp_path}")
 
 

@@ -70,7 +70,7 @@ def test_a_folder_without_images_says_what_it_holds(tmp_path, tiny, run):
     (tmp_path / "in" / "a.txt").write_text("x")
     code, _, err = run("predict", tmp_path / "m.safetensors", tmp_path / "in")
     assert code == 2
-    assert "skipped: 1 files that are not images (1 .txt)" in err
+    assert "skipped: 1 file that is not an image (1 .txt)" in err
 
 
 def test_files_that_are_named_are_tried(tmp_path):

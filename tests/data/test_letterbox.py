@@ -17,7 +17,7 @@ from shvit.data.letterbox import (
     Letterbox,
     check_fit,
     fitted,
-    rasterised,
+    rasterize,
     read_whole,
     targets_of,
 )
@@ -129,8 +129,8 @@ def test_run_lengths_and_polygons_give_the_same_mask():
     ends = np.flatnonzero(np.diff(np.concatenate([[0], drawn.T.flatten(), [0]])))
     counts = np.diff(np.concatenate([[0], ends, [drawn.size]])).tolist()
     for frame in (Letterbox(48, 64, 1, 1), Letterbox(48, 64, 2, 2, -10, -20), Letterbox(48, 64, 0.5, 0.5, 6, 3)):
-        one = rasterised(polygon, frame, (48, 64))
-        two = rasterised({"size": [48, 64], "counts": counts}, frame, (48, 64))
+        one = rasterize(polygon, frame, (48, 64))
+        two = rasterize({"size": [48, 64], "counts": counts}, frame, (48, 64))
         assert one.sum() > 50
         assert (one != two).sum() <= 0.06 * one.sum()
 

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from conftest import picture
-from shvit.data.loader import WINDOW, Loader, probe, seeded, worker_death_as_failure
+from shvit.data.loader import WINDOW, Loader, draw_some, probe, seeded, worker_death_as_failure
 from shvit.data.sources import open_source
-from shvit.data.transforms import Preprocess, TrainReader, eval_transform
+from shvit.data.transforms import EvalReader, Preprocess, TrainReader
 from shvit.errors import Failure, InputError
 
 TRANSFORM = TrainReader(32, color_jitter=0.4)
@@ -100,7 +100,7 @@ def test_bad_images_are_skipped_with_their_reason(folder):
         11: "not an image in a known format",
     }
     assert [len(batch) for batch in batches] == [18, 20]
-    assert probe(split, 1000, seed=0) == {3: "file is empty", 11: "not an image in a known format"}
+    assert probe(split, draw_some(split, 1000, seed=0))[1] == {3: "file is empty", 11: "not an image in a known format"}
 
 
 def test_a_batch_of_bad_images_is_empty(folder):
@@ -115,9 +115,9 @@ def test_a_batch_of_bad_images_is_empty(folder):
 def test_few_shards_are_probed(folder):
     split = open_source(folder).train
     sharded = replace(split, shards=np.arange(40), bad=dict.fromkeys(range(40), "x"))
-    assert len(probe(sharded, 20, seed=0)) == WINDOW
-    assert len(probe(sharded, 40, seed=0)) == 40
-    assert len(probe(split, 20, seed=0)) == 0
+    assert len(probe(sharded, draw_some(sharded, 20, seed=0))[1]) == WINDOW
+    assert len(probe(sharded, draw_some(sharded, 40, seed=0))[1]) == 40
+    assert len(probe(split, draw_some(split, 20, seed=0))[1]) == 0
 
 
 def test_excluded_images_do_not_come_back(folder):
@@ -155,7 +155,7 @@ def test_evaluation_transform_is_timms(size, image_size, crop):
     image = picture(120, size=size)
     reference = timm.data.create_transform(image_size, crop_pct=crop, interpolation="bicubic", normalize=False)(image)
     reference = torch.from_numpy(np.asarray(reference)) if not torch.is_tensor(reference) else reference
-    ours = eval_transform(Preprocess(image_size, crop))(image)
+    ours = EvalReader(Preprocess(image_size, crop))(image)
     assert ours.dtype == torch.uint8
     assert ours.shape == (3, image_size, image_size)
     scale = 255 if reference.is_floating_point() else 1
@@ -169,7 +169,8 @@ def test_photographs_have_no_bad_image(photos):
             image.load()
     from shvit.data.dataset import Split
 
-    assert probe(Split(images, [0] * len(images), [str(p) for p in images]), 100, 0) == {}
+    split = Split(images, [0] * len(images), [str(p) for p in images])
+    assert probe(split, draw_some(split, 100, 0))[1] == {}
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_errors_in_workers_keep_their_message(folder, error, kind, text):
 
 def test_a_worker_that_exits_is_not_said_to_be_killed(folder):
     with (
-        pytest.raises(Failure, match=r"A data-loading worker died\. Find the cause with --workers 0") as failure,
+        pytest.raises(Failure, match=r"a data-loading worker died \(use --workers 0 to see why\)") as failure,
         worker_death_as_failure(),
     ):
         list(Loader(open_source(folder).val, lambda source: os._exit(3), 4, workers=1))
@@ -218,11 +219,11 @@ def test_a_small_shared_memory_is_a_failure_in_one_line(folder, tmp_path):
     """In a mount namespace of its own, where /dev/shm has 256 kB, then 4 kB."""
     code = (
         "from pathlib import Path; import sys; from shvit.data.loader import Loader, worker_death_as_failure\n"
-        "from shvit.data.sources import open_source; from shvit.data.transforms import Decoded, Preprocess\n"
-        "from shvit.data.transforms import eval_transform; from shvit.errors import Failure\n"
+        "from shvit.data.sources import open_source; from shvit.data.transforms import Preprocess\n"
+        "from shvit.data.transforms import EvalReader; from shvit.errors import Failure\n"
         "split = open_source(sys.argv[1]).train\n"
         "try:\n"
-        "    with worker_death_as_failure(): list(Loader(split, Decoded(eval_transform(Preprocess(192))), 20, 1))\n"
+        "    with worker_death_as_failure(): list(Loader(split, EvalReader(Preprocess(192)), 20, 1))\n"
         "except Failure as error: print(error)"
     )
     for size in ("256k", "4k"):
@@ -231,5 +232,5 @@ def test_a_small_shared_memory_is_a_failure_in_one_line(folder, tmp_path):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 77 or "unshare" in done.stderr:
             pytest.skip("no mount of one's own here")
-        assert "No space left on /dev/shm" in done.stdout, done.stderr
+        assert "no space left on /dev/shm" in done.stdout, done.stderr
         assert "Traceback" not in done.stderr

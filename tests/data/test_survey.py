@@ -36,9 +36,9 @@ def test_a_folder_with_bad_and_shared_images(folder, run):
         "images": 40, "unusable": 1, "looked_at": 40, "height": [40, 40, 40], "width": [36, 36, 36],
     }  # fmt: skip
     bad, shared = facts["problems"]
-    assert bad.startswith("train: 1 images cannot be used, such as ")
+    assert bad.startswith("train: 1 image cannot be used, such as ")
     assert bad.endswith("000.png: file is empty")
-    assert shared.startswith("1 validation images are training images too, such as ")
+    assert shared.startswith("1 validation image also among the training images, such as ")
 
 
 def test_pictures_that_are_not_as_annotated(tmp_path):
@@ -46,8 +46,8 @@ def test_pictures_that_are_not_as_annotated(tmp_path):
     (folder / "train2017" / "a.png").write_bytes(b"")
     picture(90, size=(30, 30)).save(folder / "val2017" / "b.png")
     assert survey(folder)["problems"] == [
-        "train: 1 images cannot be used, such as a.png: file is empty",
-        "val: 1 images have another size than their annotations say, such as b.png: 30x30",
+        "train: 1 image cannot be used, such as a.png: file is empty",
+        "val: 1 image not of the size in the annotations, such as b.png: 30x30",
     ]
 
 
@@ -59,7 +59,7 @@ def test_pictures_that_are_annotated_as_they_are_stored(tmp_path):
         assert image.width != image.height
         image.save(path, exif=exif)
     assert survey(tmp_path)["problems"] == [
-        "val: 1 images are annotated as stored, so their EXIF orientation is ignored, such as b.png"
+        "val: 1 image annotated as stored: the EXIF orientation is ignored, such as in b.png"
     ]
 
 

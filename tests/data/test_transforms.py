@@ -19,11 +19,11 @@ from shvit.data.decode import BadImage, decode
 from shvit.data.loader import seeded
 from shvit.data.transforms import (
     SHRINK_UNTIL,
+    EvalReader,
     Normalize,
     Preprocess,
     TrainReader,
     draw_crop,
-    eval_transform,
     fast_eval_decoder,
     posterize_to_black,
 )
@@ -33,7 +33,7 @@ PAPER = "rand-m9-mstd0.5-inc1"
 
 def difference(source, preprocess):
     """Mean and greatest, in levels of 255."""
-    fast, exact = fast_eval_decoder(preprocess)(source), eval_transform(preprocess)(decode(source))
+    fast, exact = fast_eval_decoder(preprocess)(source), EvalReader(preprocess)(source)
     assert fast.shape == exact.shape == (3, preprocess.image_size, preprocess.image_size)
     assert fast.dtype == torch.uint8
     levels = (fast.int() - exact.int()).abs().float()
@@ -64,7 +64,7 @@ def test_long_images_are_cropped_first_and_keep_their_pixels(size, crop, interpo
     preprocess, image = Preprocess(32, crop, interpolation), picture(100, size=size)
     shorter, method = math.floor(32 / crop), InterpolationMode(interpolation)
     expected = pil_to_tensor(center_crop(resize(image, [shorter], method), [32])).int()
-    for read in (eval_transform(preprocess), fast_eval_decoder(preprocess)):
+    for read in (EvalReader(preprocess), fast_eval_decoder(preprocess)):
         assert (read(image).int() - expected).abs().max() <= 1
 
 
@@ -72,9 +72,9 @@ THIN = """
 import torch
 from shvit.data.letterbox import read_whole
 from shvit.data.loader import seeded
-from shvit.data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
+from shvit.data.transforms import EvalReader, Preprocess, TrainReader, fast_eval_decoder
 crop, squash, whole, shorter = (Preprocess(256, fit=fit) for fit in ("crop", "squash", "whole", "shorter"))
-readers = [*(Decoded(eval_transform(one)) for one in (crop, squash)), *map(fast_eval_decoder, (crop, squash))]
+readers = [*(EvalReader(one) for one in (crop, squash)), *map(fast_eval_decoder, (crop, squash))]
 readers += [TrainReader(256, rand_augment="rand-m9-mstd0.5-inc1"), lambda path: read_whole(path, whole)[0]]
 readers += [lambda path: read_whole(path, shorter)[0], fast_eval_decoder(Preprocess(256, 0.1))]
 print([tuple(read(path).shape) for path in sys.argv[1:] for read in readers])
@@ -98,7 +98,7 @@ def test_squashed_images_are_whole_and_resized_to_the_square(size, interpolation
     image = picture(100, size=size)
     resize = Resize((64, 64), InterpolationMode(interpolation))
     expected = torch.from_numpy(np.array(resize(image))).permute(2, 0, 1)
-    assert torch.equal(eval_transform(preprocess)(image), expected)
+    assert torch.equal(EvalReader(preprocess)(image), expected)
     for source in (image, jpeg(image)):
         mean, most = difference(source, preprocess)
         assert mean < 0.3

@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from conftest import SHARED, write_coco
 from shvit.data.coco import open_coco
-from shvit.data.letterbox import DetectionEvalReader, GroundTruth, Letterbox, rasterised
+from shvit.data.letterbox import DetectionEvalReader, GroundTruth, Letterbox, rasterize
 from shvit.data.loader import Batch, Loader
 from shvit.data.transforms import Preprocess
 from shvit.errors import Failure, InputError
@@ -38,7 +38,7 @@ def roughly(truth: GroundTruth, classes: int, generator) -> Detections:
     boxes, labels, masks = [], [], []
     everywhere = Letterbox(truth.letterbox.height, truth.letterbox.width, 1, 1)
     for box, label, segment in zip(truth.objects.boxes, truth.objects.labels, truth.objects.segments, strict=True):
-        mask = rasterised(segment, everywhere, (truth.letterbox.height, truth.letterbox.width))
+        mask = rasterize(segment, everywhere, (truth.letterbox.height, truth.letterbox.width))
         for _ in range(generator.integers(0, 3)):
             shift = generator.normal(0, 0.08, 4) * (box[2:] - box[:2]).repeat(2)
             boxes.append(np.sort((box + shift).reshape(2, 2), axis=0).flatten())

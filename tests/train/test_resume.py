@@ -217,7 +217,7 @@ def test_a_worker_that_dies_during_a_step_is_a_failure(folder, start, tmp_path, 
         time.sleep(5)
 
     monkeypatch.setattr(Trainer, "train_step", lose_it)
-    with pytest.raises(shvit.Failure, match=r"A data-loading worker died \(out of memory\?\)\. Try fewer --workers"):
+    with pytest.raises(shvit.Failure, match=r"a data-loading worker died \(out of memory\?\): try fewer --workers"):
         go(folder, start, tmp_path / "run", workers=1)
 
 

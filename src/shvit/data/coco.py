@@ -1,10 +1,10 @@
-"""COCO folders: images with boxes, masks and classes. Problems are counted, with one warning line per kind.
+"""COCO folders: images with boxes, masks and classes. Warnings count the problems of each kind.
 
 Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; format: https://cocodataset.org/#format-data
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from reprlib import repr as shown
@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from .coco_files import annotation_files, files_by_split, image_folder, located
 from .coco_rows import common_categories, file_name, is_crowd, read_categories, read_document, whole_number
 from .dataset import AnyDataset, DrawnBy, Holdout, Samples, fingerprint_of
 from .folders import find_coco, refuse_format
 from .image_file import BadImage, read_size
-from .segments import Mask, enclosed, lost_parts, numbers, plausible, read_segment
+from .segments import Mask, enclosed, numbers, plausible, read_segment
 from .walk import is_file
 
 T = TypeVar("T")
@@ -63,17 +63,13 @@ class CocoSplit(Samples):
     """Height and width in pixels; 0 if unknown, for images that cannot be used."""
     objects: Sequence[Objects]
     bad: Mapping[int, str] = field(default_factory=dict)
-    """Index of each image known to be unusable, and the reason."""
-    shards: None = None
-    """None: each image is a file of its own."""
 
     @property
-    def names(self) -> Sequence[str]:
+    def names(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]: a field of `Split`
         """Names for reports: the paths."""
         return [str(path) for path in self.images]
 
     def example(self, index: int, read: Callable[["CocoSplit", int], T]) -> T:
-        """An image and its objects as `read` returns them. Raises BadImage."""
         return read(self, index)
 
     def relabelled(self, numbers: Sequence[int]) -> "CocoSplit":
@@ -108,11 +104,6 @@ class CocoDataset(AnyDataset[CocoSplit]):
                 raise DataError(f"{self.name}: no {kind} image has a mask, which segmentation needs")
 
 
-def is_coco(folder: Path) -> bool:
-    """Whether a folder, or the only folder in it, holds annotation files named as COCO or Roboflow does."""
-    return find_coco(folder) is not None
-
-
 def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoDataset:
     """Open a COCO folder. Images and annotations that cannot be used are left out and counted in the warnings.
 
@@ -120,9 +111,7 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
         data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid`, `test`), whose images lie
             in `train*/`, `images/train*/` or `images/`; or with `train/_annotations.coco.json` beside the images, and
             `valid/` likewise. If there is only one annotation file, validation images are drawn from it.
-        seed: Draws the validation images; see `Holdout`.
-        val_share: Share of the images to draw.
-        drawn_by: `position` reproduces the split of runs of earlier versions.
+        seed, val_share, drawn_by: As in `open_source`.
 
     Raises:
         DataError: There are no such files, one is not a COCO file, or their classes differ.
@@ -141,9 +130,10 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
     warnings = [f"{files[split].name}: {line}" for split, one in read.items() for line in one.problems.lines()]
     if unused := [str(path.relative_to(root)) for path in annotation_files(root) if path not in files.values()]:
         warnings.append(f"not used: {', '.join(unused)}")
-    if missing := _without_objects(classes, splits.values()):
-        warnings.append(f"{len(missing):,} classes have no object in any image, such as {missing[0]}")
-    fingerprint = fingerprint_of(classes, _contents(splits.values()))
+    seen = {label for split in splits.values() for one in split.objects for label in one.labels.tolist()}
+    if missing := [name for label, name in enumerate(classes) if label not in seen]:
+        warnings.append(f"{counted(len(missing), 'class', 'classes')} without objects, such as {missing[0]}")
+    fingerprint = fingerprint_of(classes, splits.values(), _contents)
     drawn = "all" in splits
     train, val = Holdout(seed, val_share, drawn_by).divide(splits["all"]) if drawn else (splits["train"], splits["val"])
     return CocoDataset(str(data), classes, train, val, drawn, fingerprint, tuple(warnings), ids)
@@ -153,14 +143,15 @@ class _Problems:
     """Counts the problems of each kind and keeps the first example."""
 
     def __init__(self) -> None:
-        self._kinds: dict[str, tuple[int, str]] = {}
+        self._kinds: dict[tuple[str, str], tuple[int, str]] = {}
 
-    def add(self, kind: str, example: str) -> None:
-        count, first = self._kinds.get(kind, (0, example))
-        self._kinds[kind] = count + 1, first
+    def add(self, noun: str, kind: str, example: str) -> None:
+        count, first = self._kinds.get((noun, kind), (0, example))
+        self._kinds[noun, kind] = count + 1, first
 
     def lines(self) -> list[str]:
-        return [f"{count:,} {kind}, such as {example}" for kind, (count, example) in self._kinds.items()]
+        kinds = self._kinds.items()
+        return [f"{counted(count, noun)} {kind}, such as {example}" for (noun, kind), (count, example) in kinds]
 
 
 @dataclass(frozen=True)
@@ -173,9 +164,9 @@ class _File:
     annotations: list[Any]
     problems: _Problems
 
-    def split(self, labels: dict[int, int]) -> CocoSplit:
+    def split(self, labels: dict[int | None, int]) -> CocoSplit:
         """The images with their objects. `labels` gives the class number of each category id."""
-        index_of = {id_: index for index, id_ in enumerate(self.images.ids)}
+        index_of: dict[int | None, int] = {id_: index for index, id_ in enumerate(self.images.ids)}
         rows: list[list[tuple[Any, ...]]] = [[] for _ in self.images.ids]
         seen: set[Any] = set()
         for row in self.annotations:
@@ -185,60 +176,53 @@ class _File:
         return replace(self.images, objects=[_objects(values) for values in rows])
 
     def _object(
-        self, row: Any, index_of: dict[int, int], labels: dict[int, int], seen: set[Any]
+        self, row: Any, index_of: dict[int | None, int], labels: dict[int | None, int], seen: set[Any]
     ) -> tuple[int, tuple[Any, ...]] | None:
         """The image's index, and box, label, crowd, area and segment; None if the annotation cannot be used."""
         add = self.problems.add
         if not isinstance(row, dict):
-            return add("annotations are not JSON objects and left out", shown(row)[:40])
+            return add("annotation", "left out: not a JSON object", shown(row)[:40])
         about = f"annotation {shown(row.get('id'))}"
-        ids = []
-        for key, known, name in (("image_id", index_of, "images"), ("category_id", labels, "categories")):
-            if (id_ := whole_number(row, key)) is None or id_ not in known:
-                return add(
-                    f"annotations are of {name} that are not listed and left out", f"{about} of {shown(row.get(key))}"
-                )
-            ids.append(known[id_])
-        index, label = ids
+        if (index := index_of.get(whole_number(row, "image_id"))) is None:
+            return add("annotation", "left out: image_id is not listed", f"{about} of {shown(row.get('image_id'))}")
+        if (label := labels.get(whole_number(row, "category_id"))) is None:
+            category = shown(row.get("category_id"))
+            return add("annotation", "left out: category_id is not listed", f"{about} of {category}")
         box = numbers(row.get("bbox"))
         if box is None or len(box) != 4:
-            return add("boxes are not four numbers, and left out", about)
+            return add("annotation", "left out: bbox is not four numbers", about)
         if box[2] <= 0 or box[3] <= 0:
-            return add("boxes have no width or no height and are left out", about)
+            return add("annotation", "left out: bbox has no width or no height", about)
         if (crowd := is_crowd(row.get("iscrowd"))) is None:
-            return add("annotations have an iscrowd that is neither 0 nor 1 and are left out", about)
+            return add("annotation", "left out: iscrowd is neither 0 nor 1", about)
         height, width = self.images.sizes[index].tolist()
         if not height:  # the image cannot be used
             return None
         left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
         cut = max(0.0, left), max(0.0, top), min(width, right), min(height, bottom)
         if cut[2] <= cut[0] or cut[3] <= cut[1]:
-            return add("boxes lie outside of their images and are left out", about)
+            return add("annotation", "left out: bbox is outside the image", about)
         if min(left, top) < -SLACK or right > width + SLACK or bottom > height + SLACK:
-            add("boxes reach beyond their images and are cut off", about)
+            add("annotation", "with a bbox cut off at the edge of the image", about)
         if (same := (index, label, *box, whole_number(row, "id"))) in seen:
-            return add("annotations come twice and are taken once", about)
+            return add("annotation", "left out: listed before", about)
         seen.add(same)
-        segment = self._segment(row, about, height, width)
+        segment = self._segment(row.get("segmentation"), about, height, width)
         boxed = (cut[2] - cut[0]) * (cut[3] - cut[1])
         if (area := _stated_area(row)) is None or (crowd and not 0 < area <= height * width):
             area = boxed
         elif not crowd and not plausible(area, segment, box[2] * box[3]):
             stated, area = area, (enclosed(segment) if segment else 0) or boxed
-            add(
-                "areas contradict masks or boxes and are computed from these",
-                f"{about}: {stated:,.10g} instead of {area:,.10g}",
-            )
+            change = f"{stated:,.10g} instead of {area:,.10g}"
+            add("area", "computed anew: it contradicts the mask or box", f"{about}: {change}")
         return index, (cut, label, crowd, min(area, height * width), segment)
 
-    def _segment(self, row: dict[str, Any], about: str, height: int, width: int) -> Mask | None:
-        segment = read_segment(row.get("segmentation"), height, width)
-        if segment is None and row.get("segmentation"):
-            self.problems.add(
-                "masks are neither polygons nor run-length codes of their image's size, and not used", about
-            )
-        if lost_parts(row.get("segmentation"), segment):
-            self.problems.add("masks have parts that are not polygons and are left out", about)
+    def _segment(self, value: Any, about: str, height: int, width: int) -> Mask | None:
+        segment = read_segment(value, height, width)
+        if segment is None and value:
+            self.problems.add("mask", "left out: neither polygons nor run lengths for the image's size", about)
+        if isinstance(segment, tuple) and len(segment) < len(value):
+            self.problems.add("mask", "with parts left out that are not polygons", about)
         return segment
 
 
@@ -251,11 +235,9 @@ def _read(path: Path, root: Path) -> _File:
         rows = document["images"]
         first = f"; the first of {len(rows):,} entries is {shown(rows[0])}" if rows else ""
         raise DataError(f"{path} lists no images with a file_name and an id that is a whole number{first}")
-    if len(listed.bad) == len(listed.images):
-        raise DataError(
-            f"{path}: none of its {len(listed.images):,} images can be used; first looked for {listed.images[0]}: "
-            f"{listed.bad[0]}"
-        )
+    if (count := len(listed.images)) == len(listed.bad):
+        first = f"{listed.images[0]}: {listed.bad[0]}"
+        raise DataError(f"{path}: none of its {counted(count, 'image')} can be used; first looked for {first}")
     return _File(read_categories(document["categories"], path), listed, document["annotations"], problems)
 
 
@@ -268,38 +250,31 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems)
     folder = image_folder([name for row in rows if (name := file_name(row))], path, root)
     for row in rows:
         if (name := file_name(row)) is None or (id_ := whole_number(row, "id")) is None:
-            problems.add("images lack an id or a file_name and are left out", shown(row)[:40])
+            problems.add("image", "left out: no id or no file_name", shown(row)[:40])
             continue
         if id_ in ids:
-            problems.add("images have the id of another one and are left out", f"{name} with {id_}")
+            problems.add("image", "left out: another one has its id", f"{name} with {id_}")
             continue
         ids[id_] = None
         if not isinstance(row["id"], int):
-            problems.add("images have ids that are not whole numbers and are read as such", shown(row["id"])[:40])
+            problems.add("image id", "converted to whole numbers", shown(row["id"])[:40])
         file = located(folder, name)
         size = row.get("height"), row.get("width")
-        reason = None if is_file(file) else "no such file"
-        if not all(isinstance(side, int) and 0 < side < 2**31 for side in size):
-            size, reason = ((0, 0), reason) if reason else _size(file)
-        if reason is not None:
-            problems.add("images cannot be used and are left out", f"{name}: {reason}")
-            bad[len(images)] = reason
+        try:
+            if not is_file(file):
+                raise BadImage("no such file")
+            if not _is_size(size):
+                size = read_size(file)
+        except BadImage as error:
+            problems.add("image", "cannot be used", f"{name}: {error}")
+            bad[len(images)] = str(error)
         images.append(file)
-        sizes.append((int(size[0]), int(size[1])))  # pyright: ignore[reportArgumentType]
+        sizes.append(size if _is_size(size) else (0, 0))
     return CocoSplit(images, list(ids), np.array(sizes, np.int64).reshape(-1, 2), [NOTHING] * len(images), bad)
 
 
-def _size(file: Path) -> tuple[tuple[int, int], str | None]:
-    """Height and width of the upright image from the file's header; or zeros and the reason."""
-    try:
-        return read_size(file), None
-    except BadImage as error:
-        return (0, 0), str(error)
-
-
-def _without_objects(classes: tuple[str, ...], splits: Iterable[CocoSplit]) -> list[str]:
-    seen = {label for split in splits for objects in split.objects for label in objects.labels.tolist()}
-    return [name for label, name in enumerate(classes) if label not in seen]
+def _is_size(size: tuple[Any, Any]) -> bool:
+    return all(isinstance(side, int) and 0 < side < 2**31 for side in size)
 
 
 def _stated_area(row: dict[str, Any]) -> float | None:
@@ -315,15 +290,13 @@ def _objects(rows: list[tuple[Any, ...]]) -> Objects:
     if not rows:
         return NOTHING
     boxes, labels, crowd, areas, segments = zip(*rows, strict=True)
-    return Objects(
-        np.array(boxes, np.float32), np.array(labels), np.array(crowd), np.array(areas, np.float32), segments
-    )
+    areas = np.array(areas, np.float32)
+    return Objects(np.array(boxes, np.float32), np.array(labels), np.array(crowd), areas, segments)
 
 
-def _contents(splits: Iterable[CocoSplit]) -> Iterator[bytes]:
+def _contents(split: CocoSplit) -> Iterator[bytes]:
     """What the fingerprint covers: file names, sizes and objects."""
-    for split in splits:
-        yield b"split\n" + split.sizes.astype("<i8").tobytes()
-        for path, objects in zip(split.images, split.objects, strict=True):
-            yield path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes()
-            yield objects.labels.astype("<i8").tobytes() + objects.crowd.tobytes()
+    yield b"split\n" + split.sizes.astype("<i8").tobytes()
+    for path, objects in zip(split.images, split.objects, strict=True):
+        yield path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes()
+        yield objects.labels.astype("<i8").tobytes() + objects.crowd.tobytes()

@@ -7,17 +7,15 @@ from ..errors import DataError
 from .splits import TRAIN_NAMES, VAL_NAMES, split_of, splits_within
 from .walk import folders_in, is_file
 
-BESIDE = "_annotations.coco.json"
-"""File that Roboflow writes into the folder of each split."""
+ROBOFLOW = "_annotations.coco.json"
+"""Name of the file that Roboflow writes into the folder of each split."""
 OTHERS = ("captions", "panoptic", "stuff", "image_info")
-"""Prefixes of COCO's other files, which lie beside those with objects."""
-HEAD = 1 << 16
-"""Bytes at the start of a file in which one of COCO's lists must be named."""
+"""Prefixes of COCO's files without objects."""
 
 
 def annotation_files(root: Path) -> list[Path]:
     """Annotation files with COCO's or Roboflow's names; else files in `annotations` that look like COCO's."""
-    named = [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{BESIDE}"))]
+    named = [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{ROBOFLOW}"))]
     return named or [
         path
         for path in sorted(root.glob("[aA]nnotations/*.json"))
@@ -26,11 +24,11 @@ def annotation_files(root: Path) -> list[Path]:
 
 
 def is_annotations(path: Path) -> bool:
-    """Whether a file begins like a COCO file."""
+    """Whether one of COCO's lists begins in the first 64 KiB of a file."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     with path.open("rb") as file:
-        head = file.read(HEAD)
+        head = file.read(1 << 16)
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and bool(
         re.search(rb'"(images|annotations|categories)"\s*:\s*\[', head)
     )
@@ -45,16 +43,17 @@ def files_by_split(root: Path) -> dict[str, Path]:
     for split, names, kinds in (("train", TRAIN_NAMES, ("train",)), ("val", VAL_NAMES, ("val", "test"))):
         groups = [[path for path in files if _about(path).lower().startswith(name)] for name in names]
         groups += [[path for path in files if splits_within(_about(path)) == {kind}] for kind in kinds]
-        by_split[split] = next((group for group in groups if group), [])
-    if any(len(group) != 1 for group in by_split.values()):
-        listed = ", ".join(str(path.relative_to(root)) for path in files)
-        raise DataError(f"{root} needs one file named train and one named val, or a single file; it has {listed}")
-    return {split: group[0] for split, group in by_split.items()}
+        group = next(filter(None, groups), [])
+        if len(group) != 1:
+            listed = ", ".join(str(path.relative_to(root)) for path in files)
+            raise DataError(f"{root} needs one file named train and one named val, or a single file; it has {listed}")
+        by_split[split] = group[0]
+    return by_split
 
 
 def image_folder(names: list[str], path: Path, root: Path) -> Path:
     """The folder in which one of the first images exists; else the folder where they are expected."""
-    if path.name == BESIDE:
+    if path.name == ROBOFLOW:
         return path.parent
     name, kinds = _about(path), splits_within(path.stem)
     folders = [root / name, root / "images" / name]
@@ -77,4 +76,4 @@ def posix(name: str) -> PurePosixPath:
 
 def _about(path: Path) -> str:
     """The text that names a file's split: its folder's name, or its own name without `instances_`."""
-    return path.parent.name if path.name == BESIDE else path.stem.removeprefix("instances_")
+    return path.parent.name if path.name == ROBOFLOW else path.stem.removeprefix("instances_")

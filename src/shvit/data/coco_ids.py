@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from .coco_files import BESIDE, annotation_files, posix
+from .coco_files import ROBOFLOW, annotation_files, posix
 from .coco_rows import common_categories, file_name, read_categories, read_document, whole_number
 from .folders import find_coco
 
@@ -15,23 +15,21 @@ from .folders import find_coco
 class CocoIds:
     """Ids by file name and by class name; see `read_ids`."""
 
-    name: str
     images: dict[Path, int]
     """Ids of the requested images that are listed."""
     categories: dict[str, int]
-    missing: tuple[Path, ...] = field(default=())
+    missing: tuple[Path, ...]
     """Requested images that are not listed."""
 
 
 def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
     """Find these images in COCO annotations.
 
-    An image matches the entry whose `file_name`, folders included, is the end of the image's path; else the only entry
-    with the same name in any folder.
+    An image matches the entry whose `file_name`, folders included, is the end of the image's path; otherwise the only
+    entry with the same name in any folder.
 
     Args:
         data: A COCO JSON file, or a dataset folder. All annotation files in the folder are used.
-        paths: Images.
 
     Raises:
         DataError: There are no COCO annotations, files give one id to different images, an image matches several
@@ -48,23 +46,16 @@ def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
         if (id_ := _id_of(path, by_name.get(path.name, []), data)) is None:
             continue
         if id_ in taken:
-            raise DataError(f"{taken[id_]} and {path} both fit image {id_} of {data}: give only one of them")
+            raise DataError(f"{taken[id_]} and {path} both match image {id_} of {data}: give only one of them")
         images[path], taken[id_] = id_, path
-    return CocoIds(str(data), images, categories, tuple(path for path in paths if path not in images))
+    return CocoIds(images, categories, tuple(path for path in paths if path not in images))
 
 
 def _listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
-    """File name and id of each listed image, and the id of each category name. The images need not exist.
-
-    Args:
-        data: A COCO JSON file, or a folder as `open_coco` takes it.
-
-    Raises:
-        DataError: The file is missing or not a COCO file, or files of a folder disagree about ids.
-    """
+    """File name and id of each listed image, and the id of each category name. Raises DataError."""
     files = annotation_files(find_coco(data) or data) if data.is_dir() else [data]
     if not files:
-        raise DataError(f"{data} holds no COCO annotations: expected annotations/instances_*.json or */{BESIDE}")
+        raise DataError(f"{data} holds no COCO annotations: expected annotations/instances_*.json or */{ROBOFLOW}")
     names: dict[int, str] = {}
     read: list[dict[int, str]] = []
     for path in files:
@@ -74,7 +65,7 @@ def _listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
             if (name := file_name(row)) is None or (id_ := whole_number(row, "id")) is None:
                 continue
             if names.setdefault(id_, name) != name:
-                raise DataError(f"image id {id_} is {names[id_]} and {name} in {data}: give one JSON file")
+                raise DataError(f"{data} has the image id {id_} for {names[id_]} and for {name}: give one JSON file")
     categories = {name: id_ for id_, name in common_categories(read, data).items()}
     return [(name, id_) for id_, name in names.items()], categories
 
@@ -86,5 +77,7 @@ def _id_of(path: Path, entries: list[tuple[tuple[str, ...], int]], data: Path) -
     longest = max((len(parts) for parts, _ in fitting), default=0)
     ids = sorted({id_ for parts, id_ in fitting if len(parts) == longest} or {id_ for _, id_ in entries})
     if len(ids) > 1:
-        raise DataError(f"{path} fits images {ids[0]} and {ids[1]} of {data}: give annotations with unique file names")
+        raise DataError(
+            f"{path} matches images {ids[0]} and {ids[1]} of {data}: give annotations with unique file names"
+        )
     return ids[0] if ids else None

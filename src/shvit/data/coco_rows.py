@@ -9,18 +9,13 @@ from typing import Any
 from ..errors import DataError
 from ..files import read_json
 
-CROWD = {"0": False, "1": True, "false": False, "true": True, "": False}
-"""Texts that occur as `iscrowd`."""
-
 
 def read_document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
     """The JSON object of a COCO file. Raises DataError if it lacks one of these lists."""
     try:
         document = read_json(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(document, dict):
         raise DataError(f"{path} is not a COCO file: expected an object with images, annotations and categories")
     for key in lists:
@@ -49,10 +44,9 @@ def read_categories(rows: list[Any], path: Path) -> dict[int, str]:
 def common_categories(given: Sequence[dict[int, str]], root: Path) -> dict[int, str]:
     """The categories of all files. Raises DataError if they differ."""
     first, *others = given
-    for other in others:
-        if other != first:
-            [(key, name), *_] = sorted(set(first.items()) ^ set(other.items()))
-            raise DataError(f"{root}: its files disagree about the categories, such as {key}: {name}")
+    if different := next((other for other in others if other != first), None):
+        [(key, name), *_] = sorted(first.items() ^ different.items())
+        raise DataError(f"{root}: its files disagree about the categories, such as {key}: {name}")
     return first
 
 
@@ -69,7 +63,7 @@ def whole_number(row: dict[str, Any], name: str) -> int | None:
 def is_crowd(value: Any) -> bool | None:
     """Whether an `iscrowd` value means a crowd; None if it is invalid."""
     if isinstance(value, str):
-        return CROWD.get(value.strip().lower())
+        return {"0": False, "1": True, "false": False, "true": True, "": False}.get(value.strip().lower())
     return bool(value) if value is None or isinstance(value, int | float) else None
 
 

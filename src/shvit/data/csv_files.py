@@ -4,13 +4,13 @@ import csv
 import io
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..errors import DataError, few
+from ..errors import DataError, counted, few
 from ..files import MAX_TEXT, from_cell, read_regular
 from .splits import Listing, split_of
 from .walk import exists
@@ -19,24 +19,25 @@ CSV_SUFFIXES = (".csv", ".tsv")
 SEPARATORS = ",;\t|"
 SNIFFED_ROWS = 100
 """Rows that are read to find the separator."""
-PATHS = (
+PATH_COLUMNS = (
     *("path", "file_path", "filepath", "filepaths", "image_path", "img_path", "filename", "file_name", "filenames"),
     *("file", "files", "image_name", "img_name", "image_file", "image", "images", "img", "picture", "photo"),
     *("image_id", "img_id", "id", "url", "image_url"),
 )
-LABELS = (
+LABEL_COLUMNS = (
     *("label", "labels", "class", "class_name", "classname", "class_label", "label_name", "category", "categories"),
     *("category_name", "target", "targets", "species", "breed", "tag", "y", "class_id", "label_id", "category_id"),
 )
-SPLITS = ("split", "splits", "set", "data_set", "subset", "partition")
+SPLIT_COLUMNS = ("split", "splits", "set", "data_set", "subset", "partition")
 """Known column names. If a header has several of them, the first in this order is used."""
 ROW_NUMBERS = ("index", "unnamed")
 """Prefixes of the names of columns that only number the rows."""
-FLAGS = {"is_valid": ("val", "train"), "is_val": ("val", "train"), "is_validation": ("val", "train")} | {
-    **{"is_train": ("train", "val"), "is_training": ("train", "val"), "is_test": ("test", "train")}
+FLAG_COLUMNS = {
+    **dict.fromkeys(("is_valid", "is_val", "is_validation"), ("train", "val")),
+    **{"is_train": ("val", "train"), "is_training": ("val", "train"), "is_test": ("train", "test")},
 }
-"""Columns of 0 and 1, and the splits that 1 and 0 mean."""
-TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+"""Columns of 0 and 1, and the splits that 0 and 1 mean."""
+FLAGS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Columns:
     label: int = 1
     split: int | None = 2
     flag: str | None = None
-    """The name of the split column if it is one of `FLAGS`."""
+    """The name of the split column if it is one of `FLAG_COLUMNS`."""
     header: tuple[str, ...] = ()
     """Empty if the first row is not a header."""
 
@@ -63,26 +64,25 @@ def read_csv(path: Path) -> Listing:
         DataError: The file cannot be read, a row is incomplete, or none of the images exists.
     """
     rows = list(_rows(path, _text(path)))
+    columns = _columns(path, rows[0][1]) if rows else _Columns()
+    rows = rows[1:] if columns.header else rows
     if not rows:
         raise DataError(f"{path} has no rows: expected path,label")
-    columns = _columns(path, rows[0][1])
-    rows = rows[1:] if columns.header else rows
     by_split: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": [], "test": []}
     for number, row in rows:
         split, cell, label = _read(path, number, row, columns)
         by_split[split].append((_located(path.parent, cell), label))
-    everything = [row for part in by_split.values() for row in part]
-    if not everything:
-        raise DataError(f"{path} has no rows: expected path,label")
+    unsplit, train, val, test = by_split.values()
+    everything = [*unsplit, *train, *val, *test]
     _check_files(path, everything, [row[columns.path] for _, row in rows], columns)
-    if by_split[""] and len(by_split[""]) < len(everything):
-        raise DataError(f"{path}: {len(by_split[''])} rows name no split and others do; give all rows one, or none")
+    if 0 < len(unsplit) < len(everything):
+        raise DataError(f"{path}: {counted(len(unsplit), 'row')} without a split; give all rows one, or none")
     warnings = list(_warnings(columns, everything))
-    if by_split[""]:
-        return Listing({"all": by_split[""]}, tuple(warnings))
-    if by_split["val"] and by_split["test"]:
-        warnings.append(f"not used: {len(by_split['test']):,} rows of the test split")
-    return Listing({"train": by_split["train"], "val": by_split["val"] or by_split["test"]}, tuple(warnings))
+    if unsplit:
+        return Listing({"all": unsplit}, tuple(warnings))
+    if val and test:
+        warnings.append(f"not used: {counted(len(test), 'row')} of the test split")
+    return Listing({"train": train, "val": val or test}, tuple(warnings))
 
 
 def _text(path: Path) -> str:
@@ -91,10 +91,7 @@ def _text(path: Path) -> str:
         data = read_regular(path, MAX_TEXT)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding, name = "utf-16", "UTF-16"
-    else:
-        encoding, name = "utf-8-sig", "UTF-8"
+    encoding, name = ("utf-16", "UTF-16") if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig", "UTF-8")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -130,7 +127,10 @@ def _fits(text: str, separator: str) -> bool:
 def _columns(path: Path, first: list[str]) -> _Columns:
     """Find columns by the names in the first row, or by position if it is not a header."""
     names = [cell.lower().replace(" ", "_").replace("-", "_") for cell in first]
-    image, label, split, flag = (_first_known(names, known) for known in (PATHS, LABELS, SPLITS, tuple(FLAGS)))
+    image, label, split, flag = (
+        next((names.index(name) for name in known if name in names), None)
+        for known in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS, FLAG_COLUMNS)
+    )
     rest = [index for index, name in enumerate(names) if name and index not in (image, label, split, flag)]
     if len(rest) == 1 and (image is None) != (label is None) and "." not in names[rest[0]]:
         image, label = (rest[0] if index is None else index for index in (image, label))  # the only other column
@@ -139,10 +139,6 @@ def _columns(path: Path, first: list[str]) -> _Columns:
     if split is None and flag is not None:
         return _Columns(image, label, flag, names[flag], tuple(first))
     return _Columns(image, label, split, None, tuple(first))
-
-
-def _first_known(names: Sequence[str], known: Iterable[str]) -> int | None:
-    return next((names.index(name) for name in known if name in names), None)
 
 
 def _read(path: Path, number: int, row: list[str], columns: _Columns) -> tuple[str, str, str]:
@@ -155,10 +151,9 @@ def _read(path: Path, number: int, row: list[str], columns: _Columns) -> tuple[s
         raise DataError(f"{path} line {number}: expected {expected}, got {row}")
     word = "" if columns.split is None else cells[columns.split]
     if columns.flag:
-        truth = TRUTHS.get(word.lower().removesuffix(".0"))
-        if truth is None:
+        if (flag := FLAGS.get(word.lower().removesuffix(".0"))) is None:
             raise DataError(f"{path} line {number}: {columns.flag} must be 0 or 1, got {word!r}")
-        return FLAGS[columns.flag][0 if truth else 1], cell, from_cell(label)
+        return FLAG_COLUMNS[columns.flag][flag], cell, from_cell(label)
     if (split := split_of(word) if word else "") is None:
         raise DataError(f"{path} line {number}: split must be train or val, got {word!r}")
     return split, cell, from_cell(label)
@@ -176,10 +171,9 @@ def _check_files(path: Path, rows: list[tuple[Path, str]], cells: list[str], col
     """Raises DataError if no file exists, or if the first row seems to be a header with unknown names."""
     if not any(exists(file) for file, _ in rows):
         url = urlsplit(cells[0])
-        first = rows[0][0]
-        if url.scheme and url.netloc:
-            first = f"{url.scheme}://{url.hostname}{url.path}, a URL: download the images first"
-        raise DataError(f"{path}: 0 of {len(rows):,} images found; first looked for {first}")
+        remote = f"{url.scheme}://{url.hostname}{url.path}, a URL: download the images first"
+        first = remote if url.scheme and url.netloc else rows[0][0]
+        raise DataError(f"{path}: 0 of {counted(len(rows), 'image')} found; first looked for {first}")
     names = not columns.header and len(cells) > 1 and not Path(cells[0]).suffix and Path(cells[1]).suffix
     if names and not exists(_located(path.parent, cells[0])):
         raise DataError(
@@ -198,4 +192,4 @@ def _warnings(columns: _Columns, rows: list[tuple[Path, str]]) -> Iterator[str]:
         labels[os.path.normpath(file)].add(label)
     if several := [file for file, names in labels.items() if len(names) > 1]:
         names = few(sorted(labels[several[0]]))
-        yield f"{len(several):,} images are listed with more than one label, such as {several[0]}: {names}"
+        yield f"{counted(len(several), 'image')} with more than one label, such as {several[0]}: {names}"

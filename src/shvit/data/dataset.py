@@ -3,8 +3,9 @@
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,8 @@ from .sequences import Lazy, join, pick
 from .transforms import Reader
 
 DrawnBy = Literal["content", "position"]
-"""How validation images are drawn: by a hash of each image's content, or by its index among all images, as earlier
-versions of shvit did. Their runs and models keep the split that they had."""
+"""How validation images are drawn: by a hash of each image's content; or by its index, as earlier versions of shvit
+did, so that their runs and models keep their splits."""
 
 
 class Stored(Protocol):
@@ -35,7 +36,7 @@ class Stored(Protocol):
         ...
 
     def identity(self) -> int:
-        """The identity, as `identity.identity` defines it, without reading more than needed."""
+        """The identity, as `identity.identity` defines it."""
         ...
 
 
@@ -45,10 +46,19 @@ class Samples:
     columns: ClassVar[tuple[str, ...]]
     """Fields that hold one item per image, or None."""
     images: Sequence[Any]
+    names: Sequence[str]
+    """Names for reports: the path, or `digits/17`."""
+    shards: np.ndarray | None = None
+    """Shard number of each image; None if reading in any order costs the same."""
     bad: Mapping[int, str]
+    """Index of each image known to be unusable before it is read, and the reason."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def example(self, index: int, read: Any) -> Any:
+        """An image as `read` returns it, and its target. Raises BadImage."""
+        raise NotImplementedError
 
     def source(self, index: int) -> Any:
         """What to decode: a path, pixels or bytes. Raises BadImage if the image is known to be unusable."""
@@ -69,7 +79,7 @@ class Samples:
         if not (len(self) and len(other)):
             return self if len(self) else other
         mine, others = self._columns(), other._columns()
-        columns = {name: join(mine[name], others[name]) for name in mine if name in others}
+        columns = {name: join(mine[name], others[name]) if name in others else None for name in mine}
         bad = {**self.bad, **{len(self) + index: reason for index, reason in other.bad.items()}}
         return replace(self, **columns, bad=bad)  # pyright: ignore[reportArgumentType]: a dataclass
 
@@ -86,15 +96,12 @@ class Split(Samples):
 
     images: Sequence[Path | np.ndarray | Stored]
     labels: Sequence[int] | np.ndarray
+    """Class numbers; -1 for a bad image without a label."""
     names: Sequence[str]
-    """Names for reports: the path, or `digits/17`."""
     shards: np.ndarray | None = None
-    """Shard number of each image; None if reading in any order costs the same."""
     bad: Mapping[int, str] = field(default_factory=dict)
-    """Index of each image known to be unusable before it is read, and the reason. Its label may be missing (-1)."""
 
     def example(self, index: int, read: Reader) -> tuple[UInt8[Tensor, "3 h w"], int]:
-        """An image as `read` returns it, and its label. Raises BadImage."""
         return read(self.source(index)), int(self.labels[index])
 
     def relabelled(self, numbers: Sequence[int]) -> "Split":
@@ -103,12 +110,9 @@ class Split(Samples):
 
     def joined(self, other: Self) -> Self:
         """The samples of both, these first. The other's shards are numbered after these."""
-        both = super().joined(other)
-        if not (len(self) and len(other)):
-            return both
-        if self.shards is None or other.shards is None:
-            return replace(both, shards=None)
-        return replace(both, shards=join(self.shards, other.shards + int(self.shards.max(initial=-1)) + 1))
+        if len(self) and self.shards is not None and other.shards is not None:
+            other = replace(other, shards=other.shards + int(self.shards.max()) + 1)
+        return super().joined(other)
 
     def usable_labels(self) -> set[int]:
         """The labels that occur among usable images."""
@@ -186,16 +190,14 @@ class Holdout:
         return split.subset(rest), split.subset(chosen)
 
     def _by_content(self, images: Sequence[Any], labels: Sequence[int] | np.ndarray) -> list[int]:
-        """Indices of the images whose hash of seed and identity, divided by the largest hash, lies below the share.
+        """Indices of the images whose hash of seed and identity, as a fraction of all hashes, is below the share.
 
-        So adding or removing images moves no other image, and copies lie in the same split. Every class with two or
-        more images keeps one in both splits: those with the smallest and the largest hash.
+        Adding or removing images moves no other image, and copies get the same split. Every class with two or more
+        images keeps one in both splits: those with the smallest and the largest hash.
         """
-        key = str(self.seed).encode()
-        digests = (
-            hashlib.blake2b(int(i).to_bytes(BYTES, "little"), digest_size=8, key=key) for i in identities(images)
-        )
-        hashes = [int.from_bytes(digest.digest(), "little") for digest in digests]
+        keyed = partial(hashlib.blake2b, digest_size=8, key=str(self.seed).encode())
+        digests = (keyed(int(number).to_bytes(BYTES, "little")).digest() for number in identities(images))
+        hashes = [int.from_bytes(digest, "little") for digest in digests]
         chosen: list[int] = []
         for indices in _indices_by_class(labels).values():
             ordered = sorted(indices, key=lambda index: hashes[index])
@@ -204,7 +206,7 @@ class Holdout:
         return sorted(chosen)
 
     def _by_position(self, count: int, labels: Sequence[int] | np.ndarray | None) -> list[int]:
-        """As earlier versions did: adding or removing one image changes all others' splits."""
+        """As earlier versions did. Adding or removing one image may move every other one."""
         if labels is None:
             order = random.Random(self.seed).sample(range(count), count)
             return sorted(order[: self._count(count)])
@@ -234,70 +236,63 @@ def dataset_of(
     classes: tuple[str, ...],
     splits: Mapping[str, Split],
     holdout: Holdout,
-    fingerprint: str,
+    contents: Callable[[Split], Iterable[bytes]],
     warnings: Sequence[str] = (),
 ) -> Dataset:
-    """The dataset of the splits `train` and `val`; or of the split `all`, from which validation images are drawn."""
-    drawn = "all" in splits
-    train, val = (
-        holdout.divide(splits["all"], splits["all"].labels)
-        if drawn
-        else (splits.get("train", EMPTY), splits.get("val", EMPTY))
-    )
+    """The dataset of the splits `train` and `val`; or of the split `all`, from which validation images are drawn.
+
+    `contents` yields what the fingerprint covers.
+    """
+    if drawn := "all" in splits:
+        train, val = holdout.divide(splits["all"], splits["all"].labels)
+    else:
+        train, val = (splits.get(name, EMPTY) for name in ("train", "val"))
+    fingerprint = fingerprint_of(classes, splits.values(), contents)
     return Dataset(name, classes, train, val, drawn, fingerprint, tuple(warnings))
 
 
-def fingerprint_of(classes: Sequence[str], contents: Iterable[bytes]) -> str:
-    """Hash of the class names and of what identifies the images and labels of each split."""
+def fingerprint_of(classes: Sequence[str], splits: Iterable[S], contents: Callable[[S], Iterable[bytes]]) -> str:
+    """Hash of the class names and of what `contents` yields for each split."""
     digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
-    for content in contents:
-        digest.update(content)
+    for split in splits:
+        for content in contents(split):
+            digest.update(content)
     return digest.hexdigest()[:16]
 
 
-class Listed(Protocol):
-    """Images and their names."""
-
-    @property
-    def images(self) -> Sequence[Any]: ...
-
-    @property
-    def names(self) -> Sequence[str]: ...
-
-
-def duplicates(one: Listed, other: Listed) -> list[tuple[list[str], list[str]]]:
+def duplicates(one: Samples, other: Samples) -> list[tuple[list[str], list[str]]]:
     """Files with the same bytes in both splits: for each content, the names in one split and those in the other.
 
     Compares sizes first, then the last 4 KiB, then whole files.
     """
     splits = one, other
-    sizes = [file_sizes(split) for split in splits]
-    shared_sizes = set(sizes[0].values()) & set(sizes[1].values())
-    suspects: list[dict[int, Any]] = [{i: s for i, s in each.items() if s in shared_sizes} for each in sizes]
+    keys = _in_both([file_sizes(split) for split in splits])
     for last in (4096, None):  # headers are often the same, last bytes seldom
-        keyed: list[dict[int, Any]] = []
-        for split, kept in zip(splits, suspects, strict=True):
+        for side, split in enumerate(splits):
             with ThreadPoolExecutor(READERS) as pool:  # remote files take time to answer
-                contents = list(pool.map(partial(_digest, last=last), [split.images[i] for i in kept]))
-            keyed.append({i: (kept[i], content) for i, content in zip(kept, contents, strict=True) if content})
-        shared = set(keyed[0].values()) & set(keyed[1].values())
-        suspects = [{i: key for i, key in keys.items() if key in shared} for keys in keyed]
-    by_content: dict[Any, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+                digests = list(pool.map(partial(_digest, last=last), [split.images[i] for i in keys[side]]))
+            keys[side] = {i: (keys[side][i], new) for i, new in zip(keys[side], digests, strict=True) if new}
+        keys = _in_both(keys)
+    names: dict[Any, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for side, split in enumerate(splits):
-        for index, key in suspects[side].items():
-            by_content[key][side].append(split.names[index])
-    return list(by_content.values())
+        for index, key in keys[side].items():
+            names[key][side].append(split.names[index])
+    return list(names.values())
 
 
-def file_sizes(split: Listed) -> dict[int, int]:
+def _in_both(keys: list[dict[int, Any]]) -> list[dict[int, Any]]:
+    """The images of each split whose key occurs in both splits."""
+    shared = set(keys[0].values()) & set(keys[1].values())
+    return [{index: key for index, key in of_split.items() if key in shared} for of_split in keys]
+
+
+def file_sizes(split: Samples) -> dict[int, int]:
     """Size in bytes of each image that is a file of its own, by index. Missing files are left out."""
     sizes = {}
     for index, image in enumerate([] if isinstance(split.images, Lazy) else split.images):
         if isinstance(image, Path):
-            try:
+            with suppress(OSError):  # reported when the image is decoded
                 sizes[index] = check_regular(image)
-            except OSError:
-                continue  # reported when the image is decoded
     return sizes
 
 

@@ -1,4 +1,4 @@
-"""Folders of class folders, with and without splits. Other known formats are refused by name."""
+"""Reading folders of class folders, with and without splits. Known formats that are not supported are refused."""
 
 import os
 from collections import Counter
@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import DataError, few
+from ..errors import DataError, counted, few
 from .coco_files import annotation_files, is_annotations
 from .images import Skipped, is_image
 from .splits import TRAIN_NAMES, VAL_NAMES, Kind, Listing, split_of
@@ -19,20 +19,19 @@ BESIDE_PICTURES = frozenset(
     {"annotations", "annotation", "annots", "xmls", "labels", "label", "masks", "mask", "segmentation", "segmentations"}
 )
 """Names of folders beside those that hold annotations."""
-FORMATS = {
+UNSUPPORTED = {
     ".xml": "VOC (an .xml file for each image)",
     ".txt": "YOLO (a .txt file for each image)",
-    "masks": "images and masks (an image for each image)",
+    "masks": "images and masks (a mask image for each image)",
 }
-"""Formats that are recognised but not supported, by the files that they have for each image."""
+"""Formats that are recognized but not supported, by the files that they have for each image."""
 
 
 def read_folder(path: Path) -> Listing:
     """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and `path/val/<class>/**`, in order.
 
-    A folder that only holds another folder stands for that one. A split is a folder with a name that `split_of` knows
-    and with class folders. A folder with such a name that holds images and no folders is a class, if there are other
-    classes beside it.
+    A folder that only holds another folder is replaced by that one. A split is a folder with class folders and with a
+    name that `split_of` knows. A folder with such a name and without folders is a class, if there are other classes.
 
     Raises:
         DataError: There are no class folders, or they are ambiguous.
@@ -65,7 +64,7 @@ def layers(path: Path) -> Iterator[Path]:
     while True:
         yield path
         inside = list(islice(filter(_holds_images, folders_in(path)), 2))
-        if len(inside) != 1 or _has_images(path) or _has_images(inside[0]):
+        if len(inside) != 1 or any(is_image(file) for folder in (path, inside[0]) for file in _own_files(folder)):
             return
         if (kind := split_of(inside[0].name)) and split_of(path.name) != kind:
             return
@@ -111,9 +110,8 @@ def _read_unsplit(path: Path, root: Path, skipped: Skipped) -> Listing:
     rows = _read_classes(root, skipped, warnings)
     if not rows:
         split = next((child for child in folders_in(root) if split_of(child.name)), None)
-        if split:
-            raise DataError(f"{path} holds no images: expected {split}/<class>/<image>")
-        raise DataError(f"{path} holds no class folders with images: expected {path}/<class>/<image>")
+        what = "images" if split else "class folders with images"
+        raise DataError(f"{path} holds no {what}: expected {split or path}/<class>/<image>")
     _refuse_repeated(root, _folders_inside(root, rows))
     return Listing({"all": rows}, tuple(warnings))
 
@@ -125,18 +123,17 @@ def _read_classes(folder: Path, skipped: Skipped, warnings: list[str]) -> list[t
     if empty := [str(child) for child, images in by_class.items() if not images]:
         warnings.append(f"no images in {few(empty)}")
     if beside := sum(map(is_image, _own_files(folder))):
-        warnings.append(f"skipped: {beside:,} images in {folder}, beside the class folders")
+        warnings.append(f"skipped: {counted(beside, 'image')} in {folder}, beside the class folders")
     inside = _folders_inside(folder, rows)
     if nested := [name for name, names in inside.items() if len(names) > 1 and "" not in names]:
-        warnings.append(
-            f"{len(nested):,} classes in {folder} hold folders and no images of their own, such as {nested[0]}: "
-            f"{few(sorted(inside[nested[0]]))}"
-        )
+        example = f"{nested[0]}: {few(sorted(inside[nested[0]]))}"
+        classes = counted(len(nested), "class", "classes")
+        warnings.append(f"{classes} in {folder} with images only in subfolders, such as {example}")
     return rows
 
 
 def _folders_inside(folder: Path, rows: Iterable[tuple[Path, str]]) -> dict[str, set[str]]:
-    """For each class, the names of its direct subfolders with images; an empty name if it has images itself."""
+    """The names of each class's subfolders with images; an empty name if it has images itself."""
     inside: dict[str, set[str]] = {}
     for parent, name in sorted({(image.parent, name) for image, name in rows}):
         inside.setdefault(name, set()).add("".join(parent.relative_to(folder).parts[1:2]))
@@ -156,8 +153,7 @@ def _refuse_repeated(root: Path, inside: dict[str, set[str]]) -> None:
         if other is not None:
             raise DataError(
                 f"{root}: {one} and {other} hold folders with the same names, such as {min(shared)}, so they are not "
-                f"classes: expected {root}/<class>/<image>, or {root}/train/<class>/<image> and "
-                f"{root}/val/<class>/<image>"
+                f"classes: expected {root}/<class>/<image>, or {root}/train/<class>/<image> and val/<class>/<image>"
             )
 
 
@@ -175,20 +171,20 @@ def _refuse_flat(path: Path, folders: list[Path], flat: list[Path]) -> NoReturn:
 def _refuse_foreign(path: Path, folders: Iterable[Path], classes: set[str] | None = None) -> None:
     """Raises DataError if a folder has an unsupported format, such as YOLO or VOC.
 
-    Two or more classes are trusted to be classes, unless one of them has a name such as `images`.
+    Checks nothing if there are two or more classes, and none has a name in `PICTURES`.
     """
     if classes is not None and len(classes) > 1 and not any(name.lower() in PICTURES for name in classes):
         return
     for folder in folders:
         if kind := _format(folder):
             raise DataError(
-                f"{path} looks like {FORMATS[kind]}, which is not supported: expected {path}/<class>/<image>, or for "
-                f"boxes and masks {path}/annotations/instances_train.json and …_val.json in COCO's format"
+                f"{path} looks like {UNSUPPORTED[kind]}, which is not supported: expected {path}/<class>/<image>, "
+                f"or for boxes and masks {path}/annotations/instances_train.json and …_val.json in COCO's format"
             )
 
 
 def _format(folder: Path) -> str | None:
-    """The key of the folder's format in `FORMATS`, or None."""
+    """The key of the folder's format in `UNSUPPORTED`, or None."""
     children = {child.name.lower(): child for child in folders_in(folder)}
     beside = [child for name, child in children.items() if name in BESIDE_PICTURES]
     suffixes = {file.suffix.lower() for child in beside for file in files_below(child)}
@@ -200,12 +196,11 @@ def _format(folder: Path) -> str | None:
     }
     if kind := next((kind for kind in (".xml", ".txt") if kind in suffixes), None):
         return kind
-    pictures = any(name in PICTURES for name in children)
-    return "masks" if pictures and any(map(_holds_images, beside)) else None
+    return "masks" if PICTURES.intersection(children) and any(map(_holds_images, beside)) else None
 
 
 def _has_classes(split: Path) -> bool:
-    """Whether a split has class folders. A single folder named like `images` is not one."""
+    """Whether a split has class folders. A single folder with a name in `PICTURES` is not one."""
     first = list(islice(filter(_holds_images, folders_in(_base(split))), 2))
     return len(first) > 1 or any(child.name.lower() not in PICTURES for child in first)
 
@@ -214,11 +209,6 @@ def _base(split: Path) -> Path:
     """The folder that holds a split's class folders, which may be nested: seg_train/seg_train."""
     *_, base = layers(split)
     return base
-
-
-def _has_images(folder: Path) -> bool:
-    """Whether the folder itself holds images."""
-    return any(map(is_image, _own_files(folder)))
 
 
 def _holds_images(folder: Path) -> bool:

@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -13,10 +13,10 @@ import numpy as np
 
 from ..errors import DataError, InputError, one_line
 from ..files import read_regular
-from .dataset import Dataset, Holdout, Split, dataset_of, fingerprint_of
+from .dataset import Dataset, Holdout, Split, dataset_of
 from .identity import of_bytes, of_file, of_name
 from .image_file import MAX_BYTES, BadImage
-from .sequences import Lazy
+from .sequences import Computed, Lazy
 from .splits import TRAIN_NAMES, VAL_NAMES
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class HubImage:
     def _file(self, name: str) -> Path | None:
         """The file that a row names; None unless it lies in the dataset's folders, since rows are untrusted."""
         path = Path(os.path.normpath(Path(name).absolute()))
-        inside = any(path.is_relative_to(root) for root in self.roots)
-        return path if inside and path.is_file() else None
+        return path if any(map(path.is_relative_to, self.roots)) and path.is_file() else None
 
     def identity(self) -> int:
         """The identity, computed without copying an image that lies in a memory-mapped file."""
@@ -80,20 +79,6 @@ class HubImages(Lazy[HubImage]):
         return HubImage(self.rows, index, self.roots)
 
 
-@dataclass(frozen=True)
-class RowNames(Lazy[str]):
-    """Names such as `train/17`, as a lazy sequence."""
-
-    split: str
-    rows: int
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def item(self, index: int) -> str:
-        return f"{self.split}/{index}"
-
-
 def open_hub(data: str, holdout: Holdout) -> Dataset:
     """Open a dataset that has one image column and one column of class labels, found by their types.
 
@@ -108,22 +93,24 @@ def open_hub(data: str, holdout: Holdout) -> Dataset:
     with _without_warnings():
         loaded, roots = _load(data), _roots(data)
         train, val = (next((n for n in names if n in loaded), None) for names in (TRAIN_NAMES, VAL_NAMES))
-        named = [name for name in (train, val) if name]
-        if not named:
-            raise DataError(f"{data} has the splits {', '.join(map(str, loaded))}: needed is train, validation or test")
-        features = loaded[named[0]].features
+        named = {"train" if val else "all": train, "val": val}
+        if not (first := train or val):
+            raise DataError(f"{data} has the splits {', '.join(map(str, loaded))}: it needs train, validation or test")
+        features = loaded[first].features
         image, label = (_only(data, features, kind) for kind in (datasets.Image, datasets.ClassLabel))
-        bytes_only = datasets.Image(decode=False)
-        splits: dict[str, Split] = {}
-        for split, name in zip(["train", "val"][-len(named) :] if val else ["all"], named, strict=True):
-            rows = loaded[name].select_columns([image]).cast_column(image, bytes_only)
-            splits[split] = _split(name, rows, loaded[name].data.column(label).fill_null(-1).to_numpy(), roots)
-    classes = tuple(features[label].names)
-    return dataset_of(data, classes, splits, holdout, fingerprint_of(classes, _contents(splits.values())))
+        splits = {}
+        for split, name in named.items():
+            if name:
+                rows = loaded[name].select_columns([image]).cast_column(image, datasets.Image(decode=False))
+                labels = loaded[name].data.column(label).fill_null(-1).to_numpy()
+                bad = dict.fromkeys(np.flatnonzero(labels < 0).tolist(), "the row has no label")
+                names = Computed(len(rows), f"{name}/{{}}".format)
+                splits[split] = Split(HubImages(rows, roots), labels, names, bad=bad)
+    return dataset_of(data, tuple(features[label].names), splits, holdout, _contents)
 
 
 def _load(data: str) -> "DatasetDict":
-    """Raises DataError."""
+    """Download and open the dataset. Raises DataError."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
@@ -137,8 +124,7 @@ def _load(data: str) -> "DatasetDict":
         except DatasetNotFoundError as error:
             reason = reason or one_line(error)
         except (OSError, ValueError, DatasetsError, HfHubHTTPError) as error:
-            reason = one_line(error)
-            break
+            raise DataError(f"{data} cannot be opened: {one_line(error)}") from None
     raise DataError(f"{data} cannot be opened: {reason}")
 
 
@@ -156,7 +142,7 @@ def _meanings(data: str) -> list[tuple[str, str | None]]:
             return [(f"{owner}/{name}", None), (owner, name)]
         case [owner, name, config] if owner and name and config:
             return [(f"{owner}/{name}", config)]
-    raise DataError(f"{data}: expected hf://name, hf://owner/name, either with /config, or hf://./folder")
+    raise DataError(f"{data}: expected hf://name or hf://owner/name, with /config if needed, or hf://./folder")
 
 
 def _only(data: str, features: "Features", kind: type) -> str:
@@ -173,28 +159,21 @@ def _roots(data: str) -> tuple[Path, ...]:
     from datasets import config
     from huggingface_hub import constants
 
-    folder, _ = _meanings(data)[0]
-    local = data.removeprefix(PREFIX).startswith((".", "/", "~"))
-    caches = (constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
-    folders = [folder] if local else caches
+    folders = constants.HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH
+    if data.removeprefix(PREFIX).startswith((".", "/", "~")):
+        folders = [_meanings(data)[0][0]]
     return tuple({root for each in folders for root in (Path(each).absolute(), Path(each).resolve())})
 
 
-def _split(name: str, rows: "HubDataset", labels: np.ndarray, roots: tuple[Path, ...]) -> Split:
-    bad = dict.fromkeys(np.flatnonzero(labels < 0).tolist(), "the row has no label")
-    return Split(HubImages(rows, roots), labels, RowNames(name, len(rows)), bad=bad)
-
-
-def _contents(splits: Iterable[Split]) -> Iterator[bytes]:
+def _contents(split: Split) -> Iterator[bytes]:
     """What the fingerprint covers: the length and label of each image."""
     from pyarrow import compute
 
     functions: Any = compute  # created at import, so type checkers do not know them
-    for split in splits:
-        assert isinstance(split.images, HubImages)
-        [column] = split.images.rows.data.columns
-        lengths = functions.binary_length(functions.struct_field(column, "bytes")).fill_null(0).to_numpy()
-        yield lengths.astype("<i8").tobytes() + np.asarray(split.labels, "<i8").tobytes()
+    assert isinstance(split.images, HubImages)
+    [column] = split.images.rows.data.columns
+    lengths = functions.binary_length(functions.struct_field(column, "bytes")).fill_null(0).to_numpy()
+    yield lengths.astype("<i8").tobytes() + np.asarray(split.labels, "<i8").tobytes()
 
 
 _logging_lock = Lock()
@@ -206,18 +185,11 @@ def _without_warnings() -> Iterator[None]:
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 
-    logging = datasets.utils.logging
-    with _logging_lock:
-        shown = not datasets.utils.are_progress_bars_disabled()
-        levels = logging.get_verbosity(), hub_logging.get_verbosity()
-        logging.set_verbosity_error()
-        hub_logging.set_verbosity_error()
-        if not sys.stderr.isatty():
+    with _logging_lock, ExitStack() as restored:
+        for logging in (datasets.utils.logging, hub_logging):
+            restored.callback(logging.set_verbosity, logging.get_verbosity())
+            logging.set_verbosity_error()
+        if not (sys.stderr.isatty() or datasets.utils.are_progress_bars_disabled()):
+            restored.callback(datasets.enable_progress_bars)
             datasets.disable_progress_bars()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(levels[0])
-            hub_logging.set_verbosity(levels[1])
-            if shown:
-                datasets.enable_progress_bars()
+        yield

@@ -1,4 +1,4 @@
-"""Identities of images: hashes of their content, whatever their names and folders."""
+"""Identities of images: hashes of their content that do not depend on names and folders."""
 
 import base64
 import zlib
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ BYTES = 6
 TAIL = 4096
 """Bytes at the end of a file that are hashed."""
 VARIED = 100
-"""Number of different values among every eighth of these bytes from which they count as compressed pixels."""
-READERS, BLOCK = 16, 256
-"""Threads that read, and images per block of work."""
+"""Minimum number of different values among every eighth of these bytes for them to count as compressed pixels."""
+READERS = 16
+"""Number of threads that read files."""
 
 
 def of_bytes(data: bytes | memoryview) -> int:
@@ -53,7 +54,7 @@ def of_name(name: str) -> int:
 
 
 def identity(size: int, read: Callable[[int, int], bytes | memoryview]) -> int:
-    """A number of 48 bits that depends only on the content of an image file, so copies have the same one.
+    """A number of 48 bits that depends only on the content of an image file: copies have the same one.
 
     It is a hash of the size and the last 4 KiB; or of the size and all bytes, if the last 4 KiB hold few different
     values, as uncompressed margins and metadata do.
@@ -73,11 +74,10 @@ def identities(images: Sequence[Any]) -> UInt64[np.ndarray, " n"]:
     """The identity of each image, as `of_image` returns it. Reads in parallel threads."""
 
     def block(start: int) -> list[int]:
-        return [of_image(images[index]) for index in range(start, min(start + BLOCK, len(images)))]
+        return [of_image(images[index]) for index in range(start, min(start + 256, len(images)))]
 
     with ThreadPoolExecutor(READERS) as pool:
-        blocks = pool.map(block, range(0, len(images), BLOCK))
-        return np.fromiter((number for numbers in blocks for number in numbers), np.uint64, len(images))
+        return np.fromiter(chain.from_iterable(pool.map(block, range(0, len(images), 256))), np.uint64, len(images))
 
 
 def of_image(image: Any) -> int:
@@ -98,10 +98,7 @@ def _hash(*parts: bytes | memoryview) -> int:
 
 @dataclass(frozen=True, eq=False)
 class TrainedOn:
-    """The identities of the images that a model was trained on.
-
-    In a model file they take about 8 bytes per image of a small dataset, 6 for ten thousand images and 5 for a million.
-    """
+    """The identities of the images that a model was trained on. In a model file they take 5 to 8 bytes each."""
 
     known: UInt64[np.ndarray, " n"]
     """Sorted and unique."""
@@ -119,7 +116,7 @@ class TrainedOn:
         return np.isin(identities(images), self.known)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a model file: differences of neighbours, one byte plane after another, as high bytes are mostly zero."""
+        """For a model file: differences of successive identities, by byte planes, as high bytes are mostly zero."""
         steps = np.diff(self.known, prepend=np.uint64(0)).astype("<u8")
         planes = steps.view(np.uint8).reshape(-1, 8).T.tobytes()
         return {"images": len(self.known), "identities": base64.b64encode(zlib.compress(planes, 9)).decode()}
@@ -133,7 +130,7 @@ class TrainedOn:
         try:
             content = base64.b64decode(packed, validate=True)
             if images > len(content):  # compression saves at most five of the six bytes
-                raise ValueError("so many do not fit into it")
+                raise ValueError("it is too short for so many")
             planes = zlib.decompressobj().decompress(content, max_length=8 * images + 1)
             steps = np.frombuffer(planes, np.uint8).reshape(8, images).T.copy().view("<u8").ravel()
         except (ValueError, zlib.error) as error:
@@ -142,8 +139,7 @@ class TrainedOn:
 
 
 def in_short(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """A model file's provenance for people: with the number of training images instead of the list."""
-    shown = dict(provenance)
-    if "trained_on" in shown:
-        shown["trained_on"] = {"images": shown["trained_on"]["images"]}
-    return shown
+    """A model file's provenance for display: with the number of training images instead of the list."""
+    if "trained_on" not in provenance:
+        return dict(provenance)
+    return {**provenance, "trained_on": {"images": provenance["trained_on"]["images"]}}

@@ -3,9 +3,7 @@
 import io
 import os
 import re
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,46 +14,28 @@ from typing import BinaryIO
 
 from PIL import ExifTags, Image
 
+from ..errors import one_line
 from ..suppress import unwarned
 
 MAX_PIXELS = 89_478_485
 """Images with more pixels are refused as decompression bombs. Pillow warns from this number on: 256 MiB of RGB."""
-FORMATS = (
-    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "PCX", "PSD", "SGI", "SUN",
-    "TGA",
+PILLOW_FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "PCX", "PSD", "SGI", "SUN", "TGA",
 )  # fmt: skip
 """Formats that Pillow may read. Its other decoders start programs (EPS), open nested images of any size (ICO, ICNS), or
-are loops in Python."""
+are slow, because they loop in Python."""
 HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
 """Bytes 4 to 12 of the files that pillow-heif reads if it is installed."""
 SMALL_FILE = 1 << 26
 BYTES_PER_PIXEL = 8
-"""A file may have `SMALL_FILE` bytes, plus this number for each pixel: RGBA of 16 bits."""
+"""A file may have `SMALL_FILE` bytes, plus this number per pixel, enough for 16-bit RGBA."""
 MAX_BYTES = SMALL_FILE + BYTES_PER_PIXEL * MAX_PIXELS
 READ_WHOLE = re.compile(rb"RIFF|....ftyp", re.DOTALL)
-"""First bytes of WebP, AVIF and HEIC. Pillow reads such a file whole before it knows the image's size."""
+"""First bytes of WebP, AVIF and HEIC. Pillow reads all of such a file before it knows the image's size."""
 MAX_SCANS, MAX_SCANNED = 100, 1_500_000_000
-"""Limits for the scans of a JPEG, and for its pixels times its scans: each scan takes time for all pixels. Tools write
-up to 20 scans."""
-NO_MEMORY = "there is not enough memory for it"
-
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""Exceptions that Pillow's decoders raise for damaged files."""
+"""Limits for the scans of a JPEG, and for its scans times its pixels, because each scan may change every pixel.
+Common tools write up to 20 scans."""
+NO_MEMORY = "not enough memory to decode it"
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 """A JPEG marker that begins a segment and cannot occur in compressed pixels."""
@@ -78,8 +58,8 @@ def reasons_as_bad_image() -> Iterator[None]:
         raise BadImage("not an image in a known format") from None
     except MemoryError:
         raise BadImage(NO_MEMORY) from None
-    except _DECODER_ERRORS as error:
-        raise BadImage(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
+    except Exception as error:  # Pillow's decoders raise almost any exception for a damaged file
+        raise BadImage(f"cannot be decoded: {one_line(error)}") from error
 
 
 @contextmanager
@@ -95,45 +75,41 @@ def within_memory() -> Iterator[None]:
 
 def read_file(source: Path | str | bytes) -> bytes:
     """The bytes of an image file. Raises BadImage if it is missing, empty, or larger than its pixels can need."""
-    if isinstance(source, bytes):
-        data = source
-    else:
-        path = Path(source)
-        if not path.is_file():  # reading a pipe may block forever, and a device may have no end
-            raise BadImage("not a regular file" if path.exists() and not path.is_dir() else "no such file")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > SMALL_FILE:
-                if READ_WHOLE.match(file.read(8)):
-                    raise BadImage(
-                        f"its {size:,} bytes are more than the limit of {SMALL_FILE:,} for WebP, AVIF and HEIC"
-                    )
-                file.seek(0)
-                width, height = open_header(file).size
-                if size > SMALL_FILE + BYTES_PER_PIXEL * width * height:
-                    raise BadImage(f"its {size:,} bytes are more than {width}x{height} pixels can need")
-                file.seek(0)
-            data = file.read(size)
+    data = source if isinstance(source, bytes) else _read_bounded(Path(source))
     if not data:
         raise BadImage("file is empty")
     return data
 
 
+def _read_bounded(path: Path) -> bytes:
+    if not path.is_file():  # reading a pipe may block forever, and a device may have no end
+        raise BadImage("not a regular file" if path.exists() and not path.is_dir() else "no such file")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > SMALL_FILE:
+            if READ_WHOLE.match(file.read(8)):
+                raise BadImage(f"its {size:,} bytes are more than the limit of {SMALL_FILE:,} for WebP, AVIF and HEIC")
+            file.seek(0)
+            width, height = open_header(file).size
+            if size > SMALL_FILE + BYTES_PER_PIXEL * width * height:
+                raise BadImage(f"its {size:,} bytes are more than {width}x{height} pixels can need")
+            file.seek(0)
+        return file.read(size)
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width of the upright image, from the file's header. Raises BadImage."""
     with reasons_as_bad_image():
-        image = open_header(read_file(path))
-        turned = orientation(image) in (5, 6, 7, 8)
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return upright_size(open_header(read_file(path)))
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The `FORMATS` that the installed Pillow has, and HEIF if pillow-heif is installed."""
+    """Those of `PILLOW_FORMATS` that the installed Pillow has, and HEIF if pillow-heif is installed."""
     Image.init()
     if find_spec("pillow_heif"):
         import_module("pillow_heif").register_heif_opener()
-    return tuple(name for name in (*FORMATS, "HEIF") if name in Image.OPEN)
+    return tuple(name for name in (*PILLOW_FORMATS, "HEIF") if name in Image.OPEN)
 
 
 def open_header(data: bytes | BinaryIO) -> Image.Image:
@@ -185,6 +161,11 @@ def orientation(image: Image.Image) -> int:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width after the EXIF orientation is applied."""
+    return image.size if orientation(image) in (5, 6, 7, 8) else (image.height, image.width)
+
+
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
     """Raises BadImage for an image without pixels or with too many. `size` is (width, height)."""
     width, height = size
@@ -195,6 +176,6 @@ def check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether an image file is an upright JPEG in RGB, YCbCr or grey."""
+    """Whether an image file is an upright JPEG in RGB, YCbCr or gray."""
     image = open_header(data)
     return image.format == "JPEG" and image.mode in ("RGB", "L") and orientation(image) == 1

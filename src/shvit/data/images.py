@@ -1,11 +1,10 @@
-"""Which files of a folder are images: one rule for training, evaluation and prediction. Other files are counted."""
+"""Finding the image files in a folder, by one rule for training, evaluation and prediction. Other files are counted."""
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import few
+from ..errors import counted, few
 from .walk import files_below
 
 NOT_IMAGES = frozenset(
@@ -38,27 +37,21 @@ class Skipped:
     """Number of files that are not images, by suffix."""
     hidden: list[Path] = field(default_factory=list)
 
-    def images_in(self, files: Iterable[Path]) -> list[Path]:
-        """The images among files. The others are counted."""
-        images = []
-        for file in files:
-            if is_image(file):
-                images.append(file)
-            else:
-                self.others[file.suffix.lower() or file.name] += 1
-        return images
-
     def images_below(self, folder: Path) -> list[Path]:
-        """The images below a folder, in the order of `files_below`. Raises InputError if a folder cannot be read."""
-        return self.images_in(files_below(folder, self.hidden))
+        """The images below a folder, in the order of `files_below`. Other files are counted. Raises InputError."""
+        files = list(files_below(folder, self.hidden))
+        self.others.update(file.suffix.lower() or file.name for file in files if not is_image(file))
+        return list(filter(is_image, files))
 
     def lines(self) -> list[str]:
-        """One line per kind; none for hidden files that would not be images, such as .DS_Store."""
+        """One line about other files and one about hidden ones, without those that are not images, like .DS_Store."""
         lines = []
         if self.others:
             kinds = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))
             counts = few([f"{count:,} {suffix}" for suffix, count in kinds])
-            lines.append(f"skipped: {self.others.total():,} files that are not images ({counts})")
+            number = counted(self.others.total(), "file that is not an image", "files that are not images")
+            lines.append(f"skipped: {number} ({counts})")
         if hidden := [path for path in self.hidden if path.is_dir() or (path.suffix and is_image(path))]:
-            lines.append(f"skipped: {len(hidden):,} hidden files or folders, such as {min(hidden)}")
+            number = counted(len(hidden), "hidden file or folder", "hidden files or folders")
+            lines.append(f"skipped: {number}, such as {min(hidden)}")
         return lines

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torchvision.transforms.v2 import ColorJitter
 
 from ..errors import InputError
 from .coco import CocoSplit, Objects
 from .decode import ImageInput, decode
 from .image_file import MAX_PIXELS, BadImage
-from .reduced import Opened, open_small
+from .reduced import OpenedImage, open_small
 from .segments import Mask
-from .transforms import COARSEST, LONGER, Preprocess, on_canvas
+from .transforms import COARSEST, LONGER, Preprocess, channels_first, on_canvas, round_up
 
-MIN_VISIBLE, MIN_SIDE = 0.2, 2.0
-"""Minimum share of an object's box, and minimum of its sides in pixels, for an object to be kept after a crop."""
+MIN_VISIBLE, MIN_BOX_SIDE = 0.2, 2.0
+"""Minimum visible share of a box, and minimum of its sides in pixels, for an object to be kept after a crop."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,13 @@ class Letterbox:
 
     def to_image(self, boxes: Float[Tensor, "n 4"], cut: bool = True) -> Float[Tensor, "n 4"]:
         """Transform boxes from pixels of the input to pixels of the image; with `cut`, clip them to the image."""
-        scale, shift = (torch.tensor(values) for values in self._factors(4))
+        scale, shift = map(torch.from_numpy, self._factors(4))
         points = (boxes - shift) / scale
-        if not cut:
-            return points
-        most = torch.tensor([self.width, self.height] * 2)
-        return torch.minimum(points.clamp(min=0), most)
+        return torch.minimum(points.clamp(min=0), torch.tensor([self.width, self.height] * 2)) if cut else points
 
-    def _factors(self, length: int) -> tuple[np.ndarray, np.ndarray]:
-        pairs = length // 2
-        return (
-            np.array([self.across, self.down] * pairs, np.float32),
-            np.array([self.left, self.top] * pairs, np.float32),
-        )
+    def _factors(self, length: int) -> list[np.ndarray]:
+        pairs = (self.across, self.down), (self.left, self.top)
+        return [np.tile(np.array(pair, np.float32), length // 2) for pair in pairs]
 
 
 @dataclass(frozen=True)
@@ -86,11 +80,10 @@ class GroundTruth:
 def check_fit(preprocess: Preprocess) -> None:
     """Raises InputError for preprocessing that a detector cannot use."""
     if preprocess.fit not in ("whole", "shorter"):
-        raise InputError(f"a detector sees whole images: fit must be whole or shorter, got {preprocess.fit}")
+        raise InputError(f"a detector needs whole images: fit must be whole or shorter, got {preprocess.fit}")
     if preprocess.fit == "whole" and preprocess.image_size % COARSEST:
-        raise InputError(
-            f"image_size of a detector must be a multiple of {COARSEST} pixels, got {preprocess.image_size}"
-        )
+        size = preprocess.image_size
+        raise InputError(f"image_size of a detector must be a multiple of {COARSEST} pixels, got {size}")
 
 
 def fitted(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
@@ -108,10 +101,8 @@ def read_whole(
     """Read a whole image for a detector, padded at the right and below.
 
     Args:
-        source: What to decode.
         preprocess: With fit `whole` or `shorter`.
         size: Height and width according to the annotations; None to accept any size.
-        max_pixels: Larger images are refused.
 
     Raises:
         BadImage: As `decode`, or the image has another size.
@@ -122,10 +113,10 @@ def read_whole(
     letterbox = Letterbox(image.height, image.width, height / image.height, width / image.width)
     if preprocess.fit == "whole":
         return on_canvas(pixels, preprocess.image_size, preprocess.image_size), letterbox
-    return on_canvas(pixels, _round_up(height), _round_up(width)), letterbox
+    return on_canvas(pixels, round_up(height), round_up(width)), letterbox
 
 
-def open_as(source: ImageInput, size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS) -> Opened:
+def open_as(source: ImageInput, size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS) -> OpenedImage:
     """Open an image at the size of its annotations: upright; or as stored, if only that has the size.
 
     Raises:
@@ -158,9 +149,9 @@ class DetectionEvalReader:
 
 @dataclass(frozen=True)
 class DetectionTrainReader:
-    """Reads an image of a `CocoSplit` for training: randomly scaled, shifted, flipped and colour-jittered.
+    """Reads an image of a `CocoSplit` for training: randomly scaled, shifted, flipped and color-jittered.
 
-    The random choices come from the global generators: call it within `loader.seeded`.
+    The random choices use the global generators: call it within `loader.seeded`.
     """
 
     preprocess: Preprocess
@@ -175,8 +166,7 @@ class DetectionTrainReader:
     max_pixels: int = MAX_PIXELS
 
     @cached_property
-    def recolour(self) -> Any:
-        """The colour augmentation."""
+    def _jitter(self) -> Any:
         return ColorJitter(*[self.color_jitter] * 3)
 
     def __call__(self, split: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], DetectionTargets]:
@@ -189,14 +179,11 @@ class DetectionTrainReader:
         seen = (self.preprocess.image_size,) * 2 if self.preprocess.fit == "whole" else usual
         top, left = (random.randint(min(0, room), max(0, room)) for room in (seen[0] - height, seen[1] - width))
         letterbox = Letterbox(image.height, image.width, height / image.height, width / image.width, top, left)
-        pixels = _resized(image, height, width)
-        cut = pixels[:, max(0, -top) :, max(0, -left) :]
-        cut = cut[:, : seen[0] - max(0, top), : seen[1] - max(0, left)]
+        shown = max(0, top), max(0, left), min(seen[0], top + height), min(seen[1], left + width)
+        cut = _resized(image, height, width)[:, shown[0] - top : shown[2] - top, shown[1] - left : shown[3] - left]
         if self.color_jitter:
-            cut = self.recolour(cut)
-        canvas = on_canvas(cut[:, :0, :0], *(_round_up(side) for side in seen))
-        shown = max(0, top), max(0, left), max(0, top) + cut.shape[1], max(0, left) + cut.shape[2]
-        canvas[:, shown[0] : shown[2], shown[1] : shown[3]] = cut
+            cut = self._jitter(cut)
+        canvas = on_canvas(cut, round_up(seen[0]), round_up(seen[1]), shown[0], shown[1])
         targets = targets_of(split.objects[index], letterbox, (canvas.shape[1], canvas.shape[2]), shown, self.masks)
         if self.flip and torch.rand(()) < self.flip:
             return canvas.flip(2), _flipped(targets, canvas.shape[2])
@@ -209,29 +196,25 @@ def targets_of(
     """The objects of an image in pixels of the network's input. Leaves out objects that are mostly outside it.
 
     Args:
-        objects: In pixels of the image.
-        letterbox: Position of the image in the input.
         size: Height and width of the input.
-        shown: Top, left, bottom and right of the part of the input that shows the image; the rest is padding. Boxes and
-            masks are clipped to it.
-        masks: Whether to draw masks.
+        shown: Top, left, bottom and right of the image in the input. Boxes and masks are clipped to it.
     """
     top, left, bottom, right = shown
     boxes = letterbox.to_input(objects.boxes)
     inside = boxes.clip(np.array([left, top] * 2, np.float32), np.array([right, bottom] * 2, np.float32))
     sides, whole = inside[:, 2:] - inside[:, :2], boxes[:, 2:] - boxes[:, :2]
-    visible = (sides.min(1, initial=np.inf) >= MIN_SIDE) & (sides.prod(1) >= MIN_VISIBLE * whole.prod(1))
+    visible = (sides.min(1, initial=np.inf) >= MIN_BOX_SIDE) & (sides.prod(1) >= MIN_VISIBLE * whole.prod(1))
     crowd = objects.crowd | np.array([masks and segment is None for segment in objects.segments], bool)
     kept = np.flatnonzero(visible & ~crowd)
     drawn = np.zeros((len(kept), *size), np.uint8) if masks else None
     if drawn is not None:
         for number, index in enumerate(kept):
-            mask = rasterised(objects.segments[int(index)], letterbox, size)
+            mask = rasterize(objects.segments[int(index)], letterbox, size)
             drawn[number, top:bottom, left:right] = mask[top:bottom, left:right]
     return DetectionTargets(inside[kept], objects.labels[kept], inside[visible & crowd], drawn)
 
 
-def rasterised(segment: Mask | None, letterbox: Letterbox, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+def rasterize(segment: Mask | None, letterbox: Letterbox, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
     """Draw an object's mask in an input of this height and width: 1 inside, 0 outside."""
     from faster_coco_eval.core import mask
 
@@ -242,12 +225,9 @@ def rasterised(segment: Mask | None, letterbox: Letterbox, size: tuple[int, int]
         return mask.decode(mask.merge(parts))
     whole = torch.from_numpy(mask.decode(run_lengths(segment)))[None, None]
     height, width = round(letterbox.down * letterbox.height), round(letterbox.across * letterbox.width)
-    scaled = interpolate(whole, (height, width), mode="nearest")[0, 0].numpy()
-    drawn = np.zeros(size, np.uint8)
-    cut = scaled[max(0, -letterbox.top) :, max(0, -letterbox.left) :]
-    cut = cut[: size[0] - max(0, letterbox.top), : size[1] - max(0, letterbox.left)]
-    drawn[max(0, letterbox.top) :, max(0, letterbox.left) :][: cut.shape[0], : cut.shape[1]] = cut
-    return drawn
+    below, right = size[0] - letterbox.top - height, size[1] - letterbox.left - width  # if negative, it is cropped
+    scaled = interpolate(whole, (height, width), mode="nearest")
+    return pad(scaled, (letterbox.left, right, letterbox.top, below))[0, 0].numpy()
 
 
 def run_lengths(segment: dict[str, Any]) -> dict[str, Any]:
@@ -258,11 +238,10 @@ def run_lengths(segment: dict[str, Any]) -> dict[str, Any]:
     return packed
 
 
-def _resized(image: Opened, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
+def _resized(image: OpenedImage, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
     with image.in_turn():
-        pixels = image.decode(min(image.height / height, image.width / width) / 2)
-        values = torch.from_numpy(pixels.values)[None].permute(0, 3, 1, 2)
-        return interpolate(values, (height, width), mode="bilinear", antialias=True)[0]
+        pixels = channels_first(image.decode(min(image.height / height, image.width / width) / 2))
+        return interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
 
 
 def _flipped(targets: DetectionTargets, width: int) -> DetectionTargets:
@@ -272,7 +251,3 @@ def _flipped(targets: DetectionTargets, width: int) -> DetectionTargets:
     )
     masks = None if targets.masks is None else np.ascontiguousarray(targets.masks[:, :, ::-1])
     return DetectionTargets(boxes, targets.labels, crowds, masks)
-
-
-def _round_up(side: int) -> int:
-    return -(-side // COARSEST) * COARSEST

@@ -5,11 +5,11 @@ import random
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,25 +18,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from ..errors import Failure, InputError, check_at_least
-from .decode import ImageInput, decode
+from .dataset import Samples
+from .decode import decode
 from .image_file import MAX_PIXELS, BadImage
 from .opencv import use_one_thread
 from .transforms import on_canvas
 
-Key = tuple[int, int, int]
+SampleKey = tuple[int, int, int]
 """(view, index, copy): the augmented version, the image, and its copy in the epoch. Seeds the random choices."""
+Sizes = dict[int, tuple[int, int]]
+"""Height and width of images in pixels, by index."""
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where workers pass batches to the main process, on Linux."""
 SHARED_BYTES = 2**17
 """Minimum that a worker needs before it has read anything: a page for each of its locks."""
 NO_SHARED_MEMORY = (
-    f"No space left on {SHARED_MEMORY} for data-loading workers. Try fewer --workers, or 0; for a container, a larger "
-    "--shm-size."
+    f"no space left on {SHARED_MEMORY} for data-loading workers: try fewer --workers, or 0; in a container, also a "
+    "larger --shm-size"
 )
-
 WINDOW = 16
-"""Shards that are shuffled together. So many must be local at the same time."""
+"""Number of shards that are shuffled together and must be local at the same time."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,19 @@ class Batch:
     bad: dict[int, str]
     """Index of each skipped image, and the reason."""
     view: int = 0
-    """Which augmented versions of the images these are: the epoch, or less if there are fewer views than epochs."""
+    """Number of the augmented version: the epoch, modulo the number of views if that is limited."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def filled(self, size: int) -> "Batch":
-        """A batch of `size` images: one that bad images made smaller is filled with its own first images."""
+        """A batch of `size` images: its own first images are repeated in place of bad ones."""
         if len(self) == size:
             return self
         picked = torch.arange(size) % len(self)
-        all_targets, indices = self.targets, [self.indices[i] for i in picked.tolist()]
-        targets = all_targets[picked] if isinstance(all_targets, Tensor) else [all_targets[i] for i in picked.tolist()]
+        indices, targets = ([items[i] for i in picked.tolist()] for items in (self.indices, self.targets))
+        if isinstance(self.targets, Tensor):
+            targets = self.targets[picked]
         return replace(self, images=self.images[picked], targets=targets, indices=indices)
 
     def pin_memory(self) -> "Batch":
@@ -96,44 +99,20 @@ def seed(*key: int, everywhere: bool = False) -> None:
     torch.manual_seed(number) if everywhere else torch.default_generator.manual_seed(number)
 
 
-class Examples(Protocol):
-    """Images in a fixed order with their targets: a `Split` or `CocoSplit`."""
-
-    @property
-    def shards(self) -> np.ndarray | None:
-        """Shard number of each image, as in `Split`; None if images are files of their own."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def example(self, index: int, read: Any) -> tuple[UInt8[Tensor, "3 h w"], Any]:
-        """An image as `read` returns it, and its target. Raises BadImage."""
-        ...
-
-    def source(self, index: int) -> ImageInput:
-        """What to decode. Raises BadImage if it cannot be read."""
-        ...
-
-
+@dataclass(frozen=True, eq=False)
 class ImageDataset(Dataset):
     """Item (view, index, copy) is an image, its target and the key; or why it cannot be used, and the key."""
 
-    def __init__(self, split: Examples, read: Any, seed: int) -> None:
-        self.split = split
-        self.read = read
-        self.seed = seed
+    split: Samples
+    read: Any
+    seed: int
 
-    def __getitem__(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], Any, Key] | tuple[str, Key]:
-        if get_worker_info() is None:
-            with seeded(self.seed, *key):
-                return self._read(key)
-        seed(self.seed, *key)  # nothing to restore in a worker process
-        return self._read(key)
-
-    def _read(self, key: Key) -> tuple[UInt8[Tensor, "3 h w"], Any, Key] | tuple[str, Key]:
-        _, index, _ = key
+    def __getitem__(self, key: SampleKey) -> tuple[UInt8[Tensor, "3 h w"], Any, SampleKey] | tuple[str, SampleKey]:
+        if worker := get_worker_info():
+            seed(self.seed, *key)  # nothing to restore in a worker process
         try:
-            return *self.split.example(index, self.read), key
+            with nullcontext() if worker else seeded(self.seed, *key):
+                return *self.split.example(key[1], self.read), key
         except BadImage as error:
             return str(error), key
 
@@ -151,41 +130,31 @@ class Share:
         return [batch[self.rank :: self.ranks][piece :: self.pieces] for piece in range(self.pieces)]
 
 
-class EpochSampler(Sampler[list[Key]]):
-    """Yields the keys of each batch, in pieces; shuffled by (seed, epoch), or in order.
+@dataclass(eq=False)
+class EpochSampler(Sampler[list[SampleKey]]):
+    """Yields the keys of each batch, in pieces; shuffled by (seed, epoch), or in order."""
 
-    Args:
-        split: The images. Images in shards are shuffled within groups of `WINDOW` shards.
-        batch_size: Images per batch, over all processes and pieces.
-        seed: Seed of the order.
-        shuffle: Use a new order every epoch, and drop a smaller last batch.
-        share: Part of each batch to yield here; default: all, in one piece.
-        repeats: Repeated augmentation: copies of each image per epoch, which then has that many times fewer images
-            (M. Berman et al., "MultiGrain", 2019; as DeiT trains).
-        views: Number of augmented versions of each image; None for a new one every epoch.
-    """
+    split: Samples
+    """The images. Images in shards are shuffled within groups of `WINDOW` shards."""
+    batch_size: int
+    """Images per batch, over all processes and pieces."""
+    seed: int = 0
+    shuffle: bool = False
+    """Use a new order every epoch, and drop a smaller last batch; otherwise yield all images in order."""
+    share: Share = Share()
+    """Part of each batch to yield here, and number of pieces; default: all, in one piece."""
+    repeats: int = 1
+    """Repeated augmentation: copies of each image per epoch, which then has that many times fewer images.
 
-    def __init__(
-        self,
-        split: Examples,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: bool = False,
-        share: Share | None = None,
-        repeats: int = 1,
-        views: int | None = None,
-    ) -> None:
-        self.split = split
-        self.allowed = np.arange(len(split))
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.share = share or Share()
-        self.repeats = repeats
-        self.views = views
-        self.epoch = 0
-        self.start = 0
-        """Batches of the epoch to skip, because they were done before a resume."""
+    Source: M. Berman et al., "MultiGrain", 2019; as DeiT trains."""
+    views: int | None = None
+    """Number of augmented versions of each image; None for a new one every epoch."""
+    epoch: int = field(default=0, init=False)
+    start: int = field(default=0, init=False)
+    """Batches of the epoch to skip, because they were done before a resume."""
+
+    def __post_init__(self) -> None:
+        self.allowed = np.arange(len(self.split))
 
     def exclude(self, indices: set[int]) -> None:
         """Leave out these images from the next epoch on."""
@@ -200,7 +169,7 @@ class EpochSampler(Sampler[list[Key]]):
     def __len__(self) -> int:
         return (self.batches - self.start) * self.share.pieces
 
-    def __iter__(self) -> Iterator[list[Key]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         order = self._order()
         copies = np.arange(len(order)) % self.repeats
         view = self.epoch % self.views if self.views else self.epoch
@@ -226,22 +195,17 @@ class Loader:
     """Loads batches; `epoch` iterates over one epoch. Worker processes are kept between epochs.
 
     Args:
-        split: The images.
         read: Passed to the split's `example` to read an image (a `Reader` for a `Split`), with the random generators
             seeded for (seed, view, index, copy).
-        batch_size: Images per batch. A batch with bad images is smaller.
         workers: Data-loading workers; 0 decodes in this process. The batches do not depend on it.
-        shuffle: Use a new order every epoch, and drop a smaller last batch; otherwise load all images in order.
-        seed: Seed of the order and of the random choices.
-        share: Part of each batch to load here, and number of pieces; default: all, in one piece.
-        repeats: Copies of each image per epoch; see `EpochSampler`.
-        views: Number of augmented versions of each image; None for a new one every epoch.
         pinned: Put batches into page-locked memory, for asynchronous copies to a GPU.
+
+    The others are those of `EpochSampler`. A batch with bad images is smaller than `batch_size`.
     """
 
     def __init__(
         self,
-        split: Examples,
+        split: Samples,
         read: Any,
         batch_size: int,
         workers: int = 0,
@@ -254,7 +218,7 @@ class Loader:
     ) -> None:
         check_at_least(1, batch_size=batch_size)
         check_at_least(0, workers=workers)
-        self.sampler = EpochSampler(split, batch_size, seed, shuffle, share, repeats, views)
+        self.sampler = EpochSampler(split, batch_size, seed, shuffle, share or Share(), repeats, views)
         self._loader = DataLoader(
             ImageDataset(split, read, seed),
             batch_sampler=self.sampler,  # pyright: ignore[reportArgumentType]: keys are (view, index, copy) here
@@ -300,15 +264,15 @@ def worker_death_as_failure() -> Iterator[None]:
             raise Failure(NO_SHARED_MEMORY) from error
         if "DataLoader worker (pid" in text:
             killed = "killed by signal" in text
-            hint = " (out of memory?). Try fewer --workers" if killed else ". Find the cause with --workers 0"
-            raise Failure(f"A data-loading worker died{hint}. ({text})") from error
+            hint = "(out of memory?): try fewer --workers" if killed else "(use --workers 0 to see why)"
+            raise Failure(f"a data-loading worker died {hint}; {text}") from error
         if not isinstance(error, Failure | InputError | OSError) or "in DataLoader worker process" not in text:
             raise
         reason = text.splitlines()[-1].partition(": ")[2]  # below the worker's traceback
         raise (InputError if isinstance(error, InputError) else Failure)(reason) from error
 
 
-def collate(items: list[tuple[Tensor, Any, Key] | tuple[str, Key]]) -> Batch:
+def collate(items: list[tuple[Tensor, Any, SampleKey] | tuple[str, SampleKey]]) -> Batch:
     """The batch of items of an `ImageDataset`."""
     good = [item for item in items if len(item) == 3]
     bad = {key[1]: reason for item in items if len(item) == 2 for reason, key in [item]}
@@ -348,18 +312,20 @@ def _end_by_parent() -> None:
     os._exit(0)
 
 
-def probe(split: Examples, count: int, seed: int, max_pixels: int = MAX_PIXELS) -> dict[int, str]:
-    """Decode the images that `draw_some` draws. Returns the index and the reason of each bad one."""
-    bad = {}
-    for index in draw_some(split, count, seed):
+def probe(split: Samples, indices: Iterable[int], max_pixels: int = MAX_PIXELS) -> tuple[Sizes, dict[int, str]]:
+    """Decode images. Returns height and width of each usable one by index, and the reason of each bad one."""
+    sizes, bad = {}, {}
+    for index in indices:
         try:
-            decode(split.source(index), max_pixels)
+            image = decode(split.source(index), max_pixels)
         except BadImage as error:
             bad[index] = str(error)
-    return bad
+        else:
+            sizes[index] = image.height, image.width
+    return sizes, bad
 
 
-def draw_some(split: Examples, count: int, seed: int) -> list[int]:
+def draw_some(split: Samples, count: int, seed: int) -> list[int]:
     """Sorted indices of `count` random images, or all if there are fewer; from few shards, which may be remote."""
     generator = random.Random(seed)
     indices = range(len(split))

@@ -1,7 +1,7 @@
 """timm's rotations, shears and translations with OpenCV, if it is installed: several times faster than with Pillow.
 
 The geometry is the same. Bicubic interpolation differs (a = -0.75 instead of Pillow's -1), and at the border OpenCV
-blends the image with the fill colour.
+blends the image with the fill color.
 """
 
 import math
@@ -21,67 +21,49 @@ OPENCV = find_spec("cv2") is not None
 
 Matrix = tuple[float, float, float, float, float, float]
 """(a, b, c, d, e, f): the result at (x, y) is the image at (ax + by + c, dx + ey + f), as in Pillow."""
+TimmOperation = Callable[..., Image.Image]
 
 
 def warp(
-    matrix_of: Callable[[float, tuple[int, int]], Matrix],
+    operation: TimmOperation,
     image: Image.Image,
     amount: float,
     *,
     fillcolor: tuple[int, int, int],
     resample: Image.Resampling | Sequence[Image.Resampling],
 ) -> Image.Image:
-    """Warp an RGB image by the matrix for this amount. Draws one of several `resample` methods, as timm does."""
+    """Apply one of timm's operations to an RGB image. Draws one of several `resample` methods, as timm does."""
     cv2: Any = import_module("cv2")
-    a, b, c, d, e, f = matrix_of(amount, image.size)
-    # integer coordinates are pixel centres in OpenCV, and corners in Pillow
+    a, b, c, d, e, f = MATRICES[operation](amount, image.size)
+    # integer coordinates are pixel centers in OpenCV, and corners in Pillow
     matrix = np.array([[a, b, c + (a + b - 1) / 2], [d, e, f + (d + e - 1) / 2]])
     method = random.choice(resample) if isinstance(resample, Sequence) else resample
     smooth = cv2.INTER_CUBIC if method == Image.Resampling.BICUBIC else cv2.INTER_LINEAR
-    return Image.fromarray(
-        cv2.warpAffine(
-            np.asarray(image), matrix, image.size, flags=smooth | cv2.WARP_INVERSE_MAP, borderValue=fillcolor
-        )
-    )
+    flags = smooth | cv2.WARP_INVERSE_MAP
+    return Image.fromarray(cv2.warpAffine(np.asarray(image), matrix, image.size, flags=flags, borderValue=fillcolor))
 
 
 def _rotation(degrees: float, size: tuple[int, int]) -> Matrix:
-    """Counter-clockwise rotation about the image's centre."""
+    """Counter-clockwise rotation about the image's center."""
     x, y = (side / 2 for side in size)
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y
 
 
-def _shear_x(factor: float, _: tuple[int, int]) -> Matrix:
-    return 1, factor, 0, 0, 1, 0
-
-
-def _shear_y(factor: float, _: tuple[int, int]) -> Matrix:
-    return 1, 0, 0, factor, 1, 0
-
-
-def _shift_x(share: float, size: tuple[int, int]) -> Matrix:
-    return 1, 0, share * size[0], 0, 1, 0
-
-
-def _shift_y(share: float, size: tuple[int, int]) -> Matrix:
-    return 1, 0, 0, 0, 1, share * size[1]
-
-
-MATRICES: dict[Callable[..., Image.Image], Callable[[float, tuple[int, int]], Matrix]] = {
+MATRICES: dict[TimmOperation, Callable[[float, tuple[int, int]], Matrix]] = {
     auto_augment.rotate: _rotation,
-    auto_augment.shear_x: _shear_x,
-    auto_augment.shear_y: _shear_y,
-    auto_augment.translate_x_rel: _shift_x,
-    auto_augment.translate_y_rel: _shift_y,
+    auto_augment.shear_x: lambda factor, _: (1, factor, 0, 0, 1, 0),
+    auto_augment.shear_y: lambda factor, _: (1, 0, 0, factor, 1, 0),
+    auto_augment.translate_x_rel: lambda share, size: (1, 0, share * size[0], 0, 1, 0),
+    auto_augment.translate_y_rel: lambda share, size: (1, 0, 0, 0, 1, share * size[1]),
 }
-"""timm's operations and the matrix of each."""
+"""The matrix of each of timm's operations, given its amount and the image's width and height."""
 
-FASTER = {operation: partial(warp, matrix_of) for operation, matrix_of in MATRICES.items()} if OPENCV else {}
+FASTER = {operation: partial(warp, operation) for operation in MATRICES} if OPENCV else {}
 """timm's operations and their replacements by OpenCV."""
 
 
 def use_one_thread() -> None:
-    """OpenCV's own threads are too many where several processes warp."""
+    """Disable OpenCV's own threads, which are too many in several worker processes."""
     if OPENCV:
         import_module("cv2").setNumThreads(0)

@@ -1,4 +1,4 @@
-"""From what Pillow reads to 8-bit RGB: deep grey values, 16-bit colours and transparency."""
+"""Conversion of Pillow's images to 8-bit RGB: deep gray values, 16-bit colors and transparency."""
 
 import re
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from PIL import ExifTags, Image
 from .image_file import BadImage
 
 STRIP = 1 << 22
-"""Pixels that are converted at once if conversion takes several times their memory."""
+"""Number of pixels to convert at once, because conversion takes several times their memory."""
 SMIN_SAMPLE_VALUE, SMAX_SAMPLE_VALUE = 340, 341
 """TIFF tags for the range of samples."""
-DEEP_COLOURS = "RGB", "RGBX", "RGBA", "RGBa", "LA"
+DEEP_COLORS = "RGB", "RGBX", "RGBA", "RGBa", "LA"
 """Modes in which Pillow keeps the upper 8 of 16 bits."""
-RANGES = 8, 10, 12, 14, 16, 24, 31
-"""Candidate bit depths for grey pixels without a declared range."""
+BIT_DEPTHS = 8, 10, 12, 14, 16, 24, 31
+"""Candidates for gray pixels without a declared range."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PixelFormat:
 
 
 def pixel_format(image: Image.Image) -> PixelFormat:
-    """Read the header. Call it before the image is loaded, because Pillow discards part of it then."""
+    """Read the header. Call this before the image is loaded, because loading discards part of it."""
     if image.format in ("PPM", "JPEG2000"):
         return PixelFormat(white=65535)
     if image.format not in ("PNG", "TIFF"):
@@ -81,28 +81,22 @@ def to_8_bits(image: Image.Image, stored: PixelFormat) -> Image.Image:
     """The image with 8 bits per value, and transparency as `_rgb` reads it. Raises BadImage."""
     image.load()  # may add transparency to image.info
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_grey(image, stored)
-    if stored.bits == 16 and image.mode in DEEP_COLOURS and _brightest(image) < 16:
-        raise BadImage("its 16-bit colours use only the lowest 12 bits, if any; scale them to 16 bits or save 8 bits")
-    if image.has_transparency_data:
+        return _from_deep_gray(image, stored)
+    if stored.bits == 16 and image.mode in DEEP_COLORS:
+        bands: Any = zip(image.getbands(), image.getextrema(), strict=True)
+        if max(high for band, (_, high) in bands if band not in ("A", "a", "X")) < 16:
+            raise BadImage("its 16-bit colors use only the lowest 12 bits: scale them to 16 bits, or save 8 bits")
+    if image.has_transparency_data:  # Pillow scales the pixels to 8 bits, but not the transparent value
         key = image.info.get("transparency")
-        if stored.bits == 16 and isinstance(
-            key, tuple
-        ):  # Pillow keeps the upper 8 bits of each colour, but all 16 here
+        if stored.bits == 16 and isinstance(key, tuple):
             image.info["transparency"] = tuple(value >> 8 for value in key)
-        elif stored.bits in (2, 4) and image.mode == "L" and isinstance(key, int):  # scaled to 8 bits, but not this
+        elif stored.bits in (2, 4) and image.mode == "L" and isinstance(key, int):
             image.info["transparency"] = key * 255 // (2**stored.bits - 1)
     return image
 
 
-def _brightest(image: Image.Image) -> float:
-    """Maximum over all colour bands."""
-    bands: Any = zip(image.getbands(), image.getextrema(), strict=True)
-    return max(high for band, (_, high) in bands if band not in ("A", "a", "X"))
-
-
-def _from_deep_grey(image: Image.Image, stored: PixelFormat) -> Image.Image:
-    """8-bit grey from pixels of 16 or 32 bits; see `decode` for their range."""
+def _from_deep_gray(image: Image.Image, stored: PixelFormat) -> Image.Image:
+    """8-bit gray from pixels of 16 or 32 bits; see `decode` for their range."""
     values = np.asarray(image)
     whole, white = image.mode != "F", stored.white
     if not whole and (white is None or not np.isfinite(values).all()):
@@ -110,14 +104,14 @@ def _from_deep_grey(image: Image.Image, stored: PixelFormat) -> Image.Image:
     if white is None:
         if values.min() < 0:
             raise BadImage("pixels below zero have no defined range; save them with 8 or 16 bits")
-        white = next(2.0**bits for bits in RANGES if values.max() < 2**bits) - 1
+        white = next(2.0**bits for bits in BIT_DEPTHS if values.max() < 2**bits) - 1
     levels, steps = (256, white - stored.black + 1) if whole else (255, white - stored.black)
-    grey, rows = np.empty(values.shape, np.uint8), max(1, STRIP // image.width)
+    gray, rows = np.empty(values.shape, np.uint8), max(1, STRIP // image.width)
     for top in range(0, len(values), rows):
         scaled = (values[top : top + rows].astype(np.float64) - stored.black) * (levels / steps)
-        grey[top : top + rows] = (scaled if whole else scaled.round()).clip(0, 255)
+        gray[top : top + rows] = (scaled if whole else scaled.round()).clip(0, 255)
     if stored.white_is_zero:
-        grey = 255 - grey
+        gray = 255 - gray
     if isinstance(key := image.info.get("transparency"), int):
-        grey[values == key] = 255
-    return Image.fromarray(grey)
+        gray[values == key] = 255
+    return Image.fromarray(gray)

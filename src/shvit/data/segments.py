@@ -9,8 +9,8 @@ from jaxtyping import Int64
 Mask = tuple[np.ndarray, ...] | dict[str, Any]
 """Polygons, each x, y, x, y, … in pixels; or COCO's run-length code with `size` and `counts`."""
 
-TOLERANCE, ROUNDING = 0.25, 8.0
-"""Relative and absolute tolerance (pixels) for stated areas, because polygons overlap and tools round."""
+TOLERANCE, SLACK_PIXELS = 0.25, 8.0
+"""Relative tolerance, and absolute one in pixels, for stated areas, because polygons overlap and tools round."""
 MAX_OUTLINE = 100
 """Maximum length of an object's outline, relative to the image's height plus width."""
 MAX_CHARACTERS = 7
@@ -31,7 +31,10 @@ def numbers(value: Any) -> list[float] | None:
 
 
 def read_segment(value: Any, height: int, width: int) -> Mask | None:
-    """Parse a mask. None if it is invalid for an image of this size, or too long to draw in bounded time and memory."""
+    """Parse a mask. None if it is invalid for an image of this size, or would take too much time or memory to draw.
+
+    Parts that are not polygons are left out.
+    """
     if isinstance(value, dict):
         counts = value.get("counts")
         lengths = _unpacked(counts) if isinstance(counts, str) else _whole_numbers(counts)
@@ -46,11 +49,6 @@ def read_segment(value: Any, height: int, width: int) -> Mask | None:
     return polygons if polygons and _drawable(polygons, height, width) else None
 
 
-def lost_parts(value: Any, segment: Mask | None) -> bool:
-    """Whether some parts of a mask were left out because they are not polygons."""
-    return isinstance(segment, tuple) and len(segment) < len(value)
-
-
 def _polygon(value: Any) -> list[float] | None:
     points = numbers(value)
     return points if points and len(points) >= 6 and len(points) % 2 == 0 else None
@@ -58,9 +56,8 @@ def _polygon(value: Any) -> list[float] | None:
 
 def _whole_numbers(value: Any) -> Int64[np.ndarray, " n"] | None:
     floats = numbers(value)
-    if floats is None or not all(x.is_integer() and abs(x) < 2**53 for x in floats):
-        return None
-    return np.array(floats, np.int64)
+    whole = floats is not None and all(x.is_integer() and abs(x) < 2**53 for x in floats)
+    return np.array(floats, np.int64) if whole else None
 
 
 def _drawable(polygons: tuple[np.ndarray, ...], height: int, width: int) -> bool:
@@ -91,15 +88,12 @@ def enclosed(segment: Mask) -> float:
         if isinstance(counts, str):
             counts = _unpacked(counts)
         return float(sum(counts[1::2]))
-    total = 0.0
-    for points in segment:
-        x, y = points[::2], points[1::2]
-        total += abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
-    return total
+    corners = ((points[::2], points[1::2]) for points in segment)
+    return sum(abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2 for x, y in corners)
 
 
 def _close(area: float, expected: float) -> bool:
-    return abs(area - expected) <= max(TOLERANCE * expected, ROUNDING)
+    return abs(area - expected) <= max(TOLERANCE * expected, SLACK_PIXELS)
 
 
 def _unpacked(packed: str) -> Int64[np.ndarray, " n"] | None:

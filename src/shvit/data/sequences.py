@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from operator import index as as_index
 from typing import Any, Generic, TypeVar, overload
@@ -64,6 +64,20 @@ class Joined(Lazy[T]):
     def item(self, index: int) -> T:
         part = bisect_right(self.ends, index)
         return self.parts[part][index - (self.ends[part - 1] if part else 0)]
+
+
+class Computed(Lazy[T]):
+    """Items that a function computes from their indices."""
+
+    def __init__(self, length: int, item: Callable[[int], T]) -> None:
+        self.length = length
+        self.compute = item
+
+    def __len__(self) -> int:
+        return self.length
+
+    def item(self, index: int) -> T:
+        return self.compute(index)
 
 
 class Texts(Lazy[str]):

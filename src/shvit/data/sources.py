@@ -1,13 +1,13 @@
 """Opening a dataset by name: class folders, a CSV file, WebDataset shards, a Hugging Face dataset, or `digits`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
 from .csv_files import CSV_SUFFIXES, read_csv
-from .dataset import Dataset, DrawnBy, Holdout, Split, dataset_of, file_sizes, fingerprint_of
+from .dataset import Dataset, DrawnBy, Holdout, Split, dataset_of, file_sizes
 from .folders import read_folder
 from .hub import PREFIX, open_hub
 from .shards.download import is_remote
@@ -24,7 +24,7 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
             - a CSV or TSV file with the columns path, label and optionally split; see `csv_files.read_csv`;
             - WebDataset shards (see `shvit.data.shards`): a folder of them, the path or URL of their `shards.json`, or
               paths or URLs of `.tar` files with braces for numbers (`https://host/data-{000..127}.tar`);
-            - `hf://name` or `hf://name/config`: a dataset of the Hugging Face hub, or `hf://./folder`, a local one;
+            - a dataset of the Hugging Face hub, `hf://name` or `hf://name/config`, or a local one, `hf://./folder`;
             - `digits`: the digits of scikit-learn (for a folder of that name write `./digits`).
         seed: Draws the validation images if the data has no splits; see `Holdout`.
         val_share: Share of the images to draw, between 0 and 1. Every class with two or more images keeps one in both
@@ -35,7 +35,7 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
         DataError: There is no such data, or it is none of the above.
     """
     if not 0 < val_share < 1:
-        raise DataError(f"the share of validation images must lie between 0 and 1, got {val_share}")
+        raise DataError(f"the share of validation images must be between 0 and 1, got {val_share}")
     holdout = Holdout(seed, val_share, drawn_by)
     if data == "digits":
         return _digits(holdout)
@@ -50,7 +50,7 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
         return _of_files(str(path), read_csv(path), holdout)
     problem = "no such file or folder" if not path.exists() else "neither a folder nor a CSV file nor shards"
     raise DataError(
-        f"{data}: {problem}; data is a folder of class folders, a CSV of path,label, shards (.tar or shards.json), "
+        f"{data}: {problem}; expected a folder of class folders, a CSV of path,label, shards (.tar or shards.json), "
         "hf://name or the word digits"
     )
 
@@ -66,28 +66,25 @@ def is_sharded(data: str | Path) -> bool:
     text = str(data)
     if ".tar" in Path(text).suffixes[-2:] or text.endswith((".tgz", INDEX)):
         return True
-    if is_remote(text):
-        return not text.startswith(PREFIX)
-    return Path(data).is_dir() and _holds_shards(Path(data))
-
-
-def _holds_shards(folder: Path) -> bool:
-    """Whether a folder holds shards. Archives beside folders of images are ignored: these were unpacked from them."""
+    folder = Path(data)
+    if is_remote(text) or not folder.is_dir():
+        return is_remote(text) and not text.startswith(PREFIX)
     if (folder / INDEX).exists() or (folder / UNFINISHED).exists():
         return True
+    # archives beside folders do not count: the images in these may be unpacked from them
     visible = [child for child in folder.iterdir() if not child.name.startswith(".")]
     return any(child.suffix == ".tar" for child in visible) and not any(child.is_dir() for child in visible)
 
 
 def _digits(holdout: Holdout) -> Dataset:
-    """1,797 handwritten digits of 8x8 pixels, which are part of scikit-learn."""
+    """The 1,797 handwritten digits of scikit-learn, 8x8 pixels each."""
     from sklearn.datasets import load_digits
 
     loaded = load_digits()
     images = [(pixels * 255 / 16).round().astype(np.uint8) for pixels in loaded.images]  # pyright: ignore
     labels = [int(label) for label in loaded.target]  # pyright: ignore
     split = Split(images, labels, [f"digits/{index}" for index in range(len(images))])
-    return _dataset("digits", tuple("0123456789"), {"all": split}, holdout)
+    return dataset_of("digits", tuple("0123456789"), {"all": split}, holdout, _contents)
 
 
 def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
@@ -98,23 +95,16 @@ def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
         split: Split([path for path, _ in rows], [label_of[name] for _, name in rows], [str(path) for path, _ in rows])
         for split, rows in listing.splits.items()
     }
-    return _dataset(name, classes, splits, holdout, listing.warnings)
+    return dataset_of(name, classes, splits, holdout, _contents, listing.warnings)
 
 
-def _dataset(
-    name: str, classes: tuple[str, ...], splits: Mapping[str, Split], holdout: Holdout, warnings: tuple[str, ...] = ()
-) -> Dataset:
-    return dataset_of(name, classes, splits, holdout, fingerprint_of(classes, _contents(splits.values())), warnings)
-
-
-def _contents(splits: Iterable[Split]) -> Iterator[bytes]:
+def _contents(split: Split) -> Iterator[bytes]:
     """What the fingerprint covers: the name, size and label of each file, or the pixels and label of each array."""
-    for split in splits:
-        sizes = file_sizes(split)
-        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
-            if isinstance(image, np.ndarray):
-                content = image.tobytes()
-            else:
-                content = Path(split.names[index]).name.encode(errors="surrogatepass")
-            yield content + f"\0{sizes.get(index)}\0{label}\n".encode()
-        yield b"split\n"
+    sizes = file_sizes(split)
+    for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        if isinstance(image, np.ndarray):
+            content = image.tobytes()
+        else:
+            content = Path(split.names[index]).name.encode(errors="surrogatepass")
+        yield content + f"\0{sizes.get(index)}\0{label}\n".encode()
+    yield b"split\n"

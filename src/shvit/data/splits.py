@@ -9,27 +9,13 @@ Kind = Literal["train", "val", "test"]
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
 """Exact names of split folders. If several exist, the first in this order is used."""
-_KINDS: dict[Kind, tuple[str, ...]] = {
-    "train": (*TRAIN_NAMES, "trn"),
-    "val": ("val", "validation", "valid", "dev", "devel", "development", "eval", "evaluation"),
-    "test": ("test", "testing", "tst"),
+KIND_OF: dict[str, Kind] = {
+    **dict.fromkeys((*TRAIN_NAMES, "trn"), "train"),
+    **dict.fromkeys(("val", "validation", "valid", "dev", "devel", "development", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
-WORDS: dict[str, Kind] = {word: kind for kind, words in _KINDS.items() for word in words}
-BESIDE = {
-    "set",
-    "sets",
-    "seg",
-    "split",
-    "data",
-    "dataset",
-    "image",
-    "images",
-    "img",
-    "imgs",
-    "photos",
-    "pictures",
-    "folder",
-}
+"""The split that a word stands for."""
+FILLER = re.compile("sets?|seg|split|data|dataset|images?|imgs?|photos|pictures|folder")
 """Words that may accompany a split's name in the name of a folder: seg_train, training_set, train_images."""
 
 
@@ -39,26 +25,24 @@ class Listing:
 
     splits: dict[str, list[tuple[Path, str]]]
     warnings: tuple[str, ...] = ()
-    """What was not used or is ambiguous, one line each."""
+    """Files that are not used and names that are ambiguous, one line each."""
 
 
 def split_of(name: str) -> Kind | None:
     """The split that the name of a folder or the text of a cell stands for; None for any other name."""
-    kinds: list[Kind | None] = [WORDS.get(word) for word in _words(name) if word not in BESIDE]
-    return kinds[0] if len(kinds) == 1 else None
+    words = [word for word in _words(name) if not FILLER.fullmatch(word)]
+    return KIND_OF.get(words[0]) if len(words) == 1 else None
 
 
 def splits_within(name: str) -> set[Kind]:
     """All splits that a file's name mentions, such as person_keypoints_train2017.json."""
-    return {WORDS[word] for word in _words(name) if word in WORDS}
+    return {KIND_OF[word] for word in _words(name) if word in KIND_OF}
 
 
 def _words(name: str) -> list[str]:
     """The words of a name in lower case, without numbers; trainset, valset and TrainImages are two words each."""
-    parts = re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
-    return [word for part in parts for word in _halves(part)]
-
-
-def _halves(part: str) -> list[str]:
-    cut = next((len(word) for word in WORDS if part.startswith(word) and part[len(word) :] in BESIDE), 0)
-    return [part[:cut], part[cut:]] if cut else [part]
+    words = []
+    for part in re.findall("[a-z]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower()):
+        cut = next((len(word) for word in KIND_OF if part.startswith(word) and FILLER.fullmatch(part, len(word))), 0)
+        words += [part[:cut], part[cut:]] if cut else [part]
+    return words

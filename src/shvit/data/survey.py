@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import counted
 from ..redact import redacted
-from .coco import MEDIUM, NOTHING, SMALL, CocoSplit, is_coco, open_coco
-from .dataset import Dataset, Split, duplicates
-from .decode import decode
+from .coco import MEDIUM, NOTHING, SMALL, CocoSplit, open_coco
+from .dataset import Split, duplicates
+from .folders import find_coco
 from .image_file import BadImage
 from .letterbox import open_as
-from .loader import draw_some
+from .loader import draw_some, probe
 from .sources import open_source
 
 SAMPLED = 512
@@ -26,8 +27,7 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
 
     Args:
         data: Anything that `open_source` opens, or a COCO folder.
-        seed: Draws the validation images if the data has no splits, and the images that are decoded.
-        val_share: Share of validation images to draw.
+        seed: Draws the images that are decoded, and with `val_share` validation images, as in `open_source`.
 
     Returns:
         data, task (`detect` for COCO folders, which also serve segmentation), drawn, classes (for each: name, and the
@@ -36,14 +36,15 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
     Raises:
         DataError: There is no such data, or it cannot be used as a whole.
     """
-    if Path(data).is_dir() and is_coco(Path(data)):
+    shared = []
+    if find_coco(Path(data)):
         task, dataset = "detect", open_coco(data, seed, val_share)
         parts = {"train": _of_objects(dataset.train, seed), "val": _of_objects(dataset.val, seed)}
-        shared = []
     else:
         task, dataset = "classify", open_source(data, seed, val_share)
         parts = {"train": _of_images(dataset.train, seed), "val": _of_images(dataset.val, seed)}
-        shared = _shared(dataset)
+        if names := [name for _, val in duplicates(dataset.train, dataset.val) for name in val]:
+            shared = [f"{counted(len(names), 'validation image')} also among the training images, such as {names[0]}"]
     counts = {split: np.bincount(part.labels, minlength=len(dataset.classes)) for split, part in parts.items()}
     return {
         "data": redacted(str(data)),
@@ -81,19 +82,17 @@ def _of_objects(split: CocoSplit, seed: int) -> _Part:
         for name in ("areas", "labels")
     )
     drawn = sorted(random.Random(seed).sample(usable, min(SAMPLED, len(usable))))
-    sizes, bad = _look(drawn, lambda index: split.images[index])
-    other = {index: size for index, size in sizes.items() if not _is_of_size(split, index, size)}
+    sizes, bad = probe(split, drawn)
     problems = _unusable(bad, drawn, len(usable), lambda index: split.images[index].name)
+    turned = [index for index, size in sizes.items() if size != tuple(split.sizes[index])]
+    other = [index for index in turned if not _is_stored_as_annotated(split, index)]
     if other:
-        index, (height, width) = next(iter(other.items()))
+        height, width = sizes[other[0]]
+        size = f"{split.images[other[0]].name}: {width}x{height}"
+        problems.append(f"{counted(len(other), 'image')} not of the size in the annotations, such as {size}")
+    if stored := [index for index in turned if index not in other]:
         problems.append(
-            f"{len(other):,} images have another size than their annotations say, such as {split.images[index].name}: "
-            f"{width}x{height}"
-        )
-    stored = [index for index, size in sizes.items() if index not in other and size != tuple(split.sizes[index])]
-    if stored:
-        problems.append(
-            f"{len(stored):,} images are annotated as stored, so their EXIF orientation is ignored, such as "
+            f"{counted(len(stored), 'image')} annotated as stored: the EXIF orientation is ignored, such as in "
             f"{split.images[stored[0]].name}"
         )
     facts = {
@@ -112,11 +111,9 @@ def _of_objects(split: CocoSplit, seed: int) -> _Part:
     return _Part(facts, labels, problems)
 
 
-def _is_of_size(split: CocoSplit, index: int, seen: tuple[int, int]) -> bool:
-    """Whether an image has the size of its annotations, upright or as stored."""
+def _is_stored_as_annotated(split: CocoSplit, index: int) -> bool:
+    """Whether an image has the size of its annotations before its EXIF orientation is applied."""
     height, width = split.sizes[index].tolist()
-    if seen == (height, width):
-        return True
     try:
         open_as(split.images[index], (height, width))
     except BadImage:
@@ -127,29 +124,12 @@ def _is_of_size(split: CocoSplit, index: int, seen: tuple[int, int]) -> bool:
 def _of_images(split: Split, seed: int) -> _Part:
     """Counts of images, and the sizes of those that were decoded."""
     drawn = draw_some(split, SAMPLED, seed)
-    sizes, bad = _look(drawn, split.source)
+    sizes, bad = probe(split, drawn)
     bad |= split.bad
     labels = np.asarray(split.labels, np.int64)
-    facts = {
-        "images": len(split),
-        "unusable": len(bad),
-        "looked_at": len(drawn),
-        **_sizes(np.array(list(sizes.values()))),
-    }
+    sides = _sizes(np.array(list(sizes.values())))
+    facts = {"images": len(split), "unusable": len(bad), "looked_at": len(drawn), **sides}
     return _Part(facts, labels[labels >= 0], _unusable(bad, drawn, len(split), lambda index: split.names[index]))
-
-
-def _look(indices: Sequence[int], source: Callable[[int], Any]) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:
-    """Height and width in pixels of usable images; and the reason for each bad one."""
-    sizes, bad = {}, {}
-    for index in indices:
-        try:
-            image = decode(source(index))
-        except BadImage as error:
-            bad[index] = str(error)
-        else:
-            sizes[index] = image.height, image.width
-    return sizes, bad
 
 
 def _unusable(bad: dict[int, str], looked_at: Sequence[int], images: int, name: Callable[[int], str]) -> list[str]:
@@ -158,7 +138,7 @@ def _unusable(bad: dict[int, str], looked_at: Sequence[int], images: int, name: 
         return []
     index, reason = next(iter(bad.items()))
     seen = f" (of {len(looked_at):,} that were decoded)" if len(looked_at) < images else ""
-    return [f"{len(bad):,} images cannot be used{seen}, such as {name(index)}: {reason}"]
+    return [f"{counted(len(bad), 'image')} cannot be used{seen}, such as {name(index)}: {reason}"]
 
 
 def _sizes(sizes: np.ndarray) -> dict[str, Any]:
@@ -169,11 +149,3 @@ def _sizes(sizes: np.ndarray) -> dict[str, Any]:
         name: [int(column.min()), int(np.median(column)), int(column.max())]
         for name, column in zip(("height", "width"), sizes.T, strict=True)
     }
-
-
-def _shared(dataset: Dataset) -> list[str]:
-    groups = duplicates(dataset.train, dataset.val)
-    if not groups:
-        return []
-    count = sum(len(val) for _, val in groups)
-    return [f"{count:,} validation images are training images too, such as {groups[0][1][0]}"]

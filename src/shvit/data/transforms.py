@@ -1,10 +1,10 @@
-"""From an image to a uint8 tensor for the network: timm's transforms, and faster equivalents."""
+"""Transforms from an image to a uint8 tensor for the network: timm's, and faster equivalents."""
 
 import math
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,29 +22,28 @@ from ..errors import InputError
 from .decode import ImageInput, decode
 from .image_file import MAX_PIXELS, within_memory
 from .opencv import FASTER
-from .reduced import Opened, Pixels, open_small
+from .reduced import OpenedImage, Pixels, open_small
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 FITS = ("crop", "squash", "whole", "shorter")
-MAX_SIDE, MIN_CROP, MIN_STD = 8192, 0.1, 1e-6
-"""Limits far beyond any use, so that a damaged file cannot request more."""
+MAX_IMAGE_SIZE, MIN_CROP, MIN_STD = 8192, 0.1, 1e-6
+"""Limits for values in files, which may be damaged. Sensible values are far from them."""
 COARSEST = 64
-"""The sides of a detector's input are multiples of this, in pixels: the stride of SHViT's last feature map."""
+"""Stride of SHViT's last feature map, in pixels. The sides of a detector's input are multiples of it."""
 LONGER = 5 / 3
 """With fit `shorter`: maximum of the longer side, relative to `image_size`. 1333 for 800, as usual on COCO."""
 MARGIN = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
-"""Padding colour: almost zero after normalisation."""
-Transform = Callable[[Image.Image], UInt8[Tensor, "3 h w"]]
+"""Color of padding: almost zero after normalization."""
 Reader = Callable[[ImageInput], UInt8[Tensor, "3 h w"]]
 """Reads an image as a tensor. Raises BadImage."""
 THIN = 8
-"""A resized image whose longer side is more than this many times `image_size` is cropped before it is resized."""
+"""Images whose longer side, resized, is more than this many times `image_size` are cropped before they are resized."""
 REACH = 4
 """Pixels beyond the edges of a crop that its pixels depend on: 3 for Lanczos, plus one."""
 TALL = 64
-"""An image with more than this many times its final height is resized vertically first; others horizontally."""
+"""Images with more than this many times their final height are resized vertically first; others horizontally."""
 SHRINK_UNTIL = 4
-"""Minimum shorter side of an image that is decoded at a part of its size, relative to its final shorter side. A smaller
+"""Minimum shorter side of an image that is decoded at a reduced size, relative to its final shorter side. A smaller
 value is faster for large photographs and less exact; LOG.md has the differences."""
 
 
@@ -65,13 +64,13 @@ class Preprocess:
     """Mean of each channel, for values from 0 to 1."""
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     fit: str = "crop"
-    """For classifiers: `crop` takes the centre; `squash` resizes the whole image to the square, ignoring `crop` and the
+    """For classifiers: `crop` takes the center; `squash` resizes the whole image to the square, ignoring `crop` and the
     aspect ratio. For detectors, which see whole images: `whole` makes the longer side `image_size`; `shorter`
     makes the shorter side `image_size`, or less if the longer side would exceed 5/3 of it."""
 
     def __post_init__(self) -> None:
-        if type(self.image_size) is not int or not 32 <= self.image_size <= MAX_SIDE:
-            raise InputError(f"image_size must be 32 to {MAX_SIDE} pixels, got {self.image_size}")
+        if type(self.image_size) is not int or not 32 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise InputError(f"image_size must be 32 to {MAX_IMAGE_SIZE} pixels, got {self.image_size}")
         if type(self.crop) not in (int, float) or not MIN_CROP <= self.crop <= 1:
             raise InputError(f"crop must be {MIN_CROP} to 1, got {self.crop}")
         if self.fit not in FITS:
@@ -80,16 +79,13 @@ class Preprocess:
             raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
         numbers = all(type(value) in (int, float) and abs(value) <= 255 for value in (*self.mean, *self.std))
         if not numbers or len(self.mean) != len(self.std) or not all(value >= MIN_STD for value in self.std):
-            raise InputError(
-                f"mean and std must be as many numbers of at most 255, and std positive, got {self.mean} and {self.std}"
-            )
+            limits = f"at most 255, std at least {MIN_STD}, and one number per channel"
+            raise InputError(f"mean and std must be {limits}; got {self.mean} and {self.std}")
 
     @property
     def input_size(self) -> int:
         """Side of the square that holds any input, padding included, in pixels."""
-        if self.fit != "shorter":
-            return self.image_size
-        return -(-round(LONGER * self.image_size) // COARSEST) * COARSEST
+        return round_up(round(LONGER * self.image_size)) if self.fit == "shorter" else self.image_size
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -104,15 +100,22 @@ class Preprocess:
             raise InputError(f"not a description of preprocessing: {error}") from None
 
 
-def on_canvas(image: UInt8[Tensor, "3 h w"], height: int, width: int) -> UInt8[Tensor, "3 h2 w2"]:
-    """The image padded at the right and below, in channels_last."""
+def round_up(side: int) -> int:
+    """The next multiple of `COARSEST`."""
+    return -(-side // COARSEST) * COARSEST
+
+
+def on_canvas(
+    image: UInt8[Tensor, "3 h w"], height: int, width: int, top: int = 0, left: int = 0
+) -> UInt8[Tensor, "3 h2 w2"]:
+    """Pad an image to this size, in channels_last."""
     canvas = torch.tensor(MARGIN, dtype=torch.uint8).repeat(height, width, 1).permute(2, 0, 1)
-    canvas[:, : image.shape[1], : image.shape[2]] = image
+    canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
     return canvas
 
 
 class Normalize(nn.Module):
-    """Normalise uint8 images for training: subtract the mean, divide by the deviation; fp32 in channels_last.
+    """Normalize uint8 images for training: subtract the mean, divide by the deviation; fp32 in channels_last.
 
     Moves images to the module's device first.
     """
@@ -138,18 +141,16 @@ def per_channel(values: tuple[float, ...]) -> Float[Tensor, "1 c 1 1"]:
     return 255 * torch.tensor(values).view(1, -1, 1, 1)
 
 
-def eval_transform(preprocess: Preprocess) -> Transform:
+@dataclass(frozen=True)
+class EvalReader:
     """timm's evaluation transform, with antialiasing.
 
-    Resizes the shorter side to `image_size / crop` and takes the centre square; with fit `squash`, resizes both sides
+    Resizes the shorter side to `image_size / crop` and takes the center square; with fit `squash`, resizes both sides
     to `image_size`. Of a long image only the square is resized, with the same result.
     """
-    return _EvalTransform(preprocess)
 
-
-@dataclass(frozen=True)
-class _EvalTransform:
     preprocess: Preprocess
+    max_pixels: int = MAX_PIXELS
 
     @cached_property
     def _timms(self) -> Any:
@@ -163,13 +164,16 @@ class _EvalTransform:
         )
         return Compose([to_pixels, torch.as_tensor])
 
-    def __call__(self, image: Image.Image) -> UInt8[Tensor, "3 h w"]:
+    def __call__(self, source: ImageInput) -> UInt8[Tensor, "3 h w"]:
+        """Raises BadImage as `decode` does."""
+        image = decode(source, self.max_pixels)
         height, width = resized_sides(image.height, image.width, self.preprocess)
-        if max(height, width) <= THIN * self.preprocess.image_size:
+        with within_memory():
+            if max(height, width) > THIN * self.preprocess.image_size:
+                return _center(image.crop, (image.height, image.width), image.height, image.width, self.preprocess)
             if image.height > TALL * height:
                 image = image.resize((image.width, height), _method(self.preprocess))
             return self._timms(image)
-        return _centre(image.crop, (image.height, image.width), image.height, image.width, self.preprocess)
 
 
 def resized_sides(height: float, width: float, preprocess: Preprocess) -> tuple[int, int]:
@@ -181,7 +185,7 @@ def resized_sides(height: float, width: float, preprocess: Preprocess) -> tuple[
     return int(shorter * height / min(height, width)), int(shorter * width / min(height, width))
 
 
-def _centre(
+def _center(
     crop: Callable[[tuple[int, int, int, int]], Image.Image],
     size: tuple[int, int],
     height: float,
@@ -190,11 +194,7 @@ def _centre(
 ) -> UInt8[Tensor, "3 h w"]:
     """The same as resizing the whole image and cropping it, computed from the crop alone.
 
-    Args:
-        crop: Returns a part of the image in RGB, given left, top, right and bottom.
-        size: Height and width of the image in whole pixels.
-        height, width: The same, possibly fractional; see `Pixels`.
-        preprocess: With fit `crop`.
+    `crop` takes left, top, right and bottom. `size` is in whole pixels; `height` and `width` are as in `Pixels`.
     """
     side = preprocess.image_size
     edges, around = [], []
@@ -214,79 +214,63 @@ def _method(preprocess: Preprocess) -> Image.Resampling:
     return Image.Resampling[preprocess.interpolation.upper()]
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """Decodes a whole image and applies a transform to it."""
+def fast_eval_decoder(preprocess: Preprocess) -> Reader:
+    """A reader that takes less than half the time of `EvalReader`, with almost the same result.
 
-    transform: Transform
-    max_pixels: int = MAX_PIXELS
-
-    def __call__(self, source: ImageInput) -> UInt8[Tensor, "3 h w"]:
-        """Raises BadImage as `decode` does."""
-        image = decode(source, self.max_pixels)
-        with within_memory():
-            return self.transform(image)
-
-
-def fast_eval_decoder(preprocess: Preprocess) -> Callable[[ImageInput], UInt8[Tensor, "3 h w"]]:
-    """A reader that takes less than half the time of `decode` and `eval_transform`, with almost the same result.
-
-    Most pixels are equal, others differ by rounding; if a large JPEG is decoded at a part of its size, by a fraction of
-    a level (of 255) on average. Measure accuracy with timm's own transform. The tensor is in channels_last, and may be
-    a view of a larger one.
-
-    The reader raises BadImage as `decode` does.
+    Most pixels are equal, others differ by rounding; if a large JPEG is decoded at a reduced size, by a fraction of a
+    level (of 255) on average. Use `EvalReader` to measure accuracy. The tensor is in channels_last, and may be a view
+    of a larger one.
     """
     if preprocess.interpolation not in ("bicubic", "bilinear"):
-        return Decoded(eval_transform(preprocess))
+        return EvalReader(preprocess)
     side = preprocess.image_size
     squash = preprocess.fit == "squash"
-    shorter = side if squash else math.floor(side / preprocess.crop)
+    resize = partial(interpolate, mode=preprocess.interpolation, antialias=True)
 
     def to_pixels(source: ImageInput) -> UInt8[Tensor, "3 h w"]:
         image = open_small(source)
+        shorter = min(resized_sides(image.height, image.width, preprocess))
         with image.in_turn():
             pixels = image.decode(min(image.height, image.width) / (SHRINK_UNTIL * shorter))
-            if squash:
-                values = _channels_first(pixels)
-                if pixels.height > TALL * side:
-                    values = interpolate(values, (side, values.shape[3]), mode=preprocess.interpolation, antialias=True)
-                return interpolate(values, (side, side), mode=preprocess.interpolation, antialias=True)[0]
-            return _resize_crop(pixels, preprocess)
+            if not squash:
+                return _resize_crop(pixels, preprocess)
+            values = channels_first(pixels)
+            if pixels.height > TALL * side:
+                values = resize(values, (side, values.shape[3]))
+            return resize(values, (side, side))[0]
 
     return to_pixels
 
 
 def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"]:
-    """Resize the shorter side to `image_size / crop` with antialiasing, then take the centre square."""
+    """Resize the shorter side to `image_size / crop` with antialiasing, then take the center square."""
     side = preprocess.image_size
     height, width = resized_sides(image.height, image.width, preprocess)
     if max(height, width) > THIN * side:
-        return _centre(
-            lambda box: Image.fromarray(image.values[box[1] : box[3], box[0] : box[2]]),
-            image.values.shape[:2],
-            image.height,
-            image.width,
-            preprocess,
-        )
+
+        def crop(box: tuple[int, int, int, int]) -> Image.Image:
+            return Image.fromarray(image.values[box[1] : box[3], box[0] : box[2]])
+
+        return _center(crop, image.values.shape[:2], image.height, image.width, preprocess)
     # slightly more, because rounding could lose the last row
     factors = [(1 + 1e-6) * new / old for new, old in ((height, image.height), (width, image.width))]
-    resized = interpolate(_channels_first(image), scale_factor=factors, mode=preprocess.interpolation, antialias=True)
+    resized = interpolate(channels_first(image), scale_factor=factors, mode=preprocess.interpolation, antialias=True)
     top, left = (round((length - side) / 2) for length in (height, width))
     return resized[0, :, top : top + side, left : left + side]
 
 
-def _channels_first(image: Pixels) -> UInt8[Tensor, "1 3 h w"]:
+def channels_first(image: Pixels) -> UInt8[Tensor, "1 3 h w"]:
+    """A view of the pixels as a batch of one image in channels_last."""
     return torch.from_numpy(image.values)[None].permute(0, 3, 1, 2)  # NumPy's [None] gives slower strides
 
 
 @dataclass(frozen=True)
 class TrainReader:
-    """timm's training transform: a random crop, resized, then flipping and colour or other augmentations.
+    """timm's training transform: a random crop, resized, then flipping and color or other augmentations.
 
-    With the same generators it makes timm's random choices; pixels differ by rounding only. If the crop is several
-    times as large as the result, a JPEG is decoded at a half or less of its size, but the crop never below the size of
-    the result; the edges of the crop are then rounded to pixels of the smaller image. The tensor is in channels_last.
+    With the same generators it makes timm's random choices; pixels differ by rounding only. If the crop is at least
+    twice as large as the result, a JPEG is decoded at a reduced size, and the edges of the crop are rounded to pixels
+    of the reduced image. The tensor is in channels_last.
 
     The random choices use the global generators: call it within `loader.seeded`.
     """
@@ -298,7 +282,7 @@ class TrainReader:
     flip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0
-    """Strength of colour jitter; used only without RandAugment, as in DeiT."""
+    """Strength of color jitter; used only without RandAugment, as in DeiT."""
     rand_augment: str | None = None
     """timm's RandAugment description, such as `rand-m9-mstd0.5-inc1`; None for none."""
     max_pixels: int = MAX_PIXELS
@@ -344,7 +328,7 @@ class TrainReader:
 
 
 def posterize_to_black(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    """timm's posterize, but black for 0 bits, which timm sometimes requests and Pillow refuses from version 13 on."""
+    """timm's posterize, but black for 0 bits, which timm sometimes requests and Pillow 13 refuses."""
     return posterize(image, bits, **options) if bits else Image.new("RGB", image.size)
 
 
@@ -368,10 +352,10 @@ def draw_crop(height: int, width: int, scale: tuple[float, float]) -> Box:
     return Box(min(top, height - 1), min(left, width - 1), *(max(1, side) for side in sides))
 
 
-def _cropped(image: Opened, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
+def _cropped(image: OpenedImage, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
     """A view of the crop, from the image decoded at most `at_most` times smaller."""
-    pixels = image.decode_top(box.top + box.height, at_most)
+    pixels = image.decode(at_most, box.top + box.height)
     down, across = pixels.height / image.height, pixels.width / image.width
     rows = slice(round(down * box.top), round(down * (box.top + box.height)))
     columns = slice(round(across * box.left), round(across * (box.left + box.width)))
-    return _channels_first(pixels)[..., rows, columns]
+    return channels_first(pixels)[..., rows, columns]

@@ -1,19 +1,20 @@
 """Files below a folder. Links to folders are followed, each real folder is read once, hidden names are skipped."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
 
-HIDDEN = {"@eaDir", "__MACOSX"}
-"""Names of hidden folders that tools create, besides all names that begin with a dot."""
+HIDDEN_FOLDERS = {"@eaDir", "__MACOSX"}
+"""Folders that tools create and that count as hidden, like all names that begin with a dot."""
 Id = tuple[int, int]
+"""Device and inode number, which identify a real folder."""
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is hidden."""
-    return name.startswith(".") or name in HIDDEN
+    return name.startswith(".") or name in HIDDEN_FOLDERS
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -64,18 +65,14 @@ def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path
 
 def is_file(path: Path) -> bool:
     """Whether a file exists; False for an impossible path."""
-    return _is(path, Path.is_file)
+    return exists(path) and path.is_file()
 
 
 def exists(path: Path) -> bool:
-    """Whether a file or folder exists; False for an impossible path."""
-    return _is(path, Path.exists)
-
-
-def _is(path: Path, check: Callable[[Path], bool]) -> bool:
+    """Whether a file or folder exists; False for a path that is too long or holds NUL."""
     try:
-        return check(path)
-    except (OSError, ValueError):  # a name that is too long, or holds NUL
+        return path.exists()
+    except OSError:
         return False
 
 
@@ -91,8 +88,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def _ids_above(folder: Path) -> set[Id]:
     """Ids of a folder and of all folders above it, along the given path and along the resolved one."""
     real, beside = folder.resolve(), folder.parent.resolve()
-    stats = map(Path.stat, [real, *real.parents, beside, *beside.parents])
-    return {(stat.st_dev, stat.st_ino) for stat in stats}
+    return set(map(_id, [real, *real.parents, beside, *beside.parents]))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -102,6 +98,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _id(entry: os.DirEntry[str]) -> Id:
+def _id(entry: os.DirEntry[str] | Path) -> Id:
     stat = entry.stat()
     return stat.st_dev, stat.st_ino

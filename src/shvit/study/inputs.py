@@ -14,9 +14,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from ..data.dataset import Dataset
-from ..data.decode import BadImage, decode
+from ..data.decode import BadImage
 from ..data.loader import Loader, draw_some, worker_death_as_failure
-from ..data.transforms import Decoded, Normalize, Preprocess, eval_transform
+from ..data.transforms import EvalReader, Normalize, Preprocess
 from ..errors import Failure, InputError
 from ..modelfile import ModelFile
 from ..pretrained import load_model
@@ -102,7 +102,7 @@ class StudyImages:
         self.bad: dict[str, str] = {}
         self._batches: list[tuple[UInt8[Tensor, "b 3 h w"], Int64[Tensor, " b"]]] = []
         with worker_death_as_failure():
-            for batch in Loader(images, Decoded(eval_transform(model.preprocess)), batch_size, workers):
+            for batch in Loader(images, EvalReader(model.preprocess), batch_size, workers):
                 self.bad |= {images.names[index]: why for index, why in batch.bad.items()}
                 if len(batch.images):
                     self._batches.append((batch.images, batch.targets))
@@ -137,11 +137,11 @@ class StudyImages:
 
 def read_pictures(paths: tuple[str, ...], preprocess: Preprocess) -> UInt8[np.ndarray, "n h w 3"]:
     """Read and resize photographs for the network. Raises InputError for one that cannot be read."""
-    to_pixels = eval_transform(preprocess)
+    read = EvalReader(preprocess)
     pictures = []
     for path in paths:
         try:
-            pictures.append(to_pixels(decode(Path(path))).permute(1, 2, 0).numpy())
+            pictures.append(read(Path(path)).permute(1, 2, 0).numpy())
         except BadImage as error:
             raise InputError(f"{path}: {error}") from None
     return np.stack(pictures)

@@ -21,7 +21,7 @@ from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.letterbox import Letterbox
 from ..data.loader import Batch
 from ..data.sources import open_source
-from ..data.transforms import Decoded, Preprocess, TrainReader, eval_transform, fast_eval_decoder
+from ..data.transforms import EvalReader, Preprocess, TrainReader, fast_eval_decoder
 from ..errors import Failure, counted
 from ..figures import literal_text, new_figure, save_png
 from ..files import write_csv
@@ -198,8 +198,8 @@ class Classify(Task):
             recipe.interpolation,
         )
 
-    def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Decoded:
-        return Decoded(eval_transform(preprocess), max_pixels)
+    def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> EvalReader:
+        return EvalReader(preprocess, max_pixels)
 
     def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], None]]:
         """Reads almost the same pixels as `eval_reader`, faster."""

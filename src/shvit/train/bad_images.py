@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..data.coco import CocoDataset
 from ..data.dataset import Dataset
-from ..data.loader import probe
+from ..data.loader import draw_some, probe
 from ..errors import Failure
 from ..files import write_csv
 
@@ -46,7 +46,7 @@ class BadImages:
         for name, known in (("train", self.train), ("val", self.val)):
             split = self._splits[name]
             self.check(name)
-            bad = probe(split, PROBED, seed, max_pixels)
+            _, bad = probe(split, draw_some(split, PROBED, seed), max_pixels)
             known |= bad
             self.check(name, len(bad), min(PROBED, len(split)))
 

@@ -29,7 +29,7 @@ from shvit.data.shards import download as remote
 from shvit.data.shards import writer as sharding
 from shvit.data.shards.writer import ShardReport, write_shards
 from shvit.data.sources import open_source
-from shvit.data.transforms import Decoded, Preprocess, eval_transform
+from shvit.data.transforms import EvalReader, Preprocess
 from shvit.errors import DataError, Failure, InputError
 from shvit.requests.shard import ShardRequest
 
@@ -257,7 +257,7 @@ def test_a_record_that_was_not_written_whole_costs_its_shard_alone(jpegs, shards
 def test_a_process_that_dies_is_a_failure(jpegs, tmp_path, monkeypatch):
     parent = os.getpid()
     monkeypatch.setattr(sharding, "as_jpeg", lambda *_: os.getpid() != parent and os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(Failure, match=r"worker process was killed by SIGKILL \(out of memory\? try fewer --workers\)"):
+    with pytest.raises(Failure, match=r"worker process was killed by SIGKILL \(out of memory\?\): try fewer --workers"):
         shard(jpegs, tmp_path / "out", workers=2)
 
 
@@ -405,7 +405,7 @@ def test_the_fingerprint_tells_shards_apart(jpegs, shards, tmp_path):
     [
         (lambda text: text[:-20], "cannot be used"),
         (lambda text: "{}", "it is not an index"),
-        (lambda text: text.replace('"version":1', '"version":2'), "its version is 2, this program reads 1"),
+        (lambda text: text.replace('"version":1', '"version":2'), "its version is 2, but this program reads 1"),
         (lambda text: text.replace('"classes":["dark"', '"classes":["bright"'), "its fingerprint does not match"),
         (lambda text: text.replace("train-000000.tar", "pipe:touch x.tar"), "'pipe:touch x.tar' of .* is not a shard"),
         (lambda text: text.replace("train-000000.tar", "../train-000000.tar"), "'../train-000000.tar' of"),
@@ -458,7 +458,7 @@ def test_files_are_closed_when_there_are_many(shards, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_has_every_image_once(jpegs, shards, workers):
     split = open_source(shards).train
-    read = Decoded(eval_transform(Preprocess(32)))
+    read = EvalReader(Preprocess(32))
     batches = list(Loader(split, read, 6, workers, shuffle=True, seed=1).epoch(2))
     alone = list(Loader(split, read, 6, 0, shuffle=True, seed=1).epoch(2))
     assert sorted(index for batch in batches for index in batch.indices) == list(range(24))
@@ -487,7 +487,7 @@ def test_a_missing_shard_is_named_once(jpegs, shards):
     (shards / "train-000003.tar").unlink()
     source = open_source(shards)
     lost = [i for i in range(24) if before.train.shards[i] == 3]
-    assert source.warnings == (f"train-000003.tar is missing: {len(lost)} images are left out",)
+    assert source.warnings == (f"train-000003.tar is missing: {len(lost)} images left out",)
     assert list(source.train.bad) == lost
     assert "train-000003.tar is missing" in reason(source.train, lost[0])
     assert source.fingerprint == before.fingerprint
@@ -507,7 +507,7 @@ def test_a_truncated_shard_keeps_what_is_whole(shards):
     os.truncate(path, cut)
     source = open_source(shards)
     assert source.warnings == (
-        f"train-000001.tar has {cut:,} bytes instead of {whole:,}: {len(inside) - 2} images are left out",
+        f"train-000001.tar has {cut:,} bytes instead of {whole:,}: {len(inside) - 2} images left out",
     )
     assert list(source.train.bad) == inside[2:]
     assert source.train.source(inside[1])
@@ -561,7 +561,7 @@ def test_classes_by_name_beside_the_shards(jpegs, bare):
     assert source.classes == ("dark", "light")
     assert labelled_bytes(source, "train") == labelled_bytes(open_source(jpegs), "train")
     (bare / "classes.txt").write_text("dark\n")
-    with pytest.raises(DataError, match=r"has the label 1, but its classes.txt names 1 classes"):
+    with pytest.raises(DataError, match=r"has the label 1, but its classes.txt names 1 class"):
         open_source(bare)
 
 
@@ -656,7 +656,7 @@ def test_names_with_dots_in_a_shard_are_said(tmp_path, run):
     make_tar(tmp_path / "x.tar", [*pair("a", 7), *pair("b", 8), *dotted, *pair("a.v2", 9), ("b.seg.png", b"a mask")])
     source, good, bad = unusable(tmp_path / "x.tar")
     assert good == [("x.tar/a", "cat"), ("x.tar/b", "cat")]
-    reason = "names end at their first dot, so it counts as one of"
+    reason = "keys end at the first dot of a name, so its key is"
     lost = [("x.tar/a", f"{reason} a"), *[("x.tar/img", f"{reason} img")] * 3]
     assert [row for row in bad if row[1] != "it has no image"] == lost
     assert "5 samples cannot be used" in source.warnings[0]
@@ -683,7 +683,7 @@ def test_unindexed_shards_that_are_damaged(jpegs, bare):
         "train-000000.tar is damaged (invalid header)",
         "train-000001.tar is damaged (unexpected end of data)",
         f"train-000002.tar is damaged (no header at byte {at})",
-        "1 samples cannot be used, the first because the shard ends within it",
+        "1 sample cannot be used, the first because the shard ends within it",
     ]
     assert len(source.train) == 24 - 5 - 2 - 4
     assert len(source.train.bad) == 1
@@ -734,7 +734,7 @@ def test_pipes_and_devices_are_no_shards(tmp_path, shards):
     ("members", "words"),
     [
         ([("1.jpg", b"x"), ("1.cls", b"9" * 30)], "the limit is 1,000,000 classes"),
-        ([], "no samples in 1 shards"),
+        ([], "no samples in 1 shard"),
         ([("1.jpg", b"x"), ("1.cls", b"-1")], "has the label -1: classes are counted from 0"),
     ],
 )

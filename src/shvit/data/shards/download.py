@@ -7,8 +7,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock
 
@@ -17,10 +18,9 @@ from ...files import MAX_TEXT, replacing
 
 PAUSES = (1.0, 5.0)
 """Seconds to wait before the second and the third attempt."""
-CHUNK = 1 << 20
 NOT_FOUND = 22
 CURL_ERRORS = {6: "no such host", 7: "connection failed", 18: "the connection was lost", NOT_FOUND: "not found"}
-"""Meaning of the most frequent exit codes of curl, which webdataset downloads with."""
+"""The most frequent exit codes of curl, which webdataset uses for downloads."""
 T = TypeVar("T")
 
 
@@ -38,13 +38,10 @@ def is_remote(location: str) -> bool:
     return location.startswith("pipe:") or "://" in location
 
 
-def cache_folder() -> Path:
-    """The folder of downloads: `SHVIT_CACHE`, or `~/.cache/shvit`."""
-    return Path(os.environ.get("SHVIT_CACHE") or Path.home() / ".cache" / "shvit")
-
-
 def fetched(url: str, name: str, sha256: str | None = None) -> Path:
     """The path of a file in the cache, downloaded now if it is not there. Other processes wait meanwhile.
+
+    The cache is in the folder `SHVIT_CACHE`, or `~/.cache/shvit`.
 
     Args:
         url: Anything that `webdataset.gopen` opens.
@@ -56,7 +53,7 @@ def fetched(url: str, name: str, sha256: str | None = None) -> Path:
         InputError: webdataset is not installed.
     """
     key = hashlib.sha256((sha256 or url).encode()).hexdigest()[:20]
-    path = cache_folder() / "shards" / key / name
+    path = Path(os.environ.get("SHVIT_CACHE") or Path.home() / ".cache" / "shvit") / "shards" / key / name
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,27 +65,24 @@ def fetched(url: str, name: str, sha256: str | None = None) -> Path:
 
 def read_remote(url: str) -> bytes:
     """The content of a URL, up to 4 GiB, without the cache. Raises as `fetched`."""
-    return _with_retries(lambda: b"".join(_bounded(_chunks(url))))
 
+    def read() -> bytes:
+        content = bytearray()
+        for chunk in _chunks(url):
+            content += chunk
+            if len(content) > MAX_TEXT:
+                raise FetchError(f"it has more than {MAX_TEXT:,} bytes")
+        return bytes(content)
 
-def _bounded(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    total = 0
-    for chunk in chunks:
-        if (total := total + len(chunk)) > MAX_TEXT:
-            raise FetchError(f"it has more than {MAX_TEXT:,} bytes")
-        yield chunk
+    return _with_retries(read)
 
 
 def expand(pattern: str) -> list[str]:
-    """`a-{0..2}.tar` as a-0.tar, a-1.tar, a-2.tar; other braces as shells expand them. Raises InputError."""
+    """Expand braces as shells do: `a-{0..2}.tar` to a-0.tar, a-1.tar and a-2.tar. Raises InputError."""
     if "{" not in pattern:
         return [pattern]
     try:
-        from braceexpand import braceexpand
-    except ImportError:
-        raise _not_installed(pattern) from None
-    try:
-        return list(braceexpand(pattern))
+        return list(_webdataset("braceexpand", pattern).braceexpand(pattern))
     except ValueError as error:
         raise InputError(f"{pattern} cannot be expanded: {error}") from None
 
@@ -116,15 +110,12 @@ def _with_retries(fetch: Callable[[], T]) -> T:
 
 
 def _chunks(url: str) -> Iterator[bytes]:
-    try:
-        from webdataset.gopen import gopen
-    except ImportError:
-        raise _not_installed(url) from None
+    webdataset = _webdataset("webdataset.gopen", url)
     try:
         with _sigterm_unblocked():
-            opened = gopen(url, "rb")
+            opened = webdataset.gopen(url, "rb")
         with opened as stream:
-            while chunk := stream.read(CHUNK):
+            while chunk := stream.read(1 << 20):
                 yield chunk
     except (OSError, ValueError) as error:
         if not (exit_code := re.search(r"exit (-?\d+)", str(error))):
@@ -136,7 +127,7 @@ def _chunks(url: str) -> Iterator[bytes]:
 
 @contextmanager
 def _sigterm_unblocked() -> Iterator[None]:
-    """Unblock SIGTERM for programs started inside, which inherit the mask: workers block it (see `loader`)."""
+    """Unblock SIGTERM for programs started inside. They inherit the mask, and workers block it (see `loader`)."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -147,5 +138,9 @@ def _sigterm_unblocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _not_installed(location: str) -> InputError:
-    return InputError(f"{location} needs webdataset, which is not installed: pip install 'shvit[webdataset]'")
+def _webdataset(module: str, location: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError:
+        command = "pip install 'shvit[webdataset]'"
+        raise InputError(f"{location} needs webdataset, which is not installed: {command}") from None

@@ -8,14 +8,14 @@ the identity of the original image (see `identity`).
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import DataError
+from ...errors import DataError, counted
 from ...files import MAX_TEXT, read_regular
 from ...redact import redacted
 from ..dataset import Dataset, Holdout, Split, dataset_of, fingerprint_of
@@ -23,16 +23,16 @@ from ..identity import BYTES, of_name
 from ..sequences import Texts
 from ..splits import TRAIN_NAMES, VAL_NAMES
 from .download import FetchError, expand, is_remote, read_remote
-from .tar import Sample, ShardFile, Shards, StoredImages, StoredNames, scan
+from .tar import Sample, ShardFile, Shards, StoredImages, scan
 
 INDEX = "shards.json"
 """Name of the index file."""
 UNFINISHED = ".unfinished"
 """Folder beside the shards while not all of them are written."""
-VERSION = 1
-SPLITS = {"train": set(TRAIN_NAMES), "val": set(VAL_NAMES) - {"test"}, "test": {"test"}}
-"""Words that assign a shard to a split if its name contains one of them."""
-CLASSES = "classes.txt"
+INDEX_VERSION = 1
+SPLIT_WORDS = TRAIN_NAMES, [name for name in VAL_NAMES if name != "test"], ["test"]
+"""Words in the names of training, validation and test shards."""
+CLASSES_FILE = "classes.txt"
 """File beside shards without an index that names the classes, one per line."""
 MAX_CLASSES_BYTES = 1 << 26
 """Limit for the size of that file."""
@@ -89,16 +89,17 @@ class Index:
     def to_json(self) -> str:
         """The text of `shards.json`."""
         splits = {name: [vars(record) for record in records] for name, records in self.splits.items()}
-        header = {"version": VERSION, "classes": self.classes, "size": self.size, "fingerprint": self._fingerprint()}
-        return json.dumps({**header, "made": self.made, "splits": splits}, separators=(",", ":")) + "\n"
+        header = {"version": INDEX_VERSION, "classes": self.classes, "size": self.size}
+        document = {**header, "fingerprint": self._fingerprint(), "made": self.made, "splits": splits}
+        return json.dumps(document, separators=(",", ":")) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Index":
         """Inverse of `to_json`. Raises ValueError with the reason."""
         try:
             document = json.loads(text)
-            if document["version"] != VERSION:
-                raise ValueError(f"its version is {document['version']}, this program reads {VERSION}")
+            if document["version"] != INDEX_VERSION:
+                raise ValueError(f"its version is {document['version']}, but this program reads {INDEX_VERSION}")
             splits = {name: [Record(**record) for record in document["splits"][name]] for name in ("train", "val")}
             index = cls(tuple(document["classes"]), document["size"], document["made"], splits)
             for record in index.records:
@@ -113,7 +114,7 @@ class Index:
         return index
 
     def _fingerprint(self) -> str:
-        return fingerprint_of(self.classes, _contents(_stored(records, "") for records in self.splits.values()))
+        return fingerprint_of(self.classes, (_stored(records, "") for records in self.splits.values()), _contents)
 
 
 def open_shards(data: str | Path, holdout: Holdout) -> Dataset:
@@ -123,7 +124,6 @@ def open_shards(data: str | Path, holdout: Holdout) -> Dataset:
         data: A folder of shards; a path or URL of `shards.json`; or paths or URLs of tars, with braces for several.
             Tars without an index are assigned to splits by `train`, `val` or `test` in their names. Without validation
             shards, validation images are drawn.
-        holdout: Draws the validation images.
 
     Raises:
         DataError: There are no shards, or none that can be used.
@@ -139,17 +139,19 @@ def open_shards(data: str | Path, holdout: Holdout) -> Dataset:
 
 def _indexed(name: str, path: str, holdout: Holdout) -> Dataset:
     try:
-        content = read_remote(path) if is_remote(path) else read_regular(Path(path), MAX_TEXT)
-        index = Index.from_json(content)
+        index = Index.from_json(_read(path, MAX_TEXT))
     except (FetchError, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     except ValueError as error:
         raise DataError(f"{path} cannot be used: {error}") from None
-    splits, warnings = {}, []
-    for split, records in index.splits.items():
-        splits[split] = _with_missing(_stored(records, path), records, path, warnings)
-    fingerprint = fingerprint_of(index.classes, _contents(splits.values()))
-    return dataset_of(name, index.classes, splits, holdout, fingerprint, warnings)
+    warnings: list[str] = []
+    splits = {split: _stored(records, path, warnings) for split, records in index.splits.items()}
+    return dataset_of(name, index.classes, splits, holdout, _contents, warnings)
+
+
+def _read(location: str, most: int) -> bytes:
+    """The content of a path, up to `most` bytes, or of a URL. Raises OSError or FetchError."""
+    return read_remote(location) if is_remote(location) else read_regular(Path(location), most)
 
 
 def _beside(location: str, name: str) -> str:
@@ -159,19 +161,38 @@ def _beside(location: str, name: str) -> str:
     return f"{folder}{slash}{name}{mark}{query}"
 
 
-def _stored(records: Sequence[Record], path: str) -> Split:
-    """The images of these shards, which lie beside their index. Raises ValueError for columns of different lengths."""
+def _stored(records: Sequence[Record], path: str, warnings: list[str] | None = None) -> Split:
+    """The images of these shards, which lie beside their index. Raises ValueError for columns of different lengths.
+
+    With `warnings`, images that local shards lack are marked as bad, with a warning for each such shard.
+    """
     files = [ShardFile(record.name, _beside(path, record.name), record.sha256) for record in records]
     members = Texts(f"{key}.jpg" for record in records for key in record.keys)
-    columns = [
+    labels, offsets, lengths, identities = columns = [
         np.array([value for record in records for value in column(record)], np.int64)
         for column in (lambda r: r.labels, lambda r: r.offsets, lambda r: r.lengths, _identities)
     ]
     if len({len(members), *map(len, columns)}) > 1:
         raise ValueError("its columns differ in length")
-    labels, offsets, lengths, identities = columns
-    shard = np.repeat(np.arange(len(records), dtype=np.int32), [len(record.keys) for record in records])
-    return _split(StoredImages(Shards(files), members, shard, offsets, lengths, identities), labels)
+    images = StoredImages(Shards(files), members, _shard_numbers(r.keys for r in records), offsets, lengths, identities)
+    bad: dict[int, str] = {}
+    if warnings is None or is_remote(path):
+        return images.split(labels, bad)
+    for number, record in enumerate(records):
+        file = Path(files[number].location)
+        size = file.stat().st_size if file.is_file() else None
+        if size != record.bytes:
+            lost = np.flatnonzero((images.shard == number) & (offsets + lengths > (size or 0)))
+            state = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
+            bad |= dict.fromkeys(lost.tolist(), f"{record.name} {state}")
+            warnings.append(f"{record.name} {state}: {counted(len(lost), 'image')} left out")
+    return images.split(labels, bad)
+
+
+def _shard_numbers(parts: Iterable[Sized]) -> np.ndarray:
+    """The number of the shard of each image, given the images of each shard."""
+    counts = [len(part) for part in parts]
+    return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
 
 def _identities(record: Record) -> list[int]:
@@ -180,40 +201,21 @@ def _identities(record: Record) -> list[int]:
     return record.identities or [of_name(f"{key} {length}") for key, length in pairs]
 
 
-def _split(images: StoredImages, labels: np.ndarray, bad: dict[int, str] | None = None) -> Split:
-    return Split(images, labels, StoredNames(images), images.shard, bad or {})
-
-
-def _with_missing(split: Split, records: Sequence[Record], index: str, warnings: list[str]) -> Split:
-    """The split, with images that local shards lack marked as bad; adds a warning for each such shard."""
-    assert isinstance(split.images, StoredImages)
-    bad: dict[int, str] = {}
-    ends = split.images.offsets + split.images.lengths
-    for number, record in enumerate([] if is_remote(index) else records):
-        path = Path(_beside(index, record.name))
-        size = path.stat().st_size if path.is_file() else None
-        if size == record.bytes:
-            continue
-        lost = np.flatnonzero((split.images.shard == number) & (ends > (size or 0)))
-        state = "is missing" if size is None else f"has {size:,} bytes instead of {record.bytes:,}"
-        bad.update(dict.fromkeys(lost.tolist(), f"{record.name} {state}"))
-        warnings.append(f"{record.name} {state}: {len(lost):,} images are left out")
-    return _split(split.images, np.asarray(split.labels), bad)
-
-
-def _contents(splits: Iterable[Split]) -> Iterator[bytes]:
+def _contents(split: Split) -> Iterator[bytes]:
     """What the fingerprint covers: keys, lengths and labels, wherever the shards lie."""
-    for split in splits:
-        assert isinstance(split.images, StoredImages)
-        members = split.images.members
-        for column in (members.ends, split.images.lengths, np.asarray(split.labels)):
-            yield column.astype("<i8").tobytes()
-        yield members.data
+    assert isinstance(split.images, StoredImages)
+    members = split.images.members
+    for column in (members.ends, split.images.lengths, np.asarray(split.labels)):
+        yield column.astype("<i8").tobytes()
+    yield members.data
 
 
 def _unindexed(name: str, holdout: Holdout) -> Dataset:
-    folder = not is_remote(name) and Path(name).is_dir()
-    locations = [str(path) for path in sorted(Path(name).glob("*.tar"))] if folder else _expanded(name)
+    path = None if is_remote(name) else Path(name)
+    if path and path.is_dir():
+        locations = [str(tar) for tar in sorted(path.glob("*.tar"))]
+    else:  # braces may also be part of a file's name
+        locations = [name] if path and path.is_file() else expand(name)
     if packed := [each for each in locations if re.search(r"\.(tgz|tar\.\w+)$", each)]:
         raise DataError(f"{packed[0]} is compressed, so its images cannot be read one by one: unpack it to .tar")
     files = [ShardFile(_name(each), each) for each in locations]
@@ -222,25 +224,19 @@ def _unindexed(name: str, holdout: Holdout) -> Dataset:
         samples, fault = _scan(file)
         scanned.append(samples)
         if fault:
-            warnings.append(f"{file.name} {fault}: {len(samples):,} samples are before it, any others are left out")
+            warnings.append(f"{file.name} {fault}: {counted(len(samples), 'sample')} read from it")
     if not any(scanned):
-        raise DataError(f"{name}: no samples in {len(files)} shards; {warnings[0] if warnings else 'they are empty'}")
-    unusable = [sample.bad for samples in scanned for sample in samples if sample.bad]
-    if unusable:
-        warnings.append(f"{len(unusable):,} samples cannot be used, the first because {unusable[0]}")
+        shards = counted(len(files), "shard")
+        raise DataError(f"{name}: no samples in {shards}{'; ' + warnings[0] if warnings else ''}")
+    if unusable := [sample.bad for samples in scanned for sample in samples if sample.bad]:
+        warnings.append(f"{counted(len(unusable), 'sample')} cannot be used, the first because {unusable[0]}")
     labels = [s.label for samples in scanned for s in samples if not s.bad]
     classes, numbers = _classes(name, labels, locations[0])
     splits = {
         split: _scanned([files[i] for i in shards], [scanned[i] for i in shards], numbers)
         for split, shards in _by_split([file.name for file in files], name).items()
     }
-    fingerprint = fingerprint_of(classes, _contents(splits.values()))
-    return dataset_of(name, classes, splits, holdout, fingerprint, warnings)
-
-
-def _expanded(name: str) -> list[str]:
-    """The expansion of braces, unless they are part of the name of a file that exists."""
-    return [name] if not is_remote(name) and Path(name).is_file() else expand(name)
+    return dataset_of(name, classes, splits, holdout, _contents, warnings)
 
 
 def _name(location: str) -> str:
@@ -250,7 +246,7 @@ def _name(location: str) -> str:
 
 
 def _scan(file: ShardFile) -> tuple[list[Sample], str | None]:
-    """The samples of a shard, and what is wrong with it."""
+    """The samples of a shard, and its fault, if there is one."""
     try:
         samples, fault = scan(file.local())
     except FetchError as error:
@@ -264,11 +260,10 @@ def _scan(file: ShardFile) -> tuple[list[Sample], str | None]:
 
 def _scanned(files: Sequence[ShardFile], scanned: Sequence[list[Sample]], numbers: dict[int | str, int]) -> Split:
     samples = [sample for of_shard in scanned for sample in of_shard]
-    shard = np.repeat(np.arange(len(files), dtype=np.int32), [len(of_shard) for of_shard in scanned])
     offsets, lengths = (np.array([getattr(s, key) for s in samples], np.int64) for key in ("offset", "length"))
-    images = StoredImages(Shards(files), Texts(s.member for s in samples), shard, offsets, lengths)
+    images = StoredImages(Shards(files), Texts(s.member for s in samples), _shard_numbers(scanned), offsets, lengths)
     labels = np.array([-1 if s.bad or s.label is None else numbers[s.label] for s in samples], np.int64)
-    return _split(images, labels, {index: s.bad for index, s in enumerate(samples) if s.bad})
+    return images.split(labels, {index: s.bad for index, s in enumerate(samples) if s.bad})
 
 
 def _classes(name: str, labels: Sequence[Any], first: str) -> tuple[tuple[str, ...], dict[int | str, int]]:
@@ -276,20 +271,21 @@ def _classes(name: str, labels: Sequence[Any], first: str) -> tuple[tuple[str, .
     listed = _listed_classes(first)
     distinct = set(labels)
     if all(isinstance(label, int) for label in distinct):
-        if distinct and min(distinct) < 0:
-            raise DataError(f"{name} has the label {min(distinct)}: classes are counted from 0")
-        if not listed and max(distinct, default=0) >= MAX_UNNAMED_CLASSES:
-            raise DataError(f"{name} has the label {max(distinct)}: the limit is {MAX_UNNAMED_CLASSES:,} classes")
-        classes = listed or tuple(str(number) for number in range(max(distinct, default=-1) + 1))
-        if distinct and max(distinct) >= len(classes):
-            raise DataError(f"{name} has the label {max(distinct)}, but its {CLASSES} names {len(classes)} classes")
-        return classes, {number: number for number in range(len(classes))}
+        least, most = min(distinct, default=0), max(distinct, default=-1)
+        if least < 0:
+            raise DataError(f"{name} has the label {least}: classes are counted from 0")
+        if most >= (len(listed) or MAX_UNNAMED_CLASSES):
+            names = f"{CLASSES_FILE} names {counted(len(listed), 'class', 'classes')}"
+            limit = f"but its {names}" if listed else f"the limit is {MAX_UNNAMED_CLASSES:,} classes"
+            raise DataError(f"{name} has the label {most}, {limit}")
+        return listed or tuple(map(str, range(most + 1))), {label: label for label in distinct}
     classes = listed or tuple(sorted(map(str, distinct)))
     if twice := [known for known, count in Counter(classes).items() if count > 1]:
-        raise DataError(f"{name} has labels by name, but its {CLASSES} has {twice[0]!r} twice: give labels by number")
+        reason = f"its {CLASSES_FILE} has {twice[0]!r} twice"
+        raise DataError(f"{name} has labels by name, but {reason}: give labels by number")
     numbers = {known: number for number, known in enumerate(classes)}
     if unknown := sorted(set(map(str, distinct)) - set(numbers)):
-        raise DataError(f"{name} has the label {unknown[0]!r}, which is not in its {CLASSES}")
+        raise DataError(f"{name} has the label {unknown[0]!r}, which is not in its {CLASSES_FILE}")
     return classes, {label: numbers[str(label)] for label in distinct}
 
 
@@ -297,16 +293,12 @@ def _listed_classes(first: str) -> tuple[str, ...]:
     """The lines of `classes.txt` beside the shards; empty if there is no such file."""
     if first.startswith("pipe:"):
         return ()
-    beside = _beside(first, CLASSES)
+    beside = _beside(first, CLASSES_FILE)
     try:
-        text = (read_remote(beside) if is_remote(beside) else read_regular(Path(beside), MAX_CLASSES_BYTES)).decode()
-    except FileNotFoundError:
-        return ()
-    except FetchError as error:
-        if error.missing:
+        text = _read(beside, MAX_CLASSES_BYTES).decode()
+    except (FetchError, OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) or getattr(error, "missing", False):
             return ()
-        raise DataError(f"{CLASSES} beside {first} cannot be fetched: {error}") from None
-    except (OSError, ValueError) as error:
         raise DataError(f"{beside} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
@@ -314,12 +306,12 @@ def _listed_classes(first: str) -> tuple[str, ...]:
 def _by_split(names: Sequence[str], data: str) -> dict[str, list[int]]:
     """Indices of the shards of `train` and `val`; or all of them as `all`."""
     words_in = [set(re.findall(r"[a-z]+", name.lower())) for name in names]
-    kinds = {kind: [index for index, has in enumerate(words_in) if has & words] for kind, words in SPLITS.items()}
-    train, val = kinds["train"], kinds["val"] or kinds["test"]
-    if not val:
-        return {"all": list(range(len(names)))}
-    if nowhere := set(range(len(names))).difference(train, kinds["val"], kinds["test"]):
+    train, val, test = ([i for i, has in enumerate(words_in) if not has.isdisjoint(words)] for words in SPLIT_WORDS)
+    everything = list(range(len(names)))
+    if not (val or test):
+        return {"all": everything}
+    if nowhere := set(everything).difference(train, val, test):
         raise DataError(f"{data}: {names[min(nowhere)]} has neither train nor val in its name, and others do")
-    if both := set(train) & set(val):
+    if both := set(train) & set(val or test):
         raise DataError(f"{data}: {names[min(both)]} has both train and val in its name")
-    return {"train": train, "val": val} if train else {"val": val}
+    return {"train": train, "val": val or test} if train else {"val": val or test}

@@ -56,13 +56,12 @@ def _receive(reader: Connection, running: dict[Connection, BaseProcess]) -> int:
         process = running.pop(reader)
         process.join()
         reader.close()
-        if process.exitcode:
-            death = f"exited with code {process.exitcode}"
-            if process.exitcode < 0:
-                death = f"was killed by {signal.Signals(-process.exitcode).name}"
-            hint = " (out of memory? try fewer --workers)" if process.exitcode == -signal.SIGKILL else ""
-            raise Failure(f"a worker process {death}{hint}; {KEPT}") from None
-        return 0
+        code = process.exitcode or 0
+        if not code:
+            return 0
+        death = f"exited with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
+        hint = " (out of memory?): try fewer --workers" if code == -signal.SIGKILL else ""
+        message = f"a worker process {death}{hint}"
     if isinstance(message, str):
         raise Failure(f"{message}; {KEPT}")
     return message
@@ -73,7 +72,12 @@ def _run(do: Do[T], jobs: Sequence[T], started: Any, reader: Connection, writer:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     reader.close()  # so that writing fails once the main process is gone
     try:
-        while (number := _next(started)) < len(jobs):
+        while True:
+            with started.get_lock():
+                number = started.value
+                started.value += 1
+            if number >= len(jobs):
+                return
             for done in do(jobs[number]):
                 writer.send(done)
     except BrokenPipeError:
@@ -83,9 +87,3 @@ def _run(do: Do[T], jobs: Sequence[T], started: Any, reader: Connection, writer:
     except Exception as error:  # which would be lost with the process
         writer.send(f"{type(error).__name__}: {error}")
         raise
-
-
-def _next(started: Any) -> int:
-    with started.get_lock():
-        started.value += 1
-        return started.value - 1

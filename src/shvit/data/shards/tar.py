@@ -8,26 +8,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from ...files import check_regular
+from ..dataset import Split
 from ..identity import identity, of_name
 from ..image_file import MAX_BYTES, BadImage
-from ..sequences import Lazy, Texts
+from ..sequences import Computed, Lazy, Texts
 from .download import FetchError, fetched, is_remote
 
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "pnm", "bmp", "gif", "tif", "tiff", "jp2", "avif"}
 )
-BLOCK = tarfile.BLOCKSIZE
 OPEN_FILES = 64
 """Number of shards that a process keeps open."""
 MAX_HEADER = MAX_LABEL = 1 << 20
 """Limits in bytes for the headers between members, and for a label."""
 SHORT_NAME = 100
-"""Bytes of a name that every tar format stores in the block before the data; longer names may be stored elsewhere."""
+"""Maximum bytes of a name that every tar format stores in the header before the data."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Sample:
 
 
 def scan(path: Path) -> tuple[list[Sample], str | None]:
-    """The samples of a tar in order, and what is wrong with it: samples after the damage are not found."""
+    """The samples of a tar in order, and its fault, if there is one: samples after the damage are not found."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
     repeated: dict[str, list[tarfile.TarInfo]] = defaultdict(list)
     samples: list[Sample] = []
@@ -65,7 +66,8 @@ def scan(path: Path) -> tuple[list[Sample], str | None]:
                         key = f"{folder}/{stem}" if folder else stem
                         if groups[key].setdefault(ending.lower(), member) is not member:
                             repeated[key].append(member)
-                if _block(path, tar.offset).strip(b"\0"):
+                file.seek(tar.offset)
+                if file.read(BLOCKSIZE).strip(b"\0"):
                     fault = f"no header at byte {tar.offset}"
             except tarfile.TarError as error:
                 fault = str(error)
@@ -91,15 +93,11 @@ def _ignored(key: str, members: dict[str, tarfile.TarInfo], repeated: Sequence[t
         if member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
             yield Sample(member.name, 0, 0, None, "another member has its name")
     plain = any(ending in IMAGE_SUFFIXES for ending in members)
-    dotted = {ending.rpartition(".")[0]: member for ending, member in members.items() if _is_dotted(ending)}
+    parts = ((*ending.rpartition(".")[::2], member) for ending, member in members.items())
+    dotted = {before: member for before, last, member in parts if before and last in IMAGE_SUFFIXES}
     for before, member in dotted.items():
         if f"{before}.cls" in members or f"{before}.json" in members or (not plain and len(dotted) > 1):
-            yield Sample(member.name, 0, 0, None, f"names end at their first dot, so it counts as one of {key}")
-
-
-def _is_dotted(ending: str) -> bool:
-    before, _, last = ending.rpartition(".")
-    return bool(before) and last in IMAGE_SUFFIXES
+            yield Sample(member.name, 0, 0, None, f"keys end at the first dot of a name, so its key is {key}")
 
 
 def _sample(tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo], size: int) -> Sample:
@@ -157,12 +155,6 @@ class _Headers:
         return self._read(size)
 
 
-def _block(path: Path, offset: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(BLOCK)
-
-
 @dataclass(frozen=True)
 class ShardFile:
     """A local or remote shard."""
@@ -195,14 +187,14 @@ class Shards:
         if length > MAX_BYTES:
             raise BadImage(f"its {length:,} bytes are more than an image can need")
         try:
-            data = os.pread(self._file(shard).number, BLOCK + length, offset - BLOCK)
+            data = self.part(shard, offset - BLOCKSIZE, BLOCKSIZE + length)
         except OSError as error:
             raise BadImage(f"{file.name} cannot be read: {error.strerror or error}") from None
-        if len(data) < BLOCK + length:
+        if len(data) < BLOCKSIZE + length:
             raise BadImage(f"{file.name} ends before it")
-        if not _heads(data[:BLOCK], member, length):
+        if not _heads(data[:BLOCKSIZE], member, length):
             raise BadImage(f"{file.name} is damaged or has changed since it was indexed: {member} is not where it was")
-        return data[BLOCK:]
+        return data[BLOCKSIZE:]
 
     def part(self, shard: int, start: int, count: int) -> bytes:
         """Bytes of a shard, without checks. Raises BadImage or OSError if they cannot be read."""
@@ -295,17 +287,11 @@ class StoredImages(Lazy[StoredImage]):
             None if self.identities is None else int(self.identities[index]),
         )
 
+    def name(self, index: int) -> str:
+        """A name for reports, such as `train-000003.tar/KEY`."""
+        folder, slash, base = self.members[index].rpartition("/")
+        return f"{self.shards.files[int(self.shard[index])].name}/{folder}{slash}{base.partition('.')[0]}"
 
-@dataclass(frozen=True, eq=False)
-class StoredNames(Lazy[str]):
-    """Names such as `train-000003.tar/KEY`, as a lazy sequence."""
-
-    images: StoredImages
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def item(self, index: int) -> str:
-        folder, slash, base = self.images.members[index].rpartition("/")
-        shard = self.images.shards.files[int(self.images.shard[index])]
-        return f"{shard.name}/{folder}{slash}{base.partition('.')[0]}"
+    def split(self, labels: np.ndarray, bad: dict[int, str]) -> Split:
+        """These images with their labels."""
+        return Split(self, labels, Computed(len(self), self.name), self.shard, bad)

@@ -8,14 +8,15 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ...errors import Failure, InputError
+from ...errors import Failure, InputError, counted
 from ...files import replacing, write_csv, write_json
 from ...requests.shard import ShardRequest
 from ..dataset import Dataset, Split
@@ -27,9 +28,7 @@ from .pool import work
 
 BAD = "bad_images.csv"
 MAX_JPEG_SIDE = 65_535
-"""Longest side of a JPEG, in pixels."""
-OnUpdate = Callable[[int, int], None]
-"""Called with the number of images done and the number of all images."""
+"""Maximum side of a JPEG, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,16 @@ class ShardReport:
         }
 
 
-def write_shards(dataset: Dataset, request: ShardRequest, on_update: OnUpdate | None = None) -> ShardReport:
+def write_shards(
+    dataset: Dataset, request: ShardRequest, on_update: Callable[[int, int], None] | None = None
+) -> ShardReport:
     """Write `train-000000.tar` …, `val-000000.tar` … and `shards.json`.
 
-    A run that was stopped continues when it is started again. In a complete folder only the checksums are verified;
-    shards that do not match are written again. The bytes do not depend on the number of workers.
+    Training images are shuffled. The sizes of a split's shards differ by one image at most. A run that was stopped
+    continues when it is started again; shards whose checksums do not match are then written again.
 
     Args:
         dataset: `request.data`, as `open_source` opens it with the request's seed and share.
-        request: Where and how to write.
         on_update: Called with the number of images done and the number of all images.
 
     Raises:
@@ -94,7 +94,7 @@ def write_shards(dataset: Dataset, request: ShardRequest, on_update: OnUpdate | 
     """
     request.check()
     if request.val_share is not None and not dataset.drawn:
-        raise InputError(f"val_share has no effect: {request.data} has validation images of its own; leave it out")
+        raise InputError(f"val_share has no effect, because {request.data} has validation images: leave it out")
     if not len(dataset.train) + len(dataset.val):
         raise InputError(f"{request.data} has no images")
     out = request.out
@@ -103,13 +103,22 @@ def write_shards(dataset: Dataset, request: ShardRequest, on_update: OnUpdate | 
         **({"val_share": request.drawn_share, "drawn_by": "content"} if dataset.drawn else {}),
         **{key: getattr(request, key) for key in ("size", "per_shard", "quality", "seed")},
     }
-    jobs = _jobs(dataset, request.per_shard, request.seed)
+    orders = {
+        "train": np.random.default_rng(request.seed).permutation(len(dataset.train)),
+        "val": np.arange(len(dataset.val)),
+    }
+    jobs = [
+        ShardJob(split, number, indices)
+        for split, order in orders.items()
+        if len(order)
+        for number, indices in enumerate(np.array_split(order, -(-len(order) // request.per_shard)))
+    ]
     _claim(out, made)
     known = _records(out)
     todo = [job for job in jobs if not _intact(out, known.get(job.name))]
     total = sum(len(job.indices) for job in jobs)
     done = total - sum(len(job.indices) for job in todo)
-    with closing(work(ShardWriter(dataset, request).write, todo, request.workers)) as steps:
+    with closing(work(partial(_write, dataset, request), todo, request.workers)) as steps:
         for images in steps:
             done += images
             if on_update:
@@ -123,20 +132,6 @@ def write_shards(dataset: Dataset, request: ShardRequest, on_update: OnUpdate | 
             temporary.write_text(index.to_json(), encoding="utf-8")
     _clean(out)
     return ShardReport(out, index, len(jobs) - len(todo), len(todo), dataset.warnings)
-
-
-def _jobs(dataset: Dataset, per_shard: int, seed: int) -> list[ShardJob]:
-    """The shards in order. Training images are shuffled; the sizes of a split's shards differ by one image at most."""
-    orders = {
-        "train": np.random.default_rng(seed).permutation(len(dataset.train)),
-        "val": np.arange(len(dataset.val)),
-    }
-    return [
-        ShardJob(split, number, indices)
-        for split, order in orders.items()
-        if len(order)
-        for number, indices in enumerate(np.array_split(order, -(-len(order) // per_shard)))
-    ]
 
 
 def _claim(out: Path, made: dict[str, Any]) -> None:
@@ -164,8 +159,7 @@ def _claim(out: Path, made: dict[str, Any]) -> None:
 
 def _records(out: Path) -> dict[str, Record]:
     """Records of the finished shards, by name: from the index, and from the unfinished run."""
-    index = Index.from_json((out / INDEX).read_bytes()) if (out / INDEX).exists() else None
-    records = index.records if index else []
+    records = Index.from_json((out / INDEX).read_bytes()).records if (out / INDEX).exists() else []
     for path in sorted((out / UNFINISHED).glob("*.tar.json")):
         with suppress(ValueError, TypeError):  # cut off by a crash: the shard is written again
             records.append(Record(**json.loads(path.read_bytes())))
@@ -174,10 +168,7 @@ def _records(out: Path) -> dict[str, Record]:
 
 def _intact(out: Path, record: Record | None) -> bool:
     """Whether the shard exists and its checksum matches."""
-    if record is None or not (out / record.name).is_file():
-        return False
-    with (out / record.name).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+    return record is not None and (out / record.name).is_file() and _checksum(out / record.name) == record.sha256
 
 
 def _check_bad(out: Path, bad: list[tuple[str, str]], total: int, max_share: float) -> None:
@@ -186,8 +177,8 @@ def _check_bad(out: Path, bad: list[tuple[str, str]], total: int, max_share: flo
         write_csv(out / BAD, ["image", "reason"], bad)
     if len(bad) > max_share * total:
         raise Failure(
-            f"{len(bad):,} of {total:,} images cannot be used, more than the allowed share of {max_share:g}; "
-            f"the first, {bad[0][0]}: {bad[0][1]}; {out / BAD} lists all"
+            f"{len(bad):,} of {counted(total, 'image')} cannot be used, more than the allowed share of {max_share:g}; "
+            f"the first: {bad[0][0]}: {bad[0][1]}; {out / BAD} lists all"
         )
 
 
@@ -198,44 +189,38 @@ def _clean(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class ShardWriter:
-    """Writes the shards of a dataset."""
+def _write(dataset: Dataset, request: ShardRequest, job: ShardJob) -> Iterator[int]:
+    """Write a shard, then its record. Yields 1 after each image."""
+    split: Split = getattr(dataset, job.split)
+    record = Record(job.name, "", 0, [], [], [], [], [])
+    with replacing(request.out / job.name) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for index in map(int, job.indices):
+                try:
+                    image = as_jpeg(split.source(index), request.size, request.quality)
+                except BadImage as error:
+                    record.bad.append((split.names[index], str(error)))
+                else:
+                    label, key = int(split.labels[index]), _key(job.split, index, split.names[index])
+                    record.keys.append(key)
+                    record.labels.append(label)
+                    record.offsets.append(tar.offset + tarfile.BLOCKSIZE)
+                    record.lengths.append(len(image))
+                    record.identities.append(of_image(split.images[index]))
+                    for name, content in ((f"{key}.jpg", image), (f"{key}.cls", str(label).encode())):
+                        member = tarfile.TarInfo(name)
+                        member.size = len(content)
+                        tar.addfile(member, io.BytesIO(content))
+                yield 1
+        record = replace(record, sha256=_checksum(temporary), bytes=temporary.stat().st_size)
+    pending = request.out / UNFINISHED / f"{job.name}.json"
+    pending.parent.mkdir(exist_ok=True)
+    write_json(pending, vars(record), indent=None)
 
-    dataset: Dataset
-    request: ShardRequest
 
-    def write(self, job: ShardJob) -> Iterator[int]:
-        """Write a shard, then its record. Yields 1 after each image."""
-        split: Split = getattr(self.dataset, job.split)
-        out = self.request.out
-        keys: list[str] = []
-        offsets: list[int] = []
-        columns: dict[str, list[Any]] = {"labels": [], "lengths": [], "identities": [], "bad": []}
-        with replacing(out / job.name) as temporary:
-            with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for index in map(int, job.indices):
-                    try:
-                        image = as_jpeg(split.source(index), self.request.size, self.request.quality)
-                    except BadImage as error:
-                        columns["bad"].append((split.names[index], str(error)))
-                    else:
-                        label = int(split.labels[index])
-                        keys.append(_key(job.split, index, split.names[index]))
-                        offsets.append(tar.offset + tarfile.BLOCKSIZE)
-                        columns["labels"].append(label)
-                        columns["lengths"].append(len(image))
-                        columns["identities"].append(of_image(split.images[index]))
-                        _add(tar, f"{keys[-1]}.jpg", image)
-                        _add(tar, f"{keys[-1]}.cls", str(label).encode())
-                    yield 1
-            with temporary.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = temporary.stat().st_size
-        record = Record(job.name, sha256, size, keys, offsets=offsets, **columns)
-        pending = out / UNFINISHED / f"{job.name}.json"
-        pending.parent.mkdir(exist_ok=True)
-        write_json(pending, vars(record), indent=None)
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes:
@@ -260,9 +245,3 @@ def _key(split: str, index: int, name: str) -> str:
     """A unique key. The third part, for people, is the original file's name."""
     stem = name.rpartition("/")[2].partition(".")[0]
     return f"{split}-{index:07}-{re.sub('[^A-Za-z0-9_-]+', '-', stem)[-40:]}"
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
