@@ -383,7 +383,7 @@ def test_resuming_needs_neither_the_first_weights_nor_another_model(folder, star
     assert train(TrainRequest(folder, out=tmp_path / "run", resume=True, device="cpu", workers=0)).epochs == 1
     with pytest.raises(shvit.InputError, match="began with model"):
         train(TrainRequest(folder, out=tmp_path / "run", model="shvit_s2", resume=True))
-    with pytest.raises(shvit.InputError, match="began with name scratch, not finetune"):
+    with pytest.raises(shvit.InputError, match="began with recipe scratch, not finetune"):
         train(TrainRequest(folder, out=tmp_path / "run", recipe="finetune", resume=True))
 
 

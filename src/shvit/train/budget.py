@@ -13,7 +13,7 @@ PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
 """Training images of ImageNet-1K, and the fraction of the published budget above which a recipe is not changed."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
 """Augmentation is light up to the first number of epochs, and has its full strength from the second one."""
-ENOUGH_STEPS, MIN_BATCH, MIN_OBJECT_BATCH = 1400, 32, 4
+ENOUGH_STEPS, MIN_CLASSIFIER_BATCH, MIN_DETECTOR_BATCH = 1400, 32, 4
 """Minimum number of optimizer steps, and minimum batch sizes of classifiers and of detectors.
 
 If a run has fewer steps, its batch size is halved until it has enough or until the minimum is reached.
@@ -50,7 +50,7 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: 
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}
-    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_BATCH, 2)
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_CLASSIFIER_BATCH, 2)
     changes: dict[str, Any] = {"batch_size": batch}
     short = recipe.epochs <= MUON_EPOCHS and image_size >= MUON_SIZE
     wanted = recipe.optimizer == "muon" if "optimizer" in named else short
@@ -88,7 +88,7 @@ def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str
     """The changes for detectors: smaller batches for `small` if there are few steps. `coco_1x` is not changed."""
     if recipe.name != "small":
         return {}
-    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_OBJECT_BATCH, 1)
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_DETECTOR_BATCH, 1)
     published = small()
     return {
         "batch_size": batch,
@@ -152,7 +152,7 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> dict[str, str]:
     """Groups of fields, each with the reason why `fit` changes them."""
     budget = f"{counted(images, 'image')} x {counted(fitted.epochs, 'epoch')}"
     steps = images * fitted.epochs // published.batch_size
-    minimum = MIN_OBJECT_BATCH if published.name == "small" else MIN_BATCH
+    minimum = MIN_DETECTOR_BATCH if published.name == "small" else MIN_CLASSIFIER_BATCH
     halved = f"until there are {ENOUGH_STEPS:,}, but not below {minimum}"
     if fitted.batch_size < minimum:
         halved = f"until {counted(images, 'image')} fill a batch"

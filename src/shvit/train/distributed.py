@@ -14,14 +14,14 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import Failure, InputError, notice, one_line
+from ..errors import Failure, InputError, counted, notice, one_line
 
 START_TIMEOUT = timedelta(minutes=30)
 """Time from the start of the first process to the start of the last one."""
 TIMEOUT = timedelta(hours=2)
 """Time to wait for another process, which may be reading a whole dataset. A lost process is detected at once."""
-NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-VARIABLES = (*NUMBERS, "MASTER_ADDR", "MASTER_PORT")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for each process."""
 
 
@@ -42,7 +42,7 @@ class ProcessGroup:
             InputError: Variables are missing, are not whole numbers, or contradict each other.
         """
         given = {name: value for name in VARIABLES if (value := os.environ.get(name, "").strip())}
-        numbers = {name: _whole(name, given[name]) for name in NUMBERS if name in given}
+        numbers = {name: _whole(name, given[name]) for name in RANK_VARIABLES if name in given}
         if not numbers:  # MASTER_ADDR and MASTER_PORT alone do not start distributed training
             return cls()
         missing = [name for name in VARIABLES if name not in given]
@@ -73,7 +73,7 @@ class ProcessGroup:
         if kind != "cuda":
             raise InputError(f"device {kind} is a single GPU for {self.size} processes: use --device cuda")
         if self.local_rank >= (gpus := torch.cuda.device_count()):
-            raise InputError(f"more processes than the {gpus} GPUs of this machine: use --nproc-per-node {gpus}")
+            raise InputError(f"more processes than this machine's {counted(gpus, 'GPU')}: use --nproc-per-node {gpus}")
         return f"cuda:{self.local_rank}"
 
     @contextmanager

@@ -17,6 +17,7 @@ from ..data.coco import CocoDataset
 from ..data.dataset import Dataset
 from ..data.loader import Batch, Loader, Share, seeded, worker_death_as_failure
 from ..data.transforms import Normalize
+from ..engines.torch import DTYPES
 from ..errors import counted
 from ..files import sweep
 from ..model.fuse import fuse
@@ -28,7 +29,7 @@ from .clip import clip_adaptively
 from .distributed import ProcessGroup
 from .metrics import append_row, remove_rows_after
 from .optim import make_optimizer, make_schedule, schedule_time
-from .precision import DTYPES, check_norms, pick_training_precision, picks_compile
+from .precision import check_norms, pick_training_precision, picks_compile
 from .progress import Progress, Reporter, TrainResult
 from .recipe import Recipe
 from .remaining import TimeLeft
@@ -130,8 +131,8 @@ class Trainer:
             self.reporter.finished(self.out, self.epoch)
             return TrainResult(self.out, self.epoch, self.best_metrics, None, self.seconds, 0.0)
         if len(self.train_loader) == 0:
-            usable = self.train_loader.images
-            raise TrainError(f"batch_size {self.recipe.batch_size} is more than the {usable} usable training images")
+            usable = counted(self.train_loader.images, "usable training image")
+            raise TrainError(f"batch_size {self.recipe.batch_size} is more than the {usable}")
         images_done, train_seconds = 0, 0.0
         eval_steps = len(self.source.val) / self.recipe.batch_size / 3  # a step costs three forward passes
         left = TimeLeft(self.recipe.epochs, len(self.train_loader), self.recipe.eval_every, eval_steps)

@@ -43,7 +43,7 @@ class Profile:
         return {**asdict(self), "bottleneck": self.bottleneck}
 
 
-def measure(trainer: Trainer, workers: int) -> Profile:
+def time_steps(trainer: Trainer, workers: int) -> Profile:
     """Time a few training steps. These steps change the trainer's network. No files are written."""
     trainer.task.ready(trainer.model.train())
     size, pieces = trainer.recipe.batch_size, trainer.recipe.accumulate

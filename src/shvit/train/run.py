@@ -26,7 +26,7 @@ from .checkpoint import NAMES as CHECKPOINTS
 from .distributed import ProcessGroup
 from .idle import refuse_idle
 from .loop import Trainer
-from .profile import Profile, measure
+from .profile import Profile, time_steps
 from .progress import Reporter, TrainResult
 from .recipe import OLD_NAMES, Recipe
 from .recipes import NEEDS_TRAINED_WEIGHTS, TASK_RECIPES, make_recipe
@@ -124,7 +124,7 @@ def profile(request: TrainRequest) -> Profile:
     device = group.device(pick_device(request.device))
     with group.connected(device):
         plan = _planned(request)
-        return measure(_trainer(plan, request, Path(), device, Reporter(), group), request.workers)
+        return time_steps(_trainer(plan, request, Path(), device, Reporter(), group), request.workers)
 
 
 def _check_tracker(name: str | None) -> None:
@@ -164,7 +164,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
 
 def _resumed(request: TrainRequest, out: Path) -> TrainPlan:
     """The plan of the run in `out`. Raises InputError if the request contradicts it."""
-    named = {**request.settings, "task": request.task, "model": request.model, "name": request.recipe}
+    named = {**request.settings, "task": request.task, "model": request.model, "recipe": request.recipe}
     record = recorded(out, named)
     recipe, task = Recipe.from_dict(record["recipe"]), str(record["task"])
     drawn_by = record.get("drawn_by", drawn_before(record))
@@ -230,7 +230,8 @@ def recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     path = out / RECORD
     try:
         record = {"task": "classify", **read_json(path)}
-        before = {**Recipe.from_dict(record["recipe"]).to_dict(), "model": record["model"], "task": record["task"]}
+        recipe = Recipe.from_dict(record["recipe"])
+        before = {**recipe.to_dict(), "recipe": recipe.name, "model": record["model"], "task": record["task"]}
         Architecture.from_dict(record["architecture"])
         Preprocess.from_dict(record["preprocess"])
     except (OSError, ValueError, KeyError, TypeError) as error:
