@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from shvit.modelfile import ModelFile, save
 from shvit.requests.train import TrainRequest
 from shvit.train import progress
 from shvit.train import run as runs
+from shvit.train.loop import Trainer
 from shvit.train.metrics import read_metrics
 from shvit.train.progress import Reporter
 from shvit.train.run import train
@@ -48,6 +50,25 @@ def test_tensorboard_shows_steps_and_epochs(folder, start, tmp_path, monkeypatch
     assert [value for _, value in found["epoch/ema_top1"]] == pytest.approx([row["ema_top1"] for row in rows])
     assert [value for _, value in found["epoch/train_loss"]] == pytest.approx([row["train_loss"] for row in rows])
     assert {"step/lr", "step/images_per_second", "step/data_wait"} <= set(found)
+
+
+def test_curves_of_a_resumed_run_are_complete(folder, start, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(progress, "CURVE_STEPS", 5)
+    options = {"out": tmp_path / "run", "device": "cpu", "workers": 0, "track": "tensorboard"}
+    step = Trainer.train_step
+
+    def stopping(self, pieces):
+        step(self, pieces)
+        self.stopped_by = signal.SIGINT if (self.epoch, self.step) == (0, 9) else None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", stopping)
+        assert train(TrainRequest(folder, model=start, settings={**SETTINGS, "epochs": 2}, **options)).epochs == 1
+    train(TrainRequest(folder, resume=True, **options))
+    found = curves(tmp_path / "run" / "tensorboard")
+    assert [step for step, _ in found["step/loss"]] == [5, 10, 15, 20]
+    assert [step for step, _ in found["epoch/train_loss"]] == [10, 20]
 
 
 def test_unknown_or_missing_trackers(folder, start, tmp_path, monkeypatch):

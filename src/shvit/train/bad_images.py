@@ -21,7 +21,7 @@ class BadImages:
 
     Args:
         source: The dataset.
-        out: The run's folder.
+        out: Folder for bad_images.csv.
         max_share: Largest fraction of a split's images that may be bad.
         writes: Whether this process writes files.
     """

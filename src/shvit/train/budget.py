@@ -136,7 +136,7 @@ def choices(published: Recipe, fitted: Recipe, images: int, named: Iterable[str]
         published: The published recipe for the same network.
         fitted: The result of `fit`.
         images: Number of training images.
-        named: Fields that the user set. They are not listed.
+        named: Fields that the user set. They are left out.
     """
     before, after = published.to_dict(), fitted.to_dict()
     hidden = {*named, *(["effective_lr"] if "lr" in named else [])}

@@ -7,12 +7,9 @@ from .recipe import Recipe
 
 
 def refuse_idle(recipe: Recipe, named: Collection[str], drawn: bool = True) -> None:
-    """Raises InputError if a setting that the user gave has no effect.
+    """Raises InputError if a field that the user set (`named`) has no effect in the final recipe.
 
-    Args:
-        recipe: The final recipe.
-        named: Fields that the user set.
-        drawn: Whether the validation images are drawn from the training images.
+    `drawn` says whether the validation images are drawn from the training images.
     """
     rules = (  # fields, whether they have no effect, and the reason
         ("min_lr cooldown_epochs schedule_by", recipe.schedule == "step", "with --schedule step"),

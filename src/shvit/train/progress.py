@@ -88,8 +88,7 @@ class TrainResult:
 class Reporter:
     """Prints a progress bar on terminals, a line per minute elsewhere, and a line per epoch on both.
 
-    Args:
-        console: Where to print. None prints nothing.
+    Without a console, it prints nothing.
     """
 
     def __init__(self, console: Console | None = None) -> None:

@@ -44,8 +44,8 @@ class Recipe:
     lr: float = _setting(1e-3, "Learning rate for a batch of --lr-batch images.", 0)
     lr_batch: int = _setting(
         512,
-        "Batch size that --lr refers to: the effective learning rate is lr x batch_size / lr_batch. Given without --lr, "
-        "it keeps the effective learning rate.",
+        "Batch size that --lr refers to: the effective learning rate is lr x batch_size / lr_batch. Given without "
+        "--lr, it keeps the effective learning rate.",
         1,
     )
     schedule: Literal["cosine", "linear", "step"] = _setting(

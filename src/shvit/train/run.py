@@ -74,20 +74,14 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
     """Train a network, and write best.safetensors and the other files of the run to `request.out`.
 
     Processes started by torchrun train one network together. If torchrun restarts them after one was lost, they resume
-    from the last checkpoint.
-
-    Args:
-        request: The options.
-        reporter: Prints the progress. Default: print nothing.
+    from the last checkpoint. Without a reporter, nothing is printed.
 
     Raises:
         InputError: The request is wrong. Nothing was trained.
         Failure: Training cannot continue.
     """
     if request.out is None:
-        raise InputError(
-            "train needs --out: a new folder for the run, or with --resume the folder of the run to resume"
-        )
+        raise InputError("train needs --out: a new folder, or with --resume the folder of the run to resume")
     check_at_least(1, save_every=request.save_every)
     _check_tracker(request.track)
     out, group = Path(request.out), ProcessGroup.from_environment()
