@@ -40,7 +40,7 @@ class Recipe:
         False, "Keep the aspect ratio: --image-size is the length of the shorter side.", tasks=OBJECT_TASKS
     )
     batch_size: int = _setting(2048, "Images per step, over all processes.", 1)
-    accumulate: int = _setting(1, "Gradient accumulation: micro-batches per process and step.", 1)
+    accumulate: int = _setting(1, "Gradient accumulation: micro-batches of each process per step.", 1)
     lr: float = _setting(1e-3, "Learning rate for a batch of --lr-batch images.", 0)
     lr_batch: int = _setting(
         512,
@@ -83,7 +83,7 @@ class Recipe:
     )
     crop_min: float = _setting(0.08, "Smallest area of a training crop, as a fraction of the image.", 0, 1, CLASSIFY)
     interpolation: Literal["random", "bilinear", "bicubic"] = _setting(
-        "bicubic", "Interpolation of training crops and RandAugment. random: bilinear or bicubic.", tasks=CLASSIFY
+        "bicubic", "Interpolation of training crops and RandAugment. random: either one at random.", tasks=CLASSIFY
     )
     flip: float = _setting(0.5, "Probability of a horizontal flip.", 0, 1)
     color_jitter: float = _setting(0.4, "Strength of color jitter. Used only without RandAugment, as in DeiT.", 0, 10)
@@ -112,9 +112,13 @@ class Recipe:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "Training precision. auto: bf16 if the processor supports it, otherwise fp16 on GPUs and fp32 on CPUs."
     )
-    compile: Literal["auto", "on", "off"] = _setting("auto", "Use torch.compile. auto: if the run is long enough.")
+    compile: Literal["auto", "on", "off"] = _setting(
+        "auto", "Use torch.compile. auto: if the run is long enough to save time."
+    )
     seed: int = _setting(0, "Random seed of weight initialization, image order, augmentation and validation split.", 0)
-    val_share: float = _setting(0.2, "Fraction of images held out for validation if the dataset is not split.", 0, 1)
+    val_share: float = _setting(
+        0.2, "Fraction of the images held out for validation, if the dataset has no validation split.", 0, 1
+    )
     eval_every: int = _setting(1, "Epochs between evaluations. The last epoch is always evaluated.", 1)
     max_bad_share: float = _setting(0.2, "Stop if more than this fraction of a split's images cannot be used.", 0, 1)
     max_pixels: int = _setting(89_478_485, "Do not decode images with more pixels than this.", 1)
