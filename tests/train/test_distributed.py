@@ -165,9 +165,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert ProcessGroup(rank=3, size=8, local_rank=1).device("cuda") == "cuda:1"
     assert ProcessGroup(rank=3, size=8, local_rank=1).device("cpu") == "cpu"
-    with pytest.raises(
-        shvit.InputError, match="more processes than the 4 GPUs of this machine: use --nproc-per-node 4"
-    ):
+    with pytest.raises(shvit.InputError, match="more processes than this machine's 4 GPUs: use --nproc-per-node 4"):
         ProcessGroup(rank=4, size=8, local_rank=4).device("cuda")
     with pytest.raises(shvit.InputError, match="device cuda:0 is a single GPU for 8 processes"):
         ProcessGroup(rank=4, size=8, local_rank=1).device("cuda:0")
@@ -177,7 +175,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     ("settings", "processes", "reason"),
     [
         ({"batch_size": 10}, 4, "batch_size must be a multiple of 4 .4 processes x accumulate 1., got 10"),
-        ({"batch_size": 12, "accumulate": 2, "mixup": 0.1}, 2, "must be even, got 3 per process and piece"),
+        ({"batch_size": 12, "accumulate": 2, "mixup": 0.1}, 2, "must be even, got 3 per process and micro-batch"),
     ],
 )
 def test_batches_that_cannot_be_shared(settings, processes, reason):

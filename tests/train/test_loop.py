@@ -229,8 +229,8 @@ def test_adapted_settings_are_printed_with_reasons_and_recorded(folder, start, t
     )
     images = len(open_source(folder).train)
     said = capsys.readouterr().out
-    assert f"settings for {images} images x 1 epochs" in said
-    assert f"batch size 16 (2048): {images} images x 1 epochs give only 0 steps of 2,048; halved until" in said
+    assert f"settings for {images} images x 1 epoch" in said
+    assert f"batch size 16 (2048): {images} images x 1 epoch give only 0 steps of 2,048; halved until" in said
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     chosen = {choice["field"]: (choice["published"], choice["used"]) for choice in record["choices"]}
     assert chosen["batch_size"] == (2048, record["recipe"]["batch_size"])
@@ -383,7 +383,7 @@ def test_resuming_needs_neither_the_first_weights_nor_another_model(folder, star
     assert train(TrainRequest(folder, out=tmp_path / "run", resume=True, device="cpu", workers=0)).epochs == 1
     with pytest.raises(shvit.InputError, match="began with model"):
         train(TrainRequest(folder, out=tmp_path / "run", model="shvit_s2", resume=True))
-    with pytest.raises(shvit.InputError, match="began with name scratch, not finetune"):
+    with pytest.raises(shvit.InputError, match="began with recipe scratch, not finetune"):
         train(TrainRequest(folder, out=tmp_path / "run", recipe="finetune", resume=True))
 
 

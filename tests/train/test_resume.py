@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import shvit
 from conftest import tiny_architecture, wait_for
 from shvit.data.transforms import Preprocess
+from shvit.engines.torch import DTYPES
 from shvit.modelfile import ModelFile
 from shvit.requests.train import TrainRequest
 from shvit.train import checkpoint as state_module
@@ -22,7 +23,6 @@ from shvit.train import metrics
 from shvit.train.checkpoint import NAMES, Checkpoint
 from shvit.train.loop import Trainer
 from shvit.train.metrics import read_metrics
-from shvit.train.precision import DTYPES
 from shvit.train.progress import Reporter
 from shvit.train.run import train
 

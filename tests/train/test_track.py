@@ -2,6 +2,7 @@
 
 import io
 import re
+import signal
 
 import pytest
 from rich.console import Console
@@ -11,7 +12,9 @@ from conftest import tiny_architecture
 from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile, save
 from shvit.requests.train import TrainRequest
-from shvit.train import progress, track
+from shvit.train import progress
+from shvit.train import run as runs
+from shvit.train.loop import Trainer
 from shvit.train.metrics import read_metrics
 from shvit.train.progress import Reporter
 from shvit.train.run import train
@@ -34,7 +37,7 @@ def curves(folder):
 
 def test_tensorboard_shows_steps_and_epochs(folder, start, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr(track, "EVERY", 5)
+    monkeypatch.setattr(progress, "CURVE_STEPS", 5)
     settings = {**SETTINGS, "epochs": 2}
     train(
         TrainRequest(
@@ -49,10 +52,29 @@ def test_tensorboard_shows_steps_and_epochs(folder, start, tmp_path, monkeypatch
     assert {"step/lr", "step/images_per_second", "step/data_wait"} <= set(found)
 
 
+def test_curves_of_a_resumed_run_are_complete(folder, start, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(progress, "CURVE_STEPS", 5)
+    options = {"out": tmp_path / "run", "device": "cpu", "workers": 0, "track": "tensorboard"}
+    step = Trainer.train_step
+
+    def stopping(self, pieces):
+        step(self, pieces)
+        self.stopped_by = signal.SIGINT if (self.epoch, self.step) == (0, 9) else None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", stopping)
+        assert train(TrainRequest(folder, model=start, settings={**SETTINGS, "epochs": 2}, **options)).epochs == 1
+    train(TrainRequest(folder, resume=True, **options))
+    found = curves(tmp_path / "run" / "tensorboard")
+    assert [step for step, _ in found["step/loss"]] == [5, 10, 15, 20]
+    assert [step for step, _ in found["epoch/train_loss"]] == [10, 20]
+
+
 def test_unknown_or_missing_trackers(folder, start, tmp_path, monkeypatch):
-    with pytest.raises(shvit.InputError, match="track must be one of tensorboard, got 'wandb'"):
+    with pytest.raises(shvit.InputError, match="track must be tensorboard, got 'wandb'"):
         train(TrainRequest(folder, out=tmp_path / "run", model=start, device="cpu", track="wandb"))
-    monkeypatch.setattr(track, "find_spec", lambda _: None)
+    monkeypatch.setattr(runs, "find_spec", lambda _: None)
     with pytest.raises(shvit.InputError, match=r"needs the package tensorboard: pip install 'shvit\[tensorboard\]'"):
         train(TrainRequest(folder, out=tmp_path / "run", model=start, device="cpu", track="tensorboard"))
     assert not (tmp_path / "run").exists()

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import Field, fields, make_dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from ..console import BESIDE, METRICS, say, show_table
-from ..errors import InputError, notice
+from ..errors import InputError, counted, notice
 from ..redact import redacted
 from ..requests.train import TrainRequest
 from ..train.recipe import OLD_NAMES, Recipe
@@ -24,17 +24,13 @@ if TYPE_CHECKING:
 
 def _flags() -> list[tuple[str, Any, None]]:
     """Name, type and default of a flag for each field of a recipe, and of a hidden one for each old name."""
-    documented = {entry.name: entry for entry in fields(Recipe) if "help" in entry.metadata}
-    shown = [
-        (name, Annotated[entry.type | None, Parameter(help=entry.metadata["help"], show_default=False)], None)  # pyright: ignore
-        for name, entry in documented.items()
-    ]
-    hidden = [
-        (old, Annotated[documented[name].type | None, Parameter(show=False)], None)  # pyright: ignore
-        for old, name in OLD_NAMES.items()
-        if name in documented
-    ]
-    return shown + hidden
+    flags = {entry.name: entry for entry in fields(Recipe) if "help" in entry.metadata}
+    flags |= {old: flags[name] for old, name in OLD_NAMES.items() if name in flags}
+
+    def shown(flag: str, entry: Field[Any]) -> Parameter:
+        return Parameter(help=entry.metadata["help"], show=flag == entry.name, show_default=False)
+
+    return [(flag, Annotated[entry.type | None, shown(flag, entry)], None) for flag, entry in flags.items()]  # pyright: ignore
 
 
 RecipeSettings = make_dataclass("RecipeSettings", _flags(), namespace={"__module__": __name__})
@@ -55,28 +51,30 @@ def train(
     """
     from ..train import run
     from ..train.distributed import ProcessGroup
+    from ..train.profile import STEPS
     from ..train.progress import Reporter
 
-    request = replace(request, settings=_given(settings))
-    console, is_main = console_for(json), ProcessGroup.from_environment().is_main
+    request, is_main = replace(request, settings=_given(settings)), ProcessGroup.from_environment().is_main
+    console = console_for(json) if is_main else Console(quiet=True)
     if request.profile:
         idle = "out", "resume", "track", "teacher-cache", "save-every"
         typed.refuse(*idle, because="with --profile, which trains and writes nothing")
-        if is_main:
-            _announce_profile(console)
+        say(
+            console,
+            f"profiling: {STEPS} steps each of data loading, training steps, and both together. Nothing is saved. "
+            "If the model is compiled, the first step takes minutes.",
+        )
         profile = run.profile(request)
-        if is_main:
-            _show_profile(console, profile)
-            finish(json, profile.to_dict())
+        _show_profile(console, profile)
+        finish(json and is_main, profile.to_dict())
         return
     try:
         result = run.train(request, Reporter(console))
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(str(stop) or _remains(request)) from None
-    if is_main:
-        _show_result(console, result, request.data)
-        best = str(result.out / "best.safetensors") if result.best else None
-        finish(json, {"out": str(result.out), "best": best, **result.to_dict()})
+    _show_result(console, result, request.data)
+    best = str(result.out / "best.safetensors") if result.best else None
+    finish(json and is_main, {"out": str(result.out), "best": best, **result.to_dict()})
     if result.stopped_by:
         sys.exit({signal.SIGINT: INTERRUPTED, signal.SIGTERM: RESUME_ME}[result.stopped_by])
 
@@ -116,23 +114,14 @@ def _show_result(console: Console, result: "TrainResult", data: str) -> None:
         say(console, f"try it: shvit predict {best} IMAGES…")
 
 
-def _announce_profile(console: Console) -> None:
-    from ..train.profile import STEPS
-
-    say(
-        console,
-        f"profiling: {STEPS} steps each of data loading, training steps, and both together. Nothing is saved. "
-        "If the model is compiled, the first step takes minutes.",
-    )
-
-
 def _show_profile(console: Console, profile: "Profile") -> None:
     rows = [
         ["data loading", f"{profile.data:.0f}"],
         ["training steps", f"{profile.compute:.0f}"],
         ["both together", f"{profile.together:.0f}"],
     ]
-    show_table(console, [f"batch size {profile.batch_size}, {profile.workers} workers", "images/s"], rows)
+    workers = counted(profile.workers, "worker")
+    show_table(console, [f"batch size {profile.batch_size}, {workers}", "images/s"], rows)
     advice = {
         "data": "Try more --workers, or store smaller images with shvit shard",
         "compute": "Data loading is fast enough. Try --precision, --compile on, or a faster machine",

@@ -5,7 +5,7 @@ from pathlib import Path
 from ..data.coco import CocoDataset
 from ..data.dataset import Dataset
 from ..data.loader import draw_some, probe
-from ..errors import Failure
+from ..errors import Failure, counted
 from ..files import write_csv
 
 PROBED = 512
@@ -21,12 +21,12 @@ class BadImages:
 
     Args:
         source: The dataset.
-        out: The run's folder.
+        out: Folder for bad_images.csv.
         max_share: Largest fraction of a split's images that may be bad.
         writes: Whether this process writes files.
     """
 
-    def __init__(self, source: Dataset | CocoDataset, out: Path, max_share: float, writes: bool = True) -> None:
+    def __init__(self, source: Dataset | CocoDataset, out: Path, max_share: float, writes: bool) -> None:
         self._splits = {"train": source.train, "val": source.val}
         self._out, self._max_share, self._writes = out, max_share, writes
         self.train: dict[int, str] = dict(source.train.bad)
@@ -62,8 +62,9 @@ class BadImages:
         seen = len(self._splits[name]) if seen is None else seen
         if bad > self._max_share * seen:
             self.write()
+            kind = "training" if name == "train" else "validation"
             raise TrainError(
-                f"{bad} of {seen} {'training' if name == 'train' else 'validation'} images cannot be used, "
+                f"{bad} of {counted(seen, f'{kind} image')} cannot be used, "
                 f"more than --max-bad-share {self._max_share:g}; {self._out / 'bad_images.csv'} lists the reasons"
             )
 

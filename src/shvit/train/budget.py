@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..errors import counted
 from .recipe import OBJECT_TASKS, Recipe
 from .recipes import RECIPES, TASK_RECIPES, small
 
@@ -12,7 +13,7 @@ PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
 """Training images of ImageNet-1K, and the fraction of the published budget above which a recipe is not changed."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
 """Augmentation is light up to the first number of epochs, and has its full strength from the second one."""
-ENOUGH_STEPS, MIN_BATCH, MIN_OBJECT_BATCH = 1400, 32, 4
+ENOUGH_STEPS, MIN_CLASSIFIER_BATCH, MIN_DETECTOR_BATCH = 1400, 32, 4
 """Minimum number of optimizer steps, and minimum batch sizes of classifiers and of detectors.
 
 If a run has fewer steps, its batch size is halved until it has enough or until the minimum is reached.
@@ -35,7 +36,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
         recipe: The recipe for its published budget: 1.28 million images for classifiers.
         images: Number of training images.
         named: Fields that the user set. They are kept.
-        image_size: Image size in pixels, for a recipe without one. Default: at least 128.
+        image_size: Image size in pixels, used if the recipe has none. Default: 128.
     """
     if any(recipe.name in TASK_RECIPES[task] for task in OBJECT_TASKS):
         changes = _fit_objects(recipe, images, named)
@@ -49,9 +50,11 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: 
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}
-    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_BATCH, 2)
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_CLASSIFIER_BATCH, 2)
     changes: dict[str, Any] = {"batch_size": batch}
-    muon = batch < published.batch_size and _takes_muon(recipe, named, image_size)
+    short = recipe.epochs <= MUON_EPOCHS and image_size >= MUON_SIZE
+    wanted = recipe.optimizer == "muon" if "optimizer" in named else short
+    muon = batch < published.batch_size and wanted and recipe.name == "scratch"  # measured only with new weights
     if muon:
         changes |= {"optimizer": "muon", "schedule": "linear"}
     if batch < published.batch_size:
@@ -59,7 +62,7 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: 
         at_64 = 4e-3 if muon else 3e-3
         share = published.effective_lr / Recipe().effective_lr
         changes |= {
-            **_lr(recipe, min(4e-3, at_64 * math.sqrt(batch / 64)) * share, batch),
+            "lr": min(4e-3, at_64 * math.sqrt(batch / 64)) * share * recipe.lr_batch / batch,
             **_ema(recipe, images, batch),
             "weight_decay": 2 * recipe.weight_decay,
             "clip": 0.0,
@@ -70,39 +73,26 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: 
         changes["schedule_by"] = "step"
     strength = min(1.0, max(0.0, (recipe.epochs - LIGHT_EPOCHS) / (FULL_EPOCHS - LIGHT_EPOCHS)))
     if strength < 1:
+        scaled = "color_jitter", "mixup", "cutmix", "random_erasing"
         changes |= {
             "repeats": 1,
             "crop_min": recipe.crop_min * strength + 0.35 * (1 - strength),
             "interpolation": "random",
             "rand_augment": round(recipe.rand_augment * strength),
-            **{
-                name: getattr(recipe, name) * strength for name in ("color_jitter", "mixup", "cutmix", "random_erasing")
-            },
+            **{name: getattr(recipe, name) * strength for name in scaled},
         }
     return changes
-
-
-def _takes_muon(recipe: Recipe, named: frozenset[str], image_size: int) -> bool:
-    """Whether to use the settings for Muon: if the user chose Muon, or by default in short runs on larger images.
-
-    Only for `scratch`, because Muon was measured only on networks with new weights.
-    """
-    if recipe.name != "scratch":
-        return False
-    if "optimizer" in named:
-        return recipe.optimizer == "muon"
-    return recipe.epochs <= MUON_EPOCHS and image_size >= MUON_SIZE
 
 
 def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
     """The changes for detectors: smaller batches for `small` if there are few steps. `coco_1x` is not changed."""
     if recipe.name != "small":
         return {}
-    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_OBJECT_BATCH, 1)
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_DETECTOR_BATCH, 1)
     published = small()
     return {
         "batch_size": batch,
-        **_lr(recipe, published.effective_lr * math.sqrt(batch / published.batch_size), batch),
+        "lr": published.effective_lr * math.sqrt(batch / published.batch_size) * recipe.lr_batch / batch,
         **_ema(recipe, images, batch),
         "warmup_epochs": min(recipe.warmup_epochs, 0.1 * recipe.epochs),
     }
@@ -119,10 +109,6 @@ def _batch(recipe: Recipe, images: int, minimum: int, batches: int) -> int:
     while batch > batches and images < batches * batch:
         batch //= 2
     return batch
-
-
-def _lr(recipe: Recipe, effective: float, batch: int) -> dict[str, Any]:
-    return {"lr": effective * recipe.lr_batch / batch}
 
 
 def _ema(recipe: Recipe, images: int, batch: int) -> dict[str, Any]:
@@ -142,10 +128,6 @@ class Choice:
     used: Any
     reason: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def choices(published: Recipe, fitted: Recipe, images: int, named: Iterable[str] = ()) -> tuple[Choice, ...]:
     """The changes that `fit` made, and their reasons. Settings with the same reason are adjacent.
@@ -154,47 +136,39 @@ def choices(published: Recipe, fitted: Recipe, images: int, named: Iterable[str]
         published: The published recipe for the same network.
         fitted: The result of `fit`.
         images: Number of training images.
-        named: Fields that the user set. They are not listed.
+        named: Fields that the user set. They are left out.
     """
     before, after = published.to_dict(), fitted.to_dict()
     hidden = {*named, *(["effective_lr"] if "lr" in named else [])}
     return tuple(
         Choice(name, before[name], after[name], reason)
-        for names, reason in _reasons(published, fitted, images)
-        for name in names
+        for names, reason in _reasons(published, fitted, images).items()
+        for name in names.split()
         if name not in hidden and before[name] != after[name]
     )
 
 
-def _reasons(published: Recipe, fitted: Recipe, images: int) -> list[tuple[tuple[str, ...], str]]:
+def _reasons(published: Recipe, fitted: Recipe, images: int) -> dict[str, str]:
     """Groups of fields, each with the reason why `fit` changes them."""
-    passes = f"{images:,} images x {fitted.epochs} epochs"
+    budget = f"{counted(images, 'image')} x {counted(fitted.epochs, 'epoch')}"
     steps = images * fitted.epochs // published.batch_size
-    minimum = MIN_OBJECT_BATCH if published.name == "small" else MIN_BATCH
-    halved = f"halved until there are {ENOUGH_STEPS:,}, but not below {minimum}"
+    minimum = MIN_DETECTOR_BATCH if published.name == "small" else MIN_CLASSIFIER_BATCH
+    halved = f"until there are {ENOUGH_STEPS:,}, but not below {minimum}"
     if fitted.batch_size < minimum:
-        halved = f"halved until {images:,} images fill a batch"
+        halved = f"until {counted(images, 'image')} fill a batch"
     averaged = round(1 / (1 - fitted.ema)) if fitted.ema < 1 else 0
     warmup = "a tenth of the epochs"
     if fitted.optimizer != "muon":
         warmup = "shortened in proportion to the epochs, and to at most a tenth of them"
+    muon = f"Muon with a linear schedule learns more than AdamW in up to {MUON_EPOCHS} epochs from new weights"
     augmentation = "repeats crop_min interpolation rand_augment color_jitter mixup cutmix random_erasing"
-    return [
-        (("batch_size",), f"{passes} give only {steps:,} steps of {published.batch_size:,}; {halved}"),
-        (
-            ("optimizer", "schedule"),
-            f"Muon with a linear schedule learns more than AdamW in up to {MUON_EPOCHS} epochs from new weights",
-        ),
-        (
-            ("effective_lr",),
-            f"proportional to the square root of the batch size; --lr is for {fitted.lr_batch} images",
-        ),
-        (("weight_decay", "clip"), "twice the weight decay and no clipping with smaller batches"),
-        (("ema", "ema_warmup"), f"the EMA averages over about {averaged} steps, {EMA_SHARE:.0%} of the run"),
-        (("warmup_epochs",), warmup),
-        (("schedule_by",), "few epochs: the learning rate changes at every step"),
-        (
-            tuple(augmentation.split()),
-            f"{fitted.epochs} epochs are too few for the full augmentation, which needs {FULL_EPOCHS}",
-        ),
-    ]
+    return {
+        "batch_size": f"{budget} give only {counted(steps, 'step')} of {published.batch_size:,}; halved {halved}",
+        "optimizer schedule": muon,
+        "effective_lr": f"proportional to the square root of the batch size; --lr is for {fitted.lr_batch} images",
+        "weight_decay clip": "twice the weight decay and no clipping with smaller batches",
+        "ema ema_warmup": f"the EMA averages over about {averaged} steps, {EMA_SHARE:.0%} of the run",
+        "warmup_epochs": warmup,
+        "schedule_by": "few epochs: the learning rate changes at every step",
+        augmentation: f"too few epochs for the full augmentation, which needs {FULL_EPOCHS}",
+    }

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError, one_line
+from ..errors import InputError, counted, one_line
 from ..files import replacing
 
 NEWEST, PREVIOUS = "state.pt", "state.previous.pt"
 NAMES = NEWEST, PREVIOUS
 """File names, newest first."""
+DAMAGE = (RuntimeError, OSError, EOFError, TypeError, ValueError, KeyError, AttributeError, UnpicklingError)
+"""What torch raises for damaged files."""
 
 
 class CheckpointError(InputError):
@@ -27,8 +29,7 @@ class Checkpoint:
     """The state needed to resume a run.
 
     A checkpoint contains no state of random generators. The recipe's seed, the epoch and the step determine the
-    learning rate, the order of the images and all random numbers, because `loader.seeded` seeds the generators for each
-    image and each step.
+    learning rate, the order of the images and all random numbers (see `loader.seeded`).
     """
 
     epoch: int
@@ -59,17 +60,15 @@ class Checkpoint:
     fingerprint: str
     """Fingerprint of the dataset."""
 
-    def differences(self, processes: int, precision: str) -> list[str]:
+    def differences(self, processes: int, precision: str) -> Iterator[str]:
         """Warnings if the run is resumed with a different number of processes or a different precision."""
-        warnings = []
         if self.processes != processes:
-            warnings.append(
-                f"{processes} processes resume a run of {self.processes}: each step uses the same images, but mixes "
-                "and normalizes them differently"
+            yield (
+                f"the run began with {counted(self.processes, 'process', 'processes')} and resumes with {processes}: "
+                "each step uses the same images, but mixes and normalizes them differently"
             )
         if self.precision != precision:
-            warnings.append(f"the run began in {self.precision} and resumes in {precision}")
-        return warnings
+            yield f"the run began in {self.precision} and resumes in {precision}"
 
     def save(self, folder: Path) -> None:
         """Write state.pt atomically, and keep the previous one as state.previous.pt."""
@@ -106,18 +105,8 @@ class Checkpoint:
             if content.pop("digest") != _digest(content):
                 raise ValueError("its checksum differs")
             return cls(**content)
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            TypeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            UnpicklingError,
-        ) as error:
-            reason = one_line(error, first=True)
-            raise CheckpointError(f"{path} is damaged ({reason})") from None
+        except DAMAGE as error:
+            raise CheckpointError(f"{path} is damaged ({one_line(error, first=True)})") from None
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -31,7 +31,6 @@ class Teacher:
         trained: Any network whose classes include the student's classes.
         classes: The student's classes.
         preprocess: The student's image size and normalization.
-        device: The student's device.
         dtype: Data type of the teacher's forward pass.
         cache: Stores logits, so that each is computed once. None computes them every time.
 
@@ -74,18 +73,7 @@ class Teacher:
         return self._cache.put(batch, logits) if self._cache else logits
 
 
-CHANGES_IMAGES = (
-    "seed",
-    "val_share",
-    "views",
-    "repeats",
-    "crop_min",
-    "flip",
-    "color_jitter",
-    "rand_augment",
-    "interpolation",
-    "max_pixels",
-)
+CHANGES_IMAGES = "seed val_share views repeats crop_min flip color_jitter rand_augment interpolation max_pixels"
 """Recipe fields that determine the training images and the augmentation of each view."""
 
 
@@ -94,7 +82,7 @@ class LogitsCache:
 
     Args:
         folder: Contains a subfolder for each combination of everything that the logits depend on.
-        recipe: The student's recipe; it decides the augmentation.
+        recipe: The student's recipe.
         preprocess: The student's preprocessing.
         about: Other values that the logits depend on: the teacher, the dataset and its classes.
         images: Number of training images.
@@ -106,14 +94,12 @@ class LogitsCache:
     def __init__(
         self, folder: Path, recipe: Recipe, preprocess: Preprocess, about: dict[str, Any], images: int
     ) -> None:
-        changing = [name for name in ("mixup", "cutmix", "random_erasing") if getattr(recipe, name)]
-        changing += ["repeats"] if recipe.repeats > 1 else []
-        if changing:
-            flags = " ".join(f"--{name.replace('_', '-')} {int(name == 'repeats')}" for name in changing)
+        required = {"mixup": 0, "cutmix": 0, "random_erasing": 0, "repeats": 1}
+        if changing := [name for name, value in required.items() if getattr(recipe, name) != value]:
+            flags = " ".join(f"--{name.replace('_', '-')} {required[name]}" for name in changing)
             raise InputError(f"--teacher-cache requires {flags}: otherwise every step sees different images")
-        described = {name: getattr(recipe, name) for name in CHANGES_IMAGES} | preprocess.to_dict() | about
-        described["images"] = images
-        text = json.dumps(described, indent=2, sort_keys=True)
+        fields = {name: getattr(recipe, name) for name in CHANGES_IMAGES.split()}
+        text = json.dumps({**fields, **preprocess.to_dict(), **about, "images": images}, indent=2, sort_keys=True)
         self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._shape = images, len(about["classes"])
         self._view, self._logits = -1, np.empty((0, 0), np.float16)

@@ -14,16 +14,14 @@ from torch import distributed, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import Failure, InputError, notice, one_line
+from ..errors import Failure, InputError, counted, notice, one_line
 
 START_TIMEOUT = timedelta(minutes=30)
 """Time from the start of the first process to the start of the last one."""
 TIMEOUT = timedelta(hours=2)
 """Time to wait for another process, which may be reading a whole dataset. A lost process is detected at once."""
-
-
-NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-VARIABLES = (*NUMBERS, "MASTER_ADDR", "MASTER_PORT")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for each process."""
 
 
@@ -44,7 +42,7 @@ class ProcessGroup:
             InputError: Variables are missing, are not whole numbers, or contradict each other.
         """
         given = {name: value for name in VARIABLES if (value := os.environ.get(name, "").strip())}
-        numbers = {name: _whole(name, given[name]) for name in NUMBERS if name in given}
+        numbers = {name: _whole(name, given[name]) for name in RANK_VARIABLES if name in given}
         if not numbers:  # MASTER_ADDR and MASTER_PORT alone do not start distributed training
             return cls()
         missing = [name for name in VARIABLES if name not in given]
@@ -53,11 +51,11 @@ class ProcessGroup:
                 f"the environment has {', '.join(numbers)} of distributed training, but not {', '.join(missing)}: "
                 f"start it with torchrun, or unset {', '.join(numbers)}"
             )
-        group = cls(numbers.get("RANK", 0), numbers["WORLD_SIZE"], numbers.get("LOCAL_RANK", 0))
-        for name, rank in (("RANK", group.rank), ("LOCAL_RANK", group.local_rank)):
-            if rank >= group.size:
-                raise InputError(f"{name} {rank} in the environment must be less than WORLD_SIZE {group.size}")
-        return group
+        size, ranks = numbers["WORLD_SIZE"], {name: numbers.get(name, 0) for name in ("RANK", "LOCAL_RANK")}
+        for name, rank in ranks.items():
+            if rank >= size:
+                raise InputError(f"{name} {rank} in the environment must be less than WORLD_SIZE {size}")
+        return cls(ranks["RANK"], size, ranks["LOCAL_RANK"])
 
     @property
     def is_main(self) -> bool:
@@ -75,7 +73,7 @@ class ProcessGroup:
         if kind != "cuda":
             raise InputError(f"device {kind} is a single GPU for {self.size} processes: use --device cuda")
         if self.local_rank >= (gpus := torch.cuda.device_count()):
-            raise InputError(f"more processes than the {gpus} GPUs of this machine: use --nproc-per-node {gpus}")
+            raise InputError(f"more processes than this machine's {counted(gpus, 'GPU')}: use --nproc-per-node {gpus}")
         return f"cuda:{self.local_rank}"
 
     @contextmanager
@@ -101,7 +99,7 @@ class ProcessGroup:
             store = distributed.PrefixStore(_agree_on_name(store, self.rank, self.size), store)
             distributed.init_process_group(backend, store=store, **group)
             yield
-        except (distributed.DistBackendError, RuntimeError) as error:
+        except RuntimeError as error:
             if isinstance(error, Failure) or not _lost_connection(error):
                 raise
             raise Failure(
@@ -142,17 +140,17 @@ class ProcessGroup:
         """Call `make` in the main process, and return its result (or raise its error) in all processes."""
         if self.size == 1:
             return make()
-        result, error = None, None
+        outcome: list[Any] = [None, None]
         if self.is_main:
             try:
-                result = make()
-            except Exception as raised:  # any error must reach the other processes, which wait for the result
-                error = raised
-        outcome = [result, error]
+                outcome[0] = make()
+            except Exception as error:  # any error must reach the other processes, which wait for the result
+                outcome[1] = error
         distributed.broadcast_object_list(outcome)
-        if (error := error or outcome[1]) is not None:
+        result, error = outcome
+        if error is not None:
             raise error
-        return outcome[0]
+        return result
 
     def mark_begun(self, run: str) -> None:
         """Record that a run has begun, also for processes that torchrun restarts."""
@@ -173,8 +171,8 @@ class ProcessGroup:
 
 
 def _whole(name: str, text: str) -> int:
-    if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) < 1):
-        minimum = 1 if name == "WORLD_SIZE" else 0
+    minimum = 1 if name == "WORLD_SIZE" else 0
+    if not text.isdecimal() or int(text) < minimum:
         raise InputError(f"{name} in the environment must be a whole number of at least {minimum}, got {text!r}")
     return int(text)
 
@@ -182,8 +180,7 @@ def _whole(name: str, text: str) -> int:
 def _agree_on_name(store: distributed.Store, rank: int, size: int) -> str:
     """A name that is the same for all processes of this start, and different from that of any earlier start.
 
-    torchrun keeps its store when it restarts processes. Without a new name, the entries of the earlier processes, such
-    as their addresses, would be mistaken for the current ones.
+    torchrun keeps its store when it restarts processes, with outdated entries such as addresses.
     """
     if rank > 0:
         mine = uuid4().hex
@@ -213,9 +210,6 @@ def _agent_store() -> distributed.Store | None:
 
 
 def _lost_connection(error: BaseException) -> bool:
-    if isinstance(error, distributed.DistStoreError | distributed.DistNetworkError):
-        return True
-    text = str(error)
-    return any(
-        sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
-    )
+    signs = "Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL"
+    kinds = distributed.DistStoreError, distributed.DistNetworkError
+    return isinstance(error, kinds) or any(sign in str(error) for sign in signs)

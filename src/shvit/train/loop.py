@@ -17,6 +17,8 @@ from ..data.coco import CocoDataset
 from ..data.dataset import Dataset
 from ..data.loader import Batch, Loader, Share, seeded, worker_death_as_failure
 from ..data.transforms import Normalize
+from ..engines.torch import DTYPES
+from ..errors import counted
 from ..files import sweep
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
@@ -27,9 +29,10 @@ from .clip import clip_adaptively
 from .distributed import ProcessGroup
 from .metrics import append_row, remove_rows_after
 from .optim import make_optimizer, make_schedule, schedule_time
-from .precision import DTYPES, check_norms, pick_training_precision, picks_compile
-from .progress import Progress, Reporter, RunInfo, TrainResult
+from .precision import check_norms, pick_training_precision, picks_compile
+from .progress import Progress, Reporter, TrainResult
 from .recipe import Recipe
+from .remaining import TimeLeft
 from .signals import on_stop_signal
 
 LOSSES_KEPT = 20
@@ -40,14 +43,8 @@ class Trainer:
     """Trains the network of `start` on `source`, and writes everything to the folder `out`.
 
     Args:
-        task: The task.
-        start: The network to start from, its classes and its preprocessing.
-        source: The dataset.
         recipe: The recipe, adapted to the dataset by `fit`.
-        out: The run's folder.
-        device: Device to train on.
         workers: Data-loading workers per training process.
-        reporter: Prints the progress.
         facts: Added to the provenance of the model files.
         group: The training processes. Each has a trainer; the main process writes.
         save_every: Steps between checkpoints.
@@ -68,12 +65,8 @@ class Trainer:
         save_every: int = 500,
     ) -> None:
         self.task, self.source, self.recipe, self.out = task, source, recipe, out
-        self.device = torch.device(device)
-        self.reporter = reporter or Reporter()
-        self.start = start
-        self.facts = facts or {}
-        self.group = group or ProcessGroup()
-        self.save_every = save_every
+        self.device, self.start, self.save_every = torch.device(device), start, save_every
+        self.reporter, self.facts, self.group = reporter or Reporter(), facts or {}, group or ProcessGroup()
         self.precision = pick_training_precision(recipe, device, start)
         self.autocast = torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore
@@ -138,10 +131,12 @@ class Trainer:
             self.reporter.finished(self.out, self.epoch)
             return TrainResult(self.out, self.epoch, self.best_metrics, None, self.seconds, 0.0)
         if len(self.train_loader) == 0:
-            usable = self.train_loader.images
-            raise TrainError(f"batch_size {self.recipe.batch_size} is more than the {usable} usable training images")
+            usable = counted(self.train_loader.images, "usable training image")
+            raise TrainError(f"batch_size {self.recipe.batch_size} is more than the {usable}")
         images_done, train_seconds = 0, 0.0
-        watched = self.reporter.training(self._info(), self.progress())
+        eval_steps = len(self.source.val) / self.recipe.batch_size / 3  # a step costs three forward passes
+        left = TimeLeft(self.recipe.epochs, len(self.train_loader), self.recipe.eval_every, eval_steps)
+        watched = self.reporter.training(self._description(), self.progress(), left)
         with worker_death_as_failure(), on_stop_signal(self._stop), watched:
             while self.epoch < self.recipe.epochs:
                 done, seconds, wait = self._train_epoch()
@@ -331,7 +326,7 @@ class Trainer:
                 f"dataset {self.source.name} is not the data that {self.out} was trained on: choose another --out"
             )
         warnings = [f"{problem}; resuming from the previous checkpoint" for problem in problems]
-        for warning in warnings + checkpoint.differences(self.group.size, self.precision):
+        for warning in [*warnings, *checkpoint.differences(self.group.size, self.precision)]:
             self.reporter.warn(warning)
         self.model.load_state_dict(checkpoint.model)
         if self.ema is not None and checkpoint.ema is not None:
@@ -363,10 +358,21 @@ class Trainer:
         for known in self.group.gather(self.bad.train):
             self.bad.train |= known
 
-    def _info(self) -> RunInfo:
-        network = self.start.architecture.name, self.start.preprocess.image_size
-        data = len(self.source.train), len(self.source.val), len(self.source.classes)
-        return RunInfo(self.recipe, *network, *data, str(self.device), self.group.size, self.precision, self.compiled)
+    def _description(self) -> list[str]:
+        """What is trained, on which data, how and where. The reporter prints it before the first step."""
+        recipe, source, bad = self.recipe, self.source, len(self.bad)
+        images = f"{counted(len(source.train), 'training image')}, {counted(len(source.val), 'validation image')}"
+        unusable = f"; {counted(bad, 'bad image')} so far, see bad_images.csv" if bad else ""
+        processes = f"{self.group.size} processes, " if self.group.size > 1 else ""
+        compiled = "compiled (the first step takes minutes)" if self.compiled else "not compiled"
+        teacher = f", teacher {recipe.teacher}" if recipe.teacher else ""
+        return [
+            f"{images}, {counted(len(source.classes), 'class', 'classes')}{unusable}",
+            f"{self.start.architecture.name} at {self.start.preprocess.image_size} pixels on {self.device}, {processes}"
+            f"{self.precision}, channels_last, {compiled}; recipe {recipe.name}{teacher}: "
+            f"{counted(recipe.epochs, 'epoch')}, batch size {recipe.batch_size}, effective learning rate "
+            f"{recipe.effective_lr:.2g}, weight decay {recipe.weight_decay:g}",
+        ]
 
     def progress(self, images_per_second: float = 0.0, data_wait: float = 0.0) -> Progress:
         """The current position."""

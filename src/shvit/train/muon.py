@@ -81,9 +81,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalized(matrix: Float[Tensor, "m n"], dtype: torch.dtype | None = None) -> Float[Tensor, "m n"]:
     """Approximate U V^T of the singular value decomposition U S V^T: singular values become about 1, unless tiny.
 
-    Args:
-        matrix: Any matrix.
-        dtype: Data type to compute in; default: that of `matrix`. The result has the type of `matrix`.
+    Computes in `dtype` (default: that of `matrix`). The result has the data type of `matrix`.
     """
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = (x / x.norm().clamp_min(1e-7)).to(dtype)

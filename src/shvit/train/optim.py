@@ -28,13 +28,11 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
     options: dict[str, Any] = {} if recipe.beta2 is None else {"betas": (0.9, recipe.beta2)}
     lr, decay = recipe.effective_lr, recipe.weight_decay
     if recipe.optimizer == "muon":
-        everything = [
-            {"params": [weight for weight in model.parameters() if weight.requires_grad], "weight_decay": decay}
-        ]
+        everything = [weight for weight in model.parameters() if weight.requires_grad]
         groups = everything if recipe.decay_all else param_groups_weight_decay(model, decay)
         device = str(next(model.parameters()).device)
         dtype = torch.bfloat16 if pick_precision(recipe, device) == "bf16" else None
-        return Muon(groups, lr, dtype=dtype, **options)
+        return Muon(groups, lr, decay, dtype=dtype, **options)
     if recipe.optimizer == "adamw":
         options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass instead of ten
     try:

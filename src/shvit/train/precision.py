@@ -15,8 +15,6 @@ from ..model.cost import cost
 from ..modelfile import ModelFile
 from .recipe import Recipe
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}
 """Minimum multiply-accumulates of a run's forward passes for which compiling saves more time than it costs."""
 
@@ -69,7 +67,7 @@ def check_norms(model: Model, recipe: Recipe, image_size: int, processes: int) -
         return
     single = [part for part, shape in _inputs(model, image_size, _BatchNorm) if shape.numel() == shape[1]]
     if not set(norms).isdisjoint(single):
-        each = f" for each of {pieces} pieces (processes x accumulate)" if pieces > 1 else ""
+        each = f" for each of {pieces} micro-batches (processes x accumulate)" if pieces > 1 else ""
         raise InputError(
             f"BatchNorm needs at least two images, and batch_size {recipe.batch_size} gives one{each}: "
             f"it must be at least {2 * pieces}"

@@ -43,12 +43,12 @@ class Profile:
         return {**asdict(self), "bottleneck": self.bottleneck}
 
 
-def measure(trainer: Trainer, workers: int) -> Profile:
+def time_steps(trainer: Trainer, workers: int) -> Profile:
     """Time a few training steps. These steps change the trainer's network. No files are written."""
     trainer.task.ready(trainer.model.train())
     size, pieces = trainer.recipe.batch_size, trainer.recipe.accumulate
     steps = _steps(trainer, pieces)
-    waited = 0.0
+    waits: list[float] = []
 
     def compute_step(step: list[Batch]) -> None:
         trainer.train_step(step)
@@ -56,10 +56,9 @@ def measure(trainer: Trainer, workers: int) -> Profile:
             torch.cuda.synchronize(trainer.device)
 
     def both() -> None:
-        nonlocal waited
         started = time.perf_counter()
         step = next(steps)
-        waited += time.perf_counter() - started
+        waits.append(time.perf_counter() - started)
         compute_step(step)
 
     step = next(steps)
@@ -67,15 +66,12 @@ def measure(trainer: Trainer, workers: int) -> Profile:
     for _ in range(2 * workers):  # discard the prefetched batches
         next(steps)
     data = _seconds(lambda: next(steps))
-    for _ in range(2):
-        both()
-    waited = 0.0
-    together = _seconds(both, warm_up=0)
+    together = _seconds(both)
     return Profile(
         STEPS * size / data,
         STEPS * size / compute,
         STEPS * size / together,
-        waited / together,
+        sum(waits[-STEPS:]) / together,
         workers,
         size,
         trainer.compiled,
@@ -97,9 +93,9 @@ def _steps(trainer: Trainer, pieces: int) -> Iterator[list[Batch]]:
         epoch += 1
 
 
-def _seconds(work: Any, warm_up: int = 2) -> float:
-    """Seconds for `STEPS` calls."""
-    for _ in range(warm_up):
+def _seconds(work: Any) -> float:
+    """Seconds for `STEPS` calls, after two warm-up calls."""
+    for _ in range(2):
         work()
     started = time.perf_counter()
     for _ in range(STEPS):

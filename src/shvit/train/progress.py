@@ -3,11 +3,11 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich import progress as bars
 from rich.console import Console
@@ -15,27 +15,12 @@ from rich.console import Console
 from ..console import BESIDE, say, takes_all
 from ..errors import counted
 from .budget import Choice
-from .recipe import Recipe
 from .remaining import TimeLeft
 
 LINE_SECONDS = 60.0
 """Seconds between two progress lines if the output is not a terminal."""
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """Description of a run, printed before its first step."""
-
-    recipe: Recipe
-    network: str
-    image_size: int
-    train_images: int
-    val_images: int
-    classes: int
-    device: str
-    processes: int
-    precision: str
-    compiled: bool
+CURVE_STEPS = 20
+"""Steps between two points of a TensorBoard curve."""
 
 
 @dataclass(frozen=True)
@@ -96,47 +81,32 @@ class TrainResult:
             "stopped_by": self.stopped_by and self.stopped_by.name,
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
-            "choices": [choice.to_dict() for choice in self.choices],
+            "choices": [asdict(choice) for choice in self.choices],
         }
-
-
-class Tracker(Protocol):
-    """Records a run for an external tool."""
-
-    def begin(self, progress: Progress) -> None:
-        """Called before the first step."""
-        ...
-
-    def step(self, progress: Progress) -> None:
-        """Called after each step."""
-        ...
-
-    def epoch(self, progress: Progress, row: dict[str, Any]) -> None:
-        """Called after each epoch. `row` is the epoch's line of metrics.jsonl."""
-        ...
 
 
 class Reporter:
     """Prints a progress bar on terminals, a line per minute elsewhere, and a line per epoch on both.
 
-    Args:
-        console: Where to print. None prints nothing.
+    Without a console, it prints nothing.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(quiet=True)
         takes_all(self.console.file)
-        self.trackers: list[Tracker] = []
+        self.curves: Path | None = None
+        """Folder for TensorBoard curves. None writes none."""
+        self._curves: Any = None
         self._bar: bars.Progress | None = None
         self._last_line = 0.0
         self._left: TimeLeft | None = None
 
     @contextlib.contextmanager
-    def training(self, run: RunInfo, progress: Progress) -> Iterator[None]:
-        """Print the description of the run, and show its progress inside the context."""
-        self._announce(run, progress)
-        for tracker in self.trackers:
-            tracker.begin(progress)
+    def training(self, description: Sequence[str], progress: Progress, left: TimeLeft) -> Iterator[None]:
+        """Print the lines that describe the run, and show its progress inside the context."""
+        for line in description:
+            say(self.console, line)
+        self._left, self._curves = left, None
         columns = (
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
@@ -145,10 +115,16 @@ class Reporter:
             bars.TimeElapsedColumn(),
             bars.TextColumn("{task.fields[left]}"),
         )
-        forwards = run.val_images / run.recipe.batch_size  # a training step costs as much as three of them
-        self._left = TimeLeft(progress.epochs, progress.steps, run.recipe.eval_every, forwards / 3)
         hidden = not self.console.is_terminal
-        with bars.Progress(*columns, console=self.console, disable=hidden, transient=True) as self._bar:
+        with contextlib.ExitStack() as stack:
+            if self.curves is not None:
+                from torch.utils.tensorboard.writer import SummaryWriter
+
+                # hides the points that an interrupted run wrote for steps that this run repeats
+                self._curves = stack.enter_context(SummaryWriter(self.curves, purge_step=progress.steps_done + 1))
+            self._bar = stack.enter_context(
+                bars.Progress(*columns, console=self.console, disable=hidden, transient=True)
+            )
             self._last_line = time.monotonic()
             values = {"completed": progress.steps_done, "speed": 0.0, "data_wait": 0.0, "loss": 0.0, "left": ""}
             self._bar.add_task("", total=progress.epochs * progress.steps, **values)
@@ -172,8 +148,9 @@ class Reporter:
                 f"{epoch}, step {progress.step}/{progress.steps} · loss {progress.loss:.3f} · "
                 f"{speed:.0f} images/s · data wait {data_wait:.0%}" + (left and f" · {left}"),
             )
-        for tracker in self.trackers:
-            tracker.step(progress)
+        if progress.step % CURVE_STEPS == 0:
+            keys = "loss", "lr", "images_per_second", "data_wait"
+            self._add_points("step", {key: getattr(progress, key) for key in keys}, progress)
 
     def epoch(self, progress: Progress, row: dict[str, Any], headline: str) -> None:
         """Called after each epoch. `row` is the epoch's line of metrics.jsonl."""
@@ -188,11 +165,18 @@ class Reporter:
             f"{row['images_per_second']:.0f} images/s",
             f"data wait {row['data_wait']:.0%}",
             f"{_duration(row['seconds'])}, {self._time_left(progress)}",
-            *([f"{progress.bad_images} bad images"] if progress.bad_images else []),
+            *([counted(progress.bad_images, "bad image")] if progress.bad_images else []),
         ]
         say(self.console, " · ".join(parts))
-        for tracker in self.trackers:
-            tracker.epoch(progress, row)
+        self._add_points("epoch", {key: value for key, value in row.items() if key != "epoch"}, progress)
+
+    def _add_points(self, group: str, values: Mapping[str, Any], progress: Progress) -> None:
+        """Add a point to the TensorBoard curve of each number."""
+        if self._curves is not None:
+            for key, value in values.items():
+                if isinstance(value, int | float):
+                    self._curves.add_scalar(f"{group}/{key}", value, progress.steps_done)
+            self._curves.flush()
 
     def _time_left(self, progress: Progress) -> str:
         return f"{_duration(self._left.seconds(progress.epoch, progress.step))} left" if self._left else ""
@@ -209,31 +193,11 @@ class Reporter:
         """Print the settings that differ from the published ones, grouped by reason."""
         if not choices:
             return
-        say(
-            self.console,
-            f"settings for {images:,} images x {epochs} epochs (published values in parentheses; flags override them):",
-        )
+        budget = f"{counted(images, 'image')} x {counted(epochs, 'epoch')}"
+        say(self.console, f"settings for {budget} (published values in parentheses; flags override them):")
         for reason, group in groupby(choices, lambda choice: choice.reason):
             shown = (f"{each.field.replace('_', ' ')} {_value(each.used)} ({_value(each.published)})" for each in group)
             say(self.console, f"  {', '.join(shown)}: {reason}")
-
-    def _announce(self, run: RunInfo, progress: Progress) -> None:
-        recipe = run.recipe
-        name = f"recipe {recipe.name}" + (f", teacher {recipe.teacher}" if recipe.teacher else "")
-        device = run.device + (f", {run.processes} processes" if run.processes > 1 else "")
-        compiled = "compiled (the first step takes minutes)" if run.compiled else "not compiled"
-        say(
-            self.console,
-            f"{run.train_images} training and {run.val_images} validation images, "
-            + counted(run.classes, "class", "classes")
-            + (f"; {progress.bad_images} bad images so far, see bad_images.csv" if progress.bad_images else ""),
-        )
-        say(
-            self.console,
-            f"{run.network} at {run.image_size} pixels on {device}, {run.precision}, channels_last, {compiled}; "
-            f"{name}: {recipe.epochs} epochs, batch size {recipe.batch_size}, effective learning rate "
-            f"{recipe.effective_lr:.2g}, weight decay {recipe.weight_decay:g}",
-        )
 
 
 def _value(value: Any) -> str:

@@ -9,9 +9,9 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from types import NoneType
 from typing import Any, Literal, get_args
 
-from ..errors import InputError
+from ..errors import InputError, counted
 
-OBJECT_TASKS = ("detect", "segment")
+CLASSIFY, OBJECT_TASKS = ("classify",), ("detect", "segment")
 
 
 def _setting(
@@ -34,20 +34,18 @@ class Recipe:
     name: str = "scratch"
     epochs: int = _setting(300, "Number of passes over the training images.", 1)
     image_size: int | None = _setting(
-        None, "Height and width of the square images, in pixels. Default: the network's own.", 32
+        None, "Height and width of the images, in pixels. Default: the network's own.", 32
     )
     shorter_side: bool = _setting(
         False, "Keep the aspect ratio: --image-size is the length of the shorter side.", tasks=OBJECT_TASKS
     )
     batch_size: int = _setting(2048, "Images per step, over all processes.", 1)
-    accumulate: int = _setting(
-        1, "Gradient accumulation: split each process's batch into this many pieces to save memory.", 1
-    )
+    accumulate: int = _setting(1, "Gradient accumulation: micro-batches of each process per step.", 1)
     lr: float = _setting(1e-3, "Learning rate for a batch of --lr-batch images.", 0)
     lr_batch: int = _setting(
         512,
-        "Batch size that --lr refers to: the effective learning rate is lr x batch size / this. Given without --lr, it "
-        "does not change the effective learning rate.",
+        "Batch size that --lr refers to: the effective learning rate is lr x batch_size / lr_batch. Given without "
+        "--lr, it keeps the effective learning rate.",
         1,
     )
     schedule: Literal["cosine", "linear", "step"] = _setting(
@@ -57,17 +55,15 @@ class Recipe:
     )
     schedule_by: Literal["epoch", "step"] = _setting(
         "epoch",
-        "How often the cosine and linear schedules update the learning rate. epoch: as in the authors' code, epochs 1 "
-        "and 2 use --warmup-lr, and each later epoch uses the schedule's value for the epoch before it.",
+        "When the cosine and linear schedules update the learning rate. epoch: as in the authors' code, epochs 1 and 2 "
+        "use --warmup-lr, and each later epoch uses the schedule's value for the epoch before it.",
     )
     min_lr: float = _setting(1e-5, "Effective learning rate at the end of the schedule.", 0)
     warmup_lr: float = _setting(1e-6, "Effective learning rate at the first step.", 0)
     warmup_epochs: float = _setting(5.0, "Epochs of linear warm-up.", 0)
     cooldown_epochs: float = _setting(0.0, "Epochs at --min-lr at the end, included in --epochs.", 0)
     optimizer: str = _setting("adamw", "muon, or the name of any timm optimizer.")
-    beta2: float | None = _setting(
-        None, "Decay rate of the second-moment estimate. Default: the optimizer's own.", 0, 1
-    )
+    beta2: float | None = _setting(None, "Decay rate of the second moment. Default: the optimizer's own.", 0, 1)
     weight_decay: float = _setting(0.025, "Weight decay. Applies to biases and norms only with --decay-all.", 0)
     decay_all: bool = _setting(False, "Apply weight decay to biases and norms, too.")
     clip: float = _setting(
@@ -83,46 +79,36 @@ class Recipe:
         None,
         "How images are resized for evaluation. crop: center crop. squash: resize the whole image to a square. "
         "Default: as the starting weights were trained, or crop for new weights.",
-        tasks=("classify",),
+        tasks=CLASSIFY,
     )
-    crop_min: float = _setting(
-        0.08, "Smallest area of a training crop, as a fraction of the image.", 0, 1, ("classify",)
-    )
+    crop_min: float = _setting(0.08, "Smallest area of a training crop, as a fraction of the image.", 0, 1, CLASSIFY)
     interpolation: Literal["random", "bilinear", "bicubic"] = _setting(
-        "bicubic",
-        "Interpolation of training crops and RandAugment. random: bilinear or bicubic at random.",
-        tasks=("classify",),
+        "bicubic", "Interpolation of training crops and RandAugment. random: either one at random.", tasks=CLASSIFY
     )
     flip: float = _setting(0.5, "Probability of a horizontal flip.", 0, 1)
-    color_jitter: float = _setting(
-        0.4, "Strength of color jitter. Has an effect only without RandAugment, as in DeiT.", 0, 10
-    )
-    rand_augment: int = _setting(9, "RandAugment magnitude. 0 disables it.", 0, tasks=("classify",))
-    mixup: float = _setting(0.8, "Mixup alpha. 0 disables it.", 0, 10, ("classify",))
-    cutmix: float = _setting(1.0, "CutMix alpha. 0 disables it.", 0, 10, ("classify",))
-    label_smoothing: float = _setting(0.1, "Label smoothing.", 0, 1, ("classify",))
-    random_erasing: float = _setting(0.25, "Probability of random erasing.", 0, 1, ("classify",))
-    repeats: int = _setting(1, "Repeated augmentation: copies of each image per epoch.", 1, tasks=("classify",))
+    color_jitter: float = _setting(0.4, "Strength of color jitter. Used only without RandAugment, as in DeiT.", 0, 10)
+    rand_augment: int = _setting(9, "RandAugment magnitude. 0 disables it.", 0, tasks=CLASSIFY)
+    mixup: float = _setting(0.8, "Mixup alpha. 0 disables it.", 0, 10, CLASSIFY)
+    cutmix: float = _setting(1.0, "CutMix alpha. 0 disables it.", 0, 10, CLASSIFY)
+    label_smoothing: float = _setting(0.1, "Label smoothing.", 0, 1, CLASSIFY)
+    random_erasing: float = _setting(0.25, "Probability of random erasing.", 0, 1, CLASSIFY)
+    repeats: int = _setting(1, "Repeated augmentation: copies of each image per epoch.", 1, tasks=CLASSIFY)
     views: int | None = _setting(
         None,
-        "Number of fixed augmented views of each image; epochs cycle through them. Default: a new view every epoch.",
+        "Number of augmented versions of each image; epochs cycle through them. Default: a new one every epoch.",
         1,
-        tasks=("classify",),
+        tasks=CLASSIFY,
     )
     teacher: str | None = _setting(
-        None,
-        "Teacher for distillation: a model file, or published weights such as timm/NAME.",
-        tasks=("classify",),
+        None, "Teacher for distillation: a model file, or published weights such as timm/NAME.", tasks=CLASSIFY
     )
     distillation: Literal["hard", "soft"] = _setting(
-        "hard", "Distill from the teacher's top class (hard) or its probabilities (soft).", tasks=("classify",)
+        "hard", "Distill from the teacher's top class (hard) or its probabilities (soft).", tasks=CLASSIFY
     )
     distillation_share: float = _setting(
-        0.5, "Weight of the distillation loss; the loss on the labels gets the rest.", 0, 1, ("classify",)
+        0.5, "Weight of the distillation loss; the loss on the labels gets the rest.", 0, 1, CLASSIFY
     )
-    temperature: float = _setting(
-        1.0, "Temperature of soft distillation, for student and teacher.", 0.01, 100, ("classify",)
-    )
+    temperature: float = _setting(1.0, "Temperature of soft distillation for student and teacher.", 0.01, 100, CLASSIFY)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "Training precision. auto: bf16 if the processor supports it, otherwise fp16 on GPUs and fp32 on CPUs."
     )
@@ -134,15 +120,11 @@ class Recipe:
         0.2, "Fraction of the images held out for validation, if the dataset has no validation split.", 0, 1
     )
     eval_every: int = _setting(1, "Epochs between evaluations. The last epoch is always evaluated.", 1)
-    max_bad_share: float = _setting(
-        0.2, "Stop if more than this fraction of the images of a split cannot be used.", 0, 1
-    )
+    max_bad_share: float = _setting(0.2, "Stop if more than this fraction of a split's images cannot be used.", 0, 1)
     max_pixels: int = _setting(89_478_485, "Do not decode images with more pixels than this.", 1)
-    scale_min: float = _setting(
-        1.0, "Smallest random scale of a training image, relative to its usual size.", 0.1, 10, OBJECT_TASKS
-    )
+    scale_min: float = _setting(1.0, "Smallest random scale factor of training images.", 0.1, 10, OBJECT_TASKS)
     scale_max: float = _setting(
-        1.0, "Largest random scale of a training image. What exceeds the image size is cropped.", 0.1, 10, OBJECT_TASKS
+        1.0, "Largest random scale factor of training images. Larger images are cropped.", 0.1, 10, OBJECT_TASKS
     )
     frozen_norms: Literal["none", "statistics", "all"] = _setting(
         "none",
@@ -150,13 +132,9 @@ class Recipe:
         tasks=OBJECT_TASKS,
     )
     layout: Literal["torchvision", "paper"] = _setting(
-        "torchvision",
-        "Detector architecture: torchvision's, or the authors' configuration (docs/detection.md).",
-        tasks=OBJECT_TASKS,
+        "torchvision", "Detector settings: torchvision's, or the authors' (docs/detection.md).", tasks=OBJECT_TASKS
     )
-    proposals: int = _setting(
-        512, "Proposals per image that the second stage of Mask R-CNN is trained on.", 1, tasks=("segment",)
-    )
+    proposals: int = _setting(512, "Proposals per image for training Mask R-CNN's second stage.", 1, tasks=("segment",))
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -174,12 +152,12 @@ class Recipe:
         pieces = processes * self.accumulate
         if self.batch_size % pieces:
             raise InputError(
-                f"batch_size must be a multiple of {pieces} ({processes} processes x accumulate {self.accumulate}), "
-                f"got {self.batch_size}"
+                f"batch_size must be a multiple of {pieces} ({counted(processes, 'process', 'processes')} x accumulate "
+                f"{self.accumulate}), got {self.batch_size}"
             )
         each = self.batch_size // pieces
         if each % 2 and (self.mixup or self.cutmix):
-            where = " per process and piece" if pieces > 1 else ""
+            where = " per process and micro-batch" if pieces > 1 else ""
             raise InputError(f"mixup and cutmix mix pairs of images: the batch size must be even, got {each}{where}")
 
     @property

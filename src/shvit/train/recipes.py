@@ -1,15 +1,6 @@
 """The published recipes, and ours for small datasets. Imports no torch.
 
-Each docstring gives the flags, cost and outcome. Add the flags to one of these commands. One machine with 8 GPUs:
-
-    torchrun --nproc-per-node 8 -m shvit train DATA --out runs/NAME --workers 12 FLAGS
-
-Several machines, here two with 8 GPUs each. Run the command on every machine; all must see DATA and `runs`:
-
-    torchrun --nnodes 2 --nproc-per-node 8 --max-restarts 3 --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 \\
-        -m shvit train DATA --out runs/NAME --workers 12 FLAGS
-
-If GPU memory is short, add `--accumulate 2`: the batch size stays the same. docs/training.md estimates the cost.
+Each docstring gives the flags to add to a command of docs/training.md, the cost and the outcome.
 """
 
 from collections.abc import Mapping
@@ -31,14 +22,10 @@ def scratch(model: str = "shvit_s1") -> Recipe:
     Flags: `--model shvit_s1`. On 8 GPUs, each step takes 256 images per GPU.
 
     The authors' code multiplies the paper's learning rate of 1e-3 by batch / 512, so the published networks were
-    trained with 4e-3 at batch 2048. This recipe does the same. As in their code, the learning rate is updated once per
-    epoch, epochs 1 and 2 use the warm-up learning rate, and there is no cool-down: the code has the setting but never
-    reaches it. The EMA decay is constant. Crops and RandAugment use bicubic interpolation.
+    trained with 4e-3 at batch 2048. This recipe does the same. It has no cool-down, because their code never reaches
+    it. docs/training.md lists the other settings.
 
     Published top-1: 72.8, 75.2, 77.4, 79.4 % for S1 to S4. Not yet run here at that scale.
-
-    On a small dataset (see `budget.fit`): `shvit train imagenette160 --image-size 160 --epochs 10` reached 80.05 % in
-    27 minutes on two CPU cores. LOG.md has the other experiments.
     """
     return Recipe(weight_decay=WEIGHT_DECAY.get(model, Recipe.weight_decay), repeats=3)
 
@@ -48,9 +35,6 @@ def distill(model: str = "shvit_s1") -> Recipe:
 
     Flags: `--model shvit_s1 --recipe distill`. `--teacher` takes any model file or timm/NAME. `--distillation soft`
     uses the teacher's probabilities instead of its top class.
-
-    The student's first head learns from the labels, its second head from the teacher. The network returns the mean of
-    both; `shvit.fuse` merges them into one.
 
     Cost: `scratch` plus a forward pass of the teacher per image. Published top-1: 74.0, 76.2, 78.3, 80.2 % for S1 to
     S4. Not yet run here at that scale; 5 epochs on imagenette160 gained 1.6 points (docs/training.md).
@@ -63,14 +47,12 @@ def highres(model: str = "shvit_s1") -> Recipe:
 
     Flags: `--model runs/s4/best.safetensors --recipe highres --image-size 512`.
 
-    The authors published two settings. This one is the list of arguments that they posted with their network for 512
-    pixels: batch 256, learning rate 4e-5, warm-up from 2e-8, minimum 2e-7, all taken as effective learning rates, with
-    the schedule of `scratch` over 30 epochs. `highres_paper` is the other. As in the authors' code, evaluation resizes
-    the whole image to a square (`--eval-fit squash`), while the other recipes use a center crop. The model file records
-    this, so every verb and every export prepares images the same way.
+    The authors published two settings. These are the arguments that they posted with their network for 512 pixels, all
+    taken as effective learning rates, with the schedule of `scratch` over 30 epochs. `highres_paper` is the other. As
+    in the authors' code, evaluation resizes the whole image to a square (`--eval-fit squash`).
 
     Published top-1: 82.0 % for S4 at 512. Not yet run here at that scale. S1 on imagenette160 gained 1.0 points from
-    160 to 224 pixels in 2 epochs, all of it from the resolution (docs/training.md).
+    160 to 224 pixels in 2 epochs, all of it from the resolution (docs/benchmarks.md).
     """
     return replace(
         highres_paper(model), name="highres", batch_size=256, lr=4e-5, lr_batch=256, min_lr=2e-7, warmup_lr=2e-8
@@ -83,8 +65,7 @@ def highres_paper(model: str = "shvit_s1") -> Recipe:
     Flags: `--model runs/s4/best.safetensors --recipe highres-paper --image-size 512`.
 
     The text gives no batch size. This recipe takes 0.004 as the effective learning rate at batch 2048, as in `scratch`.
-    Such a high rate is closer to training from new weights than to fine-tuning. It is not known which setting produced
-    the published network. Cost and outcome: as `highres`. Not yet run here at that scale.
+    It is not known which of the two produced the published network. Cost and outcome: as `highres`. Not yet run here.
     """
     return replace(
         scratch(model), name="highres-paper", epochs=30, image_size=384, weight_decay=1e-8, eval_fit="squash"
@@ -94,12 +75,8 @@ def highres_paper(model: str = "shvit_s1") -> Recipe:
 def finetune(model: str = "shvit_s1") -> Recipe:
     """Fine-tuning of trained weights on new classes: fewer epochs, a tenth of the learning rate.
 
-    Flags: `--model shvit_s1.in1k --recipe finetune`. Most datasets need one GPU, or none:
-
-        shvit train my_images --model shvit_s1.in1k --recipe finetune --out runs/mine
-
-    This recipe is ours, not the authors'. The learning rate is updated at every step, and the EMA decay has a warm-up.
-    Not yet run here at scale.
+    Flags: `--model shvit_s1.in1k --recipe finetune`. Most datasets need one GPU, or none. This recipe is ours, not the
+    authors'. Not yet run here at scale.
     """
     return replace(
         scratch(model),
@@ -119,11 +96,7 @@ def coco_1x(model: str = "shvit_s1") -> Recipe:
     """The authors' training on COCO: 12 epochs from ImageNet weights, shorter side 800, flips, batch 16.
 
     Flags: `--task detect --recipe coco_1x --model shvit_s4.in1k` for boxes (RetinaNet), `--task segment` for masks
-    (Mask R-CNN). On 8 GPUs, each step takes 2 images per GPU.
-
-    The authors' configuration: AdamW at 1e-4, divided by 10 after epochs 8 and 11, warm-up from 1e-7 in 500 steps (on
-    COCO), weight decay 0.05 on all parameters. BatchNorm statistics are frozen, their weights are trained.
-    docs/detection.md compares every setting with theirs.
+    (Mask R-CNN). On 8 GPUs, each step takes 2 images per GPU. docs/detection.md compares every setting with theirs.
 
     Published AP of S4: 38.8 for boxes (RetinaNet); 39.0 for boxes and 35.9 for masks (Mask R-CNN). Not yet run here at
     that scale.
@@ -148,9 +121,8 @@ def coco_1x(model: str = "shvit_s1") -> Recipe:
 def small(model: str = "shvit_s1") -> Recipe:
     """Detection and segmentation on tens to thousands of images: smaller images with random scale and position.
 
-        shvit train my_boxes --task detect --model shvit_s1.in1k --out runs/mine
-
-    Runs on any machine. Not yet run to the end here; LOG.md has the experiments.
+    Flags: `--task detect --model shvit_s1.in1k`. Runs on any machine. Not yet run to the end here; LOG.md has the
+    experiments.
     """
     return replace(
         _object_recipe("small"),
@@ -185,15 +157,7 @@ def _object_recipe(name: str) -> Recipe:
     )
 
 
-RECIPES = {
-    "scratch": scratch,
-    "finetune": finetune,
-    "distill": distill,
-    "highres": highres,
-    "highres-paper": highres_paper,
-    "coco_1x": coco_1x,
-    "small": small,
-}
+RECIPES = {recipe().name: recipe for recipe in (scratch, finetune, distill, highres, highres_paper, coco_1x, small)}
 TASK_RECIPES = {
     "classify": ("scratch", "finetune", "distill", "highres", "highres-paper"),
     **dict.fromkeys(OBJECT_TASKS, ("small", "coco_1x")),

@@ -13,7 +13,7 @@ class TimeLeft:
         epochs: Epochs of the whole run.
         steps: Steps of an epoch.
         eval_every: Epochs between evaluations.
-        eval_steps: Duration of an evaluation, in steps. Used until the first evaluation has been measured.
+        eval_steps: Duration of an evaluation in steps, used until one has been measured.
         clock: Returns seconds.
     """
 

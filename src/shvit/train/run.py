@@ -1,9 +1,9 @@
 """Runs a training request and writes the files in the run's folder."""
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from ..data.dataset import Dataset, DrawnBy, drawn_before, duplicates
 from ..data.identity import TrainedOn
 from ..data.transforms import Preprocess
 from ..engines import pick_device
-from ..errors import InputError, check_at_least
-from ..files import check_folder, locked, write_csv, write_json
+from ..errors import InputError, check_at_least, counted
+from ..files import check_folder, locked, read_json, write_csv, write_json
 from ..model.architecture import Architecture
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile
@@ -26,12 +26,11 @@ from .checkpoint import NAMES as CHECKPOINTS
 from .distributed import ProcessGroup
 from .idle import refuse_idle
 from .loop import Trainer
-from .profile import Profile, measure
+from .profile import Profile, time_steps
 from .progress import Reporter, TrainResult
 from .recipe import OLD_NAMES, Recipe
 from .recipes import NEEDS_TRAINED_WEIGHTS, TASK_RECIPES, make_recipe
 from .start import is_trained, make_task, starting_point, variant_of
-from .track import check_tracker, tracking
 
 RECORD = "recipe.json"
 """File in a run's folder that records how the run began."""
@@ -53,13 +52,6 @@ class TrainPlan:
     known: Mapping[str, Any] | None = None
     """`trained_on` of a resumed run."""
 
-    def check(self, processes: int = 1) -> None:
-        """Raises InputError if batch size, number of images and number of processes do not fit together."""
-        images, batch = len(self.source.train) - len(self.source.train.bad), self.recipe.batch_size
-        if batch > images:
-            raise InputError(f"batch_size must be at most {images}, the number of training images, got {batch}")
-        self.recipe.check_divisible(processes)
-
     def warnings(self) -> list[str]:
         """A warning if the starting weights were, or may have been, trained on validation images."""
         provenance, val = self.start.provenance, self.source.val
@@ -68,9 +60,8 @@ class TrainPlan:
             unknown = self.source.drawn and "data_fingerprint" in provenance
             text = "was written by an earlier version of shvit and does not list its training images: some may be"
             return [f"{self.model} {text} validation images"] if unknown else []
-        count = int(known.among(val.images).sum())
-        text = f"validation images were used to train {self.model}: the measured accuracy will be too high"
-        return [f"{count:,} of {len(val):,} {text}"] if count else []
+        count, text = int(known.among(val.images).sum()), "validation images: the measured accuracy will be too high"
+        return [f"{self.model} was trained on {count:,} of the {len(val):,} {text}"] if count else []
 
     def trained_on(self) -> Mapping[str, Any]:
         """Identities of all images that this run and its starting weights are trained on."""
@@ -83,22 +74,16 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
     """Train a network, and write best.safetensors and the other files of the run to `request.out`.
 
     Processes started by torchrun train one network together. If torchrun restarts them after one was lost, they resume
-    from the last checkpoint.
-
-    Args:
-        request: The options.
-        reporter: Prints the progress. Default: print nothing.
+    from the last checkpoint. Without a reporter, nothing is printed.
 
     Raises:
         InputError: The request is wrong. Nothing was trained.
         Failure: Training cannot continue.
     """
     if request.out is None:
-        raise InputError(
-            "train needs --out: a new folder for the run, or with --resume the folder of the run to resume"
-        )
+        raise InputError("train needs --out: a new folder, or with --resume the folder of the run to resume")
     check_at_least(1, save_every=request.save_every)
-    check_tracker(request.track)
+    _check_tracker(request.track)
     out, group = Path(request.out), ProcessGroup.from_environment()
     device = group.device(pick_device(request.device))
     with group.connected(device):
@@ -107,6 +92,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
         check_folder(out, new=not resume, otherwise=OR_RESUME)
         plan = _resumed(request, out) if resume else _planned(request)
         reporter = reporter if reporter and group.is_main else Reporter()
+        reporter.curves = out / "tensorboard" if request.track and group.is_main else None
         for warning in (*plan.source.warnings, *plan.warnings()):
             reporter.warn(warning)
         trainer = _trainer(plan, request, out, device, reporter, group)
@@ -114,13 +100,12 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
         if group.is_main:
             trainer.facts["trained_on"] = plan.trained_on()
         with ExitStack() as stack:
-            group.on_main(lambda: stack.enter_context(_locked(out, new=not resume)))
+            group.on_main(lambda: _claim(out, new=not resume, until=stack))
             if not resume:
                 if group.is_main:
                     group.mark_begun(run)
                 group.on_main(lambda: _prepare(plan, request.data, out, trainer.facts, reporter))
-            with tracking(reporter, request.track if group.is_main else None, out):
-                return replace(trainer.run(resume), choices=plan.choices)
+            return replace(trainer.run(resume), choices=plan.choices)
 
 
 def profile(request: TrainRequest) -> Profile:
@@ -133,17 +118,22 @@ def profile(request: TrainRequest) -> Profile:
     device = group.device(pick_device(request.device))
     with group.connected(device):
         plan = _planned(request)
-        return measure(_trainer(plan, request, Path(), device, Reporter(), group), request.workers)
+        return time_steps(_trainer(plan, request, Path(), device, Reporter(), group), request.workers)
 
 
-@contextmanager
-def _locked(out: Path, new: bool) -> Iterator[None]:
+def _check_tracker(name: str | None) -> None:
+    if name not in (None, "tensorboard"):
+        raise InputError(f"track must be tensorboard, got {name!r}")
+    if name and not find_spec(name):
+        raise InputError(f"--track {name} needs the package {name}: pip install 'shvit[{name}]'")
+
+
+def _claim(out: Path, new: bool, until: ExitStack) -> None:
     """Lock the run's folder. Raises InputError if another process is training or has just trained there."""
     out.mkdir(parents=True, exist_ok=True)
     taken = f"another training is writing to {out}: wait until it ends, or choose another --out"
-    with locked(out / ".lock", taken):
-        check_folder(out, new=new, otherwise=OR_RESUME)
-        yield
+    until.enter_context(locked(out / ".lock", taken))
+    check_folder(out, new=new, otherwise=OR_RESUME)
 
 
 def _planned(request: TrainRequest) -> TrainPlan:
@@ -168,7 +158,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
 
 def _resumed(request: TrainRequest, out: Path) -> TrainPlan:
     """The plan of the run in `out`. Raises InputError if the request contradicts it."""
-    named = {**request.settings, "task": request.task, "model": request.model, "name": request.recipe}
+    named = {**request.settings, "task": request.task, "model": request.model, "recipe": request.recipe}
     record = recorded(out, named)
     recipe, task = Recipe.from_dict(record["recipe"]), str(record["task"])
     drawn_by = record.get("drawn_by", drawn_before(record))
@@ -178,10 +168,8 @@ def _resumed(request: TrainRequest, out: Path) -> TrainPlan:
         start = ModelFile(network, source.classes, Preprocess.from_dict(record["preprocess"]), task)
     else:  # killed before its first checkpoint
         start = starting_point(record["model"], source, recipe, task)
-    changed = tuple(
-        Choice(**{**choice, "field": OLD_NAMES.get(choice["field"], choice["field"])})
-        for choice in record.get("choices", ())
-    )
+    kept = record.get("choices", ())
+    changed = tuple(Choice(**{**each, "field": OLD_NAMES.get(each["field"], each["field"])}) for each in kept)
     return TrainPlan(record["model"], recipe, source, start, changed, drawn_by, record.get("trained_on"))
 
 
@@ -195,7 +183,10 @@ def _opened(data: str, task: str, recipe: Recipe, drawn_by: DrawnBy = "content")
 def _trainer(
     plan: TrainPlan, request: TrainRequest, out: Path, device: str, reporter: Reporter, group: ProcessGroup
 ) -> Trainer:
-    plan.check(group.size)
+    images, batch = len(plan.source.train) - len(plan.source.train.bad), plan.recipe.batch_size
+    if batch > images:
+        raise InputError(f"batch_size must be at most {images}, the number of training images, got {batch}")
+    plan.recipe.check_divisible(group.size)
     cache = Path(request.teacher_cache) if request.teacher_cache else None
     task = make_task(plan.start, plan.source, plan.recipe, device, plan.drawn_by, cache)
     about = {**facts(), "drawn_by": plan.drawn_by}
@@ -209,7 +200,7 @@ def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], repor
     """Write the record of the run, and warn about images in both splits."""
     record = {
         "recipe": plan.recipe.to_dict(),
-        "choices": [choice.to_dict() for choice in plan.choices],
+        "choices": [asdict(choice) for choice in plan.choices],
         "task": plan.start.task,
         "model": plan.model,
         "architecture": plan.start.architecture.to_dict(),
@@ -223,8 +214,8 @@ def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], repor
         rows = [(train[0], name) for train, val in groups for name in val]
         write_csv(out / "duplicates.csv", ["train", "val"], rows)
         reporter.warn(
-            f"{len(rows)} validation images are also training images, such as {rows[0][1]}: the measured accuracy will "
-            f"be too high; {out / 'duplicates.csv'} lists them"
+            f"{counted(len(rows), 'duplicate')} of training images in the validation split, such as {rows[0][1]}: the "
+            f"measured accuracy will be too high; {out / 'duplicates.csv'} lists them"
         )
 
 
@@ -232,13 +223,9 @@ def recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
     """recipe.json of the run in `out`. Raises InputError if a named setting differs from it."""
     path = out / RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record.setdefault("task", "classify")
-        before = {
-            **Recipe.from_dict(record["recipe"]).to_dict(),
-            "model": record["model"],
-            "task": record["task"],
-        }
+        record = {"task": "classify", **read_json(path)}
+        recipe = Recipe.from_dict(record["recipe"])
+        before = {**recipe.to_dict(), "recipe": recipe.name, "model": record["model"], "task": record["task"]}
         Architecture.from_dict(record["architecture"])
         Preprocess.from_dict(record["preprocess"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,6 +9,7 @@ from ..data.dataset import Dataset, DrawnBy
 from ..data.letterbox import check_fit
 from ..data.loader import seeded
 from ..data.transforms import COARSEST
+from ..engines.torch import DTYPES
 from ..errors import InputError
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.cost import cost
@@ -17,7 +18,7 @@ from ..pretrained import PUBLISHED_TOP1, create_model, default_preprocess, load_
 from ..tasks import kind_of, need_classifier
 from ..tasks.base import Task
 from .distill import Distill, LogitsCache, Teacher
-from .precision import DTYPES, pick_precision
+from .precision import pick_precision
 from .recipe import Recipe
 
 
