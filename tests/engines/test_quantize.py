@@ -1,5 +1,7 @@
 """int8 by OpenVINO: what is done to the quantised network, and the floor."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from conftest import randomize_norms, tiny_architecture
 from shvit.data.loader import Batch
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob, Shapes
 from shvit.export.accuracy_floor import FloorError, Judge
 from shvit.modelfile import ModelFile
 from shvit.tasks import task_of
@@ -126,7 +128,8 @@ def quantize_within(model_file, network, images, validation, max_drop, log=lambd
     """Return the int8 network that holds the floor, and the floor."""
     task = task_of(model_file)
     judge = Judge(task, validation, max_drop, log)
-    found = quantize.search(network, [images], judge, images, task.signal, "int8", 1)
+    job = ExportJob(model_file, Path("m.xml"), "int8", calibration=[images], accept=judge, threads=1)
+    found = quantize.search(network, job, "int8")
     return found, judge.result()
 
 

@@ -11,7 +11,7 @@ import shvit
 from conftest import plain_outputs, random_images, tiny_architecture, trained_looking
 from shvit import engines
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob, Shapes
 from shvit.engines.exported import EngineError, ExportError
 from shvit.engines.torch import MIN_SIDE, TorchEngine
 from shvit.model.architecture import Architecture
@@ -19,7 +19,7 @@ from shvit.modelfile import ModelFile
 
 
 def exported(model_file, folder, precision="fp32", **shapes):
-    TorchEngine.export(model_file, folder / "m.pt2", precision, Shapes(**shapes))
+    TorchEngine.export(ExportJob(model_file, folder / "m.pt2", precision, Shapes(**shapes)))
     return engines.read(folder / "m.pt2")
 
 
@@ -119,7 +119,7 @@ def test_foreign(tmp_path):
     program.example_inputs = None
     for facts, reason in (
         ({}, "was not written by shvit export"),
-        ({"shvit": "{broken"}, "metadata is no JSON"),
+        ({"shvit": "{broken"}, "metadata is not JSON"),
         ({"shvit": "[]"}, "was not written by shvit export"),
         ({"shvit": '{"version": 3}'}, "version 3, this shvit reads up to 2"),
     ):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..modelfile import ModelFile
 from ..tasks import TASKS
 from ..tasks.base import Predict
-from .exported import EngineError, Exported
+from .exported import EngineError, Exported, described, seal
 
 STATIC_SHAPES = 6
 """Input shapes for which an engine compiles the network separately. Others share one slower, dynamic network."""
@@ -50,6 +50,23 @@ class Candidate:
 
 Accept = Callable[[Candidate], bool]
 """Whether a candidate is accurate enough to be written."""
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A file that an engine is to write."""
+
+    model_file: ModelFile
+    path: Path
+    precision: str
+    shapes: Shapes = Shapes()
+    calibration: Sequence[UInt8[Tensor, "b 3 h w"]] = ()
+    """Images that the ranges of int8 are measured on, in batches."""
+    accept: Accept | None = None
+    """Engines that can mix precisions propose candidates until this accepts one, and write that one. If it accepts
+    none, they write nothing. Other engines ignore it."""
+    threads: int | None = None
+    """CPU threads of the candidates."""
 
 
 class Engine:
@@ -94,7 +111,8 @@ class Engine:
     @classmethod
     def absent(cls) -> str | None:
         """Which libraries are missing and how to install them; None if none is."""
-        return missing(cls.extra, *cls.modules) if cls.extra else None
+        absent = [module for module in cls.modules if find_spec(module) is None]
+        return f"{' and '.join(absent)} not installed: pip install 'shvit[{cls.extra}]'" if absent else None
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -112,48 +130,40 @@ class Engine:
         return tuple(name for name in cls.precisions(device) if name in cls.runs.get(detector_of(task), ()))
 
     @classmethod
-    def check_writes(cls, precision: str) -> None:
-        """Raises EngineError if the format has no such precision, or the modules that write it are missing."""
-        if precision not in cls.writes[None]:
-            allowed = ", ".join(cls.writes[None])
-            raise EngineError(f"{cls.suffix} files have no precision {precision!r}: allowed are {allowed}")
-        if reason := cls.absent():
-            raise EngineError(f"{cls.suffix} files cannot be written here: {reason}")
-
-    @classmethod
     def refuses(cls, network: Any) -> str | None:
         """Why it does not compute this network; None if it does."""
         return None
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        """Write a file of the format, with the metadata inside.
+    def export(cls, job: ExportJob) -> None:
+        """Write a file of the format. Its metadata and its digest are inside.
 
-        Args:
-            model_file: The model.
-            path: The file.
-            precision: One of `writes`.
-            shapes: Input sizes that the file takes.
-            calibration: Batches of uint8 images (b, 3, h, w); only needed for int8.
-            accept: Engines that can mix precisions propose candidates until one is accepted, and write that one. They
-                write nothing if none is. Other engines ignore it.
-            threads: CPU threads of the candidates.
+        Raises:
+            EngineError: The format does not have this precision or these shapes, libraries are missing, or int8 has no
+                calibration images.
         """
-        raise EngineError(f"the engine {cls.name} has no format: it runs model files")
+        allowed = cls.writes.get(detector_of(job.model_file.task), ())
+        if job.precision not in allowed:
+            raise EngineError(
+                f"{cls.suffix} files have no precision {job.precision!r}: allowed are {', '.join(allowed)}"
+            )
+        if reason := cls.absent():
+            raise EngineError(f"{cls.suffix} files cannot be written here: {reason}")
+        if job.precision == "int8":
+            need_calibration(job.calibration)
+        cls.write(job, described(job.model_file, job.path, cls.name, job.precision))
+        if job.path.exists():
+            seal(job.path)
+
+    @classmethod
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        """Write the file that `export` has checked, with these facts as its metadata."""
+        raise NotImplementedError
 
     @classmethod
     def read(cls, path: Path) -> Exported:
         """Read the metadata of such a file. Raises InputError for a file that shvit did not write."""
-        raise EngineError(f"the engine {cls.name} has no format: it runs model files")
+        raise NotImplementedError
 
     @classmethod
     def specification(cls, path: Path) -> dict[str, Any]:
@@ -172,12 +182,6 @@ class Engine:
 def detector_of(task: str) -> str | None:
     """The kind of network that the task needs: a key of `Precisions`."""
     return TASKS[task].detector if task in TASKS else None
-
-
-def missing(extra: str, *modules: str) -> str | None:
-    """Which of these modules are not installed, and the extra that installs them; None if all are."""
-    absent = [module for module in modules if find_spec(module) is None]
-    return f"{' and '.join(absent)} not installed: pip install 'shvit[{extra}]'" if absent else None
 
 
 def need_calibration(batches: Sequence[Tensor]) -> None:

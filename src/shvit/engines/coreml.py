@@ -21,9 +21,9 @@ from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
-from .base import Accept, Engine, Precisions, Runnable, Shapes
+from .base import Engine, ExportJob, Precisions, Runnable
 from .decompose import MEANS
-from .exported import EngineError, Exported, ExportError, check_ends, described, seal
+from .exported import EngineError, Exported, ExportError, check_ends
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
@@ -60,7 +60,7 @@ class CoreMLEngine(Engine):
             if isinstance(model, Exported):
                 path = model.path
             else:
-                self.export(model, path, precision, Shapes())
+                self.export(ExportJob(model, path, precision))
             self._model = ct.models.MLModel(str(path), compute_units=units)
 
     @classmethod
@@ -70,47 +70,29 @@ class CoreMLEngine(Engine):
         return cls.absent() if device in ("cpu", "mps") else f"does not run on {device}"
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        """Write a file that takes one image and returns its label, the probability of each class, and the logits.
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        """The file takes one image and returns its label, the probability of each class, and the logits.
 
-        A detector returns its raw outputs. Classes that share a name get their index appended, since Core ML returns
-        probabilities by label.
-
-        Raises:
-            EngineError: Core ML does not support these class names or shapes.
+        The file of a detector returns its raw outputs. Classes that share a name get their index appended, since
+        Core ML returns probabilities by label.
         """
-        cls.check_writes(precision)
-        if shapes.dynamic_size or shapes.batch not in (None, 1):
+        if job.shapes.dynamic_size or job.shapes.batch not in (None, 1):
             raise EngineError(f"{cls.suffix} files take one image of one size")
-        labels_images = kind_of(model_file.task).labels_images
+        labels_images = kind_of(facts.task).labels_images
         if labels_images:
-            _check_labels(model_file.classes)
+            _check_labels(facts.classes)
         with quiet():
-            model = _convert(model_file, precision)
+            model = _convert(job.model_file, job.precision)
             what = "which of" if labels_images else "boxes of"
-            model.short_description = f"{model_file.architecture.name}: {what} {len(model_file.classes)} classes"
-            model.input_description[IMAGE] = _input_description(model_file.preprocess)
-            model.user_defined_metadata[HEADER_KEY] = described(model_file, path, cls.name, precision).to_json()
-            model.save(str(path))
-        seal(path)
+            model.short_description = f"{job.model_file.architecture.name}: {what} {len(facts.classes)} classes"
+            model.input_description[IMAGE] = _input_description(facts.preprocess)
+            model.user_defined_metadata[HEADER_KEY] = facts.to_json()
+            model.save(str(job.path))
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        """Read the metadata, on any system with coremltools."""
         description = _specification(path).description
-        facts = description.metadata.userDefined
-        if HEADER_KEY not in facts:
-            raise EngineError(f"{path} was not written by shvit export")
-        exported = Exported.from_json(path, facts[HEADER_KEY])
+        exported = Exported.from_json(path, dict(description.metadata.userDefined).get(HEADER_KEY))
         outputs = {end.name: list(end.type.multiArrayType.shape) for end in description.output}
         name = kind_of(exported.task).output
         if len(description.input) != 1 or name not in outputs:

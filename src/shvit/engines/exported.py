@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.transforms import Preprocess
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, counted
 from ..header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
 from ..model.architecture import DETECTORS
 from ..modelfile import ModelFile, check_channels
@@ -68,7 +68,7 @@ class Exported:
         """Inverse of `to_dict`. Raises InputError for another version, and for missing or impossible entries."""
         try:
             if type(data["version"]) is not int or not 1 <= data["version"] <= VERSION:
-                raise InputError(f"{path} has metadata of version {data['version']}, this shvit reads up to {VERSION}")
+                raise ValueError(f"it has metadata of version {data['version']}, this shvit reads up to {VERSION}")
             classes, preprocess = checked_classes(data["classes"]), Preprocess.from_dict(data["preprocess"])
             check_channels(preprocess, 3)
             return cls(
@@ -84,8 +84,6 @@ class Exported:
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} was not written by shvit export: its metadata lacks {error}") from None
-        except InputError as error:
-            raise error if str(path) in str(error) else InputError(f"{path} is not usable: {error}") from None
         except ValueError as error:
             raise InputError(f"{path} is not usable: {error}") from None
 
@@ -94,12 +92,14 @@ class Exported:
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, path: Path, text: str | bytes) -> "Exported":
-        """Inverse of `to_json`. Raises InputError for text that shvit did not write."""
+    def from_json(cls, path: Path, text: str | bytes | None) -> "Exported":
+        """Inverse of `to_json`. Raises InputError for None, which stands for no metadata, and for other text."""
+        if text is None:
+            raise EngineError(f"{path} was not written by shvit export")
         try:
             data = parsed(text)
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path} was not written by shvit export: its metadata is no JSON ({error})") from None
+            raise InputError(f"{path} was not written by shvit export: its metadata is not JSON ({error})") from None
         return cls.from_dict(path, data)
 
 
@@ -118,12 +118,7 @@ def described(model_file: ModelFile, path: Path, engine: str, precision: str) ->
 
 
 def check_ends(exported: Exported, takes: Sequence[int | None], gives: Sequence[int | None]) -> None:
-    """Compare the inputs and outputs of a file's network with its metadata.
-
-    Args:
-        exported: The metadata.
-        takes: Shape of the images (b, 3, h, w); None for a dimension that varies.
-        gives: Shape of the raw outputs.
+    """Compare the shapes of a network's images and raw outputs with its metadata; None stands for any size.
 
     Raises:
         EngineError: They differ.
@@ -134,15 +129,14 @@ def check_ends(exported: Exported, takes: Sequence[int | None], gives: Sequence[
             f"{exported.path} is not usable: its network takes {_shape(takes)}, but its metadata says images of "
             f"{side} pixels"
         )
-    width = None
-    if exported.task in TASKS:
+    if gives and exported.task in TASKS:
         detector = TASKS[exported.task].detector
         width = classes if detector is None else DETECTORS[detector].output_width(classes)
-    if gives and width is not None and gives[-1] not in (width, None):
-        raise EngineError(
-            f"{exported.path} is not usable: its network returns {_shape(gives)}, which does not fit {classes} "
-            f"class{'es' * (classes != 1)}"
-        )
+        if gives[-1] not in (width, None):
+            raise EngineError(
+                f"{exported.path} is not usable: its network returns {_shape(gives)}, which does not fit "
+                f"{counted(classes, 'class', 'classes')}"
+            )
 
 
 def _shape(sizes: Sequence[int | None]) -> str:

@@ -1,7 +1,6 @@
 """ONNX Runtime on CPUs, in fp32. Its format is `.onnx`."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,8 +13,8 @@ from ..errors import one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
-from .base import STATIC_SHAPES, Accept, Engine, Precisions, Runnable, Shapes, batch_of, in_batches
-from .exported import EngineError, Exported, check_ends, described, seal
+from .base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, in_batches
+from .exported import EngineError, Exported, check_ends
 from .portable import portable
 from .torch import MIN_SIDE, dynamic_dims
 
@@ -39,37 +38,26 @@ class OnnxEngine(Engine):
     writes: ClassVar[Precisions] = runs
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
-        self.precision = precision
-        self.threads = threads
         import onnx
 
+        self.precision, self.threads = precision, threads
         self._network = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
-        whole = onnx.load_from_string(self._network)
-        [images] = whole.graph.input
+        [images] = onnx.load_from_string(self._network).graph.input
         self._batch = images.type.tensor_type.shape.dim[0].dim_value or None  # None: any number
         self._sessions: dict[tuple[int, ...] | None, ort.InferenceSession] = {}
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        facts = described(model_file, path, cls.name, precision)
-        path.write_bytes(to_onnx(model_file, shapes, facts))
-        seal(path)
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        model = to_onnx(job.model_file, job.shapes)
+        model.metadata_props.add(key=HEADER_KEY, value=facts.to_json())
+        job.path.write_bytes(model.SerializeToString())
 
     @classmethod
     def read(cls, path: Path) -> Exported:
         import onnxruntime as ort
 
         content = path.read_bytes()
-        facts = _facts(path, content)
+        exported = Exported.from_json(path, _facts(path, content))
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
@@ -77,7 +65,6 @@ class OnnxEngine(Engine):
             session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise EngineError(f"{path} is not a usable ONNX file ({one_line(error, first=True)})") from None
-        exported = Exported.from_json(path, facts)
         ends = session.get_inputs(), session.get_outputs()
         if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":
             raise EngineError(f"{path} does not take one batch of images and return one tensor")
@@ -126,8 +113,8 @@ class OnnxEngine(Engine):
         return ort.InferenceSession(self._network, options, providers=["CPUExecutionProvider"])
 
 
-def _facts(path: Path, content: bytes) -> str:
-    """The text in the metadata. Raises EngineError for a file that refers to others, or that shvit did not write."""
+def _facts(path: Path, content: bytes) -> str | None:
+    """The text in the metadata. Raises EngineError for a file that refers to others."""
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
@@ -138,18 +125,15 @@ def _facts(path: Path, content: bytes) -> str:
         raise EngineError(f"{path} is not a usable ONNX file ({error})") from None
     if any(map(uses_external_data, _get_all_tensors(model))):
         raise EngineError(f"{path} is refused: its weights are in other files")
-    facts = {entry.key: entry.value for entry in model.metadata_props}
-    if HEADER_KEY not in facts:
-        raise EngineError(f"{path} was not written by shvit export")
-    return facts[HEADER_KEY]
+    return {entry.key: entry.value for entry in model.metadata_props}.get(HEADER_KEY)
 
 
-def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
-    """The bytes of an ONNX file. `facts` are stored in its metadata."""
+def to_onnx(model_file: ModelFile, shapes: Shapes) -> "onnx.ModelProto":
+    """The network in ONNX, by torch's newer exporter if it can trace the network."""
     import onnx
 
     if batch_of(model_file, Shapes()):  # the newer exporter cannot trace control flow that depends on the image
-        return with_facts(onnx.load_from_string(traced(model_file, shapes)), facts)
+        return onnx.load_from_string(traced(model_file, shapes))
     with quiet():
         program: Any = torch.onnx.export(
             portable(model_file),
@@ -160,14 +144,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
             dynamic_shapes=(dynamic_dims(shapes),),
             verbose=False,
         )
-    return with_facts(program.model_proto, facts)
-
-
-def with_facts(model: "onnx.ModelProto", facts: Exported) -> bytes:
-    """The bytes of the model, with the facts added to its metadata."""
-    entry = model.metadata_props.add()
-    entry.key, entry.value = HEADER_KEY, facts.to_json()
-    return model.SerializeToString()
+    return program.model_proto
 
 
 def traced(model_file: ModelFile, shapes: Shapes) -> bytes:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from ..suppress import quiet
-from .base import Accept, Candidate
+from ..tasks import task_of
+from .base import Candidate, ExportJob
 from .openvino_runtime import CompiledNetwork, core
 
 if TYPE_CHECKING:
@@ -66,33 +68,20 @@ def tune(network: "ov.Model") -> "ov.Model":
     return share_quantized_maps(pixels_as_they_are(network))
 
 
-def search(
-    network: "ov.Model",
-    calibration: Sequence[Tensor],
-    accept: Accept,
-    ranked_on: UInt8[Tensor, "n 3 h w"],
-    signal: Callable[[Tensor], Tensor],
-    compute: str,
-    threads: int | None,
-) -> "ov.Model | None":
-    """The network in int8, with as few layers in floating point as `accept` allows.
+def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | None":
+    """The network in int8, with as few layers in floating point as `accept` allows; None if it allows none.
 
-    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. Then the
-    smallest number of the first of them that is accepted is searched for by doubling and bisection.
+    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. Then
+    doubling and bisection find the smallest number of the first of them, at most half of all, that is accepted.
 
     Args:
         network: In fp32.
-        calibration: Batches of uint8 images to measure the ranges on.
-        accept: Judges each candidate.
-        ranked_on: Images that layers are ranked on.
-        signal: The part of the outputs that layers are ranked by.
+        job: Has the calibration images, `accept` and the CPU threads of the candidates.
         compute: Precision of what is not quantised in a candidate.
-        threads: CPU threads.
-
-    Returns:
-        The network, or None if no candidate is accepted, with up to half the layers in floating point.
     """
-    quantized = quantize_convolutions(network, calibration)
+    accept, threads, task = job.accept, job.threads, task_of(job.model_file)
+    assert accept is not None
+    quantized = quantize_convolutions(network, job.calibration)
     layers = quantized_layers(quantized)
     exact = CompiledNetwork(network, "fp32", threads)
 
@@ -105,7 +94,8 @@ def search(
     whole = mixed(())
     if accepted(whole, {}):
         return whole
-    costs = rank(network, mixed, layers, ranked_on, threads, signal)
+    ranked_on = torch.cat(list(job.calibration[: task.ranking_images]))[: task.ranking_images]
+    costs = rank(network, mixed, layers, ranked_on, threads, task.signal)
     tried: dict[int, ov.Model] = {}
 
     def holds(count: int) -> bool:
@@ -141,12 +131,11 @@ def rank(
 
 def fewest(holds: Callable[[int], bool], most: int) -> int | None:
     """The smallest count from 1 to `most` that holds, if every count above it holds as well; None if none does."""
-    low, high = 0, 1
-    while not holds(min(high, most)):
-        if high >= most:
+    low, high = 0, min(1, most)
+    while not holds(high):
+        if high == most:
             return None
-        low, high = high, 2 * high
-    high = min(high, most)
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)

@@ -3,7 +3,6 @@
 It is written for timm's users. Here timm's own network runs it; it does not run model files.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,8 +23,8 @@ from ..model.shvit import SHViT
 from ..model.timm_model import TimmModel, check_argument, named_arguments
 from ..model.timm_names import to_timm
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import Accept, Precisions, Runnable, Shapes
-from .exported import EngineError, Exported, described, seal
+from .base import ExportJob, Precisions, Runnable, Shapes
+from .exported import EngineError, Exported
 from .torch import TorchEngine
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -54,35 +53,25 @@ class TimmFormat(TorchEngine):
         self.network = nn.Sequential(Normalize(model.preprocess), network).to(device)
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        cls.check_writes(precision)
-        if shapes != Shapes():
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        if job.shapes != Shapes():
             raise EngineError(
-                "A timm folder takes any number of images of any size: leave out --batch-size and --dynamic-size."
+                "a timm folder takes any number of images of any size: leave out --batch-size and --dynamic-size"
             )
-        name, arguments = _in_timm(model_file.architecture)
-        weights = _weights(model_file.model)
+        name, arguments = _in_timm(job.model_file.architecture)
+        weights = _weights(job.model_file.model)
         config = {
             "architecture": name,
-            "num_classes": model_file.architecture.num_classes,
-            "label_names": list(model_file.classes),
+            "num_classes": len(facts.classes),
+            "label_names": list(facts.classes),
             "model_args": arguments,
-            "pretrained_cfg": _pretrained_cfg(name, model_file),
-            HEADER_KEY: described(model_file, path, cls.name, precision).to_dict(),
+            "pretrained_cfg": _pretrained_cfg(name, job.model_file),
+            HEADER_KEY: facts.to_dict(),
         }
-        path.mkdir()
-        save_file({key: value.float().contiguous() for key, value in weights.items()}, path / WEIGHTS, {"format": "pt"})
-        write_json(path / CONFIG, config)
-        seal(path)
+        job.path.mkdir()
+        tensors = {key: value.float().contiguous() for key, value in weights.items()}
+        save_file(tensors, job.path / WEIGHTS, {"format": "pt"})
+        write_json(job.path / CONFIG, config)
 
     @classmethod
     def read(cls, path: Path) -> Exported:

@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from ..errors import Failure, one_line
-from ..modelfile import HEADER_KEY, ModelFile
+from ..modelfile import HEADER_KEY
 from ..suppress import environment, quiet
 from . import pt2
-from .base import Accept, Engine, Precisions, Runnable, Shapes, in_batches
-from .exported import UNSEALED, EngineError, Exported, ExportError, check_ends, described, seal
+from .base import Engine, ExportJob, Precisions, Runnable, Shapes, in_batches
+from .exported import UNSEALED, EngineError, Exported, ExportError, check_ends
 from .portable import portable
 from .threads import torch_threads
 
@@ -43,9 +43,7 @@ class TorchEngine(Engine):
     writes: ClassVar[Precisions] = {None: ("fp32", "bf16"), "retinanet": ("fp32", "bf16")}
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
-        self.precision = precision
-        self.threads = threads
-        self.device = device
+        self.precision, self.device, self.threads = precision, device, threads
         self.batch: int | None = None
         self.path = model.path if isinstance(model, Exported) else None
         self.how = "operation by operation"
@@ -69,41 +67,31 @@ class TorchEngine(Engine):
         return tuple(precision for precision in cls.runs[None] if able[precision])
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        cls.check_writes(precision)
-        network = portable(model_file).to(DTYPES[precision]).to(memory_format=torch.channels_last)  # pyright: ignore
-        side = model_file.preprocess.image_size
-        if shapes.dynamic_size and side < MIN_SIDE:
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        from torch._dynamo.exc import UserError  # torch has no public name for it
+
+        network = portable(job.model_file).to(DTYPES[job.precision])
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        side = facts.preprocess.image_size
+        if job.shapes.dynamic_size and side < MIN_SIDE:
             raise EngineError(
                 f"{cls.suffix} files for any image size start at {MIN_SIDE} pixels, but the model has {side}: give "
                 f"--image-size {MIN_SIDE} or more, or leave out --dynamic-size"
             )
-        images = torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
-        from torch._dynamo.exc import UserError  # torch has no public name for it
-
+        images = torch.zeros(job.shapes.batch or 2, 3, side, side, dtype=torch.uint8)
         with quiet():
             try:
-                program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
+                program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(job.shapes),))
             except UserError as error:
-                reason = one_line(error, first=True)
-                raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
+                reason, name = one_line(error, first=True), job.model_file.architecture.name
+                raise ExportError(f"{name} cannot be exported to {job.path} ({reason})") from error
             program.example_inputs = None  # would be stored as a pickle
-            facts = described(model_file, path, cls.name, precision).to_json().replace(UNSEALED.decode(), "")
             whole = io.BytesIO()  # torch ends the process if the disk is full
-            torch.export.save(program, whole, extra_files={HEADER_KEY: facts})
+            text = facts.to_json().replace(UNSEALED.decode(), "")
+            torch.export.save(program, whole, extra_files={HEADER_KEY: text})
         with zipfile.ZipFile(whole, "a") as archive:
             archive.comment = UNSEALED  # a digest inside a member would change its checksum
-        path.write_bytes(whole.getbuffer())
-        seal(path)
+        job.path.write_bytes(whole.getbuffer())
 
     @classmethod
     def read(cls, path: Path) -> Exported:
@@ -123,8 +111,8 @@ class TorchEngine(Engine):
         except RuntimeError as error:
             if self.path is None or isinstance(error, Failure):
                 raise
-            reason = one_line(error, first=True)
-            raise EngineError(f"{self.path} does not run on images of shape {tuple(images.shape)}: {reason}") from None
+            shape, reason = tuple(images.shape), one_line(error, first=True)
+            raise EngineError(f"{self.path} does not run on images of shape {shape}: {reason}") from None
 
 
 def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
