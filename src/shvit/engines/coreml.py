@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..classnames import unique_names
 from ..data.transforms import Preprocess
-from ..errors import one_line
 from ..header import parsed
 from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
@@ -23,7 +22,7 @@ from ..suppress import quiet
 from ..tasks import kind_of
 from .base import Engine, ExportJob, Precisions, Runnable
 from .decompose import MEANS
-from .exported import EngineError, Exported, ExportError, check_ends
+from .exported import EngineError, Exported, ExportError, check_ends, unreadable
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
@@ -240,17 +239,12 @@ def _specification(path: Path) -> Any:
 
     if not (path / "Manifest.json").is_file():
         raise EngineError(f"{path} is not an .mlpackage: it is not a folder with a Manifest.json")
-    try:
-        entries = parsed((path / "Manifest.json").read_bytes())["itemInfoEntries"].values()
-        for entry in entries:
+    errors = (RuntimeError, OSError, DecodeError, ValueError, KeyError, TypeError, AttributeError)
+    with unreadable(path, "is damaged", *errors):
+        for entry in parsed((path / "Manifest.json").read_bytes())["itemInfoEntries"].values():
             if not (path / "Data" / entry["path"]).resolve().is_relative_to(path.resolve()):
                 raise EngineError(f"{path} is refused: its part {entry['path']!r} lies outside the folder")
         return ct.utils.load_spec(str(path))
-    except EngineError:
-        raise
-    except (RuntimeError, OSError, DecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = one_line(error)
-        raise EngineError(f"{path} is damaged ({reason})") from None
 
 
 def _coremltools() -> Any:

@@ -1,7 +1,6 @@
 """ExecuTorch, for phones and small boards: one `.pte` file, run by XNNPACK on the CPU in fp32 or int8."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from threading import RLock
@@ -16,11 +15,12 @@ from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet, silent
 from .base import Engine, ExportJob, Precisions, Runnable, in_batches
 from .decompose import XNNPACK
-from .exported import EngineError, Exported, check_ends, described
+from .exported import EngineError, Exported, check_ends, described, unreadable
 from .portable import portable
 
 _runs = RLock()
 """Held while the thread pool is used or replaced."""
+DAMAGED = "is truncated, damaged or not a .pte file"
 
 
 class ExecuTorchEngine(Engine):
@@ -63,7 +63,7 @@ class ExecuTorchEngine(Engine):
     @classmethod
     def read(cls, path: Path) -> Exported:
         runtime, _ = _executorch()
-        with _reading(path):
+        with _runs, silent(), unreadable(path, DAMAGED, RuntimeError):
             program = runtime.load_program(path.read_bytes())
             facts = program.load_method(HEADER_KEY).execute([])[0] if HEADER_KEY in program.method_names else None
             exported = Exported.from_json(path, facts)
@@ -79,7 +79,7 @@ class ExecuTorchEngine(Engine):
 
     def _load(self) -> None:
         runtime, pool = _executorch()
-        with _reading(self.path):
+        with _runs, silent(), unreadable(self.path, DAMAGED, RuntimeError):
             if pool._threadpool_get_thread_count() != self.threads:
                 pool._unsafe_reset_threadpool(self.threads)
                 ExecuTorchEngine._pools += 1
@@ -102,16 +102,6 @@ def _default_threads() -> int:
     _, pool = _executorch()
     with silent():
         return pool._threadpool_get_thread_count()
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn the runtime's errors into a one-line EngineError."""
-    try:
-        with _runs, silent():
-            yield
-    except RuntimeError as error:
-        raise EngineError(f"{path} is truncated, damaged or not a .pte file ({error})") from None
 
 
 def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: Sequence[Tensor] = ()) -> bytes:

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..data.transforms import Preprocess
-from ..errors import Failure, InputError, counted
+from ..errors import Failure, InputError, counted, one_line
 from ..header import checked_classes, checked_metrics, checked_provenance, checked_task, parsed
 from ..model.architecture import DETECTORS
 from ..modelfile import ModelFile, check_channels
@@ -31,6 +32,17 @@ class EngineError(InputError):
 
 class ExportError(Failure):
     """A file could not be written, or does not compute what the network does."""
+
+
+@contextmanager
+def unreadable(path: Path, reason: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn these errors of a library that reads `path` into a one-line EngineError."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except errors as error:
+        raise EngineError(f"{path} {reason} ({one_line(error, first=True)})") from None
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..errors import one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
 from .base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, in_batches
-from .exported import EngineError, Exported, check_ends
+from .exported import EngineError, Exported, check_ends, unreadable
 from .portable import portable
 from .torch import MIN_SIDE, dynamic_dims
 
@@ -61,10 +60,8 @@ class OnnxEngine(Engine):
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
-        try:
+        with unreadable(path, "is not a usable ONNX file", Exception):  # its exceptions share no other base class
             session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise EngineError(f"{path} is not a usable ONNX file ({one_line(error, first=True)})") from None
         ends = session.get_inputs(), session.get_outputs()
         if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":
             raise EngineError(f"{path} does not take one batch of images and return one tensor")
@@ -119,10 +116,8 @@ def _facts(path: Path, content: bytes) -> str | None:
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
-    try:
+    with unreadable(path, "is not a usable ONNX file", DecodeError):
         model = onnx.load_from_string(content)
-    except DecodeError as error:
-        raise EngineError(f"{path} is not a usable ONNX file ({error})") from None
     if any(map(uses_external_data, _get_all_tensors(model))):
         raise EngineError(f"{path} is refused: its weights are in other files")
     return {entry.key: entry.value for entry in model.metadata_props}.get(HEADER_KEY)

@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..errors import one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
 from . import quantize
 from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, need_calibration
-from .exported import EngineError, Exported, check_ends
+from .exported import EngineError, Exported, check_ends, unreadable
 from .openvino_runtime import CompiledNetwork, core
 from .portable import portable
 
@@ -75,10 +74,8 @@ class OpenVINOEngine(Engine):
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        try:
+        with unreadable(path, "is not a usable OpenVINO file", RuntimeError):
             network = core().read_model(path)
-        except RuntimeError as error:
-            raise EngineError(f"{path} is not a usable OpenVINO file ({one_line(error, first=True)})") from None
         known = network.has_rt_info([HEADER_KEY])
         exported = Exported.from_json(path, network.get_rt_info([HEADER_KEY]).astype(str) if known else None)
         if len(network.inputs) != 1 or len(network.outputs) != 1:

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.transforms import Normalize
-from ..errors import one_line
 from ..files import write_json
 from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
@@ -24,7 +23,7 @@ from ..model.timm_model import TimmModel, check_argument, named_arguments
 from ..model.timm_names import to_timm
 from ..modelfile import HEADER_KEY, ModelFile
 from .base import ExportJob, Precisions, Runnable, Shapes
-from .exported import EngineError, Exported
+from .exported import EngineError, Exported, unreadable
 from .torch import TorchEngine
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -85,12 +84,10 @@ class TimmFormat(TorchEngine):
 
 def _config(path: Path) -> dict[str, Any]:
     """The folder's config.json. Raises EngineError."""
-    try:
+    with unreadable(path, "is not a timm folder written by shvit export", OSError, ValueError):
         config = parsed((path / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path} is not a timm folder written by shvit export: {error}") from None
-    if not isinstance(config, dict):
-        raise EngineError(f"{path} is not a timm folder written by shvit export: its {CONFIG} is not an object")
+        if not isinstance(config, dict):
+            raise ValueError(f"its {CONFIG} is not an object")
     return config
 
 
@@ -99,7 +96,7 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
     import timm
 
     path = exported.path
-    try:
+    with unreadable(path, "is not usable", Exception):  # timm does not check its arguments
         base, arguments = config["architecture"], {**config["model_args"]}
         channels = arguments.pop("in_chans", 3)
         named_arguments(base)
@@ -116,9 +113,6 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
             shapes = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         if shapes != {name: list(tensor.shape) for name, tensor in network.state_dict().items()}:
             raise ValueError(f"the weights are not those of {base}")
-    except Exception as error:  # timm does not check its arguments
-        reason = one_line(error)
-        raise EngineError(f"{path} is not usable: {reason}") from None
 
 
 def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:

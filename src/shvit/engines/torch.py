@@ -18,7 +18,7 @@ from ..modelfile import HEADER_KEY
 from ..suppress import environment, quiet
 from . import pt2
 from .base import Engine, ExportJob, Precisions, Runnable, Shapes, in_batches
-from .exported import UNSEALED, EngineError, Exported, ExportError, check_ends
+from .exported import UNSEALED, EngineError, Exported, ExportError, check_ends, unreadable
 from .portable import portable
 from .threads import torch_threads
 
@@ -154,11 +154,8 @@ def gpu_failures(device: torch.device) -> Iterator[None]:
 def _loaded(path: Path, device: str) -> nn.Module:
     """Load the network of a `.pt2` file. Raises EngineError if it would run code, or torch cannot read it."""
     archive = pt2.checked(path)
-    try:
+    with unreadable(path, "cannot be read by torch", Exception):  # torch's readers raise any type of exception
         with quiet(), environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
             program = torch.export.load(archive)
         # without guards, which are code from the file; image sizes are checked anyway
         return move_to_device_pass(program, device).module(check_guards=False)
-    except Exception as error:  # torch's readers raise any type of exception
-        reason = one_line(error, first=True)
-        raise EngineError(f"{path} cannot be read by torch ({reason})") from None
