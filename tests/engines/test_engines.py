@@ -221,7 +221,7 @@ threads = [Thread(target=call) for _ in range(4)]
 
 
 def test_the_mean_is_subtracted_so_that_borders_are_padded_with_it(tiny):
-    """An image of the mean's own colour is zero after normalising, and must look so up to its borders."""
+    """An image of the mean's own color is zero after normalizing, and must look so up to its borders."""
     even = ModelFile(tiny.model, tiny.classes, Preprocess(32, mean=(0.4, 0.6, 0.2), std=(0.3, 0.1, 0.2)))
     images = (255 * torch.tensor([0.4, 0.6, 0.2])).view(1, 3, 1, 1).expand(1, 3, 32, 32).to(torch.uint8)
     network = portable(even)

@@ -95,7 +95,7 @@ def test_int8(small, tmp_path):
     images = torch.cat(calibration)  # seven, of which the file takes two at once
     expected = plain_outputs(small, images)
     error = (engine(images) - expected).abs().max() / expected.abs().max()
-    assert 1e-4 < error < 0.2  # quantised, and well: a random network's logits hardly differ
+    assert 1e-4 < error < 0.2  # quantized, and well: a random network's logits hardly differ
 
 
 def test_xnnpack_runs_all_but_the_cast(facts):

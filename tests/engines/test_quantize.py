@@ -1,4 +1,4 @@
-"""int8 by OpenVINO: what is done to the quantised network, and the floor."""
+"""int8 by OpenVINO: what is done to the quantized network, and the floor."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def error(network, exact, images) -> float:
     return float((outputs(network, images) - expected).square().mean() / expected.square().mean())
 
 
-def test_all_convolutions_are_quantised_and_no_product(quantized):
+def test_all_convolutions_are_quantized_and_no_product(quantized):
     layers = quantize.quantized_layers(quantized)
     convolutions = [n for n in quantized.get_ops() if n.get_type_name() in ("Convolution", "GroupConvolution")]
     assert len(layers) == len(convolutions) > 20
@@ -80,10 +80,10 @@ def test_tuning_costs_no_accuracy(step, quantized, exact, images):
 
 
 def test_pixels_are_read_as_they_are_up_to_the_borders(quantized, exact):
-    """Images of one colour: only at the borders do they look otherwise, where the padding is the mean."""
+    """Images of one color: only at the borders do they look otherwise, where the padding is the mean."""
     tuned = quantize.pixels_as_they_are(quantized)
-    for colour in (0, 124, 255):
-        images = torch.full((2, 3, 48, 48), colour, dtype=torch.uint8)
+    for color in (0, 124, 255):
+        images = torch.full((2, 3, 48, 48), color, dtype=torch.uint8)
         assert error(tuned, exact, images) < max(1.5 * error(quantized, exact, images), 0.05)
     assert not [node for node in tuned.get_ops() if node.get_friendly_name().startswith("aten::sub/Subtract/fq")]
 
@@ -95,7 +95,7 @@ def test_a_first_layer_that_was_given_back_is_left_alone(quantized, exact, image
 
 
 def test_the_layer_whose_return_mends_most_ranks_first(quantized, exact, images):
-    """Planted: giving `good` back gives the exact network, `bad` one with more layers quantised than any."""
+    """Planted: giving `good` back gives the exact network, `bad` one with more layers quantized than any."""
     layers = quantize.quantized_layers(quantized)
     some = quantize.give_back(quantized, exact, layers[:-5])
     planted = {(): quantized, ("good",): exact, ("middling",): some, ("none",): quantized}

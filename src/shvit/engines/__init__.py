@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..data.letterbox import check_fit
@@ -200,27 +201,22 @@ def read(path: str | Path) -> Exported:
         EngineError: The suffix is unknown, the engine is not installed, or shvit did not write the file.
     """
     path = Path(path)
-    for name, kind in FORMATS.items():
-        if kind.suffix == path.suffix:
-            if not path.exists():
-                raise EngineError(f"{path}: no such file")
-            if reason := kind.absent():
-                raise EngineError(f"{path} needs the engine {name}: {reason}")
-            return _checked(path, name, kind)
-    allowed = ", ".join(kind.suffix for kind in FORMATS.values())
-    raise EngineError(f"{path} has an unknown suffix: allowed are {allowed}")
-
-
-def _checked(path: Path, name: str, kind: type[Engine]) -> Exported:
-    """The metadata, compared with the suffix and the digest of the file. Raises EngineError."""
+    kind = next((kind for kind in FORMATS.values() if kind.suffix == path.suffix), None)
+    if kind is None:
+        allowed = ", ".join(kind.suffix for kind in FORMATS.values())
+        raise EngineError(f"{path} has an unknown suffix: allowed are {allowed}")
+    if not path.exists():
+        raise EngineError(f"{path}: no such file")
+    if reason := kind.absent():
+        raise EngineError(f"{path} needs the engine {kind.name}: {reason}")
     try:
         sealed = check_seal(path)
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror or error}") from None
     exported = kind.read(path)
-    if exported.engine != name:
+    if exported.engine != kind.name:
         raise EngineError(
-            f"{path} is refused: its metadata says engine {exported.engine!r}, but {kind.suffix} belongs to {name}"
+            f"{path} is refused: its metadata says engine {exported.engine!r}, but {kind.suffix} belongs to {kind.name}"
         )
     if exported.precision not in kind.writes[None]:
         allowed = ", ".join(kind.writes[None])
@@ -250,8 +246,6 @@ def check_threads(threads: int | None, device: str) -> None:
 
 def pick_device(device: str) -> str:
     """Resolve `auto`, and check any other name. Raises EngineError, naming the devices that are available."""
-    import torch
-
     present = ["cpu"]
     if torch.cuda.is_available():
         present = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count())), *present]

@@ -37,7 +37,7 @@ Runnable = ModelFile | Exported
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantised network that an engine proposes while it searches for one that is accurate enough."""
+    """A quantized network that an engine proposes while it searches for one that is accurate enough."""
 
     runs: Predict
     exact: Predict
@@ -45,7 +45,7 @@ class Candidate:
     layers: int = 0
     """How many layers can run in higher precision one by one."""
     given_back: Mapping[str, float] = field(default_factory=dict)
-    """Layers that do, the most costly first, and the share of the quantisation error that each alone causes."""
+    """Layers that do, the most costly first, and the share of the quantization error that each alone causes."""
 
 
 Accept = Callable[[Candidate], bool]
@@ -70,7 +70,7 @@ class ExportJob:
 
 
 class Engine:
-    """Runs one network. Images are passed as decoded; normalisation is part of the network.
+    """Runs one network. Images are passed as decoded; normalization is part of the network.
 
     Several threads may call an engine at once, while others create, call and delete engines with other numbers of CPU
     threads. Each call uses the number its engine was created with and leaves the settings of the process unchanged.

@@ -132,7 +132,7 @@ def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
 def _quantize(
     program: ExportedProgram, example: UInt8[Tensor, "b 3 h w"], images: UInt8[Tensor, "n 3 h w"]
 ) -> ExportedProgram:
-    """Quantise weights per output channel and activations to the ranges measured on these images."""
+    """Quantize weights per output channel and activations to the ranges measured on these images."""
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
         get_symmetric_quantization_config,

@@ -88,12 +88,12 @@ class OpenVINOEngine(Engine):
 
 
 def computed_in(task: str, precision: str) -> str:
-    """The precision of layers that are not quantised. Boxes, in pixels, need fp32 even where the processor has bf16."""
+    """The precision of layers that are not quantized. Boxes, in pixels, need fp32 even where the processor has bf16."""
     return precision if kind_of(task).labels_images else "fp32"
 
 
 def build(model_file: ModelFile, precision: str, calibration: Sequence[Tensor] = ()) -> "ov.Model":
-    """The network as an OpenVINO model; for int8, with all layers quantised that gain from it."""
+    """The network as an OpenVINO model; for int8, with all layers quantized that gain from it."""
     any_size = precision != "int8" and kind_of(model_file.task).any_size
     network = convert(model_file, Shapes(dynamic_size=any_size))
     if precision == "int8":

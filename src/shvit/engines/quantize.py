@@ -26,7 +26,7 @@ CALIBRATION_IMAGES = 300
 MAX_GIVEN_BACK = 0.5
 """Largest share of the layers that run in floating point in a network that counts as int8."""
 DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.")
-"""Parts of the names of the layers of a detector that are quantised."""
+"""Parts of the names of the layers of a detector that are quantized."""
 QUANTIZED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
@@ -36,11 +36,11 @@ def quantize(network: "ov.Model", calibration: Sequence[Tensor]) -> "ov.Model":
 
 
 def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) -> "ov.Model":
-    """NNCF's post-training quantisation.
+    """NNCF's post-training quantization.
 
     Matrix products stay in floating point: in attention and squeeze-excite they are too small for int8 kernels to make
     up for the conversions, and in the classifier they cost nothing. In the heads of a detector, all convolutions except
-    the last are quantised, which are most of the work: 256 steps are too few for boxes in pixels.
+    the last are quantized, which are most of the work: 256 steps are too few for boxes in pixels.
     """
     names = {node.get_friendly_name(): node.get_type_name() for node in network.get_ops()}
     detector = any(DETECTOR_PARTS[0] in name for name in names)
@@ -64,7 +64,7 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
 
 
 def tune(network: "ov.Model") -> "ov.Model":
-    """Make a quantised network faster without changing its ranges."""
+    """Make a quantized network faster without changing its ranges."""
     return share_quantized_maps(pixels_as_they_are(network))
 
 
@@ -77,7 +77,7 @@ def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | Non
     Args:
         network: In fp32.
         job: Has the calibration images, `accept` and the CPU threads of the candidates.
-        compute: Precision of what is not quantised in a candidate.
+        compute: Precision of what is not quantized in a candidate.
     """
     accept, threads, task = job.accept, job.threads, task_of(job.model_file)
     assert accept is not None
@@ -115,7 +115,7 @@ def rank(
     threads: int | None,
     signal: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> dict[str, float]:
-    """The share of the squared quantisation error that each layer alone causes, the largest first.
+    """The share of the squared quantization error that each layer alone causes, the largest first.
 
     The error is that of `signal(outputs)`. It is measured by running only that layer in floating point.
     """
@@ -152,7 +152,7 @@ def quantized_layers(network: "ov.Model") -> list[str]:
 
 
 def give_back(network: "ov.Model", original: "ov.Model", layers: Collection[str]) -> "ov.Model":
-    """The quantised network with these layers in floating point again, with the original weights."""
+    """The quantized network with these layers in floating point again, with the original weights."""
     network = network.clone()
     weights = {
         node.get_friendly_name(): node.input_value(1)
@@ -168,7 +168,7 @@ def give_back(network: "ov.Model", original: "ov.Model", layers: Collection[str]
 
 
 def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
-    """Let the first convolution read the 8-bit pixels directly, since quantising them again costs two passes.
+    """Let the first convolution read the 8-bit pixels directly, since quantizing them again costs two passes.
 
     The mean, rounded to whole numbers, becomes the zero point of that convolution, which the kernel also pads with. The
     rounding error goes into the bias. At the borders an error remains, at most half a step of the 8-bit range.
@@ -189,9 +189,9 @@ def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
         return network  # not one of our networks
     mean = _value(shift.input_value(1)) * (-1 if shift.get_type_name() == "Add" else 1)
     zero_point = mean.round()
-    scale = np.float32(1 / 64)  # any value: without a scale, OpenVINO does not see that this is a quantised map
-    centred = ops.subtract(pixels.output(0), ops.convert(_constant(zero_point.astype(np.uint8)), "f32"))
-    first.input(0).replace_source_output(ops.multiply(centred, _constant(np.full((1, 1, 1, 1), scale))).output(0))
+    scale = np.float32(1 / 64)  # any value: without a scale, OpenVINO does not see that this is a quantized map
+    centered = ops.subtract(pixels.output(0), ops.convert(_constant(zero_point.astype(np.uint8)), "f32"))
+    first.input(0).replace_source_output(ops.multiply(centered, _constant(np.full((1, 1, 1, 1), scale))).output(0))
     rest = (_value(weights.output(0)) * (zero_point - mean)).sum((1, 2, 3)).reshape(1, -1, 1, 1)
     weights.input(1).replace_source_output(_constant(_value(weights.input_value(1)) / scale))
     bias.input(1).replace_source_output(_constant(_value(bias.input_value(1)) + rest))
@@ -200,7 +200,7 @@ def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
 
 
 def share_quantized_maps(network: "ov.Model") -> "ov.Model":
-    """Write maps in 8 bits for attention as well, if they are quantised for the residual sum anyway."""
+    """Write maps in 8 bits for attention as well, if they are quantized for the residual sum anyway."""
     network = network.clone()
     for node in network.get_ordered_ops():
         if node.get_type_name() != "Add" or _type_before(node, 0) != "GroupConvolution":

@@ -183,7 +183,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def merged_heads(first: NormLinear, second: NormLinear) -> NormLinear:
     """One head whose logits are the mean of two heads' logits, in evaluation mode.
 
-    Its norm has the statistics of the first head, and no scale or shift. Given features z normalised by it, a head with
+    Its norm has the statistics of the first head, and no scale or shift. Given features z normalized by it, a head with
     mean m, deviation s, scale g, shift b and linear layer (W, c) computes W (g (s1 z + m1 - m) / s + b) + c.
     """
     mean, deviation = _statistics(first)
