@@ -12,11 +12,11 @@ from ..data.letterbox import check_fit
 from ..errors import check_at_least, notice
 from ..modelfile import ModelFile
 from ..tasks import TASKS
-from .base import Accept, Candidate, Engine, Runnable, Shapes, batch_of, detector_of
+from .base import Engine, Runnable, Shapes, batch_of, detector_of
 from .coreml import CoreMLEngine
 from .cuda.engine import CudaEngine
 from .executorch import ExecuTorchEngine
-from .exported import EngineError, Exported, ExportError, check_seal
+from .exported import EngineError, Exported, check_seal
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine
 from .timm import TimmFormat
@@ -44,25 +44,6 @@ register(TorchEngine)
 register(ExecuTorchEngine)
 register(CoreMLEngine)
 register(TimmFormat)
-
-__all__ = [
-    "ENGINES",
-    "FORMATS",
-    "Accept",
-    "Candidate",
-    "Engine",
-    "EngineError",
-    "ExportError",
-    "Exported",
-    "Runnable",
-    "Shapes",
-    "choose",
-    "is_exported",
-    "kinds_for",
-    "load",
-    "read",
-    "register",
-]
 
 
 def load(

@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -26,9 +25,7 @@ from .exported import EngineError, Exported, ExportError, check_ends, unreadable
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
-CLASSIFIER = "classify"
-"""Core ML's operation that turns probabilities into a label."""
-DTYPES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
+PRECISION_NAMES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 """coremltools' names."""
 
 
@@ -55,10 +52,8 @@ class CoreMLEngine(Engine):
         ct = _coremltools()
         units = ct.ComputeUnit.CPU_ONLY if device == "cpu" else ct.ComputeUnit.ALL
         with TemporaryDirectory() as folder:
-            path = Path(folder, "model.mlpackage")
-            if isinstance(model, Exported):
-                path = model.path
-            else:
+            path = model.path if isinstance(model, Exported) else Path(folder, "model.mlpackage")
+            if isinstance(model, ModelFile):
                 self.export(ExportJob(model, path, precision))
             self._model = ct.models.MLModel(str(path), compute_units=units)
 
@@ -78,8 +73,9 @@ class CoreMLEngine(Engine):
         if job.shapes.dynamic_size or job.shapes.batch not in (None, 1):
             raise EngineError(f"{cls.suffix} files take one image of one size")
         labels_images = kind_of(facts.task).labels_images
-        if labels_images:
-            _check_labels(facts.classes)
+        outside = [label for label in facts.classes if label.encode(errors="ignore").decode() != label]
+        if labels_images and outside:
+            raise EngineError(f"Core ML needs class names in UTF-8, got {outside[0]!r}")
         with quiet():
             model = _convert(job.model_file, job.precision)
             what = "which of" if labels_images else "boxes of"
@@ -123,7 +119,7 @@ def _declared(specification: Any) -> dict[str, Any]:
     labels = [
         label
         for operation in operations
-        if operation.type == CLASSIFIER
+        if operation.type == "classify"
         for label in operation.inputs["classes"].arguments[0].value.immediateValue.list.values
     ]
     convolutions = [operation.outputs[0].type.tensorType for operation in operations if operation.type == "conv"]
@@ -140,17 +136,16 @@ def _declared(specification: Any) -> dict[str, Any]:
 def _expected(facts: Exported) -> dict[str, Any]:
     """What `_declared` must contain for a file with these facts."""
     task, side, classes = kind_of(facts.task), facts.preprocess.image_size, len(facts.classes)
-    expected: dict[str, Any] = {"inputs": {IMAGE: f"image {side}x{side} RGB"}, "precision": [DTYPES[facts.precision]]}
-    if not task.labels_images:
-        array = f"array 1x{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)} FLOAT32"
-        return {**expected, "outputs": {task.output: array}}
-    return {
-        **expected,
-        "outputs": {LABEL: "string", PROBABILITIES: "dictionary", task.output: f"array 1x{classes} FLOAT32"},
-        "label": LABEL,
-        "probabilities": PROBABILITIES,
-        "classes": list(unique_names(facts.classes)),
+    shape = classes if task.labels_images else f"{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)}"
+    expected: dict[str, Any] = {
+        "inputs": {IMAGE: f"image {side}x{side} RGB"},
+        "outputs": {task.output: f"array 1x{shape} FLOAT32"},
+        "precision": [PRECISION_NAMES[facts.precision]],
     }
+    if task.labels_images:
+        expected["outputs"] |= {LABEL: "string", PROBABILITIES: "dictionary"}
+        expected |= {"label": LABEL, "probabilities": PROBABILITIES, "classes": list(unique_names(facts.classes))}
+    return expected
 
 
 def _input_description(preprocess: Preprocess) -> str:
@@ -190,23 +185,17 @@ class _Classifier(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(
-        self, pixels: Float[Tensor, "b 3 h w"]
-    ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor]:
         logits = self.network(pixels)
         return logits, logits.softmax(1)
 
 
 def _convert(model_file: ModelFile, precision: str) -> Any:
     """The network as coremltools' `MLModel`."""
-    ct = _coremltools()
-    side = model_file.preprocess.image_size
-    pixels = torch.zeros(1, 3, side, side)
-    task = kind_of(model_file.task)
-    network = portable(model_file)
-    program = torch.export.export(
-        _Classifier(network) if task.labels_images else network, (pixels,)
-    ).run_decompositions(MEANS)
+    ct, task, side = _coremltools(), kind_of(model_file.task), model_file.preprocess.image_size
+    pixels, network = torch.zeros(1, 3, side, side), portable(model_file)
+    whole = _Classifier(network) if task.labels_images else network
+    program = torch.export.export(whole, (pixels,)).run_decompositions(MEANS)
     outputs, *probabilities = program.graph_signature.user_outputs
     labels = [ct.ClassifierConfig(list(unique_names(model_file.classes)), LABEL, name) for name in probabilities]
     model = ct.convert(
@@ -215,21 +204,12 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
         classifier_config=labels[0] if labels else None,
         # coremltools 9.0 gives classifiers a second output for this target only, not for later ones
         minimum_deployment_target=ct.target.iOS15,
-        compute_precision=getattr(ct.precision, DTYPES[precision]),
+        compute_precision=getattr(ct.precision, PRECISION_NAMES[precision]),
         skip_model_load=True,
     )
     specification = model.get_spec()
     ct.utils.rename_feature(specification, outputs, task.output)
     return ct.models.MLModel(specification, weights_dir=model.weights_dir, skip_model_load=True)
-
-
-def _check_labels(classes: Sequence[str]) -> None:
-    """Raises EngineError for names that cannot be encoded as UTF-8, which Core ML needs."""
-    for label in classes:
-        try:
-            label.encode()
-        except UnicodeEncodeError:
-            raise EngineError(f"Core ML needs class names in UTF-8, got {label!r}") from None
 
 
 def _specification(path: Path) -> Any:

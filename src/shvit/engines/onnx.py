@@ -15,7 +15,7 @@ from ..tasks import kind_of
 from .base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, in_batches
 from .exported import EngineError, Exported, check_ends, unreadable
 from .portable import portable
-from .torch import MIN_SIDE, dynamic_dims
+from .torch import DYNAMIC_SIDES, dynamic_dims
 
 if TYPE_CHECKING:
     import onnx
@@ -165,5 +165,5 @@ def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
 def _example(model_file: ModelFile, shapes: Shapes) -> UInt8[Tensor, "b 3 h w"]:
     side = model_file.preprocess.image_size
     if shapes.dynamic_size:
-        side = max(side, MIN_SIDE)
+        side = max(side, DYNAMIC_SIDES[0])
     return torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)

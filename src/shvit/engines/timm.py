@@ -1,7 +1,4 @@
-"""The format `timm`: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
-
-It is written for timm's users. Here timm's own network runs it; it does not run model files.
-"""
+"""The format `timm`: a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, run by timm's network."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +13,7 @@ from ..data.transforms import Normalize
 from ..files import write_json
 from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
-from ..model.config import VARIANTS, Config
+from ..model.config import VARIANTS
 from ..model.layers import NormLinear
 from ..model.shvit import SHViT
 from ..model.timm_model import TimmModel, check_argument, named_arguments
@@ -125,23 +122,19 @@ def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
         return architecture.name, channels
     stages = architecture.config.stages
     widths = [stage.width for stage in stages]
-    same = any(one == other for one, other in pairwise(widths))
-    if "/" in architecture.name or architecture.config.stem != 4 or same:
+    alike = any(one == other for one, other in pairwise(widths))
+    if "/" in architecture.name or architecture.config.stem != 4 or alike:
         raise EngineError(
             f"timm's SHViT cannot be built as {architecture.name}: it has a stem of four convolutions, single-head "
             "attention, and a different width in each stage"
         )
-    return "shvit_s1", {**_sizes(architecture.config), **channels}
-
-
-def _sizes(config: Config) -> dict[str, Any]:
-    """The arguments of timm's SHViT for these stages."""
-    return {
-        "embed_dim": [stage.width for stage in config.stages],
-        "depth": [stage.depth for stage in config.stages],
-        "partial_dim": [stage.attended or stage.width // 4 for stage in config.stages],
-        "qk_dim": [16] * len(config.stages),
-        "types": ["i" if stage.attended is None else "s" for stage in config.stages],
+    return "shvit_s1", {
+        "embed_dim": widths,
+        "depth": [stage.depth for stage in stages],
+        "partial_dim": [stage.attended or stage.width // 4 for stage in stages],
+        "qk_dim": [16] * len(stages),
+        "types": ["i" if stage.attended is None else "s" for stage in stages],
+        **channels,
     }
 
 
@@ -151,8 +144,7 @@ def _pretrained_cfg(name: str, model_file: ModelFile) -> dict[str, Any]:
 
     preprocess, published = model_file.preprocess, timm.get_pretrained_cfg(name)
     record = {} if published is None else published.to_dict()
-    side = preprocess.image_size
-    squash = preprocess.fit == "squash"
+    side, squash = preprocess.image_size, preprocess.fit == "squash"
     return {
         **{key: value for key, value in record.items() if key not in SOURCES},
         "num_classes": model_file.architecture.num_classes,

@@ -23,8 +23,8 @@ from .portable import portable
 from .threads import torch_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_SIDE, MAX_SIDE = 65, 8192
-"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, a constant to torch.export."""
+DYNAMIC_SIDES = 65, 8192
+"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, which torch.export makes constant."""
 
 
 class TorchEngine(Engine):
@@ -73,10 +73,11 @@ class TorchEngine(Engine):
         network = portable(job.model_file).to(DTYPES[job.precision])
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         side = facts.preprocess.image_size
-        if job.shapes.dynamic_size and side < MIN_SIDE:
+        least, _ = DYNAMIC_SIDES
+        if job.shapes.dynamic_size and side < least:
             raise EngineError(
-                f"{cls.suffix} files for any image size start at {MIN_SIDE} pixels, but the model has {side}: give "
-                f"--image-size {MIN_SIDE} or more, or leave out --dynamic-size"
+                f"{cls.suffix} files for any image size start at {least} pixels, but the model has {side}: give "
+                f"--image-size {least} or more, or leave out --dynamic-size"
             )
         images = torch.zeros(job.shapes.batch or 2, 3, side, side, dtype=torch.uint8)
         with quiet():
@@ -119,8 +120,8 @@ def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
     """The dimensions of (b, 3, h, w) that vary, for torch.export."""
     dims = {} if shapes.batch else {0: torch.export.Dim("batch", min=1, max=65536)}
     if shapes.dynamic_size:
-        dims |= {2: torch.export.Dim("height", min=MIN_SIDE, max=MAX_SIDE)}
-        dims |= {3: torch.export.Dim("width", min=MIN_SIDE, max=MAX_SIDE)}
+        least, most = DYNAMIC_SIDES
+        dims |= {dim: torch.export.Dim(name, min=least, max=most) for dim, name in ((2, "height"), (3, "width"))}
     return dims
 
 

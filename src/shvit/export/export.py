@@ -16,8 +16,8 @@ from ..data.coco import CocoDataset, CocoSplit
 from ..data.dataset import Dataset, Split
 from ..data.loader import Batch, Loader, worker_death_as_failure
 from ..data.transforms import Preprocess
-from ..engines import Candidate, EngineError, Shapes
-from ..engines.base import ExportJob, need_calibration
+from ..engines import EngineError, Shapes
+from ..engines.base import Candidate, ExportJob, need_calibration
 from ..engines.quantize import CALIBRATION_IMAGES
 from ..errors import Failure, InputError
 from ..files import place, write_json, writing

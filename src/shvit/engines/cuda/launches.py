@@ -26,7 +26,7 @@ class Center:
         self._weights = {"offset": put.vector(whole, 4), "padding": put.vector(mean.flatten() - whole, 4)}
 
     def __call__(self, images: Tensor, out: Map, tiles: Tiles) -> Launch:
-        image, channel, line, column = images.stride()
+        strides = ("image_stride", "channel_stride", "line_stride", "column_stride")
         return Launch.of(
             "stem, pixels",
             kernels.center,
@@ -34,10 +34,7 @@ class Center:
             0,
             images.numel(),
             images=images,
-            image_stride=image,
-            channel_stride=channel,
-            line_stride=line,
-            column_stride=column,
+            **dict(zip(strides, images.stride(), strict=True)),
             **self._weights,
             out=out,
             positions=len(out.rows),
