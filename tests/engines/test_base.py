@@ -94,7 +94,7 @@ def test_the_weights_of_another_network(exports, tmp_path):
     other = ModelFile(randomize_norms(tiny_architecture().build()).eval(), ("green", "red"), Preprocess(32))
     engines.FORMATS["openvino"].export(ExportJob(other, tmp_path / "other.xml", "fp32"))
     shutil.copy(tmp_path / "other.bin", path.with_suffix(".bin"))
-    assert "m.xml and m.bin changed since shvit export wrote it, or belong to another export" in refused(path)
+    assert "m.xml and m.bin changed since shvit export wrote it, or came from another export" in refused(path)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name in ("onnx", "openvino")])

@@ -99,7 +99,7 @@ def test_the_layer_whose_return_mends_most_ranks_first(quantized, exact, images)
     layers = quantize.quantized_layers(quantized)
     some = quantize.give_back(quantized, exact, layers[:-5])
     planted = {(): quantized, ("good",): exact, ("middling",): some, ("none",): quantized}
-    costs = quantize.rank(exact, lambda back: planted[tuple(back)], ["none", "middling", "good"], images, 1)
+    costs = quantize.rank_layers(exact, lambda back: planted[tuple(back)], ["none", "middling", "good"], images, 1)
     assert list(costs) == ["good", "middling", "none"]
     assert costs["good"] == pytest.approx(1, abs=0.05)  # what is not int8 runs in bf16 where the processor has it
     assert costs["none"] == pytest.approx(0, abs=1e-6)

@@ -133,13 +133,11 @@ def _quantize(
     program: ExportedProgram, example: UInt8[Tensor, "b 3 h w"], images: UInt8[Tensor, "n 3 h w"]
 ) -> ExportedProgram:
     """Quantize weights per output channel and activations to the ranges measured on these images."""
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    per_channel = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    quantizer = xnnpack.XNNPACKQuantizer().set_global(per_channel)
     observed = prepare_pt2e(program.module(), quantizer)
     batch = len(example)
     for start in range(0, len(images), batch):

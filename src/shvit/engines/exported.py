@@ -188,7 +188,7 @@ def check_seal(path: Path) -> bool:
     if len(found) > 1 or _digest(path, files, mark) != mark.rpartition(b":")[2].decode():
         which = " and ".join(part.name for part in files[:2])
         raise EngineError(
-            f"{path} is damaged: {which} changed since shvit export wrote it, or belong to another export"
+            f"{path} is damaged: {which} changed since shvit export wrote it, or came from another export"
         )
     return True
 

@@ -31,13 +31,11 @@ class OpenVINOEngine(Engine):
     concurrent: ClassVar[bool] = True
     runs: ClassVar[Precisions] = {
         None: ("bf16", "fp32", "int8"),
-        "retinanet": ("fp32", "int8"),
-        "mask_rcnn": ("fp32", "int8"),
+        **dict.fromkeys(("retinanet", "mask_rcnn"), ("fp32", "int8")),
     }
     writes: ClassVar[Precisions] = {
         None: ("fp32", "fp16", "bf16", "int8"),
-        "retinanet": ("fp32", "fp16", "int8"),
-        "mask_rcnn": ("fp32", "fp16", "int8"),
+        **dict.fromkeys(("retinanet", "mask_rcnn"), ("fp32", "fp16", "int8")),
     }
 
     def __init__(

@@ -54,11 +54,7 @@ MAX_EXPRESSION, MAX_POWER, MAX_NUMBER = 10_000, 8, 2**63
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """The members of the archive, named without their common folder.
-
-    Raises:
-        EngineError: It is not such an archive, is damaged, or has members that shvit does not write.
-    """
+    """The members of the archive, named without their common folder. Raises EngineError for any that could be code."""
     errors = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
     with unreadable(path, "is truncated or not a .pt2 file", *errors), zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -82,11 +78,7 @@ def members(path: Path) -> dict[str, bytes]:
 
 
 def checked(path: Path) -> io.BytesIO:
-    """A new archive that is safe for `torch.export.load`.
-
-    Raises:
-        EngineError: The file contains more than operations on its own tensors; the message says what.
-    """
+    """A new archive that is safe for `torch.export.load`. Raises EngineError, with what is not allowed in it."""
     found = members(path)
     try:
         found[MODEL] = json.dumps(_model(_json(found, MODEL))).encode()

@@ -95,7 +95,7 @@ def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | Non
     if accepted(whole, {}):
         return whole
     ranked_on = torch.cat(list(job.calibration[: task.ranking_images]))[: task.ranking_images]
-    costs = rank(network, mixed, layers, ranked_on, threads, task.signal)
+    costs = rank_layers(network, mixed, layers, ranked_on, threads, task.signal)
     tried: dict[int, ov.Model] = {}
 
     def holds(count: int) -> bool:
@@ -107,7 +107,7 @@ def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | Non
     return None if count is None else tried[count]
 
 
-def rank(
+def rank_layers(
     network: "ov.Model",
     mixed: Callable[[Collection[str]], "ov.Model"],
     layers: Sequence[str],

@@ -121,13 +121,7 @@ class Project:
     """A 1x1 convolution or linear layer; after attention, on its `attended` channels and the others."""
 
     def __init__(
-        self,
-        put: Put,
-        layer: str,
-        module: nn.Module,
-        relu: bool = False,
-        sigmoid: bool = False,
-        attended: int = 0,
+        self, put: Put, layer: str, module: nn.Module, relu: bool = False, sigmoid: bool = False, attended: int = 0
     ) -> None:
         assert isinstance(module, nn.Conv2d | nn.Linear), "the network is not folded"
         matrix = module.weight.flatten(1).T

@@ -169,14 +169,11 @@ class Choices:
             compiled[launch.key] = compiled.get(launch.key) or pool.submit(launch.compile)
         for part in plan.parts:  # in order, so that each is timed on the outputs of the previous parts
             if part.key not in self._picked:
-                fits = [
-                    all(compiled[launch.key].result().metadata.shared <= shared_memory for launch in way)
-                    for way in part.ways
-                ]
-                if not any(fits):
+                needs = [max(compiled[launch.key].result().metadata.shared for launch in way) for way in part.ways]
+                usable = [number for number, need in enumerate(needs) if need <= shared_memory]
+                if not usable:
                     layer = part.ways[0][0].layer
                     raise TooLarge(f"the tiles of {layer} do not fit {shared_memory} bytes of shared memory")
-                usable = [number for number, fit in enumerate(fits) if fit]
                 times = [seconds(part.ways[number]) for number in usable] if len(usable) > 1 else [0.0]
                 self._picked[part.key] = usable[times.index(min(times))]
             for launch in part.ways[self._picked[part.key]]:
