@@ -37,15 +37,15 @@ Runnable = ModelFile | Exported
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantized network that an engine proposes while it searches for one that is accurate enough."""
+    """A quantized network that an engine proposes during its search for one that is accurate enough."""
 
     runs: Predict
     exact: Predict
     """The same network in fp32."""
     layers: int = 0
-    """How many layers can run in higher precision one by one."""
+    """Number of layers whose precision can be chosen individually."""
     given_back: Mapping[str, float] = field(default_factory=dict)
-    """Layers that do, the most costly first, and the share of the quantization error that each alone causes."""
+    """Layers in higher precision, and the share of the quantization error that each causes. Largest first."""
 
 
 Accept = Callable[[Candidate], bool]
@@ -70,12 +70,12 @@ class ExportJob:
 
 
 class Engine:
-    """Runs one network. Images are passed as decoded; normalization is part of the network.
+    """Runs one network. It takes decoded pixels; normalization is part of the network.
 
     Several threads may call an engine at once, while others create, call and delete engines with other numbers of CPU
-    threads. Each call uses the number its engine was created with and leaves the settings of the process unchanged.
+    threads. A call uses the number of its engine and leaves the settings of the process unchanged.
 
-    An engine with int8 among its `precisions` also takes `calibration` in its constructor, as `export` does.
+    The constructor of an engine that runs int8 has a further argument, `calibration`, as in `ExportJob`.
     """
 
     name: ClassVar[str]
@@ -167,11 +167,7 @@ class Engine:
 
     @classmethod
     def specification(cls, path: Path) -> dict[str, Any]:
-        """Check what a file declares and return it: the only check where the format's runtime is not available.
-
-        Raises:
-            ExportError: The file does not declare the inputs and outputs of its model.
-        """
+        """What a file declares, for machines that cannot run it. Raises ExportError if it does not fit its metadata."""
         return {}
 
     def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> Sequence[Any]:

@@ -88,13 +88,10 @@ class OnnxEngine(Engine):
         return torch.from_numpy(outputs)
 
     def session(self, shape: tuple[int, ...] | None, profile: Path | None = None) -> "ort.InferenceSession":
-        """Create a session for images of this shape, or of any shape that the network takes.
+        """Create a session for images of this shape (None: any that the network takes).
 
-        With a fixed shape, ONNX Runtime computes all inner shapes in advance; a third of S1's nodes do only that.
-
-        Args:
-            shape: (b, 3, h, w); None: any.
-            profile: Prefix of the files for a profile of the runs.
+        With a fixed shape, ONNX Runtime computes all inner shapes in advance, which a third of S1's nodes do. `profile`
+        is the prefix of the files for a profile of the runs.
         """
         import onnxruntime as ort
 

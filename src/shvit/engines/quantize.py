@@ -69,15 +69,11 @@ def tune(network: "ov.Model") -> "ov.Model":
 
 
 def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | None":
-    """The network in int8, with as few layers in floating point as `accept` allows; None if it allows none.
+    """The fp32 network in int8, with as few layers in floating point as `job.accept` allows; None if it accepts none.
 
-    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. Then
-    doubling and bisection find the smallest number of the first of them, at most half of all, that is accepted.
-
-    Args:
-        network: In fp32.
-        job: Has the calibration images, `accept` and the CPU threads of the candidates.
-        compute: Precision of what is not quantized in a candidate.
+    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. The first
+    layers of this ranking, at most half of all, then run in floating point: the smallest number that is accepted,
+    found by doubling and bisection. `compute` is the precision of everything that is not quantized in a candidate.
     """
     accept, threads, task = job.accept, job.threads, task_of(job.model_file)
     assert accept is not None
@@ -115,9 +111,9 @@ def rank_layers(
     threads: int | None,
     signal: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> dict[str, float]:
-    """The share of the squared quantization error that each layer alone causes, the largest first.
+    """The share of the squared error of `signal(outputs)` that each layer causes, the largest first.
 
-    The error is that of `signal(outputs)`. It is measured by running only that layer in floating point.
+    It is measured by running only that layer in floating point.
     """
     exact = signal(CompiledNetwork(network, "fp32", threads)(images))
 
@@ -154,15 +150,11 @@ def quantized_layers(network: "ov.Model") -> list[str]:
 def give_back(network: "ov.Model", original: "ov.Model", layers: Collection[str]) -> "ov.Model":
     """The quantized network with these layers in floating point again, with the original weights."""
     network = network.clone()
-    weights = {
-        node.get_friendly_name(): node.input_value(1)
-        for node in original.get_ops()
-        if node.get_friendly_name() in layers
-    }
+    originals = {node.get_friendly_name(): node for node in original.get_ops()}
     for node in network.get_ops():
-        if node.get_friendly_name() in layers:
+        if (name := node.get_friendly_name()) in layers:
             node.input(0).replace_source_output(node.input_value(0).get_node().input_value(0))
-            node.input(1).replace_source_output(_constant(_value(weights[node.get_friendly_name()])))
+            node.input(1).replace_source_output(_constant(_value(originals[name].input_value(1))))
     network.validate_nodes_and_infer_types()
     return network
 

@@ -50,10 +50,7 @@ class Size(NamedTuple):
 class CudaEngine(Engine):
     """Runs the network on the kernels. Networks that they do not compute run on the torch engine, with a notice.
 
-    Out of memory, the batch size is halved, with a notice.
-
-    Args:
-        device: A CUDA device; the CPU under Triton's interpreter, which runs the launches one by one.
+    Out of memory, the batch size is halved, with a notice. Under Triton's interpreter, the device can be the CPU.
     """
 
     name: ClassVar[str] = "cuda"
@@ -173,12 +170,7 @@ class CudaEngine(Engine):
 
 
 class Graph:
-    """The network for one batch size, with its own memory.
-
-    Raises:
-        TooLarge: The tiles of a kernel do not fit the GPU's multiprocessors.
-        torch.OutOfMemoryError: The memory does not fit the GPU.
-    """
+    """The network for one batch size, with its own memory. Raises TooLarge like `Choices.tune`."""
 
     def __init__(self, kernels: "KernelNetwork", choices: Choices, size: Size, device: torch.device) -> None:
         layout = torch.channels_last if size.channels_last else torch.contiguous_format

@@ -30,12 +30,7 @@ class UnsupportedNetwork(Exception):
 
 
 class KernelNetwork:
-    """The weights of a network on a device, and the planning of runs for any number and size of images.
-
-    Args:
-        portable: The network, folded, in fp32.
-        dtype: float16 or bfloat16.
-        device: A CUDA device; the CPU under Triton's interpreter.
+    """The weights of a network in fp16 or bf16 on a device, and the planning of runs for any number and size of images.
 
     Raises:
         UnsupportedNetwork: It is not an SHViT for three channels, or its mixers are not the paper's.
