@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..data.letterbox import check_fit
@@ -79,11 +78,11 @@ def choose(
 ) -> tuple[str, str, str]:
     """Return the engine, precision and device that `load` uses for these arguments. Raises EngineError."""
     if isinstance(model, Exported):
-        engine, precision = _of_exported(model, engine, precision)
+        engine, precision = _as_exported(model, engine, precision)
     kinds = kinds_for(model)
     if engine not in ("auto", *kinds):
         raise EngineError(f"unknown engine {engine!r}: allowed are auto, {', '.join(kinds)}")
-    wanted = _that_run(model, kinds if engine == "auto" else {engine: kinds[engine]})
+    wanted = _fitting(model, kinds if engine == "auto" else {engine: kinds[engine]})
     picked = pick_device(device)
     reasons = {name: kind.unavailable(picked) for name, kind in wanted.items()}
     if device == "auto" and all(reasons.values()):
@@ -123,8 +122,8 @@ def writers(task: str) -> dict[str, type[Engine]]:
     return {name: kind for name, kind in FORMATS.items() if detector_of(task) in kind.writes}
 
 
-def _that_run(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
-    """Those of the engines that run models of this task and fit. Raises EngineError if none does."""
+def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
+    """The engines among `wanted` that run models of this task and fit. Raises EngineError if none does."""
     many_sizes = model.preprocess.fit == "shorter"
     detector = detector_of(model.task)
 
@@ -164,7 +163,7 @@ def checked_shapes(model_file: ModelFile, shapes: Shapes) -> Shapes:
         raise EngineError("files of detectors take images of one size: leave out --dynamic-size")
     if model_file.preprocess.fit == "shorter":
         raise EngineError(
-            "the model takes images of many sizes, a file of one: give --image-size, the new length of the longer side"
+            "the model takes images of many sizes, but its file can take only one: give --image-size, the longer side"
         )
     check_fit(model_file.preprocess)
     return replace(shapes, batch=batch_of(model_file, shapes))
@@ -209,7 +208,7 @@ def read(path: str | Path) -> Exported:
     return exported
 
 
-def _of_exported(model: Exported, engine: str, precision: str) -> tuple[str, str]:
+def _as_exported(model: Exported, engine: str, precision: str) -> tuple[str, str]:
     """The file's own engine and precision. Raises EngineError if others are asked for."""
     if engine not in ("auto", model.engine):
         raise EngineError(f"{model.path} runs on the engine {model.engine} only, not on {engine!r}")
@@ -227,6 +226,8 @@ def check_threads(threads: int | None, device: str) -> None:
 
 def pick_device(device: str) -> str:
     """Resolve `auto`, and check any other name. Raises EngineError, naming the devices that are available."""
+    import torch  # here, since this package has a module of the same name
+
     present = ["cpu"]
     if torch.cuda.is_available():
         present = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count())), *present]

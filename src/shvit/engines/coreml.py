@@ -21,7 +21,7 @@ from ..suppress import quiet
 from ..tasks import kind_of
 from .base import Engine, ExportJob, Precisions, Runnable
 from .decompose import MEANS
-from .exported import EngineError, Exported, ExportError, check_ends, unreadable
+from .exported import EngineError, Exported, ExportError, check_interface, unreadable
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
@@ -93,7 +93,7 @@ class CoreMLEngine(Engine):
         if len(description.input) != 1 or name not in outputs:
             raise EngineError(f"{path} does not take one image and return {name}")
         image = description.input[0].type.imageType
-        check_ends(exported, (1, 3, image.height, image.width), outputs[name])
+        check_interface(exported, (1, 3, image.height, image.width), outputs[name])
         return exported
 
     @classmethod

@@ -15,7 +15,7 @@ from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet, silent
 from .base import Engine, ExportJob, Precisions, Runnable, in_batches
 from .decompose import XNNPACK
-from .exported import EngineError, Exported, check_ends, described, unreadable
+from .exported import EngineError, Exported, check_interface, described, unreadable
 from .portable import portable
 
 _runs = RLock()
@@ -68,7 +68,7 @@ class ExecuTorchEngine(Engine):
             facts = program.load_method(HEADER_KEY).execute([])[0] if HEADER_KEY in program.method_names else None
             exported = Exported.from_json(path, facts)
             ends = program.metadata("forward")
-            check_ends(exported, ends.input_tensor_meta(0).sizes(), ends.output_tensor_meta(0).sizes())
+            check_interface(exported, ends.input_tensor_meta(0).sizes(), ends.output_tensor_meta(0).sizes())
         return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:

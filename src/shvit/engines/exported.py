@@ -129,24 +129,24 @@ def described(model_file: ModelFile, path: Path, engine: str, precision: str) ->
     )
 
 
-def check_ends(exported: Exported, takes: Sequence[int | None], gives: Sequence[int | None]) -> None:
+def check_interface(exported: Exported, inputs: Sequence[int | None], outputs: Sequence[int | None]) -> None:
     """Compare the shapes of a network's images and raw outputs with its metadata; None stands for any size.
 
     Raises:
         EngineError: They differ.
     """
     side, classes = exported.preprocess.input_size, len(exported.classes)
-    if len(takes) != 4 or takes[1] not in (3, None) or any(size not in (side, None) for size in takes[2:]):
+    if len(inputs) != 4 or inputs[1] not in (3, None) or any(size not in (side, None) for size in inputs[2:]):
         raise EngineError(
-            f"{exported.path} is not usable: its network takes {_shape(takes)}, but its metadata says images of "
+            f"{exported.path} is not usable: its network takes {_shape(inputs)}, but its metadata says images of "
             f"{side} pixels"
         )
-    if gives and exported.task in TASKS:
+    if outputs and exported.task in TASKS:
         detector = TASKS[exported.task].detector
         width = classes if detector is None else DETECTORS[detector].output_width(classes)
-        if gives[-1] not in (width, None):
+        if outputs[-1] not in (width, None):
             raise EngineError(
-                f"{exported.path} is not usable: its network returns {_shape(gives)}, which does not fit "
+                f"{exported.path} is not usable: its network returns {_shape(outputs)}, which does not fit "
                 f"{counted(classes, 'class', 'classes')}"
             )
 

@@ -13,7 +13,7 @@ from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
 from .base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, in_batches
-from .exported import EngineError, Exported, check_ends, unreadable
+from .exported import EngineError, Exported, check_interface, unreadable
 from .portable import portable
 from .torch import DYNAMIC_SIDES, dynamic_dims
 
@@ -65,7 +65,7 @@ class OnnxEngine(Engine):
         ends = session.get_inputs(), session.get_outputs()
         if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":
             raise EngineError(f"{path} does not take one batch of images and return one tensor")
-        check_ends(exported, *([size if type(size) is int else None for size in part[0].shape] for part in ends))
+        check_interface(exported, *([size if type(size) is int else None for size in part[0].shape] for part in ends))
         return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:

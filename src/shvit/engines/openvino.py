@@ -13,7 +13,7 @@ from ..suppress import quiet
 from ..tasks import kind_of
 from . import quantize
 from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, need_calibration
-from .exported import EngineError, Exported, check_ends, unreadable
+from .exported import EngineError, Exported, check_interface, unreadable
 from .openvino_runtime import CompiledNetwork, core
 from .portable import portable
 
@@ -78,7 +78,7 @@ class OpenVINOEngine(Engine):
         exported = Exported.from_json(path, network.get_rt_info([HEADER_KEY]).astype(str) if known else None)
         if len(network.inputs) != 1 or len(network.outputs) != 1:
             raise EngineError(f"{path} does not take one batch of images and return one tensor")
-        check_ends(exported, *(_sizes(end.partial_shape) for end in (network.inputs[0], network.outputs[0])))
+        check_interface(exported, *(_sizes(end.partial_shape) for end in (network.inputs[0], network.outputs[0])))
         return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:

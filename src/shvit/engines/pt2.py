@@ -96,7 +96,7 @@ def checked(path: Path) -> io.BytesIO:
     return archive
 
 
-def ends(path: Path) -> tuple[list[Any], list[Any]]:
+def shapes(path: Path) -> tuple[list[Any], list[Any]]:
     """The shapes of the images and of the outputs; None for a dimension that varies. Raises EngineError for others."""
     found, errors = members(path), (KeyError, TypeError, AttributeError, ValueError)
     with unreadable(path, "does not take one batch of images and return one tensor", *errors):

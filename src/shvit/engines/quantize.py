@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 300
 """More images do not change the ranges."""
-MAX_GIVEN_BACK = 0.5
+MAX_FLOAT_SHARE = 0.5
 """Largest share of the layers that run in floating point in a network that counts as int8."""
 DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.")
 """Parts of the names of the layers of a detector that are quantized."""
@@ -65,7 +65,7 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
 
 def tune(network: "ov.Model") -> "ov.Model":
     """Make a quantized network faster without changing its ranges."""
-    return share_quantized_maps(pixels_as_they_are(network))
+    return share_quantized_maps(read_uint8_pixels(network))
 
 
 def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | None":
@@ -82,7 +82,7 @@ def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | Non
     exact = CompiledNetwork(network, "fp32", threads)
 
     def mixed(back: Collection[str]) -> "ov.Model":
-        return tune(give_back(quantized, network, back))
+        return tune(restore_layers(quantized, network, back))
 
     def accepted(candidate: "ov.Model", given_back: Mapping[str, float]) -> bool:
         return accept(Candidate(CompiledNetwork(candidate, compute, threads), exact, len(layers), given_back))
@@ -99,7 +99,7 @@ def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | Non
         tried[count] = mixed(given_back)
         return accepted(tried[count], given_back)
 
-    count = fewest(holds, int(MAX_GIVEN_BACK * len(layers)))
+    count = fewest(holds, int(MAX_FLOAT_SHARE * len(layers)))
     return None if count is None else tried[count]
 
 
@@ -147,7 +147,7 @@ def quantized_layers(network: "ov.Model") -> list[str]:
     ]
 
 
-def give_back(network: "ov.Model", original: "ov.Model", layers: Collection[str]) -> "ov.Model":
+def restore_layers(network: "ov.Model", original: "ov.Model", layers: Collection[str]) -> "ov.Model":
     """The quantized network with these layers in floating point again, with the original weights."""
     network = network.clone()
     originals = {node.get_friendly_name(): node for node in original.get_ops()}
@@ -159,7 +159,7 @@ def give_back(network: "ov.Model", original: "ov.Model", layers: Collection[str]
     return network
 
 
-def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
+def read_uint8_pixels(network: "ov.Model") -> "ov.Model":
     """Let the first convolution read the 8-bit pixels directly, since quantizing them again costs two passes.
 
     The mean, rounded to whole numbers, becomes the zero point of that convolution, which the kernel also pads with. The

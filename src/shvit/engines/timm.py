@@ -125,8 +125,8 @@ def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
     alike = any(one == other for one, other in pairwise(widths))
     if "/" in architecture.name or architecture.config.stem != 4 or alike:
         raise EngineError(
-            f"timm's SHViT cannot be built as {architecture.name}: it has a stem of four convolutions, single-head "
-            "attention, and a different width in each stage"
+            f"timm cannot build {architecture.name}: its SHViT has a stem of four convolutions, single-head attention, "
+            "and a different width in each stage"
         )
     return "shvit_s1", {
         "embed_dim": widths,

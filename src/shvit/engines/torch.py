@@ -13,12 +13,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from ..errors import Failure, one_line
+from ..errors import Failure, counted, one_line
 from ..modelfile import HEADER_KEY
 from ..suppress import environment, quiet
 from . import pt2
 from .base import Engine, ExportJob, Precisions, Runnable, Shapes, in_batches
-from .exported import UNSEALED, EngineError, Exported, ExportError, check_ends, unreadable
+from .exported import UNSEALED, EngineError, Exported, ExportError, check_interface, unreadable
 from .portable import portable
 from .threads import torch_threads
 
@@ -49,7 +49,7 @@ class TorchEngine(Engine):
         self.how = "operation by operation"
         if isinstance(model, Exported):
             self.network: nn.Module = _loaded(model.path, device)
-            self.batch = pt2.ends(model.path)[0][0]
+            self.batch = pt2.shapes(model.path)[0][0]
         else:
             network = portable(model).to(device, DTYPES[precision])
             self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -98,7 +98,7 @@ class TorchEngine(Engine):
     def read(cls, path: Path) -> Exported:
         found = pt2.members(path)
         exported = Exported.from_json(path, found[pt2.FACTS])
-        check_ends(exported, *pt2.ends(path))
+        check_interface(exported, *pt2.shapes(path))
         return exported
 
     @torch.inference_mode()
@@ -108,7 +108,8 @@ class TorchEngine(Engine):
                 there = images.to(self.device, memory_format=torch.channels_last)
                 return in_batches(self.network, there, self.batch).float().to(images.device)
         except torch.OutOfMemoryError:
-            raise Failure(f"{self.device} has too little memory for {len(images)} images at once") from None
+            count = counted(len(images), "image")
+            raise Failure(f"{self.device} has too little memory for {count} at once") from None
         except RuntimeError as error:
             if self.path is None or isinstance(error, Failure):
                 raise
