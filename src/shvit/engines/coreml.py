@@ -25,6 +25,8 @@ from .exported import EngineError, Exported, ExportError, check_interface, unrea
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
+CLASSIFIER = "classify"
+"""Core ML's operation that turns probabilities into a label. It is not the task of this name."""
 PRECISION_NAMES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 """coremltools' names."""
 
@@ -119,7 +121,7 @@ def _declared(specification: Any) -> dict[str, Any]:
     labels = [
         label
         for operation in operations
-        if operation.type == "classify"
+        if operation.type == CLASSIFIER
         for label in operation.inputs["classes"].arguments[0].value.immediateValue.list.values
     ]
     convolutions = [operation.outputs[0].type.tensorType for operation in operations if operation.type == "conv"]
