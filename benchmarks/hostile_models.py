@@ -38,7 +38,7 @@ from shvit import engines, modelfile
 from shvit.bench.report import hardware_name
 from shvit.cli import main as cli
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob
 from shvit.engines.exported import SEAL, UNSEALED, files_of, seal
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
@@ -114,7 +114,7 @@ def write_good(folder: Path) -> list[Path]:
         path.parent.mkdir(parents=True)
         if path.suffix in kinds:
             kind = kinds[path.suffix]
-            kind.export(model_file, path, kind.writes[None][0], Shapes(), ())
+            kind.export(ExportJob(model_file, path, kind.writes[None][0]))
         else:
             modelfile.save(model_file, path)
     return paths

@@ -16,7 +16,7 @@ from shvit.bench import case as subject
 from shvit.bench.case import Case, Compiled, Eager, Subject, Traced, Worker, has_random_weights, open_model
 from shvit.bench.peers import COMPILED, EAGER, TRACED
 from shvit.engines import TorchEngine
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob
 from shvit.errors import Failure, InputError
 
 
@@ -101,7 +101,7 @@ def test_memory_is_not_measured_where_the_peak_cannot_be_reset(model, monkeypatc
 @pytest.mark.filterwarnings("ignore:No complete tensor found")  # of torch.export.save
 def test_exported_files_can_be_timed(tiny, tmp_path):
     path = tmp_path / "tiny.pt2"
-    TorchEngine.export(tiny, path, "fp32", Shapes())
+    TorchEngine.export(ExportJob(tiny, path, "fp32"))
     assert Subject(case(str(path))).time()
 
 

@@ -9,7 +9,7 @@ from shvit.bench.case import Worker
 from shvit.bench.run import bench
 from shvit.bench.timing import interleave
 from shvit.engines import TorchEngine
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob
 from shvit.errors import Failure, InputError
 from shvit.requests.bench import BenchRequest
 
@@ -101,7 +101,7 @@ def test_ctrl_c_keeps_what_was_timed(quick_machine, model, monkeypatch):
 @pytest.mark.filterwarnings("ignore:No complete tensor found")  # of torch.export.save
 def test_an_exported_file_brings_its_size_and_costs(quick_machine, tiny, tmp_path):
     path = tmp_path / "tiny.pt2"
-    TorchEngine.export(tiny, path, "fp32", Shapes())
+    TorchEngine.export(ExportJob(tiny, path, "fp32"))
     [row] = bench(BenchRequest((str(path),), batch_sizes=(2,), rounds=1, device="cpu")).rows
     assert (row.case.image_size, row.case.engine, row.case.precision) == (32, "torch", "fp32")
     assert row.cost.params == sum(p.numel() for p in shvit.fuse(tiny.model).parameters())

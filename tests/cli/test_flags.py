@@ -12,7 +12,7 @@ from conftest import tiny_architecture, write_coco
 from shvit.cli.main import app
 from shvit.cli.study import study
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob
 from shvit.engines.torch import TorchEngine
 from shvit.modelfile import ModelFile
 
@@ -165,7 +165,7 @@ def test_eval_names_engine_and_precision_and_judges_in_fp32(run, folder, tiny, m
     assert "(torch, bf16, " in run("eval", model, folder, *flags, "--precision", "auto")[1].splitlines()[0]
     assert "(torch, bf16, " in run("eval", model, folder, *flags, "--precision", "bf16")[1].splitlines()[0]
     assert json.loads(run("eval", model, folder, *flags, "--json")[1])["precision"] == "fp32"
-    TorchEngine.export(tiny, tmp_path / "m.pt2", "bf16", Shapes())
+    TorchEngine.export(ExportJob(tiny, tmp_path / "m.pt2", "bf16"))
     assert "(torch, bf16, " in run("eval", tmp_path / "m.pt2", folder, "--workers", 0)[1].splitlines()[0]
 
 
@@ -186,7 +186,7 @@ def test_info_of_a_file_is_ten_lines(run, tiny, tmp_path, kind):
             pytest.skip(reason)
         path = tmp_path / f"m{engine.suffix}"
         precision = engine.writes[None][0]
-        engine.export(model_file, path, precision, Shapes(), ())
+        engine.export(ExportJob(model_file, path, precision))
         expected["file"] |= {"engine": kind, "precision": precision}
         expected["file"]["provenance"]["architecture"] = model_file.architecture.to_dict()
     code, out, err = run("info", path)

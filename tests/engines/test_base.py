@@ -12,7 +12,7 @@ from conftest import randomize_norms, reseal, tiny_architecture
 from shvit import engines
 from shvit.cli.describe import describe
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob
 from shvit.engines.exported import UNSEALED, EngineError, files_of
 from shvit.errors import InputError, Notice
 from shvit.modelfile import ModelFile
@@ -31,7 +31,7 @@ def exports(tmp_path_factory):
         kind = engines.FORMATS[name]
         if name not in written:
             written[name] = folder / f"m{kind.suffix}"
-            kind.export(model_file, written[name], kind.writes[None][0], Shapes(), ())
+            kind.export(ExportJob(model_file, written[name], kind.writes[None][0]))
         shutil.copytree(folder, to, dirs_exist_ok=True)
         return to / f"m{kind.suffix}"
 
@@ -92,9 +92,9 @@ def test_the_weights_of_another_network(exports, tmp_path):
     path = exports("openvino", tmp_path)
     torch.manual_seed(1)
     other = ModelFile(randomize_norms(tiny_architecture().build()).eval(), ("green", "red"), Preprocess(32))
-    engines.FORMATS["openvino"].export(other, tmp_path / "other.xml", "fp32", Shapes(), ())
+    engines.FORMATS["openvino"].export(ExportJob(other, tmp_path / "other.xml", "fp32"))
     shutil.copy(tmp_path / "other.bin", path.with_suffix(".bin"))
-    assert "m.xml and m.bin changed since shvit export wrote it, or belong to another export" in refused(path)
+    assert "m.xml and m.bin changed since shvit export wrote it, or came from another export" in refused(path)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name in ("onnx", "openvino")])

@@ -13,7 +13,7 @@ from conftest import plain_outputs, random_images, tiny_architecture, trained_lo
 from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import base
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob, Shapes
 from shvit.engines.coreml import CoreMLEngine
 from shvit.engines.exported import EngineError, ExportError
 from shvit.model.architecture import Architecture
@@ -24,7 +24,7 @@ pytest.importorskip("coremltools.proto", exc_type=ImportError)
 
 
 def exported(model_file, path, precision="fp16", **shapes):
-    CoreMLEngine.export(model_file, path, precision, Shapes(**shapes))
+    CoreMLEngine.export(ExportJob(model_file, path, precision, Shapes(**shapes)))
     return path
 
 

@@ -13,7 +13,7 @@ import shvit
 from conftest import randomize_norms, tiny_architecture
 from shvit import engines
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob, Shapes
 from shvit.engines.exported import EngineError
 from shvit.engines.portable import portable
 from shvit.errors import Notice
@@ -96,7 +96,7 @@ def test_the_model_is_untouched_and_threads_are_kept(name, tiny):
 def test_an_exported_file_says_and_computes_the_same(name, described, tmp_path):
     kind = engines.ENGINES[name]
     path = tmp_path / f"m{kind.suffix}"
-    kind.export(described, path, "fp32", Shapes(), ())
+    kind.export(ExportJob(described, path, "fp32"))
     exported = engines.read(path)
     assert (exported.engine, exported.precision, exported.task) == (name, "fp32", "classify")
     assert (exported.classes, exported.preprocess) == (described.classes, described.preprocess)
@@ -112,7 +112,7 @@ def test_an_exported_file_says_and_computes_the_same(name, described, tmp_path):
 
 def test_other_engines_and_precisions_of_an_exported_file_are_refused(name, tiny, tmp_path):
     path = tmp_path / f"m{engines.ENGINES[name].suffix}"
-    engines.ENGINES[name].export(tiny, path, "fp32", Shapes(), ())
+    engines.ENGINES[name].export(ExportJob(tiny, path, "fp32"))
     exported = engines.read(path)
     other = next(other for other in engines.ENGINES if other != name)
     with pytest.raises(EngineError, match=f"runs on the engine {name} only, not on '{other}'"):
@@ -138,7 +138,7 @@ def test_any_height_and_width(engine, tiny, tmp_path):
     if reason := kind.unavailable("cpu"):
         pytest.skip(reason)
     path = tmp_path / f"m{kind.suffix}"
-    kind.export(replace(tiny, preprocess=Preprocess(65)), path, "fp32", Shapes(dynamic_size=True), ())
+    kind.export(ExportJob(replace(tiny, preprocess=Preprocess(65)), path, "fp32", Shapes(dynamic_size=True)))
     run = engines.load(engines.read(path))
     for shape in ((1, 3, 65, 80), (2, 3, 97, 161)):
         images = pixels(*shape)
@@ -152,7 +152,7 @@ def test_images_of_another_size_than_the_files_are_refused_in_one_line(engine, t
     if reason := kind.unavailable("cpu"):
         pytest.skip(reason)
     path = tmp_path / f"m{kind.suffix}"
-    kind.export(tiny, path, "fp32", Shapes(), ())
+    kind.export(ExportJob(tiny, path, "fp32"))
     with pytest.raises(EngineError, match=r"takes .* of shape"):
         engines.load(engines.read(path))(pixels(1, 3, 64, 64))
 
@@ -221,7 +221,7 @@ threads = [Thread(target=call) for _ in range(4)]
 
 
 def test_the_mean_is_subtracted_so_that_borders_are_padded_with_it(tiny):
-    """An image of the mean's own colour is zero after normalising, and must look so up to its borders."""
+    """An image of the mean's own color is zero after normalizing, and must look so up to its borders."""
     even = ModelFile(tiny.model, tiny.classes, Preprocess(32, mean=(0.4, 0.6, 0.2), std=(0.3, 0.1, 0.2)))
     images = (255 * torch.tensor([0.4, 0.6, 0.2])).view(1, 3, 1, 1).expand(1, 3, 32, 32).to(torch.uint8)
     network = portable(even)

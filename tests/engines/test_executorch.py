@@ -11,7 +11,7 @@ from conftest import plain_outputs, random_images, tiny_architecture, trained_lo
 from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import base
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob, Shapes
 from shvit.engines.decompose import XNNPACK
 from shvit.engines.executorch import ExecuTorchEngine, delegate
 from shvit.engines.exported import EngineError
@@ -24,7 +24,7 @@ pytest.importorskip("executorch.exir", exc_type=ImportError)
 
 
 def exported(model_file, path, precision="fp32", calibration=(), **shapes):
-    ExecuTorchEngine.export(model_file, path, precision, Shapes(**shapes), calibration)
+    ExecuTorchEngine.export(ExportJob(model_file, path, precision, Shapes(**shapes), calibration))
     return engines.read(path)
 
 
@@ -95,7 +95,7 @@ def test_int8(small, tmp_path):
     images = torch.cat(calibration)  # seven, of which the file takes two at once
     expected = plain_outputs(small, images)
     error = (engine(images) - expected).abs().max() / expected.abs().max()
-    assert 1e-4 < error < 0.2  # quantised, and well: a random network's logits hardly differ
+    assert 1e-4 < error < 0.2  # quantized, and well: a random network's logits hardly differ
 
 
 def test_xnnpack_runs_all_but_the_cast(facts):

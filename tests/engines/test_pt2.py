@@ -10,7 +10,7 @@ import torch
 from conftest import reseal, tiny_architecture, trained_looking
 from shvit import engines
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob
 from shvit.engines.exported import EngineError
 from shvit.engines.torch import TorchEngine
 from shvit.modelfile import ModelFile
@@ -23,7 +23,7 @@ WEIGHTS, CONSTANTS = "data/weights/model_weights_config.json", "data/constants/m
 def good(tmp_path_factory):
     path = tmp_path_factory.mktemp("good") / "m.pt2"
     model_file = ModelFile(trained_looking(tiny_architecture().build()), ("a", "b"), Preprocess(32))
-    TorchEngine.export(model_file, path, "fp32", Shapes(), ())
+    TorchEngine.export(ExportJob(model_file, path, "fp32"))
     return path
 
 

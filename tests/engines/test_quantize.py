@@ -1,4 +1,6 @@
-"""int8 by OpenVINO: what is done to the quantised network, and the floor."""
+"""int8 by OpenVINO: what is done to the quantized network, and the floor."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from conftest import randomize_norms, tiny_architecture
 from shvit.data.loader import Batch
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob, Shapes
 from shvit.export.accuracy_floor import FloorError, Judge
 from shvit.modelfile import ModelFile
 from shvit.tasks import task_of
@@ -49,7 +51,7 @@ def error(network, exact, images) -> float:
     return float((outputs(network, images) - expected).square().mean() / expected.square().mean())
 
 
-def test_all_convolutions_are_quantised_and_no_product(quantized):
+def test_all_convolutions_are_quantized_and_no_product(quantized):
     layers = quantize.quantized_layers(quantized)
     convolutions = [n for n in quantized.get_ops() if n.get_type_name() in ("Convolution", "GroupConvolution")]
     assert len(layers) == len(convolutions) > 20
@@ -58,7 +60,7 @@ def test_all_convolutions_are_quantised_and_no_product(quantized):
 
 
 def test_giving_all_layers_back_is_fp32(quantized, exact, images):
-    back = quantize.give_back(quantized, exact, quantize.quantized_layers(quantized))
+    back = quantize.restore_layers(quantized, exact, quantize.quantized_layers(quantized))
     assert quantize.quantized_layers(back) == []
     assert error(quantized, exact, images) > 1e-5
     assert error(back, exact, images) < 0.5 * error(quantized, exact, images)
@@ -66,11 +68,11 @@ def test_giving_all_layers_back_is_fp32(quantized, exact, images):
 
 def test_giving_a_layer_back_leaves_the_others(quantized, exact):
     layers = quantize.quantized_layers(quantized)
-    assert quantize.quantized_layers(quantize.give_back(quantized, exact, layers[3:5])) == layers[:3] + layers[5:]
+    assert quantize.quantized_layers(quantize.restore_layers(quantized, exact, layers[3:5])) == layers[:3] + layers[5:]
     assert quantize.quantized_layers(quantized) == layers
 
 
-@pytest.mark.parametrize("step", [quantize.pixels_as_they_are, quantize.share_quantized_maps, quantize.tune])
+@pytest.mark.parametrize("step", [quantize.read_uint8_pixels, quantize.share_quantized_maps, quantize.tune])
 def test_tuning_costs_no_accuracy(step, quantized, exact, images):
     tuned = step(quantized)
     assert len(tuned.get_ops()) != len(quantized.get_ops())
@@ -78,26 +80,26 @@ def test_tuning_costs_no_accuracy(step, quantized, exact, images):
 
 
 def test_pixels_are_read_as_they_are_up_to_the_borders(quantized, exact):
-    """Images of one colour: only at the borders do they look otherwise, where the padding is the mean."""
-    tuned = quantize.pixels_as_they_are(quantized)
-    for colour in (0, 124, 255):
-        images = torch.full((2, 3, 48, 48), colour, dtype=torch.uint8)
+    """Images of one color: only at the borders do they look otherwise, where the padding is the mean."""
+    tuned = quantize.read_uint8_pixels(quantized)
+    for color in (0, 124, 255):
+        images = torch.full((2, 3, 48, 48), color, dtype=torch.uint8)
         assert error(tuned, exact, images) < max(1.5 * error(quantized, exact, images), 0.05)
     assert not [node for node in tuned.get_ops() if node.get_friendly_name().startswith("aten::sub/Subtract/fq")]
 
 
 def test_a_first_layer_that_was_given_back_is_left_alone(quantized, exact, images):
     first = quantize.quantized_layers(quantized)[0]
-    back = quantize.give_back(quantized, exact, [first])
-    torch.testing.assert_close(outputs(quantize.pixels_as_they_are(back), images), outputs(back, images))
+    back = quantize.restore_layers(quantized, exact, [first])
+    torch.testing.assert_close(outputs(quantize.read_uint8_pixels(back), images), outputs(back, images))
 
 
 def test_the_layer_whose_return_mends_most_ranks_first(quantized, exact, images):
-    """Planted: giving `good` back gives the exact network, `bad` one with more layers quantised than any."""
+    """Planted: giving `good` back gives the exact network, `bad` one with more layers quantized than any."""
     layers = quantize.quantized_layers(quantized)
-    some = quantize.give_back(quantized, exact, layers[:-5])
+    some = quantize.restore_layers(quantized, exact, layers[:-5])
     planted = {(): quantized, ("good",): exact, ("middling",): some, ("none",): quantized}
-    costs = quantize.rank(exact, lambda back: planted[tuple(back)], ["none", "middling", "good"], images, 1)
+    costs = quantize.rank_layers(exact, lambda back: planted[tuple(back)], ["none", "middling", "good"], images, 1)
     assert list(costs) == ["good", "middling", "none"]
     assert costs["good"] == pytest.approx(1, abs=0.05)  # what is not int8 runs in bf16 where the processor has it
     assert costs["none"] == pytest.approx(0, abs=1e-6)
@@ -126,7 +128,8 @@ def quantize_within(model_file, network, images, validation, max_drop, log=lambd
     """Return the int8 network that holds the floor, and the floor."""
     task = task_of(model_file)
     judge = Judge(task, validation, max_drop, log)
-    found = quantize.search(network, [images], judge, images, task.signal, "int8", 1)
+    job = ExportJob(model_file, Path("m.xml"), "int8", calibration=[images], accept=judge, threads=1)
+    found = quantize.search(network, job, "int8")
     return found, judge.result()
 
 

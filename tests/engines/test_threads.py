@@ -42,7 +42,7 @@ before = torch.get_num_threads(), sys.stdout, logging.root.manager.disable
 name, file = sys.argv[1:]
 made_of = model_file
 if name == "executorch":  # a model file takes it seconds
-    engines.ENGINES[name].export(model_file, Path(file), "fp32", engines.base.Shapes())
+    engines.ENGINES[name].export(engines.base.ExportJob(model_file, Path(file), "fp32"))
     made_of = engines.read(file)
 shared = [engines.load(made_of, name, "fp32", "cpu", threads) for threads in (1, 2)]
 start, right = threading.Barrier(8), []

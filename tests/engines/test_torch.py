@@ -11,15 +11,15 @@ import shvit
 from conftest import plain_outputs, random_images, tiny_architecture, trained_looking
 from shvit import engines
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Shapes
+from shvit.engines.base import ExportJob, Shapes
 from shvit.engines.exported import EngineError, ExportError
-from shvit.engines.torch import MIN_SIDE, TorchEngine
+from shvit.engines.torch import DYNAMIC_SIDES, TorchEngine
 from shvit.model.architecture import Architecture
 from shvit.modelfile import ModelFile
 
 
 def exported(model_file, folder, precision="fp32", **shapes):
-    TorchEngine.export(model_file, folder / "m.pt2", precision, Shapes(**shapes))
+    TorchEngine.export(ExportJob(model_file, folder / "m.pt2", precision, Shapes(**shapes)))
     return engines.read(folder / "m.pt2")
 
 
@@ -49,9 +49,9 @@ def test_outputs_are_those_of_pytorch(tmp_path, name, precision, bound):
 
 
 def test_any_size(model_file, tmp_path):
-    larger = replace(model_file, preprocess=Preprocess(MIN_SIDE))
+    larger = replace(model_file, preprocess=Preprocess(DYNAMIC_SIDES[0]))
     engine = engines.load(exported(larger, tmp_path, dynamic_size=True), device="cpu")
-    for count, height, width in ((1, MIN_SIDE, MIN_SIDE), (2, 100, 230), (5, 321, 96)):
+    for count, height, width in ((1, 65, 65), (2, 100, 230), (5, 321, 96)):
         images = random_images(count, height, width)
         torch.testing.assert_close(engine(images), plain_outputs(model_file, images), rtol=1e-4, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_foreign(tmp_path):
     program.example_inputs = None
     for facts, reason in (
         ({}, "was not written by shvit export"),
-        ({"shvit": "{broken"}, "metadata is no JSON"),
+        ({"shvit": "{broken"}, "metadata is not JSON"),
         ({"shvit": "[]"}, "was not written by shvit export"),
         ({"shvit": '{"version": 3}'}, "version 3, this shvit reads up to 2"),
     ):

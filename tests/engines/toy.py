@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from shvit.engines.base import Engine, Precisions
-from shvit.engines.exported import Exported, described, seal
+from shvit.engines.exported import Exported
 from shvit.engines.portable import portable
 from shvit.model.architecture import Architecture
 from shvit.modelfile import HEADER_KEY, ModelFile
@@ -30,11 +30,8 @@ class ToyEngine(Engine):
         self.network = portable(model)
 
     @classmethod
-    def export(cls, model_file, path, precision, shapes, calibration=(), accept=None, threads=None):
-        cls.check_writes(precision)
-        facts = described(model_file, path, cls.name, precision)
-        save_file(model_file.model.state_dict(), path, {HEADER_KEY: facts.to_json()})
-        seal(path)
+    def write(cls, job, facts):
+        save_file(job.model_file.model.state_dict(), job.path, {HEADER_KEY: facts.to_json()})
 
     @classmethod
     def read(cls, path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,8 +53,8 @@ def test_a_file_that_disagrees_never_appears(tiny, tmp_path, monkeypatch):
     kind = engines.ENGINES["onnx"]
     write = kind.export
     other = ModelFile(tiny_architecture().build().eval(), tiny.classes, tiny.preprocess)
-    monkeypatch.setattr(kind, "export", classmethod(lambda cls, model, *rest: write(other, *rest)))
-    with pytest.raises(ExportError, match=r"m\.onnx is not kept: its logits differ by .* allowed 0\.0001"):
+    monkeypatch.setattr(kind, "export", classmethod(lambda cls, job: write(replace(job, model_file=other))))
+    with pytest.raises(ExportError, match=r"m\.onnx is not kept: its logits differ by .* allowed is 0\.0001"):
         export(tiny, "onnx", out)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
     assert out.read_text() == "of before"
@@ -63,9 +64,9 @@ def test_a_file_that_does_not_run_never_appears(tiny, tmp_path, monkeypatch):
     kind = engines.ENGINES["openvino"]
     write = kind.export
 
-    def spoil(cls, model, path, *rest):
-        write(model, path, *rest)
-        path.with_suffix(".bin").write_bytes(b"")
+    def spoil(cls, job):
+        write(job)
+        job.path.with_suffix(".bin").write_bytes(b"")
 
     monkeypatch.setattr(kind, "export", classmethod(spoil))
     with pytest.raises((ExportError, EngineError), match=r"m\.xml"):

@@ -12,7 +12,7 @@ from shvit import engines
 from shvit.cli.describe import describe
 from shvit.data.coco import open_coco
 from shvit.data.transforms import Preprocess
-from shvit.engines.base import Candidate, Shapes
+from shvit.engines.base import Candidate, ExportJob, Shapes
 from shvit.engines.exported import EngineError, ExportError
 from shvit.errors import InputError
 from shvit.export.accuracy_floor import Judge
@@ -86,7 +86,7 @@ def test_however_many_objects_there_are(engine, background):
 def test_several_at_once_in_a_file_of_fixed_size(tmp_path):
     skip_without("onnx")
     model_file = detector("segment")
-    engines.ENGINES["onnx"].export(model_file, tmp_path / "m.onnx", "fp32", Shapes(batch=2), ())
+    engines.ENGINES["onnx"].export(ExportJob(model_file, tmp_path / "m.onnx", "fp32", Shapes(batch=2)))
     images = random_images(3, 128)
     expected = engines.load(model_file, "torch", "fp32", "cpu")(images)
     outputs = engines.load(shvit.load(tmp_path / "m.onnx"))(images)
@@ -168,7 +168,7 @@ def test_boxes_do_not_count_where_layers_are_ranked():
             "unknown format 'plan': allowed are onnx, openvino, torch, executorch, coreml",
         ),
         ("detect", "onnx", {}, Shapes(dynamic_size=True), "files of detectors take images of one size"),
-        ("detect", "onnx", {"fit": "shorter"}, Shapes(), "a file of one: give --image-size"),
+        ("detect", "onnx", {"fit": "shorter"}, Shapes(), "its file can take only one: give --image-size"),
         ("detect", "onnx", {"image_size": 100}, Shapes(), "must be a multiple of 64 pixels, got 100"),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_file_that_finds_something_else_never_appears(tmp_path, monkeypatch):
     write, model_file = kind.export, detector("detect")
     torch.nn.init.normal_(model_file.model.head.classification_head.cls_logits.weight, std=0.05)
     other = replace(model_file, model=randomize_norms(model_file.architecture.build()))
-    monkeypatch.setattr(kind, "export", classmethod(lambda cls, model, *rest: write(other, *rest)))
+    monkeypatch.setattr(kind, "export", classmethod(lambda cls, job: write(replace(job, model_file=other))))
     with pytest.raises(ExportError, match=r"m\.onnx is not kept: 0\.0% of its objects match PyTorch's"):
         export(model_file, "onnx", tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []

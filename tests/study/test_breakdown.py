@@ -73,7 +73,7 @@ def test_shares_are_of_the_time_and_of_the_parts_asked_for():
     assert one.stage_seconds() == {"stem": 2.0, "stage 1": 1.0, "stage 2": 4.0, "head": 1.0, "pixels to floats": 0.25}
 
 
-@pytest.mark.parametrize("engine", operations.profilers())
+@pytest.mark.parametrize("engine", operations.PROFILERS)
 def test_a_networks_time_goes_to_its_modules(engine):
     if reason := ENGINES[engine].unavailable("cpu"):
         pytest.skip(reason)

@@ -11,11 +11,11 @@ from ..data.letterbox import check_fit
 from ..errors import check_at_least, notice
 from ..modelfile import ModelFile
 from ..tasks import TASKS
-from .base import Accept, Candidate, Engine, Runnable, Shapes, batch_of, detector_of
+from .base import Engine, Runnable, Shapes, batch_of, detector_of
 from .coreml import CoreMLEngine
 from .cuda.engine import CudaEngine
 from .executorch import ExecuTorchEngine
-from .exported import EngineError, Exported, ExportError, check_seal
+from .exported import EngineError, Exported, check_seal
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine
 from .timm import TimmFormat
@@ -43,25 +43,6 @@ register(TorchEngine)
 register(ExecuTorchEngine)
 register(CoreMLEngine)
 register(TimmFormat)
-
-__all__ = [
-    "ENGINES",
-    "FORMATS",
-    "Accept",
-    "Candidate",
-    "Engine",
-    "EngineError",
-    "ExportError",
-    "Exported",
-    "Runnable",
-    "Shapes",
-    "choose",
-    "is_exported",
-    "kinds_for",
-    "load",
-    "read",
-    "register",
-]
 
 
 def load(
@@ -97,11 +78,11 @@ def choose(
 ) -> tuple[str, str, str]:
     """Return the engine, precision and device that `load` uses for these arguments. Raises EngineError."""
     if isinstance(model, Exported):
-        engine, precision = _of_exported(model, engine, precision)
+        engine, precision = _as_exported(model, engine, precision)
     kinds = kinds_for(model)
     if engine not in ("auto", *kinds):
         raise EngineError(f"unknown engine {engine!r}: allowed are auto, {', '.join(kinds)}")
-    wanted = _that_run(model, kinds if engine == "auto" else {engine: kinds[engine]})
+    wanted = _fitting(model, kinds if engine == "auto" else {engine: kinds[engine]})
     picked = pick_device(device)
     reasons = {name: kind.unavailable(picked) for name, kind in wanted.items()}
     if device == "auto" and all(reasons.values()):
@@ -141,8 +122,8 @@ def writers(task: str) -> dict[str, type[Engine]]:
     return {name: kind for name, kind in FORMATS.items() if detector_of(task) in kind.writes}
 
 
-def _that_run(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
-    """Those of the engines that run models of this task and fit. Raises EngineError if none does."""
+def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
+    """The engines among `wanted` that run models of this task and fit. Raises EngineError if none does."""
     many_sizes = model.preprocess.fit == "shorter"
     detector = detector_of(model.task)
 
@@ -182,7 +163,7 @@ def checked_shapes(model_file: ModelFile, shapes: Shapes) -> Shapes:
         raise EngineError("files of detectors take images of one size: leave out --dynamic-size")
     if model_file.preprocess.fit == "shorter":
         raise EngineError(
-            "the model takes images of many sizes, a file of one: give --image-size, the new length of the longer side"
+            "the model takes images of many sizes, but its file can take only one: give --image-size, the longer side"
         )
     check_fit(model_file.preprocess)
     return replace(shapes, batch=batch_of(model_file, shapes))
@@ -200,27 +181,22 @@ def read(path: str | Path) -> Exported:
         EngineError: The suffix is unknown, the engine is not installed, or shvit did not write the file.
     """
     path = Path(path)
-    for name, kind in FORMATS.items():
-        if kind.suffix == path.suffix:
-            if not path.exists():
-                raise EngineError(f"{path}: no such file")
-            if reason := kind.absent():
-                raise EngineError(f"{path} needs the engine {name}: {reason}")
-            return _checked(path, name, kind)
-    allowed = ", ".join(kind.suffix for kind in FORMATS.values())
-    raise EngineError(f"{path} has an unknown suffix: allowed are {allowed}")
-
-
-def _checked(path: Path, name: str, kind: type[Engine]) -> Exported:
-    """The metadata, compared with the suffix and the digest of the file. Raises EngineError."""
+    kind = next((kind for kind in FORMATS.values() if kind.suffix == path.suffix), None)
+    if kind is None:
+        allowed = ", ".join(kind.suffix for kind in FORMATS.values())
+        raise EngineError(f"{path} has an unknown suffix: allowed are {allowed}")
+    if not path.exists():
+        raise EngineError(f"{path}: no such file")
+    if reason := kind.absent():
+        raise EngineError(f"{path} needs the engine {kind.name}: {reason}")
     try:
         sealed = check_seal(path)
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror or error}") from None
     exported = kind.read(path)
-    if exported.engine != name:
+    if exported.engine != kind.name:
         raise EngineError(
-            f"{path} is refused: its metadata says engine {exported.engine!r}, but {kind.suffix} belongs to {name}"
+            f"{path} is refused: its metadata says engine {exported.engine!r}, but {kind.suffix} belongs to {kind.name}"
         )
     if exported.precision not in kind.writes[None]:
         allowed = ", ".join(kind.writes[None])
@@ -232,7 +208,7 @@ def _checked(path: Path, name: str, kind: type[Engine]) -> Exported:
     return exported
 
 
-def _of_exported(model: Exported, engine: str, precision: str) -> tuple[str, str]:
+def _as_exported(model: Exported, engine: str, precision: str) -> tuple[str, str]:
     """The file's own engine and precision. Raises EngineError if others are asked for."""
     if engine not in ("auto", model.engine):
         raise EngineError(f"{model.path} runs on the engine {model.engine} only, not on {engine!r}")
@@ -250,7 +226,7 @@ def check_threads(threads: int | None, device: str) -> None:
 
 def pick_device(device: str) -> str:
     """Resolve `auto`, and check any other name. Raises EngineError, naming the devices that are available."""
-    import torch
+    import torch  # here, since this package has a module of the same name
 
     present = ["cpu"]
     if torch.cuda.is_available():

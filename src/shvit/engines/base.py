@@ -13,7 +13,7 @@ from torch import Tensor
 from ..modelfile import ModelFile
 from ..tasks import TASKS
 from ..tasks.base import Predict
-from .exported import EngineError, Exported
+from .exported import EngineError, Exported, described, seal
 
 STATIC_SHAPES = 6
 """Input shapes for which an engine compiles the network separately. Others share one slower, dynamic network."""
@@ -37,28 +37,45 @@ Runnable = ModelFile | Exported
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantised network that an engine proposes while it searches for one that is accurate enough."""
+    """A quantized network that an engine proposes during its search for one that is accurate enough."""
 
     runs: Predict
     exact: Predict
     """The same network in fp32."""
     layers: int = 0
-    """How many layers can run in higher precision one by one."""
+    """Number of layers whose precision can be chosen individually."""
     given_back: Mapping[str, float] = field(default_factory=dict)
-    """Layers that do, the most costly first, and the share of the quantisation error that each alone causes."""
+    """Layers in higher precision, and the share of the quantization error that each causes. Largest first."""
 
 
 Accept = Callable[[Candidate], bool]
 """Whether a candidate is accurate enough to be written."""
 
 
+@dataclass(frozen=True)
+class ExportJob:
+    """A file that an engine is to write."""
+
+    model_file: ModelFile
+    path: Path
+    precision: str
+    shapes: Shapes = Shapes()
+    calibration: Sequence[UInt8[Tensor, "b 3 h w"]] = ()
+    """Images that the ranges of int8 are measured on, in batches."""
+    accept: Accept | None = None
+    """Engines that can mix precisions propose candidates until this accepts one, and write that one. If it accepts
+    none, they write nothing. Other engines ignore it."""
+    threads: int | None = None
+    """CPU threads of the candidates."""
+
+
 class Engine:
-    """Runs one network. Images are passed as decoded; normalisation is part of the network.
+    """Runs one network. It takes decoded pixels; normalization is part of the network.
 
     Several threads may call an engine at once, while others create, call and delete engines with other numbers of CPU
-    threads. Each call uses the number its engine was created with and leaves the settings of the process unchanged.
+    threads. A call uses the number of its engine and leaves the settings of the process unchanged.
 
-    An engine with int8 among its `precisions` also takes `calibration` in its constructor, as `export` does.
+    The constructor of an engine that runs int8 has a further argument, `calibration`, as in `ExportJob`.
     """
 
     name: ClassVar[str]
@@ -94,7 +111,8 @@ class Engine:
     @classmethod
     def absent(cls) -> str | None:
         """Which libraries are missing and how to install them; None if none is."""
-        return missing(cls.extra, *cls.modules) if cls.extra else None
+        absent = [module for module in cls.modules if find_spec(module) is None]
+        return f"{' and '.join(absent)} not installed: pip install 'shvit[{cls.extra}]'" if absent else None
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
@@ -112,56 +130,44 @@ class Engine:
         return tuple(name for name in cls.precisions(device) if name in cls.runs.get(detector_of(task), ()))
 
     @classmethod
-    def check_writes(cls, precision: str) -> None:
-        """Raises EngineError if the format has no such precision, or the modules that write it are missing."""
-        if precision not in cls.writes[None]:
-            allowed = ", ".join(cls.writes[None])
-            raise EngineError(f"{cls.suffix} files have no precision {precision!r}: allowed are {allowed}")
-        if reason := cls.absent():
-            raise EngineError(f"{cls.suffix} files cannot be written here: {reason}")
-
-    @classmethod
     def refuses(cls, network: Any) -> str | None:
         """Why it does not compute this network; None if it does."""
         return None
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        """Write a file of the format, with the metadata inside.
+    def export(cls, job: ExportJob) -> None:
+        """Write a file of the format. Its metadata and its digest are inside.
 
-        Args:
-            model_file: The model.
-            path: The file.
-            precision: One of `writes`.
-            shapes: Input sizes that the file takes.
-            calibration: Batches of uint8 images (b, 3, h, w); only needed for int8.
-            accept: Engines that can mix precisions propose candidates until one is accepted, and write that one. They
-                write nothing if none is. Other engines ignore it.
-            threads: CPU threads of the candidates.
+        Raises:
+            EngineError: The format does not have this precision or these shapes, libraries are missing, or int8 has no
+                calibration images.
         """
-        raise EngineError(f"the engine {cls.name} has no format: it runs model files")
+        allowed = cls.writes.get(detector_of(job.model_file.task), ())
+        if job.precision not in allowed:
+            raise EngineError(
+                f"{cls.suffix} files have no precision {job.precision!r}: allowed are {', '.join(allowed)}"
+            )
+        if reason := cls.absent():
+            raise EngineError(f"{cls.suffix} files cannot be written here: {reason}")
+        if job.precision == "int8":
+            need_calibration(job.calibration)
+        cls.write(job, described(job.model_file, job.path, cls.name, job.precision))
+        if job.path.exists():
+            seal(job.path)
+
+    @classmethod
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        """Write the file that `export` has checked, with these facts as its metadata."""
+        raise NotImplementedError
 
     @classmethod
     def read(cls, path: Path) -> Exported:
         """Read the metadata of such a file. Raises InputError for a file that shvit did not write."""
-        raise EngineError(f"the engine {cls.name} has no format: it runs model files")
+        raise NotImplementedError
 
     @classmethod
     def specification(cls, path: Path) -> dict[str, Any]:
-        """Check what a file declares and return it: the only check where the format's runtime is not available.
-
-        Raises:
-            ExportError: The file does not declare the inputs and outputs of its model.
-        """
+        """What a file declares, for machines that cannot run it. Raises ExportError if it does not fit its metadata."""
         return {}
 
     def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> Sequence[Any]:
@@ -172,12 +178,6 @@ class Engine:
 def detector_of(task: str) -> str | None:
     """The kind of network that the task needs: a key of `Precisions`."""
     return TASKS[task].detector if task in TASKS else None
-
-
-def missing(extra: str, *modules: str) -> str | None:
-    """Which of these modules are not installed, and the extra that installs them; None if all are."""
-    absent = [module for module in modules if find_spec(module) is None]
-    return f"{' and '.join(absent)} not installed: pip install 'shvit[{extra}]'" if absent else None
 
 
 def need_calibration(batches: Sequence[Tensor]) -> None:

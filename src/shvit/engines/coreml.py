@@ -2,7 +2,6 @@
 
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -15,21 +14,20 @@ from torch import Tensor, nn
 
 from ..classnames import unique_names
 from ..data.transforms import Preprocess
-from ..errors import one_line
 from ..header import parsed
 from ..model.retinanet import RetinaNet
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
-from .base import Accept, Engine, Precisions, Runnable, Shapes
+from .base import Engine, ExportJob, Precisions, Runnable
 from .decompose import MEANS
-from .exported import EngineError, Exported, ExportError, check_ends, described, seal
+from .exported import EngineError, Exported, ExportError, check_interface, unreadable
 from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
 CLASSIFIER = "classify"
-"""Core ML's operation that turns probabilities into a label."""
-DTYPES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
+"""Core ML's operation that turns probabilities into a label. It is not the task of this name."""
+PRECISION_NAMES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 """coremltools' names."""
 
 
@@ -56,11 +54,9 @@ class CoreMLEngine(Engine):
         ct = _coremltools()
         units = ct.ComputeUnit.CPU_ONLY if device == "cpu" else ct.ComputeUnit.ALL
         with TemporaryDirectory() as folder:
-            path = Path(folder, "model.mlpackage")
-            if isinstance(model, Exported):
-                path = model.path
-            else:
-                self.export(model, path, precision, Shapes())
+            path = model.path if isinstance(model, Exported) else Path(folder, "model.mlpackage")
+            if isinstance(model, ModelFile):
+                self.export(ExportJob(model, path, precision))
             self._model = ct.models.MLModel(str(path), compute_units=units)
 
     @classmethod
@@ -70,53 +66,36 @@ class CoreMLEngine(Engine):
         return cls.absent() if device in ("cpu", "mps") else f"does not run on {device}"
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        """Write a file that takes one image and returns its label, the probability of each class, and the logits.
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        """The file takes one image and returns its label, the probability of each class, and the logits.
 
-        A detector returns its raw outputs. Classes that share a name get their index appended, since Core ML returns
-        probabilities by label.
-
-        Raises:
-            EngineError: Core ML does not support these class names or shapes.
+        The file of a detector returns its raw outputs. Classes that share a name get their index appended, since
+        Core ML returns probabilities by label.
         """
-        cls.check_writes(precision)
-        if shapes.dynamic_size or shapes.batch not in (None, 1):
+        if job.shapes.dynamic_size or job.shapes.batch not in (None, 1):
             raise EngineError(f"{cls.suffix} files take one image of one size")
-        labels_images = kind_of(model_file.task).labels_images
-        if labels_images:
-            _check_labels(model_file.classes)
+        labels_images = kind_of(facts.task).labels_images
+        outside = [label for label in facts.classes if label.encode(errors="ignore").decode() != label]
+        if labels_images and outside:
+            raise EngineError(f"Core ML needs class names in UTF-8, got {outside[0]!r}")
         with quiet():
-            model = _convert(model_file, precision)
+            model = _convert(job.model_file, job.precision)
             what = "which of" if labels_images else "boxes of"
-            model.short_description = f"{model_file.architecture.name}: {what} {len(model_file.classes)} classes"
-            model.input_description[IMAGE] = _input_description(model_file.preprocess)
-            model.user_defined_metadata[HEADER_KEY] = described(model_file, path, cls.name, precision).to_json()
-            model.save(str(path))
-        seal(path)
+            model.short_description = f"{job.model_file.architecture.name}: {what} {len(facts.classes)} classes"
+            model.input_description[IMAGE] = _input_description(facts.preprocess)
+            model.user_defined_metadata[HEADER_KEY] = facts.to_json()
+            model.save(str(job.path))
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        """Read the metadata, on any system with coremltools."""
         description = _specification(path).description
-        facts = description.metadata.userDefined
-        if HEADER_KEY not in facts:
-            raise EngineError(f"{path} was not written by shvit export")
-        exported = Exported.from_json(path, facts[HEADER_KEY])
+        exported = Exported.from_json(path, dict(description.metadata.userDefined).get(HEADER_KEY))
         outputs = {end.name: list(end.type.multiArrayType.shape) for end in description.output}
         name = kind_of(exported.task).output
         if len(description.input) != 1 or name not in outputs:
             raise EngineError(f"{path} does not take one image and return {name}")
         image = description.input[0].type.imageType
-        check_ends(exported, (1, 3, image.height, image.width), outputs[name])
+        check_interface(exported, (1, 3, image.height, image.width), outputs[name])
         return exported
 
     @classmethod
@@ -159,17 +138,16 @@ def _declared(specification: Any) -> dict[str, Any]:
 def _expected(facts: Exported) -> dict[str, Any]:
     """What `_declared` must contain for a file with these facts."""
     task, side, classes = kind_of(facts.task), facts.preprocess.image_size, len(facts.classes)
-    expected: dict[str, Any] = {"inputs": {IMAGE: f"image {side}x{side} RGB"}, "precision": [DTYPES[facts.precision]]}
-    if not task.labels_images:
-        array = f"array 1x{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)} FLOAT32"
-        return {**expected, "outputs": {task.output: array}}
-    return {
-        **expected,
-        "outputs": {LABEL: "string", PROBABILITIES: "dictionary", task.output: f"array 1x{classes} FLOAT32"},
-        "label": LABEL,
-        "probabilities": PROBABILITIES,
-        "classes": list(unique_names(facts.classes)),
+    shape = classes if task.labels_images else f"{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)}"
+    expected: dict[str, Any] = {
+        "inputs": {IMAGE: f"image {side}x{side} RGB"},
+        "outputs": {task.output: f"array 1x{shape} FLOAT32"},
+        "precision": [PRECISION_NAMES[facts.precision]],
     }
+    if task.labels_images:
+        expected["outputs"] |= {LABEL: "string", PROBABILITIES: "dictionary"}
+        expected |= {"label": LABEL, "probabilities": PROBABILITIES, "classes": list(unique_names(facts.classes))}
+    return expected
 
 
 def _input_description(preprocess: Preprocess) -> str:
@@ -209,23 +187,17 @@ class _Classifier(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(
-        self, pixels: Float[Tensor, "b 3 h w"]
-    ) -> tuple[Float[Tensor, "b classes"], Float[Tensor, "b classes"]]:
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> tuple[Tensor, Tensor]:
         logits = self.network(pixels)
         return logits, logits.softmax(1)
 
 
 def _convert(model_file: ModelFile, precision: str) -> Any:
     """The network as coremltools' `MLModel`."""
-    ct = _coremltools()
-    side = model_file.preprocess.image_size
-    pixels = torch.zeros(1, 3, side, side)
-    task = kind_of(model_file.task)
-    network = portable(model_file)
-    program = torch.export.export(
-        _Classifier(network) if task.labels_images else network, (pixels,)
-    ).run_decompositions(MEANS)
+    ct, task, side = _coremltools(), kind_of(model_file.task), model_file.preprocess.image_size
+    pixels, network = torch.zeros(1, 3, side, side), portable(model_file)
+    whole = _Classifier(network) if task.labels_images else network
+    program = torch.export.export(whole, (pixels,)).run_decompositions(MEANS)
     outputs, *probabilities = program.graph_signature.user_outputs
     labels = [ct.ClassifierConfig(list(unique_names(model_file.classes)), LABEL, name) for name in probabilities]
     model = ct.convert(
@@ -234,21 +206,12 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
         classifier_config=labels[0] if labels else None,
         # coremltools 9.0 gives classifiers a second output for this target only, not for later ones
         minimum_deployment_target=ct.target.iOS15,
-        compute_precision=getattr(ct.precision, DTYPES[precision]),
+        compute_precision=getattr(ct.precision, PRECISION_NAMES[precision]),
         skip_model_load=True,
     )
     specification = model.get_spec()
     ct.utils.rename_feature(specification, outputs, task.output)
     return ct.models.MLModel(specification, weights_dir=model.weights_dir, skip_model_load=True)
-
-
-def _check_labels(classes: Sequence[str]) -> None:
-    """Raises EngineError for names that cannot be encoded as UTF-8, which Core ML needs."""
-    for label in classes:
-        try:
-            label.encode()
-        except UnicodeEncodeError:
-            raise EngineError(f"Core ML needs class names in UTF-8, got {label!r}") from None
 
 
 def _specification(path: Path) -> Any:
@@ -258,17 +221,12 @@ def _specification(path: Path) -> Any:
 
     if not (path / "Manifest.json").is_file():
         raise EngineError(f"{path} is not an .mlpackage: it is not a folder with a Manifest.json")
-    try:
-        entries = parsed((path / "Manifest.json").read_bytes())["itemInfoEntries"].values()
-        for entry in entries:
+    errors = (RuntimeError, OSError, DecodeError, ValueError, KeyError, TypeError, AttributeError)
+    with unreadable(path, "is damaged", *errors):
+        for entry in parsed((path / "Manifest.json").read_bytes())["itemInfoEntries"].values():
             if not (path / "Data" / entry["path"]).resolve().is_relative_to(path.resolve()):
                 raise EngineError(f"{path} is refused: its part {entry['path']!r} lies outside the folder")
         return ct.utils.load_spec(str(path))
-    except EngineError:
-        raise
-    except (RuntimeError, OSError, DecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = one_line(error)
-        raise EngineError(f"{path} is damaged ({reason})") from None
 
 
 def _coremltools() -> Any:

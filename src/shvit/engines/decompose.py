@@ -16,9 +16,9 @@ def _group_norm(
     if x.ndim != 4:
         return NotImplemented
     each = x.view(groups * x.shape[0], x.shape[1] // groups, *x.shape[2:]) if groups > 1 else x
-    centred = each - each.mean((1, 2, 3), keepdim=True)
-    variance = (centred * centred).mean((1, 2, 3), keepdim=True)
-    normed = (centred * torch.rsqrt(variance + eps)).view(x.shape)
+    centered = each - each.mean((1, 2, 3), keepdim=True)
+    variance = (centered * centered).mean((1, 2, 3), keepdim=True)
+    normed = (centered * torch.rsqrt(variance + eps)).view(x.shape)
     if weight is not None:
         normed = normed * weight.view(1, -1, 1, 1)
     return normed if bias is None else normed + bias.view(1, -1, 1, 1)

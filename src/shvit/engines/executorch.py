@@ -1,7 +1,6 @@
 """ExecuTorch, for phones and small boards: one `.pte` file, run by XNNPACK on the CPU in fp32 or int8."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from threading import RLock
@@ -14,13 +13,14 @@ from torch.export import ExportedProgram
 
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet, silent
-from .base import Accept, Engine, Precisions, Runnable, Shapes, in_batches, need_calibration
+from .base import Engine, ExportJob, Precisions, Runnable, in_batches
 from .decompose import XNNPACK
-from .exported import EngineError, Exported, check_ends, described, seal
+from .exported import EngineError, Exported, check_interface, described, unreadable
 from .portable import portable
 
 _runs = RLock()
 """Held while the thread pool is used or replaced."""
+DAMAGED = "is truncated, damaged or not a .pte file"
 
 
 class ExecuTorchEngine(Engine):
@@ -46,46 +46,29 @@ class ExecuTorchEngine(Engine):
         with _runs:
             default = _default_threads()  # read once, before an engine changes it
         self.threads = threads or default
-        self.path = model.path if isinstance(model, Exported) else Path("in memory")
         if isinstance(model, Exported):
-            self._file = model.path.read_bytes()
+            self.path, self._file = model.path, model.path.read_bytes()
         else:
+            self.path = Path("in memory")
             self._file = _lower(model, described(model, self.path, self.name, precision))
         self._load()
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        """Write a file for `shapes.batch` images at once (default 1), since XNNPACK needs constant shapes."""
-        cls.check_writes(precision)
-        if shapes.dynamic_size:
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        """A file for `shapes.batch` images at once (default 1), since XNNPACK needs constant shapes."""
+        if job.shapes.dynamic_size:
             raise EngineError(f"{cls.suffix} files take images of one size only")
-        if precision == "int8":
-            need_calibration(calibration)
-        facts = described(model_file, path, cls.name, precision)
-        path.write_bytes(_lower(model_file, facts, shapes.batch or 1, calibration))
-        seal(path)
+        job.path.write_bytes(_lower(job.model_file, facts, job.shapes.batch or 1, job.calibration))
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        runtime = _runtime()
-        with _reading(path):
+        runtime, _ = _executorch()
+        with _runs, silent(), unreadable(path, DAMAGED, RuntimeError):
             program = runtime.load_program(path.read_bytes())
-            if HEADER_KEY not in program.method_names:
-                raise EngineError(f"{path} was not written by shvit export")
-            [facts] = program.load_method(HEADER_KEY).execute([])
+            facts = program.load_method(HEADER_KEY).execute([])[0] if HEADER_KEY in program.method_names else None
+            exported = Exported.from_json(path, facts)
             ends = program.metadata("forward")
-            shapes = [list(end.sizes()) for end in (ends.input_tensor_meta(0), ends.output_tensor_meta(0))]
-        exported = Exported.from_json(path, facts)
-        check_ends(exported, *shapes)
+            check_interface(exported, ends.input_tensor_meta(0).sizes(), ends.output_tensor_meta(0).sizes())
         return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -95,45 +78,30 @@ class ExecuTorchEngine(Engine):
             return in_batches(lambda batch: self._method.execute([batch.contiguous()])[0], images, self._batch)
 
     def _load(self) -> None:
-        runtime, pool = _runtime(), _pool()
-        with _reading(self.path):
+        runtime, pool = _executorch()
+        with _runs, silent(), unreadable(self.path, DAMAGED, RuntimeError):
             if pool._threadpool_get_thread_count() != self.threads:
                 pool._unsafe_reset_threadpool(self.threads)
                 ExecuTorchEngine._pools += 1
+            # the bytes that a program was loaded from must live as long as the program
             self._method = runtime.load_program(self._file).load_method("forward")
             self._pool = ExecuTorchEngine._pools
         self._batch = self._method.metadata.input_tensor_meta(0).sizes()[0]
 
 
-def _runtime() -> Any:
-    """The runtime, which loads programs. The bytes that a program was loaded from must live as long as the program."""
-    with quiet():
-        from executorch.runtime import Runtime
-    return Runtime.get()
-
-
-def _pool() -> Any:
-    """The module that controls the thread pool."""
+def _executorch() -> tuple[Any, Any]:
+    """The runtime, which loads programs, and the module that controls the thread pool."""
     with quiet():
         from executorch.extension.pybindings import portable_lib
-    return portable_lib
+        from executorch.runtime import Runtime
+    return Runtime.get(), portable_lib
 
 
 @cache
 def _default_threads() -> int:
-    pool = _pool()
+    _, pool = _executorch()
     with silent():
         return pool._threadpool_get_thread_count()
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn the runtime's errors into a one-line EngineError."""
-    try:
-        with _runs, silent():
-            yield
-    except RuntimeError as error:
-        raise EngineError(f"{path} is truncated, damaged or not a .pte file ({error})") from None
 
 
 def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: Sequence[Tensor] = ()) -> bytes:
@@ -164,14 +132,12 @@ def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
 def _quantize(
     program: ExportedProgram, example: UInt8[Tensor, "b 3 h w"], images: UInt8[Tensor, "n 3 h w"]
 ) -> ExportedProgram:
-    """Quantise weights per output channel and activations to the ranges measured on these images."""
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
+    """Quantize weights per output channel and activations to the ranges measured on these images."""
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    per_channel = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    quantizer = xnnpack.XNNPACKQuantizer().set_global(per_channel)
     observed = prepare_pt2e(program.module(), quantizer)
     batch = len(example)
     for start in range(0, len(images), batch):

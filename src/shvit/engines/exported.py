@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..data.transforms import Preprocess
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, counted, one_line
 from ..header import checked_facts, parsed
 from ..model.architecture import DETECTORS
 from ..modelfile import ModelFile, check_channels
@@ -31,6 +32,17 @@ class EngineError(InputError):
 
 class ExportError(Failure):
     """A file could not be written, or does not compute what the network does."""
+
+
+@contextmanager
+def unreadable(path: Path, reason: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn these errors of a library that reads `path` into a one-line EngineError."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except errors as error:
+        raise EngineError(f"{path} {reason} ({one_line(error, first=True)})") from None
 
 
 @dataclass(frozen=True)
@@ -68,15 +80,13 @@ class Exported:
         """Inverse of `to_dict`. Raises InputError for another version, and for missing or impossible entries."""
         try:
             if type(data["version"]) is not int or not 1 <= data["version"] <= VERSION:
-                raise InputError(f"{path} has metadata of version {data['version']}, this shvit reads up to {VERSION}")
+                raise ValueError(f"it has metadata of version {data['version']}, this shvit reads up to {VERSION}")
             facts, preprocess = checked_facts(data), Preprocess.from_dict(data["preprocess"])
             check_channels(preprocess, 3)
             runtime = {"engine": data["engine"], "precision": data["precision"], "sealed": data["version"] > 1}
             return cls(path, preprocess=preprocess, **runtime, **facts)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} was not written by shvit export: its metadata lacks {error}") from None
-        except InputError as error:
-            raise error if str(path) in str(error) else InputError(f"{path} is not usable: {error}") from None
         except ValueError as error:
             raise InputError(f"{path} is not usable: {error}") from None
 
@@ -85,12 +95,14 @@ class Exported:
         return json.dumps(self.to_dict())
 
     @classmethod
-    def from_json(cls, path: Path, text: str | bytes) -> "Exported":
-        """Inverse of `to_json`. Raises InputError for text that shvit did not write."""
+    def from_json(cls, path: Path, text: str | bytes | None) -> "Exported":
+        """Inverse of `to_json`. Raises InputError for None, which stands for no metadata, and for other text."""
+        if text is None:
+            raise EngineError(f"{path} was not written by shvit export")
         try:
             data = parsed(text)
         except (ValueError, TypeError) as error:
-            raise InputError(f"{path} was not written by shvit export: its metadata is no JSON ({error})") from None
+            raise InputError(f"{path} was not written by shvit export: its metadata is not JSON ({error})") from None
         return cls.from_dict(path, data)
 
 
@@ -108,32 +120,26 @@ def described(model_file: ModelFile, path: Path, engine: str, precision: str) ->
     )
 
 
-def check_ends(exported: Exported, takes: Sequence[int | None], gives: Sequence[int | None]) -> None:
-    """Compare the inputs and outputs of a file's network with its metadata.
-
-    Args:
-        exported: The metadata.
-        takes: Shape of the images (b, 3, h, w); None for a dimension that varies.
-        gives: Shape of the raw outputs.
+def check_interface(exported: Exported, inputs: Sequence[int | None], outputs: Sequence[int | None]) -> None:
+    """Compare the shapes of a network's images and raw outputs with its metadata; None stands for any size.
 
     Raises:
         EngineError: They differ.
     """
     side, classes = exported.preprocess.input_size, len(exported.classes)
-    if len(takes) != 4 or takes[1] not in (3, None) or any(size not in (side, None) for size in takes[2:]):
+    if len(inputs) != 4 or inputs[1] not in (3, None) or any(size not in (side, None) for size in inputs[2:]):
         raise EngineError(
-            f"{exported.path} is not usable: its network takes {_shape(takes)}, but its metadata says images of "
+            f"{exported.path} is not usable: its network takes {_shape(inputs)}, but its metadata says images of "
             f"{side} pixels"
         )
-    width = None
-    if exported.task in TASKS:
+    if outputs and exported.task in TASKS:
         detector = TASKS[exported.task].detector
         width = classes if detector is None else DETECTORS[detector].output_width(classes)
-    if gives and width is not None and gives[-1] not in (width, None):
-        raise EngineError(
-            f"{exported.path} is not usable: its network returns {_shape(gives)}, which does not fit {classes} "
-            f"class{'es' * (classes != 1)}"
-        )
+        if outputs[-1] not in (width, None):
+            raise EngineError(
+                f"{exported.path} is not usable: its network returns {_shape(outputs)}, which does not fit "
+                f"{counted(classes, 'class', 'classes')}"
+            )
 
 
 def _shape(sizes: Sequence[int | None]) -> str:
@@ -173,7 +179,7 @@ def check_seal(path: Path) -> bool:
     if len(found) > 1 or _digest(path, files, mark) != mark.rpartition(b":")[2].decode():
         which = " and ".join(part.name for part in files[:2])
         raise EngineError(
-            f"{path} is damaged: {which} changed since shvit export wrote it, or belong to another export"
+            f"{path} is damaged: {which} changed since shvit export wrote it, or came from another export"
         )
     return True
 

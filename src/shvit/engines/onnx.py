@@ -1,7 +1,6 @@
 """ONNX Runtime on CPUs, in fp32. Its format is `.onnx`."""
 
 import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,14 +9,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..errors import one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
-from .base import STATIC_SHAPES, Accept, Engine, Precisions, Runnable, Shapes, batch_of, in_batches
-from .exported import EngineError, Exported, check_ends, described, seal
+from .base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, in_batches
+from .exported import EngineError, Exported, check_interface, unreadable
 from .portable import portable
-from .torch import MIN_SIDE, dynamic_dims
+from .torch import DYNAMIC_SIDES, dynamic_dims
 
 if TYPE_CHECKING:
     import onnx
@@ -39,49 +37,35 @@ class OnnxEngine(Engine):
     writes: ClassVar[Precisions] = runs
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
-        self.precision = precision
-        self.threads = threads
         import onnx
 
+        self.precision, self.threads = precision, threads
         self._network = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
-        whole = onnx.load_from_string(self._network)
-        [images] = whole.graph.input
+        [images] = onnx.load_from_string(self._network).graph.input
         self._batch = images.type.tensor_type.shape.dim[0].dim_value or None  # None: any number
         self._sessions: dict[tuple[int, ...] | None, ort.InferenceSession] = {}
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        facts = described(model_file, path, cls.name, precision)
-        path.write_bytes(to_onnx(model_file, shapes, facts))
-        seal(path)
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        model = to_onnx(job.model_file, job.shapes)
+        model.metadata_props.add(key=HEADER_KEY, value=facts.to_json())
+        job.path.write_bytes(model.SerializeToString())
 
     @classmethod
     def read(cls, path: Path) -> Exported:
         import onnxruntime as ort
 
         content = path.read_bytes()
-        facts = _facts(path, content)
+        exported = Exported.from_json(path, _facts(path, content))
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
-        try:
+        with unreadable(path, "is not a usable ONNX file", Exception):  # its exceptions share no other base class
             session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise EngineError(f"{path} is not a usable ONNX file ({one_line(error, first=True)})") from None
-        exported = Exported.from_json(path, facts)
         ends = session.get_inputs(), session.get_outputs()
         if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":
             raise EngineError(f"{path} does not take one batch of images and return one tensor")
-        check_ends(exported, *([size if type(size) is int else None for size in part[0].shape] for part in ends))
+        check_interface(exported, *([size if type(size) is int else None for size in part[0].shape] for part in ends))
         return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -104,13 +88,10 @@ class OnnxEngine(Engine):
         return torch.from_numpy(outputs)
 
     def session(self, shape: tuple[int, ...] | None, profile: Path | None = None) -> "ort.InferenceSession":
-        """Create a session for images of this shape, or of any shape that the network takes.
+        """Create a session for images of this shape (None: any that the network takes).
 
-        With a fixed shape, ONNX Runtime computes all inner shapes in advance; a third of S1's nodes do only that.
-
-        Args:
-            shape: (b, 3, h, w); None: any.
-            profile: Prefix of the files for a profile of the runs.
+        With a fixed shape, ONNX Runtime computes all inner shapes in advance, which a third of S1's nodes do. `profile`
+        is the prefix of the files for a profile of the runs.
         """
         import onnxruntime as ort
 
@@ -126,30 +107,25 @@ class OnnxEngine(Engine):
         return ort.InferenceSession(self._network, options, providers=["CPUExecutionProvider"])
 
 
-def _facts(path: Path, content: bytes) -> str:
-    """The text in the metadata. Raises EngineError for a file that refers to others, or that shvit did not write."""
+def _facts(path: Path, content: bytes) -> str | None:
+    """The text in the metadata. Raises EngineError for a file that refers to others."""
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
-    try:
+    with unreadable(path, "is not a usable ONNX file", DecodeError):
         model = onnx.load_from_string(content)
-    except DecodeError as error:
-        raise EngineError(f"{path} is not a usable ONNX file ({error})") from None
     if any(map(uses_external_data, _get_all_tensors(model))):
         raise EngineError(f"{path} is refused: its weights are in other files")
-    facts = {entry.key: entry.value for entry in model.metadata_props}
-    if HEADER_KEY not in facts:
-        raise EngineError(f"{path} was not written by shvit export")
-    return facts[HEADER_KEY]
+    return {entry.key: entry.value for entry in model.metadata_props}.get(HEADER_KEY)
 
 
-def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
-    """The bytes of an ONNX file. `facts` are stored in its metadata."""
+def to_onnx(model_file: ModelFile, shapes: Shapes) -> "onnx.ModelProto":
+    """The network in ONNX, by torch's newer exporter if it can trace the network."""
     import onnx
 
     if batch_of(model_file, Shapes()):  # the newer exporter cannot trace control flow that depends on the image
-        return with_facts(onnx.load_from_string(traced(model_file, shapes)), facts)
+        return onnx.load_from_string(traced(model_file, shapes))
     with quiet():
         program: Any = torch.onnx.export(
             portable(model_file),
@@ -160,14 +136,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes, facts: Exported) -> bytes:
             dynamic_shapes=(dynamic_dims(shapes),),
             verbose=False,
         )
-    return with_facts(program.model_proto, facts)
-
-
-def with_facts(model: "onnx.ModelProto", facts: Exported) -> bytes:
-    """The bytes of the model, with the facts added to its metadata."""
-    entry = model.metadata_props.add()
-    entry.key, entry.value = HEADER_KEY, facts.to_json()
-    return model.SerializeToString()
+    return program.model_proto
 
 
 def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
@@ -193,5 +162,5 @@ def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
 def _example(model_file: ModelFile, shapes: Shapes) -> UInt8[Tensor, "b 3 h w"]:
     side = model_file.preprocess.image_size
     if shapes.dynamic_size:
-        side = max(side, MIN_SIDE)
+        side = max(side, DYNAMIC_SIDES[0])
     return torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)

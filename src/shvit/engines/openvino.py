@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..errors import one_line
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
-from ..tasks import kind_of, task_of
+from ..tasks import kind_of
 from . import quantize
-from .base import Accept, Engine, Precisions, Runnable, Shapes, batch_of, need_calibration
-from .exported import EngineError, Exported, check_ends, described, seal
+from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, need_calibration
+from .exported import EngineError, Exported, check_interface, unreadable
 from .openvino_runtime import CompiledNetwork, core
 from .portable import portable
 
@@ -32,13 +31,11 @@ class OpenVINOEngine(Engine):
     concurrent: ClassVar[bool] = True
     runs: ClassVar[Precisions] = {
         None: ("bf16", "fp32", "int8"),
-        "retinanet": ("fp32", "int8"),
-        "mask_rcnn": ("fp32", "int8"),
+        **dict.fromkeys(("retinanet", "mask_rcnn"), ("fp32", "int8")),
     }
     writes: ClassVar[Precisions] = {
         None: ("fp32", "fp16", "bf16", "int8"),
-        "retinanet": ("fp32", "fp16", "int8"),
-        "mask_rcnn": ("fp32", "fp16", "int8"),
+        **dict.fromkeys(("retinanet", "mask_rcnn"), ("fp32", "fp16", "int8")),
     }
 
     def __init__(
@@ -49,8 +46,7 @@ class OpenVINOEngine(Engine):
         threads: int | None = None,
         calibration: Sequence[Tensor] = (),
     ) -> None:
-        self.precision = precision
-        self.threads = threads
+        self.precision, self.threads = precision, threads
         exported = isinstance(model, Exported)
         network = core().read_model(model.path) if exported else build(model, precision, calibration)
         self._run = CompiledNetwork(network, computed_in(model.task, precision), threads)
@@ -61,42 +57,28 @@ class OpenVINOEngine(Engine):
         return cls.runs[None] if bf16 else cls.runs[None][1:]
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
+    def write(cls, job: ExportJob, facts: Exported) -> None:
         """With `accept`, int8 keeps costly layers in floating point until a mixture is accepted."""
-        network = convert(model_file, shapes)
-        if precision == "int8":
-            need_calibration(calibration)
-            task = task_of(model_file)
-            if accept is None:
-                network = quantize.quantize(network, calibration)
-            else:
-                ranked_on = torch.cat(list(calibration[: task.ranking_images]))[: task.ranking_images]
-                compute = computed_in(model_file.task, "int8")
-                network = quantize.search(network, calibration, accept, ranked_on, task.signal, compute, threads)
+        import openvino as ov
+
+        network = convert(job.model_file, job.shapes)
+        if job.precision == "int8" and job.accept is None:
+            network = quantize.quantize(network, job.calibration)
+        elif job.precision == "int8":
+            network = quantize.search(network, job, computed_in(facts.task, "int8"))
         if network is not None:
-            write(network, described(model_file, path, cls.name, precision))
+            network.set_rt_info(facts.to_json(), [HEADER_KEY])
+            ov.save_model(network, job.path, compress_to_fp16=job.precision == "fp16")
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        try:
+        with unreadable(path, "is not a usable OpenVINO file", RuntimeError):
             network = core().read_model(path)
-        except RuntimeError as error:
-            raise EngineError(f"{path} is not a usable OpenVINO file ({one_line(error, first=True)})") from None
-        if not network.has_rt_info([HEADER_KEY]):
-            raise EngineError(f"{path} was not written by shvit export")
-        exported = Exported.from_json(path, network.get_rt_info([HEADER_KEY]).astype(str))
+        known = network.has_rt_info([HEADER_KEY])
+        exported = Exported.from_json(path, network.get_rt_info([HEADER_KEY]).astype(str) if known else None)
         if len(network.inputs) != 1 or len(network.outputs) != 1:
             raise EngineError(f"{path} does not take one batch of images and return one tensor")
-        check_ends(exported, *(_sizes(end.partial_shape) for end in (network.inputs[0], network.outputs[0])))
+        check_interface(exported, *(_sizes(end.partial_shape) for end in (network.inputs[0], network.outputs[0])))
         return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -104,12 +86,12 @@ class OpenVINOEngine(Engine):
 
 
 def computed_in(task: str, precision: str) -> str:
-    """The precision of layers that are not quantised. Boxes, in pixels, need fp32 even where the processor has bf16."""
+    """The precision of layers that are not quantized. Boxes, in pixels, need fp32 even where the processor has bf16."""
     return precision if kind_of(task).labels_images else "fp32"
 
 
 def build(model_file: ModelFile, precision: str, calibration: Sequence[Tensor] = ()) -> "ov.Model":
-    """The network as an OpenVINO model; for int8, with all layers quantised that gain from it."""
+    """The network as an OpenVINO model; for int8, with all layers quantized that gain from it."""
     any_size = precision != "int8" and kind_of(model_file.task).any_size
     network = convert(model_file, Shapes(dynamic_size=any_size))
     if precision == "int8":
@@ -132,15 +114,6 @@ def convert(model_file: ModelFile, shapes: Shapes) -> "ov.Model":
     network.input(0).set_names({"images"})
     network.output(0).set_names({kind_of(model_file.task).output})
     return network
-
-
-def write(network: "ov.Model", facts: Exported) -> None:
-    """Write the `.xml` and `.bin` files. `facts` are stored in the metadata of the `.xml`."""
-    import openvino as ov
-
-    network.set_rt_info(facts.to_json(), [HEADER_KEY])
-    ov.save_model(network, facts.path, compress_to_fp16=facts.precision == "fp16")
-    seal(facts.path)
 
 
 def _sizes(shape: "ov.PartialShape") -> list[int | None]:

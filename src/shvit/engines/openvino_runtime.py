@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 HINTS = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}, "int8": {}}
-"""For int8, OpenVINO chooses the precision of layers that are not quantised: bf16 if the processor supports it."""
+"""For int8, OpenVINO chooses the precision of layers that are not quantized: bf16 if the processor supports it."""
 
 _core_lock = Lock()
 

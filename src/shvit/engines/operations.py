@@ -54,16 +54,6 @@ class Operation:
 Call = list[Operation]
 
 
-def profilers() -> list[str]:
-    """Engines with a profiler."""
-    return list(_PROFILERS)
-
-
-def operations(model: ModelFile, engine: str, images: UInt8[Tensor, "b 3 h w"], threads: int | None) -> Iterator[Call]:
-    """Run the network several times. Yields the operations of each call; see `profilers` for the engines."""
-    return _PROFILERS[engine](model, images, threads)
-
-
 @torch.inference_mode()
 def _torch(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int | None) -> Iterator[Call]:
     engine = TorchEngine(model, "fp32", "cpu", threads)
@@ -161,8 +151,9 @@ def _openvino(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int |
         yield call
 
 
-_PROFILERS: dict[str, Callable[[ModelFile, Tensor, int | None], Iterator[Call]]] = {
+PROFILERS: dict[str, Callable[[ModelFile, Tensor, int | None], Iterator[Call]]] = {
     "onnx": _onnx,
     "openvino": _openvino,
     "torch": _torch,
 }
+"""By engine: runs a model several times on images, with so many CPU threads. Yields the operations of each call."""

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_structure, treespec_dumps
 
 from ..header import parsed
 from ..modelfile import HEADER_KEY
-from .exported import EngineError
+from .exported import EngineError, unreadable
 
 MODEL, SAMPLES, FACTS = "models/model.json", "data/sample_inputs/model.pt", f"extra/{HEADER_KEY}"
 CONFIGS = {
@@ -54,25 +54,17 @@ MAX_EXPRESSION, MAX_POWER, MAX_NUMBER = 10_000, 8, 2**63
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """The members of the archive, named without their common folder.
-
-    Raises:
-        EngineError: It is not such an archive, is damaged, or has members that shvit does not write.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if packed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
-                raise EngineError(f"{path} is refused: {packed[0]!r} is compressed, which shvit export never does")
-            if sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise EngineError(f"{path} is refused: its members overlap")
-            if len({entry.filename.partition("/")[0] for entry in entries}) > 1:
-                raise EngineError(f"{path} is refused: it is a legacy archive, or was not written by shvit export")
-            found = {entry.filename.partition("/")[2]: archive.read(entry) for entry in entries}
-    except EngineError:
-        raise
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise EngineError(f"{path} is truncated or not a .pt2 file ({error})") from None
+    """The members of the archive, named without their common folder. Raises EngineError for any that could be code."""
+    errors = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
+    with unreadable(path, "is truncated or not a .pt2 file", *errors), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if packed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
+            raise EngineError(f"{path} is refused: {packed[0]!r} is compressed, which shvit export never does")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise EngineError(f"{path} is refused: its members overlap")
+        if len({entry.filename.partition("/")[0] for entry in entries}) > 1:
+            raise EngineError(f"{path} is refused: it is a legacy archive, or was not written by shvit export")
+        found = {entry.filename.partition("/")[2]: archive.read(entry) for entry in entries}
     if len(found) < len(entries):
         raise EngineError(f"{path} is refused: it has two members with the same name")
     if FACTS not in found:
@@ -86,11 +78,7 @@ def members(path: Path) -> dict[str, bytes]:
 
 
 def checked(path: Path) -> io.BytesIO:
-    """A new archive that is safe for `torch.export.load`.
-
-    Raises:
-        EngineError: The file contains more than operations on its own tensors; the message says what.
-    """
+    """A new archive that is safe for `torch.export.load`. Raises EngineError, with what is not allowed in it."""
     found = members(path)
     try:
         found[MODEL] = json.dumps(_model(_json(found, MODEL))).encode()
@@ -108,23 +96,17 @@ def checked(path: Path) -> io.BytesIO:
     return archive
 
 
-def ends(path: Path) -> tuple[list[Any], list[Any]]:
-    """The shapes of the images and of the outputs; None for a dimension that varies.
-
-    Raises:
-        EngineError: The file does not name them.
-    """
-    try:
-        module = _json(members(path), MODEL)["graph_module"]
+def shapes(path: Path) -> tuple[list[Any], list[Any]]:
+    """The shapes of the images and of the outputs; None for a dimension that varies. Raises EngineError for others."""
+    found, errors = members(path), (KeyError, TypeError, AttributeError, ValueError)
+    with unreadable(path, "does not take one batch of images and return one tensor", *errors):
+        module = _json(found, MODEL)["graph_module"]
         graph = module["graph"]
         [images] = [spec["user_input"] for spec in module["signature"]["input_specs"] if "user_input" in spec]
-        shapes = [
+        takes, gives = (
             [size.get("as_int") for size in graph["tensor_values"][end["as_tensor"]["name"]]["sizes"]]
             for end in (images["arg"], *graph["outputs"])
-        ]
-        takes, gives = shapes
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise EngineError(f"{path} does not take one batch of images and return one tensor ({error})") from None
+        )
     return takes, gives
 
 

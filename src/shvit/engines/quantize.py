@@ -9,11 +9,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from ..suppress import quiet
-from .base import Accept, Candidate
+from ..tasks import task_of
+from .base import Candidate, ExportJob
 from .openvino_runtime import CompiledNetwork, core
 
 if TYPE_CHECKING:
@@ -21,10 +23,10 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 300
 """More images do not change the ranges."""
-MAX_GIVEN_BACK = 0.5
+MAX_FLOAT_SHARE = 0.5
 """Largest share of the layers that run in floating point in a network that counts as int8."""
 DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.")
-"""Parts of the names of the layers of a detector that are quantised."""
+"""Parts of the names of the layers of a detector that are quantized."""
 QUANTIZED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
@@ -34,11 +36,11 @@ def quantize(network: "ov.Model", calibration: Sequence[Tensor]) -> "ov.Model":
 
 
 def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) -> "ov.Model":
-    """NNCF's post-training quantisation.
+    """NNCF's post-training quantization.
 
     Matrix products stay in floating point: in attention and squeeze-excite they are too small for int8 kernels to make
     up for the conversions, and in the classifier they cost nothing. In the heads of a detector, all convolutions except
-    the last are quantised, which are most of the work: 256 steps are too few for boxes in pixels.
+    the last are quantized, which are most of the work: 256 steps are too few for boxes in pixels.
     """
     names = {node.get_friendly_name(): node.get_type_name() for node in network.get_ops()}
     detector = any(DETECTOR_PARTS[0] in name for name in names)
@@ -62,42 +64,25 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
 
 
 def tune(network: "ov.Model") -> "ov.Model":
-    """Make a quantised network faster without changing its ranges."""
-    return share_quantized_maps(pixels_as_they_are(network))
+    """Make a quantized network faster without changing its ranges."""
+    return share_quantized_maps(read_uint8_pixels(network))
 
 
-def search(
-    network: "ov.Model",
-    calibration: Sequence[Tensor],
-    accept: Accept,
-    ranked_on: UInt8[Tensor, "n 3 h w"],
-    signal: Callable[[Tensor], Tensor],
-    compute: str,
-    threads: int | None,
-) -> "ov.Model | None":
-    """The network in int8, with as few layers in floating point as `accept` allows.
+def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | None":
+    """The fp32 network in int8, with as few layers in floating point as `job.accept` allows; None if it accepts none.
 
-    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. Then the
-    smallest number of the first of them that is accepted is searched for by doubling and bisection.
-
-    Args:
-        network: In fp32.
-        calibration: Batches of uint8 images to measure the ranges on.
-        accept: Judges each candidate.
-        ranked_on: Images that layers are ranked on.
-        signal: The part of the outputs that layers are ranked by.
-        compute: Precision of what is not quantised in a candidate.
-        threads: CPU threads.
-
-    Returns:
-        The network, or None if no candidate is accepted, with up to half the layers in floating point.
+    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. The first
+    layers of this ranking, at most half of all, then run in floating point: the smallest number that is accepted,
+    found by doubling and bisection. `compute` is the precision of everything that is not quantized in a candidate.
     """
-    quantized = quantize_convolutions(network, calibration)
+    accept, threads, task = job.accept, job.threads, task_of(job.model_file)
+    assert accept is not None
+    quantized = quantize_convolutions(network, job.calibration)
     layers = quantized_layers(quantized)
     exact = CompiledNetwork(network, "fp32", threads)
 
     def mixed(back: Collection[str]) -> "ov.Model":
-        return tune(give_back(quantized, network, back))
+        return tune(restore_layers(quantized, network, back))
 
     def accepted(candidate: "ov.Model", given_back: Mapping[str, float]) -> bool:
         return accept(Candidate(CompiledNetwork(candidate, compute, threads), exact, len(layers), given_back))
@@ -105,7 +90,8 @@ def search(
     whole = mixed(())
     if accepted(whole, {}):
         return whole
-    costs = rank(network, mixed, layers, ranked_on, threads, signal)
+    ranked_on = torch.cat(list(job.calibration[: task.ranking_images]))[: task.ranking_images]
+    costs = rank_layers(network, mixed, layers, ranked_on, threads, task.signal)
     tried: dict[int, ov.Model] = {}
 
     def holds(count: int) -> bool:
@@ -113,11 +99,11 @@ def search(
         tried[count] = mixed(given_back)
         return accepted(tried[count], given_back)
 
-    count = fewest(holds, int(MAX_GIVEN_BACK * len(layers)))
+    count = fewest(holds, int(MAX_FLOAT_SHARE * len(layers)))
     return None if count is None else tried[count]
 
 
-def rank(
+def rank_layers(
     network: "ov.Model",
     mixed: Callable[[Collection[str]], "ov.Model"],
     layers: Sequence[str],
@@ -125,9 +111,9 @@ def rank(
     threads: int | None,
     signal: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> dict[str, float]:
-    """The share of the squared quantisation error that each layer alone causes, the largest first.
+    """The share of the squared error of `signal(outputs)` that each layer causes, the largest first.
 
-    The error is that of `signal(outputs)`. It is measured by running only that layer in floating point.
+    It is measured by running only that layer in floating point.
     """
     exact = signal(CompiledNetwork(network, "fp32", threads)(images))
 
@@ -141,12 +127,11 @@ def rank(
 
 def fewest(holds: Callable[[int], bool], most: int) -> int | None:
     """The smallest count from 1 to `most` that holds, if every count above it holds as well; None if none does."""
-    low, high = 0, 1
-    while not holds(min(high, most)):
-        if high >= most:
+    low, high = 0, min(1, most)
+    while not holds(high):
+        if high == most:
             return None
-        low, high = high, 2 * high
-    high = min(high, most)
+        low, high = high, min(2 * high, most)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
@@ -162,24 +147,20 @@ def quantized_layers(network: "ov.Model") -> list[str]:
     ]
 
 
-def give_back(network: "ov.Model", original: "ov.Model", layers: Collection[str]) -> "ov.Model":
-    """The quantised network with these layers in floating point again, with the original weights."""
+def restore_layers(network: "ov.Model", original: "ov.Model", layers: Collection[str]) -> "ov.Model":
+    """The quantized network with these layers in floating point again, with the original weights."""
     network = network.clone()
-    weights = {
-        node.get_friendly_name(): node.input_value(1)
-        for node in original.get_ops()
-        if node.get_friendly_name() in layers
-    }
+    originals = {node.get_friendly_name(): node for node in original.get_ops()}
     for node in network.get_ops():
-        if node.get_friendly_name() in layers:
+        if (name := node.get_friendly_name()) in layers:
             node.input(0).replace_source_output(node.input_value(0).get_node().input_value(0))
-            node.input(1).replace_source_output(_constant(_value(weights[node.get_friendly_name()])))
+            node.input(1).replace_source_output(_constant(_value(originals[name].input_value(1))))
     network.validate_nodes_and_infer_types()
     return network
 
 
-def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
-    """Let the first convolution read the 8-bit pixels directly, since quantising them again costs two passes.
+def read_uint8_pixels(network: "ov.Model") -> "ov.Model":
+    """Let the first convolution read the 8-bit pixels directly, since quantizing them again costs two passes.
 
     The mean, rounded to whole numbers, becomes the zero point of that convolution, which the kernel also pads with. The
     rounding error goes into the bias. At the borders an error remains, at most half a step of the 8-bit range.
@@ -200,9 +181,9 @@ def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
         return network  # not one of our networks
     mean = _value(shift.input_value(1)) * (-1 if shift.get_type_name() == "Add" else 1)
     zero_point = mean.round()
-    scale = np.float32(1 / 64)  # any value: without a scale, OpenVINO does not see that this is a quantised map
-    centred = ops.subtract(pixels.output(0), ops.convert(_constant(zero_point.astype(np.uint8)), "f32"))
-    first.input(0).replace_source_output(ops.multiply(centred, _constant(np.full((1, 1, 1, 1), scale))).output(0))
+    scale = np.float32(1 / 64)  # any value: without a scale, OpenVINO does not see that this is a quantized map
+    centered = ops.subtract(pixels.output(0), ops.convert(_constant(zero_point.astype(np.uint8)), "f32"))
+    first.input(0).replace_source_output(ops.multiply(centered, _constant(np.full((1, 1, 1, 1), scale))).output(0))
     rest = (_value(weights.output(0)) * (zero_point - mean)).sum((1, 2, 3)).reshape(1, -1, 1, 1)
     weights.input(1).replace_source_output(_constant(_value(weights.input_value(1)) / scale))
     bias.input(1).replace_source_output(_constant(_value(bias.input_value(1)) + rest))
@@ -211,7 +192,7 @@ def pixels_as_they_are(network: "ov.Model") -> "ov.Model":
 
 
 def share_quantized_maps(network: "ov.Model") -> "ov.Model":
-    """Write maps in 8 bits for attention as well, if they are quantised for the residual sum anyway."""
+    """Write maps in 8 bits for attention as well, if they are quantized for the residual sum anyway."""
     network = network.clone()
     for node in network.get_ordered_ops():
         if node.get_type_name() != "Add" or _type_before(node, 0) != "GroupConvolution":

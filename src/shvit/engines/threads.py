@@ -17,10 +17,8 @@ def torch_threads(count: int | None) -> Iterator[None]:
     `torch.set_num_threads` would also set the number for threads that have not used torch yet. Two overlapping calls
     would then leave later threads with the number of one of them.
     """
-    if count in (
-        None,
-        torch.get_num_threads(),
-    ):  # always asked: torch sets the number of a new thread when it is first asked
+    now = torch.get_num_threads()  # also sets the number of a new thread, which torch does when it is first asked
+    if count in (None, now):
         yield
         return
     set_mkl = _set_mkl_threads()

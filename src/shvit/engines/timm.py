@@ -1,9 +1,5 @@
-"""The format `timm`: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads.
+"""The format `timm`: a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, run by timm's network."""
 
-It is written for timm's users. Here timm's own network runs it; it does not run model files.
-"""
-
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,18 +10,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.transforms import Normalize
-from ..errors import one_line
 from ..files import write_json
 from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
-from ..model.config import VARIANTS, Config
+from ..model.config import VARIANTS
 from ..model.layers import NormLinear
 from ..model.shvit import SHViT
 from ..model.timm_model import TimmModel, check_argument, named_arguments
 from ..model.timm_names import to_timm
 from ..modelfile import HEADER_KEY, ModelFile
-from .base import Accept, Precisions, Runnable, Shapes
-from .exported import EngineError, Exported, described, seal
+from .base import ExportJob, Precisions, Runnable, Shapes
+from .exported import EngineError, Exported, unreadable
 from .torch import TorchEngine
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -54,35 +49,25 @@ class TimmFormat(TorchEngine):
         self.network = nn.Sequential(Normalize(model.preprocess), network).to(device)
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        cls.check_writes(precision)
-        if shapes != Shapes():
+    def write(cls, job: ExportJob, facts: Exported) -> None:
+        if job.shapes != Shapes():
             raise EngineError(
-                "A timm folder takes any number of images of any size: leave out --batch-size and --dynamic-size."
+                "a timm folder takes any number of images of any size: leave out --batch-size and --dynamic-size"
             )
-        name, arguments = _in_timm(model_file.architecture)
-        weights = _weights(model_file.model)
+        name, arguments = _in_timm(job.model_file.architecture)
+        weights = _weights(job.model_file.model)
         config = {
             "architecture": name,
-            "num_classes": model_file.architecture.num_classes,
-            "label_names": list(model_file.classes),
+            "num_classes": len(facts.classes),
+            "label_names": list(facts.classes),
             "model_args": arguments,
-            "pretrained_cfg": _pretrained_cfg(name, model_file),
-            HEADER_KEY: described(model_file, path, cls.name, precision).to_dict(),
+            "pretrained_cfg": _pretrained_cfg(name, job.model_file),
+            HEADER_KEY: facts.to_dict(),
         }
-        path.mkdir()
-        save_file({key: value.float().contiguous() for key, value in weights.items()}, path / WEIGHTS, {"format": "pt"})
-        write_json(path / CONFIG, config)
-        seal(path)
+        job.path.mkdir()
+        tensors = {key: value.float().contiguous() for key, value in weights.items()}
+        save_file(tensors, job.path / WEIGHTS, {"format": "pt"})
+        write_json(job.path / CONFIG, config)
 
     @classmethod
     def read(cls, path: Path) -> Exported:
@@ -96,12 +81,10 @@ class TimmFormat(TorchEngine):
 
 def _config(path: Path) -> dict[str, Any]:
     """The folder's config.json. Raises EngineError."""
-    try:
+    with unreadable(path, "is not a timm folder written by shvit export", OSError, ValueError):
         config = parsed((path / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{path} is not a timm folder written by shvit export: {error}") from None
-    if not isinstance(config, dict):
-        raise EngineError(f"{path} is not a timm folder written by shvit export: its {CONFIG} is not an object")
+        if not isinstance(config, dict):
+            raise ValueError(f"its {CONFIG} is not an object")
     return config
 
 
@@ -110,7 +93,7 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
     import timm
 
     path = exported.path
-    try:
+    with unreadable(path, "is not usable", Exception):  # timm does not check its arguments
         base, arguments = config["architecture"], {**config["model_args"]}
         channels = arguments.pop("in_chans", 3)
         named_arguments(base)
@@ -127,9 +110,6 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
             shapes = {name: list(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         if shapes != {name: list(tensor.shape) for name, tensor in network.state_dict().items()}:
             raise ValueError(f"the weights are not those of {base}")
-    except Exception as error:  # timm does not check its arguments
-        reason = one_line(error)
-        raise EngineError(f"{path} is not usable: {reason}") from None
 
 
 def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
@@ -142,23 +122,19 @@ def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
         return architecture.name, channels
     stages = architecture.config.stages
     widths = [stage.width for stage in stages]
-    same = any(one == other for one, other in pairwise(widths))
-    if "/" in architecture.name or architecture.config.stem != 4 or same:
+    alike = any(one == other for one, other in pairwise(widths))
+    if "/" in architecture.name or architecture.config.stem != 4 or alike:
         raise EngineError(
-            f"timm's SHViT cannot be built as {architecture.name}: it has a stem of four convolutions, single-head "
-            "attention, and a different width in each stage"
+            f"timm cannot build {architecture.name}: its SHViT has a stem of four convolutions, single-head attention, "
+            "and a different width in each stage"
         )
-    return "shvit_s1", {**_sizes(architecture.config), **channels}
-
-
-def _sizes(config: Config) -> dict[str, Any]:
-    """The arguments of timm's SHViT for these stages."""
-    return {
-        "embed_dim": [stage.width for stage in config.stages],
-        "depth": [stage.depth for stage in config.stages],
-        "partial_dim": [stage.attended or stage.width // 4 for stage in config.stages],
-        "qk_dim": [16] * len(config.stages),
-        "types": ["i" if stage.attended is None else "s" for stage in config.stages],
+    return "shvit_s1", {
+        "embed_dim": widths,
+        "depth": [stage.depth for stage in stages],
+        "partial_dim": [stage.attended or stage.width // 4 for stage in stages],
+        "qk_dim": [16] * len(stages),
+        "types": ["i" if stage.attended is None else "s" for stage in stages],
+        **channels,
     }
 
 
@@ -168,8 +144,7 @@ def _pretrained_cfg(name: str, model_file: ModelFile) -> dict[str, Any]:
 
     preprocess, published = model_file.preprocess, timm.get_pretrained_cfg(name)
     record = {} if published is None else published.to_dict()
-    side = preprocess.image_size
-    squash = preprocess.fit == "squash"
+    side, squash = preprocess.image_size, preprocess.fit == "squash"
     return {
         **{key: value for key, value in record.items() if key not in SOURCES},
         "num_classes": model_file.architecture.num_classes,
@@ -200,7 +175,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def merged_heads(first: NormLinear, second: NormLinear) -> NormLinear:
     """One head whose logits are the mean of two heads' logits, in evaluation mode.
 
-    Its norm has the statistics of the first head, and no scale or shift. Given features z normalised by it, a head with
+    Its norm has the statistics of the first head, and no scale or shift. Given features z normalized by it, a head with
     mean m, deviation s, scale g, shift b and linear layer (W, c) computes W (g (s1 z + m1 - m) / s + b) + c.
     """
     mean, deviation = _statistics(first)

@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,18 +13,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from ..errors import Failure, one_line
-from ..modelfile import HEADER_KEY, ModelFile
+from ..errors import Failure, counted, one_line
+from ..modelfile import HEADER_KEY
 from ..suppress import environment, quiet
 from . import pt2
-from .base import Accept, Engine, Precisions, Runnable, Shapes, in_batches
-from .exported import UNSEALED, EngineError, Exported, ExportError, check_ends, described, seal
+from .base import Engine, ExportJob, Precisions, Runnable, Shapes, in_batches
+from .exported import UNSEALED, EngineError, Exported, ExportError, check_interface, unreadable
 from .portable import portable
 from .threads import torch_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MIN_SIDE, MAX_SIDE = 65, 8192
-"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, a constant to torch.export."""
+DYNAMIC_SIDES = 65, 8192
+"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, which torch.export makes constant."""
 
 
 class TorchEngine(Engine):
@@ -43,15 +43,13 @@ class TorchEngine(Engine):
     writes: ClassVar[Precisions] = {None: ("fp32", "bf16"), "retinanet": ("fp32", "bf16")}
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
-        self.precision = precision
-        self.threads = threads
-        self.device = device
+        self.precision, self.device, self.threads = precision, device, threads
         self.batch: int | None = None
         self.path = model.path if isinstance(model, Exported) else None
         self.how = "operation by operation"
         if isinstance(model, Exported):
             self.network: nn.Module = _loaded(model.path, device)
-            self.batch = pt2.ends(model.path)[0][0]
+            self.batch = pt2.shapes(model.path)[0][0]
         else:
             network = portable(model).to(device, DTYPES[precision])
             self.network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -69,47 +67,38 @@ class TorchEngine(Engine):
         return tuple(precision for precision in cls.runs[None] if able[precision])
 
     @classmethod
-    def export(
-        cls,
-        model_file: ModelFile,
-        path: Path,
-        precision: str,
-        shapes: Shapes,
-        calibration: Sequence[Tensor] = (),
-        accept: Accept | None = None,
-        threads: int | None = None,
-    ) -> None:
-        cls.check_writes(precision)
-        network = portable(model_file).to(DTYPES[precision]).to(memory_format=torch.channels_last)  # pyright: ignore
-        side = model_file.preprocess.image_size
-        if shapes.dynamic_size and side < MIN_SIDE:
-            raise EngineError(
-                f"{cls.suffix} files for any image size start at {MIN_SIDE} pixels, but the model has {side}: give "
-                f"--image-size {MIN_SIDE} or more, or leave out --dynamic-size"
-            )
-        images = torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
+    def write(cls, job: ExportJob, facts: Exported) -> None:
         from torch._dynamo.exc import UserError  # torch has no public name for it
 
+        network = portable(job.model_file).to(DTYPES[job.precision])
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        side = facts.preprocess.image_size
+        least, _ = DYNAMIC_SIDES
+        if job.shapes.dynamic_size and side < least:
+            raise EngineError(
+                f"{cls.suffix} files for any image size start at {least} pixels, but the model has {side}: give "
+                f"--image-size {least} or more, or leave out --dynamic-size"
+            )
+        images = torch.zeros(job.shapes.batch or 2, 3, side, side, dtype=torch.uint8)
         with quiet():
             try:
-                program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(shapes),))
+                program = torch.export.export(network, (images,), dynamic_shapes=(dynamic_dims(job.shapes),))
             except UserError as error:
-                reason = one_line(error, first=True)
-                raise ExportError(f"{model_file.architecture.name} cannot be exported to {path} ({reason})") from error
+                reason, name = one_line(error, first=True), job.model_file.architecture.name
+                raise ExportError(f"{name} cannot be exported to {job.path} ({reason})") from error
             program.example_inputs = None  # would be stored as a pickle
-            facts = described(model_file, path, cls.name, precision).to_json().replace(UNSEALED.decode(), "")
             whole = io.BytesIO()  # torch ends the process if the disk is full
-            torch.export.save(program, whole, extra_files={HEADER_KEY: facts})
+            text = facts.to_json().replace(UNSEALED.decode(), "")
+            torch.export.save(program, whole, extra_files={HEADER_KEY: text})
         with zipfile.ZipFile(whole, "a") as archive:
             archive.comment = UNSEALED  # a digest inside a member would change its checksum
-        path.write_bytes(whole.getbuffer())
-        seal(path)
+        job.path.write_bytes(whole.getbuffer())
 
     @classmethod
     def read(cls, path: Path) -> Exported:
         found = pt2.members(path)
         exported = Exported.from_json(path, found[pt2.FACTS])
-        check_ends(exported, *pt2.ends(path))
+        check_interface(exported, *pt2.shapes(path))
         return exported
 
     @torch.inference_mode()
@@ -119,20 +108,21 @@ class TorchEngine(Engine):
                 there = images.to(self.device, memory_format=torch.channels_last)
                 return in_batches(self.network, there, self.batch).float().to(images.device)
         except torch.OutOfMemoryError:
-            raise Failure(f"{self.device} has too little memory for {len(images)} images at once") from None
+            count = counted(len(images), "image")
+            raise Failure(f"{self.device} has too little memory for {count} at once") from None
         except RuntimeError as error:
             if self.path is None or isinstance(error, Failure):
                 raise
-            reason = one_line(error, first=True)
-            raise EngineError(f"{self.path} does not run on images of shape {tuple(images.shape)}: {reason}") from None
+            shape, reason = tuple(images.shape), one_line(error, first=True)
+            raise EngineError(f"{self.path} does not run on images of shape {shape}: {reason}") from None
 
 
 def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
     """The dimensions of (b, 3, h, w) that vary, for torch.export."""
     dims = {} if shapes.batch else {0: torch.export.Dim("batch", min=1, max=65536)}
     if shapes.dynamic_size:
-        dims |= {2: torch.export.Dim("height", min=MIN_SIDE, max=MAX_SIDE)}
-        dims |= {3: torch.export.Dim("width", min=MIN_SIDE, max=MAX_SIDE)}
+        least, most = DYNAMIC_SIDES
+        dims |= {dim: torch.export.Dim(name, min=least, max=most) for dim, name in ((2, "height"), (3, "width"))}
     return dims
 
 
@@ -166,11 +156,8 @@ def gpu_failures(device: torch.device) -> Iterator[None]:
 def _loaded(path: Path, device: str) -> nn.Module:
     """Load the network of a `.pt2` file. Raises EngineError if it would run code, or torch cannot read it."""
     archive = pt2.checked(path)
-    try:
+    with unreadable(path, "cannot be read by torch", Exception):  # torch's readers raise any type of exception
         with quiet(), environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
             program = torch.export.load(archive)
         # without guards, which are code from the file; image sizes are checked anyway
         return move_to_device_pass(program, device).module(check_guards=False)
-    except Exception as error:  # torch's readers raise any type of exception
-        reason = one_line(error, first=True)
-        raise EngineError(f"{path} cannot be read by torch ({reason})") from None

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..console import METRICS
 from ..data.loader import Batch
-from ..engines import Candidate
+from ..engines.base import Candidate
 from ..errors import Failure, InputError
 from ..tasks.base import Predict, Task
 

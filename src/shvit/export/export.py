@@ -16,8 +16,8 @@ from ..data.coco import CocoDataset, CocoSplit
 from ..data.dataset import Dataset, Split
 from ..data.loader import Batch, Loader, worker_death_as_failure
 from ..data.transforms import Preprocess
-from ..engines import Candidate, EngineError, Shapes
-from ..engines.base import need_calibration
+from ..engines import EngineError, Shapes
+from ..engines.base import Candidate, ExportJob, need_calibration
 from ..engines.quantize import CALIBRATION_IMAGES
 from ..errors import Failure, InputError
 from ..files import place, write_json, writing
@@ -78,11 +78,9 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder, writing(out):
         file = Path(folder) / out.name
         log(f"writing {out.name}")
+        kind.export(ExportJob(model_file, file, precision, shapes, samples.calibration, judge, threads))
         if precision == "int8":
-            kind.export(model_file, file, precision, shapes, samples.calibration, judge, threads)
             report["floor"] = _judged(judge, model_file, file, threads)
-        else:
-            kind.export(model_file, file, precision, shapes)
         report["bytes"] = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
         log("checking its specification" if kind.unavailable("cpu") else "comparing it with PyTorch")
         report |= prove(model_file, task, file, samples.parity, precision, shapes.batch or 1, threads)

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from .. import engines
-from ..engines import ExportError
+from ..engines.exported import ExportError
 from ..modelfile import ModelFile
 from ..tasks.base import Task
 from .isolated import latency, run_all

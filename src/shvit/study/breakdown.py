@@ -131,7 +131,7 @@ def _stage(part: str) -> str:
 
 def pick_profilers(names: Sequence[str] = ()) -> list[str]:
     """The engines with a profiler that run here, or those named. Raises InputError for an engine that has none."""
-    able = profiling.profilers()
+    able = profiling.PROFILERS
     here = [name for name in able if ENGINES[name].unavailable("cpu") is None]
     for name in names:
         if name not in here:
@@ -154,7 +154,7 @@ def time_breakdown(
     side = model.preprocess.image_size
     images = torch.randint(0, 256, (batch_size, 3, side, side), dtype=torch.uint8)
     calls = []
-    for call in profiling.operations(model, engine, images, threads):
+    for call in profiling.PROFILERS[engine](model, images, threads):
         times: dict[tuple[str, str], float] = defaultdict(float)
         for operation in call:
             times[operation.part.removeprefix("network."), _kind(operation)] += operation.seconds

@@ -7,7 +7,7 @@ created when the size is first used, from the kernels that are the fastest for i
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from statistics import median
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -50,10 +50,7 @@ class Size(NamedTuple):
 class CudaEngine(Engine):
     """Runs the network on the kernels. Networks that they do not compute run on the torch engine, with a notice.
 
-    Out of memory, the batch size is halved, with a notice.
-
-    Args:
-        device: A CUDA device; the CPU under Triton's interpreter, which runs the launches one by one.
+    Out of memory, the batch size is halved, with a notice. Under Triton's interpreter, the device can be the CPU.
     """
 
     name: ClassVar[str] = "cuda"
@@ -67,7 +64,7 @@ class CudaEngine(Engine):
         self.precision = precision
         self.most = MAX_BATCH
         """Maximum batch size."""
-        self._device = _with_index(torch.device(device))
+        self._device = torch.empty(0, device=device).device  # with the index of the current GPU if none is given
         self._choices = Choices()
         self._graphs: dict[Size, Graph] = {}
         self._lock = Lock()
@@ -104,7 +101,8 @@ class CudaEngine(Engine):
         if min(images.shape[2:]) < MIN_SIDE:
             size = f"{images.shape[2]}x{images.shape[3]}"
             raise EngineError(f"images must be at least {MIN_SIDE} pixels high and wide, got {size}")
-        with self._lock, self._current(), gpu_failures(self._device):
+        current = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        with self._lock, current, gpu_failures(self._device):  # kernels are launched on the current device
             outputs: list[Tensor] = []
             while (done := sum(map(len, outputs))) < len(images):
                 if self._torch:
@@ -125,7 +123,7 @@ class CudaEngine(Engine):
         return launches
 
     def _next(self, images: Tensor) -> Tensor | None:
-        """The logits of the next batch of these images; None if the batch size or the engine had to change."""
+        """The logits of the next batch of these images; None if the batch size or the engine changed instead."""
         size = self._size(images)
         try:
             return self._graph(size)(images[: size.batch])
@@ -170,18 +168,9 @@ class CudaEngine(Engine):
             f"engine cuda: its kernels do not run this network ({reason}); the torch engine runs it {self._torch.how}"
         )
 
-    def _current(self) -> AbstractContextManager[Any]:
-        """Make this the current device, on which kernels are launched."""
-        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
-
 
 class Graph:
-    """The network for one batch size, with its own memory.
-
-    Raises:
-        TooLarge: The tiles of a kernel do not fit the GPU's multiprocessors.
-        torch.OutOfMemoryError: The memory does not fit the GPU.
-    """
+    """The network for one batch size, with its own memory. Raises TooLarge like `Choices.tune`."""
 
     def __init__(self, kernels: "KernelNetwork", choices: Choices, size: Size, device: torch.device) -> None:
         layout = torch.channels_last if size.channels_last else torch.contiguous_format
@@ -210,23 +199,15 @@ class Graph:
         return logits.to(images.device)
 
 
-def _with_index(device: torch.device) -> torch.device:
-    """The device with an index: the current GPU if none is given."""
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
 def bucket(images: int, most: int) -> int:
-    """The batch size, a power of two, for the next of these images.
+    """The size of the next batch of these images, a power of two.
 
-    Images that fill at least three quarters of a batch, or are at most 8, run in one partly empty batch. Others are
-    split.
+    Up to 8 images, or images that fill three quarters of a batch, run in one batch. Others are split.
     """
-    least = 1 << (images - 1).bit_length()
-    if images <= 8 or 4 * images >= 3 * least:
-        return min(least, 1 << (most.bit_length() - 1))
-    return min(least // 2, 1 << (most.bit_length() - 1))
+    size = 1 << (images - 1).bit_length()
+    if images > 8 and 4 * images < 3 * size:
+        size //= 2
+    return min(size, 1 << (most.bit_length() - 1))
 
 
 def _launch(launches: Way) -> None:

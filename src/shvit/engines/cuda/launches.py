@@ -26,20 +26,17 @@ class Center:
         self._weights = {"offset": put.vector(whole, 4), "padding": put.vector(mean.flatten() - whole, 4)}
 
     def __call__(self, images: Tensor, out: Map, tiles: Tiles) -> Launch:
-        image, channel, line, column = images.stride()
+        strides = ("image_stride", "channel_stride", "line_stride", "column_stride")
         return Launch.of(
             "stem, pixels",
             kernels.center,
             (ceil(len(out.rows) / tiles["BLOCK"]),),
             0,
-            images.numel() + out.rows.nbytes,
+            images.numel(),
             images=images,
-            image_stride=image,
-            channel_stride=channel,
-            line_stride=line,
-            column_stride=column,
+            **dict(zip(strides, images.stride(), strict=True)),
             **self._weights,
-            out=out.rows,
+            out=out,
             positions=len(out.rows),
             H=images.shape[2],
             W=images.shape[3],
@@ -75,10 +72,10 @@ class Stem:
             kernels.stem,
             (ceil(len(out.rows) / tiles["BLOCK"]),),
             2 * macs,
-            x.rows.nbytes + out.rows.nbytes + 2 * sum(self._macs),
-            x=x.rows,
+            2 * sum(self._macs),
+            x=x,
             **self._weights,
-            out=out.rows,
+            out=out,
             positions=len(out.rows),
             H=height,
             W=width,
@@ -93,10 +90,7 @@ class Convolve:
     def __init__(self, put: Put, layer: str, conv: nn.Conv2d, relu: bool) -> None:
         self.layer = layer
         self.width = memory_width(conv.out_channels)
-        self._weights = {
-            "weight": put.matrix(_by_tap(conv), blocks(conv.in_channels), blocks(self.width)),
-            "bias": put.vector(_bias(conv), blocks(self.width)),
-        }
+        self._weights = put.product(_by_tap(conv), _bias(conv), self.width)
         self._relu = relu
         self._macs = conv.weight.numel()
 
@@ -107,10 +101,10 @@ class Convolve:
             kernels.convolve,
             (ceil(self.width / tiles["BN"]), ceil(len(out.rows) / tiles["BM"])),
             2 * self._macs * len(out.rows),
-            x.rows.nbytes + out.rows.nbytes + 2 * self._macs,
-            x=x.rows,
+            2 * self._macs,
+            x=x,
             **self._weights,
-            out=out.rows,
+            out=out,
             positions=len(out.rows),
             H=x.height,
             W=x.width,
@@ -127,21 +121,13 @@ class Project:
     """A 1x1 convolution or linear layer; after attention, on its `attended` channels and the others."""
 
     def __init__(
-        self,
-        put: Put,
-        layer: str,
-        module: nn.Conv2d | nn.Linear,
-        relu: bool = False,
-        sigmoid: bool = False,
-        attended: int = 0,
+        self, put: Put, layer: str, module: nn.Module, relu: bool = False, sigmoid: bool = False, attended: int = 0
     ) -> None:
+        assert isinstance(module, nn.Conv2d | nn.Linear), "the network is not folded"
         matrix = module.weight.flatten(1).T
         self.layer = layer
         self.width = memory_width(matrix.shape[1])
-        self._weights = {
-            "weight": put.matrix(matrix, blocks(len(matrix)), blocks(self.width)),
-            "bias": put.vector(_bias(module), blocks(self.width)),
-        }
+        self._weights = put.product(matrix, _bias(module), self.width)
         self._acts = {"RELU": relu, "SIGMOID": sigmoid}
         self._attended = attended
         self._macs = matrix.numel()
@@ -155,15 +141,17 @@ class Project:
         gate: Map | None = None,
         residual: Map | None = None,
     ) -> Launch:
-        maps = {"x": x, "mixed": mixed, "gate": gate, "residual": residual, "out": out}
-        different = {one.rows.data_ptr(): one for one in maps.values() if one}.values()
         return Launch.of(
             self.layer,
             kernels.project,
             (ceil(self.width / tiles["BN"]), ceil(len(x.rows) / tiles["BM"])),
             2 * self._macs * len(x.rows),
-            sum(one.rows.nbytes for one in different) + 2 * self._macs,
-            **{name: one.rows if one else None for name, one in maps.items()},
+            2 * self._macs,
+            x=x,
+            mixed=mixed,
+            gate=gate,
+            residual=residual,
+            out=out,
             **self._weights,
             rows=len(x.rows),
             K=x.channels,
@@ -180,7 +168,7 @@ class Project:
 class FusedFeedForward:
     """A residual feed-forward in one kernel, optionally with the projection of attention or a depthwise convolution."""
 
-    def __init__(self, put: Put, layer: str, branch: FeedForward, blend: nn.Conv2d | None, attended: int = 0) -> None:
+    def __init__(self, put: Put, layer: str, branch: FeedForward, blend: nn.Module | None, attended: int = 0) -> None:
         expand, shrink = _folded(branch.expand), _folded(branch.project)
         self.layer = layer
         self.width = memory_width(expand.in_channels)
@@ -195,10 +183,12 @@ class FusedFeedForward:
             "shrink_bias": put.vector(_bias(shrink), across),
         }
         self._blend: dict[str, Any] = {"blend": None, "blend_bias": None}
-        self._macs = expand.weight.numel() + shrink.weight.numel(), blend.weight.numel() if blend else 0
+        self._macs = [expand.weight.numel() + shrink.weight.numel(), 0]
         if blend:
-            self._blend["blend"] = put.matrix(blend.weight[:, :, 0, 0].T, blocks(blend.in_channels), across)
-            self._blend["blend_bias"] = put.vector(_bias(blend), across)
+            conv = _folded(blend)
+            self._blend["blend"] = put.matrix(conv.weight[:, :, 0, 0].T, blocks(conv.in_channels), across)
+            self._blend["blend_bias"] = put.vector(_bias(conv), across)
+            self._macs[1] = conv.weight.numel()
 
     def splits(self, plan: Plan, rows: int, tiles: Tiles) -> int:
         """How many programs share a tile of rows: as long as multiprocessors are free, and reading less of the weights
@@ -227,14 +217,14 @@ class FusedFeedForward:
             kernels.feed_forward,
             (programs, splits),
             2 * macs * len(x.rows),
-            x.rows.nbytes + out.rows.nbytes + (mixed.rows.nbytes if mixed else 0) + 2 * macs,
-            x=x.rows,
+            2 * macs,
+            x=x,
             local=local.weight if local else None,
             local_bias=local.bias if local else None,
-            mixed=mixed.rows if mixed else None,
+            mixed=mixed,
             **(self._blend if mixed else dict.fromkeys(self._blend)),
             **self._weights,
-            out=out.rows,
+            out=out,
             partial=partial.rows if partial else None,
             arrived=arrived,
             rows=len(x.rows),
@@ -254,7 +244,8 @@ class FusedFeedForward:
 class Depthwise:
     """A depthwise 3x3 convolution."""
 
-    def __init__(self, put: Put, layer: str, conv: nn.Conv2d, relu: bool = False) -> None:
+    def __init__(self, put: Put, layer: str, module: nn.Module, relu: bool = False) -> None:
+        conv = _folded(module)
         self.layer = layer
         self.width = memory_width(conv.out_channels)
         self.weight = put.vector(conv.weight.flatten(1).T, self.width)
@@ -268,12 +259,12 @@ class Depthwise:
             kernels.depthwise,
             (x.images, ceil(self.width / tiles["BC"])),
             18 * out.rows.numel(),
-            x.rows.nbytes + out.rows.nbytes + (mean.rows.nbytes if mean else 0) + self.weight.nbytes,
-            x=x.rows,
+            self.weight.nbytes,
+            x=x,
             weight=self.weight,
             bias=self.bias,
-            out=out.rows,
-            mean=mean.rows if mean else None,
+            out=out,
+            mean=mean,
             H=x.height,
             W=x.width,
             C=self.width,
@@ -317,11 +308,11 @@ class Attend:
             kernels.attend,
             (groups * parts, 1 + ceil(out.channels / tiles["BC"])),
             2 * each * len(x.rows),
-            x.rows.nbytes + out.rows.nbytes + mixed.rows.nbytes + 2 * self._macs,
-            x=x.rows,
+            2 * self._macs,
+            x=x,
             **self._weights,
-            out=out.rows,
-            mixed=mixed.rows,
+            out=out,
+            mixed=mixed,
             images=x.images,
             H=x.height,
             W=x.width,
@@ -336,11 +327,7 @@ class ClassifierLaunch:
 
     def __init__(self, put: Put, linear: nn.Linear) -> None:
         self.classes = linear.out_features
-        across = blocks(self.classes)
-        self._weights = {
-            "weight": put.matrix(linear.weight.T, blocks(linear.in_features), across),
-            "bias": put.vector(linear.bias, across),
-        }
+        self._weights = put.product(linear.weight.T, linear.bias, self.classes)
         self._macs = linear.weight.numel()
 
     def __call__(self, x: Map, out: Map, tiles: Tiles) -> Launch:
@@ -349,10 +336,10 @@ class ClassifierLaunch:
             kernels.classify,
             (ceil(self.classes / tiles["BN"]), ceil(x.images / tiles["BM"])),
             2 * self._macs * x.images,
-            x.rows.nbytes + out.rows.nbytes + 2 * self._macs,
-            x=x.rows,
+            2 * self._macs,
+            x=x,
             **self._weights,
-            out=out.rows,
+            out=out,
             images=x.images,
             POSITIONS=x.positions,
             K=x.channels,
@@ -372,5 +359,5 @@ def _bias(module: nn.Conv2d | nn.Linear) -> Float[Tensor, " n"]:
 
 
 def _folded(module: nn.Module) -> nn.Conv2d:
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module, nn.Conv2d), "the network is not folded"
     return module

@@ -27,6 +27,11 @@ class Put:
         """Values that are added or multiplied in fp32."""
         return pad(values, (0, columns - values.shape[-1])).to(self._device, torch.float32).contiguous()
 
+    def product(self, weight: Float[Tensor, "*taps k n"], bias: Float[Tensor, " n"], columns: int) -> dict[str, Tensor]:
+        """`weight` and `bias` of a matrix product that is computed tile by tile."""
+        columns = blocks(columns)
+        return {"weight": self.matrix(weight, blocks(weight.shape[-2]), columns), "bias": self.vector(bias, columns)}
+
 
 def memory_width(channels: int) -> int:
     """Channels of a row in memory, so that the next row starts where 16 bytes can be read at once."""

@@ -11,23 +11,13 @@ from ...model.attention import SingleHeadAttention
 from ...model.layers import FeedForward, InvertedResidual, LinearSqueezeExcite, Residual
 from ...model.shvit import Block, Downsample, SHViT
 from ..portable import Portable
-from .launches import (
-    Attend,
-    Center,
-    ClassifierLaunch,
-    Convolve,
-    Depthwise,
-    FusedFeedForward,
-    Project,
-    Stem,
-    Tiles,
-)
+from . import launches
 from .layout import Put, halved, power, two_tiles
 from .plan import Map, Plan
 
 STEM_PIXELS = 64 * 224 * 224
-"""Pixels per launch of the stem, whose maps are the largest: 26 MB of centred pixels, and 13 MB after two convolutions.
-These fit the cache of a large GPU, so they do not go through memory."""
+"""Pixels per launch of the stem. Its maps are the largest: 26 MB of pixels, and 13 MB after two convolutions. With this
+limit they stay in the cache of a large GPU."""
 WIDEST = {"depthwise": 256, "attention": 384, "nothing": 512}
 """Maximum channels for which a tile of rows fits registers and shared memory, by what the kernel of the feed-forward
 computes before it; measured by benchmarks/compile_kernels.py."""
@@ -40,12 +30,7 @@ class UnsupportedNetwork(Exception):
 
 
 class KernelNetwork:
-    """The weights of a network on a device, and the planning of runs for any number and size of images.
-
-    Args:
-        portable: The network, folded, in fp32.
-        dtype: float16 or bfloat16.
-        device: A CUDA device; the CPU under Triton's interpreter.
+    """The weights of a network in fp16 or bf16 on a device, and the planning of runs for any number and size of images.
 
     Raises:
         UnsupportedNetwork: It is not an SHViT for three channels, or its mixers are not the paper's.
@@ -56,10 +41,11 @@ class KernelNetwork:
         self._dtype = dtype
         self._device = device
         put = Put(dtype, device)
-        first, second, *rest = [module for module in network.stem if isinstance(module, nn.Conv2d)]
-        self._center = Center(put, portable.mean)
-        self._stem = Stem(put, portable.mean, first, second)
-        self._rest = [Convolve(put, f"stem {n}", conv, relu=n < len(rest) + 2) for n, conv in enumerate(rest, 3)]
+        first, second, third, fourth = [module for module in network.stem if isinstance(module, nn.Conv2d)]
+        self._center = launches.Center(put, portable.mean)
+        self._stem = launches.Stem(put, portable.mean, first, second)
+        self._third = launches.Convolve(put, "stem 3", third, relu=True)
+        self._fourth = launches.Convolve(put, "stem 4", fourth, relu=False)
         self._layers: list[BlockLayers | DownsampleLayers] = []
         for number, stage in enumerate(network.stages, 1):
             for module in stage.modules():
@@ -68,7 +54,7 @@ class KernelNetwork:
                 elif isinstance(module, Block):
                     self._layers.append(BlockLayers(put, f"stage {number}", module))
         assert isinstance(network.head, nn.Linear)
-        self._head = ClassifierLaunch(put, network.head)
+        self._head = launches.ClassifierLaunch(put, network.head)
 
     def plan(self, images: UInt8[Tensor, "b 3 h w"], processors: int) -> tuple[Plan, Tensor]:
         """The launches for images in this memory, of any strides, and their output: logits (b, classes) in fp32."""
@@ -91,11 +77,10 @@ class KernelNetwork:
     def _plan_stem(self, plan: Plan, images: Tensor) -> Map:
         """Plan the stem: the first three convolutions for some images at a time, the fourth for all of them."""
         count, _, height, width = images.shape
-        third, fourth = self._rest
         sides = [(height, width)]
         for _ in range(4):
             sides.append((halved(sides[-1][0]), halved(sides[-1][1])))
-        y = plan.take(count, *sides[3], third.width)
+        y = plan.take(count, *sides[3], self._third.width)
         together = max(1, STEM_PIXELS // (height * width))
         for start in range(0, count, together):
             some = images[start : start + together]
@@ -104,10 +89,10 @@ class KernelNetwork:
             plan.add([[self._center(some, pixels, _tiles(BLOCK=256, num_warps=4))]])
             tiles = [_tiles(BLOCK=rows, num_warps=warps) for rows, warps in ((128, 4), (64, 4), (128, 8))]
             plan.add([[self._stem(pixels, sides[0], x, way)] for way in tiles])
-            _add_convolution(plan, third, x, y.part(start, start + len(some)))
+            _add_product(plan, self._third, x, y.part(start, start + len(some)))
             plan.give(pixels, x)
-        out = plan.take(count, *sides[4], fourth.width)
-        _add_convolution(plan, fourth, y, out)
+        out = plan.take(count, *sides[4], self._fourth.width)
+        _add_product(plan, self._fourth, y, out)
         plan.give(y)
         return out
 
@@ -116,10 +101,10 @@ class BlockLayers:
     """Depthwise convolution, attention (in stages with attention), feed-forward."""
 
     def __init__(self, put: Put, name: str, block: Block) -> None:
-        self._local = Depthwise(put, f"{name} depthwise", _conv(block.local))
+        self._local = launches.Depthwise(put, f"{name} depthwise", block.local)
         attention: Any = block.mixer.branch if isinstance(block.mixer, Residual) else None
-        self._attend = Attend(put, f"{name} attention", self._local, attention) if attention else None
-        self._feed_forward = FeedForwardLayers(put, name, _branch(block.feed_forward), attention)
+        self._attend = launches.Attend(put, f"{name} attention", self._local, attention) if attention else None
+        self._feed_forward = FeedForwardLayers(put, name, block.feed_forward, attention)
 
     def __call__(self, plan: Plan, x: Map) -> Map:
         if self._attend is None:
@@ -136,30 +121,30 @@ class DownsampleLayers:
     def __init__(self, put: Put, name: str, module: Downsample) -> None:
         reduce: InvertedResidual = module.reduce
         assert isinstance(reduce.squeeze_excite, LinearSqueezeExcite)
-        self._local_before = Depthwise(put, f"{name} depthwise before", _conv(module.local_before))
-        self._before = FeedForwardLayers(put, f"{name} before", _branch(module.feed_forward_before))
-        self._expand = Project(put, f"{name} expand", _conv(reduce.expand), relu=True)
-        self._depthwise = Depthwise(put, f"{name} depthwise", _conv(reduce.depthwise), relu=True)
-        self._squeeze = Project(put, f"{name} squeeze", reduce.squeeze_excite.reduce, relu=True)
-        self._excite = Project(put, f"{name} excite", reduce.squeeze_excite.expand, sigmoid=True)
-        self._project = Project(put, f"{name} project", _conv(reduce.project))
-        self._local_after = Depthwise(put, f"{name} depthwise after", _conv(module.local_after))
-        self._after = FeedForwardLayers(put, f"{name} after", _branch(module.feed_forward_after))
+        self._local_before = launches.Depthwise(put, f"{name} depthwise before", module.local_before)
+        self._before = FeedForwardLayers(put, f"{name} before", module.feed_forward_before)
+        self._expand = launches.Project(put, f"{name} expand", reduce.expand, relu=True)
+        self._depthwise = launches.Depthwise(put, f"{name} depthwise", reduce.depthwise, relu=True)
+        self._squeeze = launches.Project(put, f"{name} squeeze", reduce.squeeze_excite.reduce, relu=True)
+        self._excite = launches.Project(put, f"{name} excite", reduce.squeeze_excite.expand, sigmoid=True)
+        self._project = launches.Project(put, f"{name} project", reduce.project)
+        self._local_after = launches.Depthwise(put, f"{name} depthwise after", module.local_after)
+        self._after = FeedForwardLayers(put, f"{name} after", module.feed_forward_after)
 
     def __call__(self, plan: Plan, x: Map) -> Map:
         x = self._before.after_local(plan, x, self._local_before)
         wide = plan.take_like(x, self._expand.width)
-        _add_projection(plan, self._expand, x, wide)
+        _add_product(plan, self._expand, x, wide)
         plan.give(x)
         narrow = plan.take(x.images, halved(x.height), halved(x.width), wide.channels)
         mean, gate = (plan.take(x.images, 1, 1, wide.channels) for _ in range(2))
         plan.add([[self._depthwise(wide, narrow, tiles, mean)] for tiles in _depthwise_tiles(plan, narrow)])
         squeezed = plan.take(x.images, 1, 1, self._squeeze.width)
-        _add_projection(plan, self._squeeze, mean, squeezed)
-        _add_projection(plan, self._excite, squeezed, gate)
+        _add_product(plan, self._squeeze, mean, squeezed)
+        _add_product(plan, self._excite, squeezed, gate)
         plan.give(wide, mean, squeezed)
         out = plan.take_like(narrow, self._project.width)
-        _add_projection(plan, self._project, narrow, out, gate=gate)
+        _add_product(plan, self._project, narrow, out, gate=gate)
         plan.give(narrow, gate)
         return self._after.after_local(plan, out, self._local_after)
 
@@ -167,15 +152,18 @@ class DownsampleLayers:
 class FeedForwardLayers:
     """A residual feed-forward with the layer before it, in one launch or several."""
 
-    def __init__(self, put: Put, name: str, branch: FeedForward, attention: SingleHeadAttention | None = None) -> None:
-        blend, attended = (_conv(attention.project), attention.attended) if attention else (None, 0)
+    def __init__(self, put: Put, name: str, module: nn.Module, attention: SingleHeadAttention | None = None) -> None:
+        assert isinstance(module, Residual)
+        branch = module.branch
+        assert isinstance(branch, FeedForward)
+        blend, attended = (attention.project, attention.attended) if attention else (None, 0)
         layer = f"{name} feed-forward"
-        self._fused = FusedFeedForward(put, layer, branch, blend, attended)
-        self._blend = Project(put, f"{name} projection", blend, attended=attended) if blend else None
-        self._expand = Project(put, f"{layer}, expand", _conv(branch.expand), relu=True)
-        self._shrink = Project(put, f"{layer}, shrink", _conv(branch.project))
+        self._fused = launches.FusedFeedForward(put, layer, branch, blend, attended)
+        self._blend = launches.Project(put, f"{name} projection", blend, attended=attended) if blend else None
+        self._expand = launches.Project(put, f"{layer}, expand", branch.expand, relu=True)
+        self._shrink = launches.Project(put, f"{layer}, shrink", branch.project)
 
-    def after_local(self, plan: Plan, x: Map, local: Depthwise) -> Map:
+    def after_local(self, plan: Plan, x: Map, local: launches.Depthwise) -> Map:
         """Plan it for the depthwise convolution of `x`."""
         out, y = plan.take_like(x), plan.take_like(x)
         before = [local(x, y, tiles) for tiles in _depthwise_tiles(plan, x)]
@@ -213,7 +201,7 @@ class FeedForwardLayers:
         plan.give(hidden)
         plan.add([*at_once, *in_two, *in_three])
 
-    def _tiles(self, plan: Plan, x: Map, before: str) -> list[Tiles]:
+    def _tiles(self, plan: Plan, x: Map, before: str) -> list[launches.Tiles]:
         """Tiles of the kernel that keeps the hidden map on chip; none if `x` is too wide for it."""
         across = sum(two_tiles(x.channels))
         if across > WIDEST[before]:
@@ -227,17 +215,12 @@ class FeedForwardLayers:
         return [_tiles(BM=rows, BH=hidden, BK=32, num_warps=warps, num_stages=2) for rows, hidden, warps in ways]
 
 
-def _add_convolution(plan: Plan, convolve: Convolve, x: Map, out: Map) -> None:
+def _add_product(plan: Plan, layer: launches.Convolve | launches.Project, x: Map, out: Map, **more: Map) -> None:
     tiles = _matrix_tiles(plan, len(out.rows), out.channels, x.channels)
-    plan.add([[convolve(x, out, way)] for way in tiles])
+    plan.add([[layer(x, out, way, **more)] for way in tiles])
 
 
-def _add_projection(plan: Plan, project: Project, x: Map, out: Map, gate: Map | None = None) -> None:
-    tiles = _matrix_tiles(plan, len(x.rows), out.channels, x.channels)
-    plan.add([[project(x, out, way, gate=gate)] for way in tiles])
-
-
-def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[Tiles]:
+def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[launches.Tiles]:
     """Tiles for products of matrices (rows, inner) and (inner, columns)."""
     deep = 64 if inner > 32 else 32
     if rows * columns >= 128 * 128 * plan.processors:
@@ -255,14 +238,14 @@ def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[Tiles
     ]
 
 
-def _depthwise_tiles(plan: Plan, out: Map) -> list[Tiles]:
+def _depthwise_tiles(plan: Plan, out: Map) -> list[launches.Tiles]:
     rows = min(64, power(out.positions))
     if out.images * out.channels < 64 * plan.processors:
         return [_tiles(BM=rows, BC=16, num_warps=4)]
     return [_tiles(BM=rows, BC=64, num_warps=8), _tiles(BM=rows, BC=32, num_warps=4)]
 
 
-def _attention_tiles(plan: Plan, x: Map, attended: int) -> list[Tiles]:
+def _attention_tiles(plan: Plan, x: Map, attended: int) -> list[launches.Tiles]:
     """Tiles with as many images as fit 64 rows while each multiprocessor gets a group; or with one image of up to 128
     rows; or with 64 rows of one image.
     """
@@ -275,7 +258,7 @@ def _attention_tiles(plan: Plan, x: Map, attended: int) -> list[Tiles]:
     ]
 
 
-def _tiles(**sides: int) -> Tiles:
+def _tiles(**sides: int) -> launches.Tiles:
     return sides
 
 
@@ -293,14 +276,3 @@ def _supported(network: nn.Module) -> SHViT:
             if not isinstance(mixer, SingleHeadAttention) or mixer.norm.affine:
                 raise UnsupportedNetwork(f"they mix tokens by SingleHeadAttention, not by {type(mixer).__name__}")
     return network
-
-
-def _conv(module: nn.Module) -> nn.Conv2d:
-    assert isinstance(module, nn.Conv2d), "the network is not folded"
-    return module
-
-
-def _branch(module: nn.Module) -> FeedForward:
-    assert isinstance(module, Residual)
-    assert isinstance(module.branch, FeedForward)
-    return module.branch

@@ -35,8 +35,10 @@ class Launch:
     def of(
         cls, layer: str, kernel: Any, grid: tuple[int, ...], operations: int, moved: int, /, **arguments: Any
     ) -> "Launch":
-        """Create a launch that moves this many bytes, with the kernel's arguments by name."""
-        return cls(layer, kernel, grid, arguments, operations, moved)
+        """Create a launch with the kernel's arguments by name. It moves `moved` bytes besides its maps."""
+        maps = {one.rows.data_ptr(): one.rows.nbytes for one in arguments.values() if isinstance(one, Map)}
+        tensors = {name: one.rows if isinstance(one, Map) else one for name, one in arguments.items()}
+        return cls(layer, kernel, grid, tensors, operations, moved + sum(maps.values()))
 
     def __call__(self) -> None:
         self.kernel[self.grid](**self.arguments, **OPTIONS)
@@ -112,7 +114,7 @@ class Plan:
         self._taken: dict[int, Tensor] = {}
 
     def take(self, images: int, height: int, width: int, channels: int, dtype: torch.dtype | None = None) -> Map:
-        """Allocate a map, uninitialised."""
+        """Allocate a map, uninitialized."""
         dtype = dtype or self._dtype
         count = images * height * width * channels
         self.largest = max(self.largest, count)
@@ -156,16 +158,10 @@ class Choices:
         return [launch for part in plan.parts for launch in part.ways[self._picked.get(part.key, 0)]]
 
     def tune(self, plan: Plan, seconds: Callable[[Way], float], shared_memory: int, pool: Executor) -> None:
-        """Compile every way of each new part, and choose the fastest that fits.
-
-        Args:
-            plan: The parts.
-            seconds: Measures the time of a way.
-            shared_memory: Bytes available to a kernel.
-            pool: Compiles the kernels.
+        """Compile every way of each new part in the pool, and choose the fastest by `seconds`.
 
         Raises:
-            TooLarge: No way of a part fits.
+            TooLarge: All ways of a part need more bytes of shared memory.
         """
         new = [part for part in plan.parts if part.key not in self._picked]
         compiled: dict[tuple[Any, ...], Future[Any]] = {}
@@ -173,14 +169,11 @@ class Choices:
             compiled[launch.key] = compiled.get(launch.key) or pool.submit(launch.compile)
         for part in plan.parts:  # in order, so that each is timed on the outputs of the previous parts
             if part.key not in self._picked:
-                fits = [
-                    all(compiled[launch.key].result().metadata.shared <= shared_memory for launch in way)
-                    for way in part.ways
-                ]
-                if not any(fits):
+                needs = [max(compiled[launch.key].result().metadata.shared for launch in way) for way in part.ways]
+                usable = [number for number, need in enumerate(needs) if need <= shared_memory]
+                if not usable:
                     layer = part.ways[0][0].layer
                     raise TooLarge(f"the tiles of {layer} do not fit {shared_memory} bytes of shared memory")
-                usable = [number for number, fit in enumerate(fits) if fit]
                 times = [seconds(part.ways[number]) for number in usable] if len(usable) > 1 else [0.0]
                 self._picked[part.key] = usable[times.index(min(times))]
             for launch in part.ways[self._picked[part.key]]:
