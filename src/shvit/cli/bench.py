@@ -1,32 +1,20 @@
 """`shvit bench`."""
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
 
 from ..console import say
 from ..errors import InputError
 from ..requests.bench import BenchRequest
-from .app import NONE_TYPED, Flags, Json, console_for, finish
+from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
 
 DEFAULTS = BenchRequest()
 
 
 def bench(
-    request: Annotated[BenchRequest, Parameter(name="*")] = DEFAULTS,
+    request: Flat[BenchRequest] = DEFAULTS,
     *,
-    out: Annotated[
-        Path | None,
-        Parameter(help="A .json file, or a folder for bench_<hardware>_<date>.json (detectors: bench-detect_...)."),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        Parameter(
-            help="A .png file: accuracy (published, or a file's own) against speed, or latency against resolution if "
-            "--image-size has several values."
-        ),
-    ] = None,
+    out: Path | None = None,
+    plot: Path | None = None,
     json: Json = False,
     typed: Flags = NONE_TYPED,
 ) -> None:
@@ -34,6 +22,14 @@ def bench(
 
     Models are timed in interleaved rounds, so that other load on the machine affects all of them equally. Flags with
     several values take them one after another, or are repeated.
+
+    Parameters
+    ----------
+    out
+        A .json file, or a folder for bench_<hardware>_<date>.json (detectors: bench-detect_...).
+    plot
+        A .png file: accuracy (published, or a file's own) against speed, or latency against resolution if --image-size
+        has several values.
     """
     from ..bench.case import runs_as_it_is
     from ..bench.figures import draw

@@ -1,16 +1,12 @@
 """`shvit calibrate-bn`."""
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from ..console import say
 from ..requests.calibrate_bn import CalibrateRequest
-from .app import Json, console_for, finish
+from .app import Flat, Json, console_for, finish
 from .export import beside_model
 
 
-def calibrate_bn(request: Annotated[CalibrateRequest, Parameter(name="*")], *, json: Json = False) -> None:
+def calibrate_bn(request: Flat[CalibrateRequest], *, json: Json = False) -> None:
     """Adapt a model to another image size without training, by measuring its BatchNorm statistics again."""
     from ..calibrate import calibrate_bn as run
     from ..modelfile import save

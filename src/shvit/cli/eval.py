@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
 from rich.console import Console
 
 from ..console import say, show_table
 from ..errors import InputError
 from ..redact import redacted
 from ..requests.eval import EvalRequest
-from .app import Json, console_for, finish
+from .app import Flat, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..engines.base import Engine
@@ -23,7 +22,7 @@ SPLITS = {"val": "validation ", "train": "training "}
 """Adjectives for the images of a split."""
 
 
-def evaluate(request: Annotated[EvalRequest, Parameter(name="*")], *, json: Json = False) -> None:
+def evaluate(request: Flat[EvalRequest], *, json: Json = False) -> None:
     """Measure the accuracy of a model on labelled images: top-1, or COCO's metrics for boxes and masks."""
     from .. import engines
     from ..evaluate import evaluate as run

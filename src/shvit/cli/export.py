@@ -2,21 +2,17 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from ..console import METRICS, say
 from ..requests.export import ExportRequest
-from .app import NONE_TYPED, Flags, Json, console_for, finish
+from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..tasks.base import Task
 
 
-def export(
-    request: Annotated[ExportRequest, Parameter(name="*")], *, json: Json = False, typed: Flags = NONE_TYPED
-) -> None:
+def export(request: Flat[ExportRequest], *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
     """Export a model to another runtime, and compare the file with PyTorch in a new process.
 
     A file that differs from PyTorch is not kept. Otherwise a report of the comparison is written beside it.

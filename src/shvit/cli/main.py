@@ -1,15 +1,13 @@
 """Run a verb, print errors on one line, set the exit code."""
 
 import ctypes
-import inspect
-import re
 import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import CycloptsError
 from rich.console import Console
 from rich.markup import escape
 
@@ -50,18 +48,6 @@ for name, verb in VERBS.items():
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
-
-
-def _join_lines(*apps: App) -> None:
-    """Join the lines of each paragraph in the verbs' docstrings, because help keeps line breaks."""
-    paragraph = re.compile(r"^( *)(?! |-+$)\S.*(?:\n\1(?! |-+$)\S.*)+", re.MULTILINE)
-    for verb in (each[name].default_command for each in apps for name in each):
-        if inspect.isfunction(verb):
-            text = inspect.getdoc(verb) or ""
-            verb.__doc__ = paragraph.sub(lambda match: match[1] + " ".join(match[0].split()), text)
-
-
-_join_lines(app, study)
 
 
 def main() -> None:

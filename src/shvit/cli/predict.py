@@ -6,14 +6,12 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from ..console import images_progress, say
 from ..errors import Failure, InputError, notice
 from ..requests.predict import PredictRequest
-from .app import NONE_TYPED, Flags, Json, console_for, finish
+from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
 from .flags import Typed
 
 if TYPE_CHECKING:
@@ -23,9 +21,7 @@ if TYPE_CHECKING:
     from ..tasks.base import Prediction, Task
 
 
-def predict(
-    request: Annotated[PredictRequest, Parameter(name="*")], *, json: Json = False, typed: Flags = NONE_TYPED
-) -> None:
+def predict(request: Flat[PredictRequest], *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
     """Predict labels or objects for images. An image that cannot be read becomes a row with the reason."""
     from ..files import check_folder
     from ..predict.journal import check_partial, journal
