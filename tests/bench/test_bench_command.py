@@ -40,7 +40,10 @@ def test_json_table_file_and_figure(run, quick_machine, tiny, tmp_path):
         (["timm/no_such_network"], "timm has no model"),
         (["shvit_s1", "--engine", "abacus"], "here can run"),
         (["shvit_s1", "--precision", "fp4"], "here can run"),
-        (["shvit_s1", "--protocol", "paper-cpu", "--threads", "4"], "--protocol paper-cpu sets --threads itself: remove --threads"),
+        (
+            ["shvit_s1", "--protocol", "paper-cpu", "--threads", "4"],
+            "--protocol paper-cpu sets --threads itself: remove --threads",
+        ),
         (["shvit_s1", "--protocol", "paper"], "allowed are paper-cpu, paper-onnx, paper-gpu"),
         (["shvit_s1", "--batch-size", "0"], "batch_size must be at least 1"),
         (["shvit_s1", "--plot", "a.pdf"], "--plot must end in .png"),

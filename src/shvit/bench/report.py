@@ -14,12 +14,12 @@ from ..errors import InputError
 from ..files import write_json
 from .case import is_detector
 from .peers import Top1
-from .run import Result, Row, describe
+from .run import Result, Row
 
 SHOWN_KERNELS, NAME_LENGTH = 40, 60
 """Maximum rows and name length of a profile in the table. The file contains the whole profile."""
 
-Column = tuple[str, Callable[[Row], str]]
+RowColumn = tuple[str, Callable[[Row], str]]
 
 
 def mark(top1: Top1) -> str:
@@ -27,7 +27,7 @@ def mark(top1: Top1) -> str:
     return "‡" * top1.own + "†" * top1.distilled
 
 
-CASE_COLUMNS: tuple[Column, ...] = (
+CASE_COLUMNS: tuple[RowColumn, ...] = (
     ("engine", lambda row: row.case.engine + (f" ({row.detail})" if row.detail else "")),
     ("precision", lambda row: row.case.precision + ("*" if row.random_calibration else "")),
     ("batch", lambda row: str(row.case.batch_size)),
@@ -35,7 +35,7 @@ CASE_COLUMNS: tuple[Column, ...] = (
 )
 """Columns that are shown only if their values differ between rows."""
 
-COLUMNS: tuple[Column, ...] = (
+COLUMNS: tuple[RowColumn, ...] = (
     ("images/s", lambda row: f"{row.images_per_second:,.{0 if row.images_per_second >= 100 else 1}f}"),
     ("ms per call", lambda row: f"{row.timing.median * 1e3:.2f}"),
     ("p95", lambda row: f"{row.timing.p95 * 1e3:.2f}"),
@@ -45,13 +45,10 @@ COLUMNS: tuple[Column, ...] = (
     ("params", lambda row: f"{row.cost.params / 1e6:.1f} M" if row.cost else "-"),
     ("MACs", lambda row: f"{row.cost.macs / 1e6:.0f} M" if row.cost else "-"),
 )  # fmt: skip
-TOP1: Column = (
-    "top-1",
-    lambda row: f"{row.top1.percent:.1f}%{mark(row.top1) or ' '}" if row.top1 else "- ",
-)
-TRAINING: Column = ("training", lambda row: row.top1.training if row.top1 else "")
+TOP1: RowColumn = ("top-1", lambda row: f"{row.top1.percent:.1f}%{mark(row.top1) or ' '}" if row.top1 else "- ")
+TRAINING: RowColumn = ("training", lambda row: row.top1.training if row.top1 else "")
 
-OF_DETECTORS: tuple[Column, ...] = (
+OF_DETECTORS: tuple[RowColumn, ...] = (
     ("part", lambda row: row.case.part),
     ("ms per image", lambda row: f"{1e3 / row.images_per_second:.2f}"),
     ("paper's", lambda row: f"{row.paper_milliseconds:.2f}" if row.paper_milliseconds else "-"),
@@ -113,7 +110,7 @@ def show(console: Console, result: Result) -> None:
     for note in (*NOTES, NOTES_ON_DETECTORS if detects else NOTE_ON_TOP1):
         say(console, note, style="dim")
     if any(row.random_calibration for row in result.rows):
-        say(console, "* quantised on random images, only to measure its speed", style="dim")
+        say(console, "* quantized on random images, only to measure its speed", style="dim")
     if result.request.profile:
         for row in result.rows:
             _show_profile(console, result, row)
@@ -125,7 +122,7 @@ def show(console: Console, result: Result) -> None:
 def _show_profile(console: Console, result: Result, row: Row) -> None:
     """Print the time of each kernel or operation in a call. For the engine cuda, also print the minimum time."""
     say(console, "")
-    say(console, f"{describe(row.case)}: where the time of a call goes", style="bold")
+    say(console, f"{row.case}: where the time of a call goes", style="bold")
     if not row.profile:
         say(console, f"PyTorch's profiler does not see the operations of {row.case.engine}")
         return
@@ -146,7 +143,7 @@ def _show_profile(console: Console, result: Result, row: Row) -> None:
     say(console, f"total: {total * 1e6:.1f} µs of {row.timing.median * 1e6:.1f} µs per call{floor}")
 
 
-def _paper_columns(result: Result) -> list[Column]:
+def _paper_columns(result: Result) -> list[RowColumn]:
     if not result.protocol:
         return []
 

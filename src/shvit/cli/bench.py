@@ -32,7 +32,7 @@ def bench(
         has several values.
     """
     from ..bench.case import runs_as_it_is
-    from ..bench.figures import draw
+    from ..bench.figures import draw_result
     from ..bench.report import check_paths, show, watching, write_result
     from ..bench.run import bench as run
     from ..engines import is_exported
@@ -54,5 +54,6 @@ def bench(
     if out:
         say(console, f"wrote {write_result(result, out)}")
     if plot:
-        say(console, f"wrote {plot}" if draw(result, plot) else "nothing to plot: no accuracy of these models is known")
+        drawn = draw_result(result, plot)
+        say(console, f"wrote {plot}" if drawn else "nothing to plot: no accuracy of these models is known")
     finish(json, result.to_dict())

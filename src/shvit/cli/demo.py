@@ -1,5 +1,6 @@
 """`shvit demo`: every step from training to prediction, on a dataset that scikit-learn brings along."""
 
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "crop_min": 0.7,
 }
 """Recipe settings: small images, few epochs."""
-FORMATS = ("onnx", "torch")
+DEMO_FORMATS = ("onnx", "torch")
 """Formats to export to: the first whose libraries are installed."""
 BENCH_ROUNDS = 3
 LABELLED = 6
@@ -102,7 +103,7 @@ def _export(console: Console, model_file: "ModelFile", best: Path, source: "Data
     from ..tasks import kind_of
     from .export import exported as export_lines
 
-    kind = next(name for name in FORMATS if not engines.ENGINES[name].absent())
+    kind = next(name for name in DEMO_FORMATS if not engines.ENGINES[name].absent())
     exported = best.with_suffix(engines.ENGINES[kind].suffix)
     _announce(console, f"shvit export {best} --format {kind} --calibrate digits")
     parity = export(model_file, kind, exported, source=source)
@@ -151,8 +152,5 @@ def _announce(console: Console, command: str) -> None:
 
 def _free_folder(path: Path) -> Path:
     """The path, with the first free number appended if it exists."""
-    free, number = path, 1
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(free for free in chain([path], numbered) if not free.exists())

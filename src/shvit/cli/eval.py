@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..console import say, show_table
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..redact import redacted
 from ..requests.eval import EvalRequest
 from .app import Flat, Json, console_for, finish
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 SHOWN_CLASSES = 20
 """Most rows of a table on the console. Larger tables are only in --out."""
-SPLITS = {"val": "validation ", "train": "training "}
-"""Adjectives for the images of a split."""
 
 
 def evaluate(request: Flat[EvalRequest], *, json: Json = False) -> None:
@@ -58,10 +56,14 @@ def evaluate(request: Flat[EvalRequest], *, json: Json = False) -> None:
 def show(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
     """Print the accuracy, the tables of the task, and the files."""
     evaluation, speed = report.evaluation, report.to_dict()["images_per_second"]
-    images = f"{evaluation.images:,} {SPLITS.get(report.split, '')}images"
+    of_split = {"val": "validation ", "train": "training "}.get(report.split, "")
+    images = counted(evaluation.images, f"{of_split}image")
     say(console, f"{evaluation.summary()} on {images} ({engine.name}, {engine.precision}, {speed:.0f} images/s)")
     if evaluation.bad:
-        say(console, f"{len(evaluation.bad)} images could not be used" + ("" if files else "; --out lists them"))
+        say(
+            console,
+            f"{counted(len(evaluation.bad), 'image')} could not be used" + ("" if files else "; --out lists them"),
+        )
     for header, rows in evaluation.tables():
         if len(rows) <= SHOWN_CLASSES:
             show_table(console, header, rows)

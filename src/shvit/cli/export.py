@@ -56,7 +56,7 @@ def exported(report: dict[str, Any], task: "type[Task]") -> Iterator[str]:
             f"fp32, on {held['images']} images: {held['drop']:+.2f} points lost of {held['max_drop']} allowed"
         )
         for name, share in held["given_back"].items():
-            yield f"  in higher precision: {name}, which causes {share:.1%} of the quantisation error"
+            yield f"  in higher precision: {name}, which causes {share:.1%} of the quantization error"
     if report["ran"]:
         parity = report["parity"]
         yield f"compared with PyTorch on {parity['images']} images: {task.compared(parity)}"

@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import Device, Engine, ModelName, RawCells, Workers
+from . import Device, EngineName, ModelName, RawCells, Workers
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class EvalRequest:
     """Labelled images, as for train. Classes are matched with the model's by name: the exact name first, then synonyms,
     ignoring case. A name that matches two classes is an error."""
     _: KW_ONLY
-    engine: Engine = "auto"
+    engine: EngineName = "auto"
     precision: str | None = None
     """fp32, bf16, fp16, or auto for the fastest without a loss of accuracy. Default: fp32; for an exported file, its
     own."""

@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from . import Device, Engine, ModelName, Precision, RawCells
+from . import Device, EngineName, ModelName, Precision, RawCells
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PredictRequest:
     resume: bool = False
     """Resume an interrupted run from FILE.partial. Requires the same model, images and flags."""
     raw_cells: RawCells = False
-    engine: Engine = "auto"
+    engine: EngineName = "auto"
     precision: Precision = "auto"
     device: Device = "auto"
     threads: int | None = None
