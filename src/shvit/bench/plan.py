@@ -1,4 +1,4 @@
-"""Selects the cases of a request that can run here, with reasons for those left out."""
+"""Select the cases of a request that can run here, with reasons for those left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -83,7 +83,7 @@ def _with_protocol(request: BenchRequest, name: str) -> BenchRequest:
 
 
 def plan(request: BenchRequest, models: Mapping[str, OpenedModel]) -> tuple[list[Case], list[Omitted]]:
-    """Return every case that can run here, and the omitted ones that the user did not request by name.
+    """Return the cases that can run here, and what is left out.
 
     Args:
         request: A settled request.
@@ -126,7 +126,7 @@ def pairs(request: BenchRequest) -> tuple[list[tuple[str, str]], list[Omitted]]:
     reasons = {name: kind.unavailable(request.device) for name, kind in engines.ENGINES.items()}
     offers = {name: kind.precisions(request.device) for name, kind in engines.ENGINES.items() if reasons[name] is None}
     offers |= {name: has for name, has in yardsticks(request.device).items() if name in request.engines}
-    here = "here can run " + "; ".join(f"{name} in {', '.join(precisions)}" for name, precisions in offers.items())
+    here = "available here: " + "; ".join(f"{name} in {', '.join(precisions)}" for name, precisions in offers.items())
     for name in request.engines:
         if name not in offers:
             raise EngineError(f"engine {name!r} cannot run: {reasons.get(name, 'there is no such engine')}; {here}")

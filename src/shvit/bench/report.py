@@ -59,10 +59,9 @@ NOTES_ON_DETECTORS = (
     "random weights find nothing, so NMS and masks take no time. Paper: the backbone, on the paper's hardware."
 )
 NOTES = (
-    "ms per call: the median of the rounds' medians, for one batch; p95: of all calls; half of the rounds lie within "
-    "the spread.",
+    "ms per call: for one batch, the median of the rounds. p95: of all calls. Half of the rounds lie within the spread.",
     "of peak: operations/s relative to the machine's peak matmul FLOP/s in that precision.",
-    "memory: peak while running, including the runtime, minus that of Python with torch before loading.",
+    "memory: peak while running minus memory before loading. It includes the runtime.",
     "params, MACs: of the folded network.",
 )
 NOTE_ON_TOP1 = (
@@ -137,7 +136,7 @@ def _show_profile(console: Console, result: Result, row: Row) -> None:
         )
         name = spent.what if len(spent.what) <= NAME_LENGTH else f"{spent.what[: NAME_LENGTH - 1]}…"
         rows.append([name, str(spent.times), f"{spent.seconds * 1e6:.1f}", f"{spent.seconds / total:.1%}", *known])
-    show_table(console, ["operation", "calls", "µs", "of total", "GFLOP", "MB", "of floor"], rows)
+    show_table(console, ["operation", "calls", "µs", "of total", "GFLOP", "MB", "minimum"], rows)
     floors = [spent.floor(result.machine, row.case.precision) or 0.0 for spent in row.profile]
     floor = f"; the minimum time of its layers, added up, is {sum(floors) * 1e6:.1f} µs" if any(floors) else ""
     say(console, f"total: {total * 1e6:.1f} µs of {row.timing.median * 1e6:.1f} µs per call{floor}")

@@ -81,7 +81,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """A whole benchmark."""
+    """The result of a benchmark."""
 
     request: BenchRequest
     """The request with all defaults filled in."""

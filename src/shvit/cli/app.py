@@ -1,6 +1,7 @@
 """The app and what its verbs share: parameter types, exit codes, JSON output."""
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
@@ -66,7 +67,15 @@ def console_for(as_json: bool) -> Console:
     return Console(stderr=as_json)
 
 
-def finish(wanted: bool, document: Any) -> None:
-    """Print the JSON document if --json was given."""
+def finish(wanted: bool, document: Any) -> Any:
+    """Print the JSON document of a verb if --json was given. Returns the document."""
     if wanted:
         sys.stdout.write(as_json(document, sys.stdout.encoding) + "\n")
+    return document
+
+
+def call(arguments: Sequence[str]) -> Any:
+    """Run a command line without the program's name. Returns what the verb returns."""
+    verb, bound, unparsed = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    typed = {name: Typed.of(arguments) for name, kind in unparsed.items() if kind is Typed}
+    return verb(*bound.args, **bound.kwargs, **typed)

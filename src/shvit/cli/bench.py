@@ -1,6 +1,7 @@
 """`shvit bench`."""
 
 from pathlib import Path
+from typing import Any
 
 from ..console import say
 from ..errors import InputError
@@ -17,7 +18,7 @@ def bench(
     plot: Path | None = None,
     json: Json = False,
     typed: Flags = NONE_TYPED,
-) -> None:
+) -> dict[str, Any]:
     """Measure the speed of models side by side, and how much of the machine they use.
 
     Models are timed in interleaved rounds, so that other load on the machine affects all of them equally. Flags with
@@ -56,4 +57,4 @@ def bench(
     if plot:
         drawn = draw_result(result, plot)
         say(console, f"wrote {plot}" if drawn else "nothing to plot: no accuracy of these models is known")
-    finish(json, result.to_dict())
+    return finish(json, result.to_dict())

@@ -1,6 +1,7 @@
 """`shvit calibrate-bn`."""
 
 from ..console import say
+from ..errors import counted
 from ..requests.calibrate_bn import CalibrateRequest
 from .app import Flat, Json, console_for, finish
 from .export import beside_model
@@ -23,8 +24,8 @@ def calibrate_bn(request: Flat[CalibrateRequest], *, json: Json = False) -> None
     before, after = result.before, result.after
     say(
         console,
-        f"top-1 at {size} pixels: {before['top1']:.2%} before, {after['top1']:.2%} after, on {after['images']} images; "
-        f"statistics from {result.images} training images",
+        f"top-1 at {size} pixels: {before['top1']:.2%} before, {after['top1']:.2%} after, on "
+        f"{counted(after['images'], 'image')}; statistics from {counted(result.images, 'training image')}",
     )
     say(console, f"wrote {out}")
     finish(json, {"out": str(out), **result.to_dict()})

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,7 +20,7 @@ SHOWN_CLASSES = 20
 """Most rows of a table on the console. Larger tables are only in --out."""
 
 
-def evaluate(request: Flat[EvalRequest], *, json: Json = False) -> None:
+def evaluate(request: Flat[EvalRequest], *, json: Json = False) -> dict[str, Any]:
     """Measure the accuracy of a model on labelled images: top-1, or COCO's metrics for boxes and masks."""
     from .. import engines
     from ..evaluate import evaluate as run
@@ -50,7 +50,7 @@ def evaluate(request: Flat[EvalRequest], *, json: Json = False) -> None:
         "fit": model_file.preprocess.fit,
         "files": [str(path) for path in files],
     }
-    finish(json, {**report.to_dict(), **about})
+    return finish(json, {**report.to_dict(), **about})
 
 
 def show(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:

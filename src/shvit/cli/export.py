@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..console import METRICS, say
+from ..errors import counted
 from ..requests.export import ExportRequest
 from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from ..tasks.base import Task
 
 
-def export(request: Flat[ExportRequest], *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
+def export(request: Flat[ExportRequest], *, json: Json = False, typed: Flags = NONE_TYPED) -> dict[str, Any]:
     """Export a model to another runtime, and compare the file with PyTorch in a new process.
 
     A file that differs from PyTorch is not kept. Otherwise a report of the comparison is written beside it.
@@ -45,7 +46,7 @@ def export(request: Flat[ExportRequest], *, json: Json = False, typed: Flags = N
     report = run(model_file, request.format, out, precision, shapes, source, *limits, lambda text: say(console, text))
     for line in exported(report, kind_of(model_file)):
         say(console, line)
-    finish(json, report)
+    return finish(json, report)
 
 
 def exported(report: dict[str, Any], task: "type[Task]") -> Iterator[str]:
@@ -53,19 +54,19 @@ def exported(report: dict[str, Any], task: "type[Task]") -> Iterator[str]:
     if held := report.get("floor"):
         yield (
             f"{METRICS.get(held['metric'], held['metric'])} {held['score']:.2%} in int8, {held['reference']:.2%} in "
-            f"fp32, on {held['images']} images: {held['drop']:+.2f} points lost of {held['max_drop']} allowed"
+            f"fp32, on {counted(held['images'], 'image')}: {held['drop']:+.2f} points lost of {held['max_drop']} allowed"
         )
         for name, share in held["given_back"].items():
             yield f"  in higher precision: {name}, which causes {share:.1%} of the quantization error"
     if report["ran"]:
         parity = report["parity"]
-        yield f"compared with PyTorch on {parity['images']} images: {task.compared(parity)}"
+        yield f"compared with PyTorch on {counted(parity['images'], 'image')}: {task.compared(parity)}"
         yield (
             f"latency of a batch of {parity['batch']}: {parity['latency_ms']:.2f} ms, PyTorch "
             f"{parity['torch_latency_ms']:.2f} ms"
         )
     else:
-        yield "not run, since its runtime is not available here; its specification is that of the model"
+        yield "not run, because its runtime is not available here; its specification matches the model"
     yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
 
 

@@ -14,13 +14,12 @@ from rich.markup import escape
 from ..console import say, takes_all, visible
 from ..errors import Failure, InputError, Notice, one_line
 from ..files import FULL
-from .app import INTERRUPTED, app
+from .app import INTERRUPTED, app, call
 from .bench import bench
 from .calibrate_bn import calibrate_bn
 from .demo import demo
 from .eval import evaluate
 from .export import export
-from .flags import Typed
 from .info import info
 from .models import models
 from .predict import predict
@@ -58,9 +57,7 @@ def main() -> None:
     console = Console(stderr=True, soft_wrap=True)
     warnings.showwarning = partial(_show_warning, console, warnings.showwarning)
     try:
-        verb, bound, unparsed = app.parse_args(sys.argv[1:], exit_on_error=False, print_error=False)
-        typed = {name: Typed.of(sys.argv[1:]) for name, kind in unparsed.items() if kind is Typed}
-        verb(*bound.args, **bound.kwargs, **typed)
+        call(sys.argv[1:])
         sys.stdout.flush()
     except (InputError, CycloptsError) as error:
         _show(console, "[bold red]error:", error)

@@ -62,8 +62,8 @@ def predict(request: Flat[PredictRequest], *, json: Json = False, typed: Flags =
     bad, engine = len(errors), predictor.engine
     say(
         console,
-        f"predicted {counted(len(images) - bad, 'image')}, {bad} could not be read · {engine.name} {engine.precision} · "
-        f"{speed:.0f} images/s" + "".join(f" · wrote {path}" for path in (out, draw) if path),
+        f"predicted {counted(len(images) - bad, 'image')}, {bad} could not be read · {engine.name} {engine.precision}"
+        f" · {speed:.0f} images/s" + "".join(f" · wrote {path}" for path in (out, draw) if path),
     )
     summary = {"images": len(images), "bad_images": bad, "out": str(out) if out else None, "images_per_second": speed}
     finish(json, summary if out else {**summary, "predictions": rows})
@@ -129,7 +129,7 @@ def run(
 ) -> tuple[list[str], float]:
     """Predict the images that are not in the journal `kept` yet, and store the predictions there.
 
-    Without a journal, `show` is called with each prediction. `track` wraps the iterator of predictions to show progress.
+    Without a journal, `show` is called with each prediction. `track` wraps the iterator of predictions.
 
     Returns:
         The errors of images that could not be read, and images per second.

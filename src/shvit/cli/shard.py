@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from ..console import images_progress, say
-from ..errors import notice
+from ..errors import counted, notice
 from ..requests.shard import ShardRequest
 from .app import INTERRUPTED, Flat, Json, console_for, finish
 
@@ -46,10 +46,11 @@ def show(console: Console, report: "ShardReport") -> None:
     result = report.to_dict()
     images, shards = (sum(result[key].values()) for key in ("images", "shards"))
     kept = f" ({report.kept} of them existed)" if report.kept else ""
-    left_out = f" · {result['bad_images']} images left out, see bad_images.csv" if result["bad_images"] else ""
+    bad = result["bad_images"]
+    left_out = f" · {counted(bad, 'image')} left out, see bad_images.csv" if bad else ""
     done = "" if report.made else "already complete, all checksums match: "
     say(
         console,
-        f"{done}{images:,} images in {shards} shards{kept} · {result['bytes'] / 1e6:,.1f} MB{left_out} · "
+        f"{done}{counted(images, 'image')} in {counted(shards, 'shard')}{kept} · {result['bytes'] / 1e6:,.1f} MB{left_out} · "
         f"train on them: shvit train {quote(str(report.out))} --out RUN",
     )

@@ -85,7 +85,7 @@ class Judge:
             f"lost of {self._max_drop} allowed"
         )
         if layers and not floor.holds:
-            self._log(f"ranking {layers} layers by what each costs")
+            self._log(f"ranking {layers} layers by the error that each causes")
         return floor.holds
 
     def result(self) -> Floor:
