@@ -59,7 +59,7 @@ NOTES_ON_DETECTORS = (
     "random weights find nothing, so NMS and masks take no time. Paper: the backbone, on the paper's hardware."
 )
 NOTES = (
-    "ms per call: for one batch, the median of the rounds. p95: of all calls. Half of the rounds lie within the spread.",
+    "ms per call: of one batch, median of the rounds. p95: of all calls. Half of the rounds lie within the spread.",
     "of peak: operations/s relative to the machine's peak matmul FLOP/s in that precision.",
     "memory: peak while running minus memory before loading. It includes the runtime.",
     "params, MACs: of the folded network.",

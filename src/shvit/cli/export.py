@@ -52,9 +52,10 @@ def export(request: Flat[ExportRequest], *, json: Json = False, typed: Flags = N
 def exported(report: dict[str, Any], task: "type[Task]") -> Iterator[str]:
     """The report of `export` in lines of text."""
     if held := report.get("floor"):
+        metric, images = METRICS.get(held["metric"], held["metric"]), counted(held["images"], "image")
         yield (
-            f"{METRICS.get(held['metric'], held['metric'])} {held['score']:.2%} in int8, {held['reference']:.2%} in "
-            f"fp32, on {counted(held['images'], 'image')}: {held['drop']:+.2f} points lost of {held['max_drop']} allowed"
+            f"{metric} {held['score']:.2%} in int8, {held['reference']:.2%} in fp32, on {images}: {held['drop']:+.2f} "
+            f"points lost of {held['max_drop']} allowed"
         )
         for name, share in held["given_back"].items():
             yield f"  in higher precision: {name}, which causes {share:.1%} of the quantization error"

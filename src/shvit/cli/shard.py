@@ -44,13 +44,13 @@ def shard(request: Flat[ShardRequest], *, json: Json = False) -> None:
 def show(console: Console, report: "ShardReport") -> None:
     """Print what the folder holds, how many images were left out, and the command that trains on it."""
     result = report.to_dict()
-    images, shards = (sum(result[key].values()) for key in ("images", "shards"))
+    images, shards = (counted(sum(result[key].values()), key[:-1]) for key in ("images", "shards"))
     kept = f" ({report.kept} of them existed)" if report.kept else ""
     bad = result["bad_images"]
     left_out = f" · {counted(bad, 'image')} left out, see bad_images.csv" if bad else ""
     done = "" if report.made else "already complete, all checksums match: "
     say(
         console,
-        f"{done}{counted(images, 'image')} in {counted(shards, 'shard')}{kept} · {result['bytes'] / 1e6:,.1f} MB{left_out} · "
+        f"{done}{images} in {shards}{kept} · {result['bytes'] / 1e6:,.1f} MB{left_out} · "
         f"train on them: shvit train {quote(str(report.out))} --out RUN",
     )
