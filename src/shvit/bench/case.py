@@ -160,8 +160,9 @@ class Traced:
         self.case = case
         size = case.image_size
         self.images = torch.randn(case.batch_size, 3, size, size, device=case.device)
+        network: Any = model_file.model
         with unwarned():  # torch warns that tracing is deprecated
-            self.network: Any = torch.jit.trace(fuse(model_file.model).to(case.device), self.images)
+            self.network: Any = torch.jit.trace(fuse(network).to(case.device), self.images)
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -224,10 +225,10 @@ class Subject:
             self.detail: str | None = getattr(engine, "detail", None)
             """Details of how the engine runs the network, for the table."""
             gc.collect()
-            measured = before is not None and _reset_peak(case.device)
+            was_reset = before is not None and _reset_peak(case.device)
             self._repetitions = warm_up(self._call)
             peak = _memory(case.device, peak=True)
-            self.memory = peak - before if measured and peak is not None else None
+            self.memory = None if before is None or peak is None or not was_reset else peak - before
             """Peak memory while the case runs, minus memory before it was loaded, in bytes. None: unknown."""
 
     def time(self) -> list[float]:

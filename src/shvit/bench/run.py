@@ -251,7 +251,8 @@ def _folded(model: OpenedModel) -> Any:
     if isinstance(model, Exported):
         described = model.provenance.get("architecture")
         return fuse(Architecture.from_dict(described).build()) if described else None
-    return model if isinstance(model, TorchvisionDetector) else fuse(model.model)
+    network: Any = model
+    return network if isinstance(model, TorchvisionDetector) else fuse(network.model)
 
 
 def about(device: str) -> dict[str, Any]:
