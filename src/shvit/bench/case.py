@@ -72,7 +72,7 @@ class Case:
     """Part of a detector: `whole` (from pixels to boxes) or `backbone` (up to the last feature map)."""
 
     def __str__(self) -> str:
-        what = f"{self.model} to {self.task} ({self.part})" if is_detector(self.task) else self.model
+        what = f"{self.model}, {self.task} ({self.part})" if is_detector(self.task) else self.model
         return f"{what}, {self.engine} {self.precision}, batch {self.batch_size}, {self.image_size} pixels"
 
 

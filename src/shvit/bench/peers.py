@@ -29,11 +29,7 @@ DEFAULT_MODELS = (*VARIANTS, *PEERS)
 
 _BACKBONES = (*VARIANTS, "timm/mobilenetv3_large_100", "timm/resnet50")
 DETECTION_MODELS = {
-    "detect": (
-        *_BACKBONES,
-        "torchvision/retinanet_resnet50_fpn_v2",
-        "torchvision/fasterrcnn_mobilenet_v3_large_fpn",
-    ),
+    "detect": (*_BACKBONES, "torchvision/retinanet_resnet50_fpn_v2", "torchvision/fasterrcnn_mobilenet_v3_large_fpn"),
     "segment": (*_BACKBONES, "torchvision/maskrcnn_resnet50_fpn_v2"),
 }
 """Default models by task. The two timm networks have the same layers as torchvision's backbones."""

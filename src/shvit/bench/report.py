@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..console import say, show_table, visible
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..files import write_json
 from .case import is_detector
 from .peers import Top1
@@ -82,12 +82,9 @@ def watching(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 def show(console: Console, result: Result) -> None:
     """Print the machine, the table, and the reasons for missing rows."""
     hardware, machine = result.about["hardware"], result.machine
-    threads = result.request.threads
-    say(
-        console,
-        f"{hardware_in_words(hardware)}, {hardware['cores']} cores; threads: "
-        f"{threads or 'chosen by each engine'}; {result.request.rounds} interleaved rounds",
-    )
+    threads = result.request.threads or "chosen by each engine"
+    cores, rounds = counted(hardware["cores"], "core"), counted(result.request.rounds, "interleaved round")
+    say(console, f"{hardware_in_words(hardware)}, {cores}; threads: {threads}; {rounds}")
     products = (f"{name} {p.rate / 1e9:,.0f} GFLOP/s ({p.by})" for name, p in machine.products.items())
     say(console, f"peak matmul: {', '.join(products)}")
     say(
@@ -126,9 +123,9 @@ def _show_profile(console: Console, result: Result, row: Row) -> None:
         say(console, f"PyTorch's profiler does not see the operations of {row.case.engine}")
         return
     total = sum(spent.seconds for spent in row.profile)
+    floors = [spent.floor(result.machine, row.case.precision) for spent in row.profile]
     rows = []
-    for spent in row.profile[:SHOWN_KERNELS]:
-        floor = spent.floor(result.machine, row.case.precision)
+    for spent, floor in list(zip(row.profile, floors, strict=True))[:SHOWN_KERNELS]:
         known = (
             [f"{spent.operations / 1e9:.2f}", f"{spent.bytes / 1e6:.1f}", f"{floor / spent.seconds:.0%}"]
             if floor and spent.operations is not None and spent.bytes is not None
@@ -137,8 +134,8 @@ def _show_profile(console: Console, result: Result, row: Row) -> None:
         name = spent.what if len(spent.what) <= NAME_LENGTH else f"{spent.what[: NAME_LENGTH - 1]}…"
         rows.append([name, str(spent.times), f"{spent.seconds * 1e6:.1f}", f"{spent.seconds / total:.1%}", *known])
     show_table(console, ["operation", "calls", "µs", "of total", "GFLOP", "MB", "minimum"], rows)
-    floors = [spent.floor(result.machine, row.case.precision) or 0.0 for spent in row.profile]
-    floor = f"; the minimum time of its layers, added up, is {sum(floors) * 1e6:.1f} µs" if any(floors) else ""
+    least = sum(filter(None, floors))
+    floor = f"; the minimum time of its layers, added up, is {least * 1e6:.1f} µs" if least else ""
     say(console, f"total: {total * 1e6:.1f} µs of {row.timing.median * 1e6:.1f} µs per call{floor}")
 
 

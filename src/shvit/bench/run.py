@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..engines import Exported
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, counted
 from ..model.architecture import Architecture
 from ..model.cost import Cost, cost
 from ..model.fuse import fuse
@@ -21,7 +21,7 @@ from .peers import DETECTION_SIZE, PAPER_BACKBONES, PROTOCOLS, Protocol, Top1, p
 from .plan import Omitted, plan, settle
 from .profile import OpTime
 from .timing import Timing, interleave
-from .torchvision import TorchvisionDetector, is_torchvision
+from .torchvision import is_torchvision
 
 Progress = Callable[[str, int, int], None]
 """Called with the current step, the number of steps done, and the number of steps."""
@@ -75,7 +75,7 @@ class Row:
 
     @property
     def random_calibration(self) -> bool:
-        """Whether the network was quantised with random images. Then only its speed is meaningful."""
+        """Whether the network was quantized with random images. Then only its speed is meaningful."""
         return self.case.precision == "int8" and has_random_weights(self.case.model)
 
 
@@ -114,7 +114,7 @@ class Result:
         """The content of a file in results/: every row with the median of each round, the settings and the machine."""
         fastest = max(self.rows, key=lambda row: row.images_per_second)
         return {
-            "what": f"the fastest of {len(self.rows)} rows: {fastest.case}",
+            "what": f"the fastest of {counted(len(self.rows), 'row')}: {fastest.case}",
             "value": fastest.images_per_second,
             "unit": "images/s",
             "threads": self.request.threads,
@@ -210,12 +210,10 @@ def bench(
     if not timings:
         case, reason = next(iter(failed.items()))
         raise Failure(f"no configuration could run; {case}: {reason}")
-    rows = []
+    rows: list[Row] = []
     for case, timing in timings.items():
-        total = costs[case]
-        operations = 2 * total.macs * case.batch_size / timing.median if total else None
-        share = machine.share(case.precision, operations) if operations else None
-        subject = subjects[case]
+        total, subject = costs[case], subjects[case]
+        share = machine.share(case.precision, 2 * total.macs * case.batch_size / timing.median) if total else None
         known = own.get(case.model), profiles.get(case, ())
         rows.append(Row(case, timing, subject.memory, total, share, subject.detail, *known))
     request = replace(request, rounds=max(len(timing.rounds) for timing in timings.values()))
@@ -228,7 +226,7 @@ def _costs(cases: list[Case]) -> tuple[dict[Case, Cost | None], dict[Case, str]]
 
     @cache
     def folded(name: str, task: str, part: str, size: int | None) -> Any:
-        return _folded(open_model(name, size, task, part))
+        return _folded(name, open_model(name, size, task, part))
 
     @cache
     def cost_of(name: str, task: str, part: str, size: int) -> Cost | None:
@@ -246,13 +244,13 @@ def _costs(cases: list[Case]) -> tuple[dict[Case, Cost | None], dict[Case, str]]
     return costs, failed
 
 
-def _folded(model: OpenedModel) -> Any:
+def _folded(name: str, model: OpenedModel) -> Any:
     """The folded network. For an exported file, a network of the same architecture, or None if it is not stored."""
     if isinstance(model, Exported):
         described = model.provenance.get("architecture")
         return fuse(Architecture.from_dict(described).build()) if described else None
     network: Any = model
-    return network if isinstance(model, TorchvisionDetector) else fuse(network.model)
+    return network if is_torchvision(name) else fuse(network.model)
 
 
 def about(device: str) -> dict[str, Any]:
