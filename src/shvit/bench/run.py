@@ -248,9 +248,9 @@ def _folded(name: str, model: OpenedModel) -> Any:
     """The folded network. For an exported file, a network of the same architecture, or None if it is not stored."""
     if isinstance(model, Exported):
         described = model.provenance.get("architecture")
-        return fuse(Architecture.from_dict(described).build()) if described else None
-    network: Any = model
-    return network if is_torchvision(name) else fuse(network.model)
+        network: Any = Architecture.from_dict(described).build() if described else None
+        return network and fuse(network)
+    return model if is_torchvision(name) else fuse(model.model)
 
 
 def about(device: str) -> dict[str, Any]:
