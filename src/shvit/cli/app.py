@@ -58,7 +58,7 @@ Flat = Annotated[T, Parameter(name="*")]
 """A dataclass whose fields are the flags of a verb."""
 Json = Annotated[bool, Parameter("--json", help="Print one JSON document to stdout, and nothing else there.")]
 Flags = Annotated[Typed, Parameter(parse=False)]
-"""Which flags were typed. `main` passes it to the verbs that have this parameter."""
+"""Which flags were typed. `call` passes it to the verbs that have this parameter."""
 NONE_TYPED = Typed()
 
 

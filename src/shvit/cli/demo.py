@@ -1,9 +1,9 @@
 """`shvit demo`: the commands from training to prediction, on a dataset that scikit-learn brings along."""
 
-import json as json_files
 import sys
 from contextlib import nullcontext, redirect_stdout
 from itertools import chain, count
+from json import loads
 from pathlib import Path
 from shlex import join
 from typing import Any
@@ -67,7 +67,7 @@ def _run_commands(out: Path, console: Console) -> dict[str, Any]:
         "out": str(out),
         "top1": accuracy["top1"],
         "images": accuracy["images"],
-        "seconds": json_files.loads(last_epoch)["seconds"],
+        "seconds": loads(last_epoch)["seconds"],
         "export": report,
         "speeds": {row["model"]: row["images_per_second"] for row in speeds["rows"]},
         "predictions": predictions,
