@@ -36,7 +36,7 @@ def settle(request: BenchRequest) -> BenchRequest:
         check_at_least(1, batch_size=number)
     for side in request.image_sizes:
         check_at_least(32, image_size=side)
-    if request.protocol:
+    if request.protocol is not None:
         return _with_protocol(request, request.protocol)
     device = engines.pick_device(request.device)
     engines.check_threads(request.threads, device)

@@ -164,12 +164,9 @@ def bench(
     progress: Progress = lambda what, done, total: None,
     wanted: Callable[[Case], bool] = lambda case: True,
 ) -> Result:
-    """Measure the machine, load every wanted case that can run on it, and time them in interleaved rounds.
+    """Measure the machine, load every wanted case that can run on it, and time the cases in interleaved rounds.
 
-    Args:
-        request: What to compare.
-        progress: Called with each step.
-        wanted: Returns whether to run a case. Default: run all.
+    `progress` is called with each step. `wanted` returns whether to run a case.
 
     Raises:
         InputError: A requested model, engine or setting does not exist or cannot run here. The message explains why.
