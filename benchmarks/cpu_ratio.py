@@ -23,10 +23,10 @@ import timm
 import torch
 
 from shvit.bench.case import Case, Worker, open_model
-from shvit.bench.machine import measure
+from shvit.bench.machine import measure_machine
 from shvit.bench.plan import plan, settle
 from shvit.bench.report import hardware_name
-from shvit.bench.run import about, describe
+from shvit.bench.run import about
 from shvit.bench.timing import Timed, interleave, sample, warm_up
 from shvit.engines import ENGINES, Exported, Runnable
 from shvit.errors import Failure, InputError
@@ -77,23 +77,23 @@ def compare(request: BenchRequest, folder: Path) -> dict[str, Any]:
     failed = {name: "not supported by this CPU" for name in request.precisions if name not in here}
     cases, skipped = plan(replace(request, precisions=tuple(p for p in request.precisions if p in here)), models)
     failed |= {row.what: row.reason for row in skipped}
-    machine = measure(request.threads, "cpu")
+    machine = measure_machine(request.threads, "cpu")
     subjects: dict[Any, Timed] = {}
     baselines: dict[Case, Any] = {}
     for case in cases:
         try:
             subjects[case] = Worker(case)
         except Failure as failure:
-            failed[describe(case)] = str(failure)
+            failed[str(case)] = str(failure)
             continue
         architecture = architecture_of(models[case.model])
         key = (architecture.name, architecture.num_classes, case.batch_size, case.image_size)
         baselines[case] = key
         if key not in subjects:
             subjects[key] = Plain(architecture, case, folder)
-        print("loaded", describe(case), file=sys.stderr, flush=True)
+        print("loaded", case, file=sys.stderr, flush=True)
     timings, broken = interleave(subjects, request.rounds)
-    failed |= {describe(case): reason for case, reason in broken.items()}
+    failed |= {str(case): reason for case, reason in broken.items()}
     rows = []
     for case, key in baselines.items():
         if case in timings:
@@ -112,7 +112,7 @@ def compare(request: BenchRequest, folder: Path) -> dict[str, Any]:
             )
     if not rows:
         raise Failure(f"nothing could run: {failed}")
-    return {"rows": rows, "failed": failed, "machine": machine.to_dict()}
+    return {"rows": rows, "failed": failed, "machine": asdict(machine)}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from timm.utils.cuda import NativeScaler
 from timm.utils.model_ema import ModelEmaV3
 
 import shvit
-from shvit.bench.machine import measure, synchronize
+from shvit.bench.machine import measure_machine, synchronize
 from shvit.bench.report import hardware_name
 from shvit.bench.run import about
 from shvit.bench.timing import interleave, sample, warm_up
@@ -122,7 +122,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=args.device)
     labels = torch.randint(0, 10, (args.batch_size,), device=args.device)
     batch = Batch(images, labels, list(range(args.batch_size)), {})
-    machine = measure(None, args.device)
+    machine = measure_machine(None, args.device)
     ours = Ours(recipe, args.model, batch, args.device, folder)
     plain = Plain(recipe, args.model, batch, args.device, 10)
     timings, failed = interleave({"ours": ours, "timm": plain}, args.rounds)
@@ -139,7 +139,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "precision": ours.precision,
         "compiled": ours.compiled,
         "share_of_ceiling": machine.share(ours.precision, 6 * macs * args.batch_size / seconds),
-        "machine": machine.to_dict(),
+        "machine": asdict(machine),
     }
 
 

@@ -263,7 +263,7 @@ def quick_machine(monkeypatch):
 
     monkeypatch.setattr(machine, "CPU_SIDES", (32, 64))
     monkeypatch.setattr(machine, "MEMORY_BYTES", 2**18)
-    monkeypatch.setattr(machine, "SECONDS", 0.001)
+    monkeypatch.setattr(machine, "REPEAT_SECONDS", 0.001)
 
 
 @pytest.fixture(

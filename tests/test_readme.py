@@ -222,7 +222,7 @@ def test_the_example_of_a_verb_runs(tmp_path, monkeypatch, capsys):
     app(["count", str(tmp_path), "--json"])
     assert json.loads(capsys.readouterr().out) == {"files": 2}
     app(["count", str(tmp_path), "--suffix", ".txt"])
-    assert capsys.readouterr().out == "1 files\n"
+    assert capsys.readouterr().out == "1 file\n"
 
 
 def test_the_source_tree_is_the_one_shown():

@@ -16,19 +16,12 @@ if TYPE_CHECKING:
     from .pretrained import create_model, load
 
 _HOMES = {
-    "Failure": "errors",
-    "FuseError": "model.fuse",
-    "InputError": "errors",
-    "ModelFile": "modelfile",
-    "Prediction": "predict.predictor",
-    "Predictor": "predict.predictor",
-    "create_model": "pretrained",
-    "engines": "",
-    "fuse": "model.fuse",
-    "list_models": "model.architecture",
-    "load": "pretrained",
-    "pretrained": "",
-    "save": "modelfile",
+    "errors": ("Failure", "InputError"),
+    "model.architecture": ("list_models",),
+    "model.fuse": ("FuseError", "fuse"),
+    "modelfile": ("ModelFile", "save"),
+    "predict.predictor": ("Prediction", "Predictor"),
+    "pretrained": ("create_model", "load"),
 }
 
 __all__ = [
@@ -49,9 +42,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
+    home = next((home for home, names in _HOMES.items() if name in names), None)
     value = getattr(import_module(f".{home}", __name__), name) if home else import_module(f".{name}", __name__)
     globals()[name] = value
     return value

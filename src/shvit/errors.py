@@ -37,11 +37,9 @@ def notice(text: str) -> None:
 
 
 def one_line(error: object, first: bool = False) -> str:
-    """The message of an error on one line, or the name of its type if it has no message.
+    """The message of an error or warning on one line, or the name of its type if it has no message.
 
-    Args:
-        error: An exception or a warning.
-        first: Keep only the first line. Some libraries append a page of advice.
+    `first` keeps only the first line: some libraries append a page of advice.
     """
     text = str(error).strip()
     return " ".join((text.partition("\n")[0] if first else text).split()) or type(error).__name__

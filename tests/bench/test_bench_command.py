@@ -38,8 +38,8 @@ def test_json_table_file_and_figure(run, quick_machine, tiny, tmp_path):
     [
         (["shvit_s9"], "did you mean"),
         (["timm/no_such_network"], "timm has no model"),
-        (["shvit_s1", "--engine", "abacus"], "here can run"),
-        (["shvit_s1", "--precision", "fp4"], "here can run"),
+        (["shvit_s1", "--engine", "abacus"], "available here:"),
+        (["shvit_s1", "--precision", "fp4"], "available here:"),
         (
             ["shvit_s1", "--protocol", "paper-cpu", "--threads", "4"],
             "--protocol paper-cpu sets --threads itself: remove --threads",

@@ -4,12 +4,12 @@ import math
 
 import torch
 
-from shvit.bench.machine import Machine, Product, measure
+from shvit.bench.machine import Machine, Product, measure_machine
 
 
 def test_rates_are_positive_and_finite(quick_machine):
     threads = torch.get_num_threads()
-    machine = measure(1, "cpu")
+    machine = measure_machine(1, "cpu")
     assert {"fp32", "bf16", "int8"} == set(machine.products)
     rates = [product.rate for product in machine.products.values()]
     assert all(math.isfinite(rate) and rate > 0 for rate in [*rates, machine.copy_cache, machine.copy_memory])

@@ -10,7 +10,7 @@ from test_report import made_up
 
 from shvit.bench.case import Case, Subject
 from shvit.bench.machine import Machine, Product
-from shvit.bench.profile import CALLS, OpTime, by_layer, by_name
+from shvit.bench.profile import PROFILED_CALLS, OpTime, by_layer, by_name
 from shvit.bench.report import show
 
 MACHINE = Machine({"fp16": Product(1e12, 4096, "torch.mm")}, 5e11, 1e11)
@@ -21,7 +21,7 @@ def launch(layer, kernel, operations=0, moved=0):
 
 
 def test_by_name_adds_up_and_sorts():
-    rows = by_name([("copy", 1e-6), ("gemm", 5e-6), ("gemm", 3e-6), ("nothing", 0.0)] * CALLS)
+    rows = by_name([("copy", 1e-6), ("gemm", 5e-6), ("gemm", 3e-6), ("nothing", 0.0)] * PROFILED_CALLS)
     assert [(row.what, row.times) for row in rows] == [("gemm", 2), ("copy", 1)]
     assert rows[0].seconds == pytest.approx(8e-6)
 
@@ -34,7 +34,7 @@ def test_kernels_of_the_cuda_engine_are_told_by_layer():
         launch("classifier", "classify"),
     ]
     call = [("Memcpy HtoD", 4e-6), ("convolve", 1e-6), ("attend", 2e-6), ("attend", 3e-6), ("classify", 1e-6)]
-    rows = by_layer(call * CALLS, launches)
+    rows = by_layer(call * PROFILED_CALLS, launches)
     assert [(row.what, row.times) for row in rows] == [
         ("stem", 1),
         ("stage 1", 2),
@@ -45,7 +45,7 @@ def test_kernels_of_the_cuda_engine_are_told_by_layer():
     assert (rows[1].operations, rows[1].bytes) == (400, 40)
     assert rows[3].operations is None
 
-    lost = by_layer(call * (CALLS - 1), launches)  # the profiler has missed some: no telling which
+    lost = by_layer(call * (PROFILED_CALLS - 1), launches)  # the profiler has missed some: no telling which
     assert {row.what for row in lost} == {"Memcpy HtoD", "convolve", "attend", "classify"}
     assert all(row.operations is None for row in lost)
 

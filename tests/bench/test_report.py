@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from shvit.bench.case import Case
-from shvit.bench.figures import draw
+from shvit.bench.figures import draw_result
 from shvit.bench.machine import Machine, Product
 from shvit.bench.peers import DEFAULT_MODELS
 from shvit.bench.plan import Omitted
@@ -60,14 +60,14 @@ def test_the_table_says_once_what_all_rows_share():
     assert "79.8%†" in text
     assert "left out: coreml: not on Linux" in text
     assert "threads: 1;" in text
-    assert "quantised on random images" not in text
+    assert "quantized on random images" not in text
 
 
 def test_random_calibration_is_marked():
     text = shown(made_up(("shvit_s1", "best.safetensors"), (224,), ("fp32", "int8")))
     marked = [line.split()[:2] for line in text.splitlines() if "int8*" in line]
     assert marked == [["shvit_s1", "int8*"]]
-    assert "* quantised on random images, only to measure its speed" in text
+    assert "* quantized on random images, only to measure its speed" in text
 
 
 def test_a_protocol_shows_the_papers_ratios():
@@ -104,7 +104,7 @@ def test_figures_name_every_model_and_no_name_covers_another(tmp_path, monkeypat
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), save(self, path)))
     result = made_up(sizes=sizes, precisions=("fp32", "int8", "bf16")) if sizes else at_published_sizes()
-    assert draw(result, tmp_path / "new" / "figure.png")
+    assert draw_result(result, tmp_path / "new" / "figure.png")
     with Image.open(tmp_path / "new" / "figure.png") as image:
         image.load()
         assert image.format == "PNG"
@@ -124,10 +124,10 @@ def at_published_sizes():
 
 
 def test_nothing_published_is_nothing_to_draw(tmp_path):
-    assert not draw(made_up(("timm/resnet18",), (224,)), tmp_path / "figure.png")
+    assert not draw_result(made_up(("timm/resnet18",), (224,)), tmp_path / "figure.png")
     assert not (tmp_path / "figure.png").exists()
 
 
 def test_models_with_dollars_in_their_paths_are_drawn(tmp_path):
     """They are no formulas, and the second would be a wrong one."""
-    assert draw(made_up((r"runs/$a$/best.safetensors", r"runs/$\bad{$.safetensors")), tmp_path / "plot.png")
+    assert draw_result(made_up((r"runs/$a$/best.safetensors", r"runs/$\bad{$.safetensors")), tmp_path / "plot.png")

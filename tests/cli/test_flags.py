@@ -157,6 +157,25 @@ def test_help_breaks_a_line_only_where_the_width_forces_it(verb, width):
     assert broken or width == 120 or verb == ["models"]
 
 
+def help_of(verb):
+    printed = io.StringIO()
+    app.help_print(verb, console=Console(file=printed, width=120))
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: " ".join(verb) or "shvit")
+def test_help_explains_every_flag_and_shows_no_default_of_switches(verb):
+    assert "[default: False]" not in help_of(verb)
+    command = app.parse_commands(verb)[1][-1]
+    if command.default_command:
+        arguments = command.assemble_argument_collection(parse_docstring=True)
+        assert [argument.name for argument in arguments if argument.show and not argument.parameter.help] == []
+
+
+def test_help_lists_the_tasks_of_bench():
+    assert "[choices: classify, detect, segment] [default: classify]" in " ".join(help_of(["bench"]).split())
+
+
 def test_eval_names_engine_and_precision_and_judges_in_fp32(run, folder, tiny, model, tmp_path, monkeypatch):
     monkeypatch.setattr("shvit.engines.torch.has_bf16", lambda device: True)
     flags = ["--engine", "torch", "--workers", 0]

@@ -16,7 +16,7 @@ def test_shards_are_written_then_only_checked(run, folder, tmp_path):
     code, text, err = run("shard", folder, "--out", out, "--per-shard", 15)
     assert (code, err) == (0, "")
     [line] = text.splitlines()
-    assert line.startswith("52 images in 4 shards · 0.2 MB · 1 images left out, see bad_images.csv · train on them: ")
+    assert line.startswith("52 images in 4 shards · 0.2 MB · 1 image left out, see bad_images.csv · train on them: ")
     assert line.endswith(f"shvit train {out} --out RUN")
 
     code, text, err = run("shard", folder, "--out", out, "--per-shard", 15, "--json")

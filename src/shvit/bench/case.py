@@ -1,9 +1,10 @@
-"""Times one case, which is a network in an engine at one size, in its own process. Also measures its memory."""
+"""Measure the speed and memory of one case (a network in an engine at one size), in a process of its own."""
 
 import ctypes
 import gc
 import multiprocessing
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -40,22 +41,17 @@ from .torchvision import TORCHVISION_PREFIX, TorchvisionDetector, is_torchvision
 WHOLE, BACKBONE = "whole", "backbone"
 BACKBONE_TASK = "classify"
 """Task of backbones, which run as classifiers without classes."""
-CLASSES = 80
+RANDOM_CLASSES = 80
 """Number of classes of detectors with random weights, as in COCO."""
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 8
 
-Opened = Any
+OpenedModel = Any
 """A model file, an exported file, or a detector of torchvision."""
 
 
 def is_detector(task: str) -> bool:
     """Whether networks for this task are detectors."""
     return kind_of(task).detector is not None
-
-
-def parts_of(task: str) -> tuple[str, ...]:
-    """The parts of a network that are timed for this task."""
-    return (BACKBONE, WHOLE) if is_detector(task) else (WHOLE,)
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,10 @@ class Case:
     part: str = WHOLE
     """Part of a detector: `whole` (from pixels to boxes) or `backbone` (up to the last feature map)."""
 
+    def __str__(self) -> str:
+        what = f"{self.model}, {self.task} ({self.part})" if is_detector(self.task) else self.model
+        return f"{what}, {self.engine} {self.precision}, batch {self.batch_size}, {self.image_size} pixels"
+
 
 def has_random_weights(name: str) -> bool:
     """Whether this is the name of a variant or `timm/NAME`, not a file. Such a network has random weights."""
@@ -86,7 +86,7 @@ def runs_as_it_is(name: str) -> bool:
     return engines.is_exported(name) or is_torchvision(name)
 
 
-def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TASK, part: str = WHOLE) -> Opened:
+def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TASK, part: str = WHOLE) -> OpenedModel:
     """Open a model. Models given by name, and all backbones, have random weights. An exported file is not changed.
 
     Raises:
@@ -96,23 +96,24 @@ def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TA
         if not is_detector(task) or image_size is None:
             raise InputError(f"{name} is a detector: give --task detect or segment")
         return TorchvisionDetector(name.removeprefix(TORCHVISION_PREFIX), image_size)
-    if engines.is_exported(name):
-        return _of_task(engines.read(name), name, task)
-    architecture: Architecture | None = None
-    if not has_random_weights(name):
-        model_file = load(name)
-        assert isinstance(model_file, ModelFile)
-        opened = _at_size(_of_task(model_file, name, task), image_size)
-        if part == WHOLE:
+    if has_random_weights(name):
+        architecture = Architecture(name)
+    else:
+        opened = load(name)
+        if opened.task != task:
+            raise InputError(f"{name} has the task {opened.task}, but --task is {task}")
+        if isinstance(opened, Exported):
             return opened
-        architecture = model_file.architecture
-    torch.manual_seed(0)
-    architecture = architecture or Architecture(name)
+        if part == WHOLE:
+            preprocess = opened.preprocess
+            size, fit = image_size or preprocess.image_size, kind_of(task).new_fit(preprocess.fit)
+            return replace(opened, preprocess=replace(preprocess, image_size=size, fit=fit))
+        architecture = opened.architecture
     if part == BACKBONE:
         architecture = replace(architecture, num_classes=1, distilled=False, detector=None)
     elif is_detector(task):
         kind = kind_of(task).detector
-        architecture = replace(architecture, num_classes=CLASSES, distilled=False, detector=kind)
+        architecture = replace(architecture, num_classes=RANDOM_CLASSES, distilled=False, detector=kind)
     return _random_model(architecture, image_size, task, part)
 
 
@@ -121,6 +122,7 @@ def _random_model(architecture: Architecture, image_size: int | None, task: str,
 
     Some norms are zero at the start of training, and multiplying by zeros would be faster than in a trained network.
     """
+    torch.manual_seed(0)
     model = architecture.build().eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.affine:
@@ -141,16 +143,13 @@ def own_top1(name: str) -> Top1 | None:
     return None if top1 is None else Top1(100 * top1, size, f"{name}, its own metrics", own=True)
 
 
-def _of_task(model: Runnable, name: str, task: str) -> Runnable:
-    if model.task != task:
-        raise InputError(f"{name} has the task {model.task}, but --task is {task}")
-    return model
+def _random_images(count: int, size: int) -> UInt8[Tensor, "b 3 h w"]:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
 
 
-def _at_size(model_file: Runnable, image_size: int | None) -> Runnable:
-    fit = kind_of(model_file.task).new_fit(model_file.preprocess.fit)
-    changed = replace(model_file.preprocess, image_size=image_size or model_file.preprocess.image_size, fit=fit)
-    return replace(model_file, preprocess=changed)
+def _to_the_end(engine: Callable[[Tensor], Any], images: Tensor) -> Callable[[], object]:
+    """A call that returns when the device has finished."""
+    return lambda: (engine(images), synchronize(str(images.device)))
 
 
 class Traced:
@@ -168,9 +167,7 @@ class Traced:
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         with torch.autocast(torch.device(self.case.device).type, torch.float16, self.case.precision == "fp16"):
-            outputs = self.network(self.images)
-        synchronize(self.case.device)
-        return outputs
+            return self.network(self.images)
 
 
 class Eager:
@@ -185,30 +182,19 @@ class Eager:
         return self.network(images)
 
 
-class Compiled:
+class Compiled(Eager):
     """`Eager`, compiled in both memory formats. Runs the faster one, named by `detail`."""
 
     def __init__(self, model_file: ModelFile, case: Case) -> None:
         torch._dynamo.config.recompile_limit = 10**6  # by default, the ninth network of a process is not compiled
-        shape = (case.batch_size, 3, case.image_size, case.image_size)
-        images = torch.randint(0, 256, shape, dtype=torch.uint8, device=case.device)
-        seconds: dict[str, float] = {}
-        networks: dict[str, Any] = {}
+        call = _to_the_end(self, _random_images(case.batch_size, case.image_size).to(case.device))
+        found = []
         for name, layout in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
-            network = portable(model_file).to(case.device, DTYPES[case.precision])
-            network = network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-            networks[name] = self._network = torch.compile(network, mode="max-autotune", fullgraph=True, dynamic=False)
-            call = self._to_the_end(images, case.device)
-            seconds[name] = median(sample(call, warm_up(call)))
-        self.detail = min(seconds, key=lambda name: seconds[name])
-        self._network = networks[self.detail]
-
-    def _to_the_end(self, images: Tensor, device: str) -> Callable[[], object]:
-        return lambda: (self(images), synchronize(device))
-
-    @torch.inference_mode()
-    def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        return self._network(images)
+            network: Any = portable(model_file).to(case.device, DTYPES[case.precision])
+            network = network.to(memory_format=layout)
+            self.network = torch.compile(network, mode="max-autotune", fullgraph=True, dynamic=False)
+            found.append((median(sample(call, warm_up(call))), name, self.network))
+        _, self.detail, self.network = min(found)
 
 
 YARDSTICKS: dict[str, Callable[[ModelFile, Case], Callable[[Tensor], Tensor]]] = {
@@ -229,20 +215,20 @@ class Subject:
     def __init__(self, case: Case) -> None:
         self._case = case
         with as_failure():
-            memory = _Memory(case.device)
+            before = _memory(case.device)
             engine = _start(case)
-            shape = (case.batch_size, 3, case.image_size, case.image_size)
-            images = torch.randint(0, 256, shape, dtype=torch.uint8).to(case.device)
-            self._call: Callable[[], object] = lambda: (engine(images), synchronize(case.device))
+            images = _random_images(case.batch_size, case.image_size).to(case.device)
+            self._call = _to_the_end(engine, images)
             self._profile = lambda: profiled(
                 self._call, case.device, engine.launches(images) if isinstance(engine, engines.Engine) else ()
             )
             self.detail: str | None = getattr(engine, "detail", None)
             """Details of how the engine runs the network, for the table."""
             gc.collect()
-            memory.loaded()
+            was_reset = before is not None and _reset_peak(case.device)
             self._repetitions = warm_up(self._call)
-            self.memory = memory.peak()
+            peak = _memory(case.device, peak=True)
+            self.memory = None if before is None or peak is None or not was_reset else peak - before
             """Peak memory while the case runs, minus memory before it was loaded, in bytes. None: unknown."""
 
     def time(self) -> list[float]:
@@ -282,43 +268,34 @@ def _engine(model: Runnable, case: Case) -> Callable[[Tensor], Tensor]:
         return YARDSTICKS[case.engine](model, case)
     options: dict[str, Any] = {}
     if case.precision == "int8" and not isinstance(model, Exported):
-        shape = (CALIBRATION_SIZE, 3, case.image_size, case.image_size)
-        options["calibration"] = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(CALIBRATION_BATCHES)]
+        batches = (_random_images(CALIBRATION_SIZE, case.image_size) for _ in range(CALIBRATION_BATCHES))
+        options["calibration"] = list(batches)
     return engines.load(model, case.engine, case.precision, case.device, case.threads, **options)
 
 
-class _Memory:
-    """Measures memory: of this process on the CPU, and of torch's allocator on CUDA."""
+def _memory(device: str, peak: bool = False) -> int | None:
+    """Bytes in use, or their peak: of this process on the CPU, of torch's allocator on CUDA. None: unknown."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
+    status = Path("/proc/self/status")
+    if device != "cpu" or not status.is_file():
+        return None
+    found = re.search(rf"^{'VmHWM' if peak else 'VmRSS'}:\s*(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
 
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.before = self._read("VmRSS", "allocated_bytes.all.current")
 
-    def loaded(self) -> None:
-        """Start measuring the peak. Memory that was needed only for loading is not counted."""
-        if self.device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats(self.device)
-        elif self.before is not None:
-            give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if give_back:  # glibc keeps memory freed after loading, several times the network's size
-                give_back(0)
-            try:
-                Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-            except OSError:  # missing or read-only in some containers
-                self.before = None
-
-    def peak(self) -> int | None:
-        after = self._read("VmHWM", "allocated_bytes.all.peak")
-        return None if self.before is None or after is None else after - self.before
-
-    def _read(self, of_process: str, of_cuda: str) -> int | None:
-        if self.device.startswith("cuda"):
-            return torch.cuda.memory_stats(self.device).get(of_cuda, 0)
-        status = Path("/proc/self/status")
-        if self.device != "cpu" or not status.is_file():
-            return None
-        lines = [line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(of_process)]
-        return int(lines[0].split()[1]) * 1024 if lines else None
+def _reset_peak(device: str) -> bool:
+    """Forget the peak so far, so that memory needed only for loading is not counted. Returns whether it is possible."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # glibc keeps memory freed after loading, several times the network's size
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # missing or read-only in some containers
+        return False
+    return True
 
 
 def free_memory() -> float:
@@ -345,8 +322,6 @@ class Worker:
         self._process = context.Process(target=_serve, args=(pipe, case), daemon=True)
         self._process.start()
         pipe.close()
-        self.memory: int | None
-        self.detail: str | None
         self.memory, self.detail = self._answer()
 
     def time(self) -> list[float]:
@@ -386,8 +361,7 @@ def _serve(pipe: Connection, case: Case) -> None:
         subject = Subject(case)
         pipe.send((subject.memory, subject.detail))
         while True:
-            question = pipe.recv()
-            pipe.send(subject.profile() if question == "profile" else subject.time())
+            pipe.send(getattr(subject, pipe.recv())())
     except EOFError:
         return
     except Failure as failure:

@@ -13,6 +13,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
 from ..console import visible
+from ..errors import counted
 from ..figures import OURS, PEER, SERIES, literal_text, new_figure, plain_ticks, plot_style, save_png
 from ..model.architecture import TIMM_PREFIX
 from .report import mark
@@ -37,16 +38,14 @@ class Point(NamedTuple):
 
 
 @literal_text()
-def draw(result: Result, path: Path) -> bool:
+def draw_result(result: Result, path: Path) -> bool:
     """Write a PNG with a panel for each engine, precision and batch size.
 
     It shows latency against resolution if a model ran at several sizes, otherwise accuracy against speed. Returns
     whether there was anything to draw.
     """
-    sizes: dict[str, set[int]] = defaultdict(set)
-    for row in result.rows:
-        sizes[row.case.model].add(row.case.image_size)
-    if any(len(values) > 1 for values in sizes.values()):
+    sizes = {(row.case.model, row.case.image_size) for row in result.rows}
+    if len(sizes) > len({model for model, _ in sizes}):
         title, rows, draw_panel = "Latency against resolution", list(result.rows), _latency
     else:
         title, rows, draw_panel = "Top-1 against speed", [row for row in result.rows if row.top1], _scatter
@@ -63,7 +62,7 @@ def draw(result: Result, path: Path) -> bool:
     for axes in grid[len(panels) :]:
         axes.remove()
     hardware, threads = result.about["hardware"], result.request.threads
-    said = f"{threads} thread{'s' if threads > 1 else ''}" if threads else "default threads of each engine"
+    said = counted(threads, "thread") if threads else "default threads of each engine"
     figure.suptitle(f"{title} · {hardware.get('gpu', hardware['processor'])}, {said}", fontsize=11)
     figure.draw_without_rendering()  # the space for names depends on the final layout
     for put in put_names:
@@ -116,8 +115,8 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
 def _name_around(axes: Axes, points: list[Point]) -> None:
     """Name each point, as near as possible without covering another name, a point or the border."""
     renderer: Any = axes.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
-    centres = (axes.transData.transform((point.x, point.y)) for point in points)
-    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centres]
+    centers = (axes.transData.transform((point.x, point.y)) for point in points)
+    taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centers]
     for point in sorted(points, key=lambda point: point.color != OURS):
         label = _annotate(axes, point)
         for distance, (right, up) in product(DISTANCES, DIRECTIONS):

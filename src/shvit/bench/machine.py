@@ -8,9 +8,8 @@ call, because the fastest call depends on the processor.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +20,10 @@ from ..suppress import unwarned
 CPU_SIDES = (128, 256, 512, 1024, 2048)
 GPU_SIDES = (1024, 2048, 4096, 8192)
 CACHE_BYTES, MEMORY_BYTES = 2**17, 2**28
-SECONDS = 0.1
+REPEAT_SECONDS = 0.1
 """Time for each call and size. Sizes are left out if one call would take more than four times as long."""
 
-Call = Callable[[], object]
+TimedCall = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -55,39 +54,32 @@ class Machine:
         product = self.products.get(precision)
         return operations / product.rate if product else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
+def measure_machine(threads: int | None, device: str) -> Machine:
+    """Measure the peak of the machine. Takes a few seconds. On CUDA, `fp32` includes TF32, as in torch's convolutions.
 
-def measure(threads: int | None, device: str) -> Machine:
-    """Measure the peak of the machine. Takes a few seconds.
-
-    Args:
-        threads: CPU threads; None for torch's default.
-        device: Where to measure. On CUDA, `fp32` is the default of torch's convolutions, which includes TF32.
+    `threads` is the number of CPU threads. None: torch's default.
     """
     sides = CPU_SIDES if device == "cpu" else GPU_SIDES
     products: dict[str, Product] = {}
     with _settings(threads):
         for precision, by, make in _products(threads, device):
             for side in sides:
-                call = make(side)
-                seconds = _best(call, device)
+                seconds = _best(make(side), device)
                 product = Product(2 * side**3 / seconds, side, by)
                 if precision not in products or product.rate > products[precision].rate:
                     products[precision] = product
-                if 8 * seconds > 4 * SECONDS:  # twice the side, eight times the work
+                if 8 * seconds > 4 * REPEAT_SECONDS:  # twice the side, eight times the work
                     break
         copies = [_copy(size, device) for size in (CACHE_BYTES, MEMORY_BYTES)]
     return Machine(products, *copies)
 
 
-def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Callable[[int], Call]]]:
+def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Callable[[int], TimedCall]]]:
     """Yield precision, name and factory of each product of square matrices."""
 
-    def of(dtype: torch.dtype, product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[int], Call]:
-        def make(side: int) -> Call:
+    def of(dtype: torch.dtype, product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[int], TimedCall]:
+        def make(side: int) -> TimedCall:
             a, b = (torch.randint(-9, 9, (side, side)).to(device, dtype) for _ in range(2))
             return lambda: product(a, b)
 
@@ -103,7 +95,7 @@ def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Call
         yield "int8", "onnxruntime MatMulInteger", lambda side: _matmul_integer(side, threads)
 
 
-def _matmul_integer(side: int, threads: int | None) -> Call:
+def _matmul_integer(side: int, threads: int | None) -> TimedCall:
     """ONNX Runtime's product of uint8 and int8, which is also fast without VNNI."""
     import numpy as np
     import onnxruntime
@@ -131,9 +123,9 @@ def _copy(size: int, device: str) -> float:
     return 2 * size / _best(lambda: target.copy_(source), device)
 
 
-def _best(call: Call, device: str) -> float:
+def _best(call: TimedCall, device: str) -> float:
     """Seconds of the fastest call."""
-    best, end = float("inf"), time.perf_counter() + SECONDS
+    best, end = float("inf"), time.perf_counter() + REPEAT_SECONDS
     call()
     while best == float("inf") or time.perf_counter() < end:
         synchronize(device)

@@ -1,10 +1,12 @@
 """The models that SHViT is compared with, their published accuracy and training, and the paper's measured speeds."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..model.architecture import TIMM_PREFIX
 from ..model.config import VARIANTS
 from ..pretrained import PUBLISHED_TOP1
+from ..requests.bench import BenchRequest
 
 PEERS = (
     "timm/mobilenetv3_small_100",
@@ -27,11 +29,7 @@ DEFAULT_MODELS = (*VARIANTS, *PEERS)
 
 _BACKBONES = (*VARIANTS, "timm/mobilenetv3_large_100", "timm/resnet50")
 DETECTION_MODELS = {
-    "detect": (
-        *_BACKBONES,
-        "torchvision/retinanet_resnet50_fpn_v2",
-        "torchvision/fasterrcnn_mobilenet_v3_large_fpn",
-    ),
+    "detect": (*_BACKBONES, "torchvision/retinanet_resnet50_fpn_v2", "torchvision/fasterrcnn_mobilenet_v3_large_fpn"),
     "segment": (*_BACKBONES, "torchvision/maskrcnn_resnet50_fpn_v2"),
 }
 """Default models by task. The two timm networks have the same layers as torchvision's backbones."""
@@ -96,21 +94,12 @@ def published_top1(name: str, image_size: int) -> Top1 | None:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings with which the paper measured speed. Users can choose only the models."""
+    """How the paper measured speed. Users can choose only the models."""
 
-    engine: str
-    precision: str
-    batch_size: int
-    threads: int | None
-    device: str
+    settings: BenchRequest
     about: str
     images_per_second: dict[str, int]
-    """Published images/s by model."""
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The paper's models."""
-        return tuple(self.images_per_second)
+    """Published images/s of the paper's models."""
 
 
 TRACED = "torch-traced"
@@ -152,18 +141,16 @@ _PAPER = {
 """Images/s on GPU, CPU and by ONNX Runtime: Yun and Ro, arXiv:2401.16456. Its ShuffleNetV2 is not in timm."""
 
 
-def _published(column: int) -> dict[str, int]:
-    return {model: speeds[column] for model, speeds in _PAPER.items()}
+def _protocol(column: int, engine: str, precision: str, batch_size: int, about: str, **settings: Any) -> Protocol:
+    request = BenchRequest(engines=(engine,), precisions=(precision,), batch_sizes=(batch_size,), **settings)
+    return Protocol(request, about, {model: speeds[column] for model, speeds in _PAPER.items()})
 
 
+_ON_CPU = "published on a Xeon Gold 5218R"
 PROTOCOLS = {
-    "paper-cpu": Protocol(
-        TRACED, "fp32", 16, 1, "cpu", "PyTorch, folded and traced; published on a Xeon Gold 5218R", _published(1)
-    ),
-    "paper-onnx": Protocol(
-        "onnx", "fp32", 16, None, "cpu", "ONNX Runtime's default session; published on a Xeon Gold 5218R", _published(2)
-    ),
-    "paper-gpu": Protocol(
-        TRACED, "fp16", 256, None, "cuda", "PyTorch, folded, traced, fp16 autocast; published on an A100", _published(0)
+    "paper-cpu": _protocol(1, TRACED, "fp32", 16, f"PyTorch, folded and traced; {_ON_CPU}", threads=1, device="cpu"),
+    "paper-onnx": _protocol(2, "onnx", "fp32", 16, f"ONNX Runtime's default session; {_ON_CPU}", device="cpu"),
+    "paper-gpu": _protocol(
+        0, TRACED, "fp16", 256, "PyTorch, folded, traced, fp16 autocast; published on an A100", device="cuda"
     ),
 }

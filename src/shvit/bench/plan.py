@@ -1,18 +1,20 @@
-"""Selects the cases of a request that can run here, with reasons for those left out."""
+"""Select the cases of a request that can run here, with reasons for those left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 from .. import engines
 from ..engines import EngineError, Exported
 from ..errors import InputError, check_at_least
 from ..requests.bench import BenchRequest
 from ..tasks import kind_of
-from .case import BACKBONE_TASK, WHOLE, Case, Opened, has_random_weights, is_detector, parts_of
+from .case import BACKBONE, BACKBONE_TASK, WHOLE, Case, OpenedModel, has_random_weights, is_detector
 from .peers import DEFAULT_MODELS, DETECTION_MODELS, DETECTION_SIZE, EAGER, PROTOCOLS, yardsticks
 from .torchvision import is_torchvision
+
+FIXED = ("engines", "precisions", "batch_sizes", "image_sizes", "threads", "device")
+"""Fields of a request that a protocol sets."""
 
 
 @dataclass(frozen=True)
@@ -34,69 +36,54 @@ def settle(request: BenchRequest) -> BenchRequest:
         check_at_least(1, batch_size=number)
     for side in request.image_sizes:
         check_at_least(32, image_size=side)
+    if request.protocol is not None:
+        return _with_protocol(request, request.protocol)
+    device = engines.pick_device(request.device)
+    engines.check_threads(request.threads, device)
     if is_detector(request.task):
-        return _settle_detectors(request)
-    return _settle_classifiers(request) if request.protocol is None else _settle_protocol(request, request.protocol)
-
-
-def _settle_classifiers(request: BenchRequest) -> BenchRequest:
-    """Fill in the defaults for classifiers. Without models: SHViT and its peers, on the fastest engine."""
-    device = engines.pick_device(request.device)
-    engines.check_threads(request.threads, device)
-    request = replace(request, batch_sizes=request.batch_sizes or (16,), device=device)
-    if request.models:
-        return request
-    fastest: list[str] = []
-    for name, kind in engines.ENGINES.items():
-        if not kind.unavailable(device):
-            fastest.append(name)
-            if kind.every_network:
-                break
-    return replace(request, models=DEFAULT_MODELS, engines=request.engines or tuple(fastest))
-
-
-def _settle_protocol(request: BenchRequest, name: str) -> BenchRequest:
-    """Fill in the settings of a protocol. Only the models can be chosen."""
-    if name not in PROTOCOLS:
-        raise InputError(f"unknown protocol {name!r}: allowed are {', '.join(PROTOCOLS)}")
-    protocol = PROTOCOLS[name]
-    fixed: dict[str, Any] = {
-        "engines": (protocol.engine,),
-        "precisions": (protocol.precision,),
-        "batch_sizes": (protocol.batch_size,),
-        "image_sizes": (),
-        "threads": protocol.threads,
-        "device": protocol.device,
-    }
-    for field, value in fixed.items():
-        if getattr(request, field) not in (getattr(BenchRequest, field), value):
-            raise InputError(f"--protocol {name} sets {_flag(field)} itself: remove {_flag(field)}")
-    try:
-        engines.pick_device(protocol.device)
-    except EngineError as error:
-        raise InputError(f"--protocol {name} needs {protocol.device}: {error}") from None
-    return replace(request, models=request.models or protocol.models, **fixed)
-
-
-def _settle_detectors(request: BenchRequest) -> BenchRequest:
-    """Fill in the defaults for detectors: the paper's image size and batch sizes."""
-    if request.protocol:
-        raise InputError("--protocol is for classifiers: leave out --task or --protocol")
-    device = engines.pick_device(request.device)
-    engines.check_threads(request.threads, device)
-    many = 32 if device.startswith("cuda") else 16
+        models, fastest = DETECTION_MODELS[request.task], ("torch",)
+        batch_sizes, image_sizes = (32 if device.startswith("cuda") else 16, 1), (DETECTION_SIZE,)
+    else:
+        models, fastest = DEFAULT_MODELS, _fastest(device)
+        batch_sizes, image_sizes = (16,), ()
     return replace(
         request,
-        models=request.models or DETECTION_MODELS[request.task],
-        engines=request.engines or (() if request.models else ("torch",)),
-        batch_sizes=request.batch_sizes or (many, 1),
-        image_sizes=request.image_sizes or (DETECTION_SIZE,),
+        models=request.models or models,
+        engines=request.engines or (() if request.models else fastest),
+        batch_sizes=request.batch_sizes or batch_sizes,
+        image_sizes=request.image_sizes or image_sizes,
         device=device,
     )
 
 
-def plan(request: BenchRequest, models: Mapping[str, Opened]) -> tuple[list[Case], list[Omitted]]:
-    """Return every case that can run here, and the omitted ones that the user did not request by name.
+def _fastest(device: str) -> tuple[str, ...]:
+    """The fastest engine here that runs every network, after the faster ones that run some networks."""
+    here = [name for name, kind in engines.ENGINES.items() if not kind.unavailable(device)]
+    first = next(index for index, name in enumerate(here) if engines.ENGINES[name].every_network)
+    return tuple(here[: first + 1])
+
+
+def _with_protocol(request: BenchRequest, name: str) -> BenchRequest:
+    """Fill in the settings of a protocol. Only the models can be chosen."""
+    if is_detector(request.task):
+        raise InputError("--protocol is for classifiers: leave out --task or --protocol")
+    if name not in PROTOCOLS:
+        raise InputError(f"unknown protocol {name!r}: allowed are {', '.join(PROTOCOLS)}")
+    protocol = PROTOCOLS[name]
+    fixed = {field: getattr(protocol.settings, field) for field in FIXED}
+    for field, value in fixed.items():
+        if getattr(request, field) not in (getattr(BenchRequest, field), value):
+            flag = "--" + (field if field == "threads" else field.removesuffix("s")).replace("_", "-")
+            raise InputError(f"--protocol {name} sets {flag} itself: remove {flag}")
+    try:
+        engines.pick_device(protocol.settings.device)
+    except EngineError as error:
+        raise InputError(f"--protocol {name} needs {protocol.settings.device}: {error}") from None
+    return replace(request, models=request.models or tuple(protocol.images_per_second), **fixed)
+
+
+def plan(request: BenchRequest, models: Mapping[str, OpenedModel]) -> tuple[list[Case], list[Omitted]]:
+    """Return the cases that can run here, and what is left out.
 
     Args:
         request: A settled request.
@@ -110,7 +97,7 @@ def plan(request: BenchRequest, models: Mapping[str, Opened]) -> tuple[list[Case
     cases: dict[Case, None] = {}
     omitted = dict.fromkeys(left_out)
     for name, model in models.items():
-        parts = parts_of(request.task)
+        parts = (BACKBONE, WHOLE) if is_detector(request.task) else (WHOLE,)
         if isinstance(model, Exported):
             if request.protocol:
                 raise InputError(f"--protocol {request.protocol} is for networks, and {name} is an exported file")
@@ -139,7 +126,7 @@ def pairs(request: BenchRequest) -> tuple[list[tuple[str, str]], list[Omitted]]:
     reasons = {name: kind.unavailable(request.device) for name, kind in engines.ENGINES.items()}
     offers = {name: kind.precisions(request.device) for name, kind in engines.ENGINES.items() if reasons[name] is None}
     offers |= {name: has for name, has in yardsticks(request.device).items() if name in request.engines}
-    here = "here can run " + "; ".join(f"{name} in {', '.join(precisions)}" for name, precisions in offers.items())
+    here = "available here: " + "; ".join(f"{name} in {', '.join(precisions)}" for name, precisions in offers.items())
     for name in request.engines:
         if name not in offers:
             raise EngineError(f"engine {name!r} cannot run: {reasons.get(name, 'there is no such engine')}; {here}")
@@ -158,7 +145,7 @@ def pairs(request: BenchRequest) -> tuple[list[tuple[str, str]], list[Omitted]]:
     return found, missing + lacking
 
 
-def _cannot(name: str, model: Opened, task: str, engine: str, precision: str) -> Omitted | None:
+def _cannot(name: str, model: OpenedModel, task: str, engine: str, precision: str) -> Omitted | None:
     """Why this model cannot run with this engine and precision. None if it can."""
     if isinstance(model, Exported) or is_torchvision(name):
         return None
@@ -173,7 +160,3 @@ def _cannot(name: str, model: Opened, task: str, engine: str, precision: str) ->
     if precision == "int8" and not has_random_weights(name):
         return Omitted(what, "int8 needs calibration images: give the file that shvit export --precision int8 writes")
     return None
-
-
-def _flag(name: str) -> str:
-    return "--" + (name if name in ("threads", "rounds") else name.removesuffix("s")).replace("_", "-")

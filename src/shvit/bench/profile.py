@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..engines.cuda.plan import Launch
     from .machine import Machine
 
-CALLS = 10
+PROFILED_CALLS = 10
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,15 @@ Seen = tuple[str, float]
 def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch]" = ()) -> list[OpTime]:
     """Time of each kernel or operation in one call, averaged over several calls.
 
-    Args:
-        call: Function to profile. It must be warmed up, and return only after its work is done.
-        device: Device that the function runs on.
-        launches: The kernels that the function launches on a GPU, in order, if known.
+    The call must be warmed up, and return only after its work is done. `launches` are the kernels that it launches on a
+    GPU, in order, if known.
     """
     on_gpu = device.startswith("cuda")
-    os.environ.setdefault(
-        "TEARDOWN_CUPTI", "0"
-    )  # otherwise a second profile may be empty in a process with CUDA graphs
+    # otherwise a second profile may be empty in a process with CUDA graphs
+    os.environ.setdefault("TEARDOWN_CUPTI", "0")
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
     with silent(), profile(activities=[activity]) as watched:  # the profiler's library prints messages
-        for _ in range(CALLS):
+        for _ in range(PROFILED_CALLS):
             call()
     events: Any = watched.events()
     if not on_gpu:
@@ -76,7 +73,9 @@ def by_name(seen: Sequence[Seen]) -> list[OpTime]:
     for name, spent in seen:
         seconds[name] += spent
     times = Counter(name for name, _ in seen)
-    rows = [OpTime(name, round(times[name] / CALLS), spent / CALLS) for name, spent in seconds.items()]
+    rows = [
+        OpTime(name, round(times[name] / PROFILED_CALLS), spent / PROFILED_CALLS) for name, spent in seconds.items()
+    ]
     return sorted((row for row in rows if row.seconds), key=lambda row: -row.seconds)
 
 
@@ -87,7 +86,7 @@ def by_layer(seen: Sequence[Seen], launches: "Sequence[Launch]") -> list[OpTime]
     """
     names = {launch.kernel.__name__ for launch in launches}
     ours = [one for one in seen if one[0] in names]
-    expected = [launch.kernel.__name__ for launch in launches] * CALLS
+    expected = [launch.kernel.__name__ for launch in launches] * PROFILED_CALLS
     if [name for name, _ in ours] != expected:
         return by_name(seen)
     return [*_layers(ours, launches), *by_name([one for one in seen if one[0] not in names])]
@@ -98,6 +97,6 @@ def _layers(ours: Sequence[Seen], launches: "Sequence[Launch]") -> Iterator[OpTi
     for number, launch in enumerate(launches):
         groups[launch.layer].append(number)
     for layer, numbers in groups.items():
-        seconds = sum(spent for at, (_, spent) in enumerate(ours) if at % len(launches) in numbers) / CALLS
+        seconds = sum(spent for at, (_, spent) in enumerate(ours) if at % len(launches) in numbers) / PROFILED_CALLS
         operations = sum(launches[number].operations for number in numbers)
         yield OpTime(layer, len(numbers), seconds, operations, sum(launches[number].bytes for number in numbers))

@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..console import say, show_table, visible
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..files import write_json
 from .case import is_detector
 from .peers import Top1
-from .run import Result, Row, describe
+from .run import Result, Row
 
 SHOWN_KERNELS, NAME_LENGTH = 40, 60
 """Maximum rows and name length of a profile in the table. The file contains the whole profile."""
 
-Column = tuple[str, Callable[[Row], str]]
+RowColumn = tuple[str, Callable[[Row], str]]
 
 
 def mark(top1: Top1) -> str:
@@ -27,7 +27,7 @@ def mark(top1: Top1) -> str:
     return "‡" * top1.own + "†" * top1.distilled
 
 
-CASE_COLUMNS: tuple[Column, ...] = (
+CASE_COLUMNS: tuple[RowColumn, ...] = (
     ("engine", lambda row: row.case.engine + (f" ({row.detail})" if row.detail else "")),
     ("precision", lambda row: row.case.precision + ("*" if row.random_calibration else "")),
     ("batch", lambda row: str(row.case.batch_size)),
@@ -35,7 +35,7 @@ CASE_COLUMNS: tuple[Column, ...] = (
 )
 """Columns that are shown only if their values differ between rows."""
 
-COLUMNS: tuple[Column, ...] = (
+COLUMNS: tuple[RowColumn, ...] = (
     ("images/s", lambda row: f"{row.images_per_second:,.{0 if row.images_per_second >= 100 else 1}f}"),
     ("ms per call", lambda row: f"{row.timing.median * 1e3:.2f}"),
     ("p95", lambda row: f"{row.timing.p95 * 1e3:.2f}"),
@@ -45,13 +45,10 @@ COLUMNS: tuple[Column, ...] = (
     ("params", lambda row: f"{row.cost.params / 1e6:.1f} M" if row.cost else "-"),
     ("MACs", lambda row: f"{row.cost.macs / 1e6:.0f} M" if row.cost else "-"),
 )  # fmt: skip
-TOP1: Column = (
-    "top-1",
-    lambda row: f"{row.top1.percent:.1f}%{mark(row.top1) or ' '}" if row.top1 else "- ",
-)
-TRAINING: Column = ("training", lambda row: row.top1.training if row.top1 else "")
+TOP1: RowColumn = ("top-1", lambda row: f"{row.top1.percent:.1f}%{mark(row.top1) or ' '}" if row.top1 else "- ")
+TRAINING: RowColumn = ("training", lambda row: row.top1.training if row.top1 else "")
 
-OF_DETECTORS: tuple[Column, ...] = (
+OF_DETECTORS: tuple[RowColumn, ...] = (
     ("part", lambda row: row.case.part),
     ("ms per image", lambda row: f"{1e3 / row.images_per_second:.2f}"),
     ("paper's", lambda row: f"{row.paper_milliseconds:.2f}" if row.paper_milliseconds else "-"),
@@ -62,10 +59,9 @@ NOTES_ON_DETECTORS = (
     "random weights find nothing, so NMS and masks take no time. Paper: the backbone, on the paper's hardware."
 )
 NOTES = (
-    "ms per call: the median of the rounds' medians, for one batch; p95: of all calls; half of the rounds lie within "
-    "the spread.",
+    "ms per call: of one batch, median of the rounds. p95: of all calls. Half of the rounds lie within the spread.",
     "of peak: operations/s relative to the machine's peak matmul FLOP/s in that precision.",
-    "memory: peak while running, including the runtime, minus that of Python with torch before loading.",
+    "memory: peak while running minus memory before loading. It includes the runtime.",
     "params, MACs: of the folded network.",
 )
 NOTE_ON_TOP1 = (
@@ -86,12 +82,9 @@ def watching(console: Console) -> Iterator[Callable[[str, int, int], None]]:
 def show(console: Console, result: Result) -> None:
     """Print the machine, the table, and the reasons for missing rows."""
     hardware, machine = result.about["hardware"], result.machine
-    threads = result.request.threads
-    say(
-        console,
-        f"{hardware_in_words(hardware)}, {hardware['cores']} cores; threads: "
-        f"{threads or 'chosen by each engine'}; {result.request.rounds} interleaved rounds",
-    )
+    threads = result.request.threads or "chosen by each engine"
+    cores, rounds = counted(hardware["cores"], "core"), counted(result.request.rounds, "interleaved round")
+    say(console, f"{hardware_in_words(hardware)}, {cores}; threads: {threads}; {rounds}")
     products = (f"{name} {p.rate / 1e9:,.0f} GFLOP/s ({p.by})" for name, p in machine.products.items())
     say(console, f"peak matmul: {', '.join(products)}")
     say(
@@ -113,7 +106,7 @@ def show(console: Console, result: Result) -> None:
     for note in (*NOTES, NOTES_ON_DETECTORS if detects else NOTE_ON_TOP1):
         say(console, note, style="dim")
     if any(row.random_calibration for row in result.rows):
-        say(console, "* quantised on random images, only to measure its speed", style="dim")
+        say(console, "* quantized on random images, only to measure its speed", style="dim")
     if result.request.profile:
         for row in result.rows:
             _show_profile(console, result, row)
@@ -125,14 +118,14 @@ def show(console: Console, result: Result) -> None:
 def _show_profile(console: Console, result: Result, row: Row) -> None:
     """Print the time of each kernel or operation in a call. For the engine cuda, also print the minimum time."""
     say(console, "")
-    say(console, f"{describe(row.case)}: where the time of a call goes", style="bold")
+    say(console, f"{row.case}: where the time of a call goes", style="bold")
     if not row.profile:
         say(console, f"PyTorch's profiler does not see the operations of {row.case.engine}")
         return
     total = sum(spent.seconds for spent in row.profile)
+    floors = [spent.floor(result.machine, row.case.precision) for spent in row.profile]
     rows = []
-    for spent in row.profile[:SHOWN_KERNELS]:
-        floor = spent.floor(result.machine, row.case.precision)
+    for spent, floor in list(zip(row.profile, floors, strict=True))[:SHOWN_KERNELS]:
         known = (
             [f"{spent.operations / 1e9:.2f}", f"{spent.bytes / 1e6:.1f}", f"{floor / spent.seconds:.0%}"]
             if floor and spent.operations is not None and spent.bytes is not None
@@ -140,13 +133,13 @@ def _show_profile(console: Console, result: Result, row: Row) -> None:
         )
         name = spent.what if len(spent.what) <= NAME_LENGTH else f"{spent.what[: NAME_LENGTH - 1]}…"
         rows.append([name, str(spent.times), f"{spent.seconds * 1e6:.1f}", f"{spent.seconds / total:.1%}", *known])
-    show_table(console, ["operation", "calls", "µs", "of total", "GFLOP", "MB", "of floor"], rows)
-    floors = [spent.floor(result.machine, row.case.precision) or 0.0 for spent in row.profile]
-    floor = f"; the minimum time of its layers, added up, is {sum(floors) * 1e6:.1f} µs" if any(floors) else ""
+    show_table(console, ["operation", "calls", "µs", "of total", "GFLOP", "MB", "minimum"], rows)
+    least = sum(filter(None, floors))
+    floor = f"; the minimum time of its layers, added up, is {least * 1e6:.1f} µs" if least else ""
     say(console, f"total: {total * 1e6:.1f} µs of {row.timing.median * 1e6:.1f} µs per call{floor}")
 
 
-def _paper_columns(result: Result) -> list[Column]:
+def _paper_columns(result: Result) -> list[RowColumn]:
     if not result.protocol:
         return []
 

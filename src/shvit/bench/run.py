@@ -1,31 +1,22 @@
 """Run a benchmark: load every case, time all of them in interleaved rounds, and return a row for each."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
 from ..engines import Exported
-from ..errors import Failure, InputError
+from ..errors import Failure, InputError, counted
 from ..model.architecture import Architecture
 from ..model.cost import Cost, cost
 from ..model.fuse import fuse
 from ..provenance import facts
 from ..requests.bench import BenchRequest
-from .case import (
-    BACKBONE,
-    Case,
-    Opened,
-    Subject,
-    Worker,
-    free_memory,
-    has_random_weights,
-    is_detector,
-    open_model,
-    own_top1,
-)
-from .machine import Machine, measure
+from .case import BACKBONE, Case, OpenedModel, Subject, Worker, free_memory, has_random_weights, open_model, own_top1
+from .machine import Machine, measure_machine
 from .peers import DETECTION_SIZE, PAPER_BACKBONES, PROTOCOLS, Protocol, Top1, published_top1
 from .plan import Omitted, plan, settle
 from .profile import OpTime
@@ -86,13 +77,13 @@ class Row:
 
     @property
     def random_calibration(self) -> bool:
-        """Whether the network was quantised with random images. Then only its speed is meaningful."""
+        """Whether the network was quantized with random images. Then only its speed is meaningful."""
         return self.case.precision == "int8" and has_random_weights(self.case.model)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A whole benchmark."""
+    """The result of a benchmark."""
 
     request: BenchRequest
     """The request with all defaults filled in."""
@@ -125,12 +116,12 @@ class Result:
         """The content of a file in results/: every row with the median of each round, the settings and the machine."""
         fastest = max(self.rows, key=lambda row: row.images_per_second)
         return {
-            "what": f"the fastest of {len(self.rows)} rows: {describe(fastest.case)}",
+            "what": f"the fastest of {counted(len(self.rows), 'row')}: {fastest.case}",
             "value": fastest.images_per_second,
             "unit": "images/s",
             "threads": self.request.threads,
             "request": asdict(self.request),
-            "machine": self.machine.to_dict(),
+            "machine": asdict(self.machine),
             "rows": [self._row_to_dict(row) for row in self.rows],
             "skipped": [asdict(omitted) for omitted in self.skipped],
             "failed": [asdict(omitted) for omitted in self.failed],
@@ -175,12 +166,9 @@ def bench(
     progress: Progress = lambda what, done, total: None,
     wanted: Callable[[Case], bool] = lambda case: True,
 ) -> Result:
-    """Measure the machine, load every wanted case that can run on it, and time them in interleaved rounds.
+    """Measure the machine, load every wanted case that can run on it, and time the cases in interleaved rounds.
 
-    Args:
-        request: What to compare.
-        progress: Called with each step.
-        wanted: Returns whether to run a case. Default: run all.
+    `progress` is called with each step. `wanted` returns whether to run a case.
 
     Raises:
         InputError: A requested model, engine or setting does not exist or cannot run here. The message explains why.
@@ -196,7 +184,7 @@ def bench(
     del models
     costs, failed = _costs(cases)
     progress("measuring the machine", 0, 1)
-    machine = measure(request.threads, request.device)
+    machine = measure_machine(request.threads, request.device)
     waiting = [case for case in cases if case not in failed]
     waiting.sort(key=lambda case: (case.batch_size, case.engine, case.precision))  # models are compared within a group
     timed: dict[Case, _Timed] = {}
@@ -208,15 +196,14 @@ def bench(
             break
     if not timed:
         case, reason = next(iter(failed.items()))
-        raise Failure(f"none of {len(cases)} configurations could run; {describe(case)}: {reason}")
+        raise Failure(f"no configuration could run; {case}: {reason}")
     rows = []
     for case in sorted(timed, key=cases.index):
-        (subject, timing, profile), total = timed[case], costs[_network(case)]
-        operations = 2 * total.macs * case.batch_size / timing.median if total else None
-        share = machine.share(case.precision, operations) if operations else None
+        (subject, timing, profile), total = timed[case], costs[case]
+        share = machine.share(case.precision, 2 * total.macs * case.batch_size / timing.median) if total else None
         rows.append(Row(case, timing, subject.memory, total, share, subject.detail, own.get(case.model), profile))
     request = replace(request, rounds=max(len(row.timing.rounds) for row in rows))
-    omitted = tuple(Omitted(describe(case), reason) for case, reason in failed.items())
+    omitted = tuple(Omitted(str(case), reason) for case, reason in failed.items())
     return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))
 
 
@@ -235,7 +222,7 @@ def _time_group(
     try:
         while waiting and (not subjects or free_memory() > MIN_FREE_MEMORY):
             case = waiting.pop(0)
-            progress(f"loading {describe(case)}", left - len(waiting) - 1, left)
+            progress(f"loading {case}", left - len(waiting) - 1, left)
             try:
                 # on a GPU, each process would need memory for its own CUDA context
                 subjects[case] = Worker(case) if request.device == "cpu" else Subject(case)
@@ -245,64 +232,48 @@ def _time_group(
         progress("timing", 0, request.rounds)
         timings, broken = interleave(subjects, request.rounds, lambda: progress("timing", next(rounds), request.rounds))
         failed |= broken
-        return {
-            case: _Timed(subjects[case], timing, _profile(subjects[case]) if request.profile else ())
-            for case, timing in timings.items()
-        }
+        timed = {}
+        for case, timing in timings.items():
+            profile: tuple[OpTime, ...] = ()
+            with suppress(Failure):  # a profiler that fails must not cost the timings
+                profile = tuple(subjects[case].profile()) if request.profile else ()
+            timed[case] = _Timed(subjects[case], timing, profile)
+        return timed
     finally:
         for subject in subjects.values():
             subject.close()
 
 
-def _profile(subject: Worker | Subject) -> tuple[OpTime, ...]:
-    """The profile of a case. Empty if the profiler fails, so that the timings are not lost."""
-    try:
-        return tuple(subject.profile())
-    except Failure:
-        return ()
+def _costs(cases: list[Case]) -> tuple[dict[Case, Cost | None], dict[Case, str]]:
+    """The cost of each case's network, and the cases whose network does not support their size."""
 
+    @cache
+    def folded(name: str, task: str, part: str, size: int | None) -> Any:
+        return _folded(name, open_model(name, size, task, part))
 
-def describe(case: Case) -> str:
-    """A case as text."""
-    what = f"{case.model} to {case.task} ({case.part})" if is_detector(case.task) else case.model
-    return f"{what}, {case.engine} {case.precision}, batch {case.batch_size}, {case.image_size} pixels"
+    @cache
+    def cost_of(name: str, task: str, part: str, size: int) -> Cost | None:
+        built_for = size if is_torchvision(name) else None  # other networks are the same at every size
+        network = folded(name, task, part, built_for)
+        return cost(network, (size, size), name) if network else None
 
-
-def _network(case: Case) -> tuple[str, str, str, int]:
-    return case.model, case.task, case.part, case.image_size
-
-
-def _costs(cases: list[Case]) -> tuple[dict[tuple[str, str, str, int], Cost | None], dict[Case, str]]:
-    """The cost of each network at each size, and the cases whose network does not support their size."""
-    folded: dict[tuple[Any, ...], Any] = {}
-    costs: dict[tuple[str, str, str, int], Cost | None] = {}
+    costs: dict[Case, Cost | None] = {}
     failed: dict[Case, str] = {}
     for case in cases:
-        key, size = _network(case), case.image_size
-        if key in costs:
-            continue
         try:
-            build = key if is_torchvision(case.model) else key[:3]  # torchvision's detectors are built for one size
-            if build not in folded:
-                folded[build] = _folded(case.model, open_model(case.model, size, case.task, case.part))
-            model = folded[build]
-            costs[key] = cost(model, (size, size), case.model) if model else None
+            costs[case] = cost_of(case.model, case.task, case.part, case.image_size)
         except (InputError, Failure) as error:
             failed[case] = str(error)
     return costs, failed
 
 
-def _folded(name: str, model: Opened) -> Any:
+def _folded(name: str, model: OpenedModel) -> Any:
     """The folded network. For an exported file, a network of the same architecture, or None if it is not stored."""
-    if is_torchvision(name):
-        return model
-    network: Any
     if isinstance(model, Exported):
         described = model.provenance.get("architecture")
-        network = Architecture.from_dict(described).build() if described else None
-    else:
-        network = model.model
-    return fuse(network) if network else None
+        network: Any = Architecture.from_dict(described).build() if described else None
+        return network and fuse(network)
+    return model if is_torchvision(name) else fuse(model.model)
 
 
 def about(device: str) -> dict[str, Any]:

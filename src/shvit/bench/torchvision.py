@@ -20,11 +20,7 @@ def is_torchvision(name: str) -> bool:
 
 
 class TorchvisionDetector(nn.Module):
-    """A detector with random weights, which does not resize the images.
-
-    Args:
-        name: Its name in torchvision.
-        image_size: Side of the images, in pixels.
+    """A detector with random weights, for square images of `image_size` pixels, which it does not resize.
 
     Raises:
         InputError: torchvision has no such detector.

@@ -1,10 +1,13 @@
 """The app and what its verbs share: parameter types, exit codes, JSON output."""
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
-from rich.console import Console
+from cyclopts.help import DefaultFormatter, HelpPanel, InlineText
+from rich.console import Console, ConsoleOptions
+from rich.text import Text
 
 from ..console import as_json
 from .flags import Typed
@@ -14,17 +17,48 @@ INTERRUPTED = 130
 RESUME_ME = 75
 """Exit code after SIGTERM (EX_TEMPFAIL: try again). Clusters send SIGTERM before they take a machine away."""
 
+
+class JoinedLines(DefaultFormatter):
+    """Help whose paragraphs are wrapped to the terminal. Cyclopts keeps the line breaks of docstrings."""
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        """Print a table of flags or commands."""
+        for entry in panel.entries:
+            _join_lines(entry.description)
+        super().__call__(console, options, panel)
+
+    def render_description(self, console: Console, options: ConsoleOptions, description: Any) -> None:
+        """Print the description of a command."""
+        _join_lines(description)
+        super().render_description(console, options, description)
+
+
+def _join_lines(text: Any) -> None:
+    if isinstance(text, InlineText):
+        paragraphs = str(text.primary_renderable).split("\n\n")
+        text.primary_renderable = Text("\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs))
+
+
+def _shown(default: Any) -> str | None:
+    """The default of a flag as help shows it. The text of a flag with several values says what its default is."""
+    return None if isinstance(default, bool | tuple | None) else str(default)
+
+
 app = App(
     name="shvit",
     help="Real-time vision models for the hardware you have. Start with: shvit demo",
     help_format="plaintext",
+    help_formatter=JoinedLines(),
     version_flags=["--version"],
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative=(), show_default=_shown),
 )
 
+T = TypeVar("T")
+Flat = Annotated[T, Parameter(name="*")]
+"""A dataclass whose fields are the flags of a verb."""
 Json = Annotated[bool, Parameter("--json", help="Print one JSON document to stdout, and nothing else there.")]
 Flags = Annotated[Typed, Parameter(parse=False)]
-"""Which flags were typed. `main` passes it to the verbs that have this parameter."""
+"""Which flags were typed. `call` passes it to the verbs that have this parameter."""
 NONE_TYPED = Typed()
 
 
@@ -33,7 +67,15 @@ def console_for(as_json: bool) -> Console:
     return Console(stderr=as_json)
 
 
-def finish(wanted: bool, document: Any) -> None:
-    """Print the JSON document if --json was given."""
+def finish(wanted: bool, document: Any) -> Any:
+    """Print the JSON document of a verb if --json was given. Returns the document."""
     if wanted:
         sys.stdout.write(as_json(document, sys.stdout.encoding) + "\n")
+    return document
+
+
+def call(arguments: Sequence[str]) -> Any:
+    """Run a command line without the program's name. Returns what the verb returns."""
+    verb, bound, unparsed = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    typed = {name: Typed.of(arguments) for name, kind in unparsed.items() if kind is Typed}
+    return verb(*bound.args, **bound.kwargs, **typed)

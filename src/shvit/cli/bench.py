@@ -1,42 +1,39 @@
 """`shvit bench`."""
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
+from typing import Any
 
 from ..console import say
 from ..errors import InputError
 from ..requests.bench import BenchRequest
-from .app import NONE_TYPED, Flags, Json, console_for, finish
+from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
 
 DEFAULTS = BenchRequest()
 
 
 def bench(
-    request: Annotated[BenchRequest, Parameter(name="*")] = DEFAULTS,
+    request: Flat[BenchRequest] = DEFAULTS,
     *,
-    out: Annotated[
-        Path | None,
-        Parameter(help="A .json file, or a folder for bench_<hardware>_<date>.json (detectors: bench-detect_...)."),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        Parameter(
-            help="A .png file: accuracy (published, or a file's own) against speed, or latency against resolution if "
-            "--image-size has several values."
-        ),
-    ] = None,
+    out: Path | None = None,
+    plot: Path | None = None,
     json: Json = False,
     typed: Flags = NONE_TYPED,
-) -> None:
+) -> dict[str, Any]:
     """Measure the speed of models side by side, and how much of the machine they use.
 
     Models are timed in interleaved rounds, so that other load on the machine affects all of them equally. Flags with
     several values take them one after another, or are repeated.
+
+    Parameters
+    ----------
+    out
+        A .json file, or a folder for bench_<hardware>_<date>.json (detectors: bench-detect_...).
+    plot
+        A .png file: accuracy (published, or a file's own) against speed, or latency against resolution if --image-size
+        has several values.
     """
     from ..bench.case import runs_as_it_is
-    from ..bench.figures import draw
+    from ..bench.figures import draw_result
     from ..bench.report import check_paths, show, watching, write_result
     from ..bench.run import bench as run
     from ..engines import is_exported
@@ -58,5 +55,6 @@ def bench(
     if out:
         say(console, f"wrote {write_result(result, out)}")
     if plot:
-        say(console, f"wrote {plot}" if draw(result, plot) else "nothing to plot: no accuracy of these models is known")
-    finish(json, result.to_dict())
+        drawn = draw_result(result, plot)
+        say(console, f"wrote {plot}" if drawn else "nothing to plot: no accuracy of these models is known")
+    return finish(json, result.to_dict())

@@ -1,16 +1,13 @@
 """`shvit calibrate-bn`."""
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from ..console import say
+from ..errors import counted
 from ..requests.calibrate_bn import CalibrateRequest
-from .app import Json, console_for, finish
+from .app import Flat, Json, console_for, finish
 from .export import beside_model
 
 
-def calibrate_bn(request: Annotated[CalibrateRequest, Parameter(name="*")], *, json: Json = False) -> None:
+def calibrate_bn(request: Flat[CalibrateRequest], *, json: Json = False) -> None:
     """Adapt a model to another image size without training, by measuring its BatchNorm statistics again."""
     from ..calibrate import calibrate_bn as run
     from ..modelfile import save
@@ -27,8 +24,8 @@ def calibrate_bn(request: Annotated[CalibrateRequest, Parameter(name="*")], *, j
     before, after = result.before, result.after
     say(
         console,
-        f"top-1 at {size} pixels: {before['top1']:.2%} before, {after['top1']:.2%} after, on {after['images']} images; "
-        f"statistics from {result.images} training images",
+        f"top-1 at {size} pixels: {before['top1']:.2%} before, {after['top1']:.2%} after, on "
+        f"{counted(after['images'], 'image')}; statistics from {counted(result.images, 'training image')}",
     )
     say(console, f"wrote {out}")
     finish(json, {"out": str(out), **result.to_dict()})

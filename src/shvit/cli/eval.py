@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
 from rich.console import Console
 
 from ..console import say, show_table
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..redact import redacted
 from ..requests.eval import EvalRequest
-from .app import Json, console_for, finish
+from .app import Flat, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..engines.base import Engine
@@ -19,11 +18,9 @@ if TYPE_CHECKING:
 
 SHOWN_CLASSES = 20
 """Most rows of a table on the console. Larger tables are only in --out."""
-SPLITS = {"val": "validation ", "train": "training "}
-"""Adjectives for the images of a split."""
 
 
-def evaluate(request: Annotated[EvalRequest, Parameter(name="*")], *, json: Json = False) -> None:
+def evaluate(request: Flat[EvalRequest], *, json: Json = False) -> dict[str, Any]:
     """Measure the accuracy of a model on labelled images: top-1, or COCO's metrics for boxes and masks."""
     from .. import engines
     from ..evaluate import evaluate as run
@@ -53,16 +50,20 @@ def evaluate(request: Annotated[EvalRequest, Parameter(name="*")], *, json: Json
         "fit": model_file.preprocess.fit,
         "files": [str(path) for path in files],
     }
-    finish(json, {**report.to_dict(), **about})
+    return finish(json, {**report.to_dict(), **about})
 
 
 def show(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
     """Print the accuracy, the tables of the task, and the files."""
     evaluation, speed = report.evaluation, report.to_dict()["images_per_second"]
-    images = f"{evaluation.images:,} {SPLITS.get(report.chosen.split, '')}images"
+    of_split = {"val": "validation ", "train": "training "}.get(report.chosen.split, "")
+    images = counted(evaluation.images, f"{of_split}image")
     say(console, f"{evaluation.summary()} on {images} ({engine.name}, {engine.precision}, {speed:.0f} images/s)")
     if evaluation.bad:
-        say(console, f"{len(evaluation.bad)} images could not be used" + ("" if files else "; --out lists them"))
+        say(
+            console,
+            f"{counted(len(evaluation.bad), 'image')} could not be used" + ("" if files else "; --out lists them"),
+        )
     for header, rows in evaluation.tables():
         if len(rows) <= SHOWN_CLASSES:
             show_table(console, header, rows)

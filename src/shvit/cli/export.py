@@ -2,21 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from ..console import METRICS, say
+from ..errors import counted
 from ..requests.export import ExportRequest
-from .app import NONE_TYPED, Flags, Json, console_for, finish
+from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..tasks.base import Task
 
 
-def export(
-    request: Annotated[ExportRequest, Parameter(name="*")], *, json: Json = False, typed: Flags = NONE_TYPED
-) -> None:
+def export(request: Flat[ExportRequest], *, json: Json = False, typed: Flags = NONE_TYPED) -> dict[str, Any]:
     """Export a model to another runtime, and compare the file with PyTorch in a new process.
 
     A file that differs from PyTorch is not kept. Otherwise a report of the comparison is written beside it.
@@ -49,27 +46,28 @@ def export(
     report = run(model_file, request.format, out, precision, shapes, source, *limits, lambda text: say(console, text))
     for line in exported(report, kind_of(model_file)):
         say(console, line)
-    finish(json, report)
+    return finish(json, report)
 
 
 def exported(report: dict[str, Any], task: "type[Task]") -> Iterator[str]:
     """The report of `export` in lines of text."""
     if held := report.get("floor"):
+        metric, images = METRICS.get(held["metric"], held["metric"]), counted(held["images"], "image")
         yield (
-            f"{METRICS.get(held['metric'], held['metric'])} {held['score']:.2%} in int8, {held['reference']:.2%} in "
-            f"fp32, on {held['images']} images: {held['drop']:+.2f} points lost of {held['max_drop']} allowed"
+            f"{metric} {held['score']:.2%} in int8, {held['reference']:.2%} in fp32, on {images}: {held['drop']:+.2f} "
+            f"points lost of {held['max_drop']} allowed"
         )
         for name, share in held["given_back"].items():
-            yield f"  in higher precision: {name}, which causes {share:.1%} of the quantisation error"
+            yield f"  in higher precision: {name}, which causes {share:.1%} of the quantization error"
     if report["ran"]:
         parity = report["parity"]
-        yield f"compared with PyTorch on {parity['images']} images: {task.compared(parity)}"
+        yield f"compared with PyTorch on {counted(parity['images'], 'image')}: {task.compared(parity)}"
         yield (
             f"latency of a batch of {parity['batch']}: {parity['latency_ms']:.2f} ms, PyTorch "
             f"{parity['torch_latency_ms']:.2f} ms"
         )
     else:
-        yield "not run, since its runtime is not available here; its specification is that of the model"
+        yield "not run, because its runtime is not available here; its specification matches the model"
     yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
 
 

@@ -23,14 +23,9 @@ class Typed:
         return cls(frozenset(OLD_NAMES.get(name, name).replace("_", "-") for name in names))
 
     def refuse(self, *flags: str, because: str) -> None:
-        """Raise an error if one of these flags was typed, even with its default value.
+        """Raise InputError if one of these flags was typed, even with its default value.
 
-        Args:
-            flags: Names, as in the command line.
-            because: Why they have no effect, such as "without --train DATA".
-
-        Raises:
-            InputError: One of them was typed.
+        `because` says why they have no effect, such as "without --train DATA".
         """
         if idle := [f"--{flag}" for flag in flags if flag in self.flags]:
             verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")

@@ -1,28 +1,25 @@
 """Run a verb, print errors on one line, set the exit code."""
 
 import ctypes
-import inspect
-import re
 import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import CycloptsError
 from rich.console import Console
 from rich.markup import escape
 
 from ..console import say, takes_all, visible
 from ..errors import Failure, InputError, Notice, one_line
 from ..files import FULL
-from .app import INTERRUPTED, app
+from .app import INTERRUPTED, app, call
 from .bench import bench
 from .calibrate_bn import calibrate_bn
 from .demo import demo
 from .eval import evaluate
 from .export import export
-from .flags import Typed
 from .info import info
 from .models import models
 from .predict import predict
@@ -52,18 +49,6 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's `mallopt`."""
 
 
-def _join_lines(*apps: App) -> None:
-    """Join the lines of each paragraph in the verbs' docstrings, because help keeps line breaks."""
-    paragraph = re.compile(r"^( *)(?! |-+$)\S.*(?:\n\1(?! |-+$)\S.*)+", re.MULTILINE)
-    for verb in (each[name].default_command for each in apps for name in each):
-        if inspect.isfunction(verb):
-            text = inspect.getdoc(verb) or ""
-            verb.__doc__ = paragraph.sub(lambda match: match[1] + " ".join(match[0].split()), text)
-
-
-_join_lines(app, study)
-
-
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failure, 2 wrong input, 75 stopped by SIGTERM, 130 Ctrl-C."""
     _return_large_blocks()
@@ -72,9 +57,7 @@ def main() -> None:
     console = Console(stderr=True, soft_wrap=True)
     warnings.showwarning = partial(_show_warning, console, warnings.showwarning)
     try:
-        verb, bound, unparsed = app.parse_args(sys.argv[1:], exit_on_error=False, print_error=False)
-        typed = {name: Typed.of(sys.argv[1:]) for name, kind in unparsed.items() if kind is Typed}
-        verb(*bound.args, **bound.kwargs, **typed)
+        call(sys.argv[1:])
         sys.stdout.flush()
     except (InputError, CycloptsError) as error:
         _show(console, "[bold red]error:", error)

@@ -6,16 +6,14 @@ from .app import Json, console_for, finish
 
 def models(*, json: Json = False) -> None:
     """List the SHViT models and their published weights."""
-    import torch
-
     from ..model.architecture import Architecture, list_models
     from ..model.cost import cost
+    from ..modelfile import empty
     from ..pretrained import PUBLISHED_TOP1
 
     rows = []
     for name in list_models():
-        with torch.device("meta"):
-            model = Architecture(name).build()
+        model = empty(Architecture(name))
         total = cost(model, (model.image_size, model.image_size))
         published = f"{name}.in1k"
         rows.append(
@@ -35,5 +33,5 @@ def models(*, json: Json = False) -> None:
         for r in rows
     ]  # fmt: skip
     show_table(console, ["name", "image size", "params", "MACs", "published weights", "top-1"], table)
-    say(console, "Top-1 on ImageNet-1K as listed by timm. timm/NAME gives any model of timm.")
+    say(console, "Top-1 on ImageNet-1K, as listed by timm. Any other model of timm: timm/NAME.")
     finish(json, rows)

@@ -3,17 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from ..console import images_progress, say
-from ..errors import Failure, InputError, notice
+from ..errors import Failure, InputError, counted, notice
 from ..requests.predict import PredictRequest
-from .app import NONE_TYPED, Flags, Json, console_for, finish
+from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
 from .flags import Typed
 
 if TYPE_CHECKING:
@@ -23,9 +20,7 @@ if TYPE_CHECKING:
     from ..tasks.base import Prediction, Task
 
 
-def predict(
-    request: Annotated[PredictRequest, Parameter(name="*")], *, json: Json = False, typed: Flags = NONE_TYPED
-) -> None:
+def predict(request: Flat[PredictRequest], *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
     """Predict labels or objects for images. An image that cannot be read becomes a row with the reason."""
     from ..files import check_folder
     from ..predict.journal import check_partial, journal
@@ -63,18 +58,17 @@ def predict(
     begun_with = arguments_of(request, task, model, images, predictor)
     writes = out and write_table and journal(out, begun_with, len(images), size, request.resume, write_table)
     with writes or nullcontext() as kept, images_progress(shown=bool(out) or not console.is_terminal) as progress:
-        counts = run(request, predictor, model.classes, images, kept, show, progress.track)
+        errors, speed = run(request, predictor, model.classes, images, kept, show, progress.track)
+    bad, engine = len(errors), predictor.engine
     say(
         console,
-        f"predicted {len(images) - counts.bad} images, {counts.bad} could not be read · {predictor.engine.name} "
-        f"{predictor.engine.precision} · {counts.speed:.0f} images/s"
-        + "".join(f" · wrote {path}" for path in (out, draw) if path),
+        f"predicted {counted(len(images) - bad, 'image')}, {bad} could not be read · {engine.name} {engine.precision}"
+        f" · {speed:.0f} images/s" + "".join(f" · wrote {path}" for path in (out, draw) if path),
     )
-    summary = {"images": len(images), "bad_images": counts.bad, "out": str(out) if out else None}
-    summary |= {"images_per_second": counts.speed}
+    summary = {"images": len(images), "bad_images": bad, "out": str(out) if out else None, "images_per_second": speed}
     finish(json, summary if out else {**summary, "predictions": rows})
-    if counts.bad == len(images):
-        raise Failure(f"none of the {counts.bad} images could be read, the first because: {counts.first_error}")
+    if bad == len(images):
+        raise Failure(f"no image could be read: {errors[0]}")
 
 
 def find_inputs(paths: Sequence[str]) -> list[Path]:
@@ -124,17 +118,6 @@ def arguments_of(
     }
 
 
-@dataclass
-class Counts:
-    """What happened in a run."""
-
-    bad: int = 0
-    """Images that could not be read."""
-    first_error: str | None = None
-    speed: float = 0.0
-    """Images per second, decoding included."""
-
-
 def run(
     request: PredictRequest,
     predictor: "Predictor",
@@ -143,27 +126,23 @@ def run(
     kept: "Journal | None",
     show: "Callable[[Prediction], None]",
     track: Callable[..., Any],
-) -> Counts:
-    """Predict the images that are not in the journal yet.
+) -> tuple[list[str], float]:
+    """Predict the images that are not in the journal `kept` yet, and store the predictions there.
 
-    Args:
-        request: Its `draw` is the folder for drawings.
-        predictor: The model and its engine.
-        classes: Classes of the model.
-        images: All images of the run.
-        kept: Stores the predictions. None: they are shown instead.
-        show: Called with each prediction if there is no journal.
-        track: Wraps the iterator of predictions to show progress.
+    Without a journal, `show` is called with each prediction. `track` wraps the iterator of predictions.
+
+    Returns:
+        The errors of images that could not be read, and images per second.
     """
     from ..predict.drawing import draw_file, free_name
 
-    counts, names = Counts(), set()
+    errors: list[str] = []
+    names: set[str] = set()
     done, started = kept.done if kept else 0, time.perf_counter()
     with closing(predictor.stream(images[done:], min(predictor.batch_size, len(images)))) as stream:
         for index, prediction in enumerate(track(chain(kept or (), stream), len(images))):
             if prediction.error is not None:
-                counts.bad += 1
-                counts.first_error = counts.first_error or prediction.error
+                errors.append(prediction.error)
             elif request.draw:
                 picture = request.draw / free_name(prediction.path, names)
                 if index >= done:
@@ -172,5 +151,4 @@ def run(
                 show(prediction)
             elif index >= done:
                 kept.write(prediction)
-    counts.speed = (len(images) - done) / (time.perf_counter() - started)
-    return counts
+    return errors, (len(images) - done) / (time.perf_counter() - started)

@@ -2,21 +2,20 @@
 
 import sys
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
 from rich.console import Console
 
 from ..console import images_progress, say
-from ..errors import notice
+from ..errors import counted, notice
 from ..requests.shard import ShardRequest
-from .app import INTERRUPTED, Json, console_for, finish
+from .app import INTERRUPTED, Flat, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..data.shards.writer import ShardReport
 
 
-def shard(request: Annotated[ShardRequest, Parameter(name="*")], *, json: Json = False) -> None:
+def shard(request: Flat[ShardRequest], *, json: Json = False) -> None:
     """Write a dataset as WebDataset shards of resized images, for data that is large or remote.
 
     A run that was stopped continues when the same command is started again. A complete folder is only verified.
@@ -45,12 +44,13 @@ def shard(request: Annotated[ShardRequest, Parameter(name="*")], *, json: Json =
 def show(console: Console, report: "ShardReport") -> None:
     """Print what the folder holds, how many images were left out, and the command that trains on it."""
     result = report.to_dict()
-    images, shards = (sum(result[key].values()) for key in ("images", "shards"))
+    images, shards = (counted(sum(result[key].values()), key[:-1]) for key in ("images", "shards"))
     kept = f" ({report.kept} of them existed)" if report.kept else ""
-    left_out = f" · {result['bad_images']} images left out, see bad_images.csv" if result["bad_images"] else ""
+    bad = result["bad_images"]
+    left_out = f" · {counted(bad, 'image')} left out, see bad_images.csv" if bad else ""
     done = "" if report.made else "already complete, all checksums match: "
     say(
         console,
-        f"{done}{images:,} images in {shards} shards{kept} · {result['bytes'] / 1e6:,.1f} MB{left_out} · "
+        f"{done}{images} in {shards}{kept} · {result['bytes'] / 1e6:,.1f} MB{left_out} · "
         f"train on them: shvit train {quote(str(report.out))} --out RUN",
     )

@@ -1,4 +1,4 @@
-"""The accuracy floor of int8: how many points of accuracy it may lose on labelled images."""
+"""The accuracy floor of int8: a limit on the accuracy that is lost on labelled images."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from ..tasks.base import Predict, Task
 
 @dataclass(frozen=True)
 class Floor:
-    """What int8 costs in accuracy, and which layers run in higher precision to hold the floor."""
+    """The accuracy that int8 loses, and the layers that run in higher precision to limit the loss."""
 
     metric: str
-    """The metric with the floor: `top1` or `AP`."""
+    """`top1` or `AP`."""
     max_drop: float
-    """Points that may be lost."""
+    """Maximum loss in points."""
     reference: float
     """The metric in fp32, from 0 to 1."""
     score: float
@@ -27,9 +27,9 @@ class Floor:
     layers: int
     """Number of layers whose precision can be chosen individually."""
     given_back: dict[str, float] = field(default_factory=dict)
-    """Layers in higher precision, and the fraction of the quantisation error that each causes. Largest first."""
+    """Layers in higher precision, and the fraction of the quantization error that each causes. Largest first."""
     tried: list[tuple[int, float]] = field(default_factory=list)
-    """(layers in higher precision, score), in the order of the search."""
+    """(number of layers in higher precision, score), in the order of the search."""
 
     @property
     def drop(self) -> float:
@@ -38,7 +38,7 @@ class Floor:
 
     @property
     def holds(self) -> bool:
-        """Whether the loss is allowed."""
+        """Whether the loss is at most `max_drop`."""
         return self.drop <= self.max_drop + 1e-9  # rounding of shares
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,17 +47,13 @@ class Floor:
 
 
 class FloorError(Failure):
-    """No int8 network that was tried holds the floor."""
+    """Every int8 network that was tried loses too much accuracy."""
 
 
 class Judge:
-    """Accepts int8 networks that hold the floor. It is passed to `Engine.export` as `accept`.
+    """Accepts int8 networks that lose at most `max_drop` points of the task's headline metric on labelled batches.
 
-    Args:
-        task: Evaluates.
-        validation: Labelled batches.
-        max_drop: Points of the task's headline metric that may be lost.
-        log: Called with each step, for people.
+    It is passed to `Engine.export` as `accept`. `log` is called with a description of each step.
     """
 
     def __init__(
@@ -74,7 +70,7 @@ class Judge:
         if self._reference is None:
             self._reference, _ = self._score(candidate.exact)
             if self._reference < 0:
-                raise InputError("int8 cannot be held to a floor: no validation image has an object")
+                raise InputError("the accuracy of int8 cannot be checked: no validation image has an object")
         score, images = self._score(candidate.runs)
         given_back, layers = dict(candidate.given_back), candidate.layers
         metric, bounds = self._task.headline, (self._max_drop, self._reference)
@@ -89,11 +85,11 @@ class Judge:
             f"lost of {self._max_drop} allowed"
         )
         if layers and not floor.holds:
-            self._log(f"ranking {layers} layers by what each costs")
+            self._log(f"ranking {layers} layers by the error that each causes")
         return floor.holds
 
     def result(self) -> Floor:
-        """The floor of the network that was accepted. Raises FloorError if none was."""
+        """The result for the accepted network. Raises FloorError if none was accepted."""
         if held := [floor for floor in self.floors if floor.holds]:
             return min(held, key=lambda floor: len(floor.given_back))
         best = max(self.floors, key=lambda floor: floor.score)
@@ -104,8 +100,8 @@ class Judge:
                 f"{best.max_drop} are allowed. Nothing was written"
             )
         raise FloorError(
-            f"{loss}; {best.max_drop} are allowed. Nothing was written. The format openvino can run layers in higher "
-            "precision"
+            f"{loss}; {best.max_drop} are allowed. Nothing was written. Try the format openvino, which can run some "
+            "layers in higher precision"
         )
 
     def _score(self, predict: Predict) -> tuple[float, int]:

@@ -43,19 +43,19 @@ def export(
     threads: int | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write `out` and a report of its parity with PyTorch. A file that fails a check is not kept.
+    """Write `out`, and the report `OUT.parity.json` beside it. A file that fails a check is not kept.
 
     Args:
-        model_file: What to export.
+        model_file: The model to export.
         engine: The format: a key of `FORMATS`.
-        out: The file. The report is `OUT.parity.json` beside it.
-        precision: A precision of the format; None for its default.
+        out: The file.
+        precision: A precision of the format. None: its default.
         shapes: Input sizes of the file.
         source: Labelled images. int8 is calibrated on training images and evaluated on validation images; files are
             compared on validation images. None: crops of two photographs.
         max_drop: Points of top-1 or AP that int8 may lose on the validation images.
-        threads: CPU threads of both sides; None leaves the choice to the engines.
-        log: Called with each step, for people.
+        threads: CPU threads of the file and of PyTorch. None leaves the choice to the engines.
+        log: Called with a description of each step.
 
     Returns:
         The report: file, bytes, parity or specification, floor (int8) and provenance.
@@ -122,13 +122,11 @@ def _export_images(
     model_file: ModelFile, task: Task, source: Dataset | CocoDataset | None, quantized: bool
 ) -> ExportImages:
     preprocess = model_file.preprocess
-    if source is None:
-        if quantized:
-            need_calibration(())
-        return ExportImages(sample_images(task, preprocess))
-    calibration = _calibration(task, preprocess, source) if quantized else ()
+    calibration = _calibration(task, preprocess, source) if quantized and source else ()
     if quantized:
         need_calibration(calibration)
+    if source is None:
+        return ExportImages(sample_images(task, preprocess))
     split = choose_split(model_file, source).images
     validation = _validation(task, preprocess, relabel_for(model_file, source, split)) if quantized else ()
     return ExportImages(_images(task, preprocess, _spread(split, task.parity_images)), calibration, validation)

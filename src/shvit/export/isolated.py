@@ -16,7 +16,7 @@ from torch import Tensor
 from ..engines import load, read
 from ..engines.base import Engine
 
-ROUNDS, SECONDS = 30, 5.0
+MAX_ROUNDS, MAX_SECONDS = 30, 5.0
 """Maximum number of timed calls, and the seconds after which timing stops. At least three calls are timed."""
 
 
@@ -27,12 +27,12 @@ def run_all(engine: Engine, images: UInt8[Tensor, "n 3 h w"], batch: int) -> Flo
     return torch.cat([engine(part.contiguous()) for part in whole.split(batch)])[: len(images)]
 
 
-def latency(engine: Engine, images: UInt8[Tensor, "b 3 h w"], rounds: int = ROUNDS) -> float:
+def latency(engine: Engine, images: UInt8[Tensor, "b 3 h w"]) -> float:
     """Median milliseconds per call, after warm-up."""
     for _ in range(2):
         engine(images)
     times: list[float] = []
-    while len(times) < 3 or (len(times) < rounds and sum(times) < SECONDS):
+    while len(times) < 3 or (len(times) < MAX_ROUNDS and sum(times) < MAX_SECONDS):
         started = time.perf_counter()
         engine(images)
         times.append(time.perf_counter() - started)

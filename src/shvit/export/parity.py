@@ -27,16 +27,9 @@ def prove(
     batch: int,
     threads: int | None,
 ) -> dict[str, Any]:
-    """Compare an exported file with PyTorch, or check its specification if its runtime is not available.
+    """Compare an exported file with PyTorch on real images, or check its specification if its runtime is not available.
 
-    Args:
-        model_file: What was exported.
-        task: Its task.
-        file: The exported file.
-        images: Real images.
-        precision: Of the file.
-        batch: Images per call.
-        threads: CPU threads of both; None leaves the choice to the engines.
+    `batch` is the number of images per call, `threads` the number of CPU threads (None: chosen by the engines).
 
     Returns:
         `{"ran": True, "parity": …}` or `{"ran": False, "specification": …}`.

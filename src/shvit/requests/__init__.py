@@ -5,10 +5,10 @@ from typing import Annotated, TypeVar
 from cyclopts import Parameter
 
 T = TypeVar("T")
-Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True, negative=(), show_default=False)]
+Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True)]
 """A flag with several values: `--flag A B` or `--flag A --flag B`."""
 ModelName = Annotated[str, Parameter(help="A model file, or published weights such as shvit_s1.in1k.")]
-Engine = Annotated[str, Parameter(help="auto, cuda, onnx, openvino, torch, executorch or coreml.")]
+EngineName = Annotated[str, Parameter(help="auto, cuda, onnx, openvino, torch, executorch or coreml.")]
 Precision = Annotated[
     str, Parameter(help="auto, fp32, bf16 (if the processor has it) or fp16 (GPUs). An int8 file runs in int8.")
 ]

@@ -1,7 +1,7 @@
 """The options of `shvit bench`."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -12,59 +12,32 @@ from . import Device, Many
 class BenchRequest:
     """What to compare. Empty fields and None select the defaults."""
 
-    models: Annotated[
-        tuple[str, ...],
-        Parameter(
-            help="shvit_s1 to shvit_s4 and timm/NAME (random weights), published names, model files, exported files "
-            "(run as they were written, at their own size). Default: SHViT and its peers. Name them before the flags.",
-            show_default=False,
-        ),
-    ] = ()
+    models: tuple[str, ...] = ()
+    """shvit_s1 to shvit_s4 and timm/NAME (random weights), published names, model files, exported files (run as they
+    were written, at their own size). Default: SHViT and its peers. Name them before the flags."""
     _: KW_ONLY
-    engines: Annotated[
-        Many[str],
-        Parameter(
-            name="--engine",
-            help="Engines by name. Default: all that can run here or, without models, the fastest of them. Only by "
-            "name: torch-eager, torch-compiled (max-autotune, the faster of NCHW and channels_last) and torch-traced "
-            "(as in the paper).",
-        ),
-    ] = ()
-    precisions: Annotated[
-        Many[str],
-        Parameter(
-            name="--precision",
-            help="fp32, bf16, int8, .... Default: all that each engine has here. Models by name are quantised on "
-            "random images.",
-        ),
-    ] = ()
-    batch_sizes: Annotated[
-        Many[int],
-        Parameter(name="--batch-size", help="Images per call. Default: 16, for detectors 16 (GPUs: 32) and 1."),
-    ] = ()
-    image_sizes: Annotated[
-        Many[int],
-        Parameter(name="--image-size", help="Image sides in pixels. Default: the model's own size, for detectors 512."),
-    ] = ()
-    threads: Annotated[int | None, Parameter(help="CPU threads. Default: each engine's own choice.")] = None
+    engines: Annotated[Many[str], Parameter(name="--engine")] = ()
+    """Engines by name. Default: all that can run here or, without models, the fastest of them. Only by name:
+    torch-eager, torch-compiled (max-autotune, the faster of NCHW and channels_last) and torch-traced (as in the
+    paper)."""
+    precisions: Annotated[Many[str], Parameter(name="--precision")] = ()
+    """Such as fp32, bf16 or int8. Default: all that each engine has here. Models by name are quantized on random
+    images."""
+    batch_sizes: Annotated[Many[int], Parameter(name="--batch-size")] = ()
+    """Images per call. Default: 16, for detectors 16 (GPUs: 32) and 1."""
+    image_sizes: Annotated[Many[int], Parameter(name="--image-size")] = ()
+    """Image sides in pixels. Default: the model's own size, for detectors 512."""
+    threads: int | None = None
+    """CPU threads. Default: each engine's own choice."""
     device: Device = "auto"
-    rounds: Annotated[int, Parameter(help="How often each configuration is timed.")] = 10
-    protocol: Annotated[
-        str | None,
-        Parameter(
-            help="Measure as in the paper: paper-cpu, paper-onnx or paper-gpu. Fixes everything except the models, and "
-            "shows the paper's numbers."
-        ),
-    ] = None
-    task: Annotated[
-        str,
-        Parameter(
-            help="detect, segment: time each model as the backbone of a detector and as the whole detector, from "
-            "pixels to boxes. Defaults: SHViT, two peers and torchvision's detectors, on the engine torch. "
-            "torchvision/NAME is a detector of torchvision; it runs on torch-eager."
-        ),
-    ] = "classify"
-    profile: Annotated[
-        bool,
-        Parameter(help="Also show where the time goes: kernels and, for the engine cuda, the minimum time of each."),
-    ] = False
+    rounds: int = 10
+    """How many times each configuration is timed."""
+    protocol: str | None = None
+    """Measure as in the paper: paper-cpu, paper-onnx or paper-gpu. Fixes everything except the models, and shows the
+    paper's numbers."""
+    task: Literal["classify", "detect", "segment"] = "classify"
+    """With detect and segment, each model is timed as the backbone of a detector, and as a whole detector from pixels
+    to boxes. torchvision/NAME is a detector of torchvision, which runs on torch-eager. Default models: SHViT, two peers
+    and detectors of torchvision, on the engine torch."""
+    profile: bool = False
+    """Also show where the time goes: kernels and, for the engine cuda, the minimum time of each."""

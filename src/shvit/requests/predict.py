@@ -2,11 +2,8 @@
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from . import Device, Engine, ModelName, Precision, RawCells
+from . import Device, EngineName, ModelName, Precision, RawCells
 
 
 @dataclass(frozen=True)
@@ -14,40 +11,30 @@ class PredictRequest:
     """Which images to predict, with which model, and where the results go."""
 
     model: ModelName
-    paths: Annotated[
-        tuple[str, ...], Parameter(negative=(), help="Files, folders (including their subfolders) and globs.")
-    ]
+    paths: tuple[str, ...]
+    """Files, folders (including their subfolders) and globs."""
     _: KW_ONLY
-    out: Annotated[
-        Path | None,
-        Parameter(
-            help="A .csv, .jsonl or .parquet file for the results; for detectors also .json, in COCO's results "
-            "format. Default: print them. Rows are collected in FILE.partial, and an existing file is replaced at the "
-            "end."
-        ),
-    ] = None
-    annotations: Annotated[
-        Path | None,
-        Parameter(
-            help="COCO JSON file or dataset folder that supplies the image and category ids for --out FILE.json. "
-            "Images not listed there are left out. Default: guess image ids from file names."
-        ),
-    ] = None
-    top_k: Annotated[int, Parameter(help="Labels per image of a classifier.")] = 5
-    threshold: Annotated[float, Parameter(help="Minimum score of the objects of a detector.")] = 0.3
-    draw: Annotated[Path | None, Parameter(help="New folder for images with boxes, masks, classes and scores.")] = None
-    resume: Annotated[
-        bool,
-        Parameter(help="Resume an interrupted run from FILE.partial. Requires the same model, images and flags."),
-    ] = False
+    out: Path | None = None
+    """A .csv, .jsonl or .parquet file for the results; for detectors also .json, in COCO's results format. Default:
+    print them. Rows are collected in FILE.partial, and an existing file is replaced at the end."""
+    annotations: Path | None = None
+    """COCO JSON file or dataset folder that supplies the image and category ids for --out FILE.json. Images not listed
+    there are left out. Default: guess image ids from file names."""
+    top_k: int = 5
+    """Labels per image of a classifier."""
+    threshold: float = 0.3
+    """Minimum score of the objects of a detector."""
+    draw: Path | None = None
+    """New folder for images with boxes, masks, classes and scores."""
+    resume: bool = False
+    """Resume an interrupted run from FILE.partial. Requires the same model, images and flags."""
     raw_cells: RawCells = False
-    engine: Engine = "auto"
+    engine: EngineName = "auto"
     precision: Precision = "auto"
     device: Device = "auto"
-    threads: Annotated[
-        int | None, Parameter(help="CPU threads per batch. Default: several batches at once, with few threads each.")
-    ] = None
-    batch_size: Annotated[
-        int | None, Parameter(help="Images per batch. Default: 16 for classifiers, 4 for detectors.")
-    ] = None
-    workers: Annotated[int | None, Parameter(help="Threads that decode images. Default: one per core.")] = None
+    threads: int | None = None
+    """CPU threads per batch. Default: several batches at once, with few threads each."""
+    batch_size: int | None = None
+    """Images per batch. Default: 16 for classifiers, 4 for detectors."""
+    workers: int | None = None
+    """Threads that decode images. Default: one per core."""

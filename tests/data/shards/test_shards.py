@@ -298,9 +298,9 @@ def test_a_complete_folder_is_only_checked(jpegs, shards, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"per_shard": 0}, "images a shard must be at least 1, got 0"),
+        ({"per_shard": 0}, "per_shard must be at least 1, got 0"),
         ({"quality": 101}, "quality must be from 1 to 100, got 101"),
-        ({"size": 0}, "size must be at least 1 pixel, got 0"),
+        ({"size": 0}, "size must be at least 1, got 0"),
         ({"workers": -1}, "workers must be at least 0, got -1"),
         ({"max_bad_share": 2}, "must be from 0 to 1, got 2"),
         ({"val_share": 0}, "between 0 and 1"),
