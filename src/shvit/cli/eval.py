@@ -10,7 +10,7 @@ from ..console import say, show_table
 from ..errors import InputError, counted
 from ..redact import redacted
 from ..requests.eval import EvalRequest
-from .app import Flat, Json, console_for, finish
+from .app import Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..engines.base import Engine
@@ -20,7 +20,7 @@ SHOWN_CLASSES = 20
 """Most rows of a table on the console. Larger tables are only in --out."""
 
 
-def evaluate(request: Flat[EvalRequest], *, json: Json = False) -> dict[str, Any]:
+def evaluate(request: EvalRequest, *, json: Json = False) -> dict[str, Any]:
     """Measure the accuracy of a model on labelled images: top-1, or COCO's metrics for boxes and masks."""
     from .. import engines
     from ..evaluate import evaluate as run

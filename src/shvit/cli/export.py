@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from ..console import METRICS, say
 from ..errors import counted
 from ..requests.export import ExportRequest
-from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
+from .app import NONE_TYPED, Flags, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..tasks.base import Task
 
 
-def export(request: Flat[ExportRequest], *, json: Json = False, typed: Flags = NONE_TYPED) -> dict[str, Any]:
+def export(request: ExportRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> dict[str, Any]:
     """Export a model to another runtime, and compare the file with PyTorch in a new process.
 
     A file that differs from PyTorch is not kept. Otherwise a report of the comparison is written beside it.

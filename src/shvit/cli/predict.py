@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..console import images_progress, say
 from ..errors import Failure, InputError, counted, notice
 from ..requests.predict import PredictRequest
-from .app import NONE_TYPED, Flags, Flat, Json, console_for, finish
+from .app import NONE_TYPED, Flags, Json, console_for, finish
 from .flags import Typed
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..tasks.base import Prediction, Task
 
 
-def predict(request: Flat[PredictRequest], *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
+def predict(request: PredictRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
     """Predict labels or objects for images. An image that cannot be read becomes a row with the reason."""
     from ..files import check_folder
     from ..predict.journal import check_partial, journal

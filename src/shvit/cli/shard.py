@@ -9,13 +9,13 @@ from rich.console import Console
 from ..console import images_progress, say
 from ..errors import counted, notice
 from ..requests.shard import ShardRequest
-from .app import INTERRUPTED, Flat, Json, console_for, finish
+from .app import INTERRUPTED, Json, console_for, finish
 
 if TYPE_CHECKING:
     from ..data.shards.writer import ShardReport
 
 
-def shard(request: Flat[ShardRequest], *, json: Json = False) -> None:
+def shard(request: ShardRequest, *, json: Json = False) -> None:
     """Write a dataset as WebDataset shards of resized images, for data that is large or remote.
 
     A run that was stopped continues when the same command is started again. A complete folder is only verified.

@@ -38,7 +38,7 @@ RecipeSettings = make_dataclass("RecipeSettings", _flags(), namespace={"__module
 
 
 def train(
-    request: Annotated[TrainRequest, Parameter(name="*")],
+    request: TrainRequest,
     *,
     settings: Annotated[RecipeSettings | None, Parameter(name="*", group="Recipe")] = None,  # pyright: ignore
     json: Json = False,

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from . import Device, Many
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class BenchRequest:
     """What to compare. Empty fields and None select the defaults."""

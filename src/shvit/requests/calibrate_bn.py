@@ -3,9 +3,12 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from cyclopts import Parameter
+
 from . import Device, ModelName, Workers
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class CalibrateRequest:
     """Which model to adapt to which image size, and on which images."""

@@ -4,9 +4,12 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
+from cyclopts import Parameter
+
 from . import Device, EngineName, ModelName, RawCells, Workers
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class EvalRequest:
     """What to evaluate, on which images, and how."""

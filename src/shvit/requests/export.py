@@ -3,9 +3,12 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from cyclopts import Parameter
+
 from . import ModelName
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class ExportRequest:
     """Which model to export, in which format, and how the file is checked."""

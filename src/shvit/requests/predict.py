@@ -3,9 +3,12 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from cyclopts import Parameter
+
 from . import Device, EngineName, ModelName, Precision, RawCells
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class PredictRequest:
     """Which images to predict, with which model, and where the results go."""

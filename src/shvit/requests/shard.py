@@ -3,11 +3,14 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from cyclopts import Parameter
+
 from ..errors import InputError, check_at_least
 from ..files import check_folder
 from . import Workers
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class ShardRequest:
     """Which dataset to write as WebDataset shards, and how."""

@@ -18,12 +18,16 @@ Threads = Annotated[int | None, Parameter(help="CPU threads. Default: chosen by 
 class SpeedOptions:
     """How a study measures speed."""
 
-    engines: Annotated[Many[str], Parameter("--engine", help="Engines. Default: all that run here.")] = ()
-    precisions: Annotated[Many[str], Parameter("--precision", help="Default: fp32; fp16 on CUDA GPUs.")] = ()
-    batch_sizes: Annotated[Many[int], Parameter("--batch-size", help="Images per batch. Default: 16.")] = (16,)
+    engines: Annotated[Many[str], Parameter("--engine")] = ()
+    """Engines. Default: all that run here."""
+    precisions: Annotated[Many[str], Parameter("--precision")] = ()
+    """Default: fp32; fp16 on CUDA GPUs."""
+    batch_sizes: Annotated[Many[int], Parameter("--batch-size")] = (16,)
+    """Images per batch. Default: 16."""
     threads: Threads = None
     device: Device = "auto"
-    rounds: Annotated[int, Parameter(help="How many times each network is timed.")] = 10
+    rounds: int = 10
+    """How many times each network is timed."""
 
 
 @Parameter(name="*", group="Accuracy")
@@ -31,17 +35,12 @@ class SpeedOptions:
 class AccuracyOptions:
     """How a study measures accuracy."""
 
-    train: Annotated[
-        str | None, Parameter(help="Train each network on this dataset. Default: accuracy is not measured.")
-    ] = None
-    epochs: Annotated[int, Parameter(help="Epochs of each run. Runs start from random weights.")] = 10
-    train_size: Annotated[
-        int | None,
-        Parameter(
-            help="Training image size in pixels. Default: --image-size if it is one number, else the network's own "
-            "size."
-        ),
-    ] = None
+    train: str | None = None
+    """Train each network on this dataset. Default: accuracy is not measured."""
+    epochs: int = 10
+    """Epochs of each run. Runs start from random weights."""
+    train_size: int | None = None
+    """Training image size in pixels. Default: --image-size if it is one number, else the network's own size."""
     workers: Workers = 2
 
 
@@ -50,32 +49,27 @@ class AccuracyOptions:
 class RedundancyRequest:
     """Which attention heads to analyze, on which images."""
 
-    model: Annotated[
-        str,
-        Parameter(
-            help="A model file, published weights such as timm/deit_tiny_patch16_224.fb_in1k, or FILE.py:FUNCTION. "
-            "Your function returns (network, layers, classes, preprocess); docs/studies.md has an example."
-        ),
-    ]
-    data: Annotated[str, Parameter(help="Labelled images, as for eval.")]
+    model: str
+    """A model file, published weights such as timm/deit_tiny_patch16_224.fb_in1k, or FILE.py:FUNCTION. Your function
+    returns (network, layers, classes, preprocess); docs/studies.md has an example."""
+    data: str
+    """Labelled images, as for eval."""
     _: KW_ONLY
-    out: Annotated[Path, Parameter(help="Output folder for the report.")]
-    images: Annotated[int, Parameter(help="Images for measuring accuracy, drawn at random with a fixed seed.")] = 1000
-    similarity_images: Annotated[int, Parameter(help="How many of them to compare attention maps on.")] = 128
-    split: Annotated[Literal["auto", "train", "val", "all"], Parameter(help="Split of the data, as for eval.")] = "auto"
-    pictures: Annotated[
-        Many[str], Parameter(help="Photographs to draw attention maps over. Default: images of the dataset.")
-    ] = ()
-    queries: Annotated[
-        Many[str],
-        Parameter(
-            help="Query points X,Y whose attention is drawn, as fractions of the image. Default: 0.5,0.5. Each picture "
-            "takes the next point in turn."
-        ),
-    ] = ()
-    tolerance: Annotated[
-        float, Parameter(help="A layer can run with a single head if that costs at most this many points of top-1.")
-    ] = 0.5
+    out: Path
+    """Output folder for the report."""
+    images: int = 1000
+    """Images for measuring accuracy, drawn at random with a fixed seed."""
+    similarity_images: int = 128
+    """How many of them to compare attention maps on."""
+    split: Literal["auto", "train", "val", "all"] = "auto"
+    """Split of the data, as for eval."""
+    pictures: Many[str] = ()
+    """Photographs to draw attention maps over. Default: images of the dataset."""
+    queries: Many[str] = ()
+    """Query points X,Y whose attention is drawn, as fractions of the image. Default: 0.5,0.5. Each picture takes the
+    next point in turn."""
+    tolerance: float = 0.5
+    """A layer can run with a single head if that costs at most this many points of top-1."""
     device: Device = "auto"
     threads: Threads = None
     batch_size: BatchSize = 32
@@ -89,11 +83,12 @@ class ComparisonRequest:
 
     _: KW_ONLY
     out: Out
-    size: Annotated[
-        Literal["s1", "s2", "s3", "s4"] | None, Parameter(help="SHViT variant. Default: the one in the paper.")
-    ] = None
-    image_size: Annotated[int | None, Parameter(help="Image size in pixels. Default: the network's own.")] = None
-    seeds: Annotated[int, Parameter(help="Training runs per network.")] = 1
+    size: Literal["s1", "s2", "s3", "s4"] | None = None
+    """SHViT variant. Default: the one in the paper."""
+    image_size: int | None = None
+    """Image size in pixels. Default: the network's own."""
+    seeds: int = 1
+    """Training runs per network."""
     speed: SpeedOptions = SpeedOptions()
     accuracy: AccuracyOptions = AccuracyOptions()
 
@@ -103,20 +98,17 @@ class ComparisonRequest:
 class BreakdownRequest:
     """Which networks to profile."""
 
-    models: Annotated[
-        tuple[str, ...],
-        Parameter(
-            help="Names of networks, model files or published weights. A single shvit_s1 to shvit_s4 is shown next to "
-            "its multi-head version."
-        ),
-    ]
+    models: tuple[str, ...]
+    """Names of networks, model files or published weights. A single shvit_s1 to shvit_s4 is shown next to its
+    multi-head version."""
     _: KW_ONLY
-    out: Annotated[Path, Parameter(help="Output folder for the report.")]
-    engines: Annotated[
-        Many[str], Parameter("--engine", help="onnx, openvino, torch. Default: all that are installed.")
-    ] = ()
+    out: Path
+    """Output folder for the report."""
+    engines: Annotated[Many[str], Parameter("--engine")] = ()
+    """onnx, openvino, torch. Default: all that are installed."""
     batch_size: BatchSize = 16
-    image_size: Annotated[int | None, Parameter(help="Image size in pixels. Default: each model's own.")] = None
+    image_size: int | None = None
+    """Image size in pixels. Default: each model's own."""
     threads: Threads = None
 
 
@@ -125,17 +117,13 @@ class BreakdownRequest:
 class ResolutionRequest:
     """Which networks to time at which image sizes."""
 
-    models: Annotated[
-        tuple[str, ...],
-        Parameter(show_default=False, help="As for bench. Default: SHViT S3 and S4 and three peers."),
-    ] = ()
+    models: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
+    """As for bench. Default: SHViT S3 and S4 and three peers."""
     _: KW_ONLY
     out: Out
-    image_sizes: Annotated[
-        Many[int], Parameter("--image-size", help="Image sizes in pixels. Default: 224, 256, 384, 512.")
-    ] = ()
-    data: Annotated[
-        str | None, Parameter(help="Labelled images for measuring the top-1 of trained models at each size.")
-    ] = None
+    image_sizes: Annotated[Many[int], Parameter("--image-size")] = ()
+    """Image sizes in pixels. Default: 224, 256, 384, 512."""
+    data: str | None = None
+    """Labelled images for measuring the top-1 of trained models at each size."""
     speed: SpeedOptions = SpeedOptions()
     accuracy: AccuracyOptions = AccuracyOptions()

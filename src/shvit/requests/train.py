@@ -10,71 +10,42 @@ from cyclopts import Parameter
 from . import Device, Workers
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class TrainRequest:
     """What to train, on which data, and how. Only `settings` and `recipe` define the training method."""
 
-    data: Annotated[
-        str,
-        Parameter(
-            help="Dataset. For classify: a folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a "
-            "CSV file with columns path,label, WebDataset shards (a folder, shards.json or data-{000..127}.tar, as "
-            "path or URL), hf://NAME or hf://./FOLDER from the Hugging Face hub, or digits. For detect and segment: a "
-            "COCO folder with annotations/instances_train….json and instances_val….json, or with "
-            "train/_annotations.coco.json and valid/ as exported by Roboflow."
-        ),
-    ]
+    data: str
+    """Dataset. For classify: a folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV file with
+    columns path,label, WebDataset shards (a folder, shards.json or data-{000..127}.tar, as path or URL), hf://NAME or
+    hf://./FOLDER from the Hugging Face hub, or digits. For detect and segment: a COCO folder with
+    annotations/instances_train….json and instances_val….json, or with train/_annotations.coco.json and valid/ as
+    exported by Roboflow."""
     _: KW_ONLY
-    out: Annotated[
-        Path | None,
-        Parameter(
-            help="New folder for best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Required, "
-            "except with --profile."
-        ),
-    ] = None
-    model: Annotated[
-        str | None,
-        Parameter(
-            help="shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to start "
-            "from. Default: shvit_s1."
-        ),
-    ] = None
-    recipe: Annotated[
-        str | None,
-        Parameter(
-            help="scratch, finetune, distill, highres or highres-paper; small or coco_1x for detect and segment. "
-            "Default: scratch or small."
-        ),
-    ] = None
-    task: Annotated[
-        str | None,
-        Parameter(help="classify, detect (RetinaNet) or segment (Mask R-CNN). Default: classify."),
-    ] = None
-    resume: Annotated[
-        bool, Parameter(help="Resume the run in --out from its last checkpoint, with the same model and recipe.")
-    ] = False
+    out: Path | None = None
+    """New folder for best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Required, except with
+    --profile."""
+    model: str | None = None
+    """shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to start from. Default:
+    shvit_s1."""
+    recipe: str | None = None
+    """scratch, finetune, distill, highres or highres-paper; small or coco_1x for detect and segment. Default: scratch
+    or small."""
+    task: str | None = None
+    """classify, detect (RetinaNet) or segment (Mask R-CNN). Default: classify."""
+    resume: bool = False
+    """Resume the run in --out from its last checkpoint, with the same model and recipe."""
     device: Device = "auto"
     workers: Workers = 2
-    save_every: Annotated[int, Parameter(help="Steps between checkpoints. Each epoch also ends with a checkpoint.")] = (
-        500
-    )
-    teacher_cache: Annotated[
-        Path | None,
-        Parameter(
-            help="Cache teacher logits in this folder. Requires --mixup 0 --cutmix 0 --random-erasing 0 --repeats 1; "
-            "use with --views."
-        ),
-    ] = None
-    track: Annotated[
-        Literal["tensorboard"] | None,
-        Parameter(help="tensorboard: also write curves to the folder tensorboard in --out."),
-    ] = None
-    profile: Annotated[
-        bool,
-        Parameter(
-            help="Do not train. Measure the throughput of data loading and of training steps, and show which one "
-            "limits the speed."
-        ),
-    ] = False
+    save_every: int = 500
+    """Steps between checkpoints. Each epoch also ends with a checkpoint."""
+    teacher_cache: Path | None = None
+    """Cache teacher logits in this folder. Requires --mixup 0 --cutmix 0 --random-erasing 0 --repeats 1; use with
+    --views."""
+    track: Literal["tensorboard"] | None = None
+    """tensorboard: also write curves to the folder tensorboard in --out."""
+    profile: bool = False
+    """Do not train. Measure the throughput of data loading and of training steps, and show which one limits the
+    speed."""
     settings: Annotated[Mapping[str, Any], Parameter(parse=False)] = field(default_factory=dict)
     """Recipe fields that the user sets. The other fields are adapted to the dataset (`budget.fit`)."""

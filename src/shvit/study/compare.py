@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import engines
 from ..bench.case import as_failure, open_model
-from ..bench.run import Progress
+from ..bench.run import OnProgress
 from ..errors import Failure, InputError
 from ..model.config import VARIANTS
 from ..model.cost import cost
@@ -144,7 +144,7 @@ def run_comparison(
     comparison: Comparison,
     request: ComparisonRequest,
     training: Training | None,
-    progress: Progress = lambda what, done, total: None,
+    progress: OnProgress = lambda what, done, total: None,
     reporter: Reporter | None = None,
     on_update: OnResult = lambda result: None,
 ) -> ComparisonResult:
@@ -196,7 +196,7 @@ def _costs(entry: Entry, base: int) -> EntryResult:
     return EntryResult(entry, size, total.params, total.macs, 4 * total.activations)  # 4 bytes in fp32
 
 
-def _time(result: ComparisonResult, progress: Progress, on_update: OnResult) -> None:
+def _time(result: ComparisonResult, progress: OnProgress, on_update: OnResult) -> None:
     """Add the speed of each entry on each engine, and its ratio to the reference's."""
     for rows, reasons in timed(result.speed, [row.network for row in result.rows], progress):
         by_network = defaultdict(list)
@@ -213,7 +213,7 @@ def _time(result: ComparisonResult, progress: Progress, on_update: OnResult) -> 
         on_update(result)
 
 
-def _profile(result: ComparisonResult, progress: Progress, on_update: OnResult) -> None:
+def _profile(result: ComparisonResult, progress: OnProgress, on_update: OnResult) -> None:
     """Add the breakdown of each entry on each engine."""
     speed = result.speed
     names = [name for name in pick_profilers() if name in (speed.engines or pick_profilers())]

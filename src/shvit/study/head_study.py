@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 
 from .. import engines
 from ..bench.case import as_failure
-from ..bench.run import Progress
+from ..bench.run import OnProgress
 from ..bench.timing import interleave, sample, warm_up
 from ..data.transforms import Normalize
 from ..errors import Failure, InputError, counted
@@ -63,7 +63,7 @@ def study_heads(
     request: RedundancyRequest,
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
-    progress: Progress,
+    progress: OnProgress,
     on_update: Callable[[HeadStudy], object],
 ) -> HeadStudy:
     """Run the whole study. `on_update` is called with the results so far after each layer and each part.

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ..bench.run import Progress
+from ..bench.run import OnProgress
 from ..errors import InputError
 from .heads import AttentionLayer, HeadMaps, heads_off, record_attention
 
@@ -84,7 +84,7 @@ def measure_redundancy(
     layers: Sequence[AttentionLayer],
     batches: Batches,
     similarity_batches: Batches,
-    progress: Progress = lambda what, done, total: None,
+    progress: OnProgress = lambda what, done, total: None,
     on_update: Callable[[Redundancy], None] = lambda result: None,
 ) -> Redundancy:
     """Measure every head of every layer. Runs the images 1 + 2 x (number of heads) times.
@@ -153,7 +153,7 @@ def single_together(
     redundancy: Redundancy,
     batches: Batches,
     tolerance: float,
-    progress: Progress = lambda what, done, total: None,
+    progress: OnProgress = lambda what, done, total: None,
 ) -> dict[int, int]:
     """Find layers that can all run with a single head within the tolerance, and the head that each keeps.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import engines
 from ..bench.case import as_failure, has_random_weights
-from ..bench.run import Progress, Row
+from ..bench.run import OnProgress, Row
 from ..classnames import match_classes
 from ..errors import Failure, InputError
 from ..evaluate import evaluate
@@ -90,7 +90,7 @@ class ResolutionResult:
 def measure_resolution(
     request: ResolutionRequest,
     training: Training | None,
-    progress: Progress,
+    progress: OnProgress,
     reporter: Reporter,
     on_update: Callable[[ResolutionResult], object],
 ) -> ResolutionResult:
@@ -130,7 +130,7 @@ def measure_resolution(
 
 
 def _add_accuracies(
-    result: ResolutionResult, name: str, weights: ModelFile, source: Any, workers: int, progress: Progress
+    result: ResolutionResult, name: str, weights: ModelFile, source: Any, workers: int, progress: OnProgress
 ) -> None:
     """Add the top-1 of a model's weights at every size."""
     for number, size in enumerate(result.sizes):

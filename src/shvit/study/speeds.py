@@ -4,14 +4,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from ..bench.plan import Omitted, pairs, settle
-from ..bench.run import Progress, Row, bench
+from ..bench.run import OnProgress, Row, bench
 from ..errors import Failure, InputError
 from ..requests.bench import BenchRequest
 from ..requests.study import SpeedOptions
 
 
 def timed(
-    speed: SpeedOptions, networks: Collection[tuple[str, int]], progress: Progress
+    speed: SpeedOptions, networks: Collection[tuple[str, int]], progress: OnProgress
 ) -> Iterator[tuple[Sequence[Row], list[str]]]:
     """Time networks, given by name and image size. Yields, for each engine, its rows, and what was omitted and why.
 

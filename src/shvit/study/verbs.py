@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.case import as_failure
-from ..bench.run import Progress, about
+from ..bench.run import OnProgress, about
 from ..engines import check_threads, pick_device
 from ..engines.threads import torch_threads
 from ..errors import Failure, InputError, check_at_least
@@ -35,7 +35,7 @@ Written = tuple[StudyReport, list[Path]]
 """A report and its files."""
 
 
-def redundancy(request: RedundancyRequest, progress: Progress) -> Written:
+def redundancy(request: RedundancyRequest, progress: OnProgress) -> Written:
     """Attention maps, similarity and ablation of heads.
 
     Raises:
@@ -68,7 +68,7 @@ def redundancy(request: RedundancyRequest, progress: Progress) -> Written:
         return publish(study_heads(model, images, request, pictures, queries, progress, publish))
 
 
-def comparison(name: str, request: ComparisonRequest, progress: Progress, reporter: Reporter) -> Written:
+def comparison(name: str, request: ComparisonRequest, progress: OnProgress, reporter: Reporter) -> Written:
     """Run `macro`, `ablation` or `designs`.
 
     Raises:
@@ -81,7 +81,7 @@ def comparison(name: str, request: ComparisonRequest, progress: Progress, report
     return publish(run_comparison(plan, request, training, progress, reporter, publish))
 
 
-def breakdown(request: BreakdownRequest, progress: Progress) -> Written:
+def breakdown(request: BreakdownRequest, progress: OnProgress) -> Written:
     """Time by kind of operation. If the only model is a variant of SHViT, its multi-head version is added.
 
     An engine that fails on a network does not stop the others.
@@ -110,7 +110,7 @@ def breakdown(request: BreakdownRequest, progress: Progress) -> Written:
     return publish(rows)
 
 
-def resolution(request: ResolutionRequest, progress: Progress, reporter: Reporter) -> Written:
+def resolution(request: ResolutionRequest, progress: OnProgress, reporter: Reporter) -> Written:
     """Latency and accuracy against image size.
 
     Raises:
