@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _flags() -> list[tuple[str, Any, None]]:
-    """Name, type and default of a flag for each field of a recipe, and of a hidden one for each old name."""
+    """Name, type and default of each recipe flag: one flag per recipe field, and a hidden flag per old name."""
     flags = {entry.name: entry for entry in fields(Recipe) if "help" in entry.metadata}
     flags |= {old: flags[name] for old, name in OLD_NAMES.items() if name in flags}
 
@@ -34,7 +34,7 @@ def _flags() -> list[tuple[str, Any, None]]:
 
 
 RecipeSettings = make_dataclass("RecipeSettings", _flags(), namespace={"__module__": __name__})
-"""A flag for each field of a recipe. None if the user did not give it."""
+"""A flag for each field of a recipe. A field is None if the user did not give its flag."""
 
 
 def train(
@@ -46,8 +46,8 @@ def train(
 ) -> None:
     """Train a model on labelled images, or on images with boxes or masks.
 
-    Exit codes: 0 done; 75 stopped by SIGTERM and 130 stopped by Ctrl-C, continue with --resume; 1 failure; 2 wrong
-    input. Several GPUs or machines: torchrun --nproc-per-node 8 -m shvit train …
+    Exit codes: 0 done; 1 failure; 2 wrong input; 75 stopped by SIGTERM; 130 stopped by Ctrl-C. A stopped run
+    continues with --resume. On several GPUs or machines, use: torchrun --nproc-per-node 8 -m shvit train …
     """
     from ..train import run
     from ..train.distributed import ProcessGroup
@@ -58,10 +58,10 @@ def train(
     console = console_for(json) if is_main else Console(quiet=True)
     if request.profile:
         idle = "out", "resume", "track", "teacher-cache", "save-every"
-        typed.refuse(*idle, because="with --profile, which trains and writes nothing")
+        typed.refuse(*idle, because="with --profile, which neither trains nor writes files")
         say(
             console,
-            f"profiling: {STEPS} steps each of data loading, training steps, and both together. Nothing is saved. "
+            f"profiling: {STEPS} steps of data loading, of training, and of both together. Nothing is saved. "
             "If the model is compiled, the first step takes minutes.",
         )
         profile = run.profile(request)
@@ -86,13 +86,13 @@ def _given(settings: Any) -> dict[str, Any]:
         before, now = (f"--{name.replace('_', '-')}" for name in (old, OLD_NAMES[old]))
         if OLD_NAMES[old] in given:
             raise InputError(f"{before} is the old name of {now}: give only {now}")
-        notice(f"{before} is now {now}; the old name will be removed in the next release")
+        notice(f"{before} has been renamed to {now}; the old name will be removed in the next release")
         given[OLD_NAMES[old]] = given.pop(old)
     return given
 
 
 def _remains(request: TrainRequest) -> str:
-    """What remains of a run that Ctrl-C stopped before its first step."""
+    """What is kept of a run that Ctrl-C stopped before its first step."""
     if request.out is None or not (request.out / "recipe.json").exists():
         return "nothing was written"
     return f"the run is kept in {request.out}; {how_to_resume(request.data, request.out)}"

@@ -1,4 +1,4 @@
-"""The options of each verb: a frozen dataclass per verb, whose fields hold the help of the flags. Imports no torch."""
+"""The options of each verb: one frozen dataclass per verb. The fields' docstrings are help texts. Imports no torch."""
 
 from typing import Annotated, TypeVar
 
@@ -10,13 +10,13 @@ Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True)]
 ModelName = Annotated[str, Parameter(help="A model file, or published weights such as shvit_s1.in1k.")]
 EngineName = Annotated[str, Parameter(help="auto, cuda, onnx, openvino, torch, executorch or coreml.")]
 Precision = Annotated[
-    str, Parameter(help="auto, fp32, bf16 (if the processor has it) or fp16 (GPUs). An int8 file runs in int8.")
+    str, Parameter(help="auto, fp32, bf16 (if supported) or fp16 (only on GPUs). An int8 export runs in int8.")
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")]
 RawCells = Annotated[
     bool,
     Parameter(
-        help="Do not escape CSV cells. By default, a cell that a spreadsheet would run as a formula begins with '."
+        help="Do not escape CSV cells. By default, cells that spreadsheets run as formulas get a leading apostrophe."
     ),
 ]
 Workers = Annotated[int, Parameter(help="Worker processes that decode images. 0: decode in the main process.")]

@@ -11,18 +11,19 @@ from . import Device, ModelName, Workers
 @Parameter(name="*")
 @dataclass(frozen=True)
 class CalibrateRequest:
-    """Which model to adapt to which image size, and on which images."""
+    """Which model to adapt, to which image size, and on which images."""
 
     model: ModelName
     data: str
-    """Labelled images, as for train. Statistics are measured on training images, top-1 on validation images."""
+    """Labelled images, in any form that shvit train accepts. BatchNorm statistics are measured on the training images,
+    top-1 on the validation images."""
     _: KW_ONLY
     image_size: int
     """Side of the square images, in pixels."""
     out: Path | None = None
-    """The new model file. Default: beside the old one, with the size in its name."""
+    """The new model file. Default: next to the old file, with the image size added to the name."""
     images: int = 4096
-    """Maximum number of training images."""
+    """Maximum number of training images to measure the statistics on."""
     batch_size: int = 64
     """Images per batch."""
     device: Device = "auto"

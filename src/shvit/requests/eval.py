@@ -16,13 +16,13 @@ class EvalRequest:
 
     model: ModelName
     data: str
-    """Labelled images, as for train. Classes are matched with the model's by name: the exact name first, then synonyms,
-    ignoring case. A name that matches two classes is an error."""
+    """Labelled images, in any form that shvit train accepts. Their classes are matched to the model's classes by name:
+    exact names first, then synonyms, ignoring case. A name that matches two classes is an error."""
     _: KW_ONLY
     engine: EngineName = "auto"
     precision: str | None = None
-    """fp32, bf16, fp16, or auto for the fastest without a loss of accuracy. Default: fp32; for an exported file, its
-    own."""
+    """fp32, bf16, fp16, or auto, which selects the fastest precision that loses no accuracy. Default: fp32, or the
+    precision of the exported file."""
     device: Device = "auto"
     threads: int | None = None
     """CPU threads of the engine."""
@@ -31,10 +31,10 @@ class EvalRequest:
     workers: Workers = 2
     split: Literal["auto", "train", "val", "all"] = "auto"
     """auto: the validation images, or all images if the dataset has no splits and the model was not trained on it. auto
-    and val leave out images that the model was trained on, compared by content."""
+    and val exclude images that the model was trained on, which are recognized by their content."""
     fit: Literal["crop", "squash"] | None = None
-    """How images fit a classifier's input. crop: the center. squash: the whole image, resized to a square, as the
-    authors evaluate fine-tuned networks. Default: as in the model file."""
+    """How images are resized for a classifier. crop: center crop. squash: resize the whole image to a square, as the
+    authors do for fine-tuned networks. Default: the setting in the model file."""
     out: Path | None = None
     """Folder for metrics.json, per_class.csv and, for classifiers, confusion.csv and confusion.png."""
     raw_cells: RawCells = False

@@ -11,7 +11,7 @@ from . import ModelName
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ExportRequest:
-    """Which model to export, in which format, and how the file is checked."""
+    """Which model to export, in which format, and how to check the file."""
 
     model: ModelName
     _: KW_ONLY
@@ -19,20 +19,20 @@ class ExportRequest:
     """onnx (.onnx), openvino (.xml and .bin), coreml (.mlpackage), executorch (.pte), torch (.pt2), or timm: a folder
     (.timm) for timm.create_model("local-dir:FOLDER", pretrained=True)."""
     precision: str | None = None
-    """fp32, fp16, bf16 or int8, if the format supports it. Default: the default of the format."""
+    """fp32, fp16, bf16 or int8, if the format supports it. Default: depends on the format."""
     out: Path | None = None
-    """The file. Default: beside the model file, with its name."""
+    """The exported file. Default: next to the model file, and named after it."""
     calibrate: str | None = None
-    """Labelled images, as for train. int8 is calibrated on them, and files are compared with PyTorch on them."""
+    """Labelled images, in any form that shvit train accepts, for int8 calibration and for comparison with PyTorch."""
     max_drop: float = 0.5
-    """Points of top-1 or AP that int8 may lose on the validation images. Layers that cost the most run in higher
-    precision."""
+    """Points of top-1 or AP that int8 may lose on the validation images. If it loses more, openvino runs the
+    layers with the largest quantization error in higher precision."""
     image_size: int | None = None
-    """Side of the square images, in pixels. Detectors see the whole image in the square. Default: that of the model."""
+    """Side of the square images, in pixels. Detectors letterbox the image. Default: the model's size."""
     batch_size: int | None = None
-    """Images per batch. Default: any number, if the format supports it."""
+    """Fixed batch size. Default: any batch size, if the format supports it."""
     dynamic_size: bool = False
-    """Take images of any height and width: from 65 pixels for onnx and torch, from 32 for openvino. Not for
-    detectors."""
+    """Accept images of any height and width, from 65 pixels for onnx and torch, or from 32 pixels for openvino. Not
+    for detectors."""
     threads: int | None = None
     """CPU threads for comparing latency."""

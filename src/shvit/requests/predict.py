@@ -11,7 +11,7 @@ from . import Device, EngineName, ModelName, Precision, RawCells
 @Parameter(name="*")
 @dataclass(frozen=True)
 class PredictRequest:
-    """Which images to predict, with which model, and where the results go."""
+    """Which model to run on which images, and where to write the results."""
 
     model: ModelName
     paths: tuple[str, ...]
@@ -19,16 +19,16 @@ class PredictRequest:
     _: KW_ONLY
     out: Path | None = None
     """A .csv, .jsonl or .parquet file for the results; for detectors also .json, in COCO's results format. Default:
-    print them. Rows are collected in FILE.partial, and an existing file is replaced at the end."""
+    print the results. FILE is written, or replaced, at the end; until then, rows are collected in FILE.partial."""
     annotations: Path | None = None
-    """COCO JSON file or dataset folder that supplies the image and category ids for --out FILE.json. Images not listed
-    there are left out. Default: guess image ids from file names."""
+    """COCO JSON file or dataset folder that supplies the image and category ids for --out FILE.json. Images that it
+    does not list are left out. Default: guess image ids from file names."""
     top_k: int = 5
-    """Labels per image of a classifier."""
+    """Number of labels per image, for classifiers."""
     threshold: float = 0.3
-    """Minimum score of the objects of a detector."""
+    """Minimum score of an object, for detectors."""
     draw: Path | None = None
-    """New folder for images with boxes, masks, classes and scores."""
+    """New folder for copies of the images with boxes, masks, classes and scores drawn on them."""
     resume: bool = False
     """Resume an interrupted run from FILE.partial. Requires the same model, images and flags."""
     raw_cells: RawCells = False
@@ -36,7 +36,7 @@ class PredictRequest:
     precision: Precision = "auto"
     device: Device = "auto"
     threads: int | None = None
-    """CPU threads per batch. Default: several batches at once, with few threads each."""
+    """CPU threads per batch. Default: a few, with several batches running at once."""
     batch_size: int | None = None
     """Images per batch. Default: 16 for classifiers, 4 for detectors."""
     workers: int | None = None

@@ -16,27 +16,27 @@ class ShardRequest:
     """Which dataset to write as WebDataset shards, and how."""
 
     data: str
-    """Data as for train: folder, CSV, shards, hf://NAME or digits."""
+    """Labelled images: a folder, CSV file, shards, hf://NAME or digits, as for shvit train."""
     _: KW_ONLY
     out: Path
-    """New folder for train-000000.tar, …, val-000000.tar, … and shards.json; or that of a run to continue."""
+    """New folder for train-000000.tar, …, val-000000.tar, … and shards.json, or the folder of a run to continue."""
     size: int = 512
-    """Maximum of the images' shorter side, in pixels. No image is enlarged; JPEGs within it are copied."""
+    """Maximum shorter side of the stored images, in pixels. Larger images are shrunk, other JPEGs are copied."""
     per_shard: int = 1000
     """Maximum number of images per shard."""
     quality: int = 95
-    """Quality of JPEGs that are encoded again, 1 to 100."""
+    """Quality of JPEGs that are re-encoded, from 1 to 100."""
     workers: Workers = 2
     seed: int = 0
-    """Shuffles the training images, and draws validation images if the data has no splits."""
+    """Random seed of the order of the training images and, if the data has no splits, of the validation split."""
     val_share: float | None = None
-    """Share of validation images to draw. Default: 0.2. Only for data without a validation split."""
+    """Fraction of the images held out for validation. Default: 0.2. Only for data without a validation split."""
     max_bad_share: float = 0.2
-    """Maximum share of images that cannot be used; bad_images.csv lists them."""
+    """Stop if more than this fraction of the images cannot be used. bad_images.csv lists them."""
 
     @property
     def drawn_share(self) -> float:
-        """Fraction of the images to draw as validation images if the data has no splits."""
+        """Fraction of the images held out for validation if the data has no splits."""
         return 0.2 if self.val_share is None else self.val_share
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""The requests of `shvit study ...`: one dataclass per verb. `macro`, `ablation` and `designs` use the same one."""
+"""The options of `shvit study ...`: one dataclass per verb. `macro`, `ablation` and `designs` share one."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from . import Device, Many, Workers
 
 BatchSize = Annotated[int, Parameter(help="Images per batch.")]
-Out = Annotated[Path, Parameter(help="Output folder for the report and, if networks are trained, their runs.")]
+Out = Annotated[Path, Parameter(help="Output folder for the report and for any training runs.")]
 Threads = Annotated[int | None, Parameter(help="CPU threads. Default: chosen by each engine.")]
 
 
@@ -19,9 +19,9 @@ class SpeedOptions:
     """How a study measures speed."""
 
     engines: Annotated[Many[str], Parameter("--engine")] = ()
-    """Engines. Default: all that run here."""
+    """Engines to time. Default: all that run on this machine."""
     precisions: Annotated[Many[str], Parameter("--precision")] = ()
-    """Default: fp32; fp16 on CUDA GPUs."""
+    """Precisions to time. Default: fp32, or fp16 on CUDA GPUs."""
     batch_sizes: Annotated[Many[int], Parameter("--batch-size")] = (16,)
     """Images per batch. Default: 16."""
     threads: Threads = None
@@ -38,38 +38,38 @@ class AccuracyOptions:
     train: str | None = None
     """Train each network on this dataset. Default: accuracy is not measured."""
     epochs: int = 10
-    """Epochs of each run. Runs start from random weights."""
+    """Epochs of each training run. Every run starts from random weights."""
     train_size: int | None = None
-    """Training image size in pixels. Default: --image-size if it is one number, else the network's own size."""
+    """Training image size in pixels. Default: a single --image-size, otherwise the network's own size."""
     workers: Workers = 2
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RedundancyRequest:
-    """Which attention heads to analyze, on which images."""
+    """Which model's attention heads to analyze, and on which images."""
 
     model: str
-    """A model file, published weights such as timm/deit_tiny_patch16_224.fb_in1k, or FILE.py:FUNCTION. Your function
-    returns (network, layers, classes, preprocess); docs/studies.md has an example."""
+    """A model file, published weights such as timm/deit_tiny_patch16_224.fb_in1k, or FILE.py:FUNCTION for a function of
+    yours that returns (network, layers, classes, preprocess); docs/studies.md has an example."""
     data: str
-    """Labelled images, as for eval."""
+    """Labelled images, in any form that shvit eval accepts."""
     _: KW_ONLY
     out: Path
     """Output folder for the report."""
     images: int = 1000
-    """Images for measuring accuracy, drawn at random with a fixed seed."""
+    """Number of images for measuring accuracy. They are drawn at random with a fixed seed."""
     similarity_images: int = 128
-    """How many of them to compare attention maps on."""
+    """Number of these images (--images) on which attention maps are compared."""
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """Split of the data, as for eval."""
+    """Which images of the dataset to use. The values mean the same as for shvit eval."""
     pictures: Many[str] = ()
-    """Photographs to draw attention maps over. Default: images of the dataset."""
+    """Image files to draw attention maps over. Default: images of the dataset."""
     queries: Many[str] = ()
-    """Query points X,Y whose attention is drawn, as fractions of the image. Default: 0.5,0.5. Each picture takes the
-    next point in turn."""
+    """Query points X,Y whose attention is drawn, as fractions of the image's width and height. Default: 0.5,0.5.
+    Pictures and points are paired in order; the shorter list is repeated."""
     tolerance: float = 0.5
-    """A layer can run with a single head if that costs at most this many points of top-1."""
+    """A layer is reported to need only a single head if that costs at most this many points of top-1."""
     device: Device = "auto"
     threads: Threads = None
     batch_size: BatchSize = 32
@@ -84,11 +84,11 @@ class ComparisonRequest:
     _: KW_ONLY
     out: Out
     size: Literal["s1", "s2", "s3", "s4"] | None = None
-    """SHViT variant. Default: the one in the paper."""
+    """SHViT variant. Default: the variant that the paper uses for this comparison."""
     image_size: int | None = None
     """Image size in pixels. Default: the network's own."""
     seeds: int = 1
-    """Training runs per network."""
+    """Number of training runs per network, each with a different seed."""
     speed: SpeedOptions = SpeedOptions()
     accuracy: AccuracyOptions = AccuracyOptions()
 
@@ -99,13 +99,13 @@ class BreakdownRequest:
     """Which networks to profile."""
 
     models: tuple[str, ...]
-    """Names of networks, model files or published weights. A single shvit_s1 to shvit_s4 is shown next to its
-    multi-head version."""
+    """Names of networks, model files or published weights. If the only model is an SHViT variant
+    (shvit_s1 to shvit_s4), its multi-head version is added."""
     _: KW_ONLY
     out: Path
     """Output folder for the report."""
     engines: Annotated[Many[str], Parameter("--engine")] = ()
-    """onnx, openvino, torch. Default: all that are installed."""
+    """onnx, openvino or torch. Default: all of them that are installed."""
     batch_size: BatchSize = 16
     image_size: int | None = None
     """Image size in pixels. Default: each model's own."""
@@ -118,7 +118,7 @@ class ResolutionRequest:
     """Which networks to time at which image sizes."""
 
     models: Annotated[tuple[str, ...], Parameter(show_default=False)] = ()
-    """As for bench. Default: SHViT S3 and S4 and three peers."""
+    """Models, named as for shvit bench. Default: SHViT S3 and S4, and three peers."""
     _: KW_ONLY
     out: Out
     image_sizes: Annotated[Many[int], Parameter("--image-size")] = ()

@@ -13,11 +13,11 @@ from . import Device, Workers
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrainRequest:
-    """What to train, on which data, and how. Only `settings` and `recipe` define the training method."""
+    """What to train, on which data, and how. `recipe` and `settings` alone define the training method."""
 
     data: str
     """Dataset. For classify: a folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV file with
-    columns path,label, WebDataset shards (a folder, shards.json or data-{000..127}.tar, as path or URL), hf://NAME or
+    columns path,label, WebDataset shards (a folder, shards.json or data-{000..127}.tar, as a path or URL), hf://NAME or
     hf://./FOLDER from the Hugging Face hub, or digits. For detect and segment: a COCO folder with
     annotations/instances_train….json and instances_val….json, or with train/_annotations.coco.json and valid/ as
     exported by Roboflow."""
@@ -29,8 +29,8 @@ class TrainRequest:
     """shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to start from. Default:
     shvit_s1."""
     recipe: str | None = None
-    """scratch, finetune, distill, highres or highres-paper; small or coco_1x for detect and segment. Default: scratch
-    or small."""
+    """scratch, finetune, distill, highres or highres-paper; small or coco_1x for detect and segment. Default: scratch,
+    or small for detect and segment."""
     task: str | None = None
     """classify, detect (RetinaNet) or segment (Mask R-CNN). Default: classify."""
     resume: bool = False
@@ -40,12 +40,12 @@ class TrainRequest:
     save_every: int = 500
     """Steps between checkpoints. Each epoch also ends with a checkpoint."""
     teacher_cache: Path | None = None
-    """Cache teacher logits in this folder. Requires --mixup 0 --cutmix 0 --random-erasing 0 --repeats 1; use with
-    --views."""
+    """Cache teacher logits in this folder. Requires --mixup 0 --cutmix 0 --random-erasing 0 --repeats 1.
+    Recommended with --views, because later epochs then reuse the logits."""
     track: Literal["tensorboard"] | None = None
-    """tensorboard: also write curves to the folder tensorboard in --out."""
+    """tensorboard: also write TensorBoard curves to the subfolder tensorboard of --out."""
     profile: bool = False
     """Do not train. Measure the throughput of data loading and of training steps, and show which one limits the
     speed."""
     settings: Annotated[Mapping[str, Any], Parameter(parse=False)] = field(default_factory=dict)
-    """Recipe fields that the user sets. The other fields are adapted to the dataset (`budget.fit`)."""
+    """Recipe fields that the user sets. `budget.fit` adapts the other fields to the dataset."""

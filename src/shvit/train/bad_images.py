@@ -1,4 +1,4 @@
-"""Images that cannot be used: found before or during training, listed in a file, and limited in number."""
+"""Finds images that cannot be used, lists them in a file, and stops training if there are too many."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ class TrainError(Failure):
 
 
 class BadImages:
-    """The bad images of a run. Stores the index of each image in its split, and the reason.
+    """The bad images of a run. Stores each image's index in its split, and why it cannot be used.
 
     Args:
         source: The dataset.
@@ -41,7 +41,7 @@ class BadImages:
         """Decode up to `PROBED` random images of each split.
 
         Raises:
-            TrainError: Too many of them are bad.
+            TrainError: Too many of the decoded images are bad.
         """
         for name, known in (("train", self.train), ("val", self.val)):
             split = self._splits[name]
@@ -65,11 +65,11 @@ class BadImages:
             kind = "training" if name == "train" else "validation"
             raise TrainError(
                 f"{bad} of {counted(seen, f'{kind} image')} cannot be used, "
-                f"more than --max-bad-share {self._max_share:g}; {self._out / 'bad_images.csv'} lists the reasons"
+                f"more than --max-bad-share {self._max_share:g} allows; see {self._out / 'bad_images.csv'}"
             )
 
     def write(self) -> None:
-        """Write bad_images.csv, if there are any."""
+        """Write bad_images.csv if there are bad images."""
         if self and self._writes:
             rows = [
                 [name, split.names[index], reason]

@@ -1,4 +1,4 @@
-"""Adapts a recipe to smaller datasets and fewer epochs than the published ones. Imports no torch."""
+"""Adapts a recipe to a smaller dataset and fewer epochs than in the published training. Imports no torch."""
 
 import math
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ from .recipes import RECIPES, TASK_RECIPES, small
 PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
 """Training images of ImageNet-1K, and the fraction of the published budget above which a recipe is not changed."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
-"""Augmentation is light up to the first number of epochs, and has its full strength from the second one."""
+"""Augmentation is light in runs of up to `LIGHT_EPOCHS`, and has its full strength from `FULL_EPOCHS` on."""
 ENOUGH_STEPS, MIN_CLASSIFIER_BATCH, MIN_DETECTOR_BATCH = 1400, 32, 4
 """Minimum number of optimizer steps, and minimum batch sizes of classifiers and of detectors.
 
-If a run has fewer steps, its batch size is halved until it has enough or until the minimum is reached.
+If a run has fewer steps, its batch size is halved until there are enough steps or the minimum batch size is reached.
 """
 MUON_EPOCHS, MUON_SIZE = 30, 128
 """Maximum number of epochs and minimum image size for Muon.
@@ -46,7 +46,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
 
 
 def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
-    """The changes for a small budget. Empty if the budget is at least half of the published one."""
+    """The changes for a small budget. The result is empty if the budget is at least half of the published one."""
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}
@@ -153,22 +153,22 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> dict[str, str]:
     budget = f"{counted(images, 'image')} x {counted(fitted.epochs, 'epoch')}"
     steps = images * fitted.epochs // published.batch_size
     minimum = MIN_DETECTOR_BATCH if published.name == "small" else MIN_CLASSIFIER_BATCH
-    halved = f"until there are {ENOUGH_STEPS:,}, but not below {minimum}"
+    halved = f"until there are {ENOUGH_STEPS:,} steps, but not below {minimum}"
     if fitted.batch_size < minimum:
         halved = f"until {counted(images, 'image')} fill a batch"
     averaged = round(1 / (1 - fitted.ema)) if fitted.ema < 1 else 0
     warmup = "a tenth of the epochs"
     if fitted.optimizer != "muon":
         warmup = "shortened in proportion to the epochs, and to at most a tenth of them"
-    muon = f"Muon with a linear schedule learns more than AdamW in up to {MUON_EPOCHS} epochs from new weights"
+    muon = f"Muon with a linear schedule learns more than AdamW in up to {MUON_EPOCHS} epochs from random weights"
     augmentation = "repeats crop_min interpolation rand_augment color_jitter mixup cutmix random_erasing"
     return {
-        "batch_size": f"{budget} give only {counted(steps, 'step')} of {published.batch_size:,}; halved {halved}",
+        "batch_size": f"{budget} give {counted(steps, 'step')} of {published.batch_size:,} images; halved {halved}",
         "optimizer schedule": muon,
-        "effective_lr": f"proportional to the square root of the batch size; --lr is for {fitted.lr_batch} images",
-        "weight_decay clip": "twice the weight decay and no clipping with smaller batches",
+        "effective_lr": f"proportional to the square root of the batch size; --lr is for a batch of {fitted.lr_batch}",
+        "weight_decay clip": "smaller batches use twice the weight decay and no gradient clipping",
         "ema ema_warmup": f"the EMA averages over about {averaged} steps, {EMA_SHARE:.0%} of the run",
         "warmup_epochs": warmup,
-        "schedule_by": "few epochs: the learning rate changes at every step",
-        augmentation: f"too few epochs for the full augmentation, which needs {FULL_EPOCHS}",
+        "schedule_by": "with few epochs, the learning rate changes at every step",
+        augmentation: f"too few epochs for the full augmentation, which needs {FULL_EPOCHS} epochs",
     }

@@ -1,4 +1,4 @@
-"""Checkpoints: everything needed to resume a run, in `state.pt`. Using a model does not need them."""
+"""Checkpoints: `state.pt` holds everything needed to resume a run. Using the trained model does not require it."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ NEWEST, PREVIOUS = "state.pt", "state.previous.pt"
 NAMES = NEWEST, PREVIOUS
 """File names, newest first."""
 DAMAGE = (RuntimeError, OSError, EOFError, TypeError, ValueError, KeyError, AttributeError, UnpicklingError)
-"""What torch raises for damaged files."""
+"""Exceptions that torch raises for damaged files."""
 
 
 class CheckpointError(InputError):
@@ -65,10 +65,10 @@ class Checkpoint:
         if self.processes != processes:
             yield (
                 f"the run began with {counted(self.processes, 'process', 'processes')} and resumes with {processes}: "
-                "each step uses the same images, but mixes and normalizes them differently"
+                "each step uses the same images, but groups them differently for mixup, CutMix and BatchNorm"
             )
         if self.precision != precision:
-            yield f"the run began in {self.precision} and resumes in {precision}"
+            yield f"the run began with precision {self.precision} and resumes with precision {precision}"
 
     def save(self, folder: Path) -> None:
         """Write state.pt atomically, and keep the previous one as state.previous.pt."""
@@ -81,10 +81,10 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> tuple["Checkpoint | None", list[str]]:
-        """The newest intact checkpoint (None if there are no checkpoints), and the errors of damaged ones.
+        """The newest intact checkpoint (None if there is none), and the error messages of damaged ones.
 
         Raises:
-            CheckpointError: All checkpoints are damaged.
+            CheckpointError: There are checkpoints, but all of them are damaged.
         """
         problems = []
         for path in (folder / name for name in NAMES):
@@ -103,7 +103,7 @@ class Checkpoint:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
             if content.pop("digest") != _digest(content):
-                raise ValueError("its checksum differs")
+                raise ValueError("its checksum does not match")
             return cls(**content)
         except DAMAGE as error:
             raise CheckpointError(f"{path} is damaged ({one_line(error, first=True)})") from None

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping. Gives the same result as timm's version in a third of the passes over the gradients.
+"""Adaptive gradient clipping. Gives the same result as timm's version with a third of the passes over the gradients.
 
 Source: A. Brock et al., "High-performance large-scale image recognition without normalization", 2021, section 4.1.
 """

@@ -1,4 +1,4 @@
-"""Knowledge distillation: training on a teacher's logits as well as the labels."""
+"""Knowledge distillation: training on a teacher's logits as well as on the labels."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ class Teacher:
         classes: The student's classes.
         preprocess: The student's image size and normalization.
         dtype: Data type of the teacher's forward pass.
-        cache: Stores logits, so that each is computed once. None computes them every time.
+        cache: Stores logits, so that they are computed only once. None: compute them every time.
 
     Raises:
         InputError: The teacher lacks a class, or does not support images of this size.
@@ -81,7 +81,7 @@ class LogitsCache:
     """A teacher's logits on disk, in fp16: one file per view of the images. The files are kept after the run.
 
     Args:
-        folder: Contains a subfolder for each combination of everything that the logits depend on.
+        folder: Cache folder. Gets a subfolder for each combination of settings that changes the logits.
         recipe: The student's recipe.
         preprocess: The student's preprocessing.
         about: Other values that the logits depend on: the teacher, the dataset and its classes.
@@ -114,7 +114,7 @@ class LogitsCache:
         return logits.float() if len(batch) and not logits.isnan().any() else None
 
     def put(self, batch: Batch, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """Store logits, and return them rounded to fp16, so new and cached logits give the same training."""
+        """Store logits, and return them rounded to fp16, so that training does not depend on the cache."""
         rounded = logits.half()
         self._of(batch.view)[batch.indices] = rounded.cpu().numpy()
         return rounded.float()
@@ -134,12 +134,12 @@ class LogitsCache:
 class Distill(Classify):
     """Classification with a teacher. If the student has a second head, that head learns from the teacher.
 
-    The loss is (1 - share) x the task's loss + share x the teacher's loss. The teacher's loss is the cross-entropy with
-    its top class (hard), or temperature^2 x the Kullback-Leibler divergence from its softened probabilities, averaged
-    over images (soft).
+    The loss is (1 - share) x the task's loss + share x the distillation loss. The distillation loss is the
+    cross-entropy with the teacher's top class (hard), or temperature^2 x the Kullback-Leibler divergence from the
+    teacher's softened probabilities, averaged over images (soft).
 
     Source: H. Touvron et al., "Training data-efficient image transformers & distillation through attention", 2021,
-    section 4. Its code also divides the soft loss by the number of classes, which makes it almost zero.
+    section 4. The paper's code also divides the soft loss by the number of classes, which makes it almost zero.
     """
 
     def __init__(
@@ -149,12 +149,12 @@ class Distill(Classify):
         self._teacher, self._kind, self._share, self._temperature = teacher, kind, share, temperature
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Augmented images, and targets: those of the task, and the teacher's logits."""
+        """Augmented images, and their targets: the task's targets and the teacher's logits."""
         inputs, targets = super().augment(images, batch)
         return inputs, (targets, self._teacher(inputs, batch))
 
     def loss(self, network: Any, images: Tensor, targets: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
-        """The weighted sum of both losses."""
+        """The weighted sum of the task's loss and the distillation loss."""
         outputs = network(images)
         own, taught = outputs if isinstance(outputs, tuple) else (outputs, outputs)
         labels, logits = targets

@@ -17,9 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import Failure, InputError, counted, notice, one_line
 
 START_TIMEOUT = timedelta(minutes=30)
-"""Time from the start of the first process to the start of the last one."""
+"""Maximum time between the start of the first process and the start of the last one."""
 TIMEOUT = timedelta(hours=2)
-"""Time to wait for another process, which may be reading a whole dataset. A lost process is detected at once."""
+"""Maximum wait for another process, which may be reading a whole dataset. A lost process is detected at once."""
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for each process."""
@@ -27,7 +27,7 @@ VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's rank among the training processes. They can communicate inside `connected`."""
+    """The rank of this process among all training processes, which can communicate inside `connected`."""
 
     rank: int = 0
     size: int = 1
@@ -36,7 +36,7 @@ class ProcessGroup:
 
     @classmethod
     def from_environment(cls) -> "ProcessGroup":
-        """Read torchrun's variables. A single process if none are set; an empty variable counts as not set.
+        """Read torchrun's variables. If none are set, there is a single process. Empty variables count as not set.
 
         Raises:
             InputError: Variables are missing, are not whole numbers, or contradict each other.
@@ -48,8 +48,8 @@ class ProcessGroup:
         missing = [name for name in VARIABLES if name not in given]
         if missing and numbers.get("WORLD_SIZE") != 1:
             raise InputError(
-                f"the environment has {', '.join(numbers)} of distributed training, but not {', '.join(missing)}: "
-                f"start it with torchrun, or unset {', '.join(numbers)}"
+                f"distributed training needs more environment variables (set: {', '.join(numbers)}; missing: "
+                f"{', '.join(missing)}): start training with torchrun, or unset {', '.join(numbers)}"
             )
         size, ranks = numbers["WORLD_SIZE"], {name: numbers.get(name, 0) for name in ("RANK", "LOCAL_RANK")}
         for name, rank in ranks.items():
@@ -71,7 +71,10 @@ class ProcessGroup:
         if self.size == 1 or not kind.startswith("cuda"):
             return kind
         if kind != "cuda":
-            raise InputError(f"device {kind} is a single GPU for {self.size} processes: use --device cuda")
+            raise InputError(
+                f"device {kind} names a single GPU, but there are {self.size} processes: use --device cuda to give "
+                "each its own"
+            )
         if self.local_rank >= (gpus := torch.cuda.device_count()):
             raise InputError(f"more processes than this machine's {counted(gpus, 'GPU')}: use --nproc-per-node {gpus}")
         return f"cuda:{self.local_rank}"
@@ -93,7 +96,7 @@ class ProcessGroup:
         group: dict[str, Any] = {"rank": self.rank, "world_size": self.size, "timeout": TIMEOUT}
         if "TORCHELASTIC_RUN_ID" not in os.environ:  # started by hand: the other processes may be missing
             address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-            notice(f"process {self.rank} of {self.size} is waiting for the others at {address}")
+            notice(f"process {self.rank} of {self.size} is waiting for the other processes at {address}")
         try:
             store, _, _ = next(rendezvous("env://"))
             store = distributed.PrefixStore(_agree_on_name(store, self.rank, self.size), store)
@@ -103,7 +106,7 @@ class ProcessGroup:
             if isinstance(error, Failure) or not _lost_connection(error):
                 raise
             raise Failure(
-                f"process {self.rank} of {self.size} lost the connection to another one "
+                f"process {self.rank} of {self.size} lost the connection to another process "
                 f"({one_line(error, first=True)}); the last checkpoint is kept"
             ) from error
         finally:
@@ -111,7 +114,7 @@ class ProcessGroup:
                 distributed.destroy_process_group()
 
     def wrap(self, model: nn.Module, unused_parameters: bool) -> nn.Module:
-        """Wrap a network in DDP: averages gradients over all processes and copies the buffers of the first one."""
+        """Wrap a network in DDP, which averages gradients and copies the buffers of rank 0 to the other processes."""
         if self.size == 1:
             return model
         return DistributedDataParallel(model, find_unused_parameters=unused_parameters)
@@ -153,7 +156,7 @@ class ProcessGroup:
         return result
 
     def mark_begun(self, run: str) -> None:
-        """Record that a run has begun, also for processes that torchrun restarts."""
+        """Record that a run has begun. The record outlives the processes that torchrun restarts."""
         if (store := _agent_store()) is not None:
             store.set(f"begun/{run}", "")
 
@@ -178,7 +181,7 @@ def _whole(name: str, text: str) -> int:
 
 
 def _agree_on_name(store: distributed.Store, rank: int, size: int) -> str:
-    """A name that is the same for all processes of this start, and different from that of any earlier start.
+    """A name that all processes of this start share, and that no earlier start used.
 
     torchrun keeps its store when it restarts processes, with outdated entries such as addresses.
     """
@@ -203,7 +206,7 @@ def _agree_on_name(store: distributed.Store, rank: int, size: int) -> str:
 
 
 def _agent_store() -> distributed.Store | None:
-    """torchrun's own store, which outlives the processes that it starts. None without torchrun."""
+    """torchrun's own store, which outlives the training processes. None without torchrun."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     return next(rendezvous("env://"))[0]

@@ -1,4 +1,4 @@
-"""Settings without effect. They are rejected if the user gives them. Imports no torch."""
+"""Rejects settings that the user gave but that have no effect. Imports no torch."""
 
 from collections.abc import Collection
 

@@ -1,4 +1,4 @@
-"""The training loop of every task. The seed, the epoch and the step fix the images and random numbers of a step."""
+"""The training loop of every task. Seed, epoch and step number determine each step's images and random numbers."""
 
 import contextlib
 import math
@@ -40,13 +40,13 @@ LOSSES_KEPT = 20
 
 
 class Trainer:
-    """Trains the network of `start` on `source`, and writes everything to the folder `out`.
+    """Trains the network of `start` on `source`, and writes all files to the folder `out`.
 
     Args:
         recipe: The recipe, adapted to the dataset by `fit`.
         workers: Data-loading workers per training process.
         facts: Added to the provenance of the model files.
-        group: The training processes. Each has a trainer; the main process writes.
+        group: The training processes. Each has its own trainer; only the main process writes files.
         save_every: Steps between checkpoints.
     """
 
@@ -75,7 +75,7 @@ class Trainer:
         task.ready(self.model.train())  # may freeze weights, so it must run before DDP and the optimizer are created
         check_norms(self.model, recipe, start.preprocess.image_size, self.group.size)
         self.normalize = Normalize(start.preprocess).to(self.device)
-        unused = start.architecture.detector is not None  # timm backbones have layers after the last used map
+        unused = start.architecture.detector is not None  # timm backbones have layers after the last feature map used
         self.wrapped = self.group.wrap(self.model, unused)
         self.network = torch.compile(self.wrapped, dynamic=False) if self.compiled else self.wrapped
         self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=recipe.ema_warmup) if recipe.ema else None
@@ -121,7 +121,7 @@ class Trainer:
 
         Raises:
             TrainError: The loss or the weights are not finite, or too many images cannot be used.
-            CheckpointError: `resume`, and all checkpoints are damaged.
+            CheckpointError: `resume` is set, but all checkpoints are damaged.
         """
         if not (resume and self._restore()):
             self.bad.train, self.bad.val = self.group.on_main(self._probe)
@@ -151,7 +151,7 @@ class Trainer:
         return TrainResult(self.out, self.epoch, self.best_metrics, stopped_by, self.seconds, speed)
 
     def _train_epoch(self) -> tuple[int, float, float]:
-        """Run the remaining steps of this epoch. Returns images, seconds, and seconds spent waiting for data."""
+        """Run the remaining steps of this epoch. Returns images, seconds, and the seconds spent waiting for data."""
         self.task.ready(self.model.train())
         self.train_loader.sampler.start = self.step
         batches = self.train_loader.epoch(self.epoch)
@@ -211,7 +211,7 @@ class Trainer:
         return loss.detach()
 
     def _add_losses(self) -> None:
-        """Average the stored losses over all processes and add them to the sum. Raises TrainError unless finite."""
+        """Add the stored losses, averaged over all processes, to the sum. Raises TrainError if one is not finite."""
         if not self._losses:
             return
         for loss in self.group.sum(*torch.stack(self._losses).tolist()):
@@ -226,10 +226,10 @@ class Trainer:
         return TrainError(f"{what} in {where}; {kept}try an --lr below {self.recipe.lr:g}")
 
     def _end_epoch(self, speed: float, wait_share: float) -> None:
-        """Evaluates, writes the files, and prepares the next epoch."""
+        """Evaluate, write the files, and prepare the next epoch."""
         started, headline = time.perf_counter(), self.task.headline
         if not all(value.isfinite().all() for value in self.model.state_dict().values()):
-            raise self._diverged("the weights became infinite")
+            raise self._diverged("the weights became infinite or NaN")
         self._gather_bad()
         self.bad.check("train")
         row: dict[str, Any] = {"epoch": self.epoch + 1, "train_loss": self.mean_loss, "lr": self._lr}
@@ -268,7 +268,8 @@ class Trainer:
     def _candidates(self) -> dict[str, torch.nn.Module]:
         """The weights to evaluate.
 
-        With an EMA, this is the EMA. The model's own weights are added in the last epoch, or if evaluation is cheap.
+        With an EMA, these are the EMA weights; the model's own weights are added in the last epoch, or if evaluation is
+        cheap.
         """
         if self.ema is None:
             return {"model": self.model}
@@ -290,7 +291,7 @@ class Trainer:
             append_row(self.out, row, self.task.headline)
 
     def _save_checkpoint(self) -> None:
-        """Write a checkpoint. All processes must call this; the main process writes."""
+        """Write a checkpoint. All processes must call this; only the main process writes."""
         self._add_losses()
         self._gather_bad()
         if not self.group.is_main:
@@ -323,7 +324,7 @@ class Trainer:
             return False
         if checkpoint.fingerprint != self.source.fingerprint:
             raise TrainError(
-                f"dataset {self.source.name} is not the data that {self.out} was trained on: choose another --out"
+                f"dataset {self.source.name} is not the data that the run in {self.out} began with: give another --out"
             )
         warnings = [f"{problem}; resuming from the previous checkpoint" for problem in problems]
         for warning in [*warnings, *checkpoint.differences(self.group.size, self.precision)]:
@@ -375,7 +376,7 @@ class Trainer:
         ]
 
     def progress(self, images_per_second: float = 0.0, data_wait: float = 0.0) -> Progress:
-        """The current position."""
+        """The current position in the run."""
         epochs, steps = self.recipe.epochs, len(self.train_loader)
         position = self.epoch, self.step, epochs, steps, self.mean_loss, self._lr, len(self.bad)
         return Progress(*position, images_per_second, data_wait)
@@ -386,12 +387,12 @@ class Trainer:
 
     @property
     def mean_loss(self) -> float:
-        """Mean over the steps of this epoch whose losses were checked."""
+        """Mean loss over those steps of this epoch whose losses were checked."""
         return self.loss_sum / max(1, self.step - len(self._losses))
 
     @property
     def steps_per_epoch(self) -> int:
-        """The planned number of steps: bad images found later do not change it."""
+        """The planned number of steps per epoch. Bad images that are found later do not change it."""
         return max(1, len(self.source.train) // self.recipe.batch_size)
 
     def _stop(self, by: signal.Signals) -> None:

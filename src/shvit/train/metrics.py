@@ -19,7 +19,7 @@ def append_row(out: Path, row: dict[str, Any], headline: str) -> None:
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, the last one of each epoch. Skips a line that a crash cut short."""
+    """The last row of each epoch in metrics.jsonl. Skips a line that a crash cut short."""
     rows: dict[int, dict[str, Any]] = {}
     for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):
@@ -29,7 +29,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def remove_rows_after(out: Path, epoch: int) -> None:
-    """Remove the rows of later epochs. They have no checkpoint, so a resumed run repeats them."""
+    """Remove the rows after this epoch. Later epochs have no checkpoint, so a resumed run repeats them."""
     path = out / "metrics.jsonl"
     if path.exists():
         rows = [row for row in read_metrics(out) if row["epoch"] <= epoch]

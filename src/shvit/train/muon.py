@@ -19,7 +19,7 @@ COEFFICIENTS = (
 )
 """Coefficients of the Newton-Schulz iterations: the first two and the last of timm's five.
 
-The others are left out because each iteration costs a tenth of a training step.
+The other two are left out because each iteration costs a tenth of a training step.
 """
 
 
@@ -28,11 +28,11 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         groups: Parameter groups, each with its own `weight_decay`, as for torch's optimizers.
-        lr: Learning rate of both. Muon steps are scaled to the size of AdamW steps.
-        weight_decay: For groups without their own.
+        lr: Learning rate of Muon and AdamW. Muon steps are scaled to the size of AdamW steps.
+        weight_decay: Weight decay of groups that do not set their own.
         momentum: Nesterov momentum of Muon.
         betas: Coefficients of AdamW.
-        dtype: Data type to orthogonalize in; default: that of the gradients.
+        dtype: Data type for the orthogonalization. Default: the data type of the gradients.
 
     Source: K. Jordan et al., "Muon", 2024; the scale: J. Liu et al., "Muon is scalable for LLM training", 2025.
     """
@@ -79,9 +79,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Float[Tensor, "m n"], dtype: torch.dtype | None = None) -> Float[Tensor, "m n"]:
-    """Approximate U V^T of the singular value decomposition U S V^T: singular values become about 1, unless tiny.
+    """Approximate U V^T of the singular value decomposition U S V^T: singular values become about 1, except tiny ones.
 
-    Computes in `dtype` (default: that of `matrix`). The result has the data type of `matrix`.
+    Computes in `dtype` (default: the data type of `matrix`). The result has the data type of `matrix`.
     """
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = (x / x.norm().clamp_min(1e-7)).to(dtype)

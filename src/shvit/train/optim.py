@@ -34,14 +34,14 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
         dtype = torch.bfloat16 if pick_precision(recipe, device) == "bf16" else None
         return Muon(groups, lr, decay, dtype=dtype, **options)
     if recipe.optimizer == "adamw":
-        options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass instead of ten
+        options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass over memory, not ten
     try:
         optimizer = create_optimizer_v2(
             model, recipe.optimizer, lr=lr, weight_decay=decay, filter_bias_and_bn=not recipe.decay_all, **options
         )
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer {recipe.optimizer} does not take these settings: {error}") from None
-    if recipe.beta2 is not None and "betas" not in optimizer.defaults:  # timm drops it
+    if recipe.beta2 is not None and "betas" not in optimizer.defaults:  # timm has ignored beta2
         raise InputError(f"beta2 has no effect with optimizer {recipe.optimizer}, which has no second moment")
     return optimizer
 
@@ -69,7 +69,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
             t_in_epochs=False,
         )
     kind = CosineLRScheduler if recipe.schedule == "cosine" else partial(PolyLRScheduler, power=1.0)
-    lag = steps_per_epoch if cooldown and recipe.schedule_by == "epoch" else 0  # cool-down starts with its epoch
+    lag = steps_per_epoch if cooldown and recipe.schedule_by == "epoch" else 0  # the schedule is an epoch late
     return kind(
         optimizer,
         t_initial=max(1, recipe.epochs * steps_per_epoch - cooldown - lag),
@@ -81,7 +81,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
 
 
 def schedule_time(recipe: Recipe, epoch: int, share: float, steps_per_epoch: int) -> int:
-    """The position in the schedule, in steps, after `epoch` epochs and this fraction of the next one.
+    """The position in the schedule, in steps, after `epoch` epochs and the fraction `share` of the next epoch.
 
     With `schedule_by` epoch, this follows the authors' code, which updates the schedule at the end of an epoch with the
     number of that epoch: the position is 0 in epochs 0 and 1, and one epoch in epoch 2.

@@ -1,4 +1,4 @@
-"""Training precision, torch.compile, and batches too small for BatchNorm."""
+"""Selects the precision, decides whether to compile, and rejects batches that are too small for BatchNorm."""
 
 import shutil
 import sys
@@ -16,7 +16,7 @@ from ..modelfile import ModelFile
 from .recipe import Recipe
 
 COMPILE_PAYS = {"cpu": 6e12, "cuda": 2e15}
-"""Minimum multiply-accumulates of a run's forward passes for which compiling saves more time than it costs."""
+"""Compiling saves time if all forward passes of a run together need more multiply-accumulates than this."""
 
 
 def pick_precision(recipe: Recipe, device: str) -> str:
@@ -29,7 +29,7 @@ def pick_precision(recipe: Recipe, device: str) -> str:
 
 
 def pick_training_precision(recipe: Recipe, device: str, start: ModelFile) -> str:
-    """As `pick_precision`, but fp32 on CPUs if bf16 gradients would be wrong (see `steps_over_maps`).
+    """Like `pick_precision`, but fp32 on CPUs if bf16 gradients would be wrong (see `steps_over_maps`).
 
     Raises:
         InputError: The recipe asks for bf16, and its gradients would be wrong.
@@ -69,8 +69,8 @@ def check_norms(model: Model, recipe: Recipe, image_size: int, processes: int) -
     if not set(norms).isdisjoint(single):
         each = f" for each of {pieces} micro-batches (processes x accumulate)" if pieces > 1 else ""
         raise InputError(
-            f"BatchNorm needs at least two images, and batch_size {recipe.batch_size} gives one{each}: "
-            f"it must be at least {2 * pieces}"
+            f"BatchNorm needs at least two images, but batch_size {recipe.batch_size} gives one{each}: "
+            f"batch_size must be at least {2 * pieces}"
         )
 
 
@@ -92,10 +92,10 @@ def _inputs(model: Model, image_size: int, kind: type[torch.nn.Module]) -> list[
 
 
 def picks_compile(recipe: Recipe, device: torch.device, start: ModelFile, images: int) -> bool:
-    """Whether to compile. Depends on counts, not on timings, so that a command always trains the same network.
+    """Whether to compile. Does not depend on measured times, so that a command always trains the same network.
 
     Raises:
-        InputError: The recipe enables it for a detector. A detector's targets change in size at every step.
+        InputError: The recipe enables compiling for a detector, whose targets change in size at every step.
     """
     if start.architecture.detector is not None:
         if recipe.compile == "on":

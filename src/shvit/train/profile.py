@@ -35,7 +35,7 @@ class Profile:
 
     @property
     def bottleneck(self) -> Literal["data", "compute"]:
-        """The slower one of data loading and computing."""
+        """The slower of data loading and computing."""
         return "data" if self.data < self.compute else "compute"
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def time_steps(trainer: Trainer, workers: int) -> Profile:
 
 
 def _steps(trainer: Trainer, pieces: int) -> Iterator[list[Batch]]:
-    """Yield the micro-batches of one step after another, endlessly. Skips steps with an empty micro-batch."""
+    """Yield the micro-batches of each step, endlessly. Skips steps with an empty micro-batch."""
     epoch = 0
     while True:
         batches, usable = trainer.train_loader.epoch(epoch), 0
@@ -89,7 +89,7 @@ def _steps(trainer: Trainer, pieces: int) -> Iterator[list[Batch]]:
                 usable += 1
                 yield step
         if not usable:
-            raise TrainError("no step of an epoch has usable images")
+            raise TrainError("no training step of a whole epoch has usable images")
         epoch += 1
 
 

@@ -25,7 +25,7 @@ CURVE_STEPS = 20
 
 @dataclass(frozen=True)
 class Progress:
-    """Position of a run. Averages are over the current epoch."""
+    """Position in a run. Loss, throughput and data wait are averages over the current epoch."""
 
     epoch: int
     """Completed epochs."""
@@ -95,7 +95,7 @@ class Reporter:
         self.console = console or Console(quiet=True)
         takes_all(self.console.file)
         self.curves: Path | None = None
-        """Folder for TensorBoard curves. None writes none."""
+        """Folder for TensorBoard curves. None: do not write curves."""
         self._curves: Any = None
         self._bar: bars.Progress | None = None
         self._last_line = 0.0
@@ -186,7 +186,7 @@ class Reporter:
         say(self.console, message, style="yellow")
 
     def finished(self, out: Path, epochs: int) -> None:
-        """Print instead of `training` if a resumed run is already complete."""
+        """Called instead of `training` if a resumed run is already complete."""
         say(self.console, f"nothing to resume: the run in {out} is complete ({epochs} of {epochs} epochs)")
 
     def fitted(self, choices: Sequence[Choice], images: int, epochs: int) -> None:
@@ -194,7 +194,7 @@ class Reporter:
         if not choices:
             return
         budget = f"{counted(images, 'image')} x {counted(epochs, 'epoch')}"
-        say(self.console, f"settings for {budget} (published values in parentheses; flags override them):")
+        say(self.console, f"settings for {budget} (published values in parentheses; a flag overrides each setting):")
         for reason, group in groupby(choices, lambda choice: choice.reason):
             shown = (f"{each.field.replace('_', ' ')} {_value(each.used)} ({_value(each.published)})" for each in group)
             say(self.console, f"  {', '.join(shown)}: {reason}")

@@ -40,12 +40,12 @@ class Recipe:
         False, "Keep the aspect ratio: --image-size is the length of the shorter side.", tasks=OBJECT_TASKS
     )
     batch_size: int = _setting(2048, "Images per step, over all processes.", 1)
-    accumulate: int = _setting(1, "Gradient accumulation: micro-batches of each process per step.", 1)
+    accumulate: int = _setting(1, "Gradient accumulation: number of micro-batches per step in each process.", 1)
     lr: float = _setting(1e-3, "Learning rate for a batch of --lr-batch images.", 0)
     lr_batch: int = _setting(
         512,
-        "Batch size that --lr refers to: the effective learning rate is lr x batch_size / lr_batch. Given without "
-        "--lr, it keeps the effective learning rate.",
+        "Batch size that --lr refers to: the effective learning rate is lr x batch_size / lr_batch. --lr-batch "
+        "without --lr does not change the effective learning rate.",
         1,
     )
     schedule: Literal["cosine", "linear", "step"] = _setting(
@@ -55,8 +55,9 @@ class Recipe:
     )
     schedule_by: Literal["epoch", "step"] = _setting(
         "epoch",
-        "When the cosine and linear schedules update the learning rate. epoch: as in the authors' code, epochs 1 and 2 "
-        "use --warmup-lr, and each later epoch uses the schedule's value for the epoch before it.",
+        "When the cosine and linear schedules update the learning rate. step: at every step. epoch: once per epoch, as "
+        "in the authors' code: epochs 1 and 2 use --warmup-lr, and each later epoch uses the schedule's value for the "
+        "epoch before it.",
     )
     min_lr: float = _setting(1e-5, "Effective learning rate at the end of the schedule.", 0)
     warmup_lr: float = _setting(1e-6, "Effective learning rate at the first step.", 0)
@@ -69,7 +70,7 @@ class Recipe:
     clip: float = _setting(
         0.02, "Adaptive gradient clipping: largest gradient norm as a fraction of the weight norm. 0 disables it.", 0
     )
-    ema: float = _setting(0.99996, "Decay of the EMA weights per step. 0 disables them.", 0, 1)
+    ema: float = _setting(0.99996, "Decay of the EMA weights per step. 0 disables the EMA.", 0, 1)
     ema_warmup: bool = _setting(
         False,
         "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Without it, the decay is --ema from the first "
@@ -78,12 +79,14 @@ class Recipe:
     eval_fit: Literal["crop", "squash"] | None = _setting(
         None,
         "How images are resized for evaluation. crop: center crop. squash: resize the whole image to a square. "
-        "Default: as the starting weights were trained, or crop for new weights.",
+        "Default: the setting of the starting weights, or crop for random weights.",
         tasks=CLASSIFY,
     )
     crop_min: float = _setting(0.08, "Smallest area of a training crop, as a fraction of the image.", 0, 1, CLASSIFY)
     interpolation: Literal["random", "bilinear", "bicubic"] = _setting(
-        "bicubic", "Interpolation of training crops and RandAugment. random: either one at random.", tasks=CLASSIFY
+        "bicubic",
+        "Interpolation of training crops and RandAugment. random: bilinear or bicubic, chosen anew for each image.",
+        tasks=CLASSIFY,
     )
     flip: float = _setting(0.5, "Probability of a horizontal flip.", 0, 1)
     color_jitter: float = _setting(0.4, "Strength of color jitter. Used only without RandAugment, as in DeiT.", 0, 10)
@@ -95,7 +98,7 @@ class Recipe:
     repeats: int = _setting(1, "Repeated augmentation: copies of each image per epoch.", 1, tasks=CLASSIFY)
     views: int | None = _setting(
         None,
-        "Number of augmented versions of each image; epochs cycle through them. Default: a new one every epoch.",
+        "Number of augmented versions of each image; epochs cycle through them. Default: a new version in every epoch.",
         1,
         tasks=CLASSIFY,
     )
@@ -113,7 +116,7 @@ class Recipe:
         "auto", "Training precision. auto: bf16 if the processor supports it, otherwise fp16 on GPUs and fp32 on CPUs."
     )
     compile: Literal["auto", "on", "off"] = _setting(
-        "auto", "Use torch.compile. auto: if the run is long enough to save time."
+        "auto", "Use torch.compile. auto: only if the run is long enough to save time."
     )
     seed: int = _setting(0, "Random seed of weight initialization, image order, augmentation and validation split.", 0)
     val_share: float = _setting(
@@ -128,7 +131,7 @@ class Recipe:
     )
     frozen_norms: Literal["none", "statistics", "all"] = _setting(
         "none",
-        "Freeze the backbone's BatchNorm statistics, or also its weights (all). Recommended for small batches.",
+        "Freeze the backbone's BatchNorm statistics, or statistics and weights (all). Recommended for small batches.",
         tasks=OBJECT_TASKS,
     )
     layout: Literal["torchvision", "paper"] = _setting(
@@ -180,7 +183,7 @@ class Recipe:
 
 
 BEFORE = {"schedule_by": "step", "ema_warmup": True, "interpolation": "random"}
-"""Values of fields that are missing in recipe.json, because the run began before the fields existed."""
+"""Values for fields that recipe.json lacks because the run began before the fields existed."""
 
 OLD_NAMES = {
     "rate": "lr",

@@ -22,8 +22,8 @@ def scratch(model: str = "shvit_s1") -> Recipe:
     Flags: `--model shvit_s1`. On 8 GPUs, each step takes 256 images per GPU.
 
     The authors' code multiplies the paper's learning rate of 1e-3 by batch / 512, so the published networks were
-    trained with 4e-3 at batch 2048. This recipe does the same. It has no cool-down, because their code never reaches
-    it. docs/training.md lists the other settings.
+    trained with 4e-3 at batch 2048. This recipe does the same. It has no cool-down: the authors' code defines one but
+    never reaches it. docs/training.md lists the other settings.
 
     Published top-1: 72.8, 75.2, 77.4, 79.4 % for S1 to S4. Not yet run here at that scale.
     """
@@ -31,7 +31,7 @@ def scratch(model: str = "shvit_s1") -> Recipe:
 
 
 def distill(model: str = "shvit_s1") -> Recipe:
-    """`scratch` with a teacher: DeiT's hard distillation from RegNetY-160, with half of the loss.
+    """`scratch` with a teacher: DeiT's hard distillation from RegNetY-160, as half of the loss.
 
     Flags: `--model shvit_s1 --recipe distill`. `--teacher` takes any model file or timm/NAME. `--distillation soft`
     uses the teacher's probabilities instead of its top class.
@@ -43,16 +43,16 @@ def distill(model: str = "shvit_s1") -> Recipe:
 
 
 def highres(model: str = "shvit_s1") -> Recipe:
-    """Fine-tuning at 384 pixels of weights trained at 224 or 256: 30 epochs with almost no weight decay.
+    """Fine-tuning at 384 pixels, from weights trained at 224 or 256: 30 epochs with almost no weight decay.
 
     Flags: `--model runs/s4/best.safetensors --recipe highres --image-size 512`.
 
-    The authors published two settings. These are the arguments that they posted with their network for 512 pixels, all
-    taken as effective learning rates, with the schedule of `scratch` over 30 epochs. `highres_paper` is the other. As
-    in the authors' code, evaluation resizes the whole image to a square (`--eval-fit squash`).
+    The authors published two sets of settings. This recipe uses the arguments that they posted with their network for
+    512 pixels, with all learning rates read as effective ones, and the schedule of `scratch` over 30 epochs.
+    `highres_paper` uses the other set. Evaluation resizes the whole image to a square (`--eval-fit squash`).
 
     Published top-1: 82.0 % for S4 at 512. Not yet run here at that scale. S1 on imagenette160 gained 1.0 points from
-    160 to 224 pixels in 2 epochs, all of it from the resolution (docs/benchmarks.md).
+    160 to 224 pixels in 2 epochs, all of which came from the resolution (docs/benchmarks.md).
     """
     return replace(
         highres_paper(model), name="highres", batch_size=256, lr=4e-5, lr_batch=256, min_lr=2e-7, warmup_lr=2e-8
@@ -60,12 +60,12 @@ def highres(model: str = "shvit_s1") -> Recipe:
 
 
 def highres_paper(model: str = "shvit_s1") -> Recipe:
-    """`highres` as the paper's text describes it: learning rate 0.004, a hundred times the one that the authors posted.
+    """`highres` as the paper's text describes it: learning rate 0.004, 100 times the learning rate of `highres`.
 
     Flags: `--model runs/s4/best.safetensors --recipe highres-paper --image-size 512`.
 
     The text gives no batch size. This recipe takes 0.004 as the effective learning rate at batch 2048, as in `scratch`.
-    It is not known which of the two produced the published network. Cost and outcome: as `highres`. Not yet run here.
+    It is not known which of the two produced the published network. Cost and outcome: see `highres`. Not yet run here.
     """
     return replace(
         scratch(model), name="highres-paper", epochs=30, image_size=384, weight_decay=1e-8, eval_fit="squash"
@@ -96,7 +96,7 @@ def coco_1x(model: str = "shvit_s1") -> Recipe:
     """The authors' training on COCO: 12 epochs from ImageNet weights, shorter side 800, flips, batch 16.
 
     Flags: `--task detect --recipe coco_1x --model shvit_s4.in1k` for boxes (RetinaNet), `--task segment` for masks
-    (Mask R-CNN). On 8 GPUs, each step takes 2 images per GPU. docs/detection.md compares every setting with theirs.
+    (Mask R-CNN). On 8 GPUs, each step takes 2 images per GPU. docs/detection.md compares it with the authors' settings.
 
     Published AP of S4: 38.8 for boxes (RetinaNet); 39.0 for boxes and 35.9 for masks (Mask R-CNN). Not yet run here at
     that scale.
@@ -169,20 +169,20 @@ NEEDS_TRAINED_WEIGHTS = ("finetune", "highres", "highres-paper")
 
 
 def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str = "classify") -> Recipe:
-    """The recipe of this name for a network variant, with these fields set.
+    """The recipe of this name for a network variant, with the fields in `settings` replaced.
 
     Raises:
         InputError: The recipe or a field does not exist for this task, or a value is out of range.
     """
     if name not in TASK_RECIPES[task]:
-        raise InputError(f"unknown recipe {name!r} of task {task}: choose from {', '.join(TASK_RECIPES[task])}")
+        raise InputError(f"unknown recipe {name!r} for task {task}: choose from {', '.join(TASK_RECIPES[task])}")
     allowed = sorted(
         entry.name
         for entry in fields(Recipe)
         if entry.name != "name" and task in (entry.metadata["tasks"] or TASK_RECIPES)
     )
     if unknown := sorted(set(settings) - set(allowed)):
-        raise InputError(f"a recipe of task {task} has no {', '.join(unknown)}: choose from {', '.join(allowed)}")
+        raise InputError(f"recipes for task {task} have no {', '.join(unknown)}: choose from {', '.join(allowed)}")
     base = RECIPES[name](variant)
     shorter = {}
     if "epochs" in settings:  # warm-up and cool-down shrink with the number of epochs

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 class TimeLeft:
-    """Estimates the remaining time from the steps and epoch ends since the start. Ignores the first step (compilation).
+    """Estimates the remaining time from the steps and epoch ends so far. Ignores the first step, which may compile.
 
     The end of an epoch is everything between its last step and the next epoch: evaluation and writing files.
 
@@ -13,8 +13,8 @@ class TimeLeft:
         epochs: Epochs of the whole run.
         steps: Steps of an epoch.
         eval_every: Epochs between evaluations.
-        eval_steps: Duration of an evaluation in steps, used until one has been measured.
-        clock: Returns seconds.
+        eval_steps: Duration of an evaluation in units of steps, used until an evaluation has been measured.
+        clock: Returns the time in seconds.
     """
 
     def __init__(

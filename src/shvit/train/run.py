@@ -33,7 +33,7 @@ from .recipes import NEEDS_TRAINED_WEIGHTS, TASK_RECIPES, make_recipe
 from .start import is_trained, make_task, starting_point, variant_of
 
 RECORD = "recipe.json"
-"""File in a run's folder that records how the run began."""
+"""File in a run's folder that records the settings with which the run began."""
 OR_RESUME = ", or --resume to continue the run in it"
 
 
@@ -50,7 +50,7 @@ class TrainPlan:
     drawn_by: DrawnBy = "content"
     """How validation images are drawn, if the dataset has no validation split."""
     known: Mapping[str, Any] | None = None
-    """`trained_on` of a resumed run."""
+    """The recorded `trained_on` of a resumed run. None for a new run."""
 
     def warnings(self) -> list[str]:
         """A warning if the starting weights were, or may have been, trained on validation images."""
@@ -58,13 +58,13 @@ class TrainPlan:
         known = TrainedOn.recorded(provenance)
         if known is None:
             unknown = self.source.drawn and "data_fingerprint" in provenance
-            text = "was written by an earlier version of shvit and does not list its training images: some may be"
+            text = "was written by an earlier version of shvit and does not list its training images: they may include"
             return [f"{self.model} {text} validation images"] if unknown else []
         count, text = int(known.among(val.images).sum()), "validation images: the measured accuracy will be too high"
         return [f"{self.model} was trained on {count:,} of the {len(val):,} {text}"] if count else []
 
     def trained_on(self) -> Mapping[str, Any]:
-        """Identities of all images that this run and its starting weights are trained on."""
+        """Identities of all images that this run trains on or that its starting weights were trained on."""
         if self.known:
             return self.known
         return (TrainedOn.of(self.source.train.images) | TrainedOn.recorded(self.start.provenance)).to_dict()
@@ -73,8 +73,8 @@ class TrainPlan:
 def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResult:
     """Train a network, and write best.safetensors and the other files of the run to `request.out`.
 
-    Processes started by torchrun train one network together. If torchrun restarts them after one was lost, they resume
-    from the last checkpoint. Without a reporter, nothing is printed.
+    Processes started by torchrun train one network together. If torchrun restarts them because one was lost, they
+    resume from the last checkpoint. Without a reporter, nothing is printed.
 
     Raises:
         InputError: The request is wrong. Nothing was trained.
@@ -112,7 +112,7 @@ def profile(request: TrainRequest) -> Profile:
     """Measure what would limit the speed of `train` on this machine. Writes nothing.
 
     Raises:
-        InputError: As `train`.
+        InputError: As for `train`.
     """
     group = ProcessGroup.from_environment()
     device = group.device(pick_device(request.device))
@@ -131,7 +131,7 @@ def _check_tracker(name: str | None) -> None:
 def _claim(out: Path, new: bool, until: ExitStack) -> None:
     """Lock the run's folder. Raises InputError if another process is training or has just trained there."""
     out.mkdir(parents=True, exist_ok=True)
-    taken = f"another training is writing to {out}: wait until it ends, or choose another --out"
+    taken = f"another training run is writing to {out}: wait until it ends, or choose another --out"
     until.enter_context(locked(out / ".lock", taken))
     check_folder(out, new=new, otherwise=OR_RESUME)
 
@@ -145,7 +145,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
     if draft.name in NEEDS_TRAINED_WEIGHTS and not is_trained(model):
         published = f"{model if model in VARIANTS else 'shvit_s1'}.in1k"
         raise InputError(
-            f"recipe {draft.name} needs trained weights, and {model} has none: --model must be a model file or "
+            f"recipe {draft.name} needs trained weights, but {model} has none: --model must be a model file or "
             f"published weights such as {published}"
         )
     source = _opened(request.data, task, draft)

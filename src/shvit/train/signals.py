@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def on_stop_signal(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
-    """In this context, the first SIGINT or SIGTERM calls `stop` instead of ending the program. A second SIGINT ends it.
+    """In this context, the first SIGINT or SIGTERM calls `stop`. A SIGINT after that raises KeyboardInterrupt.
 
     Does nothing outside the main thread.
     """

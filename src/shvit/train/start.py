@@ -23,18 +23,18 @@ from .recipe import Recipe
 
 
 def is_trained(model: str) -> bool:
-    """Whether this names trained weights: a model file or published weights."""
+    """Whether `model` names trained weights: a model file or published weights."""
     return model in PUBLISHED_TOP1 or Path(model).suffix == ".safetensors" or Path(model).is_file()
 
 
 def variant_of(model: str) -> str:
-    """The name of a network in recipes: the architecture of a model file, or the name without family and tag."""
+    """The name of a network in recipes: a model file's architecture, or the model name without family and tag."""
     name = load_model(model).architecture.name if Path(model).is_file() else model
     return name.removeprefix(TIMM_PREFIX).partition(".")[0]
 
 
 def starting_point(model: str, source: Dataset | CocoDataset, recipe: Recipe, task: str = "classify") -> ModelFile:
-    """The network to train: new, or trained weights with a head for the dataset's classes.
+    """The network to train: random weights, or trained weights with a head for the dataset's classes.
 
     With a teacher, SHViT networks get a second head.
     """
@@ -45,7 +45,7 @@ def starting_point(model: str, source: Dataset | CocoDataset, recipe: Recipe, ta
 
 
 def _detector(task: str, model: str, source: Dataset | CocoDataset, recipe: Recipe) -> ModelFile:
-    """A detector with a new backbone, or with the weights of a classifier or a detector."""
+    """A detector with random weights, or with the weights of a classifier or a detector."""
     count, kind, provenance = len(source.classes), kind_of(task).detector, {}
     if is_trained(model):
         trained = load_model(model)
@@ -60,7 +60,7 @@ def _detector(task: str, model: str, source: Dataset | CocoDataset, recipe: Reci
         known, provenance = trained.preprocess, trained.provenance
     elif recipe.frozen_norms != "none":
         raise InputError(
-            f"frozen_norms {recipe.frozen_norms} needs trained BatchNorms, and {model} has none: --model must be a "
+            f"frozen_norms {recipe.frozen_norms} needs trained BatchNorms, but {model} has none: --model must be a "
             "model file or published weights"
         )
     else:
@@ -78,7 +78,7 @@ def _classifier(task: str, model: str, source: Dataset | CocoDataset, recipe: Re
     if is_trained(model):
         trained = load_model(model)
         if not kind_of(trained.task).labels_images:
-            raise InputError(f"{model} is a model of task {trained.task}: classification needs a classifier's file")
+            raise InputError(f"{model} is a model for task {trained.task}: to train a classifier, give a classifier")
         distilled = recipe.teacher is not None and trained.architecture.config is not None
         architecture = replace(trained.architecture, num_classes=count, distilled=distilled)
         network = transfer(trained.model, architecture, fresh_head=trained.classes != source.classes)
@@ -108,7 +108,7 @@ def make_task(
     task: Any = kind_of(start.task).from_recipe(source.classes, recipe, device)
     if recipe.teacher is None:
         if teacher_cache is not None:
-            raise InputError(f"--teacher-cache needs a teacher, and recipe {recipe.name} has none: add --teacher")
+            raise InputError(f"--teacher-cache needs a teacher, but recipe {recipe.name} has none: add --teacher")
         return task
     trained, dtype = load_model(recipe.teacher), DTYPES[pick_precision(recipe, device)]
     need_classifier(trained, "distillation")
