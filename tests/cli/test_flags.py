@@ -121,7 +121,7 @@ def test_one_image_at_once_is_refused_where_a_norm_sees_one_value(run, tmp_path)
     assert "--val-share has no effect on" in run(*sized)[2]
     sized = [*command, "--model", "shvit_s1", "--image-size", 64, "--out", tmp_path / "x"]
     code, _, err = run(*sized)
-    assert (code, "BatchNorm needs at least two images, and batch_size 1 gives one: it must be" in err) == (2, True)
+    assert (code, "needs at least two images, but batch_size 1 gives one: batch_size must be" in err) == (2, True)
     assert not (tmp_path / "x").exists()
 
 
@@ -237,5 +237,5 @@ def test_profile_says_at_once_what_it_does(run, folder, model, monkeypatch):
 
     monkeypatch.setattr("shvit.train.run._planned", slow)
     _, out, err = run("train", folder, "--model", model, "--profile")
-    assert out.startswith("profiling: 10 steps each of data loading, training steps, and both together")
+    assert out.startswith("profiling: 10 steps of data loading, of training, and of both together")
     assert "the first slow step" in err

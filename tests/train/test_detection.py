@@ -250,7 +250,7 @@ def test_a_run_from_before_a_setting_existed_is_resumed(start, tmp_path):
 def test_new_norms_cannot_be_frozen(tmp_path):
     data = squares(tmp_path / "data", 4)
     with pytest.raises(
-        shvit.InputError, match="frozen_norms statistics needs trained BatchNorms, and shvit_s1 has none"
+        shvit.InputError, match="frozen_norms statistics needs trained BatchNorms, but shvit_s1 has none"
     ):
         train(
             TrainRequest(
@@ -325,9 +325,9 @@ def test_two_crowded_and_bad_data_do_not_stop_it(run, start, tmp_path):
         (["--task", "classify"], "is a COCO folder"),
         (
             ["--task", "detect", "--recipe", "scratch"],
-            "recipe 'scratch' of task detect: choose from small, coco_1x",
+            "recipe 'scratch' for task detect: choose from small, coco_1x",
         ),
-        (["--task", "detect", "--mixup", "0.5"], "a recipe of task detect has no mixup"),
+        (["--task", "detect", "--mixup", "0.5"], "recipes for task detect have no mixup"),
         (["--task", "detect", "--image-size", "100"], "must be a multiple of 64 pixels, got 100"),
         (["--task", "detect", "--compile", "on"], "compile must be auto or off for detectors"),
         (["--task", "detect", "--model", "timm/deit_tiny_patch16_224"], "each twice the previous one; got 16, 16, 16"),
@@ -347,7 +347,7 @@ def test_classifiers_and_detectors_are_not_mistaken(run, start, folder, tmp_path
     begin(squares(tmp_path / "data", 2), start, tmp_path / "run", epochs=1)
     best = tmp_path / "run" / "best.safetensors"
     code, _, errors = run("train", folder, "--model", best, "--out", tmp_path / "other")
-    assert (code, "is a model of task detect: classification needs a classifier's file" in errors) == (2, True)
+    assert (code, "is a model for task detect: to train a classifier, give a classifier" in errors) == (2, True)
     code, _, errors = run("eval", best, folder)
     assert (code, "is not a COCO folder" in errors) == (2, True)
     code, _, errors = run("predict", start, folder / "val", "--draw", tmp_path / "drawn")

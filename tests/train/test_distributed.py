@@ -139,12 +139,12 @@ def test_an_environment_of_several_processes(environment_of):
     [
         (
             {"RANK": "1"},
-            "has RANK of .* but not WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT: start it with torchrun",
+            "set: RANK; missing: WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.: start training with torchrun",
         ),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, "has RANK, WORLD_SIZE of .* but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
-        ({"RANK": "", "WORLD_SIZE": "2"}, "has WORLD_SIZE of .* but not RANK, LOCAL_RANK"),
-        ({"LOCAL_RANK": "0"}, "has LOCAL_RANK of .* but not RANK, WORLD_SIZE"),
-        ({**WHOLE, "LOCAL_RANK": ""}, "but not LOCAL_RANK: start"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "set: RANK, WORLD_SIZE; missing: LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "set: WORLD_SIZE; missing: RANK, LOCAL_RANK"),
+        ({"LOCAL_RANK": "0"}, "set: LOCAL_RANK; missing: RANK, WORLD_SIZE"),
+        ({**WHOLE, "LOCAL_RANK": ""}, "missing: LOCAL_RANK.: start"),
         ({**WHOLE, "RANK": "2"}, "RANK 2 in the environment must be less than WORLD_SIZE 2"),
         ({**WHOLE, "LOCAL_RANK": "2"}, "LOCAL_RANK 2 .* less than WORLD_SIZE"),
         (
@@ -167,7 +167,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert ProcessGroup(rank=3, size=8, local_rank=1).device("cpu") == "cpu"
     with pytest.raises(shvit.InputError, match="more processes than this machine's 4 GPUs: use --nproc-per-node 4"):
         ProcessGroup(rank=4, size=8, local_rank=4).device("cuda")
-    with pytest.raises(shvit.InputError, match="device cuda:0 is a single GPU for 8 processes"):
+    with pytest.raises(shvit.InputError, match="device cuda:0 names a single GPU, but there are 8 processes"):
         ProcessGroup(rank=4, size=8, local_rank=1).device("cuda:0")
 
 

@@ -230,7 +230,7 @@ def test_adapted_settings_are_printed_with_reasons_and_recorded(folder, start, t
     images = len(open_source(folder).train)
     said = capsys.readouterr().out
     assert f"settings for {images} images x 1 epoch" in said
-    assert f"batch size 16 (2048): {images} images x 1 epoch give only 0 steps of 2,048; halved until" in said
+    assert f"batch size 16 (2048): {images} images x 1 epoch give 0 steps of 2,048 images; halved until" in said
     record = json.loads((tmp_path / "run" / "recipe.json").read_text())
     chosen = {choice["field"]: (choice["published"], choice["used"]) for choice in record["choices"]}
     assert chosen["batch_size"] == (2048, record["recipe"]["batch_size"])
@@ -404,7 +404,7 @@ def test_infinite_weights_at_the_end_of_an_epoch_are_never_saved(folder, start, 
             self.model.head.linear.weight.data[0, 0] = torch.inf
 
     monkeypatch.setattr(loop.Trainer, "train_step", breaking)
-    with pytest.raises(shvit.Failure, match=r"weights became infinite in epoch 2.*last\.safetensors"):
+    with pytest.raises(shvit.Failure, match=r"weights became infinite or NaN in epoch 2.*last\.safetensors"):
         run(folder, start, tmp_path / "run")
     assert shvit.load(tmp_path / "run" / "last.safetensors").metrics["epoch"] == 1
 

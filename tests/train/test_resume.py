@@ -207,7 +207,7 @@ def test_resuming_in_another_precision_warns(folder, start, tmp_path, monkeypatc
     monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)  # fp16 takes minutes on a CPU
     reporter = Heard()
     assert go(folder, start, tmp_path / "run", resume=True, reporter=reporter).epochs == 1
-    assert reporter.warnings == ["the run began in bf16 and resumes in fp16"]
+    assert reporter.warnings == ["the run began with precision bf16 and resumes with precision fp16"]
 
 
 def test_a_worker_that_dies_during_a_step_is_a_failure(folder, start, tmp_path, monkeypatch):
@@ -308,7 +308,7 @@ def test_one_of_two_trainings_into_a_new_folder_is_refused(folder, start, tmp_pa
     errors = [process.communicate(timeout=240)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2], errors
     refused = errors[[process.returncode for process in both].index(2)]
-    assert "another training is writing to" in refused or "is not empty" in refused
+    assert "another training run is writing to" in refused or "is not empty" in refused
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     assert not list(out.glob(".*"))
 
@@ -326,7 +326,7 @@ def test_a_running_run_is_not_resumed_a_second_time(folder, start, tmp_path, beg
     monkeypatch.setattr(Trainer, "_probe", meanwhile)
     go(folder, start, out, epochs=1, workers=1)
     assert seen[0].returncode == 2
-    assert f"another training is writing to {out}" in seen[1]
+    assert f"another training run is writing to {out}" in seen[1]
 
 
 @pytest.mark.parametrize(("limit", "name"), [(100_000, "state.pt"), (200, "recipe.json")])

@@ -96,7 +96,7 @@ def coco_1x(model: str = "shvit_s1") -> Recipe:
     """The authors' training on COCO: 12 epochs from ImageNet weights, shorter side 800, flips, batch 16.
 
     Flags: `--task detect --recipe coco_1x --model shvit_s4.in1k` for boxes (RetinaNet), `--task segment` for masks
-    (Mask R-CNN). On 8 GPUs, each step takes 2 images per GPU. docs/detection.md compares it with the authors' settings.
+    (Mask R-CNN). On 8 GPUs, each step takes 2 images per GPU. docs/detection.md compares each setting to the authors'.
 
     Published AP of S4: 38.8 for boxes (RetinaNet); 39.0 for boxes and 35.9 for masks (Mask R-CNN). Not yet run here at
     that scale.
