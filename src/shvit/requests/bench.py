@@ -37,8 +37,8 @@ class BenchRequest:
     """Measure as in the paper: paper-cpu, paper-onnx or paper-gpu. Sets the engine, precision, batch size, image size,
     threads and device, and also shows the paper's numbers."""
     task: Literal["classify", "detect", "segment"] = "classify"
-    """detect and segment time each model twice: as a detector's backbone alone, and as a whole detector from pixels to
-    boxes. torchvision/NAME is a torchvision detector and runs on torch-eager. Default: SHViT, two peers and torchvision
-    detectors, on the engine torch."""
+    """With detect or segment, each model is timed as a detector's backbone, and as a whole detector from pixels to boxes.
+    torchvision/NAME is a torchvision detector, and runs on torch-eager. Default models: SHViT, two peers and
+    torchvision detectors, on the engine torch."""
     profile: bool = False
-    """Also show the time of each kernel and, for the engine cuda, the minimum time that it needs."""
+    """Also show where the time goes: the time of each kernel and, for the engine cuda, its theoretical minimum."""

@@ -16,13 +16,13 @@ class EvalRequest:
 
     model: ModelName
     data: str
-    """Labelled images, in any form that shvit train accepts. Their classes are matched to the model's classes by name:
+    """Labelled images, in any form that shvit train accepts. The dataset's classes are matched to the model's by name:
     exact names first, then synonyms, ignoring case. A name that matches two classes is an error."""
     _: KW_ONLY
     engine: EngineName = "auto"
     precision: str | None = None
-    """fp32, bf16, fp16, or auto, which selects the fastest precision that loses no accuracy. Default: fp32, or the
-    precision of the exported file."""
+    """fp32, bf16, fp16, or auto, which selects the fastest precision that loses no accuracy. Default: fp32, or for
+    an exported file, the file's precision."""
     device: Device = "auto"
     threads: int | None = None
     """CPU threads of the engine."""

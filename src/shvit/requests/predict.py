@@ -19,7 +19,7 @@ class PredictRequest:
     _: KW_ONLY
     out: Path | None = None
     """A .csv, .jsonl or .parquet file for the results; for detectors also .json, in COCO's results format. Default:
-    print the results. FILE is written, or replaced, at the end; until then, rows are collected in FILE.partial."""
+    print the results. Rows are collected in FILE.partial until the end; only then is an existing FILE replaced."""
     annotations: Path | None = None
     """COCO JSON file or dataset folder that supplies the image and category ids for --out FILE.json. Images that it
     does not list are left out. Default: guess image ids from file names."""

@@ -19,16 +19,16 @@ class ShardRequest:
     """Labelled images: a folder, CSV file, shards, hf://NAME or digits, as for shvit train."""
     _: KW_ONLY
     out: Path
-    """New folder for train-000000.tar, …, val-000000.tar, … and shards.json, or the folder of a run to continue."""
+    """New folder for train-000000.tar, …, val-000000.tar, … and shards.json, or the folder of an unfinished run."""
     size: int = 512
-    """Maximum shorter side of the stored images, in pixels. Larger images are shrunk, other JPEGs are copied."""
+    """Maximum shorter side of the stored images, in pixels. Larger images are resized; other JPEGs are copied."""
     per_shard: int = 1000
     """Maximum number of images per shard."""
     quality: int = 95
     """Quality of JPEGs that are re-encoded, from 1 to 100."""
     workers: Workers = 2
     seed: int = 0
-    """Random seed of the order of the training images and, if the data has no splits, of the validation split."""
+    """Random seed for the order of the training images and, if the data has no splits, for the validation split."""
     val_share: float | None = None
     """Fraction of the images held out for validation. Default: 0.2. Only for data without a validation split."""
     max_bad_share: float = 0.2

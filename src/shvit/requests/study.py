@@ -1,4 +1,4 @@
-"""The options of `shvit study ...`: one dataclass per verb. `macro`, `ablation` and `designs` share one."""
+"""The options of `shvit study ...`: a dataclass per verb. `macro`, `ablation` and `designs` share the same one."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class AccuracyOptions:
     epochs: int = 10
     """Epochs of each training run. Every run starts from random weights."""
     train_size: int | None = None
-    """Training image size in pixels. Default: a single --image-size, otherwise the network's own size."""
+    """Training image size in pixels. Default: --image-size if only one is given, otherwise the network's own size."""
     workers: Workers = 2
 
 
@@ -60,9 +60,9 @@ class RedundancyRequest:
     images: int = 1000
     """Number of images for measuring accuracy. They are drawn at random with a fixed seed."""
     similarity_images: int = 128
-    """Number of these images (--images) on which attention maps are compared."""
+    """How many of the --images are used to compare attention maps."""
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """Which images of the dataset to use. The values mean the same as for shvit eval."""
+    """Which images of the dataset to use, as for shvit eval --split."""
     pictures: Many[str] = ()
     """Image files to draw attention maps over. Default: images of the dataset."""
     queries: Many[str] = ()

@@ -30,10 +30,10 @@ EMA_SHARE = 0.02
 def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_size: int | None = None) -> Recipe:
     """Adapt a recipe to a number of training images. `choices` lists the changes with their reasons.
 
-    `lr_batch` is kept, so a learning rate means the same whether it was fitted or set by the user.
+    `lr_batch` is not changed, so `lr` has the same meaning whether it was fitted or set by the user.
 
     Args:
-        recipe: The recipe for its published budget: 1.28 million images for classifiers.
+        recipe: The recipe, with settings for its published budget (for classifiers, 1.28 million images).
         images: Number of training images.
         named: Fields that the user set. They are kept.
         image_size: Image size in pixels, used if the recipe has none. Default: 128.

@@ -194,7 +194,7 @@ class Reporter:
         if not choices:
             return
         budget = f"{counted(images, 'image')} x {counted(epochs, 'epoch')}"
-        say(self.console, f"settings for {budget} (published values in parentheses; a flag overrides each setting):")
+        say(self.console, f"settings for {budget} (published values in parentheses; flags override these settings):")
         for reason, group in groupby(choices, lambda choice: choice.reason):
             shown = (f"{each.field.replace('_', ' ')} {_value(each.used)} ({_value(each.published)})" for each in group)
             say(self.console, f"  {', '.join(shown)}: {reason}")

@@ -75,8 +75,8 @@ def highres_paper(model: str = "shvit_s1") -> Recipe:
 def finetune(model: str = "shvit_s1") -> Recipe:
     """Fine-tuning of trained weights on new classes: fewer epochs, a tenth of the learning rate.
 
-    Flags: `--model shvit_s1.in1k --recipe finetune`. Most datasets need one GPU, or none. This recipe is ours, not the
-    authors'. Not yet run here at scale.
+    Flags: `--model shvit_s1.in1k --recipe finetune`. For most datasets, one GPU or a CPU is enough. This recipe is
+    ours, not the authors'. Not yet run here at scale.
     """
     return replace(
         scratch(model),

@@ -78,7 +78,7 @@ def _classifier(task: str, model: str, source: Dataset | CocoDataset, recipe: Re
     if is_trained(model):
         trained = load_model(model)
         if not kind_of(trained.task).labels_images:
-            raise InputError(f"{model} is a model for task {trained.task}: to train a classifier, give a classifier")
+            raise InputError(f"{model} is a model for task {trained.task}: to train a classifier, start from one")
         distilled = recipe.teacher is not None and trained.architecture.config is not None
         architecture = replace(trained.architecture, num_classes=count, distilled=distilled)
         network = transfer(trained.model, architecture, fresh_head=trained.classes != source.classes)
