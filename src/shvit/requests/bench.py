@@ -37,7 +37,7 @@ class BenchRequest:
     """Measure as in the paper: paper-cpu, paper-onnx or paper-gpu. Sets the engine, precision, batch size, image size,
     threads and device, and also shows the paper's numbers."""
     task: Literal["classify", "detect", "segment"] = "classify"
-    """With detect or segment, each model is timed as a detector's backbone, and as a whole detector from pixels to boxes.
+    """With detect or segment, each model is timed as a detector's backbone, and as a whole detector (pixels to boxes).
     torchvision/NAME is a torchvision detector, and runs on torch-eager. Default models: SHViT, two peers and
     torchvision detectors, on the engine torch."""
     profile: bool = False
