@@ -6,7 +6,7 @@ from cyclopts import Parameter
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True)]
-"""A flag with several values: `--flag A B` or `--flag A --flag B`."""
+"""Type of a flag with several values: `--flag A B` or `--flag A --flag B`."""
 ModelName = Annotated[str, Parameter(help="A model file, or published weights such as shvit_s1.in1k.")]
 EngineName = Annotated[str, Parameter(help="auto, cuda, onnx, openvino, torch, executorch or coreml.")]
 Precision = Annotated[

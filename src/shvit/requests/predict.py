@@ -15,7 +15,7 @@ class PredictRequest:
 
     model: ModelName
     paths: tuple[str, ...]
-    """Files, folders (including their subfolders) and globs."""
+    """Image files, folders (including their subfolders) and glob patterns."""
     _: KW_ONLY
     out: Path | None = None
     """A .csv, .jsonl or .parquet file for the results; for detectors also .json, in COCO's results format. Default:

@@ -123,7 +123,7 @@ class Choice:
     """A setting that differs from the published one because of the dataset or the number of epochs."""
 
     field: str
-    """Field of the recipe. For the learning rate: `effective_lr`."""
+    """Field of the recipe; for the learning rate, `effective_lr`."""
     published: Any
     used: Any
     reason: str

@@ -28,8 +28,8 @@ class CheckpointError(InputError):
 class Checkpoint:
     """The state needed to resume a run.
 
-    A checkpoint contains no state of random generators. The recipe's seed, the epoch and the step determine the
-    learning rate, the order of the images and all random numbers (see `loader.seeded`).
+    The state of random generators is not needed: the recipe's seed, the epoch and the step determine the learning rate,
+    the order of the images and all random numbers (see `loader.seeded`).
     """
 
     epoch: int
@@ -54,14 +54,14 @@ class Checkpoint:
     excluded: list[int]
     """Bad training images found before this epoch. The epoch does not load them."""
     loss_sum: float
-    """Sum of the losses of this epoch's steps, each the mean over all processes."""
+    """Sum of the losses of this epoch's steps. Each loss is the mean over all processes."""
     seconds: float
     """Time spent on training and evaluation so far."""
     fingerprint: str
     """Fingerprint of the dataset."""
 
     def differences(self, processes: int, precision: str) -> Iterator[str]:
-        """Warnings if the run is resumed with a different number of processes or a different precision."""
+        """Yield warnings if the run is resumed with a different number of processes or a different precision."""
         if self.processes != processes:
             yield (
                 f"the run began with {counted(self.processes, 'process', 'processes')} and resumes with {processes}: "

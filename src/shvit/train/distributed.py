@@ -120,7 +120,7 @@ class ProcessGroup:
         return DistributedDataParallel(model, find_unused_parameters=unused_parameters)
 
     def without_sync(self, network: Any) -> AbstractContextManager[None]:
-        """In this context, the gradients of a wrapped network accumulate in this process only."""
+        """In this context, gradients accumulate in each process and are not averaged over processes."""
         return network.no_sync() if self.size > 1 else nullcontext()
 
     def sum(self, *values: float) -> list[float]:
@@ -161,7 +161,7 @@ class ProcessGroup:
             store.set(f"begun/{run}", "")
 
     def has_begun(self, run: str) -> bool:
-        """Whether `mark_begun` was called since torchrun was started."""
+        """Whether `mark_begun` was called for this run since torchrun was started."""
         store = _agent_store()
         return store is not None and store.check([f"begun/{run}"])
 

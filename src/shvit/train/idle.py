@@ -9,7 +9,7 @@ from .recipe import Recipe
 def refuse_idle(recipe: Recipe, named: Collection[str], drawn: bool = True) -> None:
     """Raises InputError if a field that the user set (`named`) has no effect in the final recipe.
 
-    `drawn` says whether the validation images are drawn from the training images.
+    `drawn` says whether some of the training images are held out for validation.
     """
     rules = (  # fields, whether they have no effect, and the reason
         ("min_lr cooldown_epochs schedule_by", recipe.schedule == "step", "with --schedule step"),

@@ -1,7 +1,7 @@
 """Muon: orthogonalized momentum for matrices, AdamW for all other parameters.
 
 timm's and torch's versions orthogonalize in bf16 on every device. On processors without bf16 instructions, this takes
-longer than the network itself. Here, the data type is a parameter.
+longer than the rest of the training step. Here, the data type is a parameter.
 """
 
 import math

@@ -50,7 +50,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
     """A function of `schedule_time`: linear warm-up, then decay, then cool-down at the minimum learning rate.
 
     Raises:
-        InputError: The cool-down is not a whole number of epochs, but the learning rate changes only between epochs.
+        InputError: The cool-down is not a whole number of epochs, and the learning rate changes only between epochs.
     """
     if recipe.schedule_by == "epoch" and recipe.cooldown_epochs % 1:
         raise InputError(

@@ -103,7 +103,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def training(self, description: Sequence[str], progress: Progress, left: TimeLeft) -> Iterator[None]:
-        """Print the lines that describe the run, and show its progress inside the context."""
+        """Print the description of the run, and show its progress while the context is open."""
         for line in description:
             say(self.console, line)
         self._left, self._curves = left, None

@@ -95,7 +95,7 @@ class Recipe:
     cutmix: float = _setting(1.0, "CutMix alpha. 0 disables it.", 0, 10, CLASSIFY)
     label_smoothing: float = _setting(0.1, "Label smoothing.", 0, 1, CLASSIFY)
     random_erasing: float = _setting(0.25, "Probability of random erasing.", 0, 1, CLASSIFY)
-    repeats: int = _setting(1, "Repeated augmentation: copies of each image per epoch.", 1, tasks=CLASSIFY)
+    repeats: int = _setting(1, "Repeated augmentation: per epoch, N copies of 1/N of the images.", 1, tasks=CLASSIFY)
     views: int | None = _setting(
         None,
         "Number of augmented versions of each image; epochs cycle through them. Default: a new version in every epoch.",
@@ -174,7 +174,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Recipe":
-        """Inverse of `to_dict`. Also reads old names (`OLD_NAMES`) and recipes without the newest fields (`BEFORE`)."""
+        """Inverse of `to_dict`. Also accepts old names (`OLD_NAMES`) and recipes without newer fields (`BEFORE`)."""
         known = BEFORE | with_current_names(data)
         known.pop("effective_lr", None)
         if isinstance(frozen := known.get("frozen_norms"), bool):

@@ -197,7 +197,7 @@ def _trainer(
 
 
 def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
-    """Write the record of the run, and warn about images in both splits."""
+    """Write recipe.json, and warn about images that are in both splits."""
     record = {
         "recipe": plan.recipe.to_dict(),
         "choices": [asdict(choice) for choice in plan.choices],

@@ -100,10 +100,10 @@ def make_task(
     drawn_by: DrawnBy = "content",
     teacher_cache: Path | None = None,
 ) -> Task:
-    """The task to train, with the recipe's teacher if it has one.
+    """The task to train. If the recipe has a teacher, the task distills from it.
 
     Raises:
-        InputError: The teacher does not fit the student, or there is a cache without a teacher.
+        InputError: The teacher cannot teach the student, or there is a cache but no teacher.
     """
     task: Any = kind_of(start.task).from_recipe(source.classes, recipe, device)
     if recipe.teacher is None:
