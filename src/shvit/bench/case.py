@@ -135,7 +135,7 @@ def _random_model(architecture: Architecture, image_size: int | None, task: str,
 
 
 def own_top1(name: str) -> Top1 | None:
-    """The accuracy stored in a model file by training or `shvit calibrate-bn`. None if there is none, or no file."""
+    """The accuracy that training or `shvit calibrate-bn` stored in a model file. None if nothing is stored."""
     if has_random_weights(name) or is_torchvision(name):
         return None
     model = load(name)
@@ -153,7 +153,7 @@ def _to_the_end(engine: Callable[[Tensor], Any], images: Tensor) -> Callable[[],
 
 
 class Traced:
-    """Runs a network as the paper's scripts did, on images that are created once on the device. Outputs stay on it."""
+    """Runs a network as in the paper's scripts: on images created once on the device, where the outputs stay too."""
 
     @torch.inference_mode()
     def __init__(self, model_file: ModelFile, case: Case) -> None:

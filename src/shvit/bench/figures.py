@@ -25,7 +25,7 @@ PANEL = (7.2, 4.8)
 
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (-0.8, 0.7), (0.8, -0.7), (-0.8, -0.7))
 DISTANCES = (7, 12, 18, 26, 36, 48, 62)
-"""Candidate positions of a label relative to its data point: directions, and distances in 1/72 inch."""
+"""Candidate positions of a label relative to its data point: directions, and distances in units of 1/72 inch."""
 
 
 class Point(NamedTuple):

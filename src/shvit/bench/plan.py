@@ -158,5 +158,5 @@ def _cannot(name: str, model: OpenedModel, task: str, engine: str, precision: st
         able = (f"{name} ({', '.join(kind.runs[detector])})" for name, kind in engines.runners(task).items())
         return Omitted(what, f"models for the task {task} run only on {', '.join(able)}")
     if precision == "int8" and not has_random_weights(name):
-        return Omitted(what, "int8 needs calibration images: give a file from shvit export --precision int8")
+        return Omitted(what, "int8 needs calibration images: give a file written by shvit export --precision int8")
     return None

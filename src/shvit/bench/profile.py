@@ -1,6 +1,6 @@
 """Profile a network with PyTorch's profiler: time of each kernel on a GPU, or of each operation on a CPU.
 
-The kernels of the engine cuda are grouped by layer, with the operations and bytes that each layer needs at least.
+The kernels of the engine cuda are grouped by layer, with the minimum operations and bytes of each layer.
 """
 
 import os

@@ -165,7 +165,7 @@ def check_paths(out: Path | None, plot: Path | None) -> None:
 
 
 def write_result(result: Result, out: Path) -> Path:
-    """Write the result as JSON. In a folder, the file's name has the hardware and the date. Returns the path."""
+    """Write the result as JSON. If `out` is a folder, the file is named after the hardware and the date."""
     if _is_folder(out):
         what = f"bench-{result.request.task}" if is_detector(result.request.task) else "bench"
         out = out / f"{what}_{hardware_name(result.about['hardware'])}_{result.about['date'][:10]}.json"
@@ -175,7 +175,7 @@ def write_result(result: Result, out: Path) -> Path:
 
 
 def hardware_name(hardware: dict[str, Any]) -> str:
-    """A short name for files, with the processor's newest instruction set, such as amd-epyc-bf16-2core."""
+    """A short name of the machine for file names, such as amd-epyc-bf16-2core (bf16: its newest instruction set)."""
     words = re.sub(r"\((r|tm|c)\)|\bcpu\b|@.*", " ", hardware.get("gpu", hardware["processor"]).lower())
     name = re.findall(r"[a-z0-9.]+", words)
     if "gpu" not in hardware:

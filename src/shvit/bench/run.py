@@ -24,7 +24,7 @@ from .timing import Timing, interleave
 from .torchvision import is_torchvision
 
 MIN_FREE_MEMORY = 0.3
-"""Loading stops when this fraction of the machine's memory is left. The remaining cases are timed in a later group."""
+"""Loading of cases stops when only this fraction of the machine's memory is free. The remaining cases run later."""
 OnProgress = Callable[[str, int, int], None]
 """Called with the current step, the number of steps done, and the number of steps."""
 
@@ -268,7 +268,7 @@ def _costs(cases: list[Case]) -> tuple[dict[Case, Cost | None], dict[Case, str]]
 
 
 def _folded(name: str, model: OpenedModel) -> Any:
-    """The folded network. For an exported file, a network of the architecture that the file names, or None."""
+    """The folded network. For an exported file, a network of the same architecture, or None if it is unknown."""
     if isinstance(model, Exported):
         described = model.provenance.get("architecture")
         network: Any = Architecture.from_dict(described).build() if described else None

@@ -13,7 +13,7 @@ from ..console import as_json
 from .flags import Typed
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as is usual in shells."""
+"""Exit code after Ctrl-C. Shells use the same code."""
 RESUME_ME = 75
 """Exit code after SIGTERM (EX_TEMPFAIL: try again). Clusters send SIGTERM before they stop a job."""
 
@@ -40,7 +40,7 @@ def _join_lines(text: Any) -> None:
 
 
 def _shown(default: Any) -> str | None:
-    """The default to show in help, or None to show nothing. Texts of flags with several values contain the default."""
+    """The default to show in help. None: show nothing. The text of a flag with several values states its default."""
     return None if isinstance(default, bool | tuple | None) else str(default)
 
 

@@ -21,8 +21,8 @@ def bench(
 ) -> dict[str, Any]:
     """Measure the speed of models side by side, and the share of the machine's peak FLOP/s that they reach.
 
-    Models are timed in interleaved rounds, so that other load on the machine affects all of them equally. Give several
-    values of a flag one after another, or repeat the flag.
+    Models are timed in interleaved rounds, so that other load on the machine affects all of them equally. To give
+    a flag several values, list them or repeat the flag.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from ..console import say
 from .app import Json, call, console_for, finish
 
 SETTINGS = "--epochs 8 --image-size 64 --batch-size 64 --flip 0 --crop-min 0.7 --workers 0"
-"""Small images and few epochs. No flips, because most mirrored digits are not digits."""
+"""Small images and few epochs. No flips, because most mirrored digits are not valid digits."""
 DEMO_FORMATS = ("onnx", "torch")
 """Export formats. The demo uses the first one whose libraries are installed."""
 LABELLED = 6
@@ -33,7 +33,7 @@ def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
     Parameters
     ----------
     out
-        Folder for the run. If it exists, the run uses a new folder with a number after the name.
+        Folder for the run. If it exists, a number is appended to its name.
     """
     numbered = (out.with_name(f"{out.name}-{number}") for number in count(2))
     free = next(folder for folder in chain([out], numbered) if not folder.exists())

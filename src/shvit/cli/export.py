@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def export(request: ExportRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> dict[str, Any]:
-    """Export a model to another runtime, and compare its outputs with PyTorch's in a new process.
+    """Export a model to another runtime, and compare the file's outputs with PyTorch's in a new process.
 
     If the outputs differ, the file is not kept. Otherwise, a report of the comparison is written next to it.
     """
@@ -67,7 +67,7 @@ def exported(report: dict[str, Any], task: "type[Task]") -> Iterator[str]:
             f"{parity['torch_latency_ms']:.2f} ms"
         )
     else:
-        yield "not compared with PyTorch, because its runtime cannot run here; its specification matches the model"
+        yield "not compared with PyTorch, because the file cannot run here; its specification matches the model"
     yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
 
 

@@ -16,7 +16,7 @@ class Typed:
 
     @classmethod
     def of(cls, arguments: Iterable[str]) -> "Typed":
-        """The flags of a command line. `--top-k 5`, `--top-k=5` and `--top_k 5` are all `top-k`. Replaces old names."""
+        """The flags of a command line, with old names replaced. `--top-k 5`, `--top-k=5` and `--top_k 5` are equal."""
         before = takewhile(lambda argument: argument != "--", arguments)
         typed = (argument[2:].partition("=")[0] for argument in before if argument.startswith("--"))
         names = (name.replace("-", "_") for name in typed)
