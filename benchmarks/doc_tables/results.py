@@ -18,7 +18,7 @@ def latest(what: str) -> dict[str, Any]:
 
 
 def throughput() -> dict[str, Any]:
-    """The newest benchmark at batch size `BATCH`, with only these rows."""
+    """The newest benchmark that includes batch size `BATCH`, with only the rows of that batch size."""
     paths = sorted((ROOT / "results").glob("bench_*.json"), key=lambda path: path.stem[-10:])
     result = [result for path in paths if BATCH in (result := json.loads(path.read_text()))["request"]["batch_sizes"]][
         -1
@@ -48,7 +48,7 @@ def one_thread(result: dict[str, Any]) -> str:
 
 
 def command(result: dict[str, Any]) -> list[str]:
-    """The lines that show the command that measured it."""
+    """Lines with the command that measured the result."""
     return [f"Command: `{result['command']}`", ""]
 
 
