@@ -105,7 +105,7 @@ class Payload:
 
 
 def write_good(folder: Path) -> list[Path]:
-    """Write a small network in each available format, each in its own folder."""
+    """Write a small network in each available format, with one folder per format."""
     model = Architecture("tiny", 2, config=CONFIG).build().eval()
     model_file = ModelFile(model, ("red", "green"), Preprocess(32))
     kinds = {kind.suffix: kind for kind in engines.FORMATS.values() if kind.absent() is None}
@@ -228,7 +228,7 @@ def rewritten(path: Path, changes: dict[str, Callable[[bytes], bytes]], more: di
 
 
 def flip(path: Path, rng: random.Random, marker: Path) -> None:
-    """Change some bytes of a part."""
+    """Change some bytes of one file."""
     part = rng.choice(files_of(path))
     content = bytearray(part.read_bytes())
     for _ in range(rng.choice((1, 3, 30))):
@@ -237,7 +237,7 @@ def flip(path: Path, rng: random.Random, marker: Path) -> None:
 
 
 def zero(path: Path, rng: random.Random, marker: Path) -> None:
-    """Zero a range of a part, at most 100 kB."""
+    """Zero a range of at most 100 kB in the largest file."""
     part = max(files_of(path), key=lambda part: part.stat().st_size)
     content = bytearray(part.read_bytes())
     length = min(100_000, len(content) // 3)
@@ -247,14 +247,14 @@ def zero(path: Path, rng: random.Random, marker: Path) -> None:
 
 
 def cut(path: Path, rng: random.Random, marker: Path) -> None:
-    """Remove the end of a part."""
+    """Remove the end of one file."""
     part = rng.choice(files_of(path))
     content = part.read_bytes()
     part.write_bytes(content[: rng.randrange(len(content))])
 
 
 def swap(path: Path, rng: random.Random, marker: Path) -> None:
-    """Swap two members of an archive, two parts, or two ranges of a single part, with or without a valid digest."""
+    """Swap two members of an archive, two files, or two ranges of a single file, with or without a valid digest."""
     parts = files_of(path)
     if path.suffix == ".pt2":
         with zipfile.ZipFile(path) as archive:

@@ -44,11 +44,11 @@ class Network:
 
     @property
     def label(self) -> str:
-        """The name without the tag of its weights, and the marks of `NOTES`."""
+        """The name without the tag of its weights, followed by the marks that `NOTES` explains."""
         return self.name.partition(".")[0] + marks(self.training)
 
     def beats(self, other: "Network", precision: str) -> bool:
-        """Whether it is faster and at least as accurate."""
+        """Whether this network is faster than `other`, and at least as accurate."""
         return self.milliseconds[precision] < other.milliseconds[precision] and self.top1 >= other.top1
 
 

@@ -36,13 +36,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def machine(result: dict[str, Any]) -> str:
-    """For example "2 cores of AMD EPYC (AVX2, AVX-512)"."""
+    """The cores and the processor, for example "2 cores of AMD EPYC (AVX2, AVX-512)"."""
     cores = result["hardware"]["cores"]
     return f"{cores} core{'s' * (cores > 1)} of {hardware_in_words(result['hardware'])}"
 
 
 def one_thread(result: dict[str, Any]) -> str:
-    """For example "one thread of AMD EPYC (AVX2, AVX-512)"."""
+    """The processor, after the thread if only one was used: "one thread of AMD EPYC (AVX2, AVX-512)"."""
     threads = "one thread of " if result["threads"] == 1 else ""
     return f"{threads}{hardware_in_words(result['hardware'])}"
 

@@ -223,7 +223,7 @@ class Subject:
                 self._call, case.device, engine.launches(images) if isinstance(engine, engines.Engine) else ()
             )
             self.detail: str | None = getattr(engine, "detail", None)
-            """Details of how the engine runs the network, for the table."""
+            """How the engine runs the network, to show in the table. None: nothing to show."""
             gc.collect()
             was_reset = before is not None and _reset_peak(case.device)
             self._repetitions = warm_up(self._call)

@@ -31,7 +31,7 @@ class Product:
     """The fastest matrix product in a precision."""
 
     rate: float
-    """FLOP/s; a multiply-accumulate is two operations."""
+    """FLOP/s, counting a multiply-accumulate as two operations."""
     side: int
     """Side of the square matrices."""
     by: str

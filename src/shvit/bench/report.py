@@ -17,7 +17,7 @@ from .peers import Top1
 from .run import Result, Row
 
 SHOWN_KERNELS, NAME_LENGTH = 40, 60
-"""Maximum rows and name length of a profile in the table. The file contains the whole profile."""
+"""Maximum number of rows, and maximum length of names, in a printed profile. The file contains the whole profile."""
 
 RowColumn = tuple[str, Callable[[Row], str]]
 

@@ -46,7 +46,7 @@ class Row:
     own_top1: Top1 | None = None
     """Accuracy stored in a model file."""
     profile: tuple[OpTime, ...] = ()
-    """Time of each kernel or operation. Empty unless requested."""
+    """Time of each kernel or operation. Empty unless the request has `profile`."""
 
     @property
     def images_per_second(self) -> float:

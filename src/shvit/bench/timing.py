@@ -19,10 +19,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Timed(Protocol):
-    """Something that is timed. Raises Failure when it can no longer run."""
+    """Something that can be timed. Raises Failure when it can no longer run."""
 
     def time(self) -> list[float]:
-        """Take one sample: the seconds of each of its calls."""
+        """Take one sample. Returns the seconds of each call."""
         ...
 
 

@@ -47,7 +47,7 @@ def bench(
             "engine", "precision", because=f"on models with a fixed engine and precision ({', '.join(models)})"
         )
     if models and all(map(is_exported, models)):
-        typed.refuse("image-size", because=f"on exported files, whose image size is fixed ({', '.join(models)})")
+        typed.refuse("image-size", because=f"on exported files, which run at their own size ({', '.join(models)})")
     if plot and not kind_of(request.task).labels_images:
         raise InputError("--plot works only for classifiers: leave out --plot or --task")
     with watching(console) as progress:

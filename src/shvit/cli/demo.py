@@ -18,7 +18,7 @@ SETTINGS = "--epochs 8 --image-size 64 --batch-size 64 --flip 0 --crop-min 0.7 -
 DEMO_FORMATS = ("onnx", "torch")
 """Export formats. The demo uses the first one whose libraries are installed."""
 LABELLED = 6
-"""Number of held-out digits that are written as image files and labelled."""
+"""Number of held-out digits that are written as image files, for predicting their labels."""
 NEXT_STEPS = """
 To use your own images, put them in one folder per class and run:
   shvit train my_images --model shvit_s1 --out runs/mine
@@ -80,7 +80,7 @@ def _run(console: Console, *arguments: object) -> Any:
 
 
 def _predict(console: Console, exported: Path, folder: Path) -> list[dict[str, str]]:
-    """Write digits as image files and label them. Returns path, true label and predicted label of each."""
+    """Write digits as image files and predict their labels. Returns path, true label and predicted label of each."""
     from PIL import Image
 
     from ..data.sources import open_source

@@ -19,7 +19,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
     Args:
         name: `shvit_s1` to `shvit_s4`, `timm/NAME`, `study/NAME`, published weights, or the path of a model file or
             exported file.
-        image_size: Height and width of the images in pixels. Default: the model's own.
+        image_size: Height and width of the images in pixels. Default: the model's own size.
 
     Returns:
         A dictionary with name, image_size, params, macs and activations (of the model before `fuse`, for one image) and

@@ -54,7 +54,7 @@ def evaluate(request: EvalRequest, *, json: Json = False) -> dict[str, Any]:
 
 
 def show(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
-    """Print the accuracy, the tables of the task, and the files."""
+    """Print the accuracy, the tables of the task, and the paths of the written files."""
     evaluation, speed = report.evaluation, report.to_dict()["images_per_second"]
     of_split = {"val": "validation ", "train": "training "}.get(report.chosen.split, "")
     images = counted(evaluation.images, f"{of_split}image")
