@@ -162,7 +162,7 @@ def spoiled(photos: list[Path], chance: random.Random) -> tuple[str, str, bytes]
 
 
 def fill(folder: Path, photos: list[Path], count: int, chance: random.Random) -> Counter[str]:
-    """Write class folders with `count` damaged images and some undamaged ones. Returns the number of images by damage."""
+    """Write class folders with `count` damaged and some undamaged images. Returns the number of images by damage."""
     done: Counter[str] = Counter()
     places = [folder / split / name for split in ("train", "train", "val") for name in "ab"]
     for place in places:

@@ -62,7 +62,7 @@ def draw_result(result: Result, path: Path) -> bool:
     for axes in grid[len(panels) :]:
         axes.remove()
     hardware, threads = result.about["hardware"], result.request.threads
-    said = counted(threads, "thread") if threads else "each engine's default number of threads"
+    said = counted(threads, "thread") if threads else "each engine's default threads"
     figure.suptitle(f"{title} · {hardware.get('gpu', hardware['processor'])}, {said}", fontsize=11)
     figure.draw_without_rendering()  # the space for labels depends on the final layout
     for put in put_names:
@@ -84,7 +84,7 @@ def _scatter(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     for x, y, _, color in points:
         axes.plot(x, y, "o", color=color, markersize=8 if color == OURS else 6)
     axes.set_title(title, fontsize=10)
-    plot_style(axes, "images/s", "top-1, %: published on ImageNet-1K († distilled), or stored in the file (‡)")
+    plot_style(axes, "images/s", "top-1, %: published on ImageNet-1K († distilled), or from the file (‡)")
     axes.set_xscale("log")
     axes.margins(0.12)
     plain_ticks(axes.xaxis)
