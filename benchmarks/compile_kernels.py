@@ -51,7 +51,7 @@ class Compiled:
     batch_size: int
     layer: str
     way: int
-    """Index among the alternatives for its part of the network."""
+    """Index of the alternative implementation of this part of the network."""
     registers: int
     stack: int
     """Bytes per thread that do not fit into registers."""
@@ -93,7 +93,7 @@ def _said(*command: Any) -> str:
 
 
 def jobs(name: str, batch: int, first: bool) -> list[tuple[int, Launch]]:
-    """All launches that the engine can choose from for this network, each once."""
+    """All kernel launches that the engine can choose from for this network, each once."""
     model_file = open_model(name)
     side = model_file.preprocess.image_size
     images = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(batch, -1, -1, -1)
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="shvit_s1 to shvit_s4, or model files")
     parser.add_argument("--batch-size", nargs="+", type=int, default=[1024])
     parser.add_argument("--arch", type=int, default=90, help="compute capability, without the point")
-    parser.add_argument("--first", action="store_true", help="only the first alternative for each part of the network")
+    parser.add_argument("--first", action="store_true", help="compile only the first alternative for each part")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="a .json file")
     args = parser.parse_args()

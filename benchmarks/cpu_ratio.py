@@ -1,11 +1,11 @@
 """Throughput of the engines on a CPU, relative to timm's port of SHViT in ONNX Runtime fp32.
 
 The baseline is the unfused network, exported as it is. Its input is normalized fp32 images, with the same batch size
-and number of threads. The engines take uint8 images and normalize them. Runs are interleaved; a ratio is that of the
-medians. Exported files run in their own precision.
+and number of threads. The engines take uint8 images and normalize them. Runs are interleaved, and each
+ratio is that of the medians. Exported files run in the precision that they were exported in.
 
-ONNX Runtime's fp32 kernels come close to the CPU's peak fp32 FLOP/s. The ratio of the peaks of two precisions, which
-is also measured, is therefore about the largest ratio that bf16 and int8 can reach.
+ONNX Runtime's fp32 kernels come close to the CPU's peak fp32 FLOP/s. Therefore, bf16 and int8 can
+hardly gain more than the ratio of their peak FLOP/s to that of fp32, which is also measured.
 
     python benchmarks/cpu_ratio.py shvit_s1 shvit_s4 --engine openvino onnx torch --batch-size 16 1 --threads 1
 """
@@ -41,7 +41,7 @@ class Plain:
     def __init__(self, architecture: Architecture, case: Case, folder: Path) -> None:
         name = architecture.name.removeprefix(TIMM_PREFIX)
         if name not in VARIANTS:
-            raise InputError(f"the baseline is timm's port of SHViT, and {case.model} is {name}")
+            raise InputError(f"the baseline is timm's port of SHViT, but {case.model} is {name}: give an SHViT model")
         network = timm.create_model(name, num_classes=architecture.num_classes).eval()
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):

@@ -1,11 +1,11 @@
 """Two experiments with detectors: overfit a few photographs, and compare a trained backbone with random weights.
 
 `by-heart`: overfit the first --images training photographs of a COCO folder, without augmentation, and evaluate on
-the same photographs. Only photographs without crowds are used, in which the square root of every box's area is at
-least a quarter of the photograph's longer side.
+the same photographs. Photographs with crowds or small objects are left out. An object is small if the square root
+of its box's area is less than a quarter of the photograph's longer side.
 
-`learn`: train with the recipe `small` at 192 pixels on the whole folder, with the backbone of --start and from random
-weights, and evaluate on the validation images.
+`learn`: train on the whole folder with the recipe `small` at 192 pixels, once with the backbone of --start and once
+from random weights, and evaluate on the validation images.
 
     python benchmarks/detection.py ../shared/data/coco421 --runs ../runs --start ../runs/s1/best.safetensors
 """
@@ -74,7 +74,7 @@ def shvit(*arguments: str) -> dict[str, Any]:
 
 
 def run(data: Path, out: Path, start: str, flags: list[str]) -> dict[str, Any]:
-    """Train into a new folder `out` and evaluate. Returns command, seconds, and COCO metrics of the best weights."""
+    """Train into a new folder `out` and evaluate. Returns command, seconds and COCO metrics of the best weights."""
     shutil.rmtree(out, ignore_errors=True)
     command = ["train", str(data), "--model", start, *flags, "--workers", "0"]
     started = time.perf_counter()

@@ -1,6 +1,6 @@
 """Time backbones at batch size 16 and 1, and whole detectors at batch size 1, at 512 pixels.
 
-This is `shvit bench --task detect` with its own selection of networks, and without batches of whole detectors, which
+This is `shvit bench --task detect` with a fixed list of networks, and without batches of whole detectors, which
 take minutes on a CPU.
 
     python benchmarks/detection_speed.py --rounds 3

@@ -9,7 +9,8 @@ Accuracy: logits of the `cuda` engine, and of PyTorch in the same precision, com
 TF32.
 
 The minimum time of each row is its number of operations divided by the peak fp16 FLOP/s, measured in the same run.
-The profile has it for each layer, together with the time for the layer's bytes at the measured memory bandwidth.
+In the profile, the minimum time of a layer is this time or the time for its bytes at the measured memory bandwidth,
+whichever is longer.
 
 The file of a variant is written after each stage. With --seconds, a variant is skipped if it would not finish in
 time, assuming that it takes as long as the previous one.
@@ -63,7 +64,7 @@ def lively(name: str) -> ModelFile:
 
 
 def exactness(name: str, device: str) -> dict[str, dict[str, float]]:
-    """Compare logits with fp32: relative error by norm and by maximum, and the agreement of the top-1 class."""
+    """Compare logits with fp32: relative error by norm and by maximum, and how often the top-1 class agrees."""
     model_file = lively(name)
     side = model_file.preprocess.image_size
     coarse = torch.randint(0, 256, (CHECKED, 3, 8, 8), dtype=torch.uint8)

@@ -2,7 +2,7 @@
 
 A launch takes at least its number of operations divided by the peak FLOP/s, and at least its bytes (each feature map
 and weight once) divided by the memory bandwidth. Launches run one after another. The default peaks are published
-measurements of an H200: fp16 matmuls of random matrices, and a large copy, read and written.
+measurements of an H200: fp16 matmuls of random matrices, and a large copy, counting bytes read and written.
 
     python benchmarks/gpu_floor.py shvit_s1 --batch-size 1024 --layers
 """
@@ -66,9 +66,9 @@ def main() -> None:
         operations, moved = (sum(getattr(one, what) for one in found.values()) for what in ("operations", "bytes"))
         floor = sum(one.floor for one in found.values())
         print(
-            f"{name}: {sum(one.launches for one in found.values())} launches; an image has "
-            f"{operations / args.batch_size / 1e6:.0f} MFLOP and moves {moved / args.batch_size / 1e6:.2f} MB; "
-            f"all operations take {operations / args.rate * 1e6:.0f} µs, "
+            f"{name}: {sum(one.launches for one in found.values())} launches; per image: "
+            f"{operations / args.batch_size / 1e6:.0f} MFLOP and {moved / args.batch_size / 1e6:.2f} MB moved; "
+            f"minimum: all operations {operations / args.rate * 1e6:.0f} µs, "
             f"all bytes {moved / args.bandwidth * 1e6:.0f} µs, "
             f"launch by launch {floor * 1e6:.0f} µs: {args.batch_size / floor:,.0f} images/s"
         )

@@ -59,9 +59,9 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     **({"avif": ("AVIF", ".avif", {})} if features.check("avif") else {}),
     **({"jpeg 2000": ("JPEG2000", ".jp2", {})} if features.check("jpg_2000") else {}),
 }
-"""Format, suffix, and options of saving."""
+"""Pillow's format, the suffix, and options for saving, by name."""
 SIDES = 0, 1, 2, 255, 5_000, 9_400, 20_000, 65_500, 65_535, 1_000_000, 2**31 - 1, 2**32 - 1
-"""Replacements of width or height in a header."""
+"""Values that replace the width or height in a header."""
 WHOLE = 8
 """Number of undamaged images in each class folder."""
 TRAIN = ["--model", "shvit_s1", "--image-size", "32", "--epochs", "1", "--batch-size", "16", "--workers", "0"]
@@ -143,7 +143,7 @@ def spliced(one: bytes, other: bytes, chance: random.Random) -> bytes:
 
 
 def spoiled(photos: list[Path], chance: random.Random) -> tuple[str, str, bytes]:
-    """Returns a description of the damage, the suffix, and the file content."""
+    """Damage a photograph. Returns a description of the damage, the suffix, and the file content."""
     kind, photo = chance.choice(list(KINDS)), chance.choice(photos)
     data = encoded(photo, kind, chance.choice((64, 200, 500)))
     done = []
@@ -162,7 +162,7 @@ def spoiled(photos: list[Path], chance: random.Random) -> tuple[str, str, bytes]
 
 
 def fill(folder: Path, photos: list[Path], count: int, chance: random.Random) -> Counter[str]:
-    """Write class folders with `count` damaged images and some good ones. Returns the number of images by damage."""
+    """Write class folders with `count` damaged and some undamaged images. Returns the number of images by damage."""
     done: Counter[str] = Counter()
     places = [folder / split / name for split in ("train", "train", "val") for name in "ab"]
     for place in places:
@@ -229,7 +229,7 @@ def try_all(data: Path, model: Path, out: Path, most_seconds: float) -> list[dic
     lines = written.read_text(encoding="utf-8").splitlines() if written.exists() else []
     predict["bad_images"] = sum(json.loads(line)["error"] is not None for line in lines)
     if len(lines) != images:
-        predict["wrong"].append(f"{len(lines)} rows of {images} images")
+        predict["wrong"].append(f"{len(lines)} rows for {images} images")
     evaluation = run(["eval", str(model), str(data), "--split", "all", "--out", str(out / "eval")], most_seconds)
     training = run(["train", str(data), "--out", str(out / "run"), *TRAIN, *FIXED], most_seconds)
     return [predict, evaluation, training]

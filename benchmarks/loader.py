@@ -2,16 +2,16 @@
 
 Both loaders read the same files with two workers, use the same augmentation, and return normalized fp32 batches on
 the CPU. Our workers return uint8 images, which the main process normalizes. timm's loader runs in two modes: without
-prefetcher, the workers normalize; with prefetcher, the main process does. Augmentations: `paper` is that of SHViT at
-224 pixels (crops of 8 to 100 % of the area, flips, RandAugment, random bilinear or bicubic interpolation); `light` is
-crops of 35 to 100 % and flips at 160 pixels. The loaders alternate after each epoch; a ratio is the median of the
-ratios of all rounds.
+prefetcher, the workers normalize; with prefetcher, the main process does. Augmentations: `paper` is that of the SHViT
+paper at 224 pixels (crops of 8 to 100 % of the area, flips, RandAugment, random bilinear or bicubic interpolation);
+`light` is crops of 35 to 100 % and flips at 160 pixels. The loaders alternate after each epoch; a ratio is the median
+of the ratios of all rounds.
 
 What limits the speed: JPEG data must be decoded from the start, even for a crop. Huffman decoding takes two thirds of
-the decoding time (100 kB for a photograph of 500x375). The geometric operations of RandAugment take 1 to 3 ms each in
-Pillow for 224x224 pixels, and occur once per three images; ours use OpenCV. The rest is memory traffic: a normalized
-fp32 image of 224x224 has 602 kB, four times as much as in uint8. Batches of more than 32 MiB are newly allocated each
-time, and their page faults cost as much again.
+the decoding time (a photograph of 500x375 has 100 kB). The geometric operations of RandAugment take 1 to 3 ms each in
+Pillow for 224x224 pixels, and occur once per three images; our loader runs them in OpenCV. The rest is memory
+traffic: a normalized fp32 image of 224x224 has 602 kB, four times as much as in uint8. Batches of more than 32 MiB
+are newly allocated each time, and the page faults of the new memory cost as much time again.
 
 From version 13 on, Pillow refuses to posterize to 0 bits, which timm's RandAugment requests for one image in 700.
 Both loaders return black pixels in this case.
@@ -50,7 +50,7 @@ Epoch = Callable[[int], Iterable[torch.Tensor]]
 
 
 def folder_of_links(source: Path, count: int, folder: Path) -> None:
-    """Create `count` links in two classes, to files evenly spaced in the source. Files repeat if there are fewer."""
+    """Create `count` links in two class folders, to evenly spaced files of `source`, repeated if there are fewer."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     for index in range(count):
         file = files[index * len(files) // count]
@@ -113,7 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="a folder of photographs")
     parser.add_argument(
-        "others", type=Path, nargs="*", help="folders of other images, which do not count for the headline value"
+        "others", type=Path, nargs="*", help="folders of other images, which do not affect the result's main value"
     )
     parser.add_argument("--augmentations", nargs="*", default=list(AUGMENTATIONS), choices=AUGMENTATIONS)
     parser.add_argument("--images", type=int, default=2048, help="images per epoch")

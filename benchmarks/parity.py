@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("--name", required=True, help="name of the model in the name of the result file")
+    parser.add_argument("--name", required=True, help="name of the model, for the name of the result file")
     parser.add_argument("--max-drop", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

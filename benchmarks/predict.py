@@ -2,8 +2,8 @@
 
 The plain loop uses PIL, timm's evaluation transform, a DataLoader with two workers, and timm's shvit_s1 in eager fp32
 with 16 images per batch and torch's default number of threads. Both label the same files, alternating in each round.
-Loading and a first run of the models are not timed. The result has the medians of the rounds, and the median of the
-ratios within a round.
+Loading and a first run of the models are not timed. The result has the median speeds of the rounds, and the
+median of the ratios of all rounds.
 
 With all cores busy, the time of an image is the sum of decoding and inference. For photographs of 200,000 pixels in
 100 kB, Huffman decoding takes two thirds of the decoding time, which limits the speed. LOG.md has the details.
@@ -77,7 +77,7 @@ class PlainLoop:
 
 
 def folder_of_links(photos: list[Path], count: int, folder: Path) -> list[Path]:
-    """Create `count` links to the photographs, in turn."""
+    """Create `count` links that cycle through the photographs."""
     folder.mkdir()
     links = [folder / f"{index:06}{photos[index % len(photos)].suffix}" for index in range(count)]
     for index, link in enumerate(links):
@@ -86,7 +86,7 @@ def folder_of_links(photos: list[Path], count: int, folder: Path) -> list[Path]:
 
 
 def speeds(predictor: Predictor, paths: list[Path], rounds: int) -> dict[str, Any]:
-    """Throughput of both, in alternating rounds."""
+    """Throughput of the plain loop and of `Predictor`, which alternate in each round."""
     programs = {"plain": PlainLoop(), "shvit": predictor}
     for program in programs.values():
         program(paths[: 4 * BATCH])
@@ -114,8 +114,8 @@ def peak_memory(options: list[str], paths: int, folder: Path) -> float:
 def parts(photos: list[Path], count: int, least_side: int, seed: int = 0) -> Iterator[bytes]:
     """Write JPEG files of random crops of the photographs, with random sizes, qualities and chroma subsampling.
 
-    Every second crop is small: its shorter side is 0.5 to 2 times the size it is resized to. The others are decoded
-    at a half or a quarter of their size.
+    Every second crop is small: its shorter side is 0.5 to 2 times the size it is resized to. The other crops are
+    decoded at a half or a quarter of their size.
     """
     draw = random.Random(seed)
     for index in range(count):
@@ -168,7 +168,7 @@ def main() -> None:
         type=int,
         nargs="*",
         default=[2000, 20_000],
-        help="numbers of files for which to measure memory; may be empty",
+        help="numbers of files for which to measure memory; give none to skip this",
     )
     parser.add_argument("--agreement", help="a model file; its labels with both decoding paths are compared")
     parser.add_argument("--images", type=Path, help="a folder of further images for the comparison of labels")

@@ -51,7 +51,7 @@ def filled(path: str) -> str:
     for name, section in SECTIONS[path].items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if text.count(start) != 1 or text.count(end) != 1:
-            raise ValueError(f"{path} must hold the markers of section {name} once")
+            raise ValueError(f"{path} must contain both markers of the section {name} exactly once")
         before, _, rest = text.partition(start)
         text = f"{before}{start}{section()}\n{end}{rest.partition(end)[2]}"
     return text

@@ -1,9 +1,9 @@
 """Effect of distillation and of fine-tuning at a higher resolution, with `shvit train` on real images.
 
-Distillation: two runs with the same network, epochs, image size and seed; one learns only from labels, the other also
-from a teacher trained by `shvit train`. Resolution: a network trained at a lower resolution, before and after
-fine-tuning with the recipe `highres`. Runs are kept in --runs: a stopped run is resumed, and a finished one is only
-read.
+Distillation: two runs with the same network, epochs, image size and seed; one learns only from labels, the other one
+also from a teacher trained by `shvit train`. Resolution: a network trained at a lower resolution, before and after
+fine-tuning with the recipe `highres`. Runs are kept in --runs: a stopped run is resumed, and the results of a
+finished run are read.
 
     python benchmarks/recipes.py ../shared/data/imagenette160 --runs ../runs \\
         --teacher ../runs/teacher/best.safetensors --start ../runs/s1/best.safetensors
@@ -38,7 +38,7 @@ def train(data: str, out: Path, flags: list[str]) -> dict[str, Any]:
     command = ["train", data, *flags, "--out", str(out)]
     begun = recorded(out)
     if begun and begun["command"].split()[1:] != command:
-        sys.exit(f"{out} was begun by {begun['command']}, not by {' '.join(command)}: give another --runs")
+        sys.exit(f"{out} was started by {begun['command']}, not by {' '.join(command)}: give another --runs folder")
     if not begun or len(rows(out)) < begun["recipe"]["epochs"]:
         subprocess.run([sys.executable, "-m", "shvit", *command, *(["--resume"] if begun else [])], check=True)
     record = recorded(out)
@@ -65,7 +65,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def described(path: str) -> dict[str, Any]:
-    """How a teacher or starting network was trained."""
+    """Describe how a teacher or starting network was trained."""
     file = load(path)
     recipe = with_current_names(file.provenance["recipe"])
     kept = ("name", "epochs", "image_size", "batch_size", "optimizer", "schedule", "effective_lr", "seed")
@@ -87,7 +87,7 @@ def untrained(path: str, data: str, size: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--start", required=True, help="a network trained at a lower resolution, to fine-tune")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])

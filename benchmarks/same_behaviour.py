@@ -1,10 +1,10 @@
 """Record the behavior of the command line, to check that a refactoring changes nothing.
 
 `record` runs all commands below in FOLDER and writes exit codes, JSON documents and digests of the written files to
-FOLDER/record.json. `compare` prints the differences between two such folders. `read-old` copies a folder of an older
-checkout, runs the commands that read model files and exports, and resumes a stopped training. `compare` and
-`read-old` exit with 1 if there are differences. Compare only folders of the same machine, because trained weights
-depend on the CPU.
+FOLDER/record.json. `compare` prints the differences between two such folders. `read-old` copies a folder that an
+older checkout recorded, runs the commands that read its model files and exports, and resumes its stopped training.
+`compare` and `read-old` exit with 1 if there are differences. Compare only folders of the same machine, because
+trained weights depend on the CPU.
 
     python benchmarks/same_behaviour.py record runs/before
     python benchmarks/same_behaviour.py record runs/after --source ../refactored/src
@@ -35,7 +35,7 @@ from xml.etree import ElementTree
 
 PROJECT = Path(__file__).resolve().parents[1]
 JOBS = 2
-"""Commands that run at once, with one thread each."""
+"""Number of commands that run at the same time, with one thread each."""
 
 C, D, S = (f"train-{task}/best.safetensors" for task in ("classify", "detect", "segment"))
 CPU = "--workers 0 --device cpu"
@@ -60,7 +60,7 @@ EXPORTS = """
     detect fp32 best.xml, detect int8 best.xml, detect fp32 best.pt2, detect fp32 best.pte, segment fp32 best.xml
 """
 FORMATS = {"xml": "openvino", "pt2": "torch", "pte": "executorch", "mlpackage": "coreml"}
-"""Formats whose suffix is not their name."""
+"""Names of the formats whose file suffix differs from the name."""
 WRITE = {
     "shard": "shard data --out OUT/shards --size 64 --workers 0",
     "calibrate-bn": f"calibrate-bn {C} data --image-size 64 --out OUT/best64.safetensors {CPU}",
@@ -130,7 +130,7 @@ RENAMED = [
 ]
 """OLD=NEW for JSON keys. Strings that equal an old key, such as names of fields, are renamed as well."""
 
-IGNORED = {  # reason: regular expression for keys and file names. Both sides must have them; values are not compared
+IGNORED = {  # reason: regular expression for keys and file names that both sides must have, with any value
     "measured time": r"seconds|.*_seconds|.*latency_ms|p95_.*|spread|data_wait",
     "measured speed": r"images_per_second|share_of_ceiling",
     "measured share of time": r"shares|.*_shares|.*memory_bound",
@@ -173,7 +173,7 @@ def sha(parts: Iterable[bytes | str]) -> str:
 
 
 def content(path: Path) -> Any:
-    """The content of a file to compare: a parsed document, or a digest of weights and operations or of its bytes."""
+    """The content of a file for the comparison: a parsed document, or digests of its parts or bytes."""
     match path.suffix:
         case ".json" | ".jsonl":
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
@@ -217,7 +217,7 @@ def run(name: str, line: str, folder: Path, source: Path) -> dict[str, Any]:
     """Run a command in the folder. Returns its exit code, JSON document and written files."""
     out, started = folder / name, time.monotonic()
     stops = name in STOPPED and "--resume" not in line
-    coded = stops or name in ERRORS  # only the exit code counts, because the time of stopping varies
+    coded = stops or name in ERRORS  # only the exit code is compared, because stopped runs write different files
     command = [sys.executable, "-m", "shvit", *shlex.split(line.replace("OUT", name)), "--json"]
     env = {**os.environ, "PYTHONPATH": str(source.resolve()), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

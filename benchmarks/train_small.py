@@ -1,13 +1,13 @@
-"""Accuracy and wall time of `shvit train` with its defaults on 9,469 small images, compared with a plain loop.
+"""Accuracy and wall time of `shvit train` with its defaults on 9,469 small images, compared with a plain training loop.
 
 The plain loop uses timm's loader with two workers, its default training transform, its shvit_s1 in eager fp32, AdamW
 at 1e-3, a cosine schedule, batch size 64, and an evaluation after every epoch. Half of its timed epochs run before
 `shvit train`, and half after it. All epochs cost the same, so the time of a whole run is the median time of an epoch
 times the number of epochs. The time of `shvit train` includes everything from the start of the command to the model
-file, also compilation.
+file, including compilation.
 
-A training step costs three forward passes, so 10 epochs of S1 at 160 pixels are 10 x 9,469 x 3 x 2 x 123 M = 70
-TFLOP. LOG.md compares this with the CPU's peak FLOP/s.
+A training step costs as much as three forward passes, so 10 epochs of S1 at 160 pixels are 10 x 9,469 x 3 x 2 x 123 M
+= 70 TFLOP. LOG.md compares this with the CPU's peak FLOP/s.
 
     python benchmarks/train_small.py ../shared/data/imagenette160 --plain-epochs 4
 """
@@ -67,7 +67,7 @@ def plain_epochs(data: Path, size: int, epochs: int) -> Iterator[tuple[float, fl
 
 
 def shvit_run(data: Path, size: int, epochs: int, out: Path) -> dict:
-    """Run `shvit train` with its defaults and `shvit eval`. The seconds are those of the train command."""
+    """Run `shvit train` with its defaults and `shvit eval`. `seconds` is the time of the train command."""
     # an empty compilation cache, as in a user's first run
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor")}
     train = ["train", str(data), "--model", "shvit_s1", "--image-size", str(size), "--epochs", str(epochs)]
@@ -77,7 +77,7 @@ def shvit_run(data: Path, size: int, epochs: int, out: Path) -> dict:
 
 
 def finished_run(data: Path, run: Path) -> dict:
-    """Run `shvit eval` on a finished run. The seconds are those that the run recorded, without the start of Python."""
+    """Run `shvit eval` on a finished run. `seconds` is the time that the run recorded, without the start of Python."""
     evaluate = ["eval", str(run / "best.safetensors"), str(data), "--json"]
     done = subprocess.run([sys.executable, "-m", "shvit", *evaluate], stdout=subprocess.PIPE, text=True, check=True)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

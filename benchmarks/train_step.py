@@ -1,12 +1,12 @@
 """Throughput of a training step, compared with timm's.
 
 Our step is that of `shvit train` with the recipe `scratch`: mixup and CutMix, bf16 if the device supports it,
-compiled, channels_last, adaptive clipping, EMA. The other step is that of timm's train.py with the same settings: its
-own network, mixup, optimizer, clipping and EMA, in eager mode; on GPUs with automatic mixed precision (fp16 and a
+compiled, channels_last, adaptive clipping, EMA. timm's step is that of its train.py with the same settings, with
+timm's network, mixup, optimizer, clipping and EMA, in eager mode: on GPUs with automatic mixed precision (fp16 and a
 gradient scaler), on CPUs in fp32. Both get uint8 images on the device; decoding is not included. Runs are
-interleaved, and the ratio is that of the medians.
+interleaved, and the result is the ratio of the medians.
 
-The minimum time of a step is the MACs of three forward passes at the device's peak matmul FLOP/s, which is measured
+The minimum time of a step is the time of three forward passes at the device's peak matmul FLOP/s, which is measured
 in the same run.
 
     python benchmarks/train_step.py --model shvit_s1 --image-size 224 --batch-size 1024 --device cuda

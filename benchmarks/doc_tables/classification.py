@@ -53,7 +53,7 @@ def cpu_ratio() -> str:
                 ),
             ),
             "",
-            f"On the machine with AVX2 only, the row of OpenVINO int8 is {before}.",
+            f"On the machine with AVX2 only, the values for OpenVINO int8 are {before} (in the order of the columns).",
         ]
     )
 
@@ -76,7 +76,7 @@ This is {result["value"]:.1f} times the speed of a plain loop (PIL, timm's trans
 timm's `shvit_s1` in eager mode). Runs are interleaved.
 Peak memory is {few[1]:.0f} MiB for {int(few[0]):,} files and {many[1]:.0f} MiB for {int(many[0]):,} files.
 
-With the fast image decoder, the top-1 class agrees with that of PIL and timm's transform on {agreed}."""
+The fast image decoder leads to the same top-1 class as PIL and timm's transform on {agreed}."""
 
 
 def parity() -> str:

@@ -14,8 +14,8 @@ def overfit() -> str:
         rows.append([task, f"{run['bbox']['AP50']:.1%}", masks, f"{run['seconds'] / 60:.1f}"])
     return "\n".join(
         [
-            f"S1 overfits {len(result['photographs'])} photographs of coco421 (a part of COCO) at 128 pixels. They "
-            f"show {result['objects']} objects of {result['classes']} classes, none of them small.",
+            f"Detectors on S1 overfit {len(result['photographs'])} photographs of coco421 (a part of COCO) at 128 "
+            f"pixels. They show {result['objects']} objects of {result['classes']} classes, none of them small.",
             f"The backbone was trained on imagenette160. Measured by `benchmarks/detection.py` on {machine(result)}:",
             "",
             *table(("task", "box AP50", "mask AP50", "minutes"), rows),
@@ -86,7 +86,7 @@ def speed() -> str:
     return "\n".join(
         [
             f"Milliseconds per image on {one_thread(result)}, in fp32 at {result['rows'][0]['image_size']} pixels. "
-            "Runs are interleaved. A backbone ends at its last feature map; a whole detector goes from pixels to "
+            "Runs are interleaved. Backbones are timed up to the last feature map, whole detectors from pixels to "
             "boxes.",
             "",
             *table(("network", "part", "engine", "batch 16", "batch 1"), rows),

@@ -44,11 +44,11 @@ class Network:
 
     @property
     def label(self) -> str:
-        """The name without the tag of its weights, and the marks of `NOTES`."""
+        """The name without the tag of its weights, followed by the marks that `NOTES` explains."""
         return self.name.partition(".")[0] + marks(self.training)
 
     def beats(self, other: "Network", precision: str) -> bool:
-        """Whether it is faster and at least as accurate."""
+        """Whether this network is faster than `other`, and at least as accurate."""
         return self.milliseconds[precision] < other.milliseconds[precision] and self.top1 >= other.top1
 
 
@@ -62,14 +62,14 @@ def _files() -> Iterator[dict[str, Any]]:
 
 
 def _rows(result: dict[str, Any]) -> Iterator[tuple[dict[str, Any], float]]:
-    """The rows of one image in the figure's engine, and their milliseconds."""
+    """The rows with batch size 1 in the figure's engine, and their milliseconds."""
     for row in result.get("rows") or result["points"]:
         if (row["engine"], row["batch_size"]) == (ENGINE, 1) and row["precision"] in PRECISIONS:
             yield row, row["milliseconds"] if "milliseconds" in row else 1e3 * row["seconds"]
 
 
 def networks() -> tuple[list[Network], dict[str, Any]]:
-    """Networks with a published accuracy at the measured size, and the machine that the newest result is from."""
+    """Networks with a published accuracy at the measured size, and the hardware of the newest result."""
     files = list(_files())
     hardware = files[0]["hardware"]
     times: dict[tuple[str, int], dict[str, float]] = {}
@@ -170,7 +170,7 @@ def _batches() -> list[Network]:
 
 
 def _cell(name: str, among: list[Network], precision: str) -> str:
-    """A network's time, and the peers that it beats and that beat it: the most accurate, and the number of others."""
+    """A network's time, the most accurate peers that it beats and that beat it, and the numbers of other such peers."""
     timed = sorted((one for one in among if precision in one.milliseconds), key=lambda one: -one.top1)
     [one] = [one for one in timed if one.name == name]
     peers = [peer for peer in timed if not peer.ours]
@@ -240,7 +240,7 @@ def _marker(precision: str, color: str) -> dict[str, Any]:
 
 
 def _label(axes: Axes, measured: list[Network]) -> None:
-    """Write each name beside its fastest or slowest point, where it covers nothing."""
+    """Write each name beside the network's fastest or slowest point, where it covers nothing."""
     pixel = axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
     ends = [
         axes.transData.transform([(f(one.milliseconds.values()), one.top1) for f in (min, max)]) for one in measured

@@ -18,7 +18,7 @@ def latest(what: str) -> dict[str, Any]:
 
 
 def throughput() -> dict[str, Any]:
-    """The newest benchmark at batch size `BATCH`, with only these rows."""
+    """The newest benchmark that includes batch size `BATCH`, with only the rows of that batch size."""
     paths = sorted((ROOT / "results").glob("bench_*.json"), key=lambda path: path.stem[-10:])
     result = [result for path in paths if BATCH in (result := json.loads(path.read_text()))["request"]["batch_sizes"]][
         -1
@@ -36,19 +36,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def machine(result: dict[str, Any]) -> str:
-    """For example "2 cores of AMD EPYC (AVX2, AVX-512)"."""
+    """The cores and the processor, for example "2 cores of AMD EPYC (AVX2, AVX-512)"."""
     cores = result["hardware"]["cores"]
     return f"{cores} core{'s' * (cores > 1)} of {hardware_in_words(result['hardware'])}"
 
 
 def one_thread(result: dict[str, Any]) -> str:
-    """For example "one thread of AMD EPYC (AVX2, AVX-512)"."""
+    """The processor, after the thread if only one was used: "one thread of AMD EPYC (AVX2, AVX-512)"."""
     threads = "one thread of " if result["threads"] == 1 else ""
     return f"{threads}{hardware_in_words(result['hardware'])}"
 
 
 def command(result: dict[str, Any]) -> list[str]:
-    """The lines that show the command that measured it."""
+    """Lines with the command that measured the result."""
     return [f"Command: `{result['command']}`", ""]
 
 

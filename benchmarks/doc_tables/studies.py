@@ -96,7 +96,7 @@ def breakdown() -> str:
         [
             *command(result),
             f"Measured by the engines' profilers on {one_thread(result)}, in fp32 at batch size "
-            f"{result['rows'][0]['batch_size']}. *Memory-bound* is the share of time as above,",
+            f"{result['rows'][0]['batch_size']}. *Memory-bound* is defined as above, and given",
             "for the whole network and for its attention layers:",
             "",
             *table(columns, rows),
@@ -164,7 +164,7 @@ def _redundancy_of(what: str) -> str:
 
     summary = (
         f"{len(result['could_be_single'])} layers can be reduced to one head, one layer at a time, with a drop of at "
-        f"most 0.5 points; {len(result['single_together'])} layers can be reduced together."
+        f"most 0.5 points of top-1; {len(result['single_together'])} layers can be reduced at the same time."
     )
     if saved:
         faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in saved["speed_ratio"].items())

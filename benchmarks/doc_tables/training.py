@@ -28,7 +28,7 @@ def loader() -> str:
             f"Images/s from files to normalized batches with {result['workers']} workers on {result['cores']} cores of "
             f"{result['hardware']['processor']}, and the speed relative to",
             "timm's `create_loader` with the same augmentation: without its prefetcher (workers normalize the images) "
-            "and with it. Runs are",
+            "and with it (the main process does). Runs are",
             "interleaved. `paper` is the paper's augmentation at 224 pixels, `light` is only crops and flips, at 160 "
             "pixels.",
             "",
@@ -103,7 +103,7 @@ PUBLISHED = {"S1 at 224": (33489, 241, 300), "S4 at 256": (14283, 986, 300), "S4
 """Inference images/s on an A100, millions of multiply-accumulates, and epochs, from the paper."""
 IMAGES = 1_281_167
 S1_AT_160 = 123
-"""Millions of multiply-accumulates."""
+"""Millions of multiply-accumulates of S1 at 160 pixels."""
 
 
 def estimate() -> str:
@@ -136,8 +136,8 @@ def estimate() -> str:
             "machine has several",
             "hundred CPU cores. Shards of smaller images (`shvit shard --size 256`) and more machines help more than "
             "faster GPUs. At 512",
-            "pixels, about 50 cores are enough. In distillation, the teacher is the bottleneck: one with 16 G MACs "
-            "costs 22 times as much as",
-            "a training step of S1, and 5 times as much as one of S4.",
+            "pixels, about 50 cores are enough. In distillation, the teacher is the bottleneck: a forward pass of a "
+            "teacher with 16 G MACs costs 22 times as much as",
+            "a training step of S1, and 5 times as much as a training step of S4.",
         ]
     )  # fmt: skip

@@ -44,7 +44,7 @@ def test_engines_without_regions_are_left_out():
     request = settle(BenchRequest(("shvit_s1",), engines=("executorch",), image_sizes=(64,), task="segment"))
     cases, omitted = plan(request, {"shvit_s1": open_model("shvit_s1", 64, "segment")})
     assert {case.part for case in cases} == {BACKBONE}
-    expected = "models of task segment run on onnx (fp32), openvino (fp32, int8), torch (fp32)"
+    expected = "models for the task segment run only on onnx (fp32), openvino (fp32, int8), torch (fp32)"
     assert {row.reason for row in omitted} == {expected}
 
 
@@ -114,9 +114,9 @@ def test_the_command(run, quick_machine):
     ("flags", "reason"),
     [
         (["torchvision/retinanet_resnet50_fpn"], "is a detector: give --task detect or segment"),
-        (["torchvision/resnet50", "--task", "detect"], "torchvision/NAME is one of"),
-        (["--task", "detect", "--protocol", "paper-cpu"], "--protocol is for classifiers"),
-        (["--task", "detect", "--plot", "a.png"], "--plot is for classifiers"),
+        (["torchvision/resnet50", "--task", "detect"], "torchvision/NAME must be one of"),
+        (["--task", "detect", "--protocol", "paper-cpu"], "--protocol works only for classifiers"),
+        (["--task", "detect", "--plot", "a.png"], "--plot works only for classifiers"),
         (["timm/deit_tiny_patch16_224", "--task", "detect"], "each twice the previous one"),
     ],
 )

@@ -88,7 +88,7 @@ def test_named_engines_and_precisions_that_have_one_another(many_engines, tiny):
         ({"batch_sizes": (4, 0)}, "batch_size must be at least 1, got 0"),
         ({"image_sizes": (16,)}, "image_size must be at least 32, got 16"),
         ({"device": "tpu"}, "no device 'tpu' here"),
-        ({"protocol": "paper-tpu"}, "unknown protocol 'paper-tpu': allowed are paper-cpu, paper-onnx, paper-gpu"),
+        ({"protocol": "paper-tpu"}, "unknown protocol 'paper-tpu': choose from paper-cpu, paper-onnx, paper-gpu"),
     ],
 )  # fmt: skip
 def test_refusals(many_engines, tiny, settings, message):
@@ -108,7 +108,7 @@ def test_refusals(many_engines, tiny, settings, message):
     ],
 )
 def test_a_protocol_fixes_everything_but_the_models(settings, flag):
-    with pytest.raises(InputError, match=f"--protocol paper-cpu sets {flag} itself: remove {flag}"):
+    with pytest.raises(InputError, match=f"--protocol paper-cpu already sets {flag}: remove {flag}"):
         settle(BenchRequest(protocol="paper-cpu", **settings))
 
 
@@ -140,7 +140,7 @@ def test_exported_files_run_as_they_were_written():
     )
     cases, _ = plan(request, {"a.pt2": exported})
     assert cases == [Case("a.pt2", "torch", "bf16", 2, 96, "cpu", None)]
-    with pytest.raises(InputError, match=r"is for networks, and a\.pt2 is an exported file"):
+    with pytest.raises(InputError, match=r"cannot time exported files, such as a\.pt2"):
         plan(settle(BenchRequest(("a.pt2",), protocol="paper-cpu")), {"a.pt2": exported})
 
 

@@ -81,9 +81,9 @@ def test_the_table_of_a_profile():
     text = stream.getvalue()
     [line] = [line for line in text.splitlines() if line.startswith("stem 1+2")]
     assert line.split() == ["stem", "1+2", "1", "4.0", "80.0%", "0.00", "0.1", "50%"]
-    assert "the minimum time of its layers, added up, is 2.0 µs" in text
+    assert "the minimum times of the layers add up to 2.0 µs" in text
     assert max(len(line) for line in text.splitlines() if "a_name_" in line) < 120
-    assert "PyTorch's profiler does not see the operations of torch" in text
+    assert "PyTorch's profiler cannot record the operations of torch" in text
     document = result.to_dict()["rows"]
     assert document[0]["profile"][0]["floor_seconds"] == pytest.approx(2e-6)
     assert document[1]["profile"] == []

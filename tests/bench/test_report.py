@@ -60,14 +60,14 @@ def test_the_table_says_once_what_all_rows_share():
     assert "79.8%†" in text
     assert "left out: coreml: not on Linux" in text
     assert "threads: 1;" in text
-    assert "quantized on random images" not in text
+    assert "quantized with random images" not in text
 
 
 def test_random_calibration_is_marked():
     text = shown(made_up(("shvit_s1", "best.safetensors"), (224,), ("fp32", "int8")))
     marked = [line.split()[:2] for line in text.splitlines() if "int8*" in line]
     assert marked == [["shvit_s1", "int8*"]]
-    assert "* quantized on random images, only to measure its speed" in text
+    assert "* quantized with random images: only the speed is meaningful" in text
 
 
 def test_a_protocol_shows_the_papers_ratios():

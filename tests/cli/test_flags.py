@@ -53,14 +53,14 @@ PROFILE = ["train", "{folder}", "--model", "{model}", "--profile"]
         (["predict", "{detector}", "{folder}", "--draw", "{folder}"], "is not empty: give another --draw"),
         (["predict", "{detector}", "{folder}", "--draw", "{model}"], "is a file: --draw must be a folder"),
         (["export", "{model}", "--format", "torch", "--max-drop", "0.5"], "--max-drop has no effect in fp32, only in"),
-        (["bench", "x.onnx", "y.pt2", "--engine", "torch"], "--engine has no effect on what runs in its own engine"),
+        (["bench", "x.onnx", "y.pt2", "--engine", "torch"], "--engine has no effect on models with a fixed engine"),
         (["bench", "x.onnx", "--image-size", "32"], "--image-size has no effect on exported files"),
         (["study", "macro", "--out", "{tmp}/x", "--seeds", "1"], "--seeds has no effect without --train DATA"),
         (["study", "macro", "--out", "{tmp}/x", "--workers", "2"], "--workers has no effect without data"),
         (["study", "resolution", "--out", "{tmp}/x", "--epochs", "10"], "--epochs has no effect without --train DATA"),
         (["study", "redundancy", "{model}", "{folder}", "--out", "{tmp}/x", "--images", "9", "--similarity-images=128"],
          "--similarity-images has no effect above --images 9"),
-        (["info", "{folder}", "--image-size", "64"], "--image-size has no effect on data"),
+        (["info", "{folder}", "--image-size", "64"], "--image-size has no effect on datasets"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )  # fmt: skip
@@ -212,7 +212,7 @@ def test_info_of_a_file_is_ten_lines(run, tiny, tmp_path, kind):
     assert code == 0, err
     assert len(out.splitlines()) <= 10
     assert "2 classes: dark; light" in out
-    assert "top-1 75.00% of 12 images · recipe scratch, 3 epochs" in out
+    assert "top-1 75.00% on 12 images · recipe scratch, 3 epochs" in out
     found = json.loads(run("info", path, "--json")[1])
     assert found == json.loads(json.dumps(expected))
 

@@ -29,7 +29,7 @@ def test_shards_are_written_then_only_checked(run, folder, tmp_path):
         "bad_images": 1,
         "resumed": True,
     }
-    assert err.startswith("already complete, all checksums match: 52 images in 4 shards (4 of them existed)")
+    assert err.startswith("already complete, all checksums match: 52 images in 4 shards (4 of them already existed)")
 
     code, text, err = run("shard", folder, "--out", out, "--size", 64)
     assert (code, text) == (2, "")
@@ -53,7 +53,7 @@ def test_ctrl_c_is_one_line(run, folder, tmp_path, monkeypatch):
     assert text == f"stopped; run the same command again to write the remaining shards of {tmp_path / 'out'}\n"
     code, text, _ = run(*command)
     assert code == 0
-    assert text.startswith("52 images in 6 shards (2 of them existed)")
+    assert text.startswith("52 images in 6 shards (2 of them already existed)")
     assert len(seen) == 30 + 32
 
 

@@ -79,7 +79,7 @@ def test_one_pile(run):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["digits", "--image-size", "64"], "--image-size has no effect on data"),
+        (["digits", "--image-size", "64"], "--image-size has no effect on datasets"),
         (["{tmp}"], "no class folders with images"),
     ],
 )

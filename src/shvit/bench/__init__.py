@@ -1,1 +1,1 @@
-"""Benchmarks: networks timed in interleaved rounds, and compared with the peak of the machine."""
+"""Benchmarks: time networks in interleaved rounds, and compare them with the machine's peak FLOP/s."""

@@ -1,4 +1,4 @@
-"""Measure the speed and memory of one case (a network in an engine at one size), in a process of its own."""
+"""Measure the speed and memory of one case: one network, engine, precision and size, in a separate process."""
 
 import ctypes
 import gc
@@ -40,13 +40,13 @@ from .torchvision import TORCHVISION_PREFIX, TorchvisionDetector, is_torchvision
 
 WHOLE, BACKBONE = "whole", "backbone"
 BACKBONE_TASK = "classify"
-"""Task of backbones, which run as classifiers without classes."""
+"""Task of backbones. They are timed as classifiers with a single class."""
 RANDOM_CLASSES = 80
 """Number of classes of detectors with random weights, as in COCO."""
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 8
 
 OpenedModel = Any
-"""A model file, an exported file, or a detector of torchvision."""
+"""A `ModelFile`, an `Exported` file, or a torchvision detector."""
 
 
 def is_detector(task: str) -> bool:
@@ -77,20 +77,20 @@ class Case:
 
 
 def has_random_weights(name: str) -> bool:
-    """Whether this is the name of a variant or `timm/NAME`, not a file. Such a network has random weights."""
+    """Whether `name` is `timm/NAME` or a variant such as `shvit_s1`, not a file. Such a network gets random weights."""
     return not Path(name).exists() and (name.startswith(TIMM_PREFIX) or not Path(name).suffix)
 
 
 def runs_as_it_is(name: str) -> bool:
-    """Whether engine and precision are fixed, as for exported files and for torchvision's detectors."""
+    """Whether the model determines engine and precision, as exported files and torchvision detectors do."""
     return engines.is_exported(name) or is_torchvision(name)
 
 
 def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TASK, part: str = WHOLE) -> OpenedModel:
-    """Open a model. Models given by name, and all backbones, have random weights. An exported file is not changed.
+    """Open a model. Networks given by name and all backbones get random weights. Exported files keep their image size.
 
     Raises:
-        InputError: There is no such model, the file is not usable, or the model has another task.
+        InputError: The model does not exist, its file is not usable, or it was made for a different task.
     """
     if is_torchvision(name):
         if not is_detector(task) or image_size is None:
@@ -118,9 +118,9 @@ def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TA
 
 
 def _random_model(architecture: Architecture, image_size: int | None, task: str, part: str) -> ModelFile:
-    """A model with random weights. All norms have weight 1.
+    """A model with random weights. All BatchNorm weights are 1.
 
-    Some norms are zero at the start of training, and multiplying by zeros would be faster than in a trained network.
+    Some of these weights are zero before training. With zeros, the network would run faster than a trained one.
     """
     torch.manual_seed(0)
     model = architecture.build().eval()
@@ -135,7 +135,7 @@ def _random_model(architecture: Architecture, image_size: int | None, task: str,
 
 
 def own_top1(name: str) -> Top1 | None:
-    """A file's accuracy, measured by its training or `shvit calibrate-bn`; None for a network without a file."""
+    """The accuracy that training or `shvit calibrate-bn` stored in a model file. None if nothing is stored."""
     if has_random_weights(name) or is_torchvision(name):
         return None
     model = load(name)
@@ -148,12 +148,12 @@ def _random_images(count: int, size: int) -> UInt8[Tensor, "b 3 h w"]:
 
 
 def _to_the_end(engine: Callable[[Tensor], Any], images: Tensor) -> Callable[[], object]:
-    """A call that returns when the device has finished."""
+    """A function that runs the engine and returns when the device has finished."""
     return lambda: (engine(images), synchronize(str(images.device)))
 
 
 class Traced:
-    """Runs a network as the paper's scripts did. Images are created once, on the device. Outputs stay there."""
+    """Runs a network as in the paper's scripts: on images created once on the device, where the outputs stay too."""
 
     @torch.inference_mode()
     def __init__(self, model_file: ModelFile, case: Case) -> None:
@@ -171,7 +171,7 @@ class Traced:
 
 
 class Eager:
-    """Plain PyTorch: uint8 images and outputs stay on the device."""
+    """Runs a network in plain PyTorch. The uint8 images and the outputs are on the device."""
 
     def __init__(self, model_file: ModelFile, case: Case) -> None:
         self.network: Any = portable(model_file).to(case.device, DTYPES[case.precision])
@@ -183,7 +183,7 @@ class Eager:
 
 
 class Compiled(Eager):
-    """`Eager`, compiled in both memory formats. Runs the faster one, named by `detail`."""
+    """`Eager` with torch.compile. Tries two memory formats and keeps the faster one, which `detail` names."""
 
     def __init__(self, model_file: ModelFile, case: Case) -> None:
         torch._dynamo.config.recompile_limit = 10**6  # by default, the ninth network of a process is not compiled
@@ -202,14 +202,14 @@ YARDSTICKS: dict[str, Callable[[ModelFile, Case], Callable[[Tensor], Tensor]]] =
     EAGER: Eager,
     COMPILED: Compiled,
 }
-"""Other ways to run a network that engines are compared with, by name."""
+"""Ways to run a network in PyTorch, by name, for comparison with the engines."""
 
 
 class Subject:
     """A case, loaded and warmed up.
 
     Raises:
-        Failure: The case cannot run. The message gives the reason. `time` raises it as well.
+        Failure: The case cannot run. The message gives the reason. `time` and `profile` raise it too.
     """
 
     def __init__(self, case: Case) -> None:
@@ -223,7 +223,7 @@ class Subject:
                 self._call, case.device, engine.launches(images) if isinstance(engine, engines.Engine) else ()
             )
             self.detail: str | None = getattr(engine, "detail", None)
-            """Details of how the engine runs the network, for the table."""
+            """How the engine runs the network, to show in the table. None: nothing to show."""
             gc.collect()
             was_reset = before is not None and _reset_peak(case.device)
             self._repetitions = warm_up(self._call)
@@ -232,7 +232,7 @@ class Subject:
             """Peak memory while the case runs, minus memory before it was loaded, in bytes. None: unknown."""
 
     def time(self) -> list[float]:
-        """Seconds of each call of one sample."""
+        """Take one sample. Returns the seconds of each call."""
         with as_failure():
             return sample(self._call, self._repetitions)
 
@@ -250,7 +250,7 @@ class Subject:
 
 
 def _start(case: Case) -> Callable[[Tensor], Any]:
-    """Load the function that runs the case. A whole detector is timed from pixels to boxes."""
+    """Return the function that runs the case. For a whole detector, it goes from pixels to boxes."""
     model = open_model(case.model, case.image_size, case.task, case.part)
     if is_torchvision(case.model):
         return model.to(case.device)
@@ -274,7 +274,7 @@ def _engine(model: Runnable, case: Case) -> Callable[[Tensor], Tensor]:
 
 
 def _memory(device: str, peak: bool = False) -> int | None:
-    """Bytes in use, or their peak: of this process on the CPU, of torch's allocator on CUDA. None: unknown."""
+    """Memory in use, or its peak, in bytes. CPU: of this process; CUDA: of torch's allocator. None: unknown."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
     status = Path("/proc/self/status")
@@ -285,12 +285,12 @@ def _memory(device: str, peak: bool = False) -> int | None:
 
 
 def _reset_peak(device: str) -> bool:
-    """Forget the peak so far, so that memory needed only for loading is not counted. Returns whether it is possible."""
+    """Reset the peak, to exclude memory that only loading needs. Returns False if the system does not allow it."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return True
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)  # glibc keeps memory freed after loading, several times the network's size
+        trim(0)  # after loading, glibc keeps freed memory of several times the network's size
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # missing or read-only in some containers
@@ -299,7 +299,7 @@ def _reset_peak(device: str) -> bool:
 
 
 def free_memory() -> float:
-    """The fraction of the machine's memory that is available. 1 where the system does not tell."""
+    """The fraction of the machine's memory that is available. 1 if the system does not report it."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         return 1.0
@@ -308,7 +308,7 @@ def free_memory() -> float:
 
 
 class Worker:
-    """A `Subject` in its own process, so that it cannot affect other cases.
+    """A `Subject` in a separate process, where it cannot affect other cases.
 
     Raises:
         Failure: The case cannot run. The message gives the reason.
@@ -317,7 +317,7 @@ class Worker:
     def __init__(self, case: Case) -> None:
         context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
         if sys.platform == "linux":
-            context.set_forkserver_preload([__name__])  # imports torch once for all
+            context.set_forkserver_preload([__name__])  # imports torch once for all workers
         self._pipe, pipe = context.Pipe()
         self._process = context.Process(target=_serve, args=(pipe, case), daemon=True)
         self._process.start()
@@ -325,11 +325,11 @@ class Worker:
         self.memory, self.detail = self._answer()
 
     def time(self) -> list[float]:
-        """As of `Subject`."""
+        """See `Subject.time`."""
         return self._answer("time")
 
     def profile(self) -> list[OpTime]:
-        """As of `Subject`."""
+        """See `Subject.profile`."""
         return self._answer("profile")
 
     def close(self) -> None:
@@ -345,8 +345,8 @@ class Worker:
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
-            cause = "killed, out of memory?" if code == -signal.SIGKILL else f"exit code {code}"
-            raise Failure(f"its process ended ({cause})") from None
+            cause = "killed, perhaps because memory ran out" if code == -signal.SIGKILL else f"exit code {code}"
+            raise Failure(f"the process of this case ended early ({cause})") from None
         if isinstance(answer, Failure):
             raise answer
         return answer
@@ -354,7 +354,7 @@ class Worker:
 
 def _serve(pipe: Connection, case: Case) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    os.dup2(2, 1)  # stdout is for the parent's JSON
+    os.dup2(2, 1)  # stdout is reserved for the parent's JSON
     if case.threads:
         torch.set_num_threads(case.threads)
     try:
@@ -370,7 +370,7 @@ def _serve(pipe: Connection, case: Case) -> None:
 
 @contextmanager
 def as_failure() -> Iterator[None]:
-    """Convert any exception of a runtime to a Failure with a one-line message, so that only one row is missing."""
+    """Convert any exception to a Failure with a one-line message. The benchmark then continues without this case."""
     try:
         yield
     except (Failure, InputError) as error:

@@ -25,11 +25,11 @@ PANEL = (7.2, 4.8)
 
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (-0.8, 0.7), (0.8, -0.7), (-0.8, -0.7))
 DISTANCES = (7, 12, 18, 26, 36, 48, 62)
-"""Candidate positions for the name of a point: directions, and distances in points."""
+"""Candidate positions of a label relative to its data point: directions, and distances in units of 1/72 inch."""
 
 
 class Point(NamedTuple):
-    """A model as a point, in the units of the axes."""
+    """The data point of a model, in the units of the axes."""
 
     x: float
     y: float
@@ -39,10 +39,10 @@ class Point(NamedTuple):
 
 @literal_text()
 def draw_result(result: Result, path: Path) -> bool:
-    """Write a PNG with a panel for each engine, precision and batch size.
+    """Write a PNG with one panel for each combination of engine, precision and batch size.
 
-    It shows latency against resolution if a model ran at several sizes, otherwise accuracy against speed. Returns
-    whether there was anything to draw.
+    The panels show latency against resolution if a model ran at several sizes, otherwise accuracy against speed.
+    Returns False, without writing a file, if there is nothing to draw.
     """
     sizes = {(row.case.model, row.case.image_size) for row in result.rows}
     if len(sizes) > len({model for model, _ in sizes}):
@@ -62,9 +62,9 @@ def draw_result(result: Result, path: Path) -> bool:
     for axes in grid[len(panels) :]:
         axes.remove()
     hardware, threads = result.about["hardware"], result.request.threads
-    said = counted(threads, "thread") if threads else "default threads of each engine"
+    said = counted(threads, "thread") if threads else "each engine's default threads"
     figure.suptitle(f"{title} · {hardware.get('gpu', hardware['processor'])}, {said}", fontsize=11)
-    figure.draw_without_rendering()  # the space for names depends on the final layout
+    figure.draw_without_rendering()  # the space for labels depends on the final layout
     for put in put_names:
         put()
     save_png(figure, path)
@@ -84,7 +84,7 @@ def _scatter(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     for x, y, _, color in points:
         axes.plot(x, y, "o", color=color, markersize=8 if color == OURS else 6)
     axes.set_title(title, fontsize=10)
-    plot_style(axes, "images/s", "top-1, %: published on ImageNet-1K († distilled), or a file's own (‡)")
+    plot_style(axes, "images/s", "top-1, %: published on ImageNet-1K († distilled), or from the file (‡)")
     axes.set_xscale("log")
     axes.margins(0.12)
     plain_ticks(axes.xaxis)
@@ -108,12 +108,12 @@ def _latency(axes: Axes, title: str, rows: list[Row]) -> Callable[[], None]:
     shown = sorted({row.case.image_size for row in rows})
     span = shown[-1] - shown[0] or 1
     axes.set_xticks(shown)
-    axes.set_xlim(shown[0] - 0.05 * span, shown[-1] + 0.4 * span)  # space for the names at the ends of the lines
+    axes.set_xlim(shown[0] - 0.05 * span, shown[-1] + 0.4 * span)  # space for the labels at the line ends
     return lambda: _name_beside(axes, ends)
 
 
 def _name_around(axes: Axes, points: list[Point]) -> None:
-    """Name each point, as near as possible without covering another name, a point or the border."""
+    """Label each point, as close to it as possible without covering another label, a point or the border."""
     renderer: Any = axes.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]
     centers = (axes.transData.transform((point.x, point.y)) for point in points)
     taken = [Bbox.from_extents(x - 6, y - 6, x + 6, y + 6) for x, y in centers]
@@ -132,7 +132,7 @@ def _name_around(axes: Axes, points: list[Point]) -> None:
 
 
 def _name_beside(axes: Axes, ends: list[Point]) -> None:
-    """Name each line, in a column to the right of the ends of the lines."""
+    """Label each line, in a column to the right of the line ends."""
     pixels_a_point = axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
     gap = 1.5 * FONT_SIZE
     free = float("inf")
@@ -159,6 +159,6 @@ def _annotate(axes: Axes, point: Point, line_from: tuple[float, float] = (0.5, 0
 
 
 def _name(row: Row) -> tuple[str, bool]:
-    """The name of a point, and whether it is highlighted, as SHViT and the user's own models are."""
+    """The label of a point, and whether it is highlighted. SHViT and the user's own models are highlighted."""
     model = row.case.model
     return Path(model.removeprefix(TIMM_PREFIX)).name, not model.startswith(TIMM_PREFIX)

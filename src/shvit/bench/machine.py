@@ -1,8 +1,8 @@
-"""The peak of the machine: matmul FLOP/s in each precision, and memory bandwidth.
+"""Measure the peak of the machine: matmul FLOP/s in each precision, and memory bandwidth.
 
 The fraction of the peak that a network reaches is `2 * MACs * images/s` divided by the peak FLOP/s. The peak is the
-highest speed of any available library call, over sizes that fit the caches and sizes that do not. The result names the
-call, because the fastest call depends on the processor.
+highest speed that any available library call reaches, on matrices that fit into the caches and on larger ones. The
+result names this call, because the fastest call depends on the processor.
 """
 
 import time
@@ -21,7 +21,7 @@ CPU_SIDES = (128, 256, 512, 1024, 2048)
 GPU_SIDES = (1024, 2048, 4096, 8192)
 CACHE_BYTES, MEMORY_BYTES = 2**17, 2**28
 REPEAT_SECONDS = 0.1
-"""Time for each call and size. Sizes are left out if one call would take more than four times as long."""
+"""Time spent on each library call and size. Sizes at which one call would take over four times as long are skipped."""
 
 TimedCall = Callable[[], object]
 
@@ -31,11 +31,11 @@ class Product:
     """The fastest matrix product in a precision."""
 
     rate: float
-    """FLOP/s; a multiply-accumulate is two operations."""
+    """FLOP/s, counting a multiply-accumulate as two operations."""
     side: int
     """Side of the square matrices."""
     by: str
-    """The library call."""
+    """Name of the library call."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Machine:
     products: dict[str, Product]
     """The fastest matrix product of each precision."""
     copy_cache: float
-    """Bytes/s of a copy that fits the caches. Counts bytes read and bytes written."""
+    """Bytes/s of a copy that fits into the caches, counting bytes read and bytes written."""
     copy_memory: float
-    """Bytes/s of a copy that does not fit the caches."""
+    """Bytes/s of a copy that does not fit into the caches, counted in the same way."""
 
     def share(self, precision: str, operations: float) -> float | None:
         """Operations/s as a fraction of the peak. None if the peak of this precision was not measured."""
@@ -56,7 +56,7 @@ class Machine:
 
 
 def measure_machine(threads: int | None, device: str) -> Machine:
-    """Measure the peak of the machine. Takes a few seconds. On CUDA, `fp32` includes TF32, as in torch's convolutions.
+    """Measure the peak of the machine. Takes a few seconds. On CUDA, `fp32` uses TF32 if torch's convolutions do.
 
     `threads` is the number of CPU threads. None: torch's default.
     """
@@ -69,14 +69,14 @@ def measure_machine(threads: int | None, device: str) -> Machine:
                 product = Product(2 * side**3 / seconds, side, by)
                 if precision not in products or product.rate > products[precision].rate:
                     products[precision] = product
-                if 8 * seconds > 4 * REPEAT_SECONDS:  # twice the side, eight times the work
+                if 8 * seconds > 4 * REPEAT_SECONDS:  # a matrix of twice the side takes eight times the work
                     break
         copies = [_copy(size, device) for size in (CACHE_BYTES, MEMORY_BYTES)]
     return Machine(products, *copies)
 
 
 def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Callable[[int], TimedCall]]]:
-    """Yield precision, name and factory of each product of square matrices."""
+    """Yield the precision, the library call and a factory for each product of square matrices."""
 
     def of(dtype: torch.dtype, product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[int], TimedCall]:
         def make(side: int) -> TimedCall:
@@ -96,7 +96,7 @@ def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Call
 
 
 def _matmul_integer(side: int, threads: int | None) -> TimedCall:
-    """ONNX Runtime's product of uint8 and int8, which is also fast without VNNI."""
+    """ONNX Runtime's product of a uint8 and an int8 matrix, which is fast even without VNNI."""
     import numpy as np
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -124,7 +124,7 @@ def _copy(size: int, device: str) -> float:
 
 
 def _best(call: TimedCall, device: str) -> float:
-    """Seconds of the fastest call."""
+    """Seconds of the fastest of several calls."""
     best, end = float("inf"), time.perf_counter() + REPEAT_SECONDS
     call()
     while best == float("inf") or time.perf_counter() < end:

@@ -1,4 +1,4 @@
-"""The models that SHViT is compared with, their published accuracy and training, and the paper's measured speeds."""
+"""Models to compare SHViT with, their published accuracy and training, and the speeds published in the paper."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ PEERS = (
     "timm/efficientnet_b0.ra4_e3600_r224_in1k",
     "timm/mobilenetv4_conv_medium",
 )
-"""Default models to compare with. A name has a tag if the weights are not timm's default."""
+"""Default models to compare with. A name has a tag (after the dot) if the weights are not timm's default ones."""
 DEFAULT_MODELS = (*VARIANTS, *PEERS)
 
 _BACKBONES = (*VARIANTS, "timm/mobilenetv3_large_100", "timm/resnet50")
@@ -34,15 +34,15 @@ DETECTION_MODELS = {
 }
 """Default models by task. The two timm networks have the same layers as torchvision's backbones."""
 DETECTION_SIZE = 512
-"""Side of the images in the paper's timing of backbones, in pixels."""
+"""Image side, in pixels, at which the paper timed backbones."""
 PAPER_BACKBONES = {"shvit_s4": (0.28, 5.0), "timm/resnet50": (None, 19.0), "timm/mobilenetv3_large_100": (None, 7.5)}
-"""Milliseconds per image of the backbone on GPU (batch 32) and CPU (batch 16): Yun and Ro, arXiv:2401.16456, on COCO.
-None: unknown."""
+"""Milliseconds per image of each backbone on a GPU (batch size 32) and on a CPU (batch size 16), from the paper's COCO
+experiments: Yun and Ro, arXiv:2401.16456. None: unknown."""
 
 
 @dataclass(frozen=True)
 class Top1:
-    """A published accuracy on ImageNet-1K, or the accuracy of a model file."""
+    """A published accuracy on ImageNet-1K, or the accuracy stored in a model file."""
 
     percent: float
     image_size: int
@@ -51,9 +51,9 @@ class Top1:
     training: str = ""
     """Training data (`in1k`: ImageNet-1K; `in21k`, `in22k`: pretrained on a larger ImageNet), and distillation."""
     own: bool = False
-    """Whether it is the accuracy of a file, measured on the validation images of its training data."""
+    """Whether the accuracy comes from a model file and was measured on the validation images of its dataset."""
     distilled: bool = field(init=False)
-    """Whether it was trained with a larger network as teacher, which is worth about a point."""
+    """Whether the network was trained with a larger network as teacher, which adds about one point."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "distilled", "distilled" in self.training)
@@ -94,7 +94,7 @@ def published_top1(name: str, image_size: int) -> Top1 | None:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the paper measured speed. Users can choose only the models."""
+    """The settings of one of the paper's speed measurements. Users can change only the models."""
 
     settings: BenchRequest
     about: str
@@ -111,7 +111,7 @@ COMPILED = "torch-compiled"
 
 
 def yardsticks(device: str) -> dict[str, tuple[str, ...]]:
-    """The runners in `case.YARDSTICKS` and their precisions. They are timed only if the user names them."""
+    """The precisions of each name in `case.YARDSTICKS`. These are timed only if the user names them."""
     if device == "cpu":
         return {TRACED: ("fp32",), EAGER: ("fp32", "bf16"), COMPILED: ("fp32", "bf16")}
     return {TRACED: ("fp16", "fp32"), EAGER: ("fp16", "bf16", "fp32"), COMPILED: ("fp16", "bf16", "fp32")}
@@ -138,7 +138,8 @@ _PAPER = {
     "timm/mobileone_s4": (5281, 11, 281),
     "timm/mobilevitv2_100": (4345, 7, 63),
 }
-"""Images/s on GPU, CPU and by ONNX Runtime: Yun and Ro, arXiv:2401.16456. Its ShuffleNetV2 is not in timm."""
+"""Images/s on a GPU, on a CPU, and on a CPU with ONNX Runtime: Yun and Ro, arXiv:2401.16456. Without the paper's
+ShuffleNetV2, which timm does not have."""
 
 
 def _protocol(column: int, engine: str, precision: str, batch_size: int, about: str, **settings: Any) -> Protocol:
@@ -146,11 +147,11 @@ def _protocol(column: int, engine: str, precision: str, batch_size: int, about: 
     return Protocol(request, about, {model: speeds[column] for model, speeds in _PAPER.items()})
 
 
-_ON_CPU = "published on a Xeon Gold 5218R"
+_ON_CPU = "the paper used a Xeon Gold 5218R"
 PROTOCOLS = {
     "paper-cpu": _protocol(1, TRACED, "fp32", 16, f"PyTorch, folded and traced; {_ON_CPU}", threads=1, device="cpu"),
-    "paper-onnx": _protocol(2, "onnx", "fp32", 16, f"ONNX Runtime's default session; {_ON_CPU}", device="cpu"),
+    "paper-onnx": _protocol(2, "onnx", "fp32", 16, f"ONNX Runtime with default options; {_ON_CPU}", device="cpu"),
     "paper-gpu": _protocol(
-        0, TRACED, "fp16", 256, "PyTorch, folded, traced, fp16 autocast; published on an A100", device="cuda"
+        0, TRACED, "fp16", 256, "PyTorch, folded, traced, fp16 autocast; the paper used an A100", device="cuda"
     ),
 }

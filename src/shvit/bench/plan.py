@@ -1,4 +1,4 @@
-"""Select the cases of a request that can run here, with reasons for those left out."""
+"""Select the cases of a request that can run on this machine, and give a reason for each case that cannot."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ FIXED = ("engines", "precisions", "batch_sizes", "image_sizes", "threads", "devi
 
 @dataclass(frozen=True)
 class Omitted:
-    """Something that has no row in the table, and the reason."""
+    """An engine or case that has no row in the table, and the reason."""
 
     what: str
     reason: str
@@ -57,7 +57,7 @@ def settle(request: BenchRequest) -> BenchRequest:
 
 
 def _fastest(device: str) -> tuple[str, ...]:
-    """The fastest engine here that runs every network, after the faster ones that run some networks."""
+    """The fastest available engine that runs every network, preceded by faster engines that run only some networks."""
     here = [name for name, kind in engines.ENGINES.items() if not kind.unavailable(device)]
     first = next(index for index, name in enumerate(here) if engines.ENGINES[name].every_network)
     return tuple(here[: first + 1])
@@ -66,15 +66,15 @@ def _fastest(device: str) -> tuple[str, ...]:
 def _with_protocol(request: BenchRequest, name: str) -> BenchRequest:
     """Fill in the settings of a protocol. Only the models can be chosen."""
     if is_detector(request.task):
-        raise InputError("--protocol is for classifiers: leave out --task or --protocol")
+        raise InputError("--protocol works only for classifiers: leave out --task or --protocol")
     if name not in PROTOCOLS:
-        raise InputError(f"unknown protocol {name!r}: allowed are {', '.join(PROTOCOLS)}")
+        raise InputError(f"unknown protocol {name!r}: choose from {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[name]
     fixed = {field: getattr(protocol.settings, field) for field in FIXED}
     for field, value in fixed.items():
         if getattr(request, field) not in (getattr(BenchRequest, field), value):
             flag = "--" + (field if field == "threads" else field.removesuffix("s")).replace("_", "-")
-            raise InputError(f"--protocol {name} sets {flag} itself: remove {flag}")
+            raise InputError(f"--protocol {name} already sets {flag}: remove {flag}")
     try:
         engines.pick_device(protocol.settings.device)
     except EngineError as error:
@@ -83,15 +83,15 @@ def _with_protocol(request: BenchRequest, name: str) -> BenchRequest:
 
 
 def plan(request: BenchRequest, models: Mapping[str, OpenedModel]) -> tuple[list[Case], list[Omitted]]:
-    """Return the cases that can run here, and what is left out.
+    """Return the cases that can run here, and the engines and cases that cannot.
 
     Args:
         request: A settled request.
-        models: Its models, opened.
+        models: The opened models of the request, by name.
 
     Raises:
-        EngineError: The user requested an engine or precision that cannot run here. The message lists those that can.
-        InputError: A protocol was requested for an exported file. Protocols are for networks.
+        EngineError: The user requested an engine or precision that cannot run here. The message lists what can.
+        InputError: A protocol was requested for an exported file, or no case can run.
     """
     pairs_here, left_out = pairs(request)
     cases: dict[Case, None] = {}
@@ -100,7 +100,7 @@ def plan(request: BenchRequest, models: Mapping[str, OpenedModel]) -> tuple[list
         parts = (BACKBONE, WHOLE) if is_detector(request.task) else (WHOLE,)
         if isinstance(model, Exported):
             if request.protocol:
-                raise InputError(f"--protocol {request.protocol} is for networks, and {name} is an exported file")
+                raise InputError(f"--protocol {request.protocol} cannot time exported files, such as {name}")
             here, sizes, parts = [(model.engine, model.precision)], (model.preprocess.image_size,), (WHOLE,)
         elif is_torchvision(name):
             here, sizes, parts = [(EAGER, "fp32")], request.image_sizes, (WHOLE,)
@@ -118,7 +118,7 @@ def plan(request: BenchRequest, models: Mapping[str, OpenedModel]) -> tuple[list
 
 
 def pairs(request: BenchRequest) -> tuple[list[tuple[str, str]], list[Omitted]]:
-    """Return the wanted pairs of engine and precision that can run, and the engines that are left out.
+    """Return the requested pairs of engine and precision that can run, and the engines and pairs that cannot.
 
     Raises:
         EngineError: See `plan`.
@@ -137,7 +137,7 @@ def pairs(request: BenchRequest) -> tuple[list[tuple[str, str]], list[Omitted]]:
     found = [(name, p) for name in wanted for p in offers[name] if p in (request.precisions or offers[name])]
     missing = [Omitted(name, reason) for name, reason in reasons.items() if reason and not request.engines]
     lacking = [
-        Omitted(f"{name} {p}", f"{name} on {request.device} has {', '.join(offers[name])}")
+        Omitted(f"{name} {p}", f"{name} on {request.device} supports only {', '.join(offers[name])}")
         for name in wanted
         for p in request.precisions
         if p not in offers[name]
@@ -156,7 +156,7 @@ def _cannot(name: str, model: OpenedModel, task: str, engine: str, precision: st
     what, detector = f"{name}, {engine} {precision}", kind_of(task).detector
     if kind and is_detector(task) and precision not in kind.runs.get(detector, ()):
         able = (f"{name} ({', '.join(kind.runs[detector])})" for name, kind in engines.runners(task).items())
-        return Omitted(what, f"models of task {task} run on {', '.join(able)}")
+        return Omitted(what, f"models for the task {task} run only on {', '.join(able)}")
     if precision == "int8" and not has_random_weights(name):
-        return Omitted(what, "int8 needs calibration images: give the file that shvit export --precision int8 writes")
+        return Omitted(what, "int8 needs calibration images: give a file written by shvit export --precision int8")
     return None

@@ -1,6 +1,6 @@
-"""Profiles a network with PyTorch's profiler: time of each kernel on a GPU, or of each operation on a CPU.
+"""Profile a network with PyTorch's profiler: time of each kernel on a GPU, or of each operation on a CPU.
 
-The kernels of the engine cuda are shown by layer, with the minimum of operations and bytes of each.
+The kernels of the engine cuda are grouped by layer, with the minimum operations and bytes of each layer.
 """
 
 import os
@@ -26,7 +26,7 @@ class OpTime:
     """The time of one kernel or operation in a call of the network."""
 
     what: str
-    """The layer if it is known, otherwise the profiler's name."""
+    """Name of the layer if it is known, otherwise the name that the profiler reports."""
     times: int
     """Number of runs per call, rounded."""
     seconds: float
@@ -34,7 +34,7 @@ class OpTime:
     bytes: int | None = None
 
     def floor(self, machine: "Machine", precision: str) -> float | None:
-        """The minimum time of its operations and bytes on this machine, in seconds; None if these are unknown."""
+        """The minimum time for these operations and bytes on this machine, in seconds. None if it is unknown."""
         if self.operations is None or self.bytes is None or precision not in machine.products:
             return None
         return max(self.operations / machine.products[precision].rate, self.bytes / machine.copy_memory)
@@ -47,8 +47,8 @@ Seen = tuple[str, float]
 def profiled(call: Callable[[], object], device: str, launches: "Sequence[Launch]" = ()) -> list[OpTime]:
     """Time of each kernel or operation in one call, averaged over several calls.
 
-    The call must be warmed up, and return only after its work is done. `launches` are the kernels that it launches on a
-    GPU, in order, if known.
+    `call` must be warmed up, and must return only after the device has finished. `launches`, if known, are the kernels
+    that `call` launches on a GPU, in order.
     """
     on_gpu = device.startswith("cuda")
     # otherwise a second profile may be empty in a process with CUDA graphs

@@ -1,4 +1,4 @@
-"""The output of a benchmark: progress, tables, files. Only this file and figures.py format."""
+"""The output of a benchmark: progress, tables, files. All formatting is in this file and figures.py."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ from .peers import Top1
 from .run import Result, Row
 
 SHOWN_KERNELS, NAME_LENGTH = 40, 60
-"""Maximum rows and name length of a profile in the table. The file contains the whole profile."""
+"""Maximum number of rows, and maximum length of names, in a printed profile. The file contains the whole profile."""
 
 RowColumn = tuple[str, Callable[[Row], str]]
 
 
 def mark(top1: Top1) -> str:
-    """The symbols that mark the accuracy of a file, and that of distilled weights."""
+    """The symbols after an accuracy: ‡ if it is stored in a model file, † if the network was distilled."""
     return "‡" * top1.own + "†" * top1.distilled
 
 
@@ -51,22 +51,24 @@ TRAINING: RowColumn = ("training", lambda row: row.top1.training if row.top1 els
 OF_DETECTORS: tuple[RowColumn, ...] = (
     ("part", lambda row: row.case.part),
     ("ms per image", lambda row: f"{1e3 / row.images_per_second:.2f}"),
-    ("paper's", lambda row: f"{row.paper_milliseconds:.2f}" if row.paper_milliseconds else "-"),
+    ("paper, ms", lambda row: f"{row.paper_milliseconds:.2f}" if row.paper_milliseconds else "-"),
 )
 
 NOTES_ON_DETECTORS = (
-    "backbone: up to its last map; whole: from pixels to boxes, including non-maximum suppression. Detectors with "
-    "random weights find nothing, so NMS and masks take no time. Paper: the backbone, on the paper's hardware."
+    "part: backbones are timed up to the last feature map, whole detectors from pixels to boxes, including NMS. "
+    "Detectors with random weights find no objects, so NMS and masks take almost no time. paper, ms: milliseconds per "
+    "image of the backbone, on the paper's hardware."
 )
 NOTES = (
-    "ms per call: of one batch, median of the rounds. p95: of all calls. Half of the rounds lie within the spread.",
-    "of peak: operations/s relative to the machine's peak matmul FLOP/s in that precision.",
-    "memory: peak while running minus memory before loading. It includes the runtime.",
-    "params, MACs: of the folded network.",
+    "ms per call: time of one batch, median of the rounds. p95: 95th percentile of all calls. spread: half of the "
+    "rounds differ from the median by at most this much.",
+    "of peak: operations/s relative to the machine's peak matmul FLOP/s in the same precision.",
+    "memory: peak while the network runs, minus memory before it was loaded. It includes the runtime.",
+    "params, MACs: of the network after its BatchNorms are folded.",
 )
 NOTE_ON_TOP1 = (
-    "top-1: published, on ImageNet-1K († distilled), or a file's own, on its validation images (‡). training: data and "
-    "distillation. Speed is measured with random weights unless a file is given."
+    "top-1: published on ImageNet-1K († distilled), or stored in the model file and measured on its validation images "
+    "(‡). training: data and distillation. Without a file or published weights, networks run with random weights."
 )
 
 
@@ -89,7 +91,7 @@ def show(console: Console, result: Result) -> None:
     say(console, f"peak matmul: {', '.join(products)}")
     say(
         console,
-        f"memory bandwidth (copy, read and written): {machine.copy_cache / 1e9:.1f} GB/s in the caches, "
+        f"memory bandwidth (bytes copied, read plus written): {machine.copy_cache / 1e9:.1f} GB/s in the caches, "
         f"{machine.copy_memory / 1e9:.1f} GB/s in memory",
     )
     if result.protocol:
@@ -97,7 +99,7 @@ def show(console: Console, result: Result) -> None:
     differing = [column for column in CASE_COLUMNS if len({column[1](row) for row in result.rows}) > 1]
     same = [f"{name} {cell(result.rows[0])}" for name, cell in CASE_COLUMNS if (name, cell) not in differing]
     if same:
-        say(console, f"in every row: {', '.join(same)}")
+        say(console, f"same in every row: {', '.join(same)}")
     detects = is_detector(result.request.task)
     shown = (*OF_DETECTORS, *COLUMNS) if detects else (*COLUMNS, TOP1, TRAINING)
     columns = [("model", lambda row: row.case.model), *differing, *shown, *_paper_columns(result)]
@@ -106,7 +108,7 @@ def show(console: Console, result: Result) -> None:
     for note in (*NOTES, NOTES_ON_DETECTORS if detects else NOTE_ON_TOP1):
         say(console, note, style="dim")
     if any(row.random_calibration for row in result.rows):
-        say(console, "* quantized on random images, only to measure its speed", style="dim")
+        say(console, "* quantized with random images: only the speed is meaningful", style="dim")
     if result.request.profile:
         for row in result.rows:
             _show_profile(console, result, row)
@@ -118,9 +120,9 @@ def show(console: Console, result: Result) -> None:
 def _show_profile(console: Console, result: Result, row: Row) -> None:
     """Print the time of each kernel or operation in a call. For the engine cuda, also print the minimum time."""
     say(console, "")
-    say(console, f"{row.case}: where the time of a call goes", style="bold")
+    say(console, f"{row.case}: time of each operation in a call", style="bold")
     if not row.profile:
-        say(console, f"PyTorch's profiler does not see the operations of {row.case.engine}")
+        say(console, f"PyTorch's profiler cannot record the operations of {row.case.engine}")
         return
     total = sum(spent.seconds for spent in row.profile)
     floors = [spent.floor(result.machine, row.case.precision) for spent in row.profile]
@@ -133,9 +135,9 @@ def _show_profile(console: Console, result: Result, row: Row) -> None:
         )
         name = spent.what if len(spent.what) <= NAME_LENGTH else f"{spent.what[: NAME_LENGTH - 1]}…"
         rows.append([name, str(spent.times), f"{spent.seconds * 1e6:.1f}", f"{spent.seconds / total:.1%}", *known])
-    show_table(console, ["operation", "calls", "µs", "of total", "GFLOP", "MB", "minimum"], rows)
+    show_table(console, ["operation", "calls", "µs", "of total", "GFLOP", "MB", "min/actual"], rows)
     least = sum(filter(None, floors))
-    floor = f"; the minimum time of its layers, added up, is {least * 1e6:.1f} µs" if least else ""
+    floor = f"; the minimum times of the layers add up to {least * 1e6:.1f} µs" if least else ""
     say(console, f"total: {total * 1e6:.1f} µs of {row.timing.median * 1e6:.1f} µs per call{floor}")
 
 
@@ -155,7 +157,7 @@ def _paper_columns(result: Result) -> list[RowColumn]:
 
 
 def check_paths(out: Path | None, plot: Path | None) -> None:
-    """Raises InputError, before any work, if `out` is not a JSON file or folder, or `plot` is not a PNG."""
+    """Raises InputError, before any work, if `out` is neither a .json file nor a folder, or `plot` not a .png file."""
     if out and not _is_folder(out) and out.suffix != ".json":
         raise InputError(f"--out must be a folder or end in .json, got {out}")
     if plot and plot.suffix.lower() != ".png":
@@ -163,7 +165,7 @@ def check_paths(out: Path | None, plot: Path | None) -> None:
 
 
 def write_result(result: Result, out: Path) -> Path:
-    """Write the result; in a folder, under a name with the hardware and the date. Returns the path."""
+    """Write the result as JSON. If `out` is a folder, the file is named after the hardware and the date."""
     if _is_folder(out):
         what = f"bench-{result.request.task}" if is_detector(result.request.task) else "bench"
         out = out / f"{what}_{hardware_name(result.about['hardware'])}_{result.about['date'][:10]}.json"
@@ -173,7 +175,7 @@ def write_result(result: Result, out: Path) -> Path:
 
 
 def hardware_name(hardware: dict[str, Any]) -> str:
-    """Short, for file names: amd-epyc-bf16-2core, with the newest instruction set of the processor."""
+    """A short name of the machine for file names, such as amd-epyc-bf16-2core (bf16: its newest instruction set)."""
     words = re.sub(r"\((r|tm|c)\)|\bcpu\b|@.*", " ", hardware.get("gpu", hardware["processor"]).lower())
     name = re.findall(r"[a-z0-9.]+", words)
     if "gpu" not in hardware:
@@ -183,7 +185,7 @@ def hardware_name(hardware: dict[str, Any]) -> str:
 
 
 def hardware_in_words(hardware: dict[str, Any]) -> str:
-    """As text: AMD EPYC (AVX2, AVX-512)."""
+    """The processor with its instruction sets, such as AMD EPYC (AVX2, AVX-512), or the GPU."""
     if "gpu" in hardware or not hardware.get("instructions"):
         return hardware.get("gpu", hardware["processor"])
     return f"{hardware['processor']} ({', '.join(hardware['instructions'])})"

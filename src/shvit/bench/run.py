@@ -24,7 +24,7 @@ from .timing import Timing, interleave
 from .torchvision import is_torchvision
 
 MIN_FREE_MEMORY = 0.3
-"""Fraction of the machine's memory that stays free when cases are loaded. The others are timed afterwards."""
+"""Loading of cases stops when only this fraction of the machine's memory is free. The remaining cases run later."""
 OnProgress = Callable[[str, int, int], None]
 """Called with the current step, the number of steps done, and the number of steps."""
 
@@ -40,13 +40,13 @@ class Row:
     cost: Cost | None
     """Cost of one image in the folded network. None for exported files that do not store their architecture."""
     share: float | None
-    """Fraction of the machine's peak matmul FLOP/s in this precision."""
+    """Fraction of the machine's peak matmul FLOP/s in this precision. None: unknown."""
     detail: str | None = None
     """See `Subject.detail`."""
     own_top1: Top1 | None = None
     """Accuracy stored in a model file."""
     profile: tuple[OpTime, ...] = ()
-    """Time of each kernel or operation. Empty unless requested."""
+    """Time of each kernel or operation. Empty unless the request has `profile`."""
 
     @property
     def images_per_second(self) -> float:
@@ -55,12 +55,12 @@ class Row:
 
     @property
     def random_weights(self) -> bool:
-        """Whether the weights are random. Those of backbones always are."""
+        """Whether the weights are random, as they are for all backbones."""
         return has_random_weights(self.case.model) or self.case.part == BACKBONE
 
     @property
     def paper_milliseconds(self) -> float | None:
-        """Published milliseconds per image of this backbone with this batch size, on other hardware."""
+        """The paper's milliseconds per image for this backbone and batch size, on its hardware. None: unknown."""
         case = self.case
         on_gpu, on_cpu = PAPER_BACKBONES.get(case.model, (None, None))
         published = {("cuda", 32): on_gpu, ("cpu", 16): on_cpu}
@@ -70,7 +70,7 @@ class Row:
 
     @property
     def top1(self) -> Top1 | None:
-        """Accuracy at this size: the file's own, or the published one."""
+        """Accuracy at this image size: stored in the model file, or published. None: unknown."""
         if self.own_top1 is not None:
             return self.own_top1 if self.own_top1.image_size == self.case.image_size else None
         return published_top1(self.case.model, self.case.image_size)
@@ -90,9 +90,9 @@ class Result:
     machine: Machine
     rows: tuple[Row, ...]
     skipped: tuple[Omitted, ...]
-    """Engines and cases that were not run."""
+    """Engines and cases that cannot run here."""
     failed: tuple[Omitted, ...]
-    """Cases that failed."""
+    """Cases that failed or were interrupted."""
     about: Mapping[str, Any]
     """Versions, commit, hardware, command, date."""
 
@@ -107,7 +107,7 @@ class Result:
         return row.images_per_second / s1[0].images_per_second if s1 else None
 
     def published_speed(self, row: Row) -> tuple[int, float] | None:
-        """The paper's images/s for this protocol, and their ratio to those of shvit_s1."""
+        """The paper's images/s in this protocol, and the ratio to shvit_s1. None: unknown."""
         published = self.protocol.images_per_second if self.protocol else {}
         speed = published.get(row.case.model)
         return (speed, speed / published["shvit_s1"]) if speed else None
@@ -168,7 +168,7 @@ def bench(
 ) -> Result:
     """Measure the machine, load every wanted case that can run on it, and time the cases in interleaved rounds.
 
-    `progress` is called with each step. `wanted` returns whether to run a case.
+    `progress` is called at each step. `wanted` returns whether to run a case.
 
     Raises:
         InputError: A requested model, engine or setting does not exist or cannot run here. The message explains why.
@@ -186,7 +186,7 @@ def bench(
     progress("measuring the machine", 0, 1)
     machine = measure_machine(request.threads, request.device)
     waiting = [case for case in cases if case not in failed]
-    waiting.sort(key=lambda case: (case.batch_size, case.engine, case.precision))  # models are compared within a group
+    waiting.sort(key=lambda case: (case.batch_size, case.engine, case.precision))  # time comparable cases together
     timed: dict[Case, _Timed] = {}
     while waiting:
         group = _time_group(waiting, request, failed, progress)
@@ -196,7 +196,7 @@ def bench(
             break
     if not timed:
         case, reason = next(iter(failed.items()))
-        raise Failure(f"no configuration could run; {case}: {reason}")
+        raise Failure(f"no configuration could run; for example, {case}: {reason}")
     rows = []
     for case in sorted(timed, key=cases.index):
         (subject, timing, profile), total = timed[case], costs[case]
@@ -235,7 +235,7 @@ def _time_group(
         timed = {}
         for case, timing in timings.items():
             profile: tuple[OpTime, ...] = ()
-            with suppress(Failure):  # a profiler that fails must not cost the timings
+            with suppress(Failure):  # keep the timings if the profiler fails
                 profile = tuple(subjects[case].profile()) if request.profile else ()
             timed[case] = _Timed(subjects[case], timing, profile)
         return timed
@@ -245,7 +245,7 @@ def _time_group(
 
 
 def _costs(cases: list[Case]) -> tuple[dict[Case, Cost | None], dict[Case, str]]:
-    """The cost of each case's network, and the cases whose network does not support their size."""
+    """The cost of each case's network, and an error for each case whose network does not support the image size."""
 
     @cache
     def folded(name: str, task: str, part: str, size: int | None) -> Any:
@@ -268,7 +268,7 @@ def _costs(cases: list[Case]) -> tuple[dict[Case, Cost | None], dict[Case, str]]
 
 
 def _folded(name: str, model: OpenedModel) -> Any:
-    """The folded network. For an exported file, a network of the same architecture, or None if it is not stored."""
+    """The folded network. For an exported file, a network of the same architecture, or None if it is unknown."""
     if isinstance(model, Exported):
         described = model.provenance.get("architecture")
         network: Any = Architecture.from_dict(described).build() if described else None

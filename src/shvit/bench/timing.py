@@ -1,4 +1,4 @@
-"""Timing in interleaved rounds, for machines whose speed drifts: one short sample of each subject per round."""
+"""Time subjects in interleaved rounds of one short sample each, so that drift in machine speed affects all equally."""
 
 import math
 import time
@@ -19,10 +19,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Timed(Protocol):
-    """Something that is timed. Raises Failure when it can no longer run."""
+    """Something that can be timed. Raises Failure when it can no longer run."""
 
     def time(self) -> list[float]:
-        """Take one sample: the seconds of each of its calls."""
+        """Take one sample. Returns the seconds of each call."""
         ...
 
 
@@ -55,12 +55,12 @@ class Timing:
 def interleave(
     subjects: Mapping[Key, Timed], rounds: int, after_round: Callable[[], None] = lambda: None
 ) -> tuple[dict[Key, Timing], dict[Key, str]]:
-    """Time each subject once per round. Each round starts with the next subject.
+    """Time each subject once per round. Each round starts with a different subject, in turn.
 
-    Ctrl-C ends the rounds; the samples taken so far are kept.
+    After Ctrl-C, no more rounds are run, and the samples taken so far are kept.
 
     Returns:
-        The timings, and the reason for each subject that failed. The others continue without it.
+        The timings, and the error of each subject that failed. Later rounds leave that subject out.
     """
     samples: dict[Key, list[list[float]]] = {key: [] for key in subjects}
     failed: dict[Key, str] = {}
@@ -83,7 +83,7 @@ def interleave(
 
 
 def warm_up(call: Callable[[], object], clock: Clock = time.perf_counter) -> int:
-    """Call the function until the runtime has chosen its kernels. Returns the number of calls per sample."""
+    """Call the function until `WARMUP_SECONDS` have passed. Returns the number of calls for one sample."""
     started, calls, last = clock(), 0, 0.0
     while calls < 3 or clock() - started < WARMUP_SECONDS:
         before = clock()
@@ -94,7 +94,7 @@ def warm_up(call: Callable[[], object], clock: Clock = time.perf_counter) -> int
 
 
 def sample(call: Callable[[], object], repetitions: int, clock: Clock = time.perf_counter) -> list[float]:
-    """The seconds of each of these calls."""
+    """Call the function `repetitions` times. Returns the seconds of each call."""
     seconds = []
     for _ in range(repetitions):
         before = clock()

@@ -1,4 +1,4 @@
-"""torchvision's own detectors, run in eager mode from pixels to boxes."""
+"""Detectors of torchvision, which run in eager mode from pixels to boxes."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def is_torchvision(name: str) -> bool:
 
 
 class TorchvisionDetector(nn.Module):
-    """A detector with random weights, for square images of `image_size` pixels, which it does not resize.
+    """A detector with random weights. It takes square images of `image_size` pixels, and does not resize them.
 
     Raises:
         InputError: torchvision has no such detector.
@@ -32,11 +32,11 @@ class TorchvisionDetector(nn.Module):
         super().__init__()
         allowed = [known for known in list_models(module=detection) if known.startswith(BUILDERS)]
         if name not in allowed:
-            raise InputError(f"{TORCHVISION_PREFIX}NAME is one of {', '.join(allowed)}, got {name!r}")
+            raise InputError(f"{TORCHVISION_PREFIX}NAME must be one of {', '.join(allowed)}, got {name!r}")
         sizes = {"min_size": image_size, "max_size": image_size}
         self.network: Any = get_model(name, weights=None, weights_backbone=None, **sizes).eval()
 
     @torch.inference_mode()
     def forward(self, images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> list[dict[str, Tensor]]:
-        """The objects in each image."""
+        """Detect the objects in each image."""
         return self.network(list(images.to(next(self.parameters()).device).float() / 255))

@@ -1,4 +1,4 @@
-"""The app and what its verbs share: parameter types, exit codes, JSON output."""
+"""The app, and what all commands share: parameter types, exit codes, JSON output."""
 
 import sys
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from ..console import as_json
 from .flags import Typed
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells use it."""
+"""Exit code after Ctrl-C. Shells use the same code."""
 RESUME_ME = 75
-"""Exit code after SIGTERM (EX_TEMPFAIL: try again). Clusters send SIGTERM before they take a machine away."""
+"""Exit code after SIGTERM (EX_TEMPFAIL: try again). Clusters send SIGTERM before they stop a job."""
 
 
 class JoinedLines(DefaultFormatter):
-    """Help whose paragraphs are wrapped to the terminal. Cyclopts keeps the line breaks of docstrings."""
+    """Wraps paragraphs of help to the terminal's width. Cyclopts alone keeps the line breaks of docstrings."""
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Print a table of flags or commands."""
@@ -40,7 +40,7 @@ def _join_lines(text: Any) -> None:
 
 
 def _shown(default: Any) -> str | None:
-    """The default of a flag as help shows it. The text of a flag with several values says what its default is."""
+    """The default to show in help. None: show nothing. The text of a flag with several values states its default."""
     return None if isinstance(default, bool | tuple | None) else str(default)
 
 
@@ -53,9 +53,9 @@ app = App(
     default_parameter=Parameter(negative=(), show_default=_shown),
 )
 
-Json = Annotated[bool, Parameter("--json", help="Print one JSON document to stdout, and nothing else there.")]
+Json = Annotated[bool, Parameter("--json", help="Print one JSON document to stdout, and all other output to stderr.")]
 Flags = Annotated[Typed, Parameter(parse=False)]
-"""Which flags were typed. `call` passes it to the verbs that have this parameter."""
+"""The flags that the user typed. `call` passes them to each command that has a parameter of this type."""
 NONE_TYPED = Typed()
 
 
@@ -65,14 +65,14 @@ def console_for(as_json: bool) -> Console:
 
 
 def finish(wanted: bool, document: Any) -> Any:
-    """Print the JSON document of a verb if --json was given. Returns the document."""
+    """Print the JSON document of a command if --json was given. Returns the document."""
     if wanted:
         sys.stdout.write(as_json(document, sys.stdout.encoding) + "\n")
     return document
 
 
 def call(arguments: Sequence[str]) -> Any:
-    """Run a command line without the program's name. Returns what the verb returns."""
+    """Run a command line, given without the program's name. Returns what the command returns."""
     verb, bound, unparsed = app.parse_args(arguments, exit_on_error=False, print_error=False)
     typed = {name: Typed.of(arguments) for name, kind in unparsed.items() if kind is Typed}
     return verb(*bound.args, **bound.kwargs, **typed)

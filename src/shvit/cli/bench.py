@@ -19,18 +19,19 @@ def bench(
     json: Json = False,
     typed: Flags = NONE_TYPED,
 ) -> dict[str, Any]:
-    """Measure the speed of models side by side, and how much of the machine they use.
+    """Measure the speed of models side by side, and the share of the machine's peak FLOP/s that they reach.
 
-    Models are timed in interleaved rounds, so that other load on the machine affects all of them equally. Flags with
-    several values take them one after another, or are repeated.
+    Models are timed in interleaved rounds, so that other load on the machine affects all of them equally. To give
+    a flag several values, list them or repeat the flag.
 
     Parameters
     ----------
     out
-        A .json file, or a folder for bench_<hardware>_<date>.json (detectors: bench-detect_...).
+        Write the results to this .json file, or to bench_<hardware>_<date>.json (detectors: bench-<task>_...) in this
+        folder.
     plot
-        A .png file: accuracy (published, or a file's own) against speed, or latency against resolution if --image-size
-        has several values.
+        Draw this .png file: accuracy (published, or stored in the model file) against speed, or latency against
+        resolution if --image-size has several values.
     """
     from ..bench.case import runs_as_it_is
     from ..bench.figures import draw_result
@@ -43,12 +44,12 @@ def bench(
     check_paths(out, plot)
     if models and all(map(runs_as_it_is, models)):
         typed.refuse(
-            "engine", "precision", because=f"on what runs in its own engine and precision ({', '.join(models)})"
+            "engine", "precision", because=f"on models with a fixed engine and precision ({', '.join(models)})"
         )
     if models and all(map(is_exported, models)):
-        typed.refuse("image-size", because=f"on exported files, which have their own size ({', '.join(models)})")
+        typed.refuse("image-size", because=f"on exported files, which run at their own size ({', '.join(models)})")
     if plot and not kind_of(request.task).labels_images:
-        raise InputError("--plot is for classifiers: leave out --plot or --task")
+        raise InputError("--plot works only for classifiers: leave out --plot or --task")
     with watching(console) as progress:
         result = run(request, progress)
     show(console, result)
@@ -56,5 +57,5 @@ def bench(
         say(console, f"wrote {write_result(result, out)}")
     if plot:
         drawn = draw_result(result, plot)
-        say(console, f"wrote {plot}" if drawn else "nothing to plot: no accuracy of these models is known")
+        say(console, f"wrote {plot}" if drawn else "nothing to plot: the accuracy of these models is unknown")
     return finish(json, result.to_dict())

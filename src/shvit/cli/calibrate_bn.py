@@ -8,7 +8,7 @@ from .export import beside_model
 
 
 def calibrate_bn(request: CalibrateRequest, *, json: Json = False) -> None:
-    """Adapt a model to another image size without training, by measuring its BatchNorm statistics again."""
+    """Adapt a model to another image size without training, by recomputing its BatchNorm statistics."""
     from ..calibrate import calibrate_bn as run
     from ..modelfile import save
     from ..pretrained import load_model
@@ -25,7 +25,7 @@ def calibrate_bn(request: CalibrateRequest, *, json: Json = False) -> None:
     say(
         console,
         f"top-1 at {size} pixels: {before['top1']:.2%} before, {after['top1']:.2%} after, on "
-        f"{counted(after['images'], 'image')}; statistics from {counted(result.images, 'training image')}",
+        f"{counted(after['images'], 'image')}; BatchNorm statistics from {counted(result.images, 'training image')}",
     )
     say(console, f"wrote {out}")
     finish(json, {"out": str(out), **result.to_dict()})

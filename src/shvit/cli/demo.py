@@ -1,4 +1,4 @@
-"""`shvit demo`: the commands from training to prediction, on a dataset that scikit-learn brings along."""
+"""`shvit demo`: run the commands from training to prediction on a dataset that is part of scikit-learn."""
 
 import sys
 from contextlib import nullcontext, redirect_stdout
@@ -14,13 +14,13 @@ from ..console import say
 from .app import Json, call, console_for, finish
 
 SETTINGS = "--epochs 8 --image-size 64 --batch-size 64 --flip 0 --crop-min 0.7 --workers 0"
-"""Small images and few epochs. A mirrored digit is another digit, or none."""
+"""Small images and few epochs. No flips, because most mirrored digits are not valid digits."""
 DEMO_FORMATS = ("onnx", "torch")
-"""Formats to export to: the first whose libraries are installed."""
+"""Export formats. The demo uses the first one whose libraries are installed."""
 LABELLED = 6
-"""Number of held-out digits that are written as image files and labelled."""
+"""Number of held-out digits that are written as image files, for predicting their labels."""
 NEXT_STEPS = """
-Now with your own images, in folders named by class:
+To use your own images, put them in one folder per class and run:
   shvit train my_images --model shvit_s1 --out runs/mine
   shvit eval runs/mine/best.safetensors my_images
   shvit predict runs/mine/best.safetensors new_image.jpg
@@ -28,12 +28,12 @@ Now with your own images, in folders named by class:
 
 
 def demo(*, out: Path = Path("runs/demo"), json: Json = False) -> None:
-    """Train, evaluate, export, time and use a model on 1,797 handwritten digits. Needs no network.
+    """Train, evaluate, export, time and use a model on 1,797 handwritten digits. Works without internet access.
 
     Parameters
     ----------
     out
-        A new folder for the run. If it exists, a number is added to its name.
+        Folder for the run. If it exists, a number is appended to its name.
     """
     numbered = (out.with_name(f"{out.name}-{number}") for number in count(2))
     free = next(folder for folder in chain([out], numbered) if not folder.exists())
@@ -46,8 +46,8 @@ def _run_commands(out: Path, console: Console) -> dict[str, Any]:
     """Run the commands.
 
     Returns:
-        out, top1, images (held out), seconds (of training), export (its report), speeds (images/s of the model file and
-        of the exported file), predictions (true and predicted label).
+        A dictionary with out, top1, images (held-out images), seconds (training time), export (report), speeds
+        (images/s of the model file and the exported file) and predictions (path, true label and predicted label).
     """
     from .. import engines
 
@@ -80,7 +80,7 @@ def _run(console: Console, *arguments: object) -> Any:
 
 
 def _predict(console: Console, exported: Path, folder: Path) -> list[dict[str, str]]:
-    """Write digits as image files and label them. Returns path, true label and predicted label of each."""
+    """Write digits as image files and predict their labels. Returns path, true label and predicted label of each."""
     from PIL import Image
 
     from ..data.sources import open_source

@@ -14,21 +14,22 @@ from ..pretrained import load
 
 
 def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
-    """Costs of a model and, for a file, its header.
+    """The costs of a model and, for a file, the contents of its header.
 
     Args:
-        name: `shvit_s1` to `shvit_s4`, `timm/NAME`, `study/NAME`, published weights, or the path of a model file or an
-            exported one.
-        image_size: Height and width of the images in pixels. Default: the model's own.
+        name: `shvit_s1` to `shvit_s4`, `timm/NAME`, `study/NAME`, published weights, or the path of a model file or
+            exported file.
+        image_size: Height and width of the images in pixels. Default: the model's own size.
 
     Returns:
-        name, image_size, params, macs, activations (for one image and the model as trained, before `fuse`), stages (the
-        same for each stage; empty for timm's models and detectors). For a file also file: task, classes, preprocess,
-        metrics, provenance and, if exported, engine and precision. Costs are None for an exported file that does not
-        name its architecture; macs and activations for an exported Mask R-CNN, where they depend on the image.
+        A dictionary with name, image_size, params, macs and activations (of the model before `fuse`, for one image) and
+        stages (the same for each stage; empty for timm models and detectors). For a file, it also has `file`: task,
+        classes, preprocess, metrics, provenance and, if exported, engine and precision. Costs are None if an exported
+        file does not name its architecture. For an exported Mask R-CNN, macs and activations are
+        None, because they depend on the image.
 
     Raises:
-        InputError: There is no such model, or the file is not usable.
+        InputError: The model does not exist, or its file is not usable.
     """
     check_at_least(32, image_size=image_size)
     if is_network(name):
@@ -56,7 +57,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
 
 
 def _network(runnable: Runnable) -> Model | None:
-    """The network of a model file, or for an exported file an empty one of the same architecture."""
+    """The network of a model file; for an exported file, an empty one, or None if its architecture is unknown."""
     if not isinstance(runnable, Exported):
         return runnable.model
     described = runnable.provenance.get("architecture")
@@ -66,7 +67,7 @@ def _network(runnable: Runnable) -> Model | None:
         architecture = Architecture.from_dict(described)
         if architecture.num_classes != len(runnable.classes):
             classes = counted(architecture.num_classes, "class", "classes")
-            raise InputError(f"it has {classes}, but {len(runnable.classes)} class names are given")
+            raise InputError(f"it has {classes}, but the file has {len(runnable.classes)} class names")
         return empty(architecture)
     except (InputError, RuntimeError) as error:
         raise InputError(f"{runnable.path} has an invalid architecture: {error}") from None

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from ..evaluate import Report
 
 SHOWN_CLASSES = 20
-"""Most rows of a table on the console. Larger tables are only in --out."""
+"""Maximum number of rows of a table on the console. Larger tables are only written to --out."""
 
 
 def evaluate(request: EvalRequest, *, json: Json = False) -> dict[str, Any]:
-    """Measure the accuracy of a model on labelled images: top-1, or COCO's metrics for boxes and masks."""
+    """Measure the accuracy of a model on labelled images: top-1 for classifiers, COCO metrics for detectors."""
     from .. import engines
     from ..evaluate import evaluate as run
     from ..evaluate import with_fit, write_report
@@ -54,7 +54,7 @@ def evaluate(request: EvalRequest, *, json: Json = False) -> dict[str, Any]:
 
 
 def show(console: Console, report: "Report", engine: "Engine", files: Sequence[Path]) -> None:
-    """Print the accuracy, the tables of the task, and the files."""
+    """Print the accuracy, the tables of the task, and the paths of the written files."""
     evaluation, speed = report.evaluation, report.to_dict()["images_per_second"]
     of_split = {"val": "validation ", "train": "training "}.get(report.chosen.split, "")
     images = counted(evaluation.images, f"{of_split}image")
@@ -62,7 +62,7 @@ def show(console: Console, report: "Report", engine: "Engine", files: Sequence[P
     if evaluation.bad:
         say(
             console,
-            f"{counted(len(evaluation.bad), 'image')} could not be used" + ("" if files else "; --out lists them"),
+            f"{counted(len(evaluation.bad), 'image')} could not be used" + ("" if files else "; --out saves a list"),
         )
     for header, rows in evaluation.tables():
         if len(rows) <= SHOWN_CLASSES:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def export(request: ExportRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> dict[str, Any]:
-    """Export a model to another runtime, and compare the file with PyTorch in a new process.
+    """Export a model to another runtime, and compare the file's outputs with PyTorch's in a new process.
 
-    A file that differs from PyTorch is not kept. Otherwise a report of the comparison is written beside it.
+    If the outputs differ, the file is not kept. Otherwise, a report of the comparison is written next to it.
     """
     from dataclasses import replace
 
@@ -50,29 +50,29 @@ def export(request: ExportRequest, *, json: Json = False, typed: Flags = NONE_TY
 
 
 def exported(report: dict[str, Any], task: "type[Task]") -> Iterator[str]:
-    """The report of `export` in lines of text."""
+    """Format the report of `export` as lines of text."""
     if held := report.get("floor"):
         metric, images = METRICS.get(held["metric"], held["metric"]), counted(held["images"], "image")
         yield (
             f"{metric} {held['score']:.2%} in int8, {held['reference']:.2%} in fp32, on {images}: {held['drop']:+.2f} "
-            f"points lost of {held['max_drop']} allowed"
+            f"points lost, {held['max_drop']} allowed"
         )
         for name, share in held["given_back"].items():
-            yield f"  in higher precision: {name}, which causes {share:.1%} of the quantization error"
+            yield f"  kept in higher precision: {name}, which causes {share:.1%} of the quantization error"
     if report["ran"]:
         parity = report["parity"]
         yield f"compared with PyTorch on {counted(parity['images'], 'image')}: {task.compared(parity)}"
         yield (
-            f"latency of a batch of {parity['batch']}: {parity['latency_ms']:.2f} ms, PyTorch "
+            f"latency at batch size {parity['batch']}: {parity['latency_ms']:.2f} ms; PyTorch: "
             f"{parity['torch_latency_ms']:.2f} ms"
         )
     else:
-        yield "not run, because its runtime is not available here; its specification matches the model"
+        yield "not compared with PyTorch, because the file cannot run here; its specification matches the model"
     yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
 
 
 def beside_model(model: str, suffix: str, precision: str | None) -> Path:
-    """A path beside the model file; in the current folder for a published name."""
+    """A path next to the model file, or in the current folder for published weights."""
     path = Path(model)
     stem = path.with_suffix("") if path.suffix == ".safetensors" else Path(path.name)
     return stem.with_name("".join([stem.name, f"_{precision}" if precision else "", suffix]))

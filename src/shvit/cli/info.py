@@ -19,10 +19,10 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False, typ
     Parameters
     ----------
     name
-        A model: shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, a model file or an exported
-        file. Or a dataset, as for train.
+        A model (shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, a model file or an exported
+        file), or a dataset in any form that train accepts.
     image_size
-        Image size in pixels for the costs of a model. Default: the model's own.
+        Image size in pixels for computing the costs of a model. Default: the model's own size.
     """
     from ..data.sources import is_data
     from ..engines import is_exported
@@ -32,7 +32,7 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False, typ
     if name not in list_models() and not is_exported(name) and is_data(name):
         from ..data.survey import survey
 
-        typed.refuse("image-size", because=f"on data, which {name} is")
+        typed.refuse("image-size", because=f"on datasets, and {name} is a dataset")
         facts = survey(name)
         _show_dataset(console, facts)
     else:
@@ -44,11 +44,11 @@ def info(name: str, /, *, image_size: int | None = None, json: Json = False, typ
 
 
 def _show_model(console: Console, facts: dict[str, Any]) -> None:
-    """Costs and, for a file, a summary of its header. At most ten lines."""
+    """Print the costs and, for a file, a summary of its header, in at most ten lines."""
     size = facts["image_size"]
     units = (("params", "parameters", 2), ("macs", "MACs", 1), ("activations", "activations", 2))
     known = [f"{facts[key] / 1e6:.{digits}f} M {unit}" for key, unit, digits in units if facts[key] is not None]
-    costs = ", ".join(known) or "the file does not name its architecture"
+    costs = ", ".join(known) or "costs unknown, because the file does not name its architecture"
     say(console, f"{facts['name']} at {size}x{size}: {costs}")
     if facts["stages"]:
         rows = [[r["name"], f"{r['params']:,}", f"{r['macs']:,}", f"{r['activations']:,}"] for r in facts["stages"]]
@@ -68,7 +68,7 @@ def _origin(file: dict[str, Any]) -> Iterator[str]:
     names = {**METRICS, "published_top1": "published top-1"}
     scores = [f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics]
     if scores:
-        yield scores[0] + (f" of {counted(metrics['images'], 'image')}" if "images" in metrics else "")
+        yield scores[0] + (f" on {counted(metrics['images'], 'image')}" if "images" in metrics else "")
     if {"name", "epochs"} <= set(provenance.get("recipe", ())):
         yield f"recipe {provenance['recipe']['name']}, {counted(provenance['recipe']['epochs'], 'epoch')}"
     if "date" in provenance:
@@ -78,7 +78,7 @@ def _origin(file: dict[str, Any]) -> Iterator[str]:
 
 
 def _show_dataset(console: Console, facts: dict[str, Any]) -> None:
-    """Splits, classes and problems."""
+    """Print the splits, classes and problems."""
     drawn = "; validation images are drawn at random" if facts["drawn"] else ""
     say(console, f"{facts['data']}: {counted(len(facts['classes']), 'class', 'classes')}{drawn}")
     parts = facts["splits"].values()

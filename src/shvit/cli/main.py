@@ -1,4 +1,4 @@
-"""Run a verb, print errors on one line, set the exit code."""
+"""Run a command, print errors on one line, and set the exit code."""
 
 import ctypes
 import sys
@@ -40,7 +40,7 @@ VERBS = {
     "models": models,
     "info": info,
 }
-"""Verbs by name. Heavy imports are inside the verbs, so that --help does not load torch."""
+"""Commands by name. They import torch and other large libraries only when they run, so that --help is fast."""
 
 for name, verb in VERBS.items():
     app.command(verb, name=name)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _return_large_blocks() -> None:
-    """Let glibc return freed blocks of 8 MiB and more to the system. By default each thread keeps them."""
+    """Let glibc return freed blocks of 8 MiB and more to the system. By default, each thread would keep them."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 8 << 20)

@@ -33,5 +33,5 @@ def models(*, json: Json = False) -> None:
         for r in rows
     ]  # fmt: skip
     show_table(console, ["name", "image size", "params", "MACs", "published weights", "top-1"], table)
-    say(console, "Top-1 on ImageNet-1K, as listed by timm. Any other model of timm: timm/NAME.")
+    say(console, "Top-1 on ImageNet-1K, from timm's results. Any timm model can be used as timm/NAME.")
     finish(json, rows)

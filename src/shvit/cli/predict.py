@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def predict(request: PredictRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
-    """Predict labels or objects for images. An image that cannot be read becomes a row with the reason."""
+    """Predict the labels of images, or the objects in them. An image that cannot be read gets a row with the reason."""
     from ..files import check_folder
     from ..predict.journal import check_partial, journal
     from ..predict.predictor import Predictor
@@ -72,7 +72,7 @@ def predict(request: PredictRequest, *, json: Json = False, typed: Flags = NONE_
 
 
 def find_inputs(paths: Sequence[str]) -> list[Path]:
-    """The images that the paths name, with a notice about other files. Raises InputError if there are none."""
+    """Find the images in `paths`, and print a notice about skipped files. Raises InputError if there are no images."""
     from ..data.images import Skipped
     from ..predict.predictor import find_images
 
@@ -104,7 +104,7 @@ def refuse_flags(request: PredictRequest, task: "type[Task]", typed: Typed) -> N
 def arguments_of(
     request: PredictRequest, task: "type[Task]", model: "Runnable", images: Sequence[Path], predictor: "Predictor"
 ) -> dict[str, Any]:
-    """All arguments that affect the rows, by the name shown in the error if one differs with --resume."""
+    """All arguments that affect the rows, by the name that the error of --resume shows if the value has changed."""
     from ..predict.journal import of_images, of_model
 
     values = {"top-k": request.top_k, "threshold": request.threshold, "draw": request.draw and str(request.draw)}
@@ -127,12 +127,12 @@ def run(
     show: "Callable[[Prediction], None]",
     track: Callable[..., Any],
 ) -> tuple[list[str], float]:
-    """Predict the images that are not in the journal `kept` yet, and store the predictions there.
+    """Predict all images except those already in the journal `kept`, and add the predictions to the journal.
 
-    Without a journal, `show` is called with each prediction. `track` wraps the iterator of predictions.
+    Without a journal, `show` is called with each prediction. `track` wraps the predictions to show progress.
 
     Returns:
-        The errors of images that could not be read, and images per second.
+        The errors of the images that could not be read, and the speed in images per second.
     """
     from ..predict.drawing import draw_file, free_name
 

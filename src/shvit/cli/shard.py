@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def shard(request: ShardRequest, *, json: Json = False) -> None:
-    """Write a dataset as WebDataset shards of resized images, for data that is large or remote.
+    """Write a dataset as WebDataset shards of resized images. Use this for large or remote datasets.
 
-    A run that was stopped continues when the same command is started again. A complete folder is only verified.
+    To continue a stopped run, start the same command again. If the folder is complete, its checksums are verified.
     """
     from ..data.shards.writer import write_shards
     from ..data.sources import open_source
@@ -42,10 +42,10 @@ def shard(request: ShardRequest, *, json: Json = False) -> None:
 
 
 def show(console: Console, report: "ShardReport") -> None:
-    """Print what the folder holds, how many images were left out, and the command that trains on it."""
+    """Print what the folder contains, how many images were left out, and the command that trains on it."""
     result = report.to_dict()
     images, shards = (counted(sum(result[key].values()), key[:-1]) for key in ("images", "shards"))
-    kept = f" ({report.kept} of them existed)" if report.kept else ""
+    kept = f" ({report.kept} of them already existed)" if report.kept else ""
     bad = result["bad_images"]
     left_out = f" · {counted(bad, 'image')} left out, see bad_images.csv" if bad else ""
     done = "" if report.made else "already complete, all checksums match: "
