@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -301,10 +301,9 @@ def _reset_peak(device: str) -> bool:
 def free_memory() -> float:
     """The fraction of the machine's memory that is available. 1 if the system does not report it."""
     meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return 1.0
-    kilobytes = dict(line.split()[:2] for line in meminfo.read_text(encoding="utf-8").splitlines())
-    return int(kilobytes["MemAvailable:"]) / int(kilobytes["MemTotal:"])
+    text = meminfo.read_text(encoding="utf-8") if meminfo.is_file() else ""
+    found = [re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE) for name in ("MemAvailable", "MemTotal")]
+    return int(found[0][1]) / int(found[1][1]) if found[0] and found[1] else 1.0
 
 
 class Worker:
@@ -354,6 +353,8 @@ class Worker:
 
 def _serve(pipe: Connection, case: Case) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    with suppress(OSError):  # if memory runs out, Linux ends this process and not the parent
+        Path("/proc/self/oom_score_adj").write_text("1000")
     os.dup2(2, 1)  # stdout is reserved for the parent's JSON
     if case.threads:
         torch.set_num_threads(case.threads)

@@ -86,6 +86,8 @@ def show(console: Console, result: Result) -> None:
     hardware, machine = result.about["hardware"], result.machine
     threads = result.request.threads or "chosen by each engine"
     cores, rounds = counted(hardware["cores"], "core"), counted(result.request.rounds, "interleaved round")
+    if result.groups > 1:
+        rounds += f" in {result.groups} groups, one after another, because memory did not hold all models"
     say(console, f"{hardware_in_words(hardware)}, {cores}; threads: {threads}; {rounds}")
     products = (f"{name} {p.rate / 1e9:,.0f} GFLOP/s ({p.by})" for name, p in machine.products.items())
     say(console, f"peak matmul: {', '.join(products)}")

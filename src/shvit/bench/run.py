@@ -24,7 +24,7 @@ from .timing import Timing, interleave
 from .torchvision import is_torchvision
 
 MIN_FREE_MEMORY = 0.3
-"""Loading of cases stops when only this fraction of the machine's memory is free. The remaining cases run later."""
+"""Fraction of the memory available at the start that stays free. Cases that need more run in a later group."""
 OnProgress = Callable[[str, int, int], None]
 """Called with the current step, the number of steps done, and the number of steps."""
 
@@ -95,6 +95,10 @@ class Result:
     """Cases that failed or were interrupted."""
     about: Mapping[str, Any]
     """Versions, commit, hardware, command, date."""
+    groups: int = 1
+    """Number of groups that the cases were timed in, one after another, because memory did not hold all cases."""
+    interrupted: bool = False
+    """Whether Ctrl-C stopped the benchmark early."""
 
     @property
     def protocol(self) -> Protocol | None:
@@ -120,6 +124,7 @@ class Result:
             "value": fastest.images_per_second,
             "unit": "images/s",
             "threads": self.request.threads,
+            "groups": self.groups,
             "request": asdict(self.request),
             "machine": asdict(self.machine),
             "rows": [self._row_to_dict(row) for row in self.rows],
@@ -187,13 +192,19 @@ def bench(
     machine = measure_machine(request.threads, request.device)
     waiting = [case for case in cases if case not in failed]
     waiting.sort(key=lambda case: (case.batch_size, case.engine, case.precision))  # time comparable cases together
+    min_free, groups, interrupted = MIN_FREE_MEMORY * free_memory(), 0, False
     timed: dict[Case, _Timed] = {}
-    while waiting:
-        group = _time_group(waiting, request, failed, progress)
-        timed |= group
-        if any(len(case.timing.rounds) < request.rounds for case in group.values()):  # Ctrl-C
-            failed |= dict.fromkeys(waiting, "interrupted")
-            break
+    try:
+        while waiting and not interrupted:
+            group = _time_group(waiting, min_free, request, failed, progress)
+            timed |= group
+            groups += 1
+            interrupted = any(len(case.timing.rounds) < request.rounds for case in group.values())
+    except KeyboardInterrupt:
+        if not timed:
+            raise
+        interrupted = True
+    failed |= {case: "interrupted" for case in cases if case not in timed and case not in failed}
     if not timed:
         case, reason = next(iter(failed.items()))
         raise Failure(f"no configuration could run; for example, {case}: {reason}")
@@ -204,7 +215,9 @@ def bench(
         rows.append(Row(case, timing, subject.memory, total, share, subject.detail, own.get(case.model), profile))
     request = replace(request, rounds=max(len(row.timing.rounds) for row in rows))
     omitted = tuple(Omitted(str(case), reason) for case, reason in failed.items())
-    return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device))
+    return Result(
+        request, machine, tuple(rows), tuple(skipped), omitted, about(request.device), groups, interrupted
+    )
 
 
 class _Timed(NamedTuple):
@@ -214,13 +227,13 @@ class _Timed(NamedTuple):
 
 
 def _time_group(
-    waiting: list[Case], request: BenchRequest, failed: dict[Case, str], progress: OnProgress
+    waiting: list[Case], min_free: float, request: BenchRequest, failed: dict[Case, str], progress: OnProgress
 ) -> dict[Case, _Timed]:
-    """Time as many of the waiting cases as fit into memory, in interleaved rounds. Removes them from `waiting`."""
+    """Time as many of the waiting cases as leave `min_free` of the memory free. Removes them from `waiting`."""
     subjects: dict[Case, Worker | Subject] = {}
     left = len(waiting)
     try:
-        while waiting and (not subjects or free_memory() > MIN_FREE_MEMORY):
+        while waiting and (not subjects or free_memory() > min_free):
             case = waiting.pop(0)
             progress(f"loading {case}", left - len(waiting) - 1, left)
             try:

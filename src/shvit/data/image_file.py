@@ -52,7 +52,7 @@ def reasons_as_bad_image() -> Iterator[None]:
     try:
         with unwarned():
             yield
-    except BadImage:
+    except (BadImage, ImportError):  # a missing library is no fault of the image
         raise
     except Image.UnidentifiedImageError:
         raise BadImage("not an image in a known format") from None

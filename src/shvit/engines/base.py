@@ -112,7 +112,8 @@ class Engine:
     def absent(cls) -> str | None:
         """Which libraries are missing and how to install them; None if none is."""
         absent = [module for module in cls.modules if find_spec(module) is None]
-        return f"{' and '.join(absent)} not installed: pip install 'shvit[{cls.extra}]'" if absent else None
+        packages = f"'shvit[{cls.extra}]'" if cls.extra else " ".join(absent)
+        return f"{' and '.join(absent)} not installed: pip install {packages}" if absent else None
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:

@@ -41,7 +41,7 @@ def timed(
             yield (), [f"{engine}: {error}"]
         else:
             yield result.rows, _reasons((*result.skipped, *result.failed))
-            if result.request.rounds < one.rounds:  # Ctrl-C
+            if result.interrupted:
                 raise KeyboardInterrupt
 
 

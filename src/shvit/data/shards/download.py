@@ -81,8 +81,9 @@ def expand(pattern: str) -> list[str]:
     """Expand braces as shells do: `a-{0..2}.tar` to a-0.tar, a-1.tar and a-2.tar. Raises InputError."""
     if "{" not in pattern:
         return [pattern]
+    braceexpand = _webdataset("braceexpand", pattern)
     try:
-        return list(_webdataset("braceexpand", pattern).braceexpand(pattern))
+        return list(braceexpand.braceexpand(pattern))
     except ValueError as error:
         raise InputError(f"{pattern} cannot be expanded: {error}") from None
 

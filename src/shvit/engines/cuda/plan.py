@@ -169,8 +169,11 @@ class Choices:
             compiled[launch.key] = compiled.get(launch.key) or pool.submit(launch.compile)
         for part in plan.parts:  # in order, so that each is timed on the outputs of the previous parts
             if part.key not in self._picked:
-                needs = [max(compiled[launch.key].result().metadata.shared for launch in way) for way in part.ways]
-                usable = [number for number, need in enumerate(needs) if need <= shared_memory]
+                usable = [
+                    number
+                    for number, way in enumerate(part.ways)
+                    if all(compiled[launch.key].result().metadata.shared <= shared_memory for launch in way)
+                ]
                 if not usable:
                     layer = part.ways[0][0].layer
                     raise TooLarge(f"the tiles of {layer} do not fit {shared_memory} bytes of shared memory")
