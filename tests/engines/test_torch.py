@@ -121,7 +121,7 @@ def test_foreign(tmp_path):
         ({}, "was not written by shvit export"),
         ({"shvit": "{broken"}, "metadata is not JSON"),
         ({"shvit": "[]"}, "was not written by shvit export"),
-        ({"shvit": '{"version": 3}'}, "version 3, this shvit reads up to 2"),
+        ({"shvit": '{"version": 3}'}, "version 3, but this shvit reads up to 2"),
     ):
         file = io.BytesIO()
         torch.export.save(program, file, extra_files=facts)
