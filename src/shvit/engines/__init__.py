@@ -196,7 +196,7 @@ def read(path: str | Path) -> Exported:
     exported = kind.read(path)
     if exported.engine != kind.name:
         raise EngineError(
-            f"{path} is refused: its metadata names engine {exported.engine!r}, but {kind.suffix} files need {kind.name}"
+            f"{path} is refused: its metadata names engine {exported.engine!r}, but {kind.suffix} needs {kind.name}"
         )
     if exported.precision not in kind.writes[None]:
         allowed = ", ".join(kind.writes[None])

@@ -116,7 +116,7 @@ def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: 
 
 
 def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
-    """Delegate the operations that XNNPACK supports. Returns an `EdgeProgramManager`; `constants` become its methods."""
+    """Delegate the operations that XNNPACK supports. Returns an `EdgeProgramManager`; `constants` become methods."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.utils.configs import get_transform_passes
     from executorch.exir import to_edge_transform_and_lower

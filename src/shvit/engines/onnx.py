@@ -60,7 +60,7 @@ class OnnxEngine(Engine):
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
-        with unreadable(path, "is not a usable ONNX file", Exception):  # ONNX Runtime's exceptions have no other common base
+        with unreadable(path, "is not a usable ONNX file", Exception):  # its exceptions have no other common base
             session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         ends = session.get_inputs(), session.get_outputs()
         if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":
@@ -91,7 +91,7 @@ class OnnxEngine(Engine):
         """Create a session for images of this shape (None: any shape that the network takes).
 
         With a fixed shape, ONNX Runtime computes all shapes inside the network in advance. Otherwise, a third of
-        SHViT-S1's nodes compute shapes in each run. If `profile` is given, runs are profiled into files with this prefix.
+        SHViT-S1's nodes compute shapes in each run. With `profile`, runs are profiled into files with this prefix.
         """
         import onnxruntime as ort
 

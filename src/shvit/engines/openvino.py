@@ -86,7 +86,7 @@ class OpenVINOEngine(Engine):
 
 
 def computed_in(task: str, precision: str) -> str:
-    """The precision of layers that are not quantized. Detectors need fp32 even on CPUs with bf16, for boxes in pixels."""
+    """The precision of layers that are not quantized. For boxes in pixels, it is fp32 even on CPUs with bf16."""
     return precision if kind_of(task).labels_images else "fp32"
 
 

@@ -1,8 +1,8 @@
 """Checks of a `.pt2` file before torch reads it.
 
 `torch.export.load` unpickles parts of a file, passes sizes to sympy, which evaluates them as Python, and writes names
-into code that it runs. Therefore, torch reads a new archive, which has only the members that shvit writes and, in these,
-only tensors, sizes and operations. Everything else is refused or left out.
+into code that it runs. Therefore, torch reads a new archive, which has only the members that shvit writes and, in
+these, only tensors, sizes and operations. Everything else is refused or left out.
 """
 
 import ast

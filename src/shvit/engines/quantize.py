@@ -1,8 +1,8 @@
 """int8 for OpenVINO: NNCF quantizes the network; this module makes the result faster, or accurate enough.
 
 With NNCF's default settings, a sixth of the time in int8 is not spent in convolutions (LOG.md): pixels are converted to
-floats and back, the small matrix products of squeeze-excite and attention run in slow int8 kernels, and maps are written
-in fp32 because one of their two readers needs fp32. The functions here remove these costs, and return new networks.
+floats and back, the small matrix products of squeeze-excite and attention run in slow int8 kernels, and maps are
+written in fp32 because one of their two readers needs fp32. `tune` and the choice of layers remove these costs.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

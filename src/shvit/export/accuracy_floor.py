@@ -81,8 +81,8 @@ class Judge:
             self._log(f"{len(given_back)} of {layers} layers in higher precision: {floor.drop:+.2f} points lost")
             return floor.holds
         self._log(
-            f"{METRICS.get(metric, metric)} {score:.2%} in int8, {self._reference:.2%} in fp32: {floor.drop:+.2f} points "
-            f"lost, {self._max_drop} allowed"
+            f"{METRICS.get(metric, metric)} {score:.2%} in int8, {self._reference:.2%} in fp32: {floor.drop:+.2f} "
+            f"points lost, {self._max_drop} allowed"
         )
         if layers and not floor.holds:
             self._log(f"ranking {layers} layers by the error that each causes")
