@@ -163,7 +163,7 @@ def checked_shapes(model_file: ModelFile, shapes: Shapes) -> Shapes:
         raise EngineError("exported detectors take images of one size: leave out --dynamic-size")
     if model_file.preprocess.fit == "shorter":
         raise EngineError(
-            "the model takes images of many sizes, but an exported file only of one: give the longer side, --image-size"
+            "the model takes images of many sizes, but an exported file takes one: give --image-size, the longer side"
         )
     check_fit(model_file.preprocess)
     return replace(shapes, batch=batch_of(model_file, shapes))

@@ -141,5 +141,5 @@ def _quantize(
     observed = prepare_pt2e(program.module(), quantizer)
     batch = len(example)
     for start in range(0, len(images), batch):
-        observed(images[torch.arange(start, start + batch) % len(images)])  # repeats the first images in the last batch
+        observed(images[torch.arange(start, start + batch) % len(images)])  # fills the last batch with the first images
     return torch.export.export(convert_pt2e(observed), (example,))
