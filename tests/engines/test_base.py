@@ -103,13 +103,13 @@ def test_the_weights_of_another_network(exports, tmp_path):
     [
         ('"engine": "{name}"', '"engine": "torh"', "its metadata names engine"),
         ('"precision": "fp32"', '"precision": "fp3"', "an unknown precision"),
-        ('"classes": ["red", "green"]', '"classes": ["red"]', "does not fit 1 class$"),
+        ('"classes": ["red", "green"]', '"classes": ["red"]', "does not match 1 class$"),
         ('"classes": ["red", "green"]', '"classes": [1, 2]', "classes must be names"),
         ('"metrics": {}', '"metrics": 1', "metrics must be a table"),
         ('"image_size": 32', '"image_size": 64', "images of 64 pixels"),
         ('"crop": 0.875', '"crop": 1e-9', "crop must be"),
         ('"mean": [0.485, 0.456, 0.406]', '"mean": "abc"', "mean and std must be"),
-        ('"version": 2', '"version":9', "metadata of version 9"),
+        ('"version": 2', '"version":9', "metadata has version 9"),
     ],
 )  # fmt: skip
 def test_impossible_metadata(name, old, new, reason, exports, tmp_path):

@@ -274,7 +274,7 @@ def test_metadata_of_another_version_is_refused(tiny, tmp_path):
     path = tmp_path / "m.xml"
     data = json.loads(engines.exported.described(tiny, path, "openvino", "fp32").to_json())
     assert json.loads(engines.Exported.from_dict(path, data).to_json()) == data
-    with pytest.raises(shvit.InputError, match="metadata of version 7"):
+    with pytest.raises(shvit.InputError, match="metadata has version 7"):
         engines.Exported.from_dict(path, {**data, "version": 7})
     del data["classes"]
     with pytest.raises(shvit.InputError, match="lacks 'classes'"):

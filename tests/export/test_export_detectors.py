@@ -168,7 +168,7 @@ def test_boxes_do_not_count_where_layers_are_ranked():
             "unknown format 'plan': allowed are onnx, openvino, torch, executorch, coreml",
         ),
         ("detect", "onnx", {}, Shapes(dynamic_size=True), "exported detectors take images of one size"),
-        ("detect", "onnx", {"fit": "shorter"}, Shapes(), "its file can take only one: give --image-size"),
+        ("detect", "onnx", {"fit": "shorter"}, Shapes(), "its file can take only one: set --image-size"),
         ("detect", "onnx", {"image_size": 100}, Shapes(), "must be a multiple of 64 pixels, got 100"),
     ],
 )

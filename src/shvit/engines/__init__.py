@@ -22,7 +22,7 @@ from .timm import TimmFormat
 from .torch import TorchEngine
 
 ENGINES: dict[str, type[Engine]] = {}
-"""Engines that run model files, fastest first. Engine `auto` is the first that is available and has the precision. If
+"""Engines that run model files, fastest first. `auto` takes the first that is available and has the precision. If
 the precision is `auto` as well, engines whose default is fp16 or bf16 come before engines whose default is fp32."""
 FORMATS: dict[str, type[Engine]] = {}
 """Engines that have a file format. `timm` is only a format, for users of timm."""
@@ -144,7 +144,7 @@ def writable_precisions(task: str, name: str) -> tuple[str, ...]:
 
 
 def format_of(name: str, task: str = "classify") -> type[Engine]:
-    """The engine that writes a format. Raises EngineError if the format cannot be written for this task or here."""
+    """The engine that writes a format. Raises EngineError if it cannot be written for this task or on this machine."""
     formats = writers(task)
     if name not in FORMATS:
         raise EngineError(f"unknown format {name!r}: allowed are {', '.join(formats)}")
@@ -163,7 +163,7 @@ def checked_shapes(model_file: ModelFile, shapes: Shapes) -> Shapes:
         raise EngineError("exported detectors take images of one size: leave out --dynamic-size")
     if model_file.preprocess.fit == "shorter":
         raise EngineError(
-            "the model takes images of many sizes, but an exported file takes one: give --image-size, the longer side"
+            "the model takes many image sizes, but its file can take only one: set --image-size to the longer side"
         )
     check_fit(model_file.preprocess)
     return replace(shapes, batch=batch_of(model_file, shapes))
@@ -196,7 +196,7 @@ def read(path: str | Path) -> Exported:
     exported = kind.read(path)
     if exported.engine != kind.name:
         raise EngineError(
-            f"{path} is refused: its metadata names engine {exported.engine!r}, but {kind.suffix} needs {kind.name}"
+            f"{path} is refused: its metadata names engine {exported.engine!r}, but {kind.suffix} means {kind.name}"
         )
     if exported.precision not in kind.writes[None]:
         allowed = ", ".join(kind.writes[None])

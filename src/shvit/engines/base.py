@@ -61,7 +61,7 @@ class ExportJob:
     precision: str
     shapes: Shapes = Shapes()
     calibration: Sequence[UInt8[Tensor, "b 3 h w"]] = ()
-    """Batches of images, on which the value ranges for int8 are measured."""
+    """Batches of images on which the value ranges for int8 are measured."""
     accept: Accept | None = None
     """Engines that can mix precisions write the accepted candidate with the fewest layers in higher precision, or
     nothing if no candidate is accepted. Other engines ignore this function."""
@@ -167,7 +167,7 @@ class Engine:
 
     @classmethod
     def specification(cls, path: Path) -> dict[str, Any]:
-        """The interface that a file declares, to check it where it cannot run.
+        """The interface that a file declares, for checks on machines that cannot run the file.
 
         Raises:
             ExportError: The interface does not match the file's metadata.
@@ -180,12 +180,12 @@ class Engine:
 
 
 def detector_of(task: str) -> str | None:
-    """The kind of network that the task needs: a key of `Precisions`."""
+    """The kind of network that a task needs: a key of `DETECTORS`, or None for classifiers and unknown tasks."""
     return TASKS[task].detector if task in TASKS else None
 
 
 def need_calibration(batches: Sequence[Tensor]) -> None:
-    """Raise EngineError if there are no calibration images, on which the value range of each layer is measured."""
+    """Raise EngineError if there are no images for measuring the value range of each layer."""
     if not batches:
         raise EngineError("int8 needs calibration images: give --calibrate DATA (in Python: calibration=batches)")
 

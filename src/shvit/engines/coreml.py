@@ -50,7 +50,7 @@ class CoreMLEngine(Engine):
         self.precision = precision
         self._outputs = kind_of(model.task).output
         self._lock = Lock()
-        """Apple documents that a model must be used by one thread at a time."""
+        """Apple's documentation says that only one thread at a time may use a model."""
         ct = _coremltools()
         units = ct.ComputeUnit.CPU_ONLY if device == "cpu" else ct.ComputeUnit.ALL
         with TemporaryDirectory() as folder:
@@ -73,7 +73,7 @@ class CoreMLEngine(Engine):
         is appended to it, since Core ML returns probabilities by name.
         """
         if job.shapes.dynamic_size or job.shapes.batch not in (None, 1):
-            raise EngineError(f"{cls.suffix} files take one image of one size: leave out --batch-size, --dynamic-size")
+            raise EngineError(f"{cls.suffix} files take one image of one size: omit --batch-size and --dynamic-size")
         labels_images = kind_of(facts.task).labels_images
         outside = [label for label in facts.classes if label.encode(errors="ignore").decode() != label]
         if labels_images and outside:

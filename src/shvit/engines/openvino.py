@@ -86,7 +86,7 @@ class OpenVINOEngine(Engine):
 
 
 def computed_in(task: str, precision: str) -> str:
-    """The precision of layers that are not quantized. For boxes in pixels, it is fp32 even on CPUs with bf16."""
+    """The precision of layers that are not quantized. For detectors, it is always fp32, since boxes are in pixels."""
     return precision if kind_of(task).labels_images else "fp32"
 
 

@@ -30,7 +30,7 @@ def core() -> "ov.Core":
     segmentation fault or overwrites memory.
 
     The first inference creates a table of types in OpenVINO's Python binding. If two threads needed this table for the
-    first time at once, they would deadlock: one holds the lock of the table, the other holds Python's GIL.
+    first time at once, they would deadlock: one would hold the lock of the table, and the other Python's GIL.
     """
     with _core_lock:
         return _core()

@@ -143,7 +143,7 @@ def _openvino(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int |
         part, call = "", []
         for node in request.profiling_info:
             paths = [path for path in origins.get(node.node_name, "").split(",") if path.startswith(MODULE)]
-            if paths:  # otherwise, the node counts to the module of the node before
+            if paths:  # otherwise, the node belongs to the module of the node before
                 part = paths[0].partition("/")[0].removeprefix(MODULE)
             name, seconds = node.node_type, node.real_time.total_seconds()
             fused = tuple(path.rpartition("/")[2] for path in paths) if name == "Subgraph" else ()

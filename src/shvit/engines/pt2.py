@@ -172,7 +172,7 @@ def _check_text(text: str, allowed: re.Pattern[str]) -> None:
 def _check_operation(node: dict[str, Any]) -> None:
     if not OPERATIONS.fullmatch(node["target"]):
         raise ValueError(f"{node['target'][:80]!r} is not an allowed operation")
-    if node["target"].startswith("torch.ops.higher_order."):  # a text argument is the device
+    if node["target"].startswith("torch.ops.higher_order."):  # text arguments name the device
         return
     for argument in node["inputs"]:
         if {"as_string", "as_strings"} & set(argument["arg"]) and argument["name"] not in WORDS:
@@ -180,7 +180,7 @@ def _check_operation(node: dict[str, Any]) -> None:
 
 
 def _check_expression(text: Any) -> None:
-    """A size as torch writes it, such as `Add(Symbol('s0', integer=True), Integer(-1))`."""
+    """Raise ValueError unless this is a size as torch writes it: `Add(Symbol('s0', integer=True), Integer(-1))`."""
     if not isinstance(text, str) or len(text) > MAX_EXPRESSION:
         raise ValueError("one of its sizes is not an expression")
     try:

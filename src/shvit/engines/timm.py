@@ -89,7 +89,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _check(exported: Exported, config: dict[str, Any]) -> None:
-    """Raises EngineError if timm would read other files, or build a network that does not fit these weights."""
+    """Raise EngineError if timm would read other files, or build a network that does not fit these weights."""
     import timm
 
     path = exported.path
@@ -100,7 +100,7 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
         for key, value in arguments.items():
             check_argument(key, value)
         if config["num_classes"] != len(exported.classes) or channels != 3:
-            raise ValueError(f"its metadata does not match {config['num_classes']} classes and {channels} channels")
+            raise ValueError(f"its metadata contradicts {config['num_classes']} classes and {channels} channels")
         for key in (*SOURCES, "custom_load", "state_dict"):
             if config["pretrained_cfg"].get(key):
                 raise ValueError(f"its entry {key!r} would load other weights")
@@ -175,7 +175,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def merged_heads(first: NormLinear, second: NormLinear) -> NormLinear:
     """One head whose logits are the mean of two heads' logits, in evaluation mode.
 
-    Its norm has the statistics (m1, s1) of the first head, but no scale or shift. For features z that it normalized, a
+    Its norm has the mean m1 and deviation s1 of the first head, but no scale or shift. From its output z, a
     head with mean m, deviation s, scale g, shift b and linear layer (W, c) gives W (g (s1 z + m1 - m) / s + b) + c.
     """
     mean, deviation = _statistics(first)

@@ -159,5 +159,5 @@ def _loaded(path: Path, device: str) -> nn.Module:
     with unreadable(path, "cannot be read by torch", Exception):  # torch may raise exceptions of any type
         with quiet(), environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
             program = torch.export.load(archive)
-        # without guards, which are code from the file; image sizes are checked without them
+        # without guards, which are code from the file; image sizes are still checked
         return move_to_device_pass(program, device).module(check_guards=False)

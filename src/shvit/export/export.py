@@ -68,7 +68,7 @@ def export(
     kind, task = engines.format_of(engine, model_file.task), task_of(model_file)
     precision = _precision(model_file.task, engine, precision)
     if out.suffix != kind.suffix:
-        raise InputError(f"files of format {engine} end in {kind.suffix}, got {out}")
+        raise InputError(f"the name of a file in format {engine} must end in {kind.suffix}, got {out}")
     shapes = engines.checked_shapes(model_file, shapes or Shapes())
     samples = _export_images(model_file, task, source, quantized=precision == "int8")
     judge = Judge(task, samples.validation, max_drop, log)

@@ -144,7 +144,7 @@ def test_a_lost_gpu_is_a_failure_in_words():
     [
         (lambda: Architecture("timm/resnet10t", 10).build(), "SHViT, not TimmModel"),
         (lambda: SHViT(TINY, 10, in_channels=1), "3 channels, not of 1"),
-        (lambda: SHViT(TINY, 10, mixer=lambda width, _: nn.Conv2d(width, width, 1)), "not by Conv2d"),
+        (lambda: SHViT(TINY, 10, mixer=lambda width, _: nn.Conv2d(width, width, 1)), "token mixer, not Conv2d"),
     ],
 )
 def test_other_networks_are_not_for_the_kernels(network, reason):

@@ -35,7 +35,7 @@ MAX_BATCH = 1024
 MAX_GRAPHS = 32
 """Maximum number of graphs, each of which has its own memory. The oldest is deleted to make room for another."""
 QUEUED_LAUNCHES, QUEUE_CYCLES = 30, 8_000_000
-"""For timing: the number of launches to queue, which takes about 30 microseconds each, while the GPU waits for 4 ms."""
+"""For timing: launches to queue (about 30 microseconds each), and cycles that the GPU waits meanwhile (4 ms)."""
 
 
 class Size(NamedTuple):
@@ -112,7 +112,7 @@ class CudaEngine(Engine):
             return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> Sequence[Launch]:
-        """The kernels that a call with these images launches, batch by batch; empty if it uses the torch engine."""
+        """The kernels that a call with these images launches, batch by batch; empty if the torch engine is used."""
         self(images)
         launches: list[Launch] = []
         left = len(images)

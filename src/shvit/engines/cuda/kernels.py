@@ -40,7 +40,7 @@ def center(
     images, image_stride, channel_stride, line_stride, column_stride, offset, padding, out, positions,
     H: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Subtract `offset` from uint8 pixels: integers, exact in fp16 and bf16. The last of the four channels is zero.
+    """Subtract the integer `offset` of each channel from uint8 pixels (exact in fp16 and bf16), and add a zero channel.
 
     The border that the first convolution reads around the image is filled with `padding`: the mean minus `offset`.
     """

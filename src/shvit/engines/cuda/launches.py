@@ -19,7 +19,7 @@ Tiles = dict[str, int]
 
 
 class Center:
-    """Pixels for the stem, in four channels and with a border: the mean, rounded to integers, is subtracted."""
+    """Prepares pixels for the stem: subtracts the rounded mean, and adds a fourth channel and a border."""
 
     def __init__(self, put: Put, mean: Float[Tensor, "1 3 1 1"]) -> None:
         whole = mean.flatten().round()
@@ -118,7 +118,7 @@ class Convolve:
 
 
 class Project:
-    """A 1x1 convolution or linear layer. After attention, its first `attended` input channels come from attention."""
+    """A 1x1 convolution or linear layer, whose first `attended` input channels (default 0) come from attention."""
 
     def __init__(
         self, put: Put, layer: str, module: nn.Module, relu: bool = False, sigmoid: bool = False, attended: int = 0

@@ -75,7 +75,7 @@ class KernelNetwork:
         return max(1, MAX_ELEMENTS // plan.largest)
 
     def _plan_stem(self, plan: Plan, images: Tensor) -> Map:
-        """Plan the stem: the first three convolutions for some images at a time, the fourth for all of them."""
+        """Plan the stem: three convolutions that run on some images at a time, and the fourth on all images at once."""
         count, _, height, width = images.shape
         sides = [(height, width)]
         for _ in range(4):
@@ -116,7 +116,7 @@ class BlockLayers:
 
 
 class DownsampleLayers:
-    """Depthwise convolution and feed-forward; an inverted residual that halves the map; the first two again."""
+    """Depthwise convolution and feed-forward; an inverted residual that halves the map; then the first two again."""
 
     def __init__(self, put: Put, name: str, module: Downsample) -> None:
         reduce: InvertedResidual = module.reduce
@@ -227,7 +227,7 @@ def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[launc
         return [
             _tiles(BM=128, BN=128 if columns > 64 else 64, BK=deep, num_warps=8, num_stages=3),
             _tiles(BM=128, BN=64, BK=deep, num_warps=4, num_stages=4),
-            _tiles(BM=64, BN=64, BK=deep, num_warps=4, num_stages=2),  # fits 99 KB of shared memory
+            _tiles(BM=64, BN=64, BK=deep, num_warps=4, num_stages=2),  # fits in 99 KB of shared memory
         ]
     side = 64
     while side > 16 and (rows / side) * (columns / side) < plan.processors:
@@ -265,14 +265,14 @@ def _tiles(**sides: int) -> launches.Tiles:
 def _supported(network: nn.Module) -> SHViT:
     """Return the network. Raises UnsupportedNetwork if the kernels cannot run it."""
     if not isinstance(network, SHViT):
-        raise UnsupportedNetwork(f"they compute SHViT, not {type(network).__name__}")
+        raise UnsupportedNetwork(f"they run SHViT, not {type(network).__name__}")
     if len(network.maps) != 3 or network.maps[0][1] != 16:
-        raise UnsupportedNetwork("they compute three stages after a stem of stride 16")
+        raise UnsupportedNetwork("they need three stages after a stem of stride 16")
     if network.in_channels != 3:
         raise UnsupportedNetwork(f"they take images of 3 channels, not of {network.in_channels}")
     for block in network.modules():
         if isinstance(block, Block) and isinstance(block.mixer, Residual):
             mixer = block.mixer.branch
             if not isinstance(mixer, SingleHeadAttention) or mixer.norm.affine:
-                raise UnsupportedNetwork(f"they mix tokens by SingleHeadAttention, not by {type(mixer).__name__}")
+                raise UnsupportedNetwork(f"they need SingleHeadAttention as token mixer, not {type(mixer).__name__}")
     return network
