@@ -87,7 +87,7 @@ def test_named_engines_and_precisions_that_have_one_another(many_engines, tiny):
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"batch_sizes": (4, 0)}, "batch_size must be at least 1, got 0"),
         ({"image_sizes": (16,)}, "image_size must be at least 32, got 16"),
-        ({"device": "tpu"}, "no device 'tpu' here"),
+        ({"device": "tpu"}, "device 'tpu' is not available"),
         ({"protocol": "paper-tpu"}, "unknown protocol 'paper-tpu': choose from paper-cpu, paper-onnx, paper-gpu"),
     ],
 )  # fmt: skip
@@ -127,7 +127,7 @@ def test_what_a_protocol_means():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_gpu_protocol_needs_a_gpu():
-    with pytest.raises(InputError, match="--protocol paper-gpu needs cuda: no device 'cuda' here"):
+    with pytest.raises(InputError, match="--protocol paper-gpu needs cuda: device 'cuda' is not available"):
         settle(BenchRequest(protocol="paper-gpu"))
 
 

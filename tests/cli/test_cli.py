@@ -175,7 +175,7 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
         (["train", "{folder}", "--out", "{tmp}/x", "--precision", "fp8"], "fp8"),
         (["train", "{folder}", "--out", "{tmp}/x", "--epoch", "3"], "--epoch"),
         (["train", "{folder}", "--out", "{tmp}/x", "--image-size", "16"], "image_size"),
-        (["train", "{folder}", "--out", "{tmp}/x", "--device", "tpu"], "no device 'tpu'"),
+        (["train", "{folder}", "--out", "{tmp}/x", "--device", "tpu"], "device 'tpu' is not available"),
         (["train", "{folder}", "--out", "{tmp}/x", "--workers", "-1"], "workers"),
         (["train", "{folder}"], "--out"),
         (["train", "{tmp}/none", "--out", "{tmp}/x"], "no such file or folder"),

@@ -83,7 +83,7 @@ def test_a_file_without_its_digest(exports, tmp_path):
     path.write_bytes(path.read_bytes().replace(b"shvit-sha256:", b"shvit-sha255:"))
     assert "its digest is missing" in refused(path)
     path.write_bytes(path.read_bytes().replace(b'"version": 2', b'"version": 1'))
-    with pytest.warns(Notice, match="has no digest because an older shvit wrote it"):
+    with pytest.warns(Notice, match="no digest to detect damage, because an older version of shvit wrote it"):
         shvit.load(path)
 
 
@@ -94,22 +94,22 @@ def test_the_weights_of_another_network(exports, tmp_path):
     other = ModelFile(randomize_norms(tiny_architecture().build()).eval(), ("green", "red"), Preprocess(32))
     engines.FORMATS["openvino"].export(ExportJob(other, tmp_path / "other.xml", "fp32"))
     shutil.copy(tmp_path / "other.bin", path.with_suffix(".bin"))
-    assert "m.xml and m.bin changed since shvit export wrote it, or came from another export" in refused(path)
+    assert "m.xml and m.bin changed since shvit export wrote the file, or came from a different export" in refused(path)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name in ("onnx", "openvino")])
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ('"engine": "{name}"', '"engine": "torh"', "its metadata says engine"),
-        ('"precision": "fp32"', '"precision": "fp3"', "an impossible precision"),
-        ('"classes": ["red", "green"]', '"classes": ["red"]', "does not fit 1 class$"),
+        ('"engine": "{name}"', '"engine": "torh"', "its metadata names engine"),
+        ('"precision": "fp32"', '"precision": "fp3"', "an unknown precision"),
+        ('"classes": ["red", "green"]', '"classes": ["red"]', "does not match 1 class$"),
         ('"classes": ["red", "green"]', '"classes": [1, 2]', "classes must be names"),
         ('"metrics": {}', '"metrics": 1', "metrics must be a table"),
         ('"image_size": 32', '"image_size": 64', "images of 64 pixels"),
         ('"crop": 0.875', '"crop": 1e-9', "crop must be"),
         ('"mean": [0.485, 0.456, 0.406]', '"mean": "abc"', "mean and std must be"),
-        ('"version": 2', '"version":9', "metadata of version 9"),
+        ('"version": 2', '"version":9', "metadata has version 9"),
     ],
 )  # fmt: skip
 def test_impossible_metadata(name, old, new, reason, exports, tmp_path):

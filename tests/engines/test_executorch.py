@@ -190,9 +190,9 @@ def test_what_is_refused(model_file, tmp_path, monkeypatch):
         exported(model_file, path, "fp16")
     with pytest.raises(EngineError, match="images of one size only"):
         exported(model_file, path, dynamic_size=True)
-    with pytest.raises(EngineError, match="no precision 'bf16' on cpu: executorch has fp32"):
+    with pytest.raises(EngineError, match="precision 'bf16' is not available on cpu: executorch has fp32"):
         engines.load(model_file, "executorch", "bf16", device="cpu")
-    assert ExecuTorchEngine.unavailable("cuda") == "runs on the CPU"
+    assert ExecuTorchEngine.unavailable("cuda") == "runs only on the CPU"
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"executorch not installed: pip install 'shvit\[executorch\]'"):
         exported(model_file, path)

@@ -57,7 +57,7 @@ def test_any_size(model_file, tmp_path):
 
 
 def test_a_file_for_any_size_takes_the_models_own_or_is_refused(model_file, tmp_path):
-    with pytest.raises(engines.EngineError, match=r"start at 65 pixels, but the model has 32: give --image-size 65"):
+    with pytest.raises(engines.EngineError, match=r"at least 65 pixels, but the model has 32: give --image-size 65"):
         exported(model_file, tmp_path, dynamic_size=True)
 
 
@@ -121,7 +121,7 @@ def test_foreign(tmp_path):
         ({}, "was not written by shvit export"),
         ({"shvit": "{broken"}, "metadata is not JSON"),
         ({"shvit": "[]"}, "was not written by shvit export"),
-        ({"shvit": '{"version": 3}'}, "version 3, this shvit reads up to 2"),
+        ({"shvit": '{"version": 3}'}, "version 3, but this shvit reads up to 2"),
     ):
         file = io.BytesIO()
         torch.export.save(program, file, extra_files=facts)

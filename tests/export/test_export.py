@@ -101,7 +101,7 @@ def test_a_floor_that_cannot_be_held_writes_nothing(tiny, folder, tmp_path):
     [
         ("tensorrt", "m.plan", None, "unknown format 'tensorrt': allowed are"),
         ("onnx", "m.onnx", "int3", "onnx has no precision 'int3': allowed are fp32"),
-        ("openvino", "m.onnx", None, r"files of format openvino end in \.xml, got"),
+        ("openvino", "m.onnx", None, r"a file in format openvino must end in \.xml, got"),
         ("openvino", "m.xml", "int8", "int8 needs calibration images: give --calibrate DATA"),
     ],
 )

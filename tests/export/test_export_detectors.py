@@ -167,8 +167,8 @@ def test_boxes_do_not_count_where_layers_are_ranked():
             Shapes(),
             "unknown format 'plan': allowed are onnx, openvino, torch, executorch, coreml",
         ),
-        ("detect", "onnx", {}, Shapes(dynamic_size=True), "files of detectors take images of one size"),
-        ("detect", "onnx", {"fit": "shorter"}, Shapes(), "its file can take only one: give --image-size"),
+        ("detect", "onnx", {}, Shapes(dynamic_size=True), "exported detectors take images of one size"),
+        ("detect", "onnx", {"fit": "shorter"}, Shapes(), "its file can take only one: set --image-size"),
         ("detect", "onnx", {"image_size": 100}, Shapes(), "must be a multiple of 64 pixels, got 100"),
     ],
 )
@@ -254,9 +254,9 @@ def test_masks_are_compared():
 
 
 def test_other_engines_of_segmentation_are_refused():
-    with pytest.raises(EngineError, match="models of task segment and fit whole run on onnx, openvino, torch"):
+    with pytest.raises(EngineError, match="models of task segment with fit whole run on onnx, openvino, torch"):
         engines.load(detector("segment"), "executorch")
-    with pytest.raises(EngineError, match="no precision 'bf16' on cpu: openvino has fp32, int8"):
+    with pytest.raises(EngineError, match="precision 'bf16' is not available on cpu: openvino has fp32, int8"):
         engines.load(detector("detect"), "openvino", "bf16")
 
 

@@ -254,8 +254,8 @@ def test_folders_with_brackets_in_their_names(tmp_path, monkeypatch, pattern, fo
     ("options", "reason"),
     [
         ({"engine": "tensorrt"}, "unknown engine 'tensorrt': allowed are auto, cuda, onnx"),
-        ({"precision": "int3"}, "no precision 'int3' on"),
-        ({"device": "tpu"}, "no device 'tpu' here: allowed are auto"),
+        ({"precision": "int3"}, "precision 'int3' is not available on"),
+        ({"device": "tpu"}, "device 'tpu' is not available: allowed are auto"),
         ({"batch_size": 0}, "at least 1"),
         ({"top_k": 0}, "at least 1"),
         ({"threads": 0}, "at least 1"),

@@ -174,7 +174,7 @@ def test_it_learns_to_find_objects(run, tmp_path, task, kind, epochs, start):
     assert len(again.anns) == len(found.anns)
     if task == "segment":
         code, _, errors = run("eval", best, data, "--engine", "executorch")
-        assert (code, "models of task segment and fit whole run on onnx, openvino, torch, not" in errors) == (2, True)
+        assert (code, "models of task segment with fit whole run on onnx, openvino, torch, not" in errors) == (2, True)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Where a network runs. An engine is one file here and one row of the registry; `load` creates one."""
+"""The runtimes that run networks. An engine is one file here and one call of `register`; `load` creates an engine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,14 +22,14 @@ from .timm import TimmFormat
 from .torch import TorchEngine
 
 ENGINES: dict[str, type[Engine]] = {}
-"""Engines that run model files, the fastest first: `auto` takes the first that is available and has the precision,
-with fp16 and bf16 before fp32."""
+"""Engines that run model files, fastest first. `auto` takes the first that is available and has the precision. If
+the precision is `auto` as well, engines whose default is fp16 or bf16 come before engines whose default is fp32."""
 FORMATS: dict[str, type[Engine]] = {}
-"""Engines that have a file format. `timm` is only a format: it is written for timm's users."""
+"""Engines that have a file format. `timm` is only a format, for users of timm."""
 
 
 def register(kind: type[Engine]) -> None:
-    """Add an engine, with its format if it has one."""
+    """Add an engine, and its file format if it has one."""
     if not kind.own_files_only:
         ENGINES[kind.name] = kind
     if kind.writes:
@@ -58,13 +58,13 @@ def load(
     Args:
         model: A model file, or an exported file from `read`.
         engine: A key of `ENGINES`, or `auto` for the fastest that is available.
-        precision: `fp32`, `fp16`, `bf16`, `int8`, or `auto` for the engine's fastest without a loss of accuracy.
+        precision: `fp32`, `fp16`, `bf16`, `int8`, or `auto` for the engine's default on this device.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a GPU if there is one.
         threads: CPU threads; None leaves the choice to the engine.
-        calibration: Batches of uint8 images (b, 3, h, w), for int8 of a model file. Exported int8 files need none.
+        calibration: Batches of uint8 images (b, 3, h, w), needed to run a model file in int8. Exported files need none.
 
     Raises:
-        EngineError: The engine, precision or device does not exist or is not available; the message says what is.
+        EngineError: The engine, precision or device is unknown or not available; the message lists the available ones.
     """
     name, precision, device = choose(model, engine, precision, device)
     check_threads(threads, device)
@@ -98,17 +98,17 @@ def choose(
     fit = [name for name, has in able.items() if precision in ("auto", *has)]
     if not fit:
         allowed = "; ".join(f"{name} has {', '.join(has)}" for name, has in able.items())
-        raise EngineError(f"no precision {precision!r} on {picked}: {allowed}")
+        raise EngineError(f"precision {precision!r} is not available on {picked}: {allowed}")
     if precision == "auto":
         fit.sort(key=lambda name: able[name][0] == "fp32")
         precision = able[fit[0]][0]
     if engine == "auto" and picked.startswith("cuda") and (reason := reasons.get(CudaEngine.name)):
-        notice(f"engine cuda on {picked}: {reason}; {fit[0]} runs instead")
+        notice(f"engine cuda is not available on {picked} ({reason}): using engine {fit[0]}")
     return fit[0], precision, picked
 
 
 def kinds_for(model: Runnable) -> Mapping[str, type[Engine]]:
-    """Engines that may run this model, by name: all of them for a model file, those with a format for an export."""
+    """Engines that may run this model, by name: `ENGINES` for a model file, `FORMATS` for an exported file."""
     return FORMATS if isinstance(model, Exported) else ENGINES
 
 
@@ -123,7 +123,7 @@ def writers(task: str) -> dict[str, type[Engine]]:
 
 
 def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
-    """The engines among `wanted` that run models of this task and fit. Raises EngineError if none does."""
+    """The engines in `wanted` that run models of this task with this `fit`. Raises EngineError if there are none."""
     many_sizes = model.preprocess.fit == "shorter"
     detector = detector_of(model.task)
 
@@ -134,7 +134,7 @@ def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str
         return taking
     names = ", ".join(name for name, kind in ENGINES.items() if takes(kind))
     raise EngineError(
-        f"models of task {model.task} and fit {model.preprocess.fit} run on {names}, not on {', '.join(wanted)}"
+        f"models of task {model.task} with fit {model.preprocess.fit} run on {names}, not on {', '.join(wanted)}"
     )
 
 
@@ -144,7 +144,7 @@ def writable_precisions(task: str, name: str) -> tuple[str, ...]:
 
 
 def format_of(name: str, task: str = "classify") -> type[Engine]:
-    """The engine that writes a format. Raises EngineError if the task has no such format, or libraries are missing."""
+    """The engine that writes a format. Raises EngineError if it cannot be written for this task or on this machine."""
     formats = writers(task)
     if name not in FORMATS:
         raise EngineError(f"unknown format {name!r}: allowed are {', '.join(formats)}")
@@ -156,14 +156,14 @@ def format_of(name: str, task: str = "classify") -> type[Engine]:
 
 
 def checked_shapes(model_file: ModelFile, shapes: Shapes) -> Shapes:
-    """The input sizes that an export of this model takes. Raises EngineError for sizes that are not possible."""
+    """The input sizes that an export of this model takes. Raises EngineError for sizes that the model cannot take."""
     if TASKS[model_file.task].any_size:
         return shapes
     if shapes.dynamic_size:
-        raise EngineError("files of detectors take images of one size: leave out --dynamic-size")
+        raise EngineError("exported detectors take images of one size: leave out --dynamic-size")
     if model_file.preprocess.fit == "shorter":
         raise EngineError(
-            "the model takes images of many sizes, but its file can take only one: give --image-size, the longer side"
+            "the model takes many image sizes, but its file can take only one: set --image-size to the longer side"
         )
     check_fit(model_file.preprocess)
     return replace(shapes, batch=batch_of(model_file, shapes))
@@ -196,20 +196,20 @@ def read(path: str | Path) -> Exported:
     exported = kind.read(path)
     if exported.engine != kind.name:
         raise EngineError(
-            f"{path} is refused: its metadata says engine {exported.engine!r}, but {kind.suffix} belongs to {kind.name}"
+            f"{path} is refused: its metadata names engine {exported.engine!r}, but {kind.suffix} means {kind.name}"
         )
     if exported.precision not in kind.writes[None]:
         allowed = ", ".join(kind.writes[None])
-        raise EngineError(f"{path} has an impossible precision {exported.precision!r}: allowed are {allowed}")
+        raise EngineError(f"{path} has an unknown precision {exported.precision!r}: allowed are {allowed}")
     if exported.sealed and not sealed:
         raise EngineError(f"{path} is damaged: its digest is missing")
     if not sealed:
-        notice(f"{path} has no digest because an older shvit wrote it, so damage goes unnoticed: export it again")
+        notice(f"{path} has no digest to detect damage, because an older version of shvit wrote it: export it again")
     return exported
 
 
 def _as_exported(model: Exported, engine: str, precision: str) -> tuple[str, str]:
-    """The file's own engine and precision. Raises EngineError if others are asked for."""
+    """The engine and precision of the file. Raises EngineError if the arguments name different ones."""
     if engine not in ("auto", model.engine):
         raise EngineError(f"{model.path} runs on the engine {model.engine} only, not on {engine!r}")
     if precision not in ("auto", model.precision):
@@ -218,15 +218,15 @@ def _as_exported(model: Exported, engine: str, precision: str) -> tuple[str, str
 
 
 def check_threads(threads: int | None, device: str) -> None:
-    """Raises EngineError for a number below 1, and for any number on a GPU: these are CPU threads."""
+    """Raise InputError for a number below 1, and for any number on a GPU, since `threads` counts CPU threads."""
     check_at_least(1, threads=threads)
     if threads is not None and device != "cpu":
         raise EngineError(f"--threads has no effect on {device}: leave it out, or give --device cpu")
 
 
 def pick_device(device: str) -> str:
-    """Resolve `auto`, and check any other name. Raises EngineError, naming the devices that are available."""
-    import torch  # here, since this package has a module of the same name
+    """Resolve `auto`, and check any other name. Raises EngineError if the device is not available."""
+    import torch  # imported here, since this package has a module of the same name
 
     present = ["cpu"]
     if torch.cuda.is_available():
@@ -236,5 +236,5 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return present[0]
     if device not in present:
-        raise EngineError(f"no device {device!r} here: allowed are auto, {', '.join(present)}")
+        raise EngineError(f"device {device!r} is not available: allowed are auto, {', '.join(present)}")
     return device

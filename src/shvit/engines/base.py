@@ -1,4 +1,4 @@
-"""The interface of an engine, and what engines share."""
+"""The interface of an engine, and code that engines share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ from ..tasks.base import Predict
 from .exported import EngineError, Exported, described, seal
 
 STATIC_SHAPES = 6
-"""Input shapes for which an engine compiles the network separately. Others share one slower, dynamic network."""
+"""Number of input shapes for which an engine compiles the network. Further shapes share one slower, dynamic network."""
 
 Precisions = Mapping[str | None, tuple[str, ...]]
-"""Precisions by the kind of network: a key of `DETECTORS`, or None for classifiers. The first is the default."""
+"""Precisions by the kind of network: a key of `DETECTORS`, or None for classifiers. The default precision is first."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Shapes:
     """Input sizes that an exported network takes."""
 
     batch: int | None = None
-    """None: any number of images."""
+    """Images per call. None: any number."""
     dynamic_size: bool = False
-    """Any height and width, down to the smallest that the format can express: 65 pixels at most."""
+    """Whether any height and width is accepted, from a minimum that depends on the format (65 pixels or less)."""
 
 
 Runnable = ModelFile | Exported
@@ -37,7 +37,7 @@ Runnable = ModelFile | Exported
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantized network that an engine proposes during its search for one that is accurate enough."""
+    """A quantized network that an engine proposes, to be checked for its accuracy."""
 
     runs: Predict
     exact: Predict
@@ -54,51 +54,51 @@ Accept = Callable[[Candidate], bool]
 
 @dataclass(frozen=True)
 class ExportJob:
-    """A file that an engine is to write."""
+    """What an engine needs to write a file."""
 
     model_file: ModelFile
     path: Path
     precision: str
     shapes: Shapes = Shapes()
     calibration: Sequence[UInt8[Tensor, "b 3 h w"]] = ()
-    """Images that the ranges of int8 are measured on, in batches."""
+    """Batches of images on which the value ranges for int8 are measured."""
     accept: Accept | None = None
-    """Engines that can mix precisions propose candidates until this accepts one, and write that one. If it accepts
-    none, they write nothing. Other engines ignore it."""
+    """Engines that can mix precisions write the accepted candidate with the fewest layers in higher precision, or
+    nothing if no candidate is accepted. Other engines ignore this function."""
     threads: int | None = None
-    """CPU threads of the candidates."""
+    """CPU threads that the candidates run on."""
 
 
 class Engine:
     """Runs one network. It takes decoded pixels; normalization is part of the network.
 
-    Several threads may call an engine at once, while others create, call and delete engines with other numbers of CPU
-    threads. A call uses the number of its engine and leaves the settings of the process unchanged.
+    Several threads may call an engine at once, even while other threads create, call or delete other engines. A call
+    uses the number of CPU threads of its engine and does not change the settings of the process.
 
-    The constructor of an engine that runs int8 has a further argument, `calibration`, as in `ExportJob`.
+    If an engine runs int8, its constructor also takes `calibration`, as in `ExportJob`.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str] = ""
-    """Of the files of its format, such as `.onnx`. Empty: the engine has no format."""
+    """Suffix of its exported files, such as `.onnx`. Empty if the engine has no file format."""
     extra: ClassVar[str | None] = None
-    """What `pip install 'shvit[EXTRA]'` installs; None if the engine needs no extra."""
+    """The extra to install with `pip install 'shvit[EXTRA]'`; None if the engine needs no extra."""
     modules: ClassVar[tuple[str, ...]] = ()
-    """Modules of the extra that it imports."""
+    """Modules that it imports from this extra."""
     concurrent: ClassVar[bool] = False
     """Whether calls from several threads run at the same time. Otherwise they wait for each other."""
     own_files_only: ClassVar[bool] = False
-    """Whether it runs only files of its format, no model files."""
+    """Whether it runs only exported files of its format, and no model files."""
     every_network: ClassVar[bool] = True
-    """Whether it computes every network; `refuses` names the reason for one that it does not."""
+    """Whether it runs every network. If not, `refuses` returns why it does not run a given network."""
     many_sizes: ClassVar[bool] = False
     """Whether it runs detectors whose images differ in size (fit `shorter`)."""
     profiled: ClassVar[bool] = False
     """Whether PyTorch's profiler sees its operations on the CPU."""
     runs: ClassVar[Precisions] = {}
-    """Precisions that it runs each kind of network in, on some device."""
+    """Precisions in which it runs each kind of network, on at least one device."""
     writes: ClassVar[Precisions] = {}
-    """Precisions that its format is written in."""
+    """Precisions of its exported files, for each kind of network."""
     precision: str
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
@@ -110,7 +110,7 @@ class Engine:
 
     @classmethod
     def absent(cls) -> str | None:
-        """Which libraries are missing and how to install them; None if none is."""
+        """Which libraries are missing and how to install them; None if all are installed."""
         absent = [module for module in cls.modules if find_spec(module) is None]
         packages = f"'shvit[{cls.extra}]'" if cls.extra else " ".join(absent)
         return f"{' and '.join(absent)} not installed: pip install {packages}" if absent else None
@@ -118,30 +118,30 @@ class Engine:
     @classmethod
     def unavailable(cls, device: str) -> str | None:
         """Why it cannot run on this device, in a few words; None if it can."""
-        return cls.absent() if torch.device(device).type == "cpu" else "runs on the CPU"
+        return cls.absent() if torch.device(device).type == "cpu" else "runs only on the CPU"
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        """Precisions that it has for classifiers on this device; `auto` takes the first."""
+        """Precisions in which it runs classifiers on this device; `auto` takes the first."""
         return cls.runs[None]
 
     @classmethod
     def precisions_for(cls, task: str, device: str) -> tuple[str, ...]:
-        """Precisions that it runs models of this task in, on this device."""
+        """Precisions in which it runs models of this task on this device."""
         return tuple(name for name in cls.precisions(device) if name in cls.runs.get(detector_of(task), ()))
 
     @classmethod
     def refuses(cls, network: Any) -> str | None:
-        """Why it does not compute this network; None if it does."""
+        """Why it cannot run this network; None if it can."""
         return None
 
     @classmethod
     def export(cls, job: ExportJob) -> None:
-        """Write a file of the format. Its metadata and its digest are inside.
+        """Write a file of the format, with its metadata and digest inside.
 
         Raises:
-            EngineError: The format does not have this precision or these shapes, libraries are missing, or int8 has no
-                calibration images.
+            EngineError: The format does not support this precision or these shapes, libraries are missing, or there are
+                no calibration images for int8.
         """
         allowed = cls.writes.get(detector_of(job.model_file.task), ())
         if job.precision not in allowed:
@@ -158,17 +158,21 @@ class Engine:
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
-        """Write the file that `export` has checked, with these facts as its metadata."""
+        """Write the file of a job that `export` has checked, with these facts as metadata."""
         raise NotImplementedError
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        """Read the metadata of such a file. Raises InputError for a file that shvit did not write."""
+        """Read the metadata of a file of the format. Raises InputError for a file that shvit did not write."""
         raise NotImplementedError
 
     @classmethod
     def specification(cls, path: Path) -> dict[str, Any]:
-        """What a file declares, for machines that cannot run it. Raises ExportError if it does not fit its metadata."""
+        """The interface that a file declares, for checks on machines that cannot run the file.
+
+        Raises:
+            ExportError: The interface does not match the file's metadata.
+        """
         return {}
 
     def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> Sequence[Any]:
@@ -177,18 +181,18 @@ class Engine:
 
 
 def detector_of(task: str) -> str | None:
-    """The kind of network that the task needs: a key of `Precisions`."""
+    """The kind of network that a task needs: a key of `DETECTORS`, or None for classifiers and unknown tasks."""
     return TASKS[task].detector if task in TASKS else None
 
 
 def need_calibration(batches: Sequence[Tensor]) -> None:
-    """Raises EngineError if there are no images to measure the range of each layer on."""
+    """Raise EngineError if there are no images for measuring the value range of each layer."""
     if not batches:
         raise EngineError("int8 needs calibration images: give --calibrate DATA (in Python: calibration=batches)")
 
 
 def batch_of(model_file: ModelFile, shapes: Shapes) -> int | None:
-    """How many images a trace of the network takes at once; None: any number."""
+    """Number of images that the traced network takes per call. None: any number."""
     return shapes.batch or (None if model_file.model.any_batch else 1)
 
 

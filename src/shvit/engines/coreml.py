@@ -1,4 +1,4 @@
-"""Core ML for Apple's devices: a `.mlpackage` with an image input and class labels. Written anywhere, run on macOS."""
+"""Core ML for Apple's devices: a `.mlpackage` takes an image and returns class labels. Only macOS can run it."""
 
 import math
 import sys
@@ -26,15 +26,15 @@ from .portable import portable
 
 IMAGE, LABEL, PROBABILITIES = "image", "classLabel", "classLabel_probs"
 CLASSIFIER = "classify"
-"""Core ML's operation that turns probabilities into a label. It is not the task of this name."""
+"""Core ML's operation that turns probabilities into a label. It is unrelated to the task `classify`."""
 PRECISION_NAMES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
-"""coremltools' names."""
+"""Names of the precisions in coremltools."""
 
 
 class CoreMLEngine(Engine):
-    """Runs a `.mlpackage` on macOS: on the CPU only for `cpu`, wherever Core ML chooses for `mps`.
+    """Runs a `.mlpackage` on macOS. Device `cpu` means only the CPU; with `mps`, Core ML chooses the hardware.
 
-    Running it is untested, since that needs a Mac.
+    Running files is untested, since that needs a Mac.
     """
 
     name: ClassVar[str] = "coreml"
@@ -46,11 +46,11 @@ class CoreMLEngine(Engine):
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         if threads is not None:
-            raise EngineError(f"Core ML chooses its threads itself: leave out --threads, got {threads}")
+            raise EngineError(f"Core ML chooses the number of threads itself: leave out --threads, got {threads}")
         self.precision = precision
         self._outputs = kind_of(model.task).output
         self._lock = Lock()
-        """Apple documents that a model must be used by one thread at a time."""
+        """Apple's documentation says that only one thread at a time may use a model."""
         ct = _coremltools()
         units = ct.ComputeUnit.CPU_ONLY if device == "cpu" else ct.ComputeUnit.ALL
         with TemporaryDirectory() as folder:
@@ -67,20 +67,20 @@ class CoreMLEngine(Engine):
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
-        """The file takes one image and returns its label, the probability of each class, and the logits.
+        """Write a file that takes one image and returns its label, the probability of each class, and the logits.
 
-        The file of a detector returns its raw outputs. Classes that share a name get their index appended, since
-        Core ML returns probabilities by label.
+        The file of a detector returns the detector's raw outputs. If several classes have the same name, their index
+        is appended to it, since Core ML returns probabilities by name.
         """
         if job.shapes.dynamic_size or job.shapes.batch not in (None, 1):
-            raise EngineError(f"{cls.suffix} files take one image of one size")
+            raise EngineError(f"{cls.suffix} files take one image of one size: omit --batch-size and --dynamic-size")
         labels_images = kind_of(facts.task).labels_images
         outside = [label for label in facts.classes if label.encode(errors="ignore").decode() != label]
         if labels_images and outside:
             raise EngineError(f"Core ML needs class names in UTF-8, got {outside[0]!r}")
         with quiet():
             model = _convert(job.model_file, job.precision)
-            what = "which of" if labels_images else "boxes of"
+            what = "classification into" if labels_images else "detection of"
             model.short_description = f"{job.model_file.architecture.name}: {what} {len(facts.classes)} classes"
             model.input_description[IMAGE] = _input_description(facts.preprocess)
             model.user_defined_metadata[HEADER_KEY] = facts.to_json()
@@ -104,7 +104,7 @@ class CoreMLEngine(Engine):
         found = _declared(specification)
         for key, value in _expected(facts).items():
             if found[key] != value:
-                raise ExportError(f"{path} does not match its metadata: its {key} are {found[key]}, expected {value}")
+                raise ExportError(f"{path} does not match its metadata: found {key} {found[key]}, expected {value}")
         return {**found, "specification": specification.specificationVersion}
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -151,10 +151,10 @@ def _expected(facts: Exported) -> dict[str, Any]:
 
 
 def _input_description(preprocess: Preprocess) -> str:
-    """How an image is made ready for the file, for its documentation."""
+    """The preprocessing that the file expects, as text for its documentation."""
     side, resized = preprocess.image_size, math.floor(preprocess.image_size / preprocess.crop)
     if preprocess.fit == "whole":
-        return f"A whole image, its longer side resized to {side} pixels, in the upper left corner of a square"
+        return f"A whole image whose longer side was resized to {side} pixels, in the upper left corner of a square"
     if preprocess.fit == "squash":
         return f"A whole image, resized to {side} x {side} pixels ({preprocess.interpolation}, with antialiasing)"
     return (
@@ -181,7 +181,7 @@ def _name(message: Any, field: str) -> str:
 
 
 class _Classifier(nn.Module):
-    """Returns probabilities besides the logits."""
+    """Returns the logits and the probabilities."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def _convert(model_file: ModelFile, precision: str) -> Any:
         program,
         inputs=[ct.ImageType(IMAGE, shape=pixels.shape, color_layout=ct.colorlayout.RGB)],
         classifier_config=labels[0] if labels else None,
-        # coremltools 9.0 gives classifiers a second output for this target only, not for later ones
+        # coremltools 9.0 allows classifiers a second output only for this target, not for later ones
         minimum_deployment_target=ct.target.iOS15,
         compute_precision=getattr(ct.precision, PRECISION_NAMES[precision]),
         skip_model_load=True,
@@ -220,7 +220,7 @@ def _specification(path: Path) -> Any:
     from google.protobuf.message import DecodeError
 
     if not (path / "Manifest.json").is_file():
-        raise EngineError(f"{path} is not an .mlpackage: it is not a folder with a Manifest.json")
+        raise EngineError(f"{path} is not an .mlpackage: it must be a folder with a Manifest.json")
     errors = (RuntimeError, OSError, DecodeError, ValueError, KeyError, TypeError, AttributeError)
     with unreadable(path, "is damaged", *errors):
         for entry in parsed((path / "Manifest.json").read_bytes())["itemInfoEntries"].values():
@@ -230,7 +230,7 @@ def _specification(path: Path) -> Any:
 
 
 def _coremltools() -> Any:
-    """Import the module without its warnings about versions and about features of macOS."""
+    """Import coremltools without its warnings about versions and about features of macOS."""
     with quiet():
         import coremltools
     return coremltools

@@ -25,7 +25,7 @@ def _group_norm(
 
 
 def _mean(x: Tensor, dims: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
-    """Only for maps (b, c, h, w): the mean over height and width, keeping the dimensions, then over the channels."""
+    """The mean of maps (b, c, h, w) over height and width, then over channels. Other means are not decomposed."""
     over = sorted(dim % x.ndim for dim in dims or ())
     if x.ndim != 4 or dtype is not None or over not in ([2, 3], [1, 2, 3]) or (over == [2, 3] and keepdim):
         return NotImplemented
@@ -41,7 +41,7 @@ def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
 
 
 def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
-    """Four-dimensional tensors in three dimensions: XNNPACK could lay out the former with channels last."""
+    """Compute the softmax of 4D tensors in three dimensions, since XNNPACK could lay out 4D tensors channels last."""
     if x.ndim != 4 or dim not in (-1, 3) or dtype is not None:
         return NotImplemented
     return x.flatten(0, 2).softmax(-1).view_as(x)
@@ -49,5 +49,5 @@ def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
 
 aten = torch.ops.aten
 MEANS: Decompositions = {aten.group_norm.default: _group_norm, aten.mean.dim: _mean}
-"""Means in two steps: no sum covers more than one channel, so none overflows fp16."""
+"""Means are taken within each channel first, then over the channels, so that no sum overflows fp16."""
 XNNPACK: Decompositions = {**MEANS, aten.split_with_sizes.default: _split, aten.softmax.int: _softmax}

@@ -24,11 +24,11 @@ DAMAGED = "is truncated, damaged or not a .pte file"
 
 
 class ExecuTorchEngine(Engine):
-    """Runs a `.pte` file. A model file is first lowered to one in memory, which takes some seconds.
+    """Runs a `.pte` file. A model file is first lowered to a `.pte` file in memory, which takes some seconds.
 
-    XNNPACK has one thread pool for the whole process, and a program only works with the pool it was loaded with. So one
-    engine runs at a time, and an engine with another number of threads than the last one creates a new pool and loads
-    its program again, which takes milliseconds.
+    XNNPACK has one thread pool for the whole process, and a program works only with the pool that existed when it was
+    loaded. Therefore, only one engine runs at a time. If the previous engine used a different number of threads, a new
+    pool is created and the program is loaded again, which takes milliseconds.
     """
 
     name: ClassVar[str] = "executorch"
@@ -39,7 +39,7 @@ class ExecuTorchEngine(Engine):
     writes: ClassVar[Precisions] = {None: ("fp32", "int8"), "retinanet": ("fp32",)}
 
     _pools: ClassVar[int] = 0
-    """Pools created so far. A program that was loaded with an earlier pool must not run."""
+    """Number of pools created so far. A program that was loaded with an earlier pool must not run."""
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision = precision
@@ -55,9 +55,9 @@ class ExecuTorchEngine(Engine):
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
-        """A file for `shapes.batch` images at once (default 1), since XNNPACK needs constant shapes."""
+        """Write a file that takes `shapes.batch` images per call (default 1), since XNNPACK needs constant shapes."""
         if job.shapes.dynamic_size:
-            raise EngineError(f"{cls.suffix} files take images of one size only")
+            raise EngineError(f"{cls.suffix} files take images of one size only: leave out --dynamic-size")
         job.path.write_bytes(_lower(job.model_file, facts, job.shapes.batch or 1, job.calibration))
 
     @classmethod
@@ -105,7 +105,7 @@ def _default_threads() -> int:
 
 
 def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: Sequence[Tensor] = ()) -> bytes:
-    """The bytes of a `.pte` file with these facts, in their precision."""
+    """The bytes of a `.pte` file with these facts as metadata, in the precision that the facts name."""
     side = model_file.preprocess.image_size
     images = torch.zeros(batch, 3, side, side, dtype=torch.uint8)
     with quiet():
@@ -116,7 +116,7 @@ def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: 
 
 
 def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
-    """Delegate to XNNPACK what it can run. Returns an `EdgeProgramManager`; `constants` become methods."""
+    """Delegate the operations that XNNPACK supports. Returns an `EdgeProgramManager`; `constants` become methods."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.utils.configs import get_transform_passes
     from executorch.exir import to_edge_transform_and_lower
@@ -132,7 +132,7 @@ def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
 def _quantize(
     program: ExportedProgram, example: UInt8[Tensor, "b 3 h w"], images: UInt8[Tensor, "n 3 h w"]
 ) -> ExportedProgram:
-    """Quantize weights per output channel and activations to the ranges measured on these images."""
+    """Quantize weights per output channel, and activations by the ranges measured on these images."""
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -141,5 +141,5 @@ def _quantize(
     observed = prepare_pt2e(program.module(), quantizer)
     batch = len(example)
     for start in range(0, len(images), batch):
-        observed(images[torch.arange(start, start + batch) % len(images)])  # the first images fill the last batch
+        observed(images[torch.arange(start, start + batch) % len(images)])  # fills the last batch with the first images
     return torch.export.export(convert_pt2e(observed), (example,))

@@ -1,4 +1,4 @@
-"""The metadata of an exported file, and the digest that shows damage."""
+"""The metadata of an exported file, and the digest that reveals damage."""
 
 import hashlib
 import json
@@ -21,17 +21,17 @@ VERSION = 2
 """Version of the metadata. Files of version 1 have no digest."""
 SEAL = re.compile(rb"shvit-sha256:([0-9a-f]{64})")
 UNSEALED = b"shvit-sha256:" + b"0" * 64
-"""Placeholder for the digest. The digest is that of the files with the placeholder in them."""
+"""Placeholder for the digest. The digest is computed while the placeholder is in the files."""
 PARTS = ("*.json", "*.safetensors", "*.mlmodel", "*.bin")
-"""Files of an export that is a folder. Files that a system or a user adds to the folder are ignored."""
+"""Name patterns of the files in an exported folder. Other files, added by the system or the user, are ignored."""
 
 
 class EngineError(InputError):
-    """An engine, precision or format that does not exist or cannot run here; the message says what can."""
+    """An engine, precision, format or exported file is unknown or cannot be used here."""
 
 
 class ExportError(Failure):
-    """A file could not be written, or does not compute what the network does."""
+    """A file could not be written, or its outputs differ from those of the network."""
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def unreadable(path: Path, reason: str, *errors: type[Exception]) -> Iterator[No
 
 @dataclass(frozen=True)
 class Exported:
-    """A model in the format of some runtime: the facts of a `ModelFile`, with the network in a file."""
+    """A model in the format of a runtime: the facts of a `ModelFile`; the network stays in the file."""
 
     path: Path
     engine: str
@@ -62,7 +62,7 @@ class Exported:
     """Whether the file must contain its digest. Required since version 2."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything except the path, as plain data: what is written into the metadata of the format."""
+        """Everything except the path, as plain data to be written into the file's metadata."""
         return {
             "version": VERSION,
             "digest": UNSEALED.decode(),
@@ -77,10 +77,10 @@ class Exported:
 
     @classmethod
     def from_dict(cls, path: Path, data: Mapping[str, Any]) -> "Exported":
-        """Inverse of `to_dict`. Raises InputError for another version, and for missing or impossible entries."""
+        """Inverse of `to_dict`. Raises InputError for an unknown version, and for missing or invalid entries."""
         try:
             if type(data["version"]) is not int or not 1 <= data["version"] <= VERSION:
-                raise ValueError(f"it has metadata of version {data['version']}, this shvit reads up to {VERSION}")
+                raise ValueError(f"its metadata has version {data['version']}, but this shvit reads up to {VERSION}")
             facts, preprocess = checked_facts(data), Preprocess.from_dict(data["preprocess"])
             check_channels(preprocess, 3)
             runtime = {"engine": data["engine"], "precision": data["precision"], "sealed": data["version"] > 1}
@@ -96,7 +96,7 @@ class Exported:
 
     @classmethod
     def from_json(cls, path: Path, text: str | bytes | None) -> "Exported":
-        """Inverse of `to_json`. Raises InputError for None, which stands for no metadata, and for other text."""
+        """Inverse of `to_json`. Raises InputError for None (a file without metadata), and for invalid metadata."""
         if text is None:
             raise EngineError(f"{path} was not written by shvit export")
         try:
@@ -124,7 +124,7 @@ def check_interface(exported: Exported, inputs: Sequence[int | None], outputs: S
     """Compare the shapes of a network's images and raw outputs with its metadata; None stands for any size.
 
     Raises:
-        EngineError: They differ.
+        EngineError: The shapes do not match the metadata.
     """
     side, classes = exported.preprocess.input_size, len(exported.classes)
     if len(inputs) != 4 or inputs[1] not in (3, None) or any(size not in (side, None) for size in inputs[2:]):
@@ -137,7 +137,7 @@ def check_interface(exported: Exported, inputs: Sequence[int | None], outputs: S
         width = classes if detector is None else DETECTORS[detector].output_width(classes)
         if outputs[-1] not in (width, None):
             raise EngineError(
-                f"{exported.path} is not usable: its network returns {_shape(outputs)}, which does not fit "
+                f"{exported.path} is not usable: its network returns {_shape(outputs)}, which does not match "
                 f"{counted(classes, 'class', 'classes')}"
             )
 
@@ -170,7 +170,7 @@ def seal(path: Path) -> None:
 
 
 def check_seal(path: Path) -> bool:
-    """Return whether an export contains a digest. Raises EngineError if it is not the digest of the files."""
+    """Return whether an export contains a digest. Raises EngineError if the digest does not match the files."""
     files = files_of(path)
     found = {bytes(match[0]) for part in files for match in SEAL.finditer(part.read_bytes())}
     if not found:
@@ -179,13 +179,13 @@ def check_seal(path: Path) -> bool:
     if len(found) > 1 or _digest(path, files, mark) != mark.rpartition(b":")[2].decode():
         which = " and ".join(part.name for part in files[:2])
         raise EngineError(
-            f"{path} is damaged: {which} changed since shvit export wrote it, or came from another export"
+            f"{path} is damaged: {which} changed since shvit export wrote the file, or came from a different export"
         )
     return True
 
 
 def _digest(path: Path, files: Sequence[Path], mark: bytes) -> str:
-    """SHA-256 of the files' names and contents, with `UNSEALED` in place of the mark."""
+    """SHA-256 of the files' names and contents, with `mark` replaced by `UNSEALED`."""
     digest = hashlib.sha256()
     for part in files:
         content = part.read_bytes().replace(mark, UNSEALED)

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 DIMENSIONS = ("batch", None, "height", "width")
-"""Names of the dimensions of the images that may vary."""
+"""Names of the image dimensions that may vary; None for the channels."""
 
 
 class OnnxEngine(Engine):
-    """ONNX Runtime's own CPU kernels. Any batch size runs; height and width are fixed by the file."""
+    """Runs ONNX Runtime's CPU provider. It takes any batch size; an exported file may fix the height and width."""
 
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
@@ -60,7 +60,7 @@ class OnnxEngine(Engine):
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 4
-        with unreadable(path, "is not a usable ONNX file", Exception):  # its exceptions share no other base class
+        with unreadable(path, "is not a usable ONNX file", Exception):  # its exceptions have no other common base
             session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         ends = session.get_inputs(), session.get_outputs()
         if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":
@@ -82,16 +82,16 @@ class OnnxEngine(Engine):
         except errors.InvalidArgument:  # pyright: ignore[reportAttributeAccessIssue]
             takes = self.session(None).get_inputs()[0]
             raise EngineError(
-                f"the file takes {takes.type} images of shape {takes.shape}, got {images.dtype} {shape}"
+                f"the network takes {takes.type} images of shape {takes.shape}, got {images.dtype} {shape}"
             ) from None
         self._sessions[key] = session
         return torch.from_numpy(outputs)
 
     def session(self, shape: tuple[int, ...] | None, profile: Path | None = None) -> "ort.InferenceSession":
-        """Create a session for images of this shape (None: any that the network takes).
+        """Create a session for images of this shape (None: any shape that the network takes).
 
-        With a fixed shape, ONNX Runtime computes all inner shapes in advance, which a third of S1's nodes do. `profile`
-        is the prefix of the files for a profile of the runs.
+        With a fixed shape, ONNX Runtime computes all shapes inside the network in advance. Otherwise, a third of
+        SHViT-S1's nodes compute shapes in each run. With `profile`, runs are profiled into files with this prefix.
         """
         import onnxruntime as ort
 
@@ -108,7 +108,7 @@ class OnnxEngine(Engine):
 
 
 def _facts(path: Path, content: bytes) -> str | None:
-    """The text in the metadata. Raises EngineError for a file that refers to others."""
+    """The text of shvit's metadata; None if there is none. Raises EngineError if the weights are in other files."""
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
@@ -121,7 +121,7 @@ def _facts(path: Path, content: bytes) -> str | None:
 
 
 def to_onnx(model_file: ModelFile, shapes: Shapes) -> "onnx.ModelProto":
-    """The network in ONNX, by torch's newer exporter if it can trace the network."""
+    """The network in ONNX, from torch's newer exporter if that can trace the network."""
     import onnx
 
     if batch_of(model_file, Shapes()):  # the newer exporter cannot trace control flow that depends on the image
@@ -150,7 +150,7 @@ def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
         torch.onnx.export(
             portable(model_file),
             (_example(model_file, replace(shapes, batch=batch)),),
-            buffer,  # pyright: ignore[reportArgumentType]: it takes files, too
+            buffer,  # pyright: ignore[reportArgumentType]: it also takes file objects
             dynamo=False,
             input_names=["images"],
             output_names=[kind.output],

@@ -1,4 +1,4 @@
-"""OpenVINO on CPUs: fp32, bf16 if the processor supports it, int8 by NNCF. A model is an `.xml` and a `.bin` file."""
+"""OpenVINO on CPUs: fp32, bf16 if the CPU supports it, int8 with NNCF. An export is an `.xml` and a `.bin` file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class OpenVINOEngine(Engine):
-    """OpenVINO's CPU plugin with one stream: the lowest latency for each batch."""
+    """Runs OpenVINO's CPU plugin with one stream, for the lowest latency per batch."""
 
     name: ClassVar[str] = "openvino"
     suffix: ClassVar[str] = ".xml"
@@ -58,7 +58,7 @@ class OpenVINOEngine(Engine):
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
-        """With `accept`, int8 keeps costly layers in floating point until a mixture is accepted."""
+        """Write the file. For int8 with `job.accept`, only as many layers are quantized as `job.accept` allows."""
         import openvino as ov
 
         network = convert(job.model_file, job.shapes)
@@ -86,12 +86,12 @@ class OpenVINOEngine(Engine):
 
 
 def computed_in(task: str, precision: str) -> str:
-    """The precision of layers that are not quantized. Boxes, in pixels, need fp32 even where the processor has bf16."""
+    """The precision of layers that are not quantized. For detectors, it is always fp32, since boxes are in pixels."""
     return precision if kind_of(task).labels_images else "fp32"
 
 
 def build(model_file: ModelFile, precision: str, calibration: Sequence[Tensor] = ()) -> "ov.Model":
-    """The network as an OpenVINO model; for int8, with all layers quantized that gain from it."""
+    """The network as an OpenVINO model. For int8, all layers that quantization makes faster are quantized."""
     any_size = precision != "int8" and kind_of(model_file.task).any_size
     network = convert(model_file, Shapes(dynamic_size=any_size))
     if precision == "int8":
@@ -101,7 +101,7 @@ def build(model_file: ModelFile, precision: str, calibration: Sequence[Tensor] =
 
 
 def convert(model_file: ModelFile, shapes: Shapes) -> "ov.Model":
-    """The network in fp32."""
+    """The network as an OpenVINO model in fp32."""
     import openvino as ov
 
     side, batch = model_file.preprocess.image_size, batch_of(model_file, shapes)

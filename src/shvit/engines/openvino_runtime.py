@@ -1,4 +1,4 @@
-"""OpenVINO's runtime: the one `Core` of the process, and networks that are compiled when they are needed."""
+"""OpenVINO's runtime: the only `Core` of the process, and networks that are compiled on first use."""
 
 from functools import cache
 from threading import Lock
@@ -22,15 +22,15 @@ _core_lock = Lock()
 
 
 def core() -> "ov.Core":
-    """The only `Core` of this process, after a first inference.
+    """Return the only `Core` of this process. The first call also runs a first inference.
 
-    Only one, because each `Core` replaces the thread's signal stack, and restores the stack it found when it is
-    destroyed. If two are destroyed in the order of their creation, the second restores a stack that the first has
-    already freed. The next signal that Python handles (Ctrl-C, the end of a child process) then causes a segmentation
-    fault, or overwrites memory.
+    There is only one `Core`, because each replaces the thread's signal stack and, when it is destroyed, restores the
+    stack that it replaced. If two are destroyed in the order of their creation, the second restores a stack that the
+    first has already freed. The next signal that Python handles (Ctrl-C, the end of a child process) then causes a
+    segmentation fault or overwrites memory.
 
-    After a first inference, because OpenVINO's Python binding creates its table of types when it first needs it. Two
-    threads that need it at the same time deadlock: one holds the lock of the table, the other holds Python's.
+    The first inference creates a table of types in OpenVINO's Python binding. If two threads needed this table for the
+    first time at once, they would deadlock: one would hold the lock of the table, and the other Python's GIL.
     """
     with _core_lock:
         return _core()
@@ -50,10 +50,10 @@ def _core() -> "ov.Core":
 
 
 class CompiledNetwork:
-    """A network ready to run. It is compiled separately for each shape and memory format of the images.
+    """A network that is compiled separately for each shape and memory format of the images, on first use.
 
-    A network compiled for one shape runs single images a sixth faster than one for all batch sizes. Each of several
-    concurrent calls gets its own inference request.
+    A network compiled for one shape runs single images a sixth faster than a network compiled for all batch sizes. Each
+    of several concurrent calls uses a separate inference request.
     """
 
     def __init__(self, network: "ov.Model", precision: str, threads: int | None, **options: Any) -> None:
@@ -78,7 +78,7 @@ class CompiledNetwork:
             key = (None, channels_last)
         try:
             request = self._free[key].pop()
-        except (KeyError, IndexError):  # none yet, or all are in use by other threads
+        except (KeyError, IndexError):  # there is none yet, or other threads use all of them
             request = self.request(*key)
         try:
             return torch.from_numpy(request.infer([pixels.numpy()], share_inputs=True)[0])
@@ -86,7 +86,7 @@ class CompiledNetwork:
             self._free.setdefault(key, []).append(request)
 
     def request(self, shape: tuple[int, ...] | None, channels_last: bool) -> "ov.InferRequest":
-        """Compile the network for images of this shape (None: any that it takes) and memory format."""
+        """Compile the network for images of this shape (None: any shape that it takes) and memory format."""
         import openvino as ov
 
         network = self._network.clone()

@@ -1,4 +1,4 @@
-"""The time of each operation of a network, from the engines' own profilers: fp32 on the CPU."""
+"""The time of each operation of a network in fp32 on the CPU, measured by the profilers of the engines."""
 
 import json
 import tempfile
@@ -22,7 +22,7 @@ from .portable import portable
 from .torch import TorchEngine
 
 CALLS = 10
-"""Profiled calls, after one warm-up call."""
+"""Number of profiled calls, after one warm-up call."""
 PART = "part:"
 """Prefix of the names of modules in PyTorch's profile."""
 MODULE = "__module."
@@ -39,14 +39,14 @@ class Operation:
     """One operation of a call."""
 
     part: str
-    """Name of the innermost module, as in `named_modules`."""
+    """Name of the innermost module that contains it, as in `named_modules`."""
     name: str
     """The engine's name for this type of operation."""
     seconds: float
     depthwise: bool = False
-    """A depthwise convolution."""
+    """Whether it is a depthwise convolution."""
     overhead: bool = False
-    """Only calls other operations."""
+    """Whether it only calls other operations."""
     fused: tuple[str, ...] = ()
     """Names of the operations that were fused into this one."""
 
@@ -96,7 +96,7 @@ def _part_of(event: Any) -> str:
 
 
 def _is_depthwise(shapes: Sequence[Sequence[int]]) -> bool:
-    """From the shapes of a convolution's input and weight."""
+    """Whether a convolution is depthwise, from the shapes of its input and weight."""
     return len(shapes) > 1 and len(shapes[1]) == 4 and shapes[1][1] == 1 and shapes[1][0] > 1
 
 
@@ -112,7 +112,7 @@ def _onnx(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int | Non
     for first in range(each, len(nodes), each):  # skips the warm-up call
         part, call = "", []
         for event in nodes[first : first + each]:
-            part = _part_of_onnx(event["name"], parts) or part  # a node without a path belongs to the node before it
+            part = _part_of_onnx(event["name"], parts) or part  # without a path: in the module of the node before
             name = event["args"]["op_name"]
             shapes = [shape for one in event["args"].get("input_type_shape", ()) for shape in one.values()]
             call.append(Operation(part, name, event["dur"] / 1e6, "Conv" in name and _is_depthwise(shapes)))
@@ -143,7 +143,7 @@ def _openvino(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int |
         part, call = "", []
         for node in request.profiling_info:
             paths = [path for path in origins.get(node.node_name, "").split(",") if path.startswith(MODULE)]
-            if paths:  # a node without a path belongs to the node before it
+            if paths:  # otherwise, the node belongs to the module of the node before
                 part = paths[0].partition("/")[0].removeprefix(MODULE)
             name, seconds = node.node_type, node.real_time.total_seconds()
             fused = tuple(path.rpartition("/")[2] for path in paths) if name == "Subgraph" else ()
@@ -156,4 +156,4 @@ PROFILERS: dict[str, Callable[[ModelFile, Tensor, int | None], Iterator[Call]]] 
     "openvino": _openvino,
     "torch": _torch,
 }
-"""By engine: runs a model several times on images, with so many CPU threads. Yields the operations of each call."""
+"""Profilers by engine. Each runs a model several times on images with a number of CPU threads, and yields the calls."""

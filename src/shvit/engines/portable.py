@@ -1,4 +1,4 @@
-"""The network as it is exported: uint8 images in, raw outputs out, folded."""
+"""The network in the form that is exported: fused, with uint8 images as input and raw outputs."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from ..modelfile import ModelFile
 class Portable(nn.Module):
     """A fused network that takes decoded pixels.
 
-    The mean is subtracted, not folded, so that the first convolution pads with the mean, as in training. The division
-    by the standard deviation is part of the weights of that convolution.
+    The mean is subtracted rather than folded into the first convolution, so that this convolution pads with the mean,
+    as in training. The division by the standard deviation is folded into its weights.
     """
 
     mean: Tensor
@@ -49,6 +49,6 @@ class Divide(nn.Module):
 
 
 def portable(model_file: ModelFile) -> Portable:
-    """The model in fp32, on the CPU, in evaluation mode; the argument is untouched."""
+    """The model in fp32, on the CPU, in evaluation mode. `model_file` is not changed."""
     network: Any = model_file.model
     return Portable(fuse(network).cpu().float(), model_file.preprocess).eval()

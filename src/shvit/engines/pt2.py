@@ -1,8 +1,8 @@
 """Checks of a `.pt2` file before torch reads it.
 
 `torch.export.load` unpickles parts of a file, passes sizes to sympy, which evaluates them as Python, and writes names
-into code that it runs. So torch reads a new archive: only the members that shvit writes, and of these only what names
-tensors, sizes and operations. Everything else is refused or left out.
+into code that it runs. Therefore, torch reads a new archive, which has only the members that shvit writes and, in
+these, only tensors, sizes and operations. Everything else is refused or left out.
 """
 
 import ast
@@ -25,7 +25,7 @@ CONFIGS = {
     "data/weights/model_weights_config.json": r"weight_\d+",
     "data/constants/model_constants_config.json": r"tensor_\d+",
 }
-"""Members that list tensors, and the names that these may have."""
+"""Members that list tensors, and the pattern that the tensors' names must match."""
 MEMBERS = re.compile(
     r"data/(weights/weight|constants/tensor)_\d+|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
@@ -42,9 +42,9 @@ OPERATIONS = re.compile(
     r"|_operator\.(add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|or_|pow|sub|truediv)"
 )
 WORDS = {"approximate", "equation", "indexing", "mode", "ord", "padding", "reduce", "rounding_mode", "side"}
-"""Arguments of operations that may be text. Others could name files, as in `aten.from_file`."""
+"""Arguments of operations that may be text. Text in other arguments could name a file, as in `aten.from_file`."""
 CODE = {"as_custom_obj", "as_operator", "custom_obj", "token"}
-"""Keys for more than tensors, sizes and operations."""
+"""Keys of entries that are not tensors, sizes or operations, and may be code."""
 FUNCTIONS = {
     *("Add", "Mul", "Integer", "Rational", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "ModularIndexing"),
     *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Equality", "Unequality", "StrictLessThan", "LessThan"),
@@ -54,12 +54,12 @@ MAX_EXPRESSION, MAX_POWER, MAX_NUMBER = 10_000, 8, 2**63
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """The members of the archive, named without their common folder. Raises EngineError for any that could be code."""
+    """The members of the archive, named without their common folder. Raises EngineError if one of them may be code."""
     errors = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
     with unreadable(path, "is truncated or not a .pt2 file", *errors), zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if packed := [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]:
-            raise EngineError(f"{path} is refused: {packed[0]!r} is compressed, which shvit export never does")
+            raise EngineError(f"{path} is refused: {packed[0]!r} is compressed, but shvit export never compresses")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise EngineError(f"{path} is refused: its members overlap")
         if len({entry.filename.partition("/")[0] for entry in entries}) > 1:
@@ -78,7 +78,7 @@ def members(path: Path) -> dict[str, bytes]:
 
 
 def checked(path: Path) -> io.BytesIO:
-    """A new archive that is safe for `torch.export.load`. Raises EngineError, with what is not allowed in it."""
+    """A new archive that is safe for `torch.export.load`. Raises EngineError, which names the entry not allowed."""
     found = members(path)
     try:
         found[MODEL] = json.dumps(_model(_json(found, MODEL))).encode()
@@ -97,7 +97,11 @@ def checked(path: Path) -> io.BytesIO:
 
 
 def shapes(path: Path) -> tuple[list[Any], list[Any]]:
-    """The shapes of the images and of the outputs; None for a dimension that varies. Raises EngineError for others."""
+    """The shapes of the images and of the outputs; None for a dimension that varies.
+
+    Raises:
+        EngineError: The network does not take one batch of images and return one tensor.
+    """
     found, errors = members(path), (KeyError, TypeError, AttributeError, ValueError)
     with unreadable(path, "does not take one batch of images and return one tensor", *errors):
         module = _json(found, MODEL)["graph_module"]
@@ -126,7 +130,7 @@ def _check_tensors(config: Any, names: str) -> None:
 
 
 def _model(document: Any) -> dict[str, Any]:
-    """The program without what torch would run as code but does not need: guards, and the origin of operations."""
+    """The program without guards and the origins of operations, which torch would run as code but does not need."""
     module = document["graph_module"]
     module["metadata"] = {}
     module["module_call_graph"] = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
@@ -141,7 +145,7 @@ def _model(document: Any) -> dict[str, Any]:
 
 
 def _check_names(value: Any, key: str = "") -> None:
-    """Raises ValueError unless everything is a name, a number, a plain expression or a known operation."""
+    """Raise ValueError unless everything is a name, a number, a plain expression or a known operation."""
     if isinstance(value, dict):
         if code := CODE.intersection(value):
             raise ValueError(f"it has {code.pop()!r}, which may be code")
@@ -167,16 +171,16 @@ def _check_text(text: str, allowed: re.Pattern[str]) -> None:
 
 def _check_operation(node: dict[str, Any]) -> None:
     if not OPERATIONS.fullmatch(node["target"]):
-        raise ValueError(f"{node['target'][:80]!r} is not an operation of a network")
-    if node["target"].startswith("torch.ops.higher_order."):  # its text is the device
+        raise ValueError(f"{node['target'][:80]!r} is not an allowed operation")
+    if node["target"].startswith("torch.ops.higher_order."):  # text arguments name the device
         return
     for argument in node["inputs"]:
         if {"as_string", "as_strings"} & set(argument["arg"]) and argument["name"] not in WORDS:
-            raise ValueError(f"{node['target']} is given text as {argument['name']!r}")
+            raise ValueError(f"{node['target']} has text as its argument {argument['name']!r}, which is not allowed")
 
 
 def _check_expression(text: Any) -> None:
-    """A size as torch writes it, such as `Add(Symbol('s0', integer=True), Integer(-1))`."""
+    """Raise ValueError unless this is a size as torch writes it: `Add(Symbol('s0', integer=True), Integer(-1))`."""
     if not isinstance(text, str) or len(text) > MAX_EXPRESSION:
         raise ValueError("one of its sizes is not an expression")
     try:
@@ -188,7 +192,7 @@ def _check_expression(text: Any) -> None:
 
 
 def _plain(node: ast.expr) -> bool:
-    """Whether it is a number, a symbol, or a combination of these with `FUNCTIONS`."""
+    """Whether it consists only of numbers, symbols, arithmetic operators and `FUNCTIONS`."""
     match node:
         case ast.Constant(value=bool()):
             return True
@@ -212,7 +216,7 @@ def _plain(node: ast.expr) -> bool:
 
 
 def _small(power: ast.expr) -> bool:
-    """Whether this exponent keeps a number small."""
+    """Whether this exponent is at most `MAX_POWER`."""
     match power:
         case ast.Call(func=ast.Name(id="Integer"), args=[inner]) | ast.UnaryOp(op=ast.USub(), operand=inner):
             return _small(inner)

@@ -1,8 +1,8 @@
-"""int8 for OpenVINO: NNCF measures the ranges; the functions here make the result faster, or accurate enough.
+"""int8 for OpenVINO: NNCF quantizes the network; this module makes the result faster, or accurate enough.
 
-With NNCF's own settings, a sixth of the time in int8 is not convolution (LOG.md): pixels are converted to floats and
-back, the small matrix products of squeeze-excite and attention run in slower int8 kernels, and maps are written in fp32
-because one of two readers needs that. Each function removes one of these and returns a new network.
+With NNCF's default settings, a sixth of the time in int8 is not spent in convolutions (LOG.md): pixels are converted to
+floats and back, the small matrix products of squeeze-excite and attention run in slow int8 kernels, and maps are
+written in fp32 because one of their two readers needs fp32. `tune` and the choice of layers remove these costs.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
     import openvino as ov
 
 CALIBRATION_IMAGES = 300
-"""More images do not change the ranges."""
+"""Maximum number of images for calibration. More images do not change the ranges."""
 MAX_FLOAT_SHARE = 0.5
-"""Largest share of the layers that run in floating point in a network that counts as int8."""
+"""Maximum share of layers that run in floating point in an int8 network."""
 DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.")
-"""Parts of the names of the layers of a detector that are quantized."""
+"""A layer of a detector is quantized if its name contains one of these."""
 QUANTIZED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
 def quantize(network: "ov.Model", calibration: Sequence[Tensor]) -> "ov.Model":
-    """The network in int8: all convolutions, none of the matrix products."""
+    """Quantize the convolutions of a network to int8. Matrix products stay in floating point."""
     return tune(quantize_convolutions(network, calibration))
 
 
 def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) -> "ov.Model":
-    """NNCF's post-training quantization.
+    """Quantize the convolutions with NNCF's post-training quantization.
 
-    Matrix products stay in floating point: in attention and squeeze-excite they are too small for int8 kernels to make
-    up for the conversions, and in the classifier they cost nothing. In the heads of a detector, all convolutions except
-    the last are quantized, which are most of the work: 256 steps are too few for boxes in pixels.
+    Matrix products stay in floating point. In attention and squeeze-excite, they are so small that the conversions take
+    longer than int8 saves; in the classifier, they take almost no time. The last convolution of each detector head also
+    stays in floating point, since 256 values are too few for boxes in pixels; most of the work is in the others.
     """
     names = {node.get_friendly_name(): node.get_type_name() for node in network.get_ops()}
     detector = any(DETECTOR_PARTS[0] in name for name in names)
@@ -69,11 +69,11 @@ def tune(network: "ov.Model") -> "ov.Model":
 
 
 def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | None":
-    """The fp32 network in int8, with as few layers in floating point as `job.accept` allows; None if it accepts none.
+    """Quantize an fp32 network, with as few layers in floating point as `job.accept` allows. None: nothing is accepted.
 
-    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. The first
-    layers of this ranking, at most half of all, then run in floating point: the smallest number that is accepted,
-    found by doubling and bisection. `compute` is the precision of everything that is not quantized in a candidate.
+    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. Candidates
+    run the first layers of this ranking in floating point, at most half of all layers. The smallest accepted number is
+    found by doubling and bisection. `compute` is the precision of the layers that are not quantized.
     """
     accept, threads, task = job.accept, job.threads, task_of(job.model_file)
     assert accept is not None
@@ -113,20 +113,20 @@ def rank_layers(
 ) -> dict[str, float]:
     """The share of the squared error of `signal(outputs)` that each layer causes, the largest first.
 
-    It is measured by running only that layer in floating point.
+    The share of a layer is measured by running only this layer in floating point.
     """
     exact = signal(CompiledNetwork(network, "fp32", threads)(images))
 
     def error(back: Collection[str]) -> float:
         return float((signal(CompiledNetwork(mixed(back), "int8", threads)(images)) - exact).square().mean())
 
-    whole = error(()) or 1.0  # without any error, no layer costs anything
+    whole = error(()) or 1.0  # avoids a division by zero if there is no error
     costs = {name: 1 - error((name,)) / whole for name in layers}
     return dict(sorted(costs.items(), key=lambda entry: -entry[1]))
 
 
 def fewest(holds: Callable[[int], bool], most: int) -> int | None:
-    """The smallest count from 1 to `most` that holds, if every count above it holds as well; None if none does."""
+    """The smallest count from 1 to `most` that holds; None if there is none. All larger counts must hold as well."""
     low, high = 0, min(1, most)
     while not holds(high):
         if high == most:
@@ -160,10 +160,10 @@ def restore_layers(network: "ov.Model", original: "ov.Model", layers: Collection
 
 
 def read_uint8_pixels(network: "ov.Model") -> "ov.Model":
-    """Let the first convolution read the 8-bit pixels directly, since quantizing them again costs two passes.
+    """Let the first convolution read the 8-bit pixels directly, since quantizing them again takes two more passes.
 
-    The mean, rounded to whole numbers, becomes the zero point of that convolution, which the kernel also pads with. The
-    rounding error goes into the bias. At the borders an error remains, at most half a step of the 8-bit range.
+    The mean, rounded to whole numbers, becomes the zero point of that convolution. The kernel also pads with this zero
+    point. The rounding error goes into the bias. At the borders, an error of at most half an 8-bit step remains.
     """
     import openvino.opset13 as ops
 
@@ -171,17 +171,17 @@ def read_uint8_pixels(network: "ov.Model") -> "ov.Model":
     first = next(node for node in network.get_ordered_ops() if node.get_type_name() == "Convolution")
     quantizer = first.input_value(0).get_node()
     if quantizer.get_type_name() != "FakeQuantize":
-        return network  # in floating point
+        return network  # its first convolution is in floating point
     shift = quantizer.input_value(0).get_node()
     weights = first.input_value(1).get_node()
     [bias] = [target.get_node() for target in first.output(0).get_target_inputs()]
     pixels = shift.input_value(0).get_node()
     shapes = [node.get_type_name() for node in (pixels, shift, weights, bias)]
     if shapes not in (["Convert", "Add", "Multiply", "Add"], ["Convert", "Subtract", "Multiply", "Add"]):
-        return network  # not one of our networks
+        return network  # does not begin like shvit's networks
     mean = _value(shift.input_value(1)) * (-1 if shift.get_type_name() == "Add" else 1)
     zero_point = mean.round()
-    scale = np.float32(1 / 64)  # any value: without a scale, OpenVINO does not see that this is a quantized map
+    scale = np.float32(1 / 64)  # any value works, but without a scale OpenVINO does not recognize a quantized map
     centered = ops.subtract(pixels.output(0), ops.convert(_constant(zero_point.astype(np.uint8)), "f32"))
     first.input(0).replace_source_output(ops.multiply(centered, _constant(np.full((1, 1, 1, 1), scale))).output(0))
     rest = (_value(weights.output(0)) * (zero_point - mean)).sum((1, 2, 3)).reshape(1, -1, 1, 1)
@@ -192,7 +192,7 @@ def read_uint8_pixels(network: "ov.Model") -> "ov.Model":
 
 
 def share_quantized_maps(network: "ov.Model") -> "ov.Model":
-    """Write maps in 8 bits for attention as well, if they are quantized for the residual sum anyway."""
+    """Let attention also read maps in 8 bits, if they are already quantized for the residual sum."""
     network = network.clone()
     for node in network.get_ordered_ops():
         if node.get_type_name() != "Add" or _type_before(node, 0) != "GroupConvolution":

@@ -1,4 +1,4 @@
-"""The number of CPU threads that torch uses in one thread of the program, independent of the others."""
+"""The number of CPU threads that torch uses for calls from one thread, independent of calls from other threads."""
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """Set the number of CPU threads of torch for calls of this thread; None keeps it.
+    """Set the number of CPU threads that torch uses for calls from this thread. None changes nothing.
 
-    `torch.set_num_threads` would also set the number for threads that have not used torch yet. Two overlapping calls
-    would then leave later threads with the number of one of them.
+    `torch.set_num_threads` would also set the number for threads that have not used torch yet. If two calls overlapped,
+    the number of one of them would stay set for threads that start later.
     """
-    now = torch.get_num_threads()  # also sets the number of a new thread, which torch does when it is first asked
+    now = torch.get_num_threads()  # in a new thread, this also initializes the number
     if count in (None, now):
         yield
         return
@@ -32,7 +32,7 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 @cache
 def _openmp() -> ThreadpoolController:
-    """OpenMP, whose number of threads is a setting of the calling thread."""
+    """Controls OpenMP, whose number of threads is a setting of the calling thread."""
     return ThreadpoolController().select(user_api="openmp")
 
 
@@ -40,7 +40,7 @@ def _openmp() -> ThreadpoolController:
 def _set_mkl_threads() -> Callable[[int], int]:
     """MKL's setter for the calling thread, which returns the previous number. 0 stands for the number of the process.
 
-    MKL follows OpenMP only until `torch.set_num_threads` is called. Without MKL, the setter does nothing.
+    MKL uses OpenMP's number only until `torch.set_num_threads` is called. Without MKL, the setter does nothing.
     """
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if not library.exists():

@@ -1,4 +1,4 @@
-"""The format `timm`: a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, run by timm's network."""
+"""The format `timm`: a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -25,11 +25,11 @@ from .torch import TorchEngine
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "architecture", "license", "label_names")
-"""Entries of timm's record of published weights that do not apply to the weights written here."""
+"""Entries of timm's `pretrained_cfg` that describe published weights, not the weights written here."""
 
 
 class TimmFormat(TorchEngine):
-    """Writes the folder, and runs timm's network from it to compare it with PyTorch."""
+    """Writes the folder. To compare it with PyTorch, the engine loads the folder with timm and runs timm's network."""
 
     name: ClassVar[str] = "timm"
     suffix: ClassVar[str] = ".timm"
@@ -80,16 +80,16 @@ class TimmFormat(TorchEngine):
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises EngineError."""
+    """The folder's config.json. Raises EngineError if it cannot be read."""
     with unreadable(path, "is not a timm folder written by shvit export", OSError, ValueError):
         config = parsed((path / CONFIG).read_bytes())
         if not isinstance(config, dict):
-            raise ValueError(f"its {CONFIG} is not an object")
+            raise ValueError(f"its {CONFIG} is not a JSON object")
     return config
 
 
 def _check(exported: Exported, config: dict[str, Any]) -> None:
-    """Raises EngineError if timm would read other files, or build a network that does not fit these weights."""
+    """Raise EngineError if timm would read other files, or build a network that does not fit these weights."""
     import timm
 
     path = exported.path
@@ -100,7 +100,7 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
         for key, value in arguments.items():
             check_argument(key, value)
         if config["num_classes"] != len(exported.classes) or channels != 3:
-            raise ValueError(f"it has {config['num_classes']} classes and {channels} channels")
+            raise ValueError(f"its metadata contradicts {config['num_classes']} classes and {channels} channels")
         for key in (*SOURCES, "custom_load", "state_dict"):
             if config["pretrained_cfg"].get(key):
                 raise ValueError(f"its entry {key!r} would load other weights")
@@ -125,8 +125,8 @@ def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
     alike = any(one == other for one, other in pairwise(widths))
     if "/" in architecture.name or architecture.config.stem != 4 or alike:
         raise EngineError(
-            f"timm cannot build {architecture.name}: its SHViT has a stem of four convolutions, single-head attention, "
-            "and a different width in each stage"
+            f"timm cannot build {architecture.name}: timm's SHViT needs a stem of four convolutions, single-head "
+            "attention, and a different width in each stage"
         )
     return "shvit_s1", {
         "embed_dim": widths,
@@ -139,7 +139,7 @@ def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
 
 
 def _pretrained_cfg(name: str, model_file: ModelFile) -> dict[str, Any]:
-    """timm's `pretrained_cfg` of the network, with the preprocessing of this model file."""
+    """timm's `pretrained_cfg` for the network, with the preprocessing of this model file."""
     import timm
 
     preprocess, published = model_file.preprocess, timm.get_pretrained_cfg(name)
@@ -175,8 +175,8 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def merged_heads(first: NormLinear, second: NormLinear) -> NormLinear:
     """One head whose logits are the mean of two heads' logits, in evaluation mode.
 
-    Its norm has the statistics of the first head, and no scale or shift. Given features z normalized by it, a head with
-    mean m, deviation s, scale g, shift b and linear layer (W, c) computes W (g (s1 z + m1 - m) / s + b) + c.
+    Its norm has the mean m1 and deviation s1 of the first head, but no scale or shift. From its output z, a
+    head with mean m, deviation s, scale g, shift b and linear layer (W, c) gives W (g (s1 z + m1 - m) / s + b) + c.
     """
     mean, deviation = _statistics(first)
     weight, bias = torch.zeros(()).double(), torch.zeros(()).double()

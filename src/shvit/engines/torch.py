@@ -1,4 +1,4 @@
-"""PyTorch on any device: the folded network in channels_last, in fp32 or bf16. Its format is `.pt2`."""
+"""PyTorch on any device: the fused network in channels_last. Its format is `.pt2`."""
 
 import io
 import zipfile
@@ -24,7 +24,7 @@ from .threads import torch_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DYNAMIC_SIDES = 65, 8192
-"""Limits for images of any size. Up to 64 pixels leave one row in the last stage, which torch.export makes constant."""
+"""Range of sides with `--dynamic-size`. Up to 64 pixels, the last stage has one row: a constant to torch.export."""
 
 
 class TorchEngine(Engine):
@@ -38,7 +38,7 @@ class TorchEngine(Engine):
     runs: ClassVar[Precisions] = {
         None: ("bf16", "fp32", "fp16"),
         "retinanet": ("bf16", "fp32", "fp16"),
-        "mask_rcnn": ("fp32",),  # rounding must not change which proposals there are
+        "mask_rcnn": ("fp32",),  # in other precisions, rounding would change the proposals
     }
     writes: ClassVar[Precisions] = {None: ("fp32", "bf16"), "retinanet": ("fp32", "bf16")}
 
@@ -76,7 +76,7 @@ class TorchEngine(Engine):
         least, _ = DYNAMIC_SIDES
         if job.shapes.dynamic_size and side < least:
             raise EngineError(
-                f"{cls.suffix} files for any image size start at {least} pixels, but the model has {side}: give "
+                f"{cls.suffix} files with --dynamic-size need at least {least} pixels, but the model has {side}: give "
                 f"--image-size {least} or more, or leave out --dynamic-size"
             )
         images = torch.zeros(job.shapes.batch or 2, 3, side, side, dtype=torch.uint8)
@@ -87,11 +87,11 @@ class TorchEngine(Engine):
                 reason, name = one_line(error, first=True), job.model_file.architecture.name
                 raise ExportError(f"{name} cannot be exported to {job.path} ({reason})") from error
             program.example_inputs = None  # would be stored as a pickle
-            whole = io.BytesIO()  # torch ends the process if the disk is full
+            whole = io.BytesIO()  # not the file, since torch ends the process if the disk is full
             text = facts.to_json().replace(UNSEALED.decode(), "")
             torch.export.save(program, whole, extra_files={HEADER_KEY: text})
         with zipfile.ZipFile(whole, "a") as archive:
-            archive.comment = UNSEALED  # a digest inside a member would change its checksum
+            archive.comment = UNSEALED  # a digest inside a member would change that member's checksum
         job.path.write_bytes(whole.getbuffer())
 
     @classmethod
@@ -127,7 +127,7 @@ def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the device has instructions for bf16, which makes it faster than fp32."""
+    """Whether the device has instructions for bf16, so that bf16 is faster than fp32."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -141,7 +141,7 @@ def no_triton() -> str | None:
 
 @contextmanager
 def gpu_failures(device: torch.device) -> Iterator[None]:
-    """Turn errors of a GPU into a `Failure`. Errors about its memory stay torch's own."""
+    """Turn errors of a GPU into a `Failure`. Out-of-memory errors are raised unchanged."""
     try:
         yield
     except (Failure, torch.OutOfMemoryError):
@@ -154,10 +154,10 @@ def gpu_failures(device: torch.device) -> Iterator[None]:
 
 
 def _loaded(path: Path, device: str) -> nn.Module:
-    """Load the network of a `.pt2` file. Raises EngineError if it would run code, or torch cannot read it."""
+    """Load the network of a `.pt2` file. Raises EngineError if the file may run code, or torch cannot read it."""
     archive = pt2.checked(path)
-    with unreadable(path, "cannot be read by torch", Exception):  # torch's readers raise any type of exception
+    with unreadable(path, "cannot be read by torch", Exception):  # torch may raise exceptions of any type
         with quiet(), environment("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1"):
             program = torch.export.load(archive)
-        # without guards, which are code from the file; image sizes are checked anyway
+        # without guards, which are code from the file; image sizes are still checked
         return move_to_device_pass(program, device).module(check_guards=False)

@@ -1,4 +1,4 @@
-"""The accuracy floor of int8: a limit on the accuracy that is lost on labelled images."""
+"""The accuracy floor of int8: a limit on the accuracy that int8 may lose on labelled images."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -33,13 +33,13 @@ class Floor:
 
     @property
     def drop(self) -> float:
-        """Points lost."""
+        """Loss in points."""
         return 100 * (self.reference - self.score)
 
     @property
     def holds(self) -> bool:
         """Whether the loss is at most `max_drop`."""
-        return self.drop <= self.max_drop + 1e-9  # rounding of shares
+        return self.drop <= self.max_drop + 1e-9  # allows for rounding errors
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON. The score is stored a second time under the name of the metric."""
@@ -63,7 +63,7 @@ class Judge:
         self._reference: float | None = None
         self._tried: list[tuple[int, float]] = []
         self.floors: list[Floor] = []
-        """One for each candidate."""
+        """One floor for each candidate."""
 
     def __call__(self, candidate: Candidate) -> bool:
         """Evaluate a candidate. Raises InputError if the validation images have no objects."""
@@ -81,8 +81,8 @@ class Judge:
             self._log(f"{len(given_back)} of {layers} layers in higher precision: {floor.drop:+.2f} points lost")
             return floor.holds
         self._log(
-            f"int8: {METRICS.get(metric, metric)} {score:.2%}, fp32 {self._reference:.2%}: {floor.drop:+.2f} points "
-            f"lost of {self._max_drop} allowed"
+            f"{METRICS.get(metric, metric)} {score:.2%} in int8, {self._reference:.2%} in fp32: {floor.drop:+.2f} "
+            f"points lost, {self._max_drop} allowed"
         )
         if layers and not floor.holds:
             self._log(f"ranking {layers} layers by the error that each causes")

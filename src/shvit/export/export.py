@@ -29,7 +29,7 @@ from .accuracy_floor import Judge
 from .parity import prove
 
 KEPT_BYTES = 2 << 30
-"""Size of decoded validation images that are kept in memory. Larger sets are decoded again for each evaluation."""
+"""Maximum size of decoded validation images to keep in memory. Larger splits are decoded again for each evaluation."""
 
 
 def export(
@@ -49,12 +49,12 @@ def export(
         model_file: The model to export.
         engine: The format: a key of `FORMATS`.
         out: The file.
-        precision: A precision of the format. None: its default.
-        shapes: Input sizes of the file.
-        source: Labelled images. int8 is calibrated on training images and evaluated on validation images; files are
-            compared on validation images. None: crops of two photographs.
+        precision: A precision of the format. None: the default of the format.
+        shapes: Input sizes that the file takes.
+        source: Labelled images. int8 is calibrated on training images and evaluated on validation images. Every file is
+            compared with PyTorch on validation images. None: compare on crops of two photographs.
         max_drop: Points of top-1 or AP that int8 may lose on the validation images.
-        threads: CPU threads of the file and of PyTorch. None leaves the choice to the engines.
+        threads: CPU threads that the file and PyTorch run on. None leaves the choice to the engines.
         log: Called with a description of each step.
 
     Returns:
@@ -68,7 +68,7 @@ def export(
     kind, task = engines.format_of(engine, model_file.task), task_of(model_file)
     precision = _precision(model_file.task, engine, precision)
     if out.suffix != kind.suffix:
-        raise InputError(f"files of format {engine} end in {kind.suffix}, got {out}")
+        raise InputError(f"the name of a file in format {engine} must end in {kind.suffix}, got {out}")
     shapes = engines.checked_shapes(model_file, shapes or Shapes())
     samples = _export_images(model_file, task, source, quantized=precision == "int8")
     judge = Judge(task, samples.validation, max_drop, log)
@@ -82,7 +82,7 @@ def export(
         if precision == "int8":
             report["floor"] = _judged(judge, model_file, file, threads)
         report["bytes"] = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
-        log("checking its specification" if kind.unavailable("cpu") else "comparing it with PyTorch")
+        log("checking the file's specification" if kind.unavailable("cpu") else "comparing the file with PyTorch")
         report |= prove(model_file, task, file, samples.parity, precision, shapes.batch or 1, threads)
         place(file, out)
     report["provenance"] = provenance.facts()
@@ -133,7 +133,7 @@ def _export_images(
 
 
 def _calibration(task: Task, preprocess: Preprocess, source: Dataset | CocoDataset) -> list[Tensor]:
-    """Up to 300 training images, drawn evenly, in batches of 10. Bad images are left out."""
+    """Up to 300 randomly chosen training images, in batches of 10. Bad images are left out."""
     split = _spread(source.train if len(source.train) else source.val, CALIBRATION_IMAGES)
     return [images for images in _images(task, preprocess, split).split(10) if len(images) == min(10, len(split))]
 
@@ -154,13 +154,13 @@ def _images(task: Task, preprocess: Preprocess, split: Split | CocoSplit) -> UIn
 
 
 def _spread(split: Split | CocoSplit, count: int) -> Split | CocoSplit:
-    """Some of the images, drawn evenly."""
+    """Up to `count` of the images, chosen at random (but always the same), in their original order."""
     order = np.random.default_rng(0).permutation(len(split))[:count]
     return split.subset(sorted(int(index) for index in order))
 
 
 def sample_images(task: Task, preprocess: Preprocess) -> UInt8[Tensor, "n 3 h w"]:
-    """Crops of the two photographs in scikit-learn, at several scales."""
+    """Crops of scikit-learn's two sample photographs, at several scales."""
     from sklearn.datasets import load_sample_images
 
     read = task.fast_reader(preprocess)

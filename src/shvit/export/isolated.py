@@ -1,4 +1,4 @@
-"""Run an exported file as a user's program would: read from disk, in a new process.
+"""Load an exported file from disk and run it in a new process, as a user's program would.
 
 python -m shvit.export.isolated FILE IMAGES.npy RESULT.npz BATCH THREADS
 """
@@ -40,7 +40,7 @@ def latency(engine: Engine, images: UInt8[Tensor, "b 3 h w"]) -> float:
 
 
 def main() -> None:
-    """Run the images in a file, and write outputs and latency to another."""
+    """Run the images of one file, and write the outputs and the latency to another file."""
     file, images_file, result, batch, threads = sys.argv[1:]
     engine = load(read(Path(file)), device="cpu", threads=int(threads) or None)
     images = torch.from_numpy(np.load(images_file))

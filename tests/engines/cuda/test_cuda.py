@@ -144,7 +144,7 @@ def test_a_lost_gpu_is_a_failure_in_words():
     [
         (lambda: Architecture("timm/resnet10t", 10).build(), "SHViT, not TimmModel"),
         (lambda: SHViT(TINY, 10, in_channels=1), "3 channels, not of 1"),
-        (lambda: SHViT(TINY, 10, mixer=lambda width, _: nn.Conv2d(width, width, 1)), "not by Conv2d"),
+        (lambda: SHViT(TINY, 10, mixer=lambda width, _: nn.Conv2d(width, width, 1)), "token mixer, not Conv2d"),
     ],
 )
 def test_other_networks_are_not_for_the_kernels(network, reason):
@@ -208,7 +208,7 @@ def test_the_fastest_way_that_fits_is_kept():
         assert [step.seconds for step in choices.launches(plan)] == [1, 1, 3]
         assert fast.runs == 1
         plan.add([[Step("d", 1, shared=2000, key="d")]])
-        with pytest.raises(TooLarge, match="the tiles of d do not fit 1000 bytes"):
+        with pytest.raises(TooLarge, match="the tiles of d do not fit in 1000 bytes"):
             choices.tune(plan, lambda way: 0.0, 1000, pool)
 
 
@@ -258,7 +258,7 @@ def test_refuses_other_images(tiny, shape, dtype):
 
 
 def test_is_for_gpus_and_has_no_format(tiny, tmp_path):
-    with pytest.raises(EngineError, match="cuda: runs on NVIDIA GPUs"):
+    with pytest.raises(EngineError, match="cuda: runs only on NVIDIA GPUs"):
         engines.load(tiny, "cuda", device="cpu")
     with pytest.raises(EngineError, match="unknown format 'cuda': allowed are onnx"):
         engines.format_of("cuda")

@@ -1,7 +1,7 @@
-"""SHViT on its own kernels, on NVIDIA GPUs, in fp16 or bf16. It runs model files and has no format.
+"""The engine `cuda`: SHViT on shvit's own kernels for NVIDIA GPUs, in fp16 or bf16. It has no file format.
 
-Each batch runs as a CUDA graph: one launch for the whole network. Batch sizes are powers of two. The graph of a size is
-created when the size is first used, from the kernels that are the fastest for it on this GPU.
+Each batch runs as a CUDA graph: one launch for the whole network. Batch sizes are powers of two. The graph for a batch
+size is created when the size is first used, from the kernels that are fastest on this GPU.
 """
 
 import os
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from .network import KernelNetwork
 
 CAPABILITY = (8, 0)
-"""Compute capability of the first GPUs with bf16 and asynchronous copies."""
+"""Minimum compute capability: that of the first GPUs with bf16 and asynchronous copies."""
 MAX_BATCH = 1024
 MAX_GRAPHS = 32
-"""Each graph has its own memory. The oldest is deleted when another is needed."""
+"""Maximum number of graphs, each of which has its own memory. The oldest is deleted to make room for another."""
 QUEUED_LAUNCHES, QUEUE_CYCLES = 30, 8_000_000
-"""For timing: launches, each about 30 microseconds on the CPU, that are queued while the GPU waits for 4 ms."""
+"""For timing: launches to queue (about 30 microseconds each), and cycles that the GPU waits meanwhile (4 ms)."""
 
 
 class Size(NamedTuple):
@@ -48,9 +48,9 @@ class Size(NamedTuple):
 
 
 class CudaEngine(Engine):
-    """Runs the network on the kernels. Networks that they do not compute run on the torch engine, with a notice.
+    """Runs the network on the kernels. Networks that the kernels cannot run are run by the torch engine, with a notice.
 
-    Out of memory, the batch size is halved, with a notice. Under Triton's interpreter, the device can be the CPU.
+    If GPU memory runs out, the batch size is halved, with a notice. In Triton's interpreter, the device can be the CPU.
     """
 
     name: ClassVar[str] = "cuda"
@@ -84,7 +84,7 @@ class CudaEngine(Engine):
     @classmethod
     def unavailable(cls, device: str) -> str | None:
         if torch.device(device).type != "cuda" or torch.version.cuda is None:
-            return "runs on NVIDIA GPUs"
+            return "runs only on NVIDIA GPUs"
         capability = torch.cuda.get_device_capability(device)
         if capability < CAPABILITY:
             return "needs compute capability {}.{}, this GPU has {}.{}".format(*CAPABILITY, *capability)
@@ -92,7 +92,7 @@ class CudaEngine(Engine):
 
     @classmethod
     def refuses(cls, network: Any) -> str | None:
-        return None if isinstance(network, SHViT) else "its kernels compute SHViT; others run on --engine torch"
+        return None if isinstance(network, SHViT) else "its kernels run only SHViT: use --engine torch"
 
     @torch.inference_mode()
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -112,7 +112,7 @@ class CudaEngine(Engine):
             return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> Sequence[Launch]:
-        """The kernels that a call with these images launches, batch by batch; empty if the torch engine runs."""
+        """The kernels that a call with these images launches, batch by batch; empty if the torch engine is used."""
         self(images)
         launches: list[Launch] = []
         left = len(images)
@@ -123,13 +123,13 @@ class CudaEngine(Engine):
         return launches
 
     def _next(self, images: Tensor) -> Tensor | None:
-        """The logits of the next batch of these images; None if the batch size or the engine changed instead."""
+        """The logits of the next batch of these images; None if it failed and the batch size or engine was changed."""
         size = self._size(images)
         try:
             return self._graph(size)(images[: size.batch])
         except TooLarge as reason:
             self._use_torch(reason)
-        except RuntimeError as error:  # of torch or of other parts of CUDA
+        except RuntimeError as error:  # from torch or from other parts of CUDA
             if "out of memory" not in str(error):
                 raise
             self._halve(size.batch)
@@ -165,12 +165,12 @@ class CudaEngine(Engine):
         self._graphs.clear()
         self._torch = self._make_torch()
         notice(
-            f"engine cuda: its kernels do not run this network ({reason}); the torch engine runs it {self._torch.how}"
+            f"the kernels of engine cuda cannot run this network ({reason}): the torch engine runs it {self._torch.how}"
         )
 
 
 class Graph:
-    """The network for one batch size, with its own memory. Raises TooLarge like `Choices.tune`."""
+    """The network for one `Size`, with its own memory. Raises TooLarge for the same reason as `Choices.tune`."""
 
     def __init__(self, kernels: "KernelNetwork", choices: Choices, size: Size, device: torch.device) -> None:
         layout = torch.channels_last if size.channels_last else torch.contiguous_format
@@ -202,7 +202,7 @@ class Graph:
 def bucket(images: int, most: int) -> int:
     """The size of the next batch of these images, a power of two.
 
-    Up to 8 images, or images that fill three quarters of a batch, run in one batch. Others are split.
+    Up to 8 images run in one batch, and so do images that fill at least three quarters of a batch. Others are split.
     """
     size = 1 << (images - 1).bit_length()
     if images > 8 and 4 * images < 3 * size:
@@ -217,7 +217,7 @@ def _launch(launches: Way) -> None:
 
 def _captured(launches: Way, device: torch.device) -> Callable[[], None]:
     """Capture all launches as one CUDA graph."""
-    _launch(launches)  # loads the kernels, which cannot be captured
+    _launch(launches)  # loads the kernels, since loading cannot be captured
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.Stream(device), capture_error_mode="thread_local"):
@@ -226,7 +226,7 @@ def _captured(launches: Way, device: torch.device) -> Callable[[], None]:
 
 
 def _seconds(way: Way) -> float:
-    """Time of the GPU. It waits while launches are queued, so the time of the CPU does not count."""
+    """GPU time of these launches. The GPU waits while the CPU queues them, so the time of the CPU does not count."""
     _launch(way)  # loads the kernels
     calls = max(1, QUEUED_LAUNCHES // len(way))
     times = []

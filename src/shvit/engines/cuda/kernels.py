@@ -1,12 +1,12 @@
 """SHViT's inference as Triton kernels.
 
-A map is a matrix (b * h * w, channels) with one row per position of an image, which is channels_last. In memory, the
-number of channels is a multiple of 8, so that rows start where 16 bytes can be read at once; the padding is zero. Maps
-and weights are fp16 or bf16; sums, statistics, biases and depthwise weights are fp32.
+A feature map is a matrix (b * h * w, channels) with one row per position of an image, as in channels_last. In memory,
+channels are padded with zeros to a multiple of 8, so that every row is aligned to 16 bytes. Maps and weights are fp16
+or bf16; sums, statistics, biases and depthwise weights are fp32.
 
-The sides of Triton's tiles are powers of two; SHViT's widths are not. A kernel that keeps all channels of its rows on
-chip uses two tiles, `C0` and `C1` channels wide (`C1` may be 0): 320 is 256 and 64. Weights are padded with zeros to
-the size of the tiles, so only maps are read under masks.
+The sides of Triton's tiles are powers of two, but SHViT's widths are not. A kernel that keeps all channels of its rows
+on chip uses two tiles, `C0` and `C1` channels wide (`C1` may be 0): for 320 channels, they are 256 and 64 wide. Weights
+are padded with zeros to the size of the tiles, so only maps are read with masks.
 
 Indices have 32 bits, so a map has fewer than 2**31 elements. Names in capitals are compile-time constants.
 """
@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 
 FAR_SCORE = tl.constexpr(-1.0e30)
-"""The score of masked positions: practically minus infinity, but no NaN in rows that are fully masked."""
+"""The score of masked positions. It acts like minus infinity, but rows that are fully masked do not give NaN."""
 PATCH = 64
-"""Inner size of the first convolution as a matrix product: 3 rows, columns and channels, each padded to 4."""
+"""Inner size of the first convolution as a matrix product: 3 rows, 3 columns and 3 channels, each padded to 4."""
 
 
 @triton.jit
 def _local(x, weight, bias, image, line, column, valid, channel, H, W, C: tl.constexpr, STRIDE: tl.constexpr):
-    """Depthwise 3x3 at these output positions, (rows, channels) in fp32; the weights include the identity."""
+    """Depthwise 3x3 convolution at these positions, (rows, channels) in fp32. `weight` includes any identity branch."""
     known = channel < C
     total = tl.zeros([line.shape[0], channel.shape[0]], tl.float32)
     for tap in tl.static_range(9):
@@ -40,9 +40,9 @@ def center(
     images, image_stride, channel_stride, line_stride, column_stride, offset, padding, out, positions,
     H: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """uint8 pixels minus `offset`, an integer, which is exact in fp16 and bf16; in four channels, the last zero.
+    """Subtract the integer `offset` of each channel from uint8 pixels (exact in fp16 and bf16), and add a zero channel.
 
-    The border that the first convolution reads around the image is `padding`: the mean minus `offset`.
+    The border that the first convolution reads around the image is filled with `padding`: the mean minus `offset`.
     """
     HP: tl.constexpr = (H + 1) // 2 * 2 + 2
     WP: tl.constexpr = (W + 1) // 2 * 2 + 2
@@ -65,8 +65,9 @@ def stem(
 ):  # fmt: skip
     """Two 3x3 convolutions of stride 2 with ReLU on the output of `center`; the map between them is never stored.
 
-    The first is computed for each of the nine taps of the second: 2.25 times the operations, without memory traffic.
-    Its patches have 4 x 4 pixels, with zero weights for the last row and column; each row is 16 contiguous numbers.
+    The first is computed again for each of the nine taps of the second: 2.25 times the operations, but no memory
+    traffic. Its patches have 4 x 4 pixels, with zero weights for the last row and column, so that each row of a patch
+    is 16 contiguous numbers.
     """
     H1: tl.constexpr = (H + 1) // 2
     W1: tl.constexpr = (W + 1) // 2
@@ -127,7 +128,7 @@ def convolve(
 
 @triton.jit
 def _blended(x, mixed, row, valid, k, K: tl.constexpr, ATTENDED: tl.constexpr, MIXED: tl.constexpr):
-    """ReLU of the channels from attention, concatenated with the others; `mixed` is already after its ReLU."""
+    """The channels from attention (`mixed`, already after ReLU), concatenated with the ReLU of the other channels."""
     passed = tl.load(x + row[:, None] * K + k[None, :], mask=valid[:, None] & (k >= ATTENDED) & (k < K), other=0.0)
     made = tl.load(mixed + row[:, None] * MIXED + k[None, :], mask=valid[:, None] & (k < ATTENDED), other=0.0)
     return tl.where((k < ATTENDED)[None, :], made, tl.maximum(passed.to(tl.float32), 0.0).to(made.dtype))
@@ -140,8 +141,8 @@ def project(
     POSITIONS: tl.constexpr, RELU: tl.constexpr, SIGMOID: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """1x1 convolution: `weight` is (KP, NP). Before it, the `mixed` channels of attention replace the first channels,
-    or the channels of each image are multiplied by its `gate`. After it: ReLU or sigmoid, and the sum with `residual`.
+    """1x1 convolution; `weight` is (KP, NP). Before it, the `mixed` channels of attention can replace the first
+    channels, or a `gate` can multiply the channels of each image. ReLU or sigmoid, then adding `residual`, can follow.
     """
     dtype = weight.dtype.element_ty
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -180,9 +181,9 @@ def feed_forward(
 ):  # fmt: skip
     """A residual feed-forward (1x1, ReLU, 1x1) whose hidden map stays on chip.
 
-    Its input is `x`; with `local`, the depthwise convolution of `x`; with `mixed`, `x` plus attention's projection.
-    If there are few rows, `SPLITS` programs share the hidden channels of a row. The last program to finish adds up
-    the sums in a fixed order, and resets its counter in `arrived` for the next run.
+    Its input is `x`, or the depthwise convolution of `x` (with `local`), or `x` plus attention's projection (with
+    `mixed`). If there are few rows, `SPLITS` programs share the hidden channels of a row. The last program to finish
+    adds up the partial sums in a fixed order, and resets the counter in `arrived` for the next run.
     """
     dtype = expand.dtype.element_ty
     CP: tl.constexpr = C0 + C1
@@ -240,7 +241,7 @@ def feed_forward(
         tl.store(partial + split * stride + lane[:, None] * CP + c0[None, :], y0)
         if C1:
             tl.store(partial + split * stride + lane[:, None] * CP + c1[None, :], y1)
-        tl.debug_barrier()  # writes all sums of this program before it is counted
+        tl.debug_barrier()  # all sums of this program are written before it is counted
         if tl.atomic_add(arrived + tile, 1) == SPLITS - 1:
             y0 = tl.zeros([BM, C0], tl.float32)
             for other in range(SPLITS):
@@ -268,11 +269,11 @@ def attend(
 ):  # fmt: skip
     """Depthwise convolution, then single-head attention over the first `ATTENDED` channels of its output.
 
-    Separate programs write the depthwise convolution of all channels to `out`. Programs with attention compute the few
-    channels that they need themselves, and write the result of attention, after ReLU, to `mixed`.
+    Some programs write the depthwise convolution of all channels to `out`. The programs for attention compute this
+    convolution again for the few channels that they need, and write the result of attention, after ReLU, to `mixed`.
 
-    A program has `TILE` positions of a group of `TOGETHER` images. If the group fits one tile, a mask restricts each
-    position to its own image. Larger images read keys and values tile by tile and rescale the softmax.
+    A program computes `TILE` positions of a group of `TOGETHER` images. If the group fits in one tile, a mask restricts
+    attention to the same image. For larger images, keys and values are read tile by tile and the softmax is rescaled.
     """
     POSITIONS: tl.constexpr = H * W
     ROWS: tl.constexpr = TOGETHER * POSITIONS
@@ -354,7 +355,7 @@ def depthwise(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Depthwise 3x3 of the channels of one image; with `mean`, also the mean of each channel after ReLU."""
+    """Depthwise 3x3 convolution of one image. With `mean`, the mean of each channel after ReLU is written as well."""
     H2: tl.constexpr = (H + STRIDE - 1) // STRIDE
     W2: tl.constexpr = (W + STRIDE - 1) // STRIDE
     image = tl.program_id(0)

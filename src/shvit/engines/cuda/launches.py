@@ -1,4 +1,4 @@
-"""One class per kernel: its weights in the layout of the kernel, and its launches."""
+"""One class per kernel. It holds the weights in the layout of the kernel, and creates launches of the kernel."""
 
 from math import ceil, sqrt
 from typing import Any
@@ -19,7 +19,7 @@ Tiles = dict[str, int]
 
 
 class Center:
-    """Pixels for the stem: minus the integer part of the mean, in four channels, with a border."""
+    """Prepares pixels for the stem: subtracts the rounded mean, and adds a fourth channel and a border."""
 
     def __init__(self, put: Put, mean: Float[Tensor, "1 3 1 1"]) -> None:
         whole = mean.flatten().round()
@@ -118,7 +118,7 @@ class Convolve:
 
 
 class Project:
-    """A 1x1 convolution or linear layer; after attention, on its `attended` channels and the others."""
+    """A 1x1 convolution or linear layer, whose first `attended` input channels (default 0) come from attention."""
 
     def __init__(
         self, put: Put, layer: str, module: nn.Module, relu: bool = False, sigmoid: bool = False, attended: int = 0
@@ -191,8 +191,8 @@ class FusedFeedForward:
             self._macs[1] = conv.weight.numel()
 
     def splits(self, plan: Plan, rows: int, tiles: Tiles) -> int:
-        """How many programs share a tile of rows: as long as multiprocessors are free, and reading less of the weights
-        saves more than the final sum costs.
+        """How many programs share a tile of rows: as many as balance the time for reading weights with the time for the
+        final sum, but at most as many as there are free multiprocessors.
         """
         programs = ceil(rows / tiles["BM"])
         balanced = sqrt(2 * self._macs[0] / (4 * tiles["BM"] * sum(self._sides)))
@@ -205,7 +205,7 @@ class FusedFeedForward:
         partial = arrived = None
         if splits > 1:
             partial = plan.take(splits, programs, tiles["BM"], sum(self._sides), torch.float32)
-            plan.give(partial)  # for launches after this one
+            plan.give(partial)  # later launches may reuse the memory
             arrived = torch.zeros(programs, dtype=torch.int32, device=x.rows.device)
         macs, layer = self._macs[0], self.layer
         if mixed:
@@ -299,7 +299,7 @@ class Attend:
         self._macs = qkv.weight.numel()
 
     def __call__(self, x: Map, out: Map, mixed: Map, tiles: Tiles) -> Launch:
-        """`tiles` also contains the number of images in a group."""
+        """`tiles` also contains `TOGETHER`, the number of images in a group."""
         groups = ceil(x.images / tiles["TOGETHER"])
         parts = ceil(tiles["TOGETHER"] * x.positions / tiles["TILE"])
         each = self._macs + x.positions * (16 + self._attended) + self._local.weight.numel()

@@ -1,4 +1,4 @@
-"""The layout of weights and maps in memory, as the kernels need it."""
+"""The layout in memory that the kernels need for weights and maps."""
 
 from math import ceil
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 BLOCK = 128
-"""Weights are padded to a multiple of this, the longest side of a tile, where a kernel reads them tile by tile."""
+"""The longest side of a tile. Weights that a kernel reads tile by tile are padded to a multiple of it."""
 
 
 class Put:
@@ -34,12 +34,12 @@ class Put:
 
 
 def memory_width(channels: int) -> int:
-    """Channels of a row in memory, so that the next row starts where 16 bytes can be read at once."""
+    """Channels of a row in memory, rounded up so that every row is aligned to 16 bytes."""
     return ceil(channels / 8) * 8
 
 
 def power(channels: int) -> int:
-    """The side of a tile for these channels; matrix units need at least 16."""
+    """The side of a tile for these channels: a power of two, at least 16 because matrix units need that."""
     return max(16, 1 << (channels - 1).bit_length())
 
 

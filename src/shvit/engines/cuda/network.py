@@ -1,4 +1,4 @@
-"""SHViT on the kernels: the launches for each layer, and the tiles that are tried for them."""
+"""SHViT on the kernels: the launches for each layer, and the tile sizes to try for each launch."""
 
 from itertools import zip_longest
 from typing import Any
@@ -17,23 +17,23 @@ from .plan import Map, Plan
 
 STEM_PIXELS = 64 * 224 * 224
 """Pixels per launch of the stem. Its maps are the largest: 26 MB of pixels, and 13 MB after two convolutions. With this
-limit they stay in the cache of a large GPU."""
+limit, these maps stay in the cache of a large GPU."""
 WIDEST = {"depthwise": 256, "attention": 384, "nothing": 512}
-"""Maximum channels for which a tile of rows fits registers and shared memory, by what the kernel of the feed-forward
-computes before it; measured by benchmarks/compile_kernels.py."""
+"""Maximum channels for which a tile of rows fits in registers and shared memory, by the operation that the kernel
+computes before the feed-forward. Measured by benchmarks/compile_kernels.py."""
 MAX_ELEMENTS = 2**31 - 1
-"""Maximum elements of a map, since the kernels index with 32 bits."""
+"""Maximum number of elements of a map, since the kernels use 32-bit indices."""
 
 
 class UnsupportedNetwork(Exception):
-    """The kernels do not compute this network; the message names the reason."""
+    """The kernels cannot run this network; the message gives the reason."""
 
 
 class KernelNetwork:
-    """The weights of a network in fp16 or bf16 on a device, and the planning of runs for any number and size of images.
+    """The weights of a network in fp16 or bf16 on a device. `plan` plans runs for any number and size of images.
 
     Raises:
-        UnsupportedNetwork: It is not an SHViT for three channels, or its mixers are not the paper's.
+        UnsupportedNetwork: The network is not an SHViT for three channels, or its mixers are not those of the paper.
     """
 
     def __init__(self, portable: Portable, dtype: torch.dtype, device: str) -> None:
@@ -57,7 +57,7 @@ class KernelNetwork:
         self._head = launches.ClassifierLaunch(put, network.head)
 
     def plan(self, images: UInt8[Tensor, "b 3 h w"], processors: int) -> tuple[Plan, Tensor]:
-        """The launches for images in this memory, of any strides, and their output: logits (b, classes) in fp32."""
+        """The launches that read images from this tensor of any strides, and their output: fp32 logits (b, classes)."""
         plan = Plan(self._dtype, self._device, processors)
         x = self._plan_stem(plan, images)
         for layer in self._layers:
@@ -75,7 +75,7 @@ class KernelNetwork:
         return max(1, MAX_ELEMENTS // plan.largest)
 
     def _plan_stem(self, plan: Plan, images: Tensor) -> Map:
-        """Plan the stem: the first three convolutions for some images at a time, the fourth for all of them."""
+        """Plan the stem: three convolutions that run on some images at a time, and the fourth on all images at once."""
         count, _, height, width = images.shape
         sides = [(height, width)]
         for _ in range(4):
@@ -98,7 +98,7 @@ class KernelNetwork:
 
 
 class BlockLayers:
-    """Depthwise convolution, attention (in stages with attention), feed-forward."""
+    """Depthwise convolution, attention (in stages that have it), then feed-forward."""
 
     def __init__(self, put: Put, name: str, block: Block) -> None:
         self._local = launches.Depthwise(put, f"{name} depthwise", block.local)
@@ -116,7 +116,7 @@ class BlockLayers:
 
 
 class DownsampleLayers:
-    """Depthwise convolution and feed-forward, an inverted residual that halves the map, and both again."""
+    """Depthwise convolution and feed-forward; an inverted residual that halves the map; then the first two again."""
 
     def __init__(self, put: Put, name: str, module: Downsample) -> None:
         reduce: InvertedResidual = module.reduce
@@ -150,7 +150,7 @@ class DownsampleLayers:
 
 
 class FeedForwardLayers:
-    """A residual feed-forward with the layer before it, in one launch or several."""
+    """A residual feed-forward and the layer before it, in one to three launches."""
 
     def __init__(self, put: Put, name: str, module: nn.Module, attention: SingleHeadAttention | None = None) -> None:
         assert isinstance(module, Residual)
@@ -164,7 +164,7 @@ class FeedForwardLayers:
         self._shrink = launches.Project(put, f"{layer}, shrink", branch.project)
 
     def after_local(self, plan: Plan, x: Map, local: launches.Depthwise) -> Map:
-        """Plan it for the depthwise convolution of `x`."""
+        """Plan the feed-forward of the depthwise convolution of `x`."""
         out, y = plan.take_like(x), plan.take_like(x)
         before = [local(x, y, tiles) for tiles in _depthwise_tiles(plan, x)]
         at_once = [[self._fused(plan, x, out, tiles, local=local)] for tiles in self._tiles(plan, x, "depthwise")]
@@ -173,7 +173,7 @@ class FeedForwardLayers:
         return out
 
     def after_attention(self, plan: Plan, x: Map, mixed: Map) -> Map:
-        """Plan it for `x` plus the projection of the channels from attention and of the others."""
+        """Plan the feed-forward of `x` plus the projection of `mixed`, from attention, and the other channels."""
         assert self._blend is not None
         out, y = plan.take_like(x), plan.take_like(x)
         matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)
@@ -184,7 +184,7 @@ class FeedForwardLayers:
         return out
 
     def _add(self, plan: Plan, at_once: list[Any], before: list[Any], y: Map, out: Map) -> None:
-        """Add the ways with one, two and three launches."""
+        """Add the ways to run both layers in one, two and three launches."""
         in_two = [[before[0], self._fused(plan, y, out, tiles)] for tiles in self._tiles(plan, y, "nothing")]
         hidden = plan.take_like(y, self._expand.width)
         rows = len(y.rows)
@@ -202,7 +202,7 @@ class FeedForwardLayers:
         plan.add([*at_once, *in_two, *in_three])
 
     def _tiles(self, plan: Plan, x: Map, before: str) -> list[launches.Tiles]:
-        """Tiles of the kernel that keeps the hidden map on chip; none if `x` is too wide for it."""
+        """Tiles for the kernel that keeps the hidden map on chip; empty if `x` has too many channels for it."""
         across = sum(two_tiles(x.channels))
         if across > WIDEST[before]:
             return []
@@ -227,7 +227,7 @@ def _matrix_tiles(plan: Plan, rows: int, columns: int, inner: int) -> list[launc
         return [
             _tiles(BM=128, BN=128 if columns > 64 else 64, BK=deep, num_warps=8, num_stages=3),
             _tiles(BM=128, BN=64, BK=deep, num_warps=4, num_stages=4),
-            _tiles(BM=64, BN=64, BK=deep, num_warps=4, num_stages=2),  # fits 99 KB of shared memory
+            _tiles(BM=64, BN=64, BK=deep, num_warps=4, num_stages=2),  # fits in 99 KB of shared memory
         ]
     side = 64
     while side > 16 and (rows / side) * (columns / side) < plan.processors:
@@ -246,8 +246,8 @@ def _depthwise_tiles(plan: Plan, out: Map) -> list[launches.Tiles]:
 
 
 def _attention_tiles(plan: Plan, x: Map, attended: int) -> list[launches.Tiles]:
-    """Tiles with as many images as fit 64 rows while each multiprocessor gets a group; or with one image of up to 128
-    rows; or with 64 rows of one image.
+    """Tiles of as many images as fit in 64 rows and leave a group for each multiprocessor. An image that does not fit
+    has a tile for itself if it has at most 128 rows; otherwise it has tiles of 64 rows.
     """
     together = max(1, min(64 // x.positions, x.images // plan.processors))
     rows = together * x.positions
@@ -263,16 +263,16 @@ def _tiles(**sides: int) -> launches.Tiles:
 
 
 def _supported(network: nn.Module) -> SHViT:
-    """Return the network. Raises UnsupportedNetwork if the kernels do not compute it."""
+    """Return the network. Raises UnsupportedNetwork if the kernels cannot run it."""
     if not isinstance(network, SHViT):
-        raise UnsupportedNetwork(f"they compute SHViT, not {type(network).__name__}")
+        raise UnsupportedNetwork(f"they run SHViT, not {type(network).__name__}")
     if len(network.maps) != 3 or network.maps[0][1] != 16:
-        raise UnsupportedNetwork("they compute three stages after a stem of stride 16")
+        raise UnsupportedNetwork("they need three stages after a stem of stride 16")
     if network.in_channels != 3:
         raise UnsupportedNetwork(f"they take images of 3 channels, not of {network.in_channels}")
     for block in network.modules():
         if isinstance(block, Block) and isinstance(block.mixer, Residual):
             mixer = block.mixer.branch
             if not isinstance(mixer, SingleHeadAttention) or mixer.norm.affine:
-                raise UnsupportedNetwork(f"they mix tokens by SingleHeadAttention, not by {type(mixer).__name__}")
+                raise UnsupportedNetwork(f"they need SingleHeadAttention as token mixer, not {type(mixer).__name__}")
     return network

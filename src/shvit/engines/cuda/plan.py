@@ -1,4 +1,4 @@
-"""A run of the kernels: launches on memory that is planned in advance, with the fastest of several ways per part."""
+"""A run of the kernels: launches on memory planned in advance. Each part runs in the fastest of several ways."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 OPTIONS = {"enable_fp_fusion": True}
-"""Triton's options for all kernels: fuse multiplications and additions. Triton is about to change its default."""
+"""Triton's options for all kernels: fuse multiplications and additions. Explicit, since Triton's default may change."""
 
 
 class TooLarge(Exception):
@@ -19,23 +19,23 @@ class TooLarge(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel with fixed memory."""
+    """One launch of a kernel, with fixed arguments."""
 
     layer: str
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
-    """By name, as in kernels.py, with Triton's `num_warps` and `num_stages`."""
+    """Arguments by name, as in kernels.py, with Triton's `num_warps` and `num_stages`."""
     operations: int
-    """Of the layer by its definition, two per multiply-accumulate, without redundant work of the kernel."""
+    """Operations that the layer needs by its definition, two per multiply-accumulate; the kernel may do more."""
     bytes: int
-    """Minimum memory traffic: each map and weight once."""
+    """Minimum memory traffic: each map and weight is moved once."""
 
     @classmethod
     def of(
         cls, layer: str, kernel: Any, grid: tuple[int, ...], operations: int, moved: int, /, **arguments: Any
     ) -> "Launch":
-        """Create a launch with the kernel's arguments by name. It moves `moved` bytes besides its maps."""
+        """Create a launch with the kernel's arguments by name. Besides the maps, it moves `moved` bytes."""
         maps = {one.rows.data_ptr(): one.rows.nbytes for one in arguments.values() if isinstance(one, Map)}
         tensors = {name: one.rows if isinstance(one, Map) else one for name, one in arguments.items()}
         return cls(layer, kernel, grid, tensors, operations, moved + sum(maps.values()))
@@ -55,12 +55,12 @@ class Launch:
 
 
 Way = Sequence[Launch]
-"""Launches that compute a part of the network."""
+"""The launches of one way to compute a part of the network."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the network and the ways to run it, which read and write the same maps."""
+    """A part of the network, and the ways to run it. All ways read and write the same maps."""
 
     ways: tuple[Way, ...]
 
@@ -97,24 +97,24 @@ class Map:
 class Plan:
     """The parts in order, and the memory they share.
 
-    Later maps reuse the memory of maps that are no longer read. This saves memory and keeps more in the GPU's cache.
+    Later maps reuse the memory of maps that are no longer read. So more data stays in the GPU's cache.
 
     Args:
-        processors: Multiprocessors to keep busy.
+        processors: Number of multiprocessors to keep busy.
     """
 
     def __init__(self, dtype: torch.dtype, device: str, processors: int) -> None:
         self.parts: list[Part] = []
         self.processors = processors
         self.largest = 0
-        """Elements of the largest map."""
+        """Number of elements of the largest map."""
         self._dtype = dtype
         self._device = device
         self._free: list[Tensor] = []
         self._taken: dict[int, Tensor] = {}
 
     def take(self, images: int, height: int, width: int, channels: int, dtype: torch.dtype | None = None) -> Map:
-        """Allocate a map, uninitialized."""
+        """Allocate a map without initializing it."""
         dtype = dtype or self._dtype
         count = images * height * width * channels
         self.largest = max(self.largest, count)
@@ -148,7 +148,7 @@ class Plan:
 
 
 class Choices:
-    """The way of each part that is used: the first, until `tune` finds a faster one."""
+    """The way in which each part runs: the first one, until `tune` finds a faster one."""
 
     def __init__(self) -> None:
         self._picked: dict[tuple[Any, ...], int] = {}
@@ -161,7 +161,7 @@ class Choices:
         """Compile every way of each new part in the pool, and choose the fastest by `seconds`.
 
         Raises:
-            TooLarge: All ways of a part need more bytes of shared memory.
+            TooLarge: Every way of a part needs more than `shared_memory` bytes of shared memory.
         """
         new = [part for part in plan.parts if part.key not in self._picked]
         compiled: dict[tuple[Any, ...], Future[Any]] = {}
@@ -176,7 +176,7 @@ class Choices:
                 ]
                 if not usable:
                     layer = part.ways[0][0].layer
-                    raise TooLarge(f"the tiles of {layer} do not fit {shared_memory} bytes of shared memory")
+                    raise TooLarge(f"the tiles of {layer} do not fit in {shared_memory} bytes of shared memory")
                 times = [seconds(part.ways[number]) for number in usable] if len(usable) > 1 else [0.0]
                 self._picked[part.key] = usable[times.index(min(times))]
             for launch in part.ways[self._picked[part.key]]:
