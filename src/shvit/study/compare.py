@@ -32,7 +32,7 @@ class Entry:
     scale: float = 1.0
     """Factor on the image size. Unless the factor is 1, the size is then rounded to a multiple of 32 pixels."""
     paper: Mapping[str, float] = field(default_factory=dict)
-    """The paper's numbers: speed as `gpu`, `cpu`, `cpu-onnx` (images/s or ratios), `top1` in %, `params` in millions."""
+    """The paper's numbers: `gpu`, `cpu`, `cpu-onnx` in images/s (or as ratios), `top1` in %, `params` in millions."""
 
     def image_size(self, base: int) -> int:
         """This entry's image size in pixels, where `base` is the image size of entries with scale 1."""

@@ -40,7 +40,9 @@ class Grid:
         """
         queries, keys = (isqrt(max(0, size - self.prefix)) for size in maps.shape[-2:])
         if tuple(maps.shape[-2:]) != (self.prefix + queries**2, self.prefix + keys**2):
-            raise InputError(f"{tuple(maps.shape[-2:])} queries and keys, {self.prefix} of them prefix tokens, are not a square grid")
+            raise InputError(
+                f"(queries, keys) = {tuple(maps.shape[-2:])} are not a square grid after {self.prefix} prefix tokens"
+            )
         query = self.prefix + int(y * queries) * queries + int(x * queries)
         return maps[0, :, query, self.prefix :].unflatten(1, (keys, keys)).float().numpy()
 
@@ -75,10 +77,10 @@ class AttentionLayer:
         module: The module whose `forward` calls softmax or scaled_dot_product_attention. nn.MultiheadAttention computes
             attention in C++, which cannot be observed; replace it with your own module.
         heads: Number of heads.
-        project: The module whose input is the heads' outputs, concatenated along `axis`, with equally many channels each.
-        axis: Channel axis of this input: -1 for tokens, 1 for feature maps.
-        channels: Number of channels of this input that come from the heads. They are the first ones; any others bypass
-            attention. None: all channels.
+        project: The module whose input is the concatenation of the heads' outputs, with equally many channels each.
+        axis: Channel axis of that input: -1 for tokens, 1 for feature maps.
+        channels: How many channels of that input come from the heads. These channels are the first ones; the remaining
+            channels bypass attention. None: all channels come from the heads.
         layout: How the tokens are arranged in the image, for drawing attention maps.
     """
 
@@ -115,7 +117,7 @@ def attention_layers(network: nn.Module) -> list[AttentionLayer]:
     if not layers:
         raise InputError(
             f"no attention layers found in {type(network).__name__}. Supported: SHViT, and modules with num_heads and "
-            "proj as in timm's ViT and Swin. For another network, give FILE.py:FUNCTION, a function that lists its layers"
+            "proj as in timm's ViT and Swin. For other networks, give FILE.py:FUNCTION, which returns the layers"
         )
     return layers
 

@@ -77,7 +77,7 @@ def _call(path: Path, function: str) -> Any:
     match made:
         case (nn.Module(), layers, _, Preprocess()):
             if not layers or not all(isinstance(layer, AttentionLayer) for layer in layers):
-                raise InputError(f"{path}:{function}: layers must be a list of at least one shvit.study.heads.AttentionLayer")
+                raise InputError(f"{path}:{function}: layers must be a list of shvit.study.heads.AttentionLayer")
             return made
     got = f"({', '.join(type(part).__name__ for part in made)})" if isinstance(made, tuple) else type(made).__name__
     raise InputError(f"{path}:{function} must return (network, layers, classes, preprocess), got {got}")
@@ -109,7 +109,7 @@ class StudyImages:
                     self._batches.append((batch.images, batch.targets))
         self._normalize, self._device = Normalize(model.preprocess), model.device
         if not self._batches:
-            raise Failure(f"could not read any of the {len(images)} images. First error: {next(iter(self.bad.values()))}")
+            raise Failure(f"could not read any of {len(images)} images. First error: {next(iter(self.bad.values()))}")
 
     def __iter__(self) -> Iterator[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]:
         for pixels, labels in self._batches:

@@ -62,5 +62,5 @@ NETWORK_KINDS: dict[str, tuple[Callable[[Config], Config], Mixer]] = {
     "four-stages": (_four_stages, SingleHeadAttention),
     "early-attention": (_attending(lambda stage: stage.attended or round(stage.width / RATIO)), SingleHeadAttention),
 }
-"""For each KIND: how the configuration of S1 to S4 is changed, and the token mixer. There is no KIND for the ratio 1/4.67
-and for design (c), because S1 to S4 have them."""
+"""For each KIND: how to change the configuration of S1 to S4, and the token mixer. The ratio 1/4.67 and design (c) have
+no KIND, because S1 to S4 have them already."""
