@@ -171,4 +171,6 @@ def test_resolution_of_weights_and_of_a_name(run, tiny, folder, tmp_path):
     assert len(document["points"]) == 4
     assert [(row["image_size"], row["images"]) for row in document["accuracies"]] == [(32, 12), (64, 12)]
     assert (tmp_path / "out" / "tradeoff.png").exists()
-    assert "top-1 of shvit_s1: it has no weights: give a model file, or train it with --train DATA" in document["omitted"]
+    assert (
+        "top-1 of shvit_s1: it has no weights: give a model file, or train it with --train DATA" in document["omitted"]
+    )

@@ -116,5 +116,5 @@ def _accuracy_section(result: ResolutionResult, tops: Values, latencies: Mapping
         pictures.append(
             Plot("tradeoff", figure, "Top-1 against latency. Points are labelled with the image size in pixels.")
         )
-    text = "The weights of a network are the same at each size: they are not fine-tuned, and norms are not recalibrated."
+    text = "A network has the same weights at each size: they are not fine-tuned, and norms are not recalibrated."
     return Section("Accuracy", (text,), (_table(result, tops, "accuracy", "Top-1, %"),), tuple(pictures))
