@@ -34,7 +34,7 @@ MEMORY_BOUND = (DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE)
 """Kinds of operations that do few FLOPs per byte of memory traffic."""
 
 KIND_WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
-    (ELEMENTWISE, ("convert", "upsample")),  # first: "convert" contains "conv", "upsample_bilinear" "linear"
+    (ELEMENTWISE, ("convert", "upsample")),  # first: "convert" has "conv", "upsample_bilinear" has "linear"
     (FUSED, ("attention", "mha")),
     (SOFTMAX, ("softmax",)),
     (NORM, ("norm", "mvn")),
@@ -130,7 +130,7 @@ def _stage(part: str) -> str:
 
 
 def pick_profilers(names: Sequence[str] = ()) -> list[str]:
-    """Return `names`, by default all engines that run here and have a profiler. Raises InputError for other engines."""
+    """Return `names`. Default: all engines that run here and have a profiler. Raises InputError for other engines."""
     able = profiling.PROFILERS
     here = [name for name in able if ENGINES[name].unavailable("cpu") is None]
     for name in names:
@@ -183,6 +183,6 @@ def _kind(operation: profiling.Operation) -> str:
 
 
 def operation_kind(name: str) -> str:
-    """Look up the kind of an operation. `name` is the name that any engine gives the operation."""
+    """The kind of an operation, derived from the name that an engine gives it."""
     name = name.lower()
     return next((kind for kind, words in KIND_WORDS if any(word in name for word in words)), OTHER)

@@ -30,7 +30,7 @@ class Entry:
     model: str
     """Name of the network. In `experiments.COMPARISONS`, SIZE stands for s1 to s4."""
     scale: float = 1.0
-    """Factor on the image size. Unless the factor is 1, the size is then rounded to a multiple of 32 pixels."""
+    """Factor on the image size. The product is rounded to a multiple of 32 pixels, unless the factor is 1."""
     paper: Mapping[str, float] = field(default_factory=dict)
     """The paper's numbers: `gpu`, `cpu`, `cpu-onnx` in images/s (or as ratios), `top1` in %, `params` in millions."""
 
@@ -47,14 +47,14 @@ class Comparison:
     """Name of the verb, such as `macro`."""
     title: str
     question: str
-    """What is compared. The first paragraph of the report."""
+    """What the comparison tests. This is the first paragraph of the report."""
     claims: tuple[str, ...]
     """The paper's findings. Each becomes a paragraph of the report."""
     size: str
     """Size of the networks: s1 to s4."""
     entries: tuple[Entry, ...]
     reference: str
-    """Label of the entry by whose speed all speeds are divided."""
+    """Label of the reference entry. Ratios are speeds divided by the speed of this entry."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def run_comparison(
 
 
 def need_model_file(name: str, image_size: int | None = None) -> ModelFile:
-    """Open a network by name, a model file, or published weights. Raises InputError for an exported file."""
+    """Open a named network, a model file or published weights. Raises InputError for an exported file."""
     opened = open_model(name, image_size)
     if not isinstance(opened, ModelFile):
         raise InputError(f"{name} is an exported file: give the model file or the name of a network instead")

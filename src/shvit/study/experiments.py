@@ -22,8 +22,8 @@ COMPARISONS = {
             "The paper compares two MetaFormer-style models of similar width, not variants of SHViT.",
             "The network with the 16x16 stem is 3.0 times as fast on a GPU and 2.8 times as fast on a CPU as the "
             "network with the 4x4 stem, and 1.5 points less accurate.",
-            "Trained at 256 pixels, it is as accurate as the network with the 4x4 stem and still much faster.",
-            "In the first stage, attention is a worse trade-off than depthwise convolution alone.",
+            "Trained at 256 pixels, the network with the 16x16 stem is equally accurate and still much faster.",
+            "In stage 1, attention is a worse trade-off of accuracy and speed than depthwise convolution alone.",
         ),
         size="s1",
         entries=(
@@ -90,7 +90,7 @@ COMPARISONS = {
 def make_comparison(name: str, size: str | None = None) -> Comparison:
     """Make a comparison at one size of SHViT. Default: the size that the paper uses.
 
-    At other sizes, the paper's numbers are left out. `macro` always shows them, as its paper networks are not SHViT.
+    At other sizes, the paper's numbers are left out. `macro` keeps them, because they are not from variants of SHViT.
     """
     paper = COMPARISONS[name]
     size = size or paper.size

@@ -94,7 +94,7 @@ def study_heads(
     on_update(study)
     kept = {layers[index]: head for index, head in chosen.items()}
     if kept and model.model_file is not None and all(can_prune(layer) for layer in kept):
-        progress("pruning heads and timing", 0, 1)
+        progress("pruning heads and measuring the savings", 0, 1)
         pruned: Any = with_single_heads(network, kept)
         correct, count = count_correct(pruned, images)
         network.cpu()

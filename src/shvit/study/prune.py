@@ -13,12 +13,12 @@ from .mixers import QUERY_CHANNELS, MultiHeadAttention
 
 Network = TypeVar("Network", bound=nn.Module)
 PRUNABLE = {"qkv", "proj", "q_norm", "k_norm", "relative_position_bias_table"}
-"""Parts of timm's ViT and Swin attention that have weights. All heads share the two norms, which are not pruned."""
+"""Modules and parameters in the attention of timm's ViT and Swin. The norms are shared by all heads and not pruned."""
 
 
 @torch.no_grad()
 def with_single_heads(network: Network, kept: Mapping[AttentionLayer, int]) -> Network:
-    """Return a smaller network in which some layers keep one head. Its outputs are those with the other heads off.
+    """Return a smaller network in which some layers keep one head. It computes the same as with the other heads off.
 
     Args:
         network: The network, not fused. It is left as it was.
@@ -35,7 +35,7 @@ def with_single_heads(network: Network, kept: Mapping[AttentionLayer, int]) -> N
         if isinstance(module, MultiHeadAttention):
             each = module.values // module.heads
             queries, values = _channels(head, QUERY_CHANNELS), _channels(head, each)
-            before = module.heads * QUERY_CHANNELS  # query channels of all heads, and also their key channels
+            before = module.heads * QUERY_CHANNELS  # query channels of all heads; as many key channels follow
             _select(module.qkv, torch.cat([queries, queries + before, values + 2 * before]))
             _select(module.project, inputs=values)
             module.heads, module.values = 1, each
@@ -46,7 +46,7 @@ def with_single_heads(network: Network, kept: Mapping[AttentionLayer, int]) -> N
             if hasattr(module, "relative_position_bias_table"):
                 table = module.relative_position_bias_table
                 module.relative_position_bias_table = nn.Parameter(table[:, head : head + 1].clone())
-            module.num_heads, module.attn_dim = 1, each  # has no effect in Swin, which has no attn_dim
+            module.num_heads, module.attn_dim = 1, each  # Swin does not use attn_dim
     return pruned
 
 
@@ -60,7 +60,7 @@ def can_prune(layer: AttentionLayer) -> bool:
 
 
 def _channels(head: int, each: int) -> Tensor:
-    """Channel indices of one head in the concatenation of all heads, which have `each` channels."""
+    """Channel indices of one head in the concatenation of all heads, with `each` channels per head."""
     return torch.arange(head * each, (head + 1) * each)
 
 

@@ -18,20 +18,20 @@ from ..errors import InputError
 from .heads import AttentionLayer, HeadMaps, heads_off, record_attention
 
 Batches = Iterable[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]
-"""Batches of normalized images, on the network's device, and their labels. They must allow repeated iteration."""
+"""Batches of normalized images, on the network's device, and their labels. Must be iterable more than once."""
 TOP1_ROUNDING = 1e-9
-"""Points of top-1. A loss may exceed the tolerance by this much, because it may be a rounding error."""
+"""In points of top-1. A loss may exceed the tolerance by this much, to allow for rounding errors."""
 
 
 @dataclass(frozen=True)
 class LayerHeads:
-    """Results of one layer. Each tuple has one entry per head, or is empty where the text says so."""
+    """Results of one layer. Each tuple has one entry per head."""
 
     layer: str
     similarity: tuple[float, ...]
-    """Mean cosine similarity (0 to 1) of a head's attention map and those of the other heads. Empty with one head."""
+    """Mean cosine similarity (0 to 1) of a head's attention map to those of the other heads. Empty for one head."""
     without: tuple[float, ...]
-    """Top-1 with only this head off. Empty with one head."""
+    """Top-1 with only this head off. Empty for one head."""
     alone: tuple[float, ...]
     """Top-1 with all other heads of the layer off."""
 
@@ -157,13 +157,13 @@ def single_together(
 ) -> dict[int, int]:
     """Find layers that can all run with a single head at the same time within the tolerance. Returns the heads to keep.
 
-    The search is greedy: layers from `could_be_single` are added one by one, smallest loss first. If adding a layer
-    exceeds the tolerance, this layer is left out.
+    The search is greedy: layers from `could_be_single` are added one by one, smallest loss first. A layer is left out
+    if adding it would exceed the tolerance.
     """
     kept: dict[int, int] = {}
     candidates = redundancy.could_be_single(tolerance)
     for done, (index, head) in enumerate(candidates.items()):
-        progress(f"single heads together: {layers[index].name}", done, len(candidates))
+        progress(f"combining layers with a single head: {layers[index].name}", done, len(candidates))
         tried = {**kept, index: head}
         off = {layers[one]: set(range(layers[one].heads)) - {keep} for one, keep in tried.items()}
         with heads_off(off):
@@ -175,7 +175,7 @@ def single_together(
 
 @torch.inference_mode()
 def count_correct(network: nn.Module, batches: Batches) -> tuple[int, int]:
-    """Count the correct top-1 predictions, and the images."""
+    """Count the correct top-1 predictions and the images."""
     correct = images = 0
     for inputs, labels in batches:
         correct += int((network(inputs).argmax(1).cpu() == labels).sum())

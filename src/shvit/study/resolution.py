@@ -44,7 +44,7 @@ class Latency:
 
     @classmethod
     def of(cls, row: Row) -> "Latency":
-        """Make the latency from a row of a benchmark."""
+        """Convert a row of a benchmark to a latency."""
         case = row.case
         sizes = case.image_size, case.engine, case.precision, case.batch_size
         return cls(case.model, *sizes, 1e3 / row.images_per_second, row.timing.spread)

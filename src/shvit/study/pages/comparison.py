@@ -100,7 +100,7 @@ def _paper_kind(result: ComparisonResult, engine: str) -> str | None:
 
 
 def _paper_ratio(result: ComparisonResult, entry: Entry, kind: str | None) -> float | None:
-    """The speed of an entry relative to the reference entry, from the paper's numbers. None if the paper has none."""
+    """The speed of an entry relative to the reference entry, from the paper's numbers. None if they are not known."""
     speed, reference = (one.paper.get(kind or "") for one in (entry, result.reference.entry))
     return speed / reference if speed and reference else None
 
@@ -154,8 +154,8 @@ def _speed_section(result: ComparisonResult) -> Section:
     axis = f"images/s, relative to {result.comparison.reference}"
     figure = figures.bars(labels, pictured, axis, 1.0)
     note = (
-        "One engine at a time, every network is timed once per round. Ratios are ratios of medians. Half of the rounds "
-        "differ from the median by less than the spread. Weights are random, which does not change the speed."
+        "Engines are measured one after the other. In each round, every network is timed once. Ratios compare medians. "
+        "Half of the rounds differ from the median by less than the spread. Random weights do not change the speed."
     )
     return Section(
         "Speed",
@@ -238,8 +238,8 @@ def _accuracy_section(result: ComparisonResult) -> Section:
     size = training.image_size or result.image_size
     text = (
         f"Each network is trained from random weights on the dataset {training.data}, for "
-        f"{counted(training.epochs, 'epoch')} at {size} pixels (or more, for networks with larger images), with "
-        "the recipe scratch. Top-1 is that of the best epoch, selected on the same validation images.",
+        f"{counted(training.epochs, 'epoch')} at {size} pixels (proportionally more for larger images), with the "
+        "recipe scratch. Top-1 is that of the best epoch, which was selected on the same validation images.",
         _noise(trained),
     )
     return Section("Accuracy", text, (Table("accuracy", "Top-1", tuple(columns), rows),), tuple(pictures))

@@ -112,8 +112,8 @@ def _maps_section(study: HeadStudy) -> Section:
     figure = figures.attention_over_images(study.pictures)
     text = (
         "Important: the head whose removal costs the most top-1. Redundant: the head whose removal costs the least; if "
-        "several heads are equal, the most similar one. Bright: high attention from the marked point. Each map has its "
-        "own color scale. If attention is computed in windows, positions outside the point's window are not colored.",
+        "several are equal, the head most similar to the others. Bright: high attention from the marked point. Each map "
+        "has its own color scale. If attention is computed in windows, positions outside the window are not colored.",
     )
     return Section("Where heads look", text, (), (Plot("attention", figure, "Attention maps over the images."),))
 
@@ -129,7 +129,7 @@ def _similarity_section(result: Redundancy, counts: Sequence[int]) -> Section:
     for count, values in PAPER_SIMILARITY.items():
         if len(counts) == len(values) and set(counts) == {count}:
             series[f"paper, DeiT-T, {count} heads"] = list(enumerate(values, 1))
-    columns = (Column("layer"), Column("heads"), Column("mean similarity, %", "{:.1f}"), Column("of each head, %"))
+    columns = (Column("layer"), Column("heads"), Column("mean similarity, %", "{:.1f}"), Column("each head, %"))
     figure = figures.lines(series, "layer", "mean cosine similarity of heads' maps, %")
     text = (
         "Cosine similarity, from 0 to 100 %, of each head's attention map to the maps of the other heads of its layer, "
@@ -205,8 +205,8 @@ def _single_section(study: HeadStudy) -> Section:
     if study.savings:
         saved = study.savings
         text.append(
-            "The table compares the full network with one in which some of these layers are pruned to their best head: "
-            "a set that stays within the same limit together. The pruned network was not fine-tuned. Its top-1 is "
+            "The table compares the full network with one in which some of these layers are pruned to their best head. "
+            "Together, these layers stay within the same limit. The pruned network was not fine-tuned. Its top-1 is "
             "optimistic, because layers and heads were selected on the same images."
         )
         rows: list[list[Any]] = [
