@@ -112,8 +112,8 @@ def _maps_section(study: HeadStudy) -> Section:
     figure = figures.attention_over_images(study.pictures)
     text = (
         "Important: the head whose removal costs the most top-1. Redundant: the head whose removal costs the least; if "
-        "several are equal, the head most similar to the others. Bright: high attention from the marked point. Each map "
-        "has its own color scale. If attention is computed in windows, positions outside the window are not colored.",
+        "several are equal, the head most similar to the others. Bright: high attention from the marked point. Each "
+        "map has its own color scale. If attention is computed in windows, positions outside are not colored.",
     )
     return Section("Where heads look", text, (), (Plot("attention", figure, "Attention maps over the images."),))
 
