@@ -91,13 +91,20 @@ def breakdown() -> str:
         ]
         for row in result["rows"]
     )
-    columns = ("network", "engine", "ms per image", "memory-bound", "time in attention layers", "memory-bound there")
+    columns = (
+        "network",
+        "engine",
+        "ms per image",
+        "memory-bound",
+        "time in attention layers",
+        "memory-bound in attention layers",
+    )
     return "\n".join(
         [
             *command(result),
             f"Measured by the engines' profilers on {one_thread(result)}, in fp32 at batch size "
-            f"{result['rows'][0]['batch_size']}. *Memory-bound* is defined as above, and given",
-            "for the whole network and for its attention layers:",
+            f"{result['rows'][0]['batch_size']}. *Memory-bound* is the share of time spent",
+            "in the operations listed above; the last column is this share within the attention layers.",
             "",
             *table(columns, rows),
         ]
@@ -133,7 +140,7 @@ def sizes() -> str:
         [
             *command(result),
             f"S1 trained at {trained['image_size']} pixels on imagenette160 for {trained['epochs']} epochs, evaluated "
-            f"at other sizes without further training. Latency of one image, with the engine {engine}:",
+            f"at other sizes without further training. Latency is that of one image, with the engine {engine}:",
             "",
             *table(
                 ("pixels", *map(str, tops)),
@@ -163,8 +170,8 @@ def _redundancy_of(what: str) -> str:
         return [f"{100 * (top1 - max(layer[key])):.1f}" for layer in layers]
 
     summary = (
-        f"{len(result['could_be_single'])} layers can be reduced to one head, one layer at a time, with a drop of at "
-        f"most 0.5 points of top-1; {len(result['single_together'])} layers can be reduced at the same time."
+        f"If all other layers keep all heads, each of {len(result['could_be_single'])} layers can be reduced to one "
+        f"head with a drop of at most 0.5 points; {len(result['single_together'])} can be reduced at the same time."
     )
     if saved:
         faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in saved["speed_ratio"].items())
@@ -176,7 +183,8 @@ def _redundancy_of(what: str) -> str:
         )
     return "\n".join(
         [
-            f"**`{result['model']}`**, trained from scratch for {trained['epochs']} epochs to {trained['top1']:.2%} on",
+            f"**`{result['model']}`**, trained from scratch for {trained['epochs']} epochs, with a top-1 of "
+            f"{trained['top1']:.2%} on",
             f"{trained['images']:,} validation images of imagenette160.",
             "",
             f"Training: `{trained['command']}`",

@@ -166,7 +166,7 @@ def test_a_layer_that_is_described_wrongly_is_refused_at_once():
         InputError, match="unread: its projection, which should read the heads' outputs, is never called"
     ):
         measure_redundancy(network, [unread], batches(), batches())
-    with pytest.raises(InputError, match="blind: no softmax or fused attention ran"):
+    with pytest.raises(InputError, match="blind: its module called neither softmax nor fused attention"):
         measure_redundancy(network, [blind], batches(), batches())
 
 

@@ -145,7 +145,7 @@ def test_designs_trained_and_timed(run, folder, tmp_path, monkeypatch):
         "costs.csv", "speed.csv", "stages_onnx.csv", "accuracy.csv"
     }  # fmt: skip
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "One seed each" in page
+    assert "trained with one seed" in page
     assert "at 32 pixels" in page
 
 
@@ -171,4 +171,6 @@ def test_resolution_of_weights_and_of_a_name(run, tiny, folder, tmp_path):
     assert len(document["points"]) == 4
     assert [(row["image_size"], row["images"]) for row in document["accuracies"]] == [(32, 12), (64, 12)]
     assert (tmp_path / "out" / "tradeoff.png").exists()
-    assert "top-1 of shvit_s1: it has no weights: give a model file, or --train DATA" in document["omitted"]
+    assert (
+        "top-1 of shvit_s1: it has no weights: give a model file, or train it with --train DATA" in document["omitted"]
+    )

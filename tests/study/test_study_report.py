@@ -83,7 +83,7 @@ def test_a_comparison_says_its_ratios_beside_the_papers():
     labels = [column.name for column in time.columns]
     row = dict(zip(labels, time.rows[0], strict=True))
     assert row["memory-bound"] == pytest.approx(0.75)
-    assert row["memory-bound in these"] == 1.0
+    assert row["memory-bound in token mixers"] == 1.0
     assert row["stage 2, ms"] == pytest.approx(3 / 16)
     assert any("torch: broken" in section.text for section in report.sections)
     assert {"value", "unit", "commit", "versions", "hardware", "threads", "command", "date"} <= set(report.data)
@@ -98,7 +98,7 @@ def test_differences_within_the_noise_are_called_so():
         "seeds of one network is 1.41 points, so differences of less than 2.8 points between means over 2 seeds" in said
     )
     once = comparison_page(compared(((0.7,), (0.71,), (0.6,), (), ())), about("cpu")).findings[-1]
-    assert "One seed each: the spread between seeds" in once
+    assert "trained with one seed. The spread between seeds is unknown" in once
 
 
 def test_nothing_measured_is_said_so():

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 study = App(
     name="study",
-    help="The paper's analyses, on its networks or yours. Each writes a folder with report.html, JSON, CSV and PNG "
-    "files.",
+    help="Repeat the paper's analyses on its networks or on yours. Each analysis writes a folder with report.html and "
+    "JSON, CSV and PNG files.",
 )
 
 
@@ -27,9 +27,9 @@ study = App(
 def study_redundancy(request: RedundancyRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
     """Measure how redundant a network's attention heads are.
 
-    Draws where heads look, compares their attention maps, and measures the accuracy with each head of each layer
-    removed or alone. Works for timm's ViT and Swin, SHViT with any mixer, and your own network. Runs the images
-    1 + 2 x (number of heads) times.
+    Draws the attention maps of heads, compares these maps, and measures top-1 without each head, and with only that
+    head in its layer. Works with timm's ViT and Swin, SHViT with any token mixer, and your own network. Runs the
+    network up to 1 + 2 x (total number of heads) times on each image.
     """
     from ..study.verbs import redundancy
 
@@ -39,7 +39,7 @@ def study_redundancy(request: RedundancyRequest, *, json: Json = False, typed: F
 
 
 def _comparison(name: str, about: str) -> None:
-    """Add the command of a comparison. All of them take the same request."""
+    """Add the command of a comparison. All comparisons take the same request."""
 
     @study.command(name=name, help=f"{about}\n\nRun the same command again to resume interrupted training.")
     def command(request: ComparisonRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
@@ -50,13 +50,13 @@ def _comparison(name: str, about: str) -> None:
 
 
 for _name, _about in {
-    "macro": "Compare macro designs: a 16x16 stem with three stages against a 4x4 stem with four, larger images, and "
-    "attention in the first stage. Reports parameters, MACs, activations, speed on every engine and time per stage; "
-    "accuracy with --train.",
+    "macro": "Compare macro designs: a 4x4 stem with four stages, and a 16x16 stem with three stages, also on larger "
+    "images and with attention in the first stage. Reports parameters, MACs, activations, speed on every engine and "
+    "time per stage, and accuracy with --train.",
     "ablation": "Compare token mixers: no attention, multi-head, and single-head over 1/8, 1/4.67 or 1/2 of the "
-    "channels. Reports speed; accuracy with --train.",
+    "channels. Reports cost and speed, and accuracy with --train.",
     "designs": "Compare three designs of single-head attention: (a) in a bottleneck, (b) over all channels, (c) over "
-    "some of the channels. Reports speed; accuracy with --train.",
+    "some of the channels. Reports cost and speed, and accuracy with --train.",
 }.items():
     _comparison(_name, _about)
 
@@ -71,7 +71,7 @@ def study_breakdown(request: BreakdownRequest, *, json: Json = False) -> None:
 
 @study.command(name="resolution")
 def study_resolution(request: ResolutionRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
-    """Measure latency and accuracy at several image sizes, for SHViT and its peers."""
+    """Measure latency and accuracy at several image sizes, by default of SHViT and peers."""
     from ..study.verbs import resolution
 
     _check_training(request.accuracy, typed)
@@ -79,7 +79,7 @@ def study_resolution(request: ResolutionRequest, *, json: Json = False, typed: F
 
 
 def _check_training(accuracy: AccuracyOptions, typed: Typed) -> None:
-    """Refuse the flags that only affect training if no network is trained."""
+    """Without --train, refuse the flags that only affect training."""
     if accuracy.train is None:
         typed.refuse("epochs", "train-size", "seeds", because="without --train DATA")
         if "data" not in typed.flags:
@@ -101,7 +101,7 @@ def _run(verb: "Callable[..., Written]", out: Path, json: bool) -> None:
 
 
 def _plain_reporter(json: bool) -> "Reporter":
-    """Log training as plain lines, because the terminal shows the progress bar of the study."""
+    """Make a reporter that logs training in plain lines, because the terminal shows the progress bar of the study."""
     from ..train.progress import Reporter
 
     return Reporter(Console(stderr=json, force_terminal=False))

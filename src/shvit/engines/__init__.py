@@ -12,10 +12,12 @@ from ..errors import check_at_least, notice
 from ..modelfile import ModelFile
 from ..tasks import TASKS
 from .base import Engine, Runnable, Shapes, batch_of, detector_of
+from .base import ExportJob as ExportJob
 from .coreml import CoreMLEngine
 from .cuda.engine import CudaEngine
 from .executorch import ExecuTorchEngine
 from .exported import EngineError, Exported, check_seal
+from .exported import ExportError as ExportError
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine
 from .timm import TimmFormat

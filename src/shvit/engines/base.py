@@ -143,6 +143,8 @@ class Engine:
             EngineError: The format does not support this precision or these shapes, libraries are missing, or there are
                 no calibration images for int8.
         """
+        if not cls.writes:
+            raise EngineError(f"the engine {cls.name} has no file format: it runs model files")
         allowed = cls.writes.get(detector_of(job.model_file.task), ())
         if job.precision not in allowed:
             raise EngineError(

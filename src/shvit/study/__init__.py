@@ -1,1 +1,1 @@
-"""The paper's analyses, for its networks and others."""
+"""The analyses of the SHViT paper, for its networks and for others."""

@@ -1,4 +1,4 @@
-"""Train networks with one recipe, to compare their accuracy."""
+"""Train networks with the same recipe, to compare their accuracy."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -20,34 +20,34 @@ from ..train.start import variant_of
 
 @dataclass(frozen=True)
 class Training:
-    """How every network of a study is trained: with the same recipe, from random weights."""
+    """How a study trains its networks: all of them with the same recipe, from random weights."""
 
     data: str
     epochs: int
     seeds: int = 1
     image_size: int | None = None
-    """None: the size at which speed is measured."""
+    """In pixels. None: in comparisons, the size at which speed is measured; in `resolution`, the network's own size."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Other fields of the recipe `scratch`."""
+    """Changes to other fields of the recipe `scratch`."""
     device: str = "auto"
     workers: int = 2
 
     @classmethod
     def requested(cls, options: AccuracyOptions, device: str, seeds: int = 1) -> "Training | None":
-        """The training that the options request. None without `--train DATA`."""
+        """Make the training that these options describe. Returns None if `--train DATA` is not given."""
         if options.train is None:
             return None
         return cls(options.train, options.epochs, seeds, options.train_size, {}, device, options.workers)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without credentials."""
+        """Convert to JSON data, without the credentials that a URL may contain."""
         return redacted(asdict(self))
 
     def like(self, model: str) -> "Training":
-        """Use this network's weight decay for all networks. No other field of the recipe depends on the network.
+        """Return a copy that uses `model`'s weight decay for all networks. Other fields do not depend on the network.
 
         Raises:
-            InputError: The data cannot be trained on, or a setting is not allowed.
+            InputError: The data cannot be used for training, or a setting is not allowed.
         """
         check_at_least(1, seeds=self.seeds)
         named = {"epochs": self.epochs, **self.settings}
@@ -61,17 +61,17 @@ class Training:
         return {**self.settings, "epochs": self.epochs, "seed": seed, "image_size": image_size}
 
     def check(self, model: str, folder: Path, image_size: int | None, seed: int) -> None:
-        """Raise InputError if `run` cannot resume the run in the folder because it has other settings."""
+        """Raise InputError if the folder holds a run with different settings, which `run` cannot resume."""
         if (folder / RECORD).exists():
             recorded(folder, {**self._settings(image_size, seed), "model": model})
 
     def run(self, model: str, folder: Path, image_size: int | None, seed: int, reporter: Reporter) -> float:
-        """Train a network from a seed, or resume the run in the folder. Returns the top-1 of its best.safetensors.
+        """Train a network with this seed, or resume the run in `folder`. Returns the top-1 of the run's best epoch.
 
-        An image size of None is the network's own.
+        If `image_size` is None, the network's own size is used.
 
         Raises:
-            InputError: The run in the folder has other settings; see `check`.
+            InputError: The run in the folder has different settings; see `check`.
             Failure: Training failed.
             KeyboardInterrupt: The run was stopped and can be resumed.
         """

@@ -1,6 +1,6 @@
-"""How much time a network spends on each kind of operation, and in which of its modules.
+"""Measure how much time a network spends on each kind of operation, in each of its modules.
 
-Source: Yun and Ro, "SHViT" (CVPR 2024): most of the time of a multi-head layer is memory-bound work.
+Source: Yun and Ro, "SHViT" (CVPR 2024), where multi-head layers spend most of their time on memory-bound operations.
 """
 
 from collections import defaultdict
@@ -28,13 +28,13 @@ PRODUCT, FUSED, DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE, OTHER = KINDS = (
     "elementwise and means",
     "the engine's own",
 )
-"""Kinds of operations. Matrix products include dense convolutions. Fused attention is matrix products and softmax in
-one kernel. The last kind is overhead of the engine, mostly dispatch."""
+"""Kinds of operations. Matrix products include dense convolutions. Fused attention combines matrix products and softmax
+in one kernel. The last kind is overhead of the engine, mostly dispatch."""
 MEMORY_BOUND = (DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE)
-"""Kinds with few FLOPs per byte."""
+"""Kinds of operations that do few FLOPs per byte of memory traffic."""
 
 KIND_WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
-    (ELEMENTWISE, ("convert", "upsample")),  # first, because they contain "conv" and "linear"
+    (ELEMENTWISE, ("convert", "upsample")),  # first: "convert" has "conv", "upsample_bilinear" has "linear"
     (FUSED, ("attention", "mha")),
     (SOFTMAX, ("softmax",)),
     (NORM, ("norm", "mvn")),
@@ -50,23 +50,23 @@ KIND_WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
         "eltwise", "swish", "silu", "identity", "where", "subgraph",
     )),
 )  # fmt: skip
-"""Substrings of operation names for each kind. The first match determines the kind."""
+"""For each kind, substrings of operation names. An operation belongs to the first kind with a matching substring."""
 
 
 @dataclass(frozen=True)
 class PartTime:
-    """Time of one kind of operation in one module, per call."""
+    """Time of one kind of operation in one module, per call of the network."""
 
     part: str
     """Name of the innermost module, as in `named_modules`. `network`: the network's own `forward`. Empty: preprocessing
-    of the pixels. An operation that an engine fused from several modules counts for one of them."""
+    of the pixels. If an engine fuses operations of several modules, their time counts for one of these modules."""
     kind: str
     seconds: float
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Time of one network in one engine."""
+    """How one network spends its time in one engine."""
 
     model: str
     """Name of the model, as given by the user."""
@@ -79,33 +79,33 @@ class Breakdown:
 
     @property
     def attention(self) -> "Breakdown":
-        """The time in attention layers only."""
+        """The same breakdown, restricted to the attention layers."""
         prefixes = tuple(f"{name}." for name in self.attention_modules)
         return replace(self, spent=tuple(row for row in self.spent if f"{row.part}.".startswith(prefixes)))
 
     def seconds(self, kinds: Sequence[str] = KINDS) -> float:
-        """Seconds per call of some kinds of operations."""
+        """Seconds per call spent in operations of these kinds. Default: all kinds."""
         return sum(row.seconds for row in self.spent if row.kind in kinds)
 
     def stage_seconds(self) -> dict[str, float]:
-        """Seconds per call, by stage of SHViT."""
+        """Seconds per call in each part of SHViT: preprocessing, stem, stages and head."""
         seconds: dict[str, float] = defaultdict(float)
         for row in self.spent:
             seconds[_stage(row.part)] += row.seconds
         return seconds
 
     def shares(self) -> dict[str, float]:
-        """Each kind's share of the time. Empty if no time was spent."""
+        """Share of the time by kind of operation, from 0 to 1. Empty if no time was spent."""
         whole = self.seconds()
         return {kind: self.seconds([kind]) / whole for kind in KINDS} if whole else {}
 
     def memory_bound(self) -> float | None:
-        """The share of time in memory-bound operations. None if no time was spent."""
+        """Share of the time in memory-bound operations, from 0 to 1. None if no time was spent."""
         shares = self.shares()
         return sum(shares[kind] for kind in MEMORY_BOUND) if shares else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the model's name."""
+        """Convert to JSON data, without the model's name."""
         return {
             "engine": self.engine,
             "batch_size": self.batch_size,
@@ -130,25 +130,25 @@ def _stage(part: str) -> str:
 
 
 def pick_profilers(names: Sequence[str] = ()) -> list[str]:
-    """The engines with a profiler that run here, or those named. Raises InputError for an engine that has none."""
+    """Return `names`. Default: all engines that run here and have a profiler. Raises InputError for other engines."""
     able = profiling.PROFILERS
     here = [name for name in able if ENGINES[name].unavailable("cpu") is None]
     for name in names:
         if name not in here:
             reason = ENGINES[name].unavailable("cpu") if name in able else "it has no profiler"
-            raise InputError(f"engine {name!r}: {reason}. Choose from: {', '.join(here)}")
+            raise InputError(f"cannot profile with engine {name!r}: {reason}. Choose from: {', '.join(here)}")
     return list(names) or here
 
 
 def time_breakdown(
     model: ModelFile, engine: str, batch_size: int, threads: int | None = None, name: str | None = None
 ) -> Breakdown:
-    """Profile a classifier on random images of its size, in fp32 on the CPU. Times are medians over several calls.
+    """Profile a classifier on random images of its input size, in fp32 on the CPU. Times are medians of several calls.
 
-    `threads` is as for `shvit bench`; the default name is that of the model's architecture.
+    `threads` is the number of CPU threads; None lets the engine choose. `name` defaults to that of the architecture.
 
     Raises:
-        InputError: The engine has no profiler.
+        InputError: The engine has no profiler, or it cannot run here.
     """
     [engine] = pick_profilers([engine])
     side = model.preprocess.image_size
@@ -168,7 +168,7 @@ def time_breakdown(
 def _attention_modules(network: nn.Module) -> tuple[str, ...]:
     try:
         attention = {layer.module for layer in attention_layers(network)}
-    except InputError:  # it has none
+    except InputError:  # the network has no attention layers
         return ()
     return tuple(name for name, module in network.named_modules() if module in attention)
 
@@ -183,6 +183,6 @@ def _kind(operation: profiling.Operation) -> str:
 
 
 def operation_kind(name: str) -> str:
-    """The kind of an operation, by its name in any engine."""
+    """The kind of an operation, derived from the name that an engine gives it."""
     name = name.lower()
     return next((kind for kind, words in KIND_WORDS if any(word in name for word in words)), OTHER)

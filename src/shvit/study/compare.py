@@ -1,4 +1,4 @@
-"""Compare networks: their cost, their speed on each engine, where the time goes, and their accuracy."""
+"""Compare networks: their cost, their speed on each engine, where their time goes, and their accuracy."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -28,14 +28,14 @@ class Entry:
 
     label: str
     model: str
-    """Name of a network."""
+    """Name of the network. In `experiments.COMPARISONS`, SIZE stands for s1 to s4."""
     scale: float = 1.0
-    """Image size relative to the other entries. The size is rounded to a multiple of 32 pixels."""
+    """Factor on the image size. The product is rounded to a multiple of 32 pixels, unless the factor is 1."""
     paper: Mapping[str, float] = field(default_factory=dict)
-    """The paper's numbers: images/s as `gpu`, `cpu` and `cpu-onnx`, `top1` in %, `params` in millions."""
+    """The paper's numbers: `gpu`, `cpu`, `cpu-onnx` in images/s (or as ratios), `top1` in %, `params` in millions."""
 
     def image_size(self, base: int) -> int:
-        """Image size in pixels, if entries of scale 1 have the size `base`."""
+        """This entry's image size in pixels, where `base` is the image size of entries with scale 1."""
         return base if self.scale == 1.0 else 32 * round(base * self.scale / 32)
 
 
@@ -44,17 +44,17 @@ class Comparison:
     """The networks to compare, and what the paper says about them."""
 
     name: str
-    """Name of the verb."""
+    """Name of the verb, such as `macro`."""
     title: str
     question: str
-    """What the comparison tests, for the report."""
+    """What the comparison tests. This is the first paragraph of the report."""
     claims: tuple[str, ...]
-    """The paper's findings, one sentence each."""
+    """The paper's findings. Each becomes a paragraph of the report."""
     size: str
     """Size of the networks: s1 to s4."""
     entries: tuple[Entry, ...]
     reference: str
-    """Label of the entry that the ratios refer to."""
+    """Label of the reference entry. Ratios are speeds divided by the speed of this entry."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Speed:
     batch_size: int
     images_per_second: float
     ratio: float | None
-    """Speed relative to the reference in the same rounds. None if the reference did not run."""
+    """Speed divided by the speed of the reference entry in the same rounds. None if the reference entry did not run."""
     spread: float
-    """Half of the rounds lie within this fraction of the median."""
+    """Median absolute deviation of the rounds, divided by their median."""
 
 
 @dataclass
@@ -80,11 +80,11 @@ class EntryResult:
     params: int
     macs: int
     activation_bytes: int
-    """Outputs of convolutions, linear layers and attention products for one image, in fp32."""
+    """Size of the outputs of convolutions, linear layers and attention products, for one image in fp32."""
     speeds: list[Speed] = field(default_factory=list)
     breakdowns: list[Breakdown] = field(default_factory=list)
     top1: list[float] = field(default_factory=list)
-    """One value per completed run."""
+    """Top-1 (0 to 1) of each completed training run."""
 
     @property
     def network(self) -> tuple[str, int]:
@@ -93,11 +93,11 @@ class EntryResult:
 
     @property
     def mean_top1(self) -> float | None:
-        """Mean of the runs; None if the network was not trained."""
+        """Mean top-1 of the training runs. None if no run was completed."""
         return mean(self.top1) if self.top1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to JSON data."""
         breakdowns = [one.to_dict() for one in self.breakdowns]
         return {**asdict(self), "mean_top1": self.mean_top1, "breakdowns": breakdowns}
 
@@ -116,16 +116,16 @@ class ComparisonResult:
 
     @property
     def reference(self) -> EntryResult:
-        """The row that the others are compared with."""
+        """The row of the reference entry, with which the other rows are compared."""
         [row] = [row for row in self.rows if row.entry.label == self.comparison.reference]
         return row
 
     def pairs(self) -> list[tuple[str, str, int]]:
-        """Engine, precision and batch size of each measured speed."""
+        """All combinations of engine, precision and batch size for which speeds were measured."""
         return list(dict.fromkeys((s.engine, s.precision, s.batch_size) for row in self.rows for s in row.speeds))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without credentials."""
+        """Convert to JSON data, without credentials."""
         return {
             "study": self.comparison.name,
             "reference": self.comparison.reference,
@@ -148,15 +148,15 @@ def run_comparison(
     reporter: Reporter | None = None,
     on_update: OnResult = lambda result: None,
 ) -> ComparisonResult:
-    """Measure costs and speeds. With `training`, also train each network once per seed.
+    """Measure cost and speed, and profile the networks. With `training`, also train each network once per seed.
 
-    Each run has its own folder in `out`/runs. Complete runs are reused, interrupted runs are resumed. If an entry or an
-    engine fails, the others are still measured.
+    Each training run has its own folder in `out`/runs. Complete runs are reused, and interrupted runs are resumed. If a
+    network or an engine fails, the rest is still measured.
 
     Raises:
-        InputError: An engine, precision or device cannot run here, the data cannot be trained on, or a run in `out` has
-            other settings. Raised before any measurement.
-        KeyboardInterrupt: Ctrl-C. `on_update` got all results so far.
+        InputError: An engine, precision or device cannot be used here, the data cannot be used for training, or a run
+            in `out` has different settings. Raised before any measurement.
+        KeyboardInterrupt: Ctrl-C. `on_update` has been called with all results so far.
     """
     base = request.image_size or need_model_file(comparison.entries[0].model).preprocess.image_size
     speed = replace(request.speed, device=engines.pick_device(request.speed.device))
@@ -183,10 +183,10 @@ def run_comparison(
 
 
 def need_model_file(name: str, image_size: int | None = None) -> ModelFile:
-    """Open a network by name, a model file or published weights. Raises InputError for an exported file."""
+    """Open a named network, a model file or published weights. Raises InputError for an exported file."""
     opened = open_model(name, image_size)
     if not isinstance(opened, ModelFile):
-        raise InputError(f"{name} is an exported file: give the model file, or a network's name")
+        raise InputError(f"{name} is an exported file: give the model file or the name of a network instead")
     return opened
 
 
@@ -197,7 +197,7 @@ def _costs(entry: Entry, base: int) -> EntryResult:
 
 
 def _time(result: ComparisonResult, progress: OnProgress, on_update: OnResult) -> None:
-    """Add the speed of each entry on each engine, and its ratio to the reference's."""
+    """Measure the speed of each entry on each engine, and divide it by the speed of the reference entry."""
     for rows, reasons in timed(result.speed, [row.network for row in result.rows], progress):
         by_network = defaultdict(list)
         for row in rows:
@@ -214,11 +214,11 @@ def _time(result: ComparisonResult, progress: OnProgress, on_update: OnResult) -
 
 
 def _profile(result: ComparisonResult, progress: OnProgress, on_update: OnResult) -> None:
-    """Add the breakdown of each entry on each engine."""
+    """Measure where the time of each entry goes, on each engine that has a profiler."""
     speed = result.speed
     names = [name for name in pick_profilers() if name in (speed.engines or pick_profilers())]
     if speed.device != "cpu":
-        result.omitted.append("where the time goes: measured on the CPU only; for GPUs see shvit bench --profile")
+        result.omitted.append("where the time goes: measured on the CPU only; on a GPU, use shvit bench --profile")
         names = []
     for done, (row, engine) in enumerate(product(result.rows, names)):
         progress(f"where the time goes: {row.entry.label}, {engine}", done, len(result.rows) * len(names))

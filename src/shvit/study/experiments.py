@@ -1,7 +1,7 @@
-"""The paper's comparisons: their networks, and what the paper says about them.
+"""The paper's comparisons: the networks that are compared, and what the paper found.
 
-Source: Yun and Ro, "SHViT" (CVPR 2024), sections 2.1 and 4.4. Images/s are on an A100 (batch 256), a Xeon Gold 5218R
-(batch 16, one thread), and the same Xeon with ONNX Runtime.
+Source: Yun and Ro, "SHViT" (CVPR 2024), sections 2.1 and 4.4. The paper measured images/s on an A100 (batch 256), on a
+Xeon Gold 5218R (batch 16, one thread), and on the same Xeon with ONNX Runtime.
 """
 
 from dataclasses import replace
@@ -13,16 +13,17 @@ COMPARISONS = {
         name="macro",
         title="Macro design: stem and stages",
         question=(
-            "A 16x16 stem with three stages against a 4x4 stem with four. Both have the same blocks (depthwise "
-            "convolution, single-head attention in the last two stages, feed-forward) and the same widths at 14x14 and "
-            "7x7 tokens. Also the three-stage network on larger images, and with attention in its first stage."
+            "A 16x16 stem with three stages against a 4x4 stem with four stages. Both networks have the same blocks "
+            "(depthwise convolution, single-head attention in the last two stages, feed-forward) and the same widths "
+            "at 14x14 and 7x7 tokens. The three-stage network is also measured on larger images, and with attention in "
+            "its first stage."
         ),
         claims=(
             "The paper compares two MetaFormer-style models of similar width, not variants of SHViT.",
-            "The network with the 16x16 stem is 3.0 times as fast on a GPU and 2.8 times as fast on a CPU, and 1.5 "
-            "points less accurate.",
-            "Trained at 256 pixels it reaches the same accuracy and is still much faster.",
-            "Attention in the first stage is a worse trade-off than depthwise convolution alone.",
+            "The network with the 16x16 stem is 3.0 times as fast on a GPU and 2.8 times as fast on a CPU as the "
+            "network with the 4x4 stem, and 1.5 points less accurate.",
+            "Trained at 256 pixels, the network with the 16x16 stem is equally accurate and still much faster.",
+            "In stage 1, attention is a worse trade-off of accuracy and speed than depthwise convolution alone.",
         ),
         size="s1",
         entries=(
@@ -35,14 +36,14 @@ COMPARISONS = {
     ),
     "ablation": Comparison(
         name="ablation",
-        title="Ablation: multi-head, single-head, none",
+        title="Ablation: multi-head, single-head and no attention",
         question=(
             "The same network with multi-head attention over all channels, without attention, and with a single head "
             "over 1/8, 1/4.67 (the paper's choice) or 1/2 of the channels."
         ),
         claims=(
             "Multi-head attention is 0.3 points more accurate than the single head. Its speed is 0.79 times that of "
-            "the single head in ONNX Runtime, 0.81 times in PyTorch on a CPU and 0.88 times on a GPU.",
+            "the single head in ONNX Runtime on a CPU, 0.81 times in PyTorch on a CPU and 0.88 times on a GPU.",
             "Without attention, accuracy drops by 1.1 points.",
             "With 1/2 of the channels instead of 1/4.67, accuracy rises by 0.1 points.",
         ),
@@ -64,13 +65,13 @@ COMPARISONS = {
         title="Three designs of single-head attention",
         question=(
             "A single head (a) instead of the 3x3 convolution of a ResNet bottleneck, (b) over all channels, (c) over "
-            "some of the channels while the others go straight to the projection, as in SHViT. All three have the "
-            "widths and depths of the variant. The paper's (b) has fewer parameters; the paper does not say how it was "
-            "narrowed."
+            "some of the channels while the other channels go straight to the projection, as in SHViT. Here, all three "
+            "networks have the widths and depths of the SHViT variant. The paper's network (b) has fewer parameters; "
+            "the paper does not say which widths were reduced."
         ),
         claims=(
-            "(c) is the fastest in ONNX Runtime: the speed of (a) is 0.84 times, of (b) 0.76 times that of (c).",
-            "(c) is the most accurate: (a) is 1.6 points worse, (b) 0.1 points.",
+            "(c) is the fastest in ONNX Runtime: (a) has 0.84 times and (b) has 0.76 times the speed of (c).",
+            "(c) is the most accurate: the top-1 of (a) is 1.6 points lower, and that of (b) is 0.1 points lower.",
         ),
         size="s2",
         entries=tuple(
@@ -87,9 +88,9 @@ COMPARISONS = {
 
 
 def make_comparison(name: str, size: str | None = None) -> Comparison:
-    """A comparison at one size of SHViT. Default: the paper's size.
+    """Make a comparison at one size of SHViT. Default: the size that the paper uses.
 
-    Other sizes have no numbers from the paper, except in `macro`, where the paper compares networks other than SHViT.
+    At other sizes, the paper's numbers are left out. `macro` keeps them, because they are not from variants of SHViT.
     """
     paper = COMPARISONS[name]
     size = size or paper.size

@@ -1,4 +1,4 @@
-"""Figures of the studies. Each function returns a finished figure."""
+"""Draw the figures of the studies. Each function returns a finished figure."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -14,14 +14,14 @@ from ..console import visible
 from .head_study import AttentionMaps
 
 KIND_COLORS = ("#3b5b7a", "#1098ad", "#e8590c", "#f2a65a", "#f6c453", "#c2255c", "#d8a7c0", "#c9ced6")
-"""Colors of `breakdown.KINDS`: cool for compute-bound, warm for memory-bound."""
+"""Colors of `breakdown.KINDS`, in the same order: cool for compute-bound, warm for memory-bound, gray for overhead."""
 
 
 @style.literal_text()
 def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], label: str, line: float | None) -> Figure:
-    """Groups of horizontal bars with their values, from top to bottom. The paper's series are gray.
+    """Draw groups of horizontal bars, each bar labelled with its value. The paper's series are gray.
 
-    Each series has one value per group. `label` describes the axis; `line` is the position of a reference line.
+    Each series has one value per group. `label` describes the x axis. `line` is the position of a reference line.
     """
     height = 0.8 / len(series)
     figure, [[axes]] = style.new_figure(8.2, 1.3 + len(groups) * (0.2 + 0.24 * len(series)))
@@ -44,7 +44,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], la
 
 @style.literal_text()
 def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str, percent: bool = False) -> Figure:
-    """A stacked horizontal bar per row, from top to bottom. With `percent`, parts are shares by `breakdown.KINDS`."""
+    """Draw one stacked horizontal bar per row. With `percent`, the parts are the shares of `breakdown.KINDS`."""
     figure, [[axes]] = style.new_figure(9.2, 1.4 + 0.42 * len(rows))
     style.plot_style(axes, label)
     left = np.zeros(len(rows))
@@ -70,7 +70,7 @@ def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str
 
 @style.literal_text()
 def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: str) -> Figure:
-    """Labelled points (x, y, label), with a line through each series. The x axis is logarithmic."""
+    """Draw labelled points (x, y, label), with a line through each series. The x axis is logarithmic."""
     figure, [[axes]] = style.new_figure(8.2, 5.0)
     style.plot_style(axes, x, y)
     for color, (name, values) in zip(cycle((style.OURS, *style.SERIES)), series.items(), strict=False):
@@ -87,7 +87,7 @@ def points(series: Mapping[str, Sequence[tuple[float, float, str]]], x: str, y: 
 
 @style.literal_text()
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, log: bool = False) -> Figure:
-    """A line for each series. The paper's series are gray."""
+    """Draw one line per series. The paper's series are gray. `log` makes the y axis logarithmic."""
     figure, [[axes]] = style.new_figure(8.2, 4.2)
     style.plot_style(axes, x, y)
     colors = cycle((style.OURS, *style.SERIES))
@@ -111,7 +111,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, l
 
 @style.literal_text()
 def attention_over_images(shown: AttentionMaps) -> Figure:
-    """A row per image: the image with its query point, then each attention map over it."""
+    """Draw one row per image: the image with its query point, then each attention map over a gray copy of the image."""
     rows, columns = len(shown.images), len(shown.columns) + 1
     figure, grid = style.new_figure(1.9 * columns, 2.0 * rows + 0.5, rows, columns)
     for line, image, (x, y), maps in zip(grid, shown.images, shown.queries, shown.maps, strict=True):
@@ -129,9 +129,9 @@ def attention_over_images(shown: AttentionMaps) -> Figure:
 
 @style.literal_text()
 def heads(layers: Sequence[str], scores: Mapping[str, Sequence[Sequence[float]]], whole: float) -> Figure:
-    """Top-1 with heads of one layer switched off: a panel per ablation, a dot per head, and the best one in color.
+    """Draw top-1 with heads of one layer off: a panel per ablation, a dot per head, each layer's best head in color.
 
-    `scores` has, for each ablation and layer, the score of each head; `whole` is the score with all heads.
+    `scores` holds the top-1 of each head, by ablation and layer. `whole` is the top-1 with all heads.
     """
     columns = len(scores)
     width = max(4.4, 0.36 * len(layers) + 1.6)

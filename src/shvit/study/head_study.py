@@ -1,4 +1,4 @@
-"""Everything `shvit study redundancy` measures: attention maps, similarity, ablation, and savings with single heads."""
+"""All measurements of `shvit study redundancy`: attention maps, similarity, ablation, and savings with single heads."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,15 +27,15 @@ TIMED_BATCH, TIMED_ROUNDS = 16, 10
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention maps over images, one row per image."""
+    """Attention maps to draw over images, one row per image."""
 
     images: Sequence[UInt8[np.ndarray, "h w 3"]]
     queries: Sequence[tuple[int, int]]
-    """Query points (x, y) in pixels."""
+    """Query point (x, y) of each image, in pixels."""
     columns: Sequence[str]
-    """Titles of the maps."""
+    """Titles of the columns of maps."""
     maps: Sequence[Sequence[Float[np.ndarray, "h2 w2"]]]
-    """For each image one map per column, coarser than the image. NaN where the query has no attention."""
+    """For each image, one map per column, at a lower resolution. NaN at positions to which the query cannot attend."""
 
 
 @dataclass
@@ -46,15 +46,15 @@ class HeadStudy:
     redundancy: Redundancy
     tolerance: float
     single: dict[str, int] = field(default_factory=dict)
-    """The head to keep in each layer that can run with one head while the other layers keep all heads."""
+    """Layers that can run with one head if all other layers keep all their heads, and the head that each would keep."""
     together: dict[str, int] = field(default_factory=dict)
-    """The head to keep in each layer of a set that can run with one head at the same time."""
+    """Layers that can all run with one head at the same time, and the head that each would keep."""
     savings: dict[str, Any] | None = None
-    """Measured savings of the layers in `together`. None if there are none, or their heads cannot be pruned."""
+    """Measured savings with one head in the layers of `together`. None if `together` is empty or cannot be pruned."""
     pictures: AttentionMaps | None = None
     notes: list[str] = field(default_factory=list)
     complete: bool = True
-    """False until every layer was measured."""
+    """False until every layer has been measured."""
 
 
 def study_heads(
@@ -68,8 +68,8 @@ def study_heads(
 ) -> HeadStudy:
     """Run the whole study. `on_update` is called with the results so far after each layer and each part.
 
-    The figure shows the attention maps of `pictures`, which have the size that the network takes. Query points (x, y)
-    are fractions of the image. Each picture takes the next point in turn, until all pictures and points were shown.
+    Attention maps are drawn over `pictures`, which must have the input size of the network. `queries` are points (x, y)
+    in fractions of the image. Picture and query are paired in order; the shorter of the two lists is repeated.
     """
     network, layers, tolerance = model.network, model.layers, request.tolerance
     study = HeadStudy(model.name, Redundancy(0.0, 0, ()), tolerance, complete=False)
@@ -94,14 +94,14 @@ def study_heads(
     on_update(study)
     kept = {layers[index]: head for index, head in chosen.items()}
     if kept and model.model_file is not None and all(can_prune(layer) for layer in kept):
-        progress("pruning heads and timing", 0, 1)
+        progress("pruning heads and measuring the savings", 0, 1)
         pruned: Any = with_single_heads(network, kept)
         correct, count = count_correct(pruned, images)
         network.cpu()
         models = model.model_file, replace(model.model_file, model=pruned.cpu())
         study.savings = {"top1": correct / count, **_savings(models, request.threads, study.notes)}
     elif kept:
-        study.notes.append("The savings of single heads were not measured: the heads of this network cannot be pruned.")
+        study.notes.append("The savings with single heads were not measured: heads of this network cannot be pruned.")
     return study
 
 
@@ -110,7 +110,7 @@ def _named(layers: Sequence[AttentionLayer], heads: Mapping[int, int]) -> dict[s
 
 
 def _savings(models: Sequence[ModelFile], threads: int | None, notes: list[str]) -> dict[str, Any]:
-    """Cost and speed of the whole and the pruned network, in fp32 on the CPU. An engine that fails adds a note."""
+    """Measure cost and speed of the full and the pruned network, in fp32 on the CPU. If an engine fails, add a note."""
     size = models[0].preprocess.image_size
     whole, single = (cost(model.model, (size, size)) for model in models)
     speeds: dict[str, list[float]] = {}
@@ -132,7 +132,7 @@ def _savings(models: Sequence[ModelFile], threads: int | None, notes: list[str])
 
 
 class _Timed:
-    """A network to be timed. Raises Failure if the engine fails."""
+    """A network, loaded into an engine and ready to be timed. Raises Failure if the engine fails."""
 
     def __init__(self, model: ModelFile, engine: str, threads: int | None) -> None:
         size = model.preprocess.image_size
@@ -148,16 +148,16 @@ class _Timed:
 
 
 def _speeds(models: Sequence[ModelFile], engine: str, threads: int | None) -> list[float]:
-    """Images per second of each network, timed in turn. Raises Failure if one cannot run."""
+    """Measure the images per second of each network, alternating between them. Raises Failure if a network fails."""
     subjects = {number: _Timed(model, engine, threads) for number, model in enumerate(models)}
     timings, failed = interleave(subjects, TIMED_ROUNDS)
     if len(timings) < len(models):
-        raise Failure(next(iter(failed.values()), "stopped"))
+        raise Failure(next(iter(failed.values()), "timing was interrupted"))
     return [TIMED_BATCH / timing.median for timing in timings.values()]
 
 
 def _columns(redundancy: Redundancy) -> dict[str, tuple[int, int]]:
-    """Columns: the most important and the most redundant head of all layers, and of an early, a middle and the last."""
+    """Choose the most important and most redundant head of all layers, and of an early, a middle and the last layer."""
     ranked = redundancy.ranked()
     layers = sorted({index for index, _ in ranked}) or range(len(redundancy.layers))
     indices = dict.fromkeys((layers[len(layers) // 6], layers[len(layers) // 2], layers[-1]))
@@ -180,7 +180,7 @@ def _attention_maps(
     pictures: UInt8[np.ndarray, "n h w 3"],
     queries: Sequence[tuple[float, float]],
 ) -> AttentionMaps:
-    """The attention maps of some heads. Raises InputError if the tokens are not a square grid."""
+    """Compute the attention maps of the heads in `_columns`. Raises InputError if the tokens are not a square grid."""
     columns = _columns(redundancy)
     normalize = Normalize(model.preprocess)
     images, rows, pixels = [], [], []

@@ -1,7 +1,7 @@
-"""Find, observe and switch off the attention heads of any network, with fused attention or without.
+"""Find the attention heads of any network, record their attention maps, and switch heads off.
 
-Attention maps are taken from the output of softmax, or computed from the arguments of PyTorch's fused attention, during
-the network's own forward pass. A head is switched off by zeroing its channels in the input of the projection.
+During the network's own forward pass, attention maps are taken from the output of softmax, or computed from the
+arguments of PyTorch's fused attention. A head is switched off by zeroing its channels in the input of the projection.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -28,33 +28,35 @@ HeadMaps = Float[Tensor, "b heads queries keys"]
 
 @dataclass(frozen=True)
 class Grid:
-    """Tokens form a square grid in row-major order, after `prefix` tokens without a position, such as class tokens."""
+    """The tokens form a square grid, row by row, after `prefix` tokens without a position, such as class tokens."""
 
     prefix: int = 0
 
     def attention_from(self, maps: HeadMaps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
-        """Attention from the query at x, y (fractions of the image). `maps` of one image: (1, heads, queries, keys).
+        """Attention from the query at (x, y), in fractions of the image. `maps` are (1, heads, queries, keys).
 
         Raises:
             InputError: The tokens are not a square grid.
         """
         queries, keys = (isqrt(max(0, size - self.prefix)) for size in maps.shape[-2:])
         if tuple(maps.shape[-2:]) != (self.prefix + queries**2, self.prefix + keys**2):
-            raise InputError(f"{tuple(maps.shape[-2:])} tokens are not a square grid after {self.prefix} prefix tokens")
+            raise InputError(
+                f"(queries, keys) = {tuple(maps.shape[-2:])} are not a square grid after {self.prefix} prefix tokens"
+            )
         query = self.prefix + int(y * queries) * queries + int(x * queries)
         return maps[0, :, query, self.prefix :].unflatten(1, (keys, keys)).float().numpy()
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Tokens form windows of a grid that was rolled up and to the left, as in Swin."""
+    """The tokens form windows of a grid that was rolled up and to the left, as in Swin. Fields are (height, width)."""
 
     size: tuple[int, int]
     shift: tuple[int, int]
     map_size: tuple[int, int]
 
     def attention_from(self, maps: HeadMaps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
-        """Like `Grid.attention_from`. NaN outside the query's window."""
+        """Like `Grid.attention_from`, with NaN outside the window of the query."""
         (high, wide), (down, right), (rows, columns) = self.size, self.shift, self.map_size
         row, column = (int(y * rows) - down) % rows, (int(x * columns) - right) % columns
         across = -(-columns // wide)
@@ -71,14 +73,15 @@ class AttentionLayer:
     """One attention layer of a network.
 
     Args:
-        name: Name for the report.
+        name: Name of the layer in the report.
         module: The module whose `forward` calls softmax or scaled_dot_product_attention. nn.MultiheadAttention computes
             attention in C++, which cannot be observed; replace it with your own module.
         heads: Number of heads.
-        project: The module that reads the heads' outputs, concatenated along `axis` with equally many channels each.
-        axis: Channel axis of the input of `project`: -1 for tokens, 1 for feature maps.
-        channels: How many of these channels are the heads' outputs. The other channels bypass attention. None: all.
-        layout: Position of the tokens in the image, for drawing.
+        project: The module whose input is the concatenation of the heads' outputs, with equally many channels each.
+        axis: Channel axis of that input: -1 for tokens, 1 for feature maps.
+        channels: How many channels of that input come from the heads. These channels are the first ones; the remaining
+            channels bypass attention. None: all channels come from the heads.
+        layout: How the tokens are arranged in the image, for drawing attention maps.
     """
 
     name: str
@@ -91,7 +94,7 @@ class AttentionLayer:
 
 
 def attention_layers(network: nn.Module) -> list[AttentionLayer]:
-    """Attention layers of SHViT with any mixer, timm's ViT and Swin, and other modules with `num_heads` and `proj`.
+    """Find the attention layers: those of SHViT, timm's ViT and Swin, and other modules with `num_heads` and `proj`.
 
     Raises:
         InputError: No attention layers were found.
@@ -114,7 +117,7 @@ def attention_layers(network: nn.Module) -> list[AttentionLayer]:
     if not layers:
         raise InputError(
             f"no attention layers found in {type(network).__name__}. Supported: SHViT, and modules with num_heads and "
-            "proj as in timm's ViT and Swin. For other networks, list the layers in FILE.py:FUNCTION"
+            "proj as in timm's ViT and Swin. For other networks, give FILE.py:FUNCTION, which returns the layers"
         )
     return layers
 
@@ -123,9 +126,9 @@ def attention_layers(network: nn.Module) -> list[AttentionLayer]:
 def record_attention(
     layers: Collection[AttentionLayer], on_map: Callable[[AttentionLayer, HeadMaps], None]
 ) -> Iterator[None]:
-    """Call `on_map` with each layer's attention maps while the network runs inside the block.
+    """While the network runs inside the `with` block, call `on_map` with the attention maps of each layer.
 
-    HeadMaps sum to 1 over the keys. Windows count as images: (images x windows, heads, queries, keys).
+    The maps sum to 1 over the keys. If attention is computed in windows, the first dimension is images x windows.
     """
     with ExitStack() as stack:
         mode = _MapRecorder(on_map)
@@ -140,10 +143,10 @@ def record_attention(
 
 @contextmanager
 def heads_off(off: Mapping[AttentionLayer, Collection[int]]) -> Iterator[None]:
-    """Switch off heads inside the block: their outputs are zero in the input of the layer's projection.
+    """Switch off heads inside the `with` block: zero their outputs in the input of the layer's projection.
 
     Raises:
-        InputError: A layer has no such head.
+        InputError: A layer does not have one of the heads that are listed for it.
     """
     with ExitStack() as stack:
         for layer, heads in off.items():
@@ -195,7 +198,7 @@ def fused_maps(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> HeadMaps:
-    """The attention maps of PyTorch's scaled_dot_product_attention, which does not return them."""
+    """Compute the attention maps of PyTorch's scaled_dot_product_attention, which does not return them."""
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     scores = (query * (1 / sqrt(query.shape[-1]) if scale is None else scale)) @ key.transpose(-2, -1)

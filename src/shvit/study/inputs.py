@@ -1,4 +1,4 @@
-"""Inputs of `shvit study redundancy`: labelled images, and a model or your own network (FILE.py:FUNCTION)."""
+"""The inputs of `shvit study redundancy`: labelled images, and a model or your own network (FILE.py:FUNCTION)."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -27,11 +27,11 @@ from .heads import AttentionLayer, attention_layers
 
 @dataclass(frozen=True)
 class StudyModel:
-    """A classifier with known attention layers."""
+    """A classifier and its attention layers."""
 
     name: str
     network: nn.Module
-    """Takes normalized images, returns logits."""
+    """Maps normalized images to logits."""
     layers: tuple[AttentionLayer, ...]
     classes: tuple[str, ...]
     preprocess: Preprocess
@@ -39,7 +39,7 @@ class StudyModel:
     device: str
     """Device of the network."""
     model_file: ModelFile | None = None
-    """None for your own network, which runs in PyTorch."""
+    """None for a network from FILE.py:FUNCTION, which runs in PyTorch only."""
     task: str = "classify"
 
 
@@ -50,7 +50,8 @@ def open_study_model(name: str, device: str = "cpu") -> StudyModel:
     an `nn.Module`, a list of its `AttentionLayer`s, the class names and a `Preprocess`.
 
     Raises:
-        InputError: No such model, it has no attention or is no classifier, or the function returns something else.
+        InputError: The model does not exist, is not a classifier or has no attention layers, or the function returns
+            something other than these four values.
     """
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
@@ -66,7 +67,7 @@ def open_study_model(name: str, device: str = "cpu") -> StudyModel:
 
 
 def _call(path: Path, function: str) -> Any:
-    """What the function in the file returns, checked as far as possible."""
+    """Call the function in the file, check the types of what it returns, and return that."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     make = run_path(str(path)).get(function)
@@ -83,12 +84,12 @@ def _call(path: Path, function: str) -> Any:
 
 
 class StudyImages:
-    """Labelled images, decoded once and kept in memory as uint8, because every variant of the network runs on them.
+    """Labelled images, decoded once and kept in memory as uint8, because the network runs on them many times.
 
-    Takes at most `count` images of a split, as for `shvit eval`, drawn at random with a fixed seed.
+    `which` chooses the split, as in `shvit eval`. At most `count` of its images are drawn at random, with a fixed seed.
 
     Raises:
-        InputError: The model does not know a class, or there are no images.
+        InputError: The data has a class that the model does not know, or the split has no images.
         Failure: No image could be read.
     """
 
@@ -125,7 +126,7 @@ class StudyImages:
         return batches
 
     def pictures(self, count: int) -> UInt8[np.ndarray, "n h w 3"]:
-        """`count` images from as many classes as possible."""
+        """Up to `count` images, from as many classes as possible."""
         by_class: dict[int, list[Tensor]] = defaultdict(list)
         for pixels, labels in self._batches:
             for image, label in zip(pixels, labels.tolist(), strict=True):
@@ -136,7 +137,7 @@ class StudyImages:
 
 
 def read_pictures(paths: tuple[str, ...], preprocess: Preprocess) -> UInt8[np.ndarray, "n h w 3"]:
-    """Read and resize photographs for the network. Raises InputError for one that cannot be read."""
+    """Read photographs and resize them for the network. Raises InputError if a photograph cannot be read."""
     read = EvalReader(preprocess)
     pictures = []
     for path in paths:

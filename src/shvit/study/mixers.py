@@ -11,9 +11,9 @@ QUERY_CHANNELS = SingleHeadAttention.QUERY_CHANNELS
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention over all channels. Each head has 16 query and key channels, as in the single head.
+    """Attention over all channels. Each head has 16 query and 16 key channels, like the head of `SingleHeadAttention`.
 
-    With one head it is the paper's design (b). Outputs zero until it is trained, so its residual is the identity.
+    With one head, this is the paper's design (b). It outputs zero before training, so residual blocks are the identity.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -35,7 +35,7 @@ class MultiHeadAttention(nn.Module):
         return self.project(self.act(mixed))
 
     def fold(self) -> nn.Module:
-        """Fold the norm's scale and shift and the softmax scale into the weights, as `SingleHeadAttention.fold`."""
+        """Fold the norm's scale and shift, and the softmax scale, into the weights, like `SingleHeadAttention.fold`."""
         if isinstance(self.qkv, nn.Conv2d) and self.norm.affine:
             self.norm = fold_norm(self.norm, self.qkv)
             fold_scale(self.qkv, self.heads * QUERY_CHANNELS, self.scale)
@@ -44,7 +44,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class BottleneckAttention(nn.Module):
-    """The paper's design (a): a ResNet bottleneck. A single head over `attended` channels replaces the convolution."""
+    """The paper's design (a): a ResNet bottleneck, with a head over `attended` channels instead of the convolution."""
 
     def __init__(self, width: int, attended: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class BottleneckAttention(nn.Module):
 def attention(
     q: Float[Tensor, "*b c n"], k: Float[Tensor, "*b c n"], v: Float[Tensor, "*b c2 n"], scale: float
 ) -> Float[Tensor, "*b c2 n"]:
-    """Attention with tokens on the last axis."""
+    """Compute attention, with the tokens on the last axis."""
     scores = q.transpose(-2, -1) @ k
     if scale != 1.0:
         scores = scores * scale
@@ -79,7 +79,7 @@ def attention(
 
 
 def multi_head(width: int, attended: int) -> nn.Module:
-    """Multi-head attention. The number of heads divides the channels into about 32 each. `attended` has no effect."""
+    """Multi-head attention with about 32 channels per head. `attended` has no effect."""
     divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
     return MultiHeadAttention(width, min(divisors, key=lambda heads: abs(heads - width / 32)))
 

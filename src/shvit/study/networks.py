@@ -1,6 +1,6 @@
-"""Networks of the paper's experiments, by name, such as `study/s3-multi-head`. The names work like other network names.
+"""Networks of the paper's experiments, with names such as `study/s3-multi-head`, which every command accepts.
 
-Each is a variant of SHViT S1 to S4 with other stages or another token mixer.
+Each network is SHViT S1, S2, S3 or S4 with different stages or a different token mixer.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from .mixers import BottleneckAttention, all_channels, multi_head
 
 SIZES = {name.removeprefix("shvit_"): config for name, config in VARIANTS.items()}
 RATIO = 4.67
-"""The paper attends to 1/4.67 of the channels."""
+"""The single head of the paper attends over 1/4.67 of the channels."""
 
 
 def network(name: str) -> tuple[Config, Mixer]:
-    """Configuration and mixer of `study/SIZE-KIND`. Raises InputError for an unknown name."""
+    """Return the configuration and mixer of `study/NAME`. NAME is SIZE-KIND. Raises InputError for an unknown name."""
     size, _, kind = name.partition("-")
     if size not in SIZES or kind not in NETWORK_KINDS:
         raise InputError(
@@ -34,14 +34,14 @@ def _unchanged(config: Config) -> Config:
 
 
 def _attending(attended: Callable[[Stage], int | None]) -> Callable[[Config], Config]:
-    """Changes the number of attended channels in each stage."""
+    """Make a function that changes the number of attended channels in each stage of a configuration."""
     return lambda config: replace(
         config, stages=tuple(replace(stage, attended=attended(stage)) for stage in config.stages)
     )
 
 
 def _four_stages(config: Config) -> Config:
-    """A stem of stride 4 and four stages. The last two have attention, and the widths of the variant's first two."""
+    """Use a stem of stride 4 and four stages. The last two have attention, and the widths of the original first two."""
     first, second, third = config.stages
     stages = (
         Stage(first.width // 4, first.depth),
@@ -62,4 +62,5 @@ NETWORK_KINDS: dict[str, tuple[Callable[[Config], Config], Mixer]] = {
     "four-stages": (_four_stages, SingleHeadAttention),
     "early-attention": (_attending(lambda stage: stage.attended or round(stage.width / RATIO)), SingleHeadAttention),
 }
-"""How to make each kind from a variant. The ratio 1/4.67 and design (c) are the variants themselves."""
+"""For each KIND: how to change the configuration of S1 to S4, and the token mixer. The ratio 1/4.67 and design (c) have
+no KIND, because S1 to S4 have them already."""

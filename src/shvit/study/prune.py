@@ -13,15 +13,15 @@ from .mixers import QUERY_CHANNELS, MultiHeadAttention
 
 Network = TypeVar("Network", bound=nn.Module)
 PRUNABLE = {"qkv", "proj", "q_norm", "k_norm", "relative_position_bias_table"}
-"""Weights in the attention of timm's ViT and Swin. All heads share the norms of queries and keys."""
+"""Modules and parameters in the attention of timm's ViT and Swin. The norms are shared by all heads and not pruned."""
 
 
 @torch.no_grad()
 def with_single_heads(network: Network, kept: Mapping[AttentionLayer, int]) -> Network:
-    """A smaller network in which some layers keep one head. It computes the same as with their other heads off.
+    """Return a smaller network in which some layers keep one head. It computes the same as with the other heads off.
 
     Args:
-        network: Not fused. It is not changed.
+        network: The network, not fused. It is left as it was.
         kept: The head to keep, by layer. Layers that are not listed keep all heads.
 
     Raises:
@@ -35,7 +35,7 @@ def with_single_heads(network: Network, kept: Mapping[AttentionLayer, int]) -> N
         if isinstance(module, MultiHeadAttention):
             each = module.values // module.heads
             queries, values = _channels(head, QUERY_CHANNELS), _channels(head, each)
-            before = module.heads * QUERY_CHANNELS  # channels of all queries; the keys have as many
+            before = module.heads * QUERY_CHANNELS  # query channels of all heads; as many key channels follow
             _select(module.qkv, torch.cat([queries, queries + before, values + 2 * before]))
             _select(module.project, inputs=values)
             module.heads, module.values = 1, each
@@ -46,12 +46,12 @@ def with_single_heads(network: Network, kept: Mapping[AttentionLayer, int]) -> N
             if hasattr(module, "relative_position_bias_table"):
                 table = module.relative_position_bias_table
                 module.relative_position_bias_table = nn.Parameter(table[:, head : head + 1].clone())
-            module.num_heads, module.attn_dim = 1, each  # Swin has no attn_dim and ignores it
+            module.num_heads, module.attn_dim = 1, each  # Swin does not use attn_dim
     return pruned
 
 
 def can_prune(layer: AttentionLayer) -> bool:
-    """Whether the layer has only weights that can be pruned."""
+    """Whether all weights of the layer can be pruned."""
     module: Any = layer.module
     if isinstance(module, MultiHeadAttention):
         return True
@@ -60,14 +60,14 @@ def can_prune(layer: AttentionLayer) -> bool:
 
 
 def _channels(head: int, each: int) -> Tensor:
-    """Channel indices of a head, with all heads concatenated."""
+    """Channel indices of one head in the concatenation of all heads, with `each` channels per head."""
     return torch.arange(head * each, (head + 1) * each)
 
 
 def _select(module: nn.Module, outputs: Any = slice(None), inputs: Any = slice(None)) -> None:
-    """Keep some outputs and inputs of a linear layer, or of a 1x1 convolution and its norm."""
+    """Keep only these outputs and inputs of a linear layer, or of a 1x1 convolution and its norm."""
     for values in module.state_dict(keep_vars=True).values():
-        if values.ndim == 1:  # a bias, or values of the norm
+        if values.ndim == 1:  # a bias, or a parameter or statistic of the norm
             values.data = values[outputs].clone()
         elif values.ndim > 1:
             values.data = values[outputs][:, inputs].clone()

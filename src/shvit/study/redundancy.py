@@ -1,4 +1,4 @@
-"""Measure how redundant attention heads are: similarity of their maps, and accuracy with heads removed.
+"""Measure how redundant attention heads are: the similarity of their attention maps, and accuracy with heads off.
 
 Source: Yun and Ro, "SHViT" (CVPR 2024), section 2.2 and its supplementary tables.
 """
@@ -18,9 +18,9 @@ from ..errors import InputError
 from .heads import AttentionLayer, HeadMaps, heads_off, record_attention
 
 Batches = Iterable[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]
-"""Normalized images on the network's device, and their labels. Iterated more than once."""
+"""Batches of normalized images, on the network's device, and their labels. Must be iterable more than once."""
 TOP1_ROUNDING = 1e-9
-"""Rounding error in points of top-1 that does not count as a loss."""
+"""In points of top-1. A loss may exceed the tolerance by this much, to allow for rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,31 @@ class LayerHeads:
 
     layer: str
     similarity: tuple[float, ...]
-    """Mean cosine similarity (0 to 1) of the head's attention map to those of the other heads. Empty for one head."""
+    """Mean cosine similarity (0 to 1) of a head's attention map to those of the other heads. Empty for one head."""
     without: tuple[float, ...]
-    """Top-1 with only this head off."""
+    """Top-1 with only this head off. Empty for one head."""
     alone: tuple[float, ...]
-    """Top-1 with only this head on in its layer."""
+    """Top-1 with all other heads of the layer off."""
 
 
 @dataclass(frozen=True)
 class Redundancy:
-    """Results of a network."""
+    """Results of a network, or of its first layers while the measurement runs."""
 
     top1: float
-    """With all heads."""
+    """Top-1 (0 to 1) with all heads on."""
     images: int
     layers: tuple[LayerHeads, ...]
 
     @property
     def mean_similarity(self) -> tuple[float | None, ...]:
-        """Mean over the heads of each layer. None for a layer with one head."""
+        """Mean similarity of the heads of each layer. None for a layer with one head."""
         return tuple(sum(each.similarity) / len(each.similarity) if each.similarity else None for each in self.layers)
 
     def ranked(self) -> list[tuple[int, int]]:
-        """(layer, head) from the most important to the most redundant. Ties: less similar heads first.
+        """Indices (layer, head), from the most important to the most redundant head. Ties: less similar heads first.
 
-        The paper's measure of a head's importance is the top-1 lost without it.
+        As in the paper, the importance of a head is the top-1 that is lost with the head off.
         """
         scores = {
             (index, head): (layer.without[head], layer.similarity[head])
@@ -63,9 +63,9 @@ class Redundancy:
         return sorted(scores, key=scores.__getitem__)
 
     def could_be_single(self, tolerance: float) -> dict[int, int]:
-        """Multi-head layers that lose at most `tolerance` points of top-1 with one head, and the head to keep.
+        """Find the multi-head layers that lose at most `tolerance` points of top-1 with only their best head on.
 
-        Sorted by loss, smallest first.
+        Returns the best head of each of these layers, by index of the layer. Layers with the smallest loss come first.
         """
         best = [
             (100 * (self.top1 - max(layer.alone)), index, layer.alone.index(max(layer.alone)))
@@ -75,7 +75,7 @@ class Redundancy:
         return {index: head for lost, index, head in sorted(best) if lost <= tolerance + TOP1_ROUNDING}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to JSON data."""
         return {**asdict(self), "mean_similarity": self.mean_similarity}
 
 
@@ -87,13 +87,13 @@ def measure_redundancy(
     progress: OnProgress = lambda what, done, total: None,
     on_update: Callable[[Redundancy], None] = lambda result: None,
 ) -> Redundancy:
-    """Measure every head of every layer. Runs the images 1 + 2 x (number of heads) times.
+    """Measure every head of every layer. Runs the network on all images up to 1 + 2 x (number of heads) times.
 
-    The network is in eval mode. Attention maps are compared on `similarity_batches`. `on_update` is called with the
-    results so far after each layer.
+    The network must be in eval mode. Attention maps are compared on `similarity_batches`. `on_update` is called with
+    the results so far after each layer.
 
     Raises:
-        InputError: A layer is described wrongly: no attention map was seen, or its projection is never called.
+        InputError: A layer is described incorrectly: its module computes no attention, or its projection is not called.
     """
     variants = {layer: _variants(layer.heads) if layer.heads > 1 else () for layer in layers}
     total, done = 1 + sum(map(len, variants.values())), 1
@@ -119,7 +119,7 @@ def measure_redundancy(
 def _similarity(
     network: nn.Module, layers: Sequence[AttentionLayer], batches: Batches
 ) -> dict[AttentionLayer, tuple[float, ...]]:
-    """Mean similarity of each head to the others of its layer, over images. Empty for a layer with one head."""
+    """Mean similarity of each head to the other heads of its layer, over all images. Empty for layers with one head."""
     sums: dict[AttentionLayer, Tensor] = {}
     images: Counter[AttentionLayer] = Counter()
     called: set[AttentionLayer] = set()
@@ -138,7 +138,7 @@ def _similarity(
     similarity: dict[AttentionLayer, tuple[float, ...]] = {}
     for layer in layers:
         if layer not in sums:
-            raise InputError(f"{layer.name}: no softmax or fused attention ran in its module")
+            raise InputError(f"{layer.name}: its module called neither softmax nor fused attention")
         if layer not in called:
             raise InputError(f"{layer.name}: its projection, which should read the heads' outputs, is never called")
         pairs = sums[layer] / images[layer]
@@ -155,15 +155,15 @@ def single_together(
     tolerance: float,
     progress: OnProgress = lambda what, done, total: None,
 ) -> dict[int, int]:
-    """Find layers that can all run with a single head within the tolerance, and the head that each keeps.
+    """Find layers that can all run with a single head at the same time within the tolerance. Returns the heads to keep.
 
-    A greedy search: layers from `could_be_single` are added one by one, smallest loss first. A layer that would exceed
-    the tolerance together with those before it is left out.
+    The search is greedy: layers from `could_be_single` are added one by one, smallest loss first. A layer is left out
+    if adding it would exceed the tolerance.
     """
     kept: dict[int, int] = {}
     candidates = redundancy.could_be_single(tolerance)
     for done, (index, head) in enumerate(candidates.items()):
-        progress(f"single heads together: {layers[index].name}", done, len(candidates))
+        progress(f"combining layers with a single head: {layers[index].name}", done, len(candidates))
         tried = {**kept, index: head}
         off = {layers[one]: set(range(layers[one].heads)) - {keep} for one, keep in tried.items()}
         with heads_off(off):
@@ -175,7 +175,7 @@ def single_together(
 
 @torch.inference_mode()
 def count_correct(network: nn.Module, batches: Batches) -> tuple[int, int]:
-    """The number of correct top-1 predictions, and of images."""
+    """Count the correct top-1 predictions and the images."""
     correct = images = 0
     for inputs, labels in batches:
         correct += int((network(inputs).argmax(1).cpu() == labels).sum())
@@ -184,6 +184,6 @@ def count_correct(network: nn.Module, batches: Batches) -> tuple[int, int]:
 
 
 def _variants(heads: int) -> Collection[frozenset[int]]:
-    """The sets of heads to keep: all heads but one, then each head alone. With two heads these are the same."""
+    """The sets of heads to keep: all heads but one, then each head alone. With two heads, these sets are the same."""
     every = frozenset(range(heads))
     return dict.fromkeys([*(every - {head} for head in every), *(frozenset({head}) for head in every)])

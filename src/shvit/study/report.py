@@ -1,4 +1,4 @@
-"""Save a study: study.json, a CSV per table, a PNG per figure, and report.html with everything."""
+"""Save a study: study.json, a CSV file per table, a PNG file per figure, and report.html with tables and figures."""
 
 import base64
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ Cell = str | float | int | None
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its name and number format."""
+    """The name and the number format of a column of a table."""
 
     name: str
     form: str = "{}"
 
     def show(self, cell: Cell) -> str:
-        """The text of a cell; a dash for None."""
+        """Format a cell as text. None becomes a dash."""
         return "–" if cell is None else cell if isinstance(cell, str) else self.form.format(cell)
 
 
@@ -38,10 +38,10 @@ NOTHING_MEASURED = "Nothing could be measured. The reasons are listed below."
 
 @dataclass(frozen=True)
 class Table:
-    """A table. Its CSV holds the unrounded numbers."""
+    """A table of a report. Its CSV file holds the unrounded numbers."""
 
     name: str
-    """Name of the CSV file, without suffix."""
+    """Name of the CSV file, without .csv."""
     title: str
     columns: tuple[Column, ...]
     rows: Sequence[Sequence[Cell]]
@@ -49,13 +49,13 @@ class Table:
 
     @property
     def shown(self) -> list[list[str]]:
-        """The text of each cell, by row."""
+        """The rows, with each cell as text."""
         return [[column.show(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure and the name of its PNG file."""
+    """A figure, its caption, and the name of its PNG file without .png."""
 
     name: str
     figure: Figure
@@ -78,12 +78,12 @@ class StudyReport:
 
     title: str
     lead: str
-    """The question."""
+    """The question that the study answers."""
     findings: tuple[str, ...]
-    """Sentences made from the numbers."""
+    """Sentences that state the main results."""
     sections: tuple[Section, ...]
     data: dict[str, Any] = field(default_factory=dict)
-    """For study.json: value, unit, all other numbers, and where they were measured."""
+    """Contents of study.json: the main value and its unit, all other numbers, and where they were measured."""
 
     @property
     def tables(self) -> list[Table]:
@@ -93,7 +93,7 @@ class StudyReport:
 
 @literal_text()
 def save_report(report: StudyReport, out: Path) -> list[Path]:
-    """Write all files of the report atomically. Returns their paths, report.html first."""
+    """Write the files of the report, each one atomically. Returns their paths, report.html first."""
     out.mkdir(parents=True, exist_ok=True)
     pictures = {}
     for picture in (picture for section in report.sections for picture in section.pictures):
@@ -115,7 +115,7 @@ def save_report(report: StudyReport, out: Path) -> list[Path]:
 
 
 def print_report(console: Console, report: StudyReport, files: Sequence[Path]) -> None:
-    """Print tables and findings."""
+    """Print the tables, the findings, and the path of report.html."""
     for table in report.tables:
         say(console, "")
         say(console, table.title, style="bold")

@@ -1,4 +1,4 @@
-"""Latency and accuracy against image size: the paper's Fig. 8."""
+"""Measure latency and accuracy at several image sizes, as in the paper's Fig. 8."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +25,7 @@ from .compare import need_model_file
 from .speeds import timed
 
 MODELS = ("shvit_s3", "shvit_s4", "timm/mobilenetv4_conv_small", "timm/fastvit_t8", "timm/repvit_m0_9")
-"""Defaults: SHViT and peers that accept any image size."""
+"""Default models: SHViT, and peers that accept any image size."""
 IMAGE_SIZES = (224, 256, 384, 512)
 
 
@@ -39,12 +39,12 @@ class Latency:
     precision: str
     batch_size: int
     milliseconds: float
-    """Per image."""
+    """Milliseconds per image."""
     spread: float
 
     @classmethod
     def of(cls, row: Row) -> "Latency":
-        """The latency in a row of a benchmark."""
+        """Convert a row of a benchmark to a latency."""
         case = row.case
         sizes = case.image_size, case.engine, case.precision, case.batch_size
         return cls(case.model, *sizes, 1e3 / row.images_per_second, row.timing.spread)
@@ -74,7 +74,7 @@ class ResolutionResult:
     """What was not measured, and why."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without credentials."""
+        """Convert to JSON data, without credentials."""
         return {
             "study": "resolution",
             "models": self.models,
@@ -94,13 +94,13 @@ def measure_resolution(
     reporter: Reporter,
     on_update: Callable[[ResolutionResult], object],
 ) -> ResolutionResult:
-    """Time each network at each size, one engine at a time. Then evaluate the same weights at each size.
+    """Time each network at each size, one engine at a time. Then evaluate each network's weights at each size.
 
-    A network that does not accept a size, or an engine that fails, does not stop the others. Networks without weights
-    are trained if `training` is given. `on_update` is called with the results so far after each long step.
+    If an engine fails or a network does not accept a size, the rest is still measured. Networks without weights are
+    trained if `training` is given. `on_update` is called with the results so far after each long step.
 
     Raises:
-        InputError: No such model, or an engine or data that cannot be used.
+        InputError: A model does not exist, or an engine or the data cannot be used.
     """
     models, sizes = request.models or MODELS, request.image_sizes or IMAGE_SIZES
     for name in models:
@@ -147,11 +147,11 @@ def _add_accuracies(
 
 
 def _weights(name: str, training: Training | None, out: Path, reporter: Reporter) -> ModelFile:
-    """The model with its own weights, or trained. Raises InputError if it has no weights, Failure if training fails."""
+    """Load the model. If it has no weights, train it first, or raise InputError if `training` is None."""
     if not has_random_weights(name) or "." in name.removeprefix(TIMM_PREFIX).partition(":")[0]:
         return load_model(name)
     if training is None:
-        raise InputError("it has no weights: give a model file, or --train DATA")
+        raise InputError("it has no weights: give a model file, or train it with --train DATA")
     folder = out / "runs" / f"{name.replace('/', '-')}-seed0"
     training.run(name, folder, training.image_size, 0, reporter)
     return load_model(folder / "best.safetensors")

@@ -1,4 +1,4 @@
-"""Time networks side by side, one engine at a time."""
+"""Time several networks in alternation, one engine at a time."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -13,12 +13,12 @@ from ..requests.study import SpeedOptions
 def timed(
     speed: SpeedOptions, networks: Collection[tuple[str, int]], progress: OnProgress
 ) -> Iterator[tuple[Sequence[Row], list[str]]]:
-    """Time networks, given by name and image size. Yields, for each engine, its rows, and what was omitted and why.
+    """Time networks, given by name and image size. For each engine, yields its rows and the reasons for missing rows.
 
-    Networks are timed in turn, round by round. An engine that fails does not stop the others.
+    In each round, every network is timed once. If an engine fails, the other engines are still measured.
 
     Raises:
-        InputError: An engine, precision or size cannot be measured here. Raised before any measurement.
+        InputError: An engine, precision or size cannot be used here. Raised before any measurement.
         KeyboardInterrupt: Ctrl-C. The rows measured so far have been yielded.
     """
     if not speed.precisions:

@@ -1,4 +1,4 @@
-"""The verbs of `shvit study`. Each measures, writes its report after every step, and returns the final one."""
+"""The verbs of `shvit study`. Each verb measures, writes its report after every step, and returns the final report."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,11 +32,11 @@ from .report import StudyReport, save_report
 from .resolution import measure_resolution
 
 Written = tuple[StudyReport, list[Path]]
-"""A report and its files."""
+"""A report and the paths of its files."""
 
 
 def redundancy(request: RedundancyRequest, progress: OnProgress) -> Written:
-    """Attention maps, similarity and ablation of heads.
+    """Measure how redundant attention heads are: their attention maps, their similarity, and accuracy with heads off.
 
     Raises:
         InputError: The model, data, a picture or a query point cannot be used.
@@ -72,8 +72,8 @@ def comparison(name: str, request: ComparisonRequest, progress: OnProgress, repo
     """Run `macro`, `ablation` or `designs`.
 
     Raises:
-        InputError: Something cannot be measured here, or the data cannot be trained on.
-        KeyboardInterrupt: Ctrl-C. The report holds all results so far; the same call resumes.
+        InputError: An engine, precision or device cannot be used here, or the data cannot be used for training.
+        KeyboardInterrupt: Ctrl-C. The report holds all results so far. The same call resumes interrupted training.
     """
     plan = make_comparison(name, request.size)
     publish = _publisher(request.out, lambda result: comparison_page(result, about(result.speed.device)))
@@ -82,12 +82,12 @@ def comparison(name: str, request: ComparisonRequest, progress: OnProgress, repo
 
 
 def breakdown(request: BreakdownRequest, progress: OnProgress) -> Written:
-    """Time by kind of operation. If the only model is a variant of SHViT, its multi-head version is added.
+    """Measure time by kind of operation. If the only model is a variant of SHViT, its multi-head version is added.
 
-    An engine that fails on a network does not stop the others.
+    If an engine fails on a network, the rest is still measured.
 
     Raises:
-        InputError: No such model, or the engine has no profiler.
+        InputError: A model does not exist, or an engine has no profiler.
     """
     check_at_least(1, batch_size=request.batch_size)
     check_threads(request.threads, "cpu")
@@ -111,11 +111,11 @@ def breakdown(request: BreakdownRequest, progress: OnProgress) -> Written:
 
 
 def resolution(request: ResolutionRequest, progress: OnProgress, reporter: Reporter) -> Written:
-    """Latency and accuracy against image size.
+    """Measure latency and accuracy at several image sizes.
 
     Raises:
-        InputError: A model, engine, size or data that cannot be used.
-        KeyboardInterrupt: Ctrl-C. The report holds all results so far; the same call resumes.
+        InputError: A model, an engine, an image size or the data cannot be used.
+        KeyboardInterrupt: Ctrl-C. The report holds all results so far. The same call resumes interrupted training.
     """
     publish = _publisher(request.out, lambda result: resolution_page(result, about(result.speed.device)))
     training = Training.requested(request.accuracy, request.speed.device)
@@ -123,7 +123,7 @@ def resolution(request: ResolutionRequest, progress: OnProgress, reporter: Repor
 
 
 def _publisher(out: Path, page: Callable[[Any], StudyReport]) -> Callable[[Any], Written]:
-    """A function that writes the report of the results so far, and returns it."""
+    """Make a function that writes the report of the results so far, and returns the report and its files."""
 
     def publish(result: Any) -> Written:
         report = page(result)
@@ -139,5 +139,5 @@ def _query(text: str) -> tuple[float, float]:
         if 0 <= x < 1 and 0 <= y < 1:
             return x, y
     raise InputError(
-        f"--queries must be points X,Y, as fractions of the image from 0 to below 1, such as 0.5,0.25; got {text!r}"
+        f"--queries must be points X,Y in fractions of the image (from 0 to below 1), such as 0.5,0.25; got {text!r}"
     )

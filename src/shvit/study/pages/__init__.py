@@ -1,1 +1,1 @@
-"""The report of each study: tables, figures and sentences made from its numbers, next to the paper's."""
+"""The report of each study: its numbers in tables, figures and sentences, next to the numbers of the paper."""

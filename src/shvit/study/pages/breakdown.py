@@ -11,18 +11,18 @@ from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, St
 def breakdown_page(breakdowns: Sequence[Breakdown], omitted: Sequence[str], about: Mapping[str, Any]) -> StudyReport:
     """Report time by kind of operation, for each network and engine.
 
-    `omitted` is what was not measured, and why; `about` is where and how the rest was measured.
+    `omitted` lists what was not measured, and why. `about` says where and how the rest was measured.
     """
     kinds = (
-        f"Memory-bound (few FLOPs per byte): {', '.join(MEMORY_BOUND)}. Fused attention is matrix products and softmax "
-        "in one operation. The engine's own is its overhead, mostly dispatch."
+        f"Memory-bound (few FLOPs per byte): {', '.join(MEMORY_BOUND)}. Fused attention combines matrix products and "
+        "softmax in one operation. The last kind, the engine's own, is overhead of the engine, mostly dispatch."
     )
     sections = [_section("whole", "The whole network", kinds, breakdowns)]
     attention = [one.attention for one in breakdowns if one.attention.spent]
     if attention:
-        text = "The token mixers with their norms and projections, without the residual sum."
+        text = "The token mixers, including their norms and projections but not the residual addition."
         sections.append(_section("attention", "Attention layers only", text, attention))
-    claim = "Most of the time of a multi-head layer is memory-bound work: reshaping and normalization."
+    claim = "A multi-head layer spends most of its time on memory-bound operations: reshaping and normalization."
     sections.append(Section("What the paper says", (claim,)))
     if omitted:
         sections.append(Section("Not measured", tuple(omitted)))
@@ -37,7 +37,7 @@ def breakdown_page(breakdowns: Sequence[Breakdown], omitted: Sequence[str], abou
     }
     lead = (
         "Time by kind of operation, from each engine's own profiler, in fp32 on this CPU. Operations that an engine "
-        "fuses into a convolution or matrix product count as part of it."
+        "fuses into a convolution or matrix product count as part of that convolution or product."
     )
     findings = tuple(map(_finding, breakdowns)) or (NOTHING_MEASURED,)
     return StudyReport("Where the time goes", lead, findings, tuple(sections), data)
@@ -73,6 +73,6 @@ def _section(name: str, title: str, text: str, parts: Sequence[Breakdown]) -> Se
     )
     stacked = {kind: [share.get(kind, 0.0) for share in shares] for kind in KINDS}
     names = [f"{one.model}, {one.engine}" for one in parts]
-    caption = "Share of time by kind of operation. Cool colors: compute-bound. Warm colors: memory-bound."
+    caption = "Share of time by kind of operation. Cool colors: compute-bound. Warm: memory-bound. Gray: overhead."
     picture = Plot(name, figures.stacks(names, stacked, "share of the time", percent=True), caption)
     return Section(title, (text,), (Table(name, "Share of time by kind of operation", columns, rows),), (picture,))

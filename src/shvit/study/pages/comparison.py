@@ -11,14 +11,14 @@ from ..compare import ComparisonResult, Entry, EntryResult, Speed
 from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
 
 PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx"}
-"""Which of the paper's speeds an engine on a CPU is compared to. All engines on a GPU are compared to `gpu`."""
+"""The paper's speed with which an engine is compared on a CPU. On a GPU, every engine is compared with `gpu`."""
 PAPER_NAMES = {"gpu": "A100", "cpu": "PyTorch on a Xeon", "cpu-onnx": "ONNX Runtime on a Xeon"}
 
 PARAMS, MACS = Column("parameters, M", "{:.2f}"), Column("MACs, M", "{:.0f}")
 
 
 def comparison_page(result: ComparisonResult, about: dict[str, Any]) -> StudyReport:
-    """Report costs, speed, time by stage and accuracy."""
+    """Report cost, speed, time by stage and accuracy."""
     comparison = result.comparison
     sections = [_costs_section(result)]
     if result.pairs():
@@ -54,7 +54,7 @@ def _findings(result: ComparisonResult) -> tuple[str, ...]:
         ]
         if parts:
             findings.append(
-                f"{engine} {precision}, batch {batch}: speed relative to {result.comparison.reference}: "
+                f"{engine} {precision}, batch {batch}, speed relative to {result.comparison.reference}: "
                 f"{'; '.join(parts)}."
             )
     trained = [row for row in result.rows if row.top1]
@@ -73,10 +73,10 @@ def _top1(row: EntryResult) -> str:
 
 
 def _noise(rows: Sequence[EntryResult]) -> str:
-    """A sentence that states which differences are significant, given the spread between seeds."""
+    """A sentence that says which differences of top-1 are significant, given the spread between seeds."""
     several = [row for row in rows if len(row.top1) > 1]
     if not several:
-        return "One seed each: the spread between seeds is unknown, so small differences mean nothing."
+        return "Each network was trained with one seed. The spread between seeds is unknown: ignore small differences."
     spread = (mean(stdev(row.top1) ** 2 for row in several)) ** 0.5
     seeds = min(len(row.top1) for row in several)
     certain = 2 * spread * (2 / seeds) ** 0.5
@@ -100,7 +100,7 @@ def _paper_kind(result: ComparisonResult, engine: str) -> str | None:
 
 
 def _paper_ratio(result: ComparisonResult, entry: Entry, kind: str | None) -> float | None:
-    """The paper's speed of an entry, relative to the reference."""
+    """The speed of an entry relative to the reference entry, from the paper's numbers. None if they are not known."""
     speed, reference = (one.paper.get(kind or "") for one in (entry, result.reference.entry))
     return speed / reference if speed and reference else None
 
@@ -154,14 +154,14 @@ def _speed_section(result: ComparisonResult) -> Section:
     axis = f"images/s, relative to {result.comparison.reference}"
     figure = figures.bars(labels, pictured, axis, 1.0)
     note = (
-        "Networks are timed in turn, round by round, one engine at a time. Ratios are ratios of medians. Half of the "
-        "rounds differ from the median by less than the spread. Weights are random, which does not change the speed."
+        "Engines are measured one after the other. In each round, every network is timed once. Ratios compare medians. "
+        "Half of the rounds differ from the median by less than the spread. Random weights do not change the speed."
     )
     return Section(
         "Speed",
-        (f"Ratios are relative to {result.comparison.reference}, timed in the same rounds.",),
+        (f"Ratios are relative to the speed of {result.comparison.reference}, timed in the same rounds.",),
         (Table("speed", "Speed", columns, rows, note),),
-        (Plot("speed", figure, "Speed on each engine. Gray bars, if any, are the paper's, on its hardware."),),
+        (Plot("speed", figure, "Speed on each engine. Gray bars, if any, show the paper's results."),),
     )
 
 
@@ -196,13 +196,13 @@ def _time_section(result: ComparisonResult) -> Section:
             *(Column(f"{name}, ms", "{:.3f}") for name in stages),
             Column("memory-bound", "{:.1%}"),
             Column("token mixers, ms", "{:.3f}"),
-            Column("memory-bound in these", "{:.1%}"),
+            Column("memory-bound in token mixers", "{:.1%}"),
         )
         tables.append(Table(f"stages_{engine}", f"{engine} fp32: ms/image by stage", columns, rows))
     text = (
         "From each engine's own profiler, in fp32. Profiling makes runs a little slower than those above. Memory-bound "
         f"is the share of time in {', '.join(MEMORY_BOUND)}. Operations fused into a matrix product count as part of "
-        "it. Token mixers include norms and projections; the last column is the memory-bound share of their time.",
+        "that product. Token mixers include their norms and projections.",
     )
     return Section("Where the time goes", text, tuple(tables), tuple(pictures))
 
@@ -238,8 +238,8 @@ def _accuracy_section(result: ComparisonResult) -> Section:
     size = training.image_size or result.image_size
     text = (
         f"Each network is trained from random weights on the dataset {training.data}, for "
-        f"{counted(training.epochs, 'epoch')} at {size} pixels (more for larger images, in proportion), with the "
-        "recipe scratch. Top-1 is measured with best.safetensors, on the validation images that selected it.",
+        f"{counted(training.epochs, 'epoch')} at {size} pixels (proportionally more for larger images), with the "
+        "recipe scratch. Top-1 is that of the best epoch, which was selected on the same validation images.",
         _noise(trained),
     )
     return Section("Accuracy", text, (Table("accuracy", "Top-1", tuple(columns), rows),), tuple(pictures))

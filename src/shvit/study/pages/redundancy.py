@@ -14,7 +14,7 @@ PAPER_SIMILARITY = {
     3: (49.5, 35.5, 18.4, 39.2, 53.2, 47.5, 52.1, 63.5, 69.0, 76.2, 91.6, 91.2),
     6: (63.9, 57.7, 34.8, 33.8, 46.2, 39.7, 41.3, 53.2, 64.2, 53.9, 81.2, 71.5),
 }
-"""Mean cosine similarity (%) of the heads in each layer of DeiT-T with 3 or 6 heads, on 128 ImageNet images."""
+"""By number of heads: mean cosine similarity (%) of the heads in each layer of DeiT-T, on 128 ImageNet images."""
 
 
 def redundancy_page(study: HeadStudy, about: dict[str, Any]) -> StudyReport:
@@ -30,7 +30,7 @@ def redundancy_page(study: HeadStudy, about: dict[str, Any]) -> StudyReport:
                 f"{name}: {counted(len(names), 'attention layer')}. Heads per layer: "
                 f"{', '.join(map(str, sorted(set(counts))))}. Top-1 with all heads: {result.top1:.2%} on "
                 f"{counted(result.images, 'image')}.",
-                *(() if study.complete else ("Some layers are missing: the study is not complete.",)),
+                *(() if study.complete else ("The study is not complete: some layers are missing.",)),
                 *study.notes,
             ),
         )
@@ -56,8 +56,8 @@ def redundancy_page(study: HeadStudy, about: dict[str, Any]) -> StudyReport:
         **about,
     }
     lead = (
-        "Are the heads of multi-head attention redundant? Where they look, how similar their attention maps are, and "
-        "the accuracy with some of them switched off."
+        "Are the heads of multi-head attention redundant? This report shows where heads look, how similar their "
+        "attention maps are, and how accurate the network is with some heads switched off."
     )
     return StudyReport(f"Head redundancy of {name}", lead, _redundancy_findings(study, several), tuple(sections), data)
 
@@ -75,8 +75,8 @@ def _redundancy_findings(study: HeadStudy, several: Sequence[int]) -> tuple[str,
         if study.complete and len(several) >= 3
         else f"Mean similarity: {mean(similarity):.1f} %.",
         f"Removing the least important head of a layer costs {min(off):.2f} to {max(off):.2f} points of top-1"
-        + (f"; {gains} of {len(off)} layers gain." if gains else "."),
-        f"Keeping only the best head of a layer costs {min(alone):.2f} to {max(alone):.2f}, on average "
+        + (f"; in {gains} of {len(off)} layers, top-1 rises." if gains else "."),
+        f"Keeping only the best head of a layer costs {min(alone):.2f} to {max(alone):.2f} points, on average "
         f"{mean(alone):.2f}.",
     ]
     if study.single:
@@ -89,21 +89,21 @@ def _redundancy_findings(study: HeadStudy, several: Sequence[int]) -> tuple[str,
         saved = study.savings
         faster = "; ".join(f"{engine} {ratio:.2f}" for engine, ratio in saved["speed_ratio"].items())
         findings.append(
-            f"With the other heads of these layers pruned: {100 * (saved['top1'] - result.top1):+.2f} points of top-1, "
-            f"{saved['params_saved']:.1%} fewer parameters, {saved['macs_saved']:.1%} fewer MACs. Relative speed: "
-            f"{faster}."
+            "With a single head in all layers that can have one at the same time: "
+            f"{100 * (saved['top1'] - result.top1):+.2f} points of top-1, {saved['params_saved']:.1%} fewer "
+            f"parameters, {saved['macs_saved']:.1%} fewer MACs. Relative speed: {faster}."
         )
     return tuple(findings)
 
 
 def _late_layers(similarity: Sequence[float]) -> str:
-    """Whether heads are more similar in the last third of the layers than in the first."""
+    """A sentence that says whether heads are more similar in the last third of the layers than in the first third."""
     third = len(similarity) // 3
     early, late = mean(similarity[:third]), mean(similarity[-third:])
     verdict = "more similar in late layers, as" if late > early else "NOT more similar in late layers, unlike"
     return (
         f"Heads are {verdict} in the paper: mean similarity {late:.1f} % in the last {third} layers, "
-        f"{early:.1f} % in the first {third}, {mean(similarity):.1f} % over all."
+        f"{early:.1f} % in the first {third}, {mean(similarity):.1f} % over all layers."
     )
 
 
@@ -112,8 +112,8 @@ def _maps_section(study: HeadStudy) -> Section:
     figure = figures.attention_over_images(study.pictures)
     text = (
         "Important: the head whose removal costs the most top-1. Redundant: the head whose removal costs the least; if "
-        "several are equal, the one most similar to the others. Bright: high attention from the marked point. Each map "
-        "has its own scale. Positions outside the point's window are left out.",
+        "several are equal, the head most similar to the others. Bright: high attention from the marked point. Each "
+        "map has its own color scale. If attention is computed in windows, positions outside are not colored.",
     )
     return Section("Where heads look", text, (), (Plot("attention", figure, "Attention maps over the images."),))
 
@@ -129,11 +129,11 @@ def _similarity_section(result: Redundancy, counts: Sequence[int]) -> Section:
     for count, values in PAPER_SIMILARITY.items():
         if len(counts) == len(values) and set(counts) == {count}:
             series[f"paper, DeiT-T, {count} heads"] = list(enumerate(values, 1))
-    columns = (Column("layer"), Column("heads"), Column("mean similarity, %", "{:.1f}"), Column("of each head, %"))
+    columns = (Column("layer"), Column("heads"), Column("mean similarity, %", "{:.1f}"), Column("each head, %"))
     figure = figures.lines(series, "layer", "mean cosine similarity of heads' maps, %")
     text = (
         "Cosine similarity, from 0 to 100 %, of each head's attention map to the maps of the other heads of its layer, "
-        "averaged over these heads and the images.",
+        "averaged over these other heads and the images.",
     )
     return Section(
         "Similarity of heads",
@@ -186,12 +186,12 @@ def _ablation_section(result: Redundancy) -> Section:
     figure = figures.heads([layer.layer for layer in result.layers], scores, result.top1)
     certain = 100 * (result.top1 * (1 - result.top1) / result.images) ** 0.5
     text = (
-        "In one layer, one head or all but one head are switched off. The other layers keep all heads. Each dot is a "
-        "head. The filled dot is the best score, and the line is the network with all heads.",
-        f"The standard error of top-1 on {counted(result.images, 'image')} is {certain:.2f} points, and smaller for "
-        "differences on the same images. In the paper, DeiT-T loses 0.1 to 1.5 points with one of three heads off, "
-        "and 0.5 to 4.6 with one head alone. Swin-T at half width loses 0.95 on average with one head alone, and "
-        "sometimes gains with one off.",
+        "In one layer at a time, either one head or all heads but one are switched off. The other layers keep all "
+        "heads. Each dot is a head. The colored dot is the best score, and the line is the score with all heads.",
+        f"The standard error of top-1 on {counted(result.images, 'image')} is {certain:.2f} points. For differences on "
+        "the same images, it is smaller. In the paper, DeiT-T loses 0.1 to 1.5 points with one of three heads off, and "
+        "0.5 to 4.6 points with one head alone. Swin-T at half width loses 0.95 points on average with one head alone, "
+        "and sometimes gains with one head off.",
     )
     return Section("Ablation of heads", text, tables, (Plot("heads", figure, "Top-1 with heads switched off."),))
 
@@ -205,9 +205,9 @@ def _single_section(study: HeadStudy) -> Section:
     if study.savings:
         saved = study.savings
         text.append(
-            "Measured: the network with the other heads of these layers pruned, next to the whole network, timed in "
-            "turn. The pruned network was not fine-tuned. Its top-1 is measured on the images that selected layers "
-            "and heads, so it is optimistic."
+            "The table compares the full network with one in which some of these layers are pruned to their best head. "
+            "Together, these layers stay within the same limit. The pruned network was not fine-tuned. Its top-1 is "
+            "optimistic, because layers and heads were selected on the same images."
         )
         rows: list[list[Any]] = [
             ["top-1, %", 100 * study.redundancy.top1, 100 * saved["top1"]],
