@@ -5,7 +5,7 @@ import json
 import pytest
 
 import shvit
-from shvit.bench.case import Worker
+from shvit.bench.case import Worker, free_memory
 from shvit.bench.run import bench
 from shvit.bench.timing import interleave
 from shvit.engines import TorchEngine
@@ -59,43 +59,71 @@ def test_a_failing_configuration_costs_only_its_row(quick_machine, model):
     assert document["value"] == max(row["images_per_second"] for row in document["rows"])
 
 
+@pytest.fixture
+def one_by_one(monkeypatch):
+    """Memory that holds one case at a time."""
+    values = iter([1.0])
+    monkeypatch.setattr("shvit.bench.run.free_memory", lambda: next(values, 0.1))
+
+
+def three_batches(model):
+    return BenchRequest(
+        (model,), engines=("torch",), precisions=("fp32",), batch_sizes=(1, 2, 3), device="cpu", rounds=2
+    )
+
+
 def test_cases_that_memory_does_not_hold_together_are_timed_in_groups(quick_machine, model, monkeypatch):
-    open_together, most = [], []
+    loaded, most = [], []
 
     class Watched(Worker):
         def __init__(self, case):
             super().__init__(case)
-            self.case = case
-            open_together.append(case)
-            most.append(len(open_together))
+            loaded.append(self)
+            most.append(len(loaded))
 
         def close(self):
             super().close()
-            open_together.remove(self.case)
+            loaded.remove(self)
 
     monkeypatch.setattr("shvit.bench.run.Worker", Watched)
-    monkeypatch.setattr("shvit.bench.run.free_memory", lambda: 0.9 if len(open_together) < 2 else 0.1)
-    request = BenchRequest(
-        (model,), engines=("torch",), precisions=("fp32",), batch_sizes=(1, 2, 3), device="cpu", rounds=1
-    )
-    result = bench(request)
+    monkeypatch.setattr("shvit.bench.run.free_memory", lambda: 0.5 if len(loaded) < 2 else 0.1)
+    result = bench(three_batches(model))
     assert [row.case.batch_size for row in result.rows] == [1, 2, 3]
     assert max(most) == 2
-    assert not result.failed
+    assert (result.groups, result.to_dict()["groups"], result.failed, result.interrupted) == (2, 2, (), False)
 
 
-def test_ctrl_c_keeps_what_was_timed(quick_machine, model, monkeypatch):
-    def interrupted(subjects, rounds, after_round):
-        return interleave(subjects, rounds - 1, after_round)
+def test_ctrl_c_in_a_round_keeps_what_was_timed(quick_machine, model, monkeypatch, one_by_one):
+    calls = []
 
-    monkeypatch.setattr("shvit.bench.run.interleave", interrupted)
-    monkeypatch.setattr("shvit.bench.run.free_memory", lambda: 0.0)
-    request = BenchRequest(
-        (model,), engines=("torch",), precisions=("fp32",), batch_sizes=(1, 2), device="cpu", rounds=2
-    )
-    result = bench(request)
-    assert [row.case.batch_size for row in result.rows] == [1]
+    def interrupted_in_the_second_group(subjects, rounds, after_round):
+        calls.append(subjects)
+        return interleave(subjects, rounds - (len(calls) == 2), after_round)
+
+    monkeypatch.setattr("shvit.bench.run.interleave", interrupted_in_the_second_group)
+    result = bench(three_batches(model))
+    assert [(row.case.batch_size, len(row.timing.rounds)) for row in result.rows] == [(1, 2), (2, 1)]
     assert [row.reason for row in result.failed] == ["interrupted"]
+    assert result.interrupted
+
+
+def test_ctrl_c_during_loading_keeps_what_was_timed(quick_machine, model, monkeypatch, one_by_one):
+    def load(case):
+        if case.batch_size == 2:
+            raise KeyboardInterrupt
+        return Worker(case)
+
+    monkeypatch.setattr("shvit.bench.run.Worker", load)
+    result = bench(three_batches(model))
+    assert [row.case.batch_size for row in result.rows] == [1]
+    assert [row.reason for row in result.failed] == ["interrupted", "interrupted"]
+    assert result.interrupted
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 100 kB\n", "MemTotal: 100 kB\n\nMemAvailable: 25 kB\n"])
+def test_free_memory(monkeypatch, text):
+    monkeypatch.setattr("pathlib.Path.read_text", lambda self, encoding: text)
+    assert free_memory() == (0.25 if "Available" in text else 1.0)
 
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found")  # of torch.export.save

@@ -215,9 +215,7 @@ def bench(
         rows.append(Row(case, timing, subject.memory, total, share, subject.detail, own.get(case.model), profile))
     request = replace(request, rounds=max(len(row.timing.rounds) for row in rows))
     omitted = tuple(Omitted(str(case), reason) for case, reason in failed.items())
-    return Result(
-        request, machine, tuple(rows), tuple(skipped), omitted, about(request.device), groups, interrupted
-    )
+    return Result(request, machine, tuple(rows), tuple(skipped), omitted, about(request.device), groups, interrupted)
 
 
 class _Timed(NamedTuple):
