@@ -113,8 +113,8 @@ def _sound_rows(file: BinaryIO, path: Path, begun_with: Mapping[str, Any]) -> li
         raise InputError(f"{path} was not written by shvit predict: delete it to start again") from None
     if other := [key for key, value in begun_with.items() if begun.get(key) != value]:
         raise InputError(
-            f"{path} belongs to a run that differs in {' and '.join(other)}: give the same arguments, or delete the file to "
-            "start again"
+            f"{path} belongs to a run that differs in {' and '.join(other)}: give the same arguments, or delete the "
+            "file to start again"
         )
     ends = [len(first)]
     for line in file:
