@@ -147,7 +147,7 @@ class _Pool:
         self._count = total
 
     def finish(self) -> None:
-        """Set the statistics of the norm."""
+        """Set the running statistics of the norm to the computed ones."""
         self._hook.remove()
         self._norm.running_mean.copy_(self._mean)
         self._norm.running_var.copy_(self._squares / (self._count - 1))

@@ -14,7 +14,7 @@ from rich.text import Text
 METRICS = {"top1": "top-1", "AP": "AP"}
 """The metrics by which models are compared, and their display names."""
 BESIDE = {"AP": ("AP50",)}
-"""Further metrics that are shown next to a metric."""
+"""By metric, the further metrics that are shown next to it."""
 
 PLAIN = str.maketrans(
     {"·": "-", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "→": "->", "“": '"', "”": '"', "µ": "u", "†": "+"}
@@ -76,7 +76,7 @@ def images_progress(shown: bool) -> Progress:
 
 
 def as_json(document: Any, encoding: str = "utf-8") -> str:
-    """The document as JSON text. Control characters are escaped, and non-ASCII ones unless the encoding is a UTF."""
+    """The document as JSON text. Control characters are escaped; so are non-ASCII ones if `encoding` is not a UTF."""
     escaped = not encoding.lower().startswith("utf")
     text = json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
     return "\n".join(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", line) for line in text.split("\n"))

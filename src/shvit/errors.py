@@ -46,7 +46,7 @@ def one_line(error: object, first: bool = False) -> str:
 
 
 def check_at_least(least: int, **values: int | None) -> None:
-    """Check numbers. The keywords name them in the message. None stands for a default and is accepted.
+    """Check that numbers are at least `least`. The message names the keyword. None is accepted, as a default.
 
     Raises:
         InputError: A number is smaller than `least`.

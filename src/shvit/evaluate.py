@@ -23,7 +23,7 @@ class Report:
 
     evaluation: Evaluation
     chosen: Chosen
-    """The evaluated images, in the order that the indices in `evaluation.bad` refer to."""
+    """The evaluated images. The keys of `evaluation.bad` are indices of these images."""
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def literal_text() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
-    """Create an empty figure of this size in inches, with an array of axes (rows, columns). Return both.
+    """Create an empty figure of this size in inches. Return it with an array of its axes (rows, columns).
 
     `options` are passed to matplotlib's `Figure.subplots`.
     """

@@ -20,7 +20,7 @@ from .errors import Failure, InputError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers which mean that a file cannot grow: the disk is full, or a quota or size limit is reached."""
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-"""Start of a cell that a spreadsheet would run as a formula, after any number of apostrophes."""
+"""The start of a formula in a spreadsheet cell, with any number of apostrophes before it."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
 """A number. Numbers are harmless in a spreadsheet, even if they begin with a sign."""
 
@@ -92,7 +92,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _no_space(error: Exception, path: Path) -> str:
-    """Why the file cannot grow; empty if it can. Tries a write if the error, as from C++ libraries, has no number."""
+    """Why the file cannot grow; empty if it can. Tries a write if the error has no number, as with C++ libraries."""
     if isinstance(error, OSError) and error.errno is not None:
         return f" ({os.strerror(error.errno)})" if error.errno in FULL else ""
     try:
@@ -106,7 +106,7 @@ def _no_space(error: Exception, path: Path) -> str:
 
 @contextmanager
 def in_utf8(path: Path) -> Iterator[Path]:
-    """For libraries that accept only UTF-8 names: yield `path` if it is UTF-8, otherwise a path of its descriptor."""
+    """For libraries that accept only UTF-8 names: yield `path` or, if it is not UTF-8, a path to its descriptor."""
     if escaped(str(path)) == str(path):
         yield path
         return
@@ -137,7 +137,7 @@ def place(export: Path, target: Path) -> None:
 
     A crash never leaves a partial export: all files are on disk before any is moved. For `.xml` and `.bin`, the old
     `.xml` is removed first and the new one is moved last, because readers start at the `.xml`. A folder cannot replace
-    another in one step: the old one is renamed to `.NAME.old` and removed once the new one is in place.
+    another folder in one step: the old one is renamed to `.NAME.old` and removed once the new one is in place.
 
     Raises:
         InputError: The target is a folder and the export a file, or the reverse.

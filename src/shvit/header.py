@@ -34,8 +34,8 @@ def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
     """The classes, task, metrics and provenance of a header. Secrets in files of old versions are removed.
 
     Raises:
-        KeyError: One of them is missing.
-        ValueError: One of them has an invalid value.
+        KeyError: One of these fields is missing.
+        ValueError: One of these fields is invalid.
     """
     facts = {key: header[key] for key in ("classes", "task", "metrics", "provenance")}
     classes, provenance = facts["classes"], facts["provenance"]
@@ -58,7 +58,7 @@ def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_metrics(metrics: Any) -> None:
-    """Check that metrics are numbers or nested dicts of numbers. Only `weights` is a string."""
+    """Check that metrics are numbers or nested dicts of numbers. Only the entry `weights` may be a string."""
     if not isinstance(metrics, dict):
         raise ValueError(f"metrics must be a dict of numbers, got {metrics!r:.60}")
     for name, value in metrics.items():

@@ -100,7 +100,7 @@ def load(path: str | Path) -> ModelFile:
     try:
         with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
-            # cloned to be aligned in memory: on some processors, the last bits of outputs depend on it
+            # cloned to be aligned: on some processors, the last bits of outputs depend on the alignment
             weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is truncated or not a safetensors file ({error})") from None
@@ -139,7 +139,7 @@ def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
 
 
 def check_channels(preprocess: Preprocess, channels: int) -> None:
-    """Raises ValueError if the preprocessing is for another number of channels."""
+    """Raises ValueError if the preprocessing is not for this number of channels."""
     if len(preprocess.mean) not in (1, 3, channels):
         given = f"got {preprocess.mean} and {preprocess.std}"
         raise ValueError(f"mean and std must be for {counted(channels, 'channel')}, {given}")

@@ -139,7 +139,7 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
     the number of channels.
 
     Raises:
-        InputError: Any other weight does not fit.
+        InputError: The other weights do not fit.
     """
     model = onto or architecture.build()
     target, source = model.state_dict(), trained.state_dict()
@@ -162,7 +162,7 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
 
 
 def _adapted_to_channels(trained: Model, source: StateDict, channels: int) -> StateDict:
-    """The weights of the first convolutions, for another number of channels."""
+    """The weights of the first convolutions, adapted to this number of channels."""
     from timm.models import adapt_input_conv
 
     if trained.architecture.detector:
@@ -216,7 +216,7 @@ def onto_detector(trained: Model, architecture: Architecture, fresh_head: bool =
     """Create a detector with the backbone of a trained network, which must be of the same variant.
 
     If the trained network is a detector of the same kind, its other weights are transferred as well. With `fresh_head`,
-    the layers that depend on the classes keep their new weights.
+    the layers that depend on the classes are not transferred.
     """
     if trained.architecture.detector == architecture.detector:
         return transfer(trained, architecture, fresh_head)
@@ -263,7 +263,7 @@ def load_model(source: str | Path) -> ModelFile:
 
 
 def _of_its_task(model: AnyModel, source: str | Path) -> AnyModel:
-    """Return the model. Raises ModelFileError if its network or preprocessing is not one of its task."""
+    """Return the model. Raises ModelFileError if its network or its `fit` is not valid for its task."""
     try:
         fits = kind_of(model).fits
     except InputError as error:

@@ -42,8 +42,8 @@ _FILTER: Any = ("ignore", _InUnwarnedThreads, Warning, None, 0)
 def unwarned() -> Iterator[None]:
     """Suppress Python's warnings in this thread.
 
-    `warnings.catch_warnings` is not used, because it changes the filters of all threads, and if two blocks overlap, the
-    filters of one stay. The filter that is inserted here stays, too, but has no effect outside `unwarned` blocks.
+    `warnings.catch_warnings` is not used, because it changes the filters of all threads, and overlapping blocks do
+    not restore them. The filter that is inserted here stays, but has no effect outside `unwarned` blocks.
     """
     filters: Any = warnings.filters
     if not filters or filters[0] is not _FILTER:
@@ -72,8 +72,8 @@ class _OthersOnly:
 def quiet() -> Iterator[None]:
     """Suppress this thread's warnings, progress bars and prints, and the log lines below ERROR of all threads.
 
-    Only one thread at a time can be inside: the log level and the state of the libraries that convert networks are
-    shared by the whole process.
+    Only one thread at a time can be in the block: the log level and the state of the libraries that convert networks
+    are shared by the whole process.
     """
     with _one_at_a_time, unwarned():
         before = logging.root.manager.disable
@@ -105,7 +105,7 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable inside the block. Only one thread at a time can be inside."""
+    """Set an environment variable inside the block. Only one thread at a time can be in the block."""
     with _one_at_a_time:
         before = os.environ.get(name)
         os.environ[name] = value

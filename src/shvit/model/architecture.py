@@ -70,7 +70,7 @@ class Architecture:
             if self.config is not None:
                 raise InputError(f"timm's models define their sizes: give config=None, not {self.config}")
             if self.distilled:
-                raise InputError(f"{self.name} cannot have a distillation head, only SHViT can: give distilled=False")
+                raise InputError(f"only SHViT can have a distillation head, not {self.name}: give distilled=False")
         elif self.config is None:
             config = _of_family(self.name)[0] if "/" in self.name else variant_config(self.name)
             object.__setattr__(self, "config", config)

@@ -34,7 +34,7 @@ class Target:
     crowds: Float[Tensor, "m 4"]
     """Boxes around groups of objects, which are ignored in training."""
     masks: UInt8[Tensor, "n h w"] | None = None
-    """1 where the object is."""
+    """1 inside the object, 0 elsewhere."""
 
     def to(self, device: Any) -> "Target":
         """The same target on this device."""
@@ -78,7 +78,7 @@ class Detector(nn.Module):
 
     @property
     def fold_check(self) -> tuple[torch.dtype, int, float]:
-        """As for the backbone, with the side of the images rounded up to a size that the pyramid accepts."""
+        """The `fold_check` of the backbone, with the image side rounded up to a size that the pyramid accepts."""
         dtype, side, tolerance = self.backbone.fold_check
         return dtype, 64 * -(-side // 64), tolerance
 
@@ -135,7 +135,7 @@ class BestForEach(Matcher):
     torchvision matches such a box to another object if the box overlaps more with that one.
 
     Args:
-        high, low: torchvision's thresholds.
+        high, low: The thresholds of torchvision's `Matcher`.
         least: Minimum IoU of an object and its best boxes.
     """
 

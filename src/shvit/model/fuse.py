@@ -43,7 +43,7 @@ def fuse(model: Fusable) -> Fusable:
         for expected, actual in zip(original.fold_outputs(images), folded.fold_outputs(images), strict=True)
     )
     if not error <= tolerance:  # also catches NaN
-        raise FuseError(f"folding changed the outputs by {error:.1e} of the largest, more than {tolerance:.0e}")
+        raise FuseError(f"folding changed the outputs by {error:.1e} of the largest one, more than {tolerance:.0e}")
     return folded.to(parameter.device, parameter.dtype).requires_grad_(False)
 
 

@@ -51,7 +51,7 @@ class Pyramid(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]: each has one
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]: each has a bias
 
     def forward(self, maps: Sequence[Float[Tensor, "b c h w"]]) -> list[Float[Tensor, "b 256 h2 w2"]]:
         """One map for each wanted stride, fine to coarse."""

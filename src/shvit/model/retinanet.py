@@ -18,8 +18,8 @@ from .detector import LAYOUTS, Anchors, Backbone, BestForEach, Detector, Target,
 from .pyramid import WIDTH
 
 GROUPS = 32
-"""Groups of the head's GroupNorm, as in torchvision's `retinanet_resnet50_fpn_v2`. With it, the network learns much
-faster. Layout `paper` has no norm in the head."""
+"""Groups of the head's GroupNorm, as in torchvision's `retinanet_resnet50_fpn_v2`. With GroupNorm, the network
+learns much faster. Layout `paper` has no norm in the head."""
 ANCHORS_PER_POSITION = 9
 """Three sizes with three aspect ratios."""
 ANCHOR_SCALES = tuple(4 * 2 ** (third / 3) for third in range(3))

@@ -15,7 +15,7 @@ from .layers import ConvNorm, FeedForward, InvertedResidual, NormLinear, Residua
 from .shapes import Images, Logits, Maps, check_images
 from .timm_interface import TimmInterface
 
-torch.fx.wrap("check_images")  # traced as one call, so that the size checks are not traced
+torch.fx.wrap("check_images")  # recorded as one call, since torch.fx cannot trace the size checks
 
 Mixer = Callable[[int, int], nn.Module]
 """(width, attended channels) -> a module that maps (b, width, h, w) to the same shape."""
@@ -142,7 +142,7 @@ class SHViT(TimmInterface):
         return self.features(x)[-1]
 
     def forward_head(self, x: Maps, pre_logits: bool = False) -> Logits | tuple[Logits, Logits]:
-        """Compute the logits from the last map; with `pre_logits`, only the input of the classifier."""
+        """Compute the logits from the last map; with `pre_logits`, return the classifier's input instead."""
         pooled = x.mean((2, 3)) if self.global_pool == "avg" else x
         if pre_logits:
             return pooled

@@ -21,7 +21,7 @@ class TimmInterface(nn.Module):
     architecture: Any = None
     """The `Architecture` that built this network; None if it was built by hand, or pruned."""
 
-    if TYPE_CHECKING:  # torch.jit.script takes annotated modules for interfaces
+    if TYPE_CHECKING:  # torch.jit.script would treat annotated submodules as interfaces
         stem: nn.Sequential
         stages: nn.Sequential
         head: nn.Module
@@ -116,7 +116,7 @@ class TimmInterface(nn.Module):
         return chosen
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        """The linear layer of the classifier; with a distillation head, both; without classes, an identity."""
+        """The linear layer of the classifier; with a distillation head, both layers; without classes, an identity."""
         head = getattr(self.head, "linear", self.head)
         if self.distillation_head is None:
             return head
@@ -148,7 +148,7 @@ class TimmInterface(nn.Module):
         return head.to(like.device, like.dtype).train(self.training)
 
     def set_distilled_training(self, enable: bool = True) -> None:
-        """Whether to return the logits of both heads in training (the default) or their mean.
+        """Choose whether the network returns, in training, the logits of both heads (the default) or their mean.
 
         Raises:
             InputError: The network has no distillation head.

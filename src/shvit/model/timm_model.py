@@ -230,6 +230,6 @@ class _Watch(TorchDispatchMode):
         return result
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Convolutions and norms that can be folded, each given by the id of its weight."""
+        """Pairs of a convolution and a norm that can be folded, each given by the id of its weight."""
         once = [row for row in self.candidates if all(self.reads[tensor] == 1 for tensor in row)]
         return [(convolution, norm) for _, convolution, norm in once]

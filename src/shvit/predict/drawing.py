@@ -19,7 +19,7 @@ Area = tuple[float, float, float, float]
 SHADE = 0.4
 """Opacity of a mask."""
 GOLDEN = 0.618034
-"""Step in hue from one class to the next, as a share of the color circle. Neighboring classes look different."""
+"""Step in hue from one class to the next, as a share of the color circle. Makes neighboring classes look different."""
 ENLARGED, LARGEST = 320, 4096
 """Images with a shorter side below the first number are enlarged, so that labels can be read. The second number
 limits the longer side."""
@@ -69,7 +69,7 @@ def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> Non
 
 
 def free_name(path: str, taken: set[str]) -> str:
-    """The file's name without its suffix, and with a number if it is in `taken`, ignoring case. Adds it to `taken`."""
+    """The name of a file without its suffix. A number is added if `taken` has the name. Adds the result to `taken`."""
     stem = Path(path).stem
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
     name = next(name for name in names if name.casefold() not in taken)
@@ -105,7 +105,7 @@ def _color(index: int) -> Color:
 
 
 def _shade(picture: Image.Image, code: dict, color: Color, line: int) -> None:
-    """Fill the mask with a transparent color, and outline it."""
+    """Fill the mask with a translucent color, and outline it."""
     from faster_coco_eval.core import mask as tools
 
     mask = Image.fromarray(255 * tools.decode(code).astype(np.uint8)).resize(picture.size)

@@ -45,7 +45,7 @@ class Predictor:
         batch_size: Images per batch.
         top_k: Labels per image of a classifier.
         threshold: Minimum score of the objects of a detector. For exported Mask R-CNN files, at least 0.05.
-        threads: CPU threads per batch. None: several batches at once, each on few threads, if the engine can.
+        threads: CPU threads per batch. None: several batches at once, each on few threads, if the engine supports it.
         workers: Threads that decode images. None: one per core.
 
     Each core has a thread for decoding and one for the engine, because it depends on the images which of the two takes
@@ -88,7 +88,7 @@ class Predictor:
         self._read = self._task.fast_reader(model_file.preprocess)
 
     def _with_threshold(self, model: Runnable, threshold: float) -> Runnable:
-        """The model, or a copy that returns objects with lower scores. Raises InputError for exported files."""
+        """The model, or a copy that returns scores down to `threshold`. Raises InputError for a file that cannot."""
         if threshold >= self._task.min_score:
             return model
         if isinstance(model, Exported):

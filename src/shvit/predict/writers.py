@@ -26,7 +26,7 @@ class ResultIds:
     categories: Mapping[str, int]
     """Category id by class name. Objects of other classes are left out."""
     images: Mapping[Path, int] | None = None
-    """Image id by file. None: the id is the name of the file without its suffix, as a number if it is one."""
+    """Image id by file. None: the id is the name without its suffix, as an integer if it has only digits."""
 
 
 def table_writer(

@@ -38,7 +38,7 @@ def task_of(model: Described) -> Task:
 
 
 def kind_of(model: Described | str) -> type[Task]:
-    """The class of a task, given its name or a model.
+    """The `Task` class for the name of a task or for a model.
 
     Raises:
         InputError: There is no such task, or the model's architecture belongs to another task.

@@ -135,7 +135,7 @@ class Task(Protocol):
 
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Task":
-        """The task for training with this recipe, with training images on this device."""
+        """The task for training with this recipe on this device."""
         ...
 
     @staticmethod
@@ -222,7 +222,7 @@ class Task(Protocol):
 
     @staticmethod
     def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
-        """The rows of one image in a CSV file. A row may have fewer cells than the header; the others are empty."""
+        """The rows of one image in a CSV file. A row may be shorter than the header; missing cells are empty."""
         ...
 
     @staticmethod

@@ -30,7 +30,7 @@ from .base import Gather, Predict, Prediction, Task, TextTable, alone
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
 AGREEMENT = 0.9
-"""Minimum top-1 agreement with PyTorch. If the largest logits are almost equal, any of their labels counts."""
+"""Minimum top-1 agreement with PyTorch. If the largest logits are almost equal, any of their labels is accepted."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def cross_entropy(logits: Float[Tensor, "b classes"], targets: Float[Tensor, "b 
 
 
 def top1_agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], bound: float) -> float:
-    """Fraction of images whose top-1 class is the expected one, or has almost the same expected logit."""
+    """Fraction of images whose top-1 class is the expected one, or has almost the same logit in `expected`."""
     chosen = expected.gather(1, outputs.argmax(1, keepdim=True))[:, 0]
     best = expected.amax(1)
     tie = min(bound, 1e-3) * expected.abs().max()

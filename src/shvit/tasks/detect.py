@@ -178,8 +178,8 @@ class Detect(Task):
             return "no objects in these images, so this proves little: use --calibrate with images that have objects"
         masks = f", mask IoU {numbers['mask_overlap']:.3f}" if numbers["mask_overlap"] is not None else ""
         return (
-            f"{numbers['matched']:.1%} of {counted(numbers['objects'], 'object')} found by both, scores differ by at "
-            f"most {numbers['score_difference']:.1e} (allowed {numbers['bound']:g}){masks}"
+            f"{numbers['matched']:.1%} of {counted(numbers['objects'], 'object')} found by both PyTorch and the file, "
+            f"scores differ by at most {numbers['score_difference']:.1e} (allowed {numbers['bound']:g}){masks}"
         )
 
     @staticmethod
