@@ -109,7 +109,7 @@ def with_statistics_of(
         raise InputError(f"{model.architecture.name} has no BatchNorm to calibrate")
     pools, momenta = [_Pool(norm) for norm in norms], [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.0  # running statistics become those of the last batch
+        norm.momentum = 1.0  # sets the running statistics to the statistics of the last batch
         norm.train()
     normalize, seen = Normalize(preprocess).to(device), 0
     for batch in batches:

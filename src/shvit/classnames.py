@@ -23,7 +23,7 @@ def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
 
     Raises:
         InputError: The model does not know a class, a name matches several classes of the model, or two classes of the
-            dataset match the same one.
+            dataset match the same class of the model.
     """
     if given == known:
         return list(range(len(known)))

@@ -51,7 +51,7 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 
 
 def show_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. The first column is left-aligned, the others right-aligned."""
+    """Print a table. The first column is left-aligned, all others are right-aligned."""
     shown = [[visible(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
     for index, row in enumerate(shown):

@@ -23,7 +23,7 @@ class DataError(InputError):
 
 
 class Failure(_OneLineError, RuntimeError):
-    """A run stops for a reason outside the program. The message gives the reason and what is kept. Exit code 1."""
+    """A run stops for a reason outside the program. The message says why, and what is kept. Exit code 1."""
 
 
 class Notice(UserWarning):

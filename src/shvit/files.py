@@ -136,8 +136,8 @@ def place(export: Path, target: Path) -> None:
     """Move a finished export, and the other files in its temporary folder, to `target`.
 
     A crash never leaves a partial export: all files are on disk before any is moved. For `.xml` and `.bin`, the old
-    `.xml` is removed first and the new one is moved last, because readers start at the `.xml`. A folder cannot replace
-    another folder in one step: the old one is renamed to `.NAME.old` and removed once the new one is in place.
+    `.xml` is removed first and the new `.xml` is moved last, because readers open the `.xml` first. A folder cannot
+    replace another folder in one step: the old one is renamed to `.NAME.old`, and removed when the new one is in place.
 
     Raises:
         InputError: The target is a folder and the export a file, or the reverse.

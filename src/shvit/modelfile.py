@@ -24,7 +24,7 @@ HEADER_KEY = "shvit"
 
 
 class ModelFileError(InputError):
-    """A file that is not a usable model file; the message names the file and the reason in one line."""
+    """The file is not a usable model file. The message gives the file and the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ModelFile:
 
 
 def save(model_file: ModelFile, path: str | Path) -> None:
-    """Write a model file. An existing file is only replaced when the new one is complete.
+    """Write a model file. An existing file is replaced only after the new file is complete.
 
     Raises:
         InputError: The network's weights do not fit its architecture, for example after `fuse`.

@@ -132,7 +132,7 @@ class Anchors(AnchorGenerator):
 class BestForEach(Matcher):
     """torchvision's matcher, except that an object's best boxes are always matched to this object, as in mmdetection.
 
-    torchvision matches such a box to another object if the box overlaps more with that one.
+    torchvision matches a best box to another object if the box overlaps more with the other object.
 
     Args:
         high, low: The thresholds of torchvision's `Matcher`.

@@ -29,7 +29,7 @@ class Pyramid(nn.Module):
             RetinaNet, instead of from the last smoothed level.
 
     Raises:
-        InputError: The given strides are not among the wanted ones, or do not double.
+        InputError: `given` has a stride that is not in `wanted`, or its strides do not double.
     """
 
     def __init__(

@@ -79,7 +79,7 @@ class SHViT(TimmInterface):
         in_channels: Channels of an image.
         distilled: Add a second head for distillation. In training, the network returns the logits of both heads; in
             evaluation, their mean.
-        mixer: Token mixer of the stages with attention; experiments pass their own.
+        mixer: Token mixer of the stages with attention; experiments pass other mixers.
         drop_path_rate: Probability that an image skips a residual branch of the last block in training; it grows
             linearly from 0 in the first block.
     """

@@ -100,7 +100,7 @@ class TimmInterface(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove, in place, the stages after the last chosen one, and the classifier.
+        """Remove, in place, all stages after the last chosen stage, and the classifier.
 
         `indices` is as in `forward_intermediates`; `prune_norm` has no effect. Returns the chosen stages.
         """
@@ -185,7 +185,7 @@ def check_pool(global_pool: str, num_classes: int) -> None:
 
 
 def chosen_stages(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """The chosen stages, counted from 0; see `forward_intermediates`. Raises InputError if one does not exist."""
+    """The chosen stages, counted from 0; see `forward_intermediates`. Raises InputError if a stage does not exist."""
     indices = count if indices is None else indices
     given = range(-indices, 0) if isinstance(indices, int) else indices
     chosen = [index + count if index < 0 else index for index in given]

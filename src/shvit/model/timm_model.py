@@ -188,7 +188,7 @@ def fold_norms(network: nn.Module, images: Float[Tensor, "b in h w"]) -> None:
     """Fold, in place, each BatchNorm into the convolution before it, in a network in evaluation mode.
 
     The pairs are found by running the images through the network: a norm is folded if nothing else reads the output
-    of the convolution, and both are used once. An activation that is part of the norm is kept.
+    of the convolution, and both layers run once. An activation that is part of the norm is kept.
     """
     convolutions = {id(m.weight): m for m in network.modules() if isinstance(m, nn.Conv2d)}
     norms = {id(m.weight): m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.weight is not None}
