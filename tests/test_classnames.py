@@ -126,7 +126,7 @@ def test_unique_names():
 
 def test_a_thousand_classes_need_not_be_imagenets():
     known = tuple(f"class {index}" for index in range(1000))
-    with pytest.raises(shvit.InputError, match="does not know 1 of the 1 class, such as"):
+    with pytest.raises(shvit.InputError, match="does not know 1 of the dataset's 1 class, such as"):
         match_classes(("n01440764",), known)
 
 

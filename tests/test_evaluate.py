@@ -138,7 +138,7 @@ def test_classes_are_matched_by_name_not_by_order(tmp_path, tiny):
 def test_names_match_whatever_their_writing():
     known = ("tench, Tinca tinca", "chain saw, chainsaw", "church, church building")
     assert match_classes(("church", "CHAIN_SAW", "tinca-tinca"), known) == [2, 1, 0]
-    with pytest.raises(shvit.InputError, match=r"does not know 1 of the 2 classes, such as 'pike'"):
+    with pytest.raises(shvit.InputError, match=r"does not know 1 of the dataset's 2 classes, such as 'pike'"):
         match_classes(("church", "pike"), known)
 
 

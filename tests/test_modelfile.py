@@ -77,7 +77,7 @@ def test_a_fused_network_is_not_saved(tiny, tmp_path):
 
 
 def test_classes_that_do_not_fit_are_refused(tiny):
-    with pytest.raises(shvit.InputError, match="3 class names for a network of 2"):
+    with pytest.raises(shvit.InputError, match="3 class names for a network with 2"):
         replace(tiny, classes=("a", "b", "c"))
 
 
@@ -132,7 +132,7 @@ def test_a_pickle_is_never_loaded(tmp_path):
 @pytest.mark.parametrize("version", [0, 2, "1", None])
 def test_unknown_version(path, version):
     rewrite(path, header_of(path) | {"version": version})
-    assert f"format version {version}, and this shvit reads version 1" in unusable(path)
+    assert f"format version is {version}, but this shvit reads only version 1" in unusable(path)
 
 
 def test_class_count_that_does_not_fit_the_weights(path):
@@ -144,7 +144,7 @@ def test_class_count_that_does_not_fit_the_weights(path):
 
 def test_class_names_that_do_not_fit_the_network(path):
     rewrite(path, header_of(path) | {"classes": ["a", "b", "c"]})
-    assert "3 class names for a network of 2" in unusable(path)
+    assert "3 class names for a network with 2" in unusable(path)
 
 
 @pytest.mark.parametrize("part", ["task", "architecture", "classes", "preprocess", "metrics", "provenance", "digest"])

@@ -22,22 +22,22 @@ from .modelfile import ModelFile
 from .tasks import need_classifier
 
 MIN_NORM_BATCH = 2
-"""Smallest batch with a variance."""
+"""Smallest batch size for which a variance can be computed."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A model at its new image size, and its metrics before and after."""
+    """A model calibrated for a new image size, and its metrics before and after."""
 
     model_file: ModelFile
     before: dict[str, Any]
-    """Metrics at the new image size with the old statistics."""
+    """Metrics at the new image size with the original statistics."""
     after: dict[str, Any]
     images: int
     """Number of images that the statistics were measured on."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as plain data, for JSON."""
         size = self.model_file.preprocess.image_size
         return {"image_size": size, "images": self.images, "before": self.before, "after": self.after}
 
@@ -54,19 +54,19 @@ def calibrate_bn(
 ) -> Calibration:
     """Measure the BatchNorm statistics of a trained network at another image size.
 
-    Training images are processed as in evaluation, except that each norm uses the statistics of the batch. The result
-    is the mean and variance over all images, so a smaller last batch has less weight. Other weights and `model_file`
-    are not changed.
+    Training images are processed as in evaluation, except that each norm uses the statistics of the batch. The new
+    statistics are the mean and variance over all images, so a smaller last batch has less weight. The weights and
+    `model_file` are not changed.
 
     Args:
         source: Labelled images. Statistics are measured on training images, metrics on validation images.
         image_size: Side of the square images, in pixels.
-        images: Number of training images, drawn with `seed`; all if there are fewer.
+        images: Number of training images to use, drawn with `seed`. If there are fewer, all are used.
         workers: Worker processes that decode images; 0 decodes in this process.
 
     Raises:
-        InputError: The model is not a classifier, has no BatchNorm, or does not take this size; or the dataset has no
-            training images, or classes that the model does not know.
+        InputError: The model is not a classifier, has no BatchNorm, or does not accept this size; or the dataset has no
+            training images, or has classes that the model does not know.
     """
     need_classifier(model_file, "calibrate-bn")
     check_at_least(MIN_NORM_BATCH, images=images, batch_size=batch_size)
@@ -98,7 +98,7 @@ def calibrate_bn(
 def with_statistics_of(
     model: Model, preprocess: Preprocess, batches: Iterable[Batch], device: str = "cpu"
 ) -> tuple[Model, int]:
-    """A copy of the network with the BatchNorm statistics of these images, and the number of images.
+    """A copy of the network with the BatchNorm statistics of these images, and the number of images used.
 
     Raises:
         InputError: The network has no BatchNorm, or no batch has two usable images.
@@ -109,7 +109,7 @@ def with_statistics_of(
         raise InputError(f"{model.architecture.name} has no BatchNorm to calibrate")
     pools, momenta = [_Pool(norm) for norm in norms], [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 1.0  # running statistics become those of the last batch
+        norm.momentum = 1.0  # sets the running statistics to the statistics of the last batch
         norm.train()
     normalize, seen = Normalize(preprocess).to(device), 0
     for batch in batches:
@@ -147,7 +147,7 @@ class _Pool:
         self._count = total
 
     def finish(self) -> None:
-        """Set the statistics of the norm."""
+        """Set the running statistics of the norm to the computed ones."""
         self._hook.remove()
         self._norm.running_mean.copy_(self._mean)
         self._norm.running_var.copy_(self._squares / (self._count - 1))

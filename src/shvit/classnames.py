@@ -1,4 +1,4 @@
-"""Class names: matched between dataset and model, and made unique for formats that need one name per class."""
+"""Match the class names of datasets and models, and make them unique for formats that need one name per class."""
 
 import re
 from collections import Counter
@@ -8,22 +8,22 @@ from .errors import InputError, counted
 
 
 def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names, with the index appended to those that occur more than once: "crane (134)" and "crane (517)"."""
+    """The names. Names that occur more than once get their index appended: "crane (134)" and "crane (517)"."""
     counts = Counter(classes)
     names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(classes))
     return names if len(set(names)) == len(names) or not names else unique_names(names)
 
 
 def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
-    """The index of each class of a dataset among the model's classes.
+    """For each class of a dataset, the index of the matching class of the model.
 
     Matches are tried in this order: the exact name, or the name from `unique_names`; a WordNet ID, if the model has the
-    1,000 classes of ImageNet-1K; the name or one of its synonyms (separated by commas), ignoring case and with `_` or
-    `-` for spaces. Two equal lists of classes match index by index.
+    1,000 classes of ImageNet-1K; the name or one of its comma-separated synonyms, ignoring case and treating `_` and
+    `-` as spaces. If both lists of classes are equal, they match index by index.
 
     Raises:
         InputError: The model does not know a class, a name matches several classes of the model, or two classes of the
-            dataset match the same one.
+            dataset match the same class of the model.
     """
     if given == known:
         return list(range(len(known)))
@@ -37,8 +37,9 @@ def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
     fitting = [{exact[name]} if name in exact else alike.get(_plain(name), set()) for name in given]
     if unknown := [name for name, indices in zip(given, fitting, strict=True) if not indices]:
         raise InputError(
-            f"the model does not know {len(unknown)} of the {counted(len(given), 'class', 'classes')}, such as "
-            f"{unknown[0]!r}; it knows {len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
+            f"the model does not know {len(unknown)} of the dataset's {counted(len(given), 'class', 'classes')}, such "
+            f"as {unknown[0]!r}; the model's classes ({len(known)}) are: {', '.join(known[:5])}"
+            f"{', …' if len(known) > 5 else ''}"
         )
     found: dict[int, str] = {}
     for name, indices in zip(given, fitting, strict=True):

@@ -1,4 +1,4 @@
-"""Text, tables, progress and JSON output. Names are printed as they are, even if they look like markup."""
+"""Text, tables, progress and JSON output. Names that look like rich's markup are printed unchanged."""
 
 import codecs
 import json
@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 METRICS = {"top1": "top-1", "AP": "AP"}
-"""Names of the metrics by which models are compared."""
+"""The metrics by which models are compared, and their display names."""
 BESIDE = {"AP": ("AP50",)}
-"""Further metrics that are shown beside them."""
+"""By metric, the further metrics that are shown next to it."""
 
 PLAIN = str.maketrans(
     {"·": "-", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "→": "->", "“": '"', "”": '"', "µ": "u", "†": "+"}
@@ -41,17 +41,17 @@ def takes_all(stream: Any) -> None:
 
 
 def visible(text: str) -> str:
-    r"""The text with control characters escaped, such as \x1b. Names of files and classes may contain them."""
+    r"""The text with control characters escaped, such as \x1b. File and class names may contain such characters."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line of text, without wrapping and without markup."""
+    """Print one line of text, without wrapping it or interpreting markup."""
     console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. The first column is left-aligned, the others right-aligned."""
+    """Print a table. The first column is left-aligned, all others are right-aligned."""
     shown = [[visible(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(cell_len, column)) for column in zip(*shown, strict=True)]
     for index, row in enumerate(shown):
@@ -76,7 +76,7 @@ def images_progress(shown: bool) -> Progress:
 
 
 def as_json(document: Any, encoding: str = "utf-8") -> str:
-    """A JSON document for a stream of this encoding. Control characters, and non-ASCII outside UTF, are escaped."""
+    """The document as JSON text. Control characters are escaped; so are non-ASCII ones if `encoding` is not a UTF."""
     escaped = not encoding.lower().startswith("utf")
     text = json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
     return "\n".join(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", line) for line in text.split("\n"))

@@ -23,15 +23,15 @@ class DataError(InputError):
 
 
 class Failure(_OneLineError, RuntimeError):
-    """The work stops for a reason outside the program. The message gives the reason and what is kept. Exit code 1."""
+    """A run stops for a reason outside the program. The message says why, and what is kept. Exit code 1."""
 
 
 class Notice(UserWarning):
-    """A warning that the work continues in an unexpected way. The message says what is different. Shown once."""
+    """A warning that a run continues, but not as the user may expect. The message says what differs. Shown once."""
 
 
 def notice(text: str) -> None:
-    """Warn with a `Notice`, without tokens and passwords."""
+    """Issue a `Notice`. Tokens and passwords in the text are hidden."""
     with stderr_lock:
         warnings.warn(redacted(text), Notice, stacklevel=3)
 
@@ -39,14 +39,14 @@ def notice(text: str) -> None:
 def one_line(error: object, first: bool = False) -> str:
     """The message of an error or warning on one line, or the name of its type if it has no message.
 
-    `first` keeps only the first line: some libraries append a page of advice.
+    With `first`, only the first line is kept, since some libraries append a page of advice.
     """
     text = str(error).strip()
     return " ".join((text.partition("\n")[0] if first else text).split()) or type(error).__name__
 
 
 def check_at_least(least: int, **values: int | None) -> None:
-    """Check numbers, named by keyword. None stands for a default and passes.
+    """Check that numbers are at least `least`. The message names the keyword. None is accepted, as a default.
 
     Raises:
         InputError: A number is smaller than `least`.
@@ -57,11 +57,11 @@ def check_at_least(least: int, **values: int | None) -> None:
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:
-    """A number with its noun, such as `1 class`, `1,000 classes` (plural: singular + s)."""
+    """A number with its noun, such as `1 image` or `1,000 images`. By default, the plural is the singular with an s."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def few(names: Sequence[str]) -> str:
-    """The first five names, and how many more there are."""
+    """The first five names, separated by commas, and how many more there are."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

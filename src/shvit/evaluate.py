@@ -19,15 +19,15 @@ from .tasks.labelled_data import Chosen, Which, choose_split, relabel_for
 
 @dataclass(frozen=True)
 class Report:
-    """An evaluation, and the images it was made on."""
+    """An evaluation, and the images that were evaluated."""
 
     evaluation: Evaluation
     chosen: Chosen
-    """The images. The indices in `evaluation.bad` refer to their order."""
+    """The evaluated images. The keys of `evaluation.bad` are indices of these images."""
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: shares from 0 to 1, numbers of images, and images per second including decoding."""
+        """For JSON: the metrics, numbers of images, and images per second including decoding."""
         return {
             **self.evaluation.metrics(),
             "per_class": {name: value for name, value in self.evaluation.per_class().items() if value is not None},
@@ -39,11 +39,11 @@ class Report:
 
 
 def with_fit(model: Runnable, fit: str | None) -> Runnable:
-    """The model with another `Preprocess.fit`, or unchanged if None. Raises InputError for a task without this fit."""
+    """The model with this `Preprocess.fit`; None changes nothing. Raises InputError if its task has no such fit."""
     if fit is None:
         return model
     if fit not in (fits := kind_of(model.task).fits):
-        raise InputError(f"models of task {model.task} have fit {' or '.join(fits)}, not {fit}: remove --fit")
+        raise InputError(f"for task {model.task}, fit must be {' or '.join(fits)}, got {fit}: change or remove --fit")
     return replace(model, preprocess=replace(model.preprocess, fit=fit))
 
 
@@ -58,8 +58,8 @@ def evaluate(
     """Evaluate a model on labelled images.
 
     Args:
-        model_file: Gives task, classes and preprocessing.
-        source: Labelled images, opened by the model's task. Their classes are matched by name; see `match_classes`.
+        model_file: Model that determines the task, classes and preprocessing.
+        source: Labelled images, opened with the model's task. Classes are matched by name; see `match_classes`.
         which: Images to use; see `choose_split`.
         workers: Worker processes that decode images; 0 decodes in this process.
 
@@ -80,7 +80,7 @@ def evaluate(
 def write_report(report: Report, out: Path, raw_cells: bool = False) -> list[Path]:
     """Write metrics.json, the files of the task, and bad_images.csv if there are bad images; return the paths.
 
-    `files.to_cell` explains `raw_cells`.
+    For `raw_cells`, see `raw` in `files.to_cell`.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", report.to_dict())

@@ -16,15 +16,15 @@ DPI = 120
 OURS, PEER, REFERENCE_LINE = "#c2255c", "#3b5b7a", "#777777"
 GRAYS = ("#c9ced6", "#aab3be", "#8a95a1")
 SERIES = (PEER, "#d9780f", "#2b8a3e", "#6741d9", "#1098ad", "#7a5c3b", "#868e96", "#a61e9d", "#5c940d")
-"""Colors of series that have no color of their own. Does not include `OURS`."""
+"""Colors of series without an assigned color. `OURS` is not among them."""
 
 
 @contextmanager
 def literal_text() -> Iterator[None]:
-    """Draw dollar signs as they are. By default, matplotlib draws the text between two of them as a formula.
+    """Draw dollar signs literally. By default, matplotlib draws the text between two dollar signs as a formula.
 
-    Use it both where text is added and where the figure is saved, because matplotlib creates some text only then. Also
-    works as a decorator.
+    Use it both where text is added and where the figure is saved, because matplotlib creates some text only on saving.
+    Also works as a decorator.
     """
     from matplotlib import rc_context
 
@@ -33,9 +33,9 @@ def literal_text() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
-    """An empty figure, its size in inches, and its axes in an array (rows, columns).
+    """Create an empty figure of this size in inches. Return it with an array of its axes (rows, columns).
 
-    Other options are those of matplotlib's `Figure.subplots`.
+    `options` are passed to matplotlib's `Figure.subplots`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
 
 def plot_style(axes: "Axes", x: str = "", y: str = "") -> None:
-    """A light grid, no frame, the shared colors, and axis labels."""
+    """Apply the shared style: a light grid, no top and right border, the shared colors, and axis labels."""
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -57,12 +57,12 @@ def plot_style(axes: "Axes", x: str = "", y: str = "") -> None:
 
 
 def legend_beside(axes: "Axes") -> None:
-    """A legend to the right of the plot."""
+    """Add a legend to the right of the plot."""
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=9)
 
 
 def plain_ticks(axis: "Axis") -> None:
-    """Ticks such as 20 and 3,000 on a logarithmic axis, even if it spans less than a factor of ten."""
+    """Label the ticks of a logarithmic axis with numbers such as 3,000, even if it spans less than a factor of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()

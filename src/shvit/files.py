@@ -18,18 +18,18 @@ from filelock import FileLock, Timeout
 from .errors import Failure, InputError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Error numbers of a file that cannot grow: the disk is full, or a quota or limit is reached."""
+"""Error numbers which mean that a file cannot grow: the disk is full, or a quota or size limit is reached."""
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-"""Start of a cell that a spreadsheet would run as a formula, however often the cell was quoted."""
+"""The start of a formula in a spreadsheet cell, with any number of apostrophes before it."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
-"""A number, which is harmless in a spreadsheet even with a sign."""
+"""A number. Numbers are harmless in a spreadsheet, even if they begin with a sign."""
 
 MAX_TEXT = 1 << 32
-"""Size limit of JSON and CSV files in bytes. Larger ones are not read."""
+"""Size limit of JSON and CSV files in bytes. Larger files are not read."""
 
 
 def check_regular(path: Path) -> int:
-    """Size in bytes. Raises OSError unless the file is regular: a pipe may block and a device may have no end."""
+    """Size of a file in bytes. Raises OSError if it is not regular: a pipe may block and a device may have no end."""
     if not path.is_file() and path.exists():
         raise OSError(errno.EINVAL, "not a regular file")
     return path.stat().st_size
@@ -80,7 +80,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Turn any error that a full disk causes into a `Failure` that names `path`. The file that grows is `temporary`."""
+    """Turn errors caused by a full disk into a `Failure` that names `path`. `temporary` is the file that is written."""
     try:
         yield
     except (InputError, Failure):
@@ -92,7 +92,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _no_space(error: Exception, path: Path) -> str:
-    """The reason why the file cannot grow; empty if it can. Tests a write if a C++ library gave no error number."""
+    """Why the file cannot grow; empty if it can. Tries a write if the error has no number, as with C++ libraries."""
     if isinstance(error, OSError) and error.errno is not None:
         return f" ({os.strerror(error.errno)})" if error.errno in FULL else ""
     try:
@@ -106,7 +106,7 @@ def _no_space(error: Exception, path: Path) -> str:
 
 @contextmanager
 def in_utf8(path: Path) -> Iterator[Path]:
-    """A path for libraries that accept only UTF-8 names: `path`, or the path of its file descriptor."""
+    """For libraries that accept only UTF-8 names: yield `path` or, if it is not UTF-8, a path to its descriptor."""
     if escaped(str(path)) == str(path):
         yield path
         return
@@ -116,9 +116,9 @@ def in_utf8(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, otherwise: str) -> Iterator[None]:
-    """Hold the lock file `path` inside the block. The lock is released however the process ends.
+    """Hold the lock file `path` inside the block. The lock is released even if the process is killed.
 
-    Raises InputError with the message `otherwise` if another process holds it.
+    Raises InputError with the message `otherwise` if another process holds the lock.
     """
     lock = FileLock(path)
     try:
@@ -136,8 +136,8 @@ def place(export: Path, target: Path) -> None:
     """Move a finished export, and the other files in its temporary folder, to `target`.
 
     A crash never leaves a partial export: all files are on disk before any is moved. For `.xml` and `.bin`, the old
-    `.xml` is removed first and the new one is moved last, because readers start at the `.xml`. A folder cannot replace
-    another in one step: the old one is renamed to `.NAME.old` and removed once the new one is in place.
+    `.xml` is removed first and the new `.xml` is moved last, because readers open the `.xml` first. A folder cannot
+    replace another folder in one step: the old one is renamed to `.NAME.old`, and removed when the new one is in place.
 
     Raises:
         InputError: The target is a folder and the export a file, or the reverse.
@@ -165,7 +165,7 @@ def place(export: Path, target: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Flush a file, or the list of files in a folder, to disk."""
-    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows, which cannot
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows cannot flush a folder
         return
     number = os.open(path, os.O_RDONLY)
     try:
@@ -188,15 +188,15 @@ def write_json(path: Path, document: Any, indent: int | None = 2) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], raw: bool = False) -> None:
-    """Write a table atomically, in UTF-8. `to_cell` explains `raw`. Raises Failure if no space is left."""
+    """Write a table atomically, in UTF-8. For `raw`, see `to_cell`. Raises Failure if no space is left."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([to_cell(cell, raw) for cell in row] for row in chain([header], rows))
 
 
 def to_cell(value: Any, raw: bool = False) -> Any:
-    """The CSV cell for a value. Text is escaped and, unless `raw`, quoted where a spreadsheet would run it.
+    """The CSV cell for a value. Text is escaped with `escaped`.
 
-    A leading `'` turns a formula into text. `from_cell` is the inverse.
+    Unless `raw`, an apostrophe is put before text that a spreadsheet would run as a formula. Inverse: `from_cell`.
     """
     if not isinstance(value, str):
         return value
@@ -212,7 +212,7 @@ def from_cell(cell: str) -> str:
 def escaped(text: str) -> str:
     r"""Escape surrogates, which UTF-8 cannot encode, as \udcff. Python uses them for file names that are not UTF-8.
 
-    If the name itself contains these characters, a second backslash is added. `unescaped` is the inverse.
+    If the text already contains such an escape, its backslashes are doubled. `unescaped` is the inverse.
     """
     return re.sub(
         r"(\\*)([\ud800-\udfff])|(\\+)(?=ud[89a-f][0-9a-f]{2})",
@@ -232,7 +232,7 @@ def unescaped(text: str) -> str:
 
 
 def check_folder(path: Path, flag: str = "--out", new: bool = False, otherwise: str = "") -> None:
-    """Check an output folder, which need not exist, before any work. `flag` and `otherwise` are for the message.
+    """Check an output folder, which need not exist, before a run. `flag` and `otherwise` are parts of the message.
 
     Raises:
         InputError: The path is a file or, with `new`, a folder that is not empty.

@@ -1,4 +1,4 @@
-"""Checks of the metadata of model files and exported files: every field is checked before it is used."""
+"""Check the metadata of model files and exported files before it is used."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -31,20 +31,20 @@ def parsed(text: str | bytes, depth: int = MAX_NESTING) -> Any:
 
 
 def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The classes, task, metrics and provenance of a header, without the secrets in old files.
+    """The classes, task, metrics and provenance of a header. Secrets in files of old versions are removed.
 
     Raises:
-        KeyError: One of them is missing.
-        ValueError: One of them is impossible.
+        KeyError: One of these fields is missing.
+        ValueError: One of these fields is invalid.
     """
     facts = {key: header[key] for key in ("classes", "task", "metrics", "provenance")}
     classes, provenance = facts["classes"], facts["provenance"]
     if not isinstance(classes, list) or not 0 < len(classes) <= MAX_CLASSES:
         raise ValueError(f"classes must be a list of 1 to {MAX_CLASSES:,} names, got {classes!r:.60}")
     if others := [name for name in classes if not _text(name)]:
-        raise ValueError(f"classes must be names, got {others[0]!r:.60}")
+        raise ValueError(f"class names must be strings, got {others[0]!r:.60}")
     if not _text(facts["task"]):
-        raise ValueError(f"task must be a name, got {facts['task']!r:.60}")
+        raise ValueError(f"task must be a string, got {facts['task']!r:.60}")
     _check_metrics(facts["metrics"])
     _check_fields("provenance", provenance, PROVENANCE)
     if "recipe" in provenance:
@@ -58,9 +58,9 @@ def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_metrics(metrics: Any) -> None:
-    """Metrics are numbers by name, or nested tables of numbers; and `weights` is a name."""
+    """Check that metrics are numbers or nested dicts of numbers. Only the entry `weights` may be a string."""
     if not isinstance(metrics, dict):
-        raise ValueError(f"metrics must be a table of numbers, got {metrics!r:.60}")
+        raise ValueError(f"metrics must be a dict of numbers, got {metrics!r:.60}")
     for name, value in metrics.items():
         if isinstance(value, dict):
             _check_metrics(value)
@@ -72,12 +72,12 @@ def _check_metrics(metrics: Any) -> None:
 
 def _check_fields(table: str, values: Any, fields: Mapping[str, Any], needed: Collection[str] = ()) -> None:
     if not isinstance(values, dict):
-        raise ValueError(f"{table} must be a table, got {values!r:.60}")
+        raise ValueError(f"{table} must be a dict, got {values!r:.60}")
     if missing := [name for name in needed if name not in values]:
         raise ValueError(f"{table} lacks {missing[0]}")
     for name, fits in fields.items():
         if name in values and not fits(values[name]):
-            raise ValueError(f"{table} has an impossible {name}: {values[name]!r:.60}")
+            raise ValueError(f"{table} has an invalid {name}: {values[name]!r:.60}")
 
 
 def _text(value: Any) -> bool:
@@ -106,4 +106,4 @@ RECIPE = {
     "val_share": lambda value: _number(value, 0, 1),
 }
 TRAINED_ON = {"images": lambda value: _whole(value, 0, 10**10), "identities": _text}
-"""The fields that verbs use, and their valid values. Other fields are only shown."""
+"""The fields that commands use, each with a check of its value. Other fields are only displayed."""

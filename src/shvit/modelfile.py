@@ -1,4 +1,4 @@
-"""The model file: weights in safetensors, and a header with everything needed to use them. No pickle."""
+"""The model file: weights in safetensors, and a header with everything needed to use them. Never uses pickle."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ HEADER_KEY = "shvit"
 
 
 class ModelFileError(InputError):
-    """A file that is not a usable model file; the message names the file and the reason in one line."""
+    """The file is not a usable model file. The message gives the file and the reason in one line."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ModelFile:
     """A network and everything needed to use it.
 
     Raises:
-        InputError: The number of class names is not the network's number of classes.
+        InputError: The network was not built by `create_model`, or its number of classes is 0 or not that of `classes`.
     """
 
     model: Model
     classes: tuple[str, ...]
-    """Names, in the order of the outputs."""
+    """Class names, in the order of the outputs."""
     preprocess: Preprocess = field(default_factory=Preprocess)
     task: str = "classify"
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -50,10 +50,10 @@ class ModelFile:
             raise InputError("the network was built by hand or pruned: build it with shvit.create_model")
         count = self.model.architecture.num_classes
         if not count:
-            raise InputError("the network has no classifier (num_classes=0), and a model file needs at least one class")
+            raise InputError("the network has no classifier (num_classes=0), but a model file needs at least one class")
         if len(self.classes) != count:
             raise InputError(
-                f"{counted(len(self.classes), 'class name')} for a network of {counted(count, 'class', 'classes')}"
+                f"{counted(len(self.classes), 'class name')} for a network with {counted(count, 'class', 'classes')}"
             )
 
     @property
@@ -63,10 +63,10 @@ class ModelFile:
 
 
 def save(model_file: ModelFile, path: str | Path) -> None:
-    """Write a model file. An existing file is only replaced when the new one is complete.
+    """Write a model file. An existing file is replaced only after the new file is complete.
 
     Raises:
-        InputError: The network's weights do not fit its architecture, as after `fuse`.
+        InputError: The network's weights do not fit its architecture, for example after `fuse`.
     """
     path = Path(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model_file.model.state_dict().items()}
@@ -91,8 +91,8 @@ def load(path: str | Path) -> ModelFile:
     """Read a model file. The network is on the CPU, in evaluation mode.
 
     Raises:
-        ModelFileError: The file is missing, truncated, changed since it was written, of another format or version, or
-            inconsistent.
+        ModelFileError: The file is missing, truncated or inconsistent, was changed after it was written, or has another
+            format or version.
     """
     path = Path(path)
     if not path.is_file():
@@ -100,13 +100,13 @@ def load(path: str | Path) -> ModelFile:
     try:
         with in_utf8(path) as name, safe_open(name, "pt") as file:
             metadata = file.metadata() or {}
-            # copies are aligned in memory, which the last bits of outputs depend on for some processors
+            # cloned to be aligned: on some processors, the last bits of outputs depend on the alignment
             weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelFileError(f"{path} is truncated or not a safetensors file ({error})") from None
     if HEADER_KEY not in metadata:
         raise ModelFileError(
-            f"{path} has no shvit header, so shvit did not write it: convert weights of timm or of the authors with "
+            f"{path} has no shvit header, so shvit did not write it: convert weights from timm or the authors with "
             "shvit.pretrained.from_timm or from_official"
         )
     try:
@@ -119,7 +119,7 @@ def load(path: str | Path) -> ModelFile:
 def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
     version = header.get("version") if isinstance(header, dict) else None
     if type(version) is not int or version != FORMAT_VERSION:
-        raise ValueError(f"it has format version {version}, and this shvit reads version {FORMAT_VERSION}")
+        raise ValueError(f"its format version is {version}, but this shvit reads only version {FORMAT_VERSION}")
     missing = {"task", "architecture", "classes", "preprocess", "metrics", "provenance", "digest"} - set(header)
     if missing:
         raise ValueError(f"its header lacks {', '.join(sorted(missing))}")
@@ -139,7 +139,7 @@ def _read(header: dict[str, Any], weights: dict[str, Tensor]) -> ModelFile:
 
 
 def check_channels(preprocess: Preprocess, channels: int) -> None:
-    """Raises ValueError if the preprocessing is for another number of channels."""
+    """Raises ValueError if the preprocessing is not for this number of channels."""
     if len(preprocess.mean) not in (1, 3, channels):
         given = f"got {preprocess.mean} and {preprocess.std}"
         raise ValueError(f"mean and std must be for {counted(channels, 'channel')}, {given}")

@@ -1,4 +1,4 @@
-"""Published weights by name, and models that start from trained weights."""
+"""Load published weights by name, and create networks from trained weights."""
 
 import logging
 from collections.abc import Iterator
@@ -74,28 +74,28 @@ def create_model(
     drop_path_rate: float = 0.0,
     checkpoint_path: str | Path = "",
 ) -> Model | nn.Module:
-    """Create a network by name, in training mode. The arguments are those of timm.
+    """Create a network by name, in training mode. Most arguments are as in `timm.create_model`.
 
     Args:
-        name: `shvit_s1` to `shvit_s4`; `timm/NAME` for any timm model; `shvit_s1.in1k` to `shvit_s4.in1k` for published
-            weights, the same as `shvit_s1` with `pretrained`.
-        num_classes: Number of logits. If it is not 1000, the head is not pretrained. 0: no classifier; the network
-            returns pooled features and cannot be saved as a model file.
-        pretrained: Load the published ImageNet-1K weights, from the cache or the network.
+        name: `shvit_s1` to `shvit_s4`; `timm/NAME` for any timm model; or `shvit_s1.in1k` to `shvit_s4.in1k`, which
+            imply `pretrained=True`.
+        num_classes: Number of logits. If it is not 1000, the head is not pretrained. With 0, there is no classifier:
+            the network returns pooled features and cannot be saved as a model file.
+        pretrained: Load the published ImageNet-1K weights, from the cache or by download.
         in_channels: Channels of an image. If it is not 3, the pretrained weights of the first convolution are summed
             (1 channel) or repeated and scaled, as in timm.
         in_chans: timm's name for `in_channels`.
         distilled: Add a second head for distillation. It is never pretrained.
-        features_only: Return timm's `FeatureListNet`, which returns a list of maps and describes them in
+        features_only: Create timm's `FeatureListNet`, which returns a list of maps and describes them in
             `feature_info`. It has no classifier and cannot be saved as a model file.
-        out_indices: With `features_only`: stages to return, counted from 0, or the number of last stages. Default: all.
-        global_pool: Pooling of the last map. SHViT has `avg` and an empty string, which returns the map and requires
-            `num_classes=0`. Default: that of the model.
+        out_indices: With `features_only`: stages to return, counted from 0; an int N means the last N. Default: all.
+        global_pool: Pooling of the last map. SHViT supports `avg`, and an empty string to return the map, which
+            requires `num_classes=0`. Default: the pooling that the model defines.
         drop_path_rate: Stochastic depth in training, from 0 in the first block to this rate in the last.
         checkpoint_path: A model file with the initial weights and the same number of classes.
 
     Raises:
-        InputError: An unknown name, arguments that exclude each other, or weights that are not available.
+        InputError: The name is unknown, arguments exclude each other, or weights are not available.
     """
     published = name in PUBLISHED_TOP1
     pretrained = pretrained or published
@@ -135,11 +135,11 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
     """Create a network of this architecture with the weights of a trained network.
 
     The weights are loaded into `onto` if it is given. The head is not transferred if its size differs or `fresh_head`
-    is set, nor is a distillation head that the new network does not have. The first convolution is adapted to the
-    number of channels.
+    is set. A distillation head is transferred only if the new network has one. The first convolution is adapted to
+    the number of channels.
 
     Raises:
-        InputError: Other weights do not fit.
+        InputError: The other weights do not fit.
     """
     model = onto or architecture.build()
     target, source = model.state_dict(), trained.state_dict()
@@ -162,7 +162,7 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
 
 
 def _adapted_to_channels(trained: Model, source: StateDict, channels: int) -> StateDict:
-    """The weights of the first convolutions, for another number of channels."""
+    """The weights of the first convolutions, adapted to this number of channels."""
     from timm.models import adapt_input_conv
 
     if trained.architecture.detector:
@@ -189,9 +189,9 @@ def _check_features_only(
     if out_indices is not None and not features_only:
         raise InputError("out_indices requires features_only=True")
     if features_only and has_head:
-        raise InputError("features_only=True returns maps; distilled and global_pool have no effect with it")
+        raise InputError("features_only=True returns maps, so distilled and global_pool have no effect: remove them")
     if features_only and has_checkpoint and name.startswith(TIMM_PREFIX):
-        raise InputError("checkpoint_path does not go with features_only=True for timm's models")
+        raise InputError("checkpoint_path cannot be combined with features_only=True for timm's models")
 
 
 def _timm_features(
@@ -215,8 +215,8 @@ def _timm_features(
 def onto_detector(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
     """Create a detector with the backbone of a trained network, which must be of the same variant.
 
-    If that is a detector of the same kind, its other weights are transferred as well; with `fresh_head`, except those
-    of the layers that depend on the classes.
+    If the trained network is a detector of the same kind, its other weights are transferred as well. With `fresh_head`,
+    the layers that depend on the classes are not transferred.
     """
     if trained.architecture.detector == architecture.detector:
         return transfer(trained, architecture, fresh_head)
@@ -248,7 +248,7 @@ def load_model(source: str | Path) -> ModelFile:
     """
     name = str(source)
     if engines.is_exported(name):
-        raise ModelFileError(f"{name} is an exported file, which can only be run: give the model file")
+        raise ModelFileError(f"{name} is an exported file, which can only be run: give the original model file")
     if name in PUBLISHED_TOP1:
         return _published(name)
     if name.startswith(TIMM_PREFIX):
@@ -263,18 +263,18 @@ def load_model(source: str | Path) -> ModelFile:
 
 
 def _of_its_task(model: AnyModel, source: str | Path) -> AnyModel:
-    """Return the model. Raises ModelFileError if its network or preprocessing does not fit its task."""
+    """Return the model. Raises ModelFileError if its network or its `fit` is not valid for its task."""
     try:
         fits = kind_of(model).fits
     except InputError as error:
         raise ModelFileError(f"{source} is not usable: {error}") from None
     if (fit := model.preprocess.fit) not in fits:
-        raise ModelFileError(f"{source} is not usable: {model.task} models have fit {' or '.join(fits)}, not {fit}")
+        raise ModelFileError(f"{source} is not usable: for {model.task}, fit must be {' or '.join(fits)}, got {fit}")
     return model
 
 
 def default_preprocess(model: Model, image_size: int | None = None) -> Preprocess:
-    """The preprocessing of the published weights of this kind of model, at this image size if one is given."""
+    """The preprocessing that the published weights of this network use, with `image_size` if it is given."""
     model = _backbone(model)
     if not isinstance(model, TimmModel):
         return Preprocess(image_size or model.image_size)
@@ -312,7 +312,7 @@ def _fetch(name: str) -> Path:
     if by_hand.is_file():
         return by_hand
     url = f"{constants.ENDPOINT}/timm/{name}/resolve/main/model.safetensors"
-    with _downloading(name, f"download {url} on a machine with a network and copy it to {by_hand}"):
+    with _downloading(name, f"download {url} on a machine with internet access and copy it to {by_hand}"):
         return Path(hf_hub_download(f"timm/{name}", "model.safetensors"))
 
 
@@ -328,12 +328,12 @@ def _from_timm_hub(name: str) -> ModelFile:
 
 
 def _timm_network(name: str, pretrained: bool, **options: Any) -> Any:
-    """`timm.create_model` for the name `timm/NAME`, whose arguments may follow it."""
+    """Call `timm.create_model` for `timm/NAME`, which may contain arguments; see `named_arguments`."""
     import timm
 
     short = name.removeprefix(TIMM_PREFIX)
     cfg, (base, arguments) = pretrained_cfg(short), named_arguments(short)
-    advice = "run this on a machine with a network and copy its Hugging Face cache; the source is"
+    advice = "run this on a machine with internet access and copy its Hugging Face cache; the source is"
     with _downloading(name, f"{advice} {cfg.hf_hub_id or cfg.url}"):
         return timm.create_model(base, pretrained, **arguments, **options)
 
@@ -343,14 +343,14 @@ _hub_lock = Lock()
 
 @contextmanager
 def _downloading(name: str, advice: str) -> Iterator[None]:
-    """Silence the hub client, which logs each retry. Raises ModelFileError with advice if the download fails."""
+    """Silence the hub client, which logs each retry. Raises ModelFileError with `advice` if the download fails."""
     logger = logging.getLogger("huggingface_hub")
-    with _hub_lock:  # two overlapping calls would not restore the level
+    with _hub_lock:  # two overlapping calls would not restore the log level
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
             yield
-        except Exception as error:  # the client raises the errors of whatever transport it uses
+        except Exception as error:  # the errors depend on the HTTP library that the client uses
             kind, reason = type(error).__name__, one_line(error, first=True)
             raise ModelFileError(
                 f"the weights of {name} are not in the cache and cannot be downloaded "

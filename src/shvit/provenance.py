@@ -23,7 +23,7 @@ INSTRUCTIONS = {
     "dotprod": {"asimddp"},
     "i8mm": {"i8mm"},
 }
-"""Instruction sets that decide a processor's speed, with their names in /proc/cpuinfo."""
+"""Instruction sets that affect the speed of a processor, and their names in /proc/cpuinfo."""
 
 
 def facts() -> dict[str, Any]:
@@ -65,7 +65,7 @@ def processor() -> str:
 
 
 def instructions() -> list[str]:
-    """The instruction sets in `INSTRUCTIONS` that the processor supports. Empty except on Linux."""
+    """The instruction sets in `INSTRUCTIONS` that the processor supports. Always empty on systems other than Linux."""
     has = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
     return [name for name, flags in INSTRUCTIONS.items() if has & flags]
 

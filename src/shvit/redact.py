@@ -1,4 +1,4 @@
-"""Hide tokens and passwords in URLs and commands before anything is printed or written."""
+"""Hide tokens and passwords in texts, such as URLs and commands, before they are printed or written."""
 
 import re
 from typing import Any

@@ -24,7 +24,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 _one_at_a_time = threading.RLock()
 stderr_lock = threading.RLock()
-"""Held while standard error is closed for the whole process. Hold it to write something that must be shown."""
+"""Held while standard error is discarded for the whole process. Acquire it to write text that must be shown."""
 
 
 class _InUnwarnedThreads:
@@ -42,8 +42,8 @@ _FILTER: Any = ("ignore", _InUnwarnedThreads, Warning, None, 0)
 def unwarned() -> Iterator[None]:
     """Suppress Python's warnings in this thread.
 
-    `warnings.catch_warnings` changes the filters of all threads, and if two blocks overlap, the one that ends last
-    restores the filters of the other. The single filter set here stays, and has no effect outside such blocks.
+    `warnings.catch_warnings` is not used, because it changes the filters of all threads, and overlapping blocks do
+    not restore them. The filter that is inserted here stays, but has no effect outside `unwarned` blocks.
     """
     filters: Any = warnings.filters
     if not filters or filters[0] is not _FILTER:
@@ -56,7 +56,7 @@ def unwarned() -> Iterator[None]:
 
 
 class _OthersOnly:
-    """A stream that drops what threads inside a `quiet` block write."""
+    """A stream that discards text written by threads inside a `quiet` block."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -70,10 +70,10 @@ class _OthersOnly:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress this thread's warnings, progress bars and prints, and all log lines below errors.
+    """Suppress this thread's warnings, progress bars and prints, and the log lines below ERROR of all threads.
 
-    Only one thread at a time enters the block: the log level and the state of the libraries that convert networks
-    belong to the whole process.
+    Only one thread at a time can be in the block: the log level and the state of the libraries that convert networks
+    are shared by the whole process.
     """
     with _one_at_a_time, unwarned():
         before = logging.root.manager.disable
@@ -105,7 +105,7 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable inside the block. Only one thread at a time enters it."""
+    """Set an environment variable inside the block. Only one thread at a time can be in the block."""
     with _one_at_a_time:
         before = os.environ.get(name)
         os.environ[name] = value

@@ -44,7 +44,7 @@ def test_a_failing_configuration_costs_only_its_row(quick_machine, model):
     assert [row.what for row in result.failed] == [
         f"timm/levit_128s, torch fp32, batch {batch}, 64 pixels" for batch in (1, 2)
     ]
-    assert "takes no 64x64" in result.failed[0].reason
+    assert "does not accept 64x64" in result.failed[0].reason
     assert told[-1] == ("timing", 2, 2)
 
     document = json.loads(json.dumps(result.to_dict()))

@@ -119,7 +119,7 @@ def test_other_engines_and_precisions_of_an_exported_file_are_refused(name, tiny
         engines.load(exported, other)
     with pytest.raises(EngineError, match="was exported in fp32, not in 'int8'"):
         engines.load(exported, precision="int8")
-    with pytest.raises(shvit.InputError, match="can only be run: give the model file"):
+    with pytest.raises(shvit.InputError, match="can only be run: give the original model file"):
         shvit.pretrained.load_model(path)
 
 

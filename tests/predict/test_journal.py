@@ -110,7 +110,7 @@ def test_another_model_or_other_images_are_refused(run, tiny, model, images, tmp
     what = change(tiny, tmp_path, images)
     code, _, err = run(*command, "--resume")
     assert code == 2
-    assert f"out.csv.partial was started with another {what}: give the same arguments" in err
+    assert f"out.csv.partial belongs to a run that differs in {what}: give the same arguments" in err
     assert (tmp_path / "out.csv.partial").read_bytes() == begun
 
 

@@ -84,5 +84,8 @@ def test_a_new_task_runs_through_every_verb(balanced, run, folder, tmp_path):
 
 def test_another_task_is_refused(tiny, tmp_path):
     save(replace(tiny, task="balanced"), tmp_path / "other.safetensors")
-    with pytest.raises(shvit.InputError, match="its task is 'balanced', and this shvit has classify, detect, segment"):
+    with pytest.raises(
+        shvit.InputError,
+        match="its task is 'balanced', but this version of shvit supports only classify, detect, segment",
+    ):
         shvit.load(tmp_path / "other.safetensors")

@@ -159,7 +159,7 @@ def test_it_learns_to_find_objects(run, tmp_path, task, kind, epochs, start):
         assert drawn.size == (320, 320)  # enlarged, so that its labels can be read
     assert f"task: {task}" in run("info", best)[1]
     code, _, errors = run("calibrate-bn", best, data, "--image-size", 128)
-    assert (code, "calibrate-bn supports classifiers only" in errors) == (2, True)
+    assert (code, "calibrate-bn supports only classifiers" in errors) == (2, True)
     code, _, errors = run("bench", best, "--rounds", 1)
     assert (code, f"has the task {task}, but --task is classify" in errors) == (2, True)
 
@@ -414,7 +414,7 @@ def test_shorter_sides_go_through_all_verbs(run, start, tmp_path):
 
 def test_names_that_no_font_here_has_are_numbers():
     assert legible(("Äpfel", "кот")) == {"Äpfel": "Äpfel", "кот": "кот"}
-    with pytest.warns(shvit.errors.Notice, match="the font cannot draw 1 class name: class 2 stands for 猫"):
+    with pytest.warns(shvit.errors.Notice, match="font cannot draw 1 class name: in drawings, class 2 stands for 猫"):
         assert legible(("dog", "猫")) == {"dog": "dog", "猫": "class 2"}
 
 

@@ -58,11 +58,11 @@ def test_losses_are_those_of_the_paper():
 @pytest.mark.parametrize(
     ("trained", "size", "reason"),
     [
-        (teacher_file(("dark", "grey")), 32, "does not know 1 of the 2 classes, such as 'light'"),
+        (teacher_file(("dark", "grey")), 32, "does not know 1 of the dataset's 2 classes, such as 'light'"),
         (
             ModelFile(shvit.create_model("timm/deit_tiny_patch16_224", 2), CLASSES),
             96,
-            "teacher timm/deit_tiny_patch16_224 cannot teach .* takes no 96x96",
+            "teacher timm/deit_tiny_patch16_224 cannot teach .* does not accept 96x96",
         ),
     ],
     ids=["class", "size"],

@@ -1,1 +1,1 @@
-"""The network: pure torch, no files, no images."""
+"""The networks, in plain PyTorch. They read no files."""

@@ -17,9 +17,9 @@ from .timm_model import TimmModel, named_arguments
 
 TIMM_PREFIX = "timm/"
 FAMILIES = "shvit.networks"
-"""Entry point group in which installed packages, such as experiments, offer networks: FAMILY/NAME."""
+"""Entry point group in which installed packages, such as experiments, register networks named FAMILY/NAME."""
 Family = Callable[[str], tuple[Config, Mixer]]
-"""NAME -> the sizes and the token mixer of an SHViT. Raises InputError for an unknown name."""
+"""NAME -> sizes and token mixer of an SHViT. Raises InputError for an unknown name."""
 Model = SHViT | TimmModel | Detector
 MAX_NAME = 1000
 DETECTORS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
@@ -30,21 +30,21 @@ class Architecture:
     """Everything needed to build a network, except its weights.
 
     Raises:
-        InputError: The name is not a variant, `timm/NAME` or `FAMILY/NAME` and no sizes are given, or a size is
-            impossible.
+        InputError: No sizes are given and the name is not a variant, `timm/NAME` or `FAMILY/NAME`; or a field is
+            invalid.
     """
 
     name: str
     num_classes: int = 1000
-    """0: no classifier; the network returns pooled features."""
+    """With 0, there is no classifier: the network returns pooled features."""
     in_channels: int = 3
     distilled: bool = False
     config: Config | None = None
-    """The sizes; taken from the table for named variants, always None for timm's models."""
+    """The sizes. If they are not given, they are looked up by name. Always None for timm's models."""
     detector: str | None = None
-    """`retinanet` or `mask_rcnn` for a detector on this network; None for a classifier."""
+    """`retinanet` or `mask_rcnn` for a detector with this network as backbone; None for a classifier."""
     layout: str = "torchvision"
-    """Details of a detector: as in `torchvision`, or as in the authors' code (`paper`)."""
+    """Source of a detector's details: `torchvision`, or the authors' code (`paper`)."""
 
     def __post_init__(self) -> None:
         kinds = {"name": str, "num_classes": int, "in_channels": int, "distilled": bool, "layout": str}
@@ -68,15 +68,15 @@ class Architecture:
         if self.name.startswith(TIMM_PREFIX):
             named_arguments(self.name.removeprefix(TIMM_PREFIX))
             if self.config is not None:
-                raise InputError(f"timm's models have sizes of their own, got {self.config}")
+                raise InputError(f"timm's models define their sizes: give config=None, not {self.config}")
             if self.distilled:
-                raise InputError(f"only shvit's own variants have a distillation head, {self.name} has none")
+                raise InputError(f"only SHViT can have a distillation head, not {self.name}: give distilled=False")
         elif self.config is None:
             config = _of_family(self.name)[0] if "/" in self.name else variant_config(self.name)
             object.__setattr__(self, "config", config)
 
     def build(self, drop_path_rate: float = 0.0) -> Model:
-        """Build the network with new weights; its attribute `architecture` is this description.
+        """Build the network with random weights. Its attribute `architecture` is this description.
 
         `drop_path_rate` (stochastic depth) only affects training, so it is not part of the description.
         Raises InputError if it is outside [0, 1), or if timm's model does not support it.
@@ -95,12 +95,12 @@ class Architecture:
         return model
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """The description as plain data."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Architecture":
-        """Inverse of `to_dict`. Raises InputError for missing, unknown or impossible entries."""
+        """Inverse of `to_dict`. Raises InputError for missing, unknown or invalid entries."""
         try:
             config = data["config"]
             if config is not None:
@@ -120,14 +120,14 @@ def variant_config(name: str) -> Config:
 
 
 def is_network(name: str) -> bool:
-    """Whether this is the name of a network (a variant, `timm/NAME` or `FAMILY/NAME`), not that of a file."""
+    """Whether this is the name of a network (a variant, `timm/NAME` or `FAMILY/NAME`), not the name of a file."""
     if name.endswith(".safetensors"):
         return False
     return name in VARIANTS or name.startswith(TIMM_PREFIX) or name.partition("/")[0] in _families()
 
 
 def _of_family(name: str) -> tuple[Config, Mixer]:
-    """Sizes and mixer of `FAMILY/NAME`. Raises InputError if no installed package offers the family."""
+    """Sizes and mixer of `FAMILY/NAME`. Raises InputError if no installed package registers the family."""
     prefix, _, rest = name.partition("/")
     families = _families()
     if prefix not in families:
@@ -137,10 +137,10 @@ def _of_family(name: str) -> tuple[Config, Mixer]:
 
 
 def _families() -> dict[str, Callable[[], Family]]:
-    """The loader of each family that installed packages offer."""
+    """The families that installed packages register: the name of each, and a function that imports it."""
     return {point.name: point.load for point in entry_points(group=FAMILIES)}
 
 
 def list_models() -> list[str]:
-    """Names of the variants of SHViT. Any `timm/NAME` is accepted as well."""
+    """Names of the variants of SHViT. `create_model` also accepts any `timm/NAME`."""
     return list(VARIANTS)

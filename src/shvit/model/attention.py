@@ -12,7 +12,7 @@ from .shapes import Maps
 class SingleHeadAttention(nn.Module):
     """One attention head over the first `attended` channels. The projection mixes in the other channels.
 
-    Takes and returns maps (b, width, h, w). Initialized to return zero, so its residual is the identity.
+    Takes and returns maps (b, width, h, w). Initialized to return zeros, so a residual block starts as the identity.
     """
 
     QUERY_CHANNELS: Final = 16
@@ -37,7 +37,7 @@ class SingleHeadAttention(nn.Module):
         return self.project(self.act(torch.cat([mixed.view_as(attended), passed], dim=1)))
 
     def fold(self) -> nn.Module:
-        """Move scale and shift of the norm, and the softmax scale, into the weights of queries, keys and values.
+        """Move the scale and shift of the norm, and the softmax scale, into the weights of queries, keys and values.
 
         The bias of the keys is dropped: it adds the same number to all scores of a query, which softmax cancels.
         """
@@ -49,7 +49,7 @@ class SingleHeadAttention(nn.Module):
 
 
 def fold_norm(norm: nn.GroupNorm, qkv: nn.Conv2d) -> nn.GroupNorm:
-    """Move scale and shift into the 1x1 convolution that reads the norm; return the norm without them."""
+    """Move scale and shift of a norm into the 1x1 convolution after it, and return the norm without them."""
     assert qkv.bias is not None
     qkv.bias.data += qkv.weight.data[:, :, 0, 0] @ norm.bias
     qkv.weight.data *= norm.weight[:, None, None]
@@ -57,7 +57,7 @@ def fold_norm(norm: nn.GroupNorm, qkv: nn.Conv2d) -> nn.GroupNorm:
 
 
 def fold_scale(qkv: nn.Conv2d, queries: int, scale: float) -> None:
-    """Move the softmax scale into the queries, the first channels of the convolution, and drop the bias of the keys."""
+    """Multiply the queries (the first channels of `qkv`) by the softmax scale, and set the bias of the keys to 0."""
     assert qkv.bias is not None
     qkv.weight.data[:queries] *= scale
     qkv.bias.data[:queries] *= scale

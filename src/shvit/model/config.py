@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..errors import InputError
 
 MAX_WIDTH, MAX_DEPTH, MAX_STAGES, MAX_IMAGE_SIZE = 16384, 256, 8, 8192
-"""Limits far beyond any real network, so that a damaged file cannot request more memory."""
+"""Limits far above any real network. They keep damaged files from requesting too much memory."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Config:
     image_size: int = 224
     """Side of the square images that the network was designed for, in pixels; other sizes work as well."""
     stem: int = 4
-    """Convolutions of stride 2 before the first stage; 4 make maps 16 times smaller than the image."""
+    """Number of convolutions of stride 2 before the first stage. With 4, the first map has stride 16."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.stages) <= MAX_STAGES:
@@ -35,7 +35,7 @@ class Config:
         for stage in self.stages:
             sizes += [stage.width, stage.depth] + ([] if stage.attended is None else [stage.attended])
         if not all(type(size) is int for size in sizes):
-            raise InputError(f"sizes of an SHViT are whole numbers, got {self}")
+            raise InputError(f"sizes of an SHViT must be whole numbers, got {self}")
         if not 32 <= self.image_size <= MAX_IMAGE_SIZE:
             raise InputError(f"image_size must be 32 to {MAX_IMAGE_SIZE} pixels, got {self.image_size}")
         if not 1 <= self.stem <= 5:

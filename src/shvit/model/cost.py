@@ -1,4 +1,4 @@
-"""The cost of a network, counted operation by operation: parameters, multiply-accumulates, activations."""
+"""The cost of a network, counted while it runs: parameters, multiply-accumulates, activations."""
 
 from dataclasses import dataclass
 
@@ -15,22 +15,22 @@ from .timm_model import TimmModel
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one image, and the parameters of the network."""
+    """The cost of processing one image, and the number of parameters."""
 
     name: str
     params: int
     macs: int
     """Multiply-accumulates of convolutions, linear layers and attention's matrix products."""
     activations: int
-    """Elements written by those operations."""
+    """Output elements of these operations."""
 
 
 @torch.no_grad()
 def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name: str = "total") -> Cost:
-    """Count the cost of one image of (height, width) in evaluation mode.
+    """Count the cost of one image of this size (height, width) in evaluation mode.
 
     Raises:
-        InputError: A model of timm, or a detector, does not take images of this size.
+        InputError: A timm model or a detector does not accept images of this size.
     """
     try:
         return _count(model, _black(model, image_size), name)[0]
@@ -39,12 +39,12 @@ def cost(model: SHViT | TimmModel | Detector, image_size: tuple[int, int], name:
             raise
         size, reason = f"{image_size[0]}x{image_size[1]}", one_line(error, first=True)
         built = f"{model.architecture.name} is built for {model.image_size} pixels"
-        raise InputError(f"{built} and takes no {size} images: {reason}") from None
+        raise InputError(f"{built} and does not accept {size} images: {reason}") from None
 
 
 @torch.no_grad()
 def stage_costs(model: SHViT, image_size: tuple[int, int]) -> list[Cost]:
-    """Return one row each for the stem, the stages and the head. The rows add up to `cost`."""
+    """Return one row for the stem, one for each stage and one for the head. The rows add up to `cost`."""
     x, rows = _black(model, image_size), []
     parts = [("stem", model.stem)] + [(f"stage {index}", stage) for index, stage in enumerate(model.stages, 1)]
     for name, part in parts:
@@ -59,7 +59,7 @@ def _black(model: SHViT | TimmModel | Detector, image_size: tuple[int, int]) -> 
 
 
 class _OutputCounter(TorchDispatchMode):
-    """Counts the elements that multiplying operations write."""
+    """Counts the output elements of convolutions and matrix products."""
 
     COUNTED = ("convolution", "mm", "addmm", "bmm", "baddbmm")
 

@@ -34,7 +34,7 @@ class Target:
     crowds: Float[Tensor, "m 4"]
     """Boxes around groups of objects, which are ignored in training."""
     masks: UInt8[Tensor, "n h w"] | None = None
-    """1 where the object is."""
+    """1 inside the object, 0 elsewhere."""
 
     def to(self, device: Any) -> "Target":
         """The same target on this device."""
@@ -43,10 +43,10 @@ class Target:
 
 
 class Detector(nn.Module):
-    """A backbone and its feature pyramid. Subclasses add the heads, and name the strides of their maps.
+    """A backbone with a feature pyramid. Subclasses add the heads and set the strides of the pyramid's maps.
 
     Args:
-        backbone: A network without head. Its last three maps are used.
+        backbone: A network without a head. Its last three maps are used.
         num_classes: Number of classes of objects.
         layout: One of `LAYOUTS`.
 
@@ -58,9 +58,9 @@ class Detector(nn.Module):
     """The `Architecture` that built this network; None if it was built by hand."""
     strides: Sequence[int]
     class_layers: tuple[str, ...]
-    """Prefixes of the weights that depend on the classes."""
+    """Name prefixes of the weights that depend on the classes."""
     any_batch: ClassVar[bool] = True
-    """Whether a trace of the network works for any number of images."""
+    """Whether a trace of the network works for any batch size."""
 
     def __init__(self, backbone: Backbone, num_classes: int, layout: str = LAYOUTS[0]) -> None:
         super().__init__()
@@ -73,12 +73,12 @@ class Detector(nn.Module):
 
     @staticmethod
     def output_width(classes: int) -> int | None:
-        """Length of a row of the outputs, for a model with this number of classes; None if it does not depend on it."""
+        """Number of values in an output row, given the number of classes. None if it does not depend on the classes."""
         return None
 
     @property
     def fold_check(self) -> tuple[torch.dtype, int, float]:
-        """That of the backbone, on images that the pyramid takes."""
+        """The `fold_check` of the backbone, with the image side rounded up to a size that the pyramid accepts."""
         dtype, side, tolerance = self.backbone.fold_check
         return dtype, 64 * -(-side // 64), tolerance
 
@@ -87,7 +87,7 @@ class Detector(nn.Module):
         return self.features(x)
 
     def first_convolution(self) -> nn.Conv2d | None:
-        """The convolution that reads the images, if it is known."""
+        """The convolution that reads the images; None if it is not known."""
         return self.backbone.first_convolution()
 
     def features(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b 256 h2 w2"]]:
@@ -105,7 +105,7 @@ class Detector(nn.Module):
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors, at the given strides. torchvision computes strides from the sizes of image and maps."""
+    """torchvision's anchors with fixed strides. torchvision computes the strides from the sizes of image and maps."""
 
     def __init__(self, strides: Sequence[int], scales: Sequence[float]) -> None:
         super().__init__(
@@ -117,12 +117,12 @@ class Anchors(AnchorGenerator):
     def forward(
         self, image_list: ImageList, feature_maps: Sequence[Float[Tensor, "b c h w"]]
     ) -> list[Float[Tensor, "anchors 4"]]:
-        """The boxes of all levels, the same for each image."""
+        """For each image, the anchors of all levels. They are the same for all images."""
         anchors = self.on(feature_maps)
         return [anchors for _ in image_list.image_sizes]
 
     def on(self, maps: Sequence[Float[Tensor, "b c h w"]]) -> Float[Tensor, "anchors 4"]:
-        """The boxes of all levels, level by level and row by row, in pixels of the image."""
+        """The anchors of all levels, level by level and row by row, in pixels of the image."""
         device = maps[0].device
         self.set_cell_anchors(torch.float32, device)
         strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
@@ -130,13 +130,13 @@ class Anchors(AnchorGenerator):
 
 
 class BestForEach(Matcher):
-    """torchvision's matcher, except that each object keeps the boxes that overlap most with it, as in mmdetection.
+    """torchvision's matcher, except that an object's best boxes are always matched to this object, as in mmdetection.
 
-    torchvision assigns such a box to the object that it overlaps most with.
+    torchvision matches a best box to another object if the box overlaps more with the other object.
 
     Args:
-        high, low: torchvision's thresholds.
-        least: Minimum overlap for an object to keep its best boxes.
+        high, low: The thresholds of torchvision's `Matcher`.
+        least: Minimum IoU of an object and its best boxes.
     """
 
     def __init__(self, high: float, low: float, least: float) -> None:
@@ -149,7 +149,7 @@ class BestForEach(Matcher):
         all_matches: Int64[Tensor, " n"],
         match_quality_matrix: Float[Tensor, "objects n"],
     ) -> None:
-        """A box that is the best for several objects goes to the last of them."""
+        """Match each object with its best boxes. A box that is best for several objects goes to the last of them."""
         best = match_quality_matrix.amax(1, keepdim=True)
         kept = (match_quality_matrix == best) & (best >= self.least) & (best > 0)
         numbers = torch.arange(len(best), device=matches.device)[:, None].where(kept, -1).amax(0)

@@ -15,22 +15,22 @@ Fusable = TypeVar("Fusable", SHViT, TimmModel, Detector)
 
 
 class FuseError(Failure):
-    """The folded network does not compute what the original does."""
+    """The outputs of the folded network differ from those of the original."""
 
 
 @torch.no_grad()
 def fuse(model: Fusable) -> Fusable:
-    """Return a new network in evaluation mode with everything foldable folded; the argument is not changed.
+    """Return a new network in evaluation mode in which linear operations are folded. `model` is not changed.
 
-    Folded are BatchNorm into the convolution before it or the linear layer after it, the identity path of depthwise
-    residuals, scale and shift of attention's norm and its softmax scale into its weights, and two distillation heads
-    into one. The convolutions of squeeze-excite become linear layers. Folding is computed in float64 and compared with
-    the original on a random batch, before the weights are converted back to their own type and device.
-    timm's models are folded by timm's own code, which is made for float32. In detectors, the backbone is folded, and
-    the maps of the pyramid are compared. Networks may be on any device and of any floating type.
+    BatchNorm is folded into the convolution before it or the linear layer after it, the identity path of a depthwise
+    residual into its convolution, the norm and the softmax scale of attention into its weights, and the distillation
+    head into the head. The convolutions of squeeze-excite become linear layers. Folding is computed in float64. For
+    a random batch, the outputs are compared with those of the original. Then the weights are converted back to their
+    type and device. timm's models are folded by timm's code, which is made for float32. In detectors, the backbone is
+    folded, and the maps of the pyramid are compared. The network may be on any device and have any floating-point type.
 
     Raises:
-        FuseError: The outputs differ by more than 1e-9 of their largest magnitude (timm: 1e-3), or are not finite.
+        FuseError: The outputs differ by more than 1e-9 of their largest absolute value (timm: 1e-3), or are not finite.
     """
     parameter = next(model.parameters())
     dtype, side, tolerance = model.fold_check
@@ -43,7 +43,7 @@ def fuse(model: Fusable) -> Fusable:
         for expected, actual in zip(original.fold_outputs(images), folded.fold_outputs(images), strict=True)
     )
     if not error <= tolerance:  # also catches NaN
-        raise FuseError(f"folding changed the outputs by {error:.1e} of their size, more than {tolerance:.0e}")
+        raise FuseError(f"folding changed the outputs by {error:.1e} of the largest one, more than {tolerance:.0e}")
     return folded.to(parameter.device, parameter.dtype).requires_grad_(False)
 
 

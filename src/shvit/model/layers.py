@@ -75,7 +75,7 @@ class NormLinear(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + branch(x). In training each image skips the branch with probability `drop_path` (stochastic depth)."""
+    """x + branch(x). In training, each image skips the branch with probability `drop_path` (stochastic depth)."""
 
     def __init__(self, branch: nn.Module, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Residual(nn.Module):
         return x + self.drop_path(self.branch(x))
 
     def fold(self) -> nn.Module:
-        """Merge the sum into a depthwise convolution, by adding 1 to the center of each kernel."""
+        """If the branch is a depthwise convolution, merge the sum into it by adding 1 to the center of each kernel."""
         self.drop_path = None
         conv = self.branch
         if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels):
@@ -99,7 +99,7 @@ class Residual(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """1x1 convolution to twice the width, ReLU, 1x1 back. Returns zero at first, so its residual is the identity."""
+    """1x1 convolution to twice the width, ReLU, and 1x1 convolution back. Initialized to return zeros."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class SqueezeExcite(nn.Module):
         return x * gate.sigmoid()
 
     def fold(self) -> nn.Module:
-        """Replace the 1x1 convolutions by linear layers, which run a whole batch as one matrix product."""
+        """Replace the 1x1 convolutions by linear layers, which compute a whole batch as one matrix product."""
         return LinearSqueezeExcite(self.reduce, self.expand)
 
 
@@ -145,7 +145,7 @@ class LinearSqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to 4 times the width, depthwise 3x3 of stride 2, squeeze-excite, 1x1 to the new width. Halves the map."""
+    """Halves the map: 1x1 convolution to 4 times the width, depthwise 3x3, squeeze-excite, 1x1 to the new width."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Mask R-CNN: proposals, then a class, box and mask for each. Built from torchvision's parts.
+"""Mask R-CNN: proposals, then a class, box and mask for each proposal. Built from torchvision's parts.
 
 Source: K. He et al., "Mask R-CNN", ICCV 2017.
 """
@@ -26,13 +26,13 @@ MASK_SIDE = 28
 IGNORED = -1
 """The label that torchvision's samplers ignore."""
 BETA = 1 / 9
-"""Parameter of torchvision's smooth L1 loss, which is quadratic below this difference. 0 is the L1 loss."""
+"""Parameter of torchvision's smooth L1 loss, which is quadratic below this difference. With 0, it is the L1 loss."""
 POSITIVE = 0.25
 """Maximum share of the sampled proposals that contain an object."""
 
 
 class CrowdAwareRPN(RegionProposalNetwork):
-    """torchvision's RPN, without background from crowds."""
+    """torchvision's RPN, except that anchors in crowds are not trained as background."""
 
     beta = BETA
 
@@ -49,7 +49,7 @@ class CrowdAwareRPN(RegionProposalNetwork):
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """The losses of objectness and of boxes, over the sampled anchors."""
+        """The losses of objectness and boxes, over the sampled anchors."""
         positive, negative = (torch.cat(drawn).nonzero()[:, 0] for drawn in self.fg_bg_sampler(labels))
         drawn, wanted = torch.cat([positive, negative]), torch.cat(regression_targets)[positive]
         boxes = F.smooth_l1_loss(pred_bbox_deltas[positive], wanted, beta=self.beta, reduction="sum") / len(drawn)
@@ -57,11 +57,11 @@ class CrowdAwareRPN(RegionProposalNetwork):
 
 
 class CrowdAwareRoIHeads(RoIHeads):
-    """torchvision's RoI heads, without background from crowds."""
+    """torchvision's RoI heads, except that proposals in crowds are not trained as background."""
 
     beta = BETA
     crowds: Sequence[Float[Tensor, "m 4"]] = ()
-    """Crowds of the images of the current training step."""
+    """The crowds in each image of the current training step."""
 
     def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
         """Store the crowds, then sample proposals."""
@@ -111,7 +111,7 @@ class CrowdAwareRoIHeads(RoIHeads):
 
 
 class MaskRCNN(Detector):
-    """The 100 objects with the highest score in each image: box, score, class and mask.
+    """Finds box, score, class and mask of up to 100 objects in each image, those with the highest scores.
 
     The sides of the images must be multiples of the backbone's coarsest stride, 64 for SHViT.
     """
@@ -157,18 +157,18 @@ class MaskRCNN(Detector):
             self.roi_heads.proposal_matcher = BestForEach(0.5, 0.5, least=0.5)
 
     def set_proposals(self, proposals: int) -> None:
-        """Set the number of proposals per training image that the losses use."""
+        """Set the number of proposals that are sampled from each training image for the losses."""
         self.roi_heads.fg_bg_sampler = BalancedPositiveNegativeSampler(proposals, POSITIVE)
 
     def set_min_score(self, score: float) -> None:
-        """Set the score that objects must exceed; 0.05 in a new network."""
+        """Set the score that objects must exceed. It is 0.05 in a new network."""
         self.roi_heads.score_thresh = score
 
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
     ) -> Float[Tensor, "b 100 790"] | Float[Tensor, ""]:
-        """Rows of box (left, top, right, bottom in pixels), score, class and 28x28 mask (probabilities over the box),
-        highest score first, padded with zeros; with targets, the loss.
+        """One row per object, highest score first, padded with zeros: box (left, top, right, bottom in pixels), score,
+        class, and 28x28 mask (probabilities inside the box). With targets, the loss.
         """
         maps = {str(level): values.float() for level, values in enumerate(self.features(x))}
         size = (x.shape[2], x.shape[3])

@@ -1,4 +1,4 @@
-"""Weights named as in the authors' repository."""
+"""Rename weights of the authors' repository."""
 
 import re
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from .timm_names import StateDict, from_timm
 
 DOWNSAMPLE = {"0": "0.0", "1": "0.1", "2": "1", "3": "2.0", "4": "2.1"}
-"""timm's numbers of the parts of a downsample block -> their places in the authors' blocks2 and blocks3."""
+"""Parts of a downsample block: number in timm -> name within the authors' `blocks2` or `blocks3`."""
 
 
 def from_official(state_dict: dict[str, Any]) -> StateDict:
     """Rename the weights of the authors' code.
 
-    Also takes a whole checkpoint of theirs, with the weights in the entry `model`. Raises InputError for an unknown
-    key.
+    Also accepts a whole checkpoint of the authors, with the weights in the entry `model`. Raises InputError for an
+    unknown key.
     """
     return from_timm({_to_timm(key): value for key, value in state_dict.get("model", state_dict).items()})
 

@@ -1,7 +1,7 @@
-"""A feature pyramid: maps of equal width at doubling strides, from the three maps of a backbone.
+"""A feature pyramid: maps with equal widths and doubling strides, from the three maps of a backbone.
 
 Source: T.-Y. Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017; the levels finer than the
-backbone's are from SHViT (CVPR 2024, downstream tasks), whose first map has stride 16.
+backbone's maps are from SHViT (CVPR 2024, downstream tasks), whose first map has stride 16.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ WIDTH = 256
 
 
 class Pyramid(nn.Module):
-    """Adds coarse maps to finer ones. Finer levels than the backbone's come from 2x2 transposed convolutions, coarser
-    levels from 3x3 convolutions of stride 2.
+    """Adds each map to the next finer one. Levels finer than the backbone's maps come from 2x2 transposed
+    convolutions, coarser levels from 3x3 convolutions of stride 2.
 
     Args:
         widths: Channels of the backbone's maps, fine to coarse.
-        given: Their strides, each twice the previous one.
-        wanted: Strides of the levels, each twice the previous one. They include the given ones.
+        given: Strides of the backbone's maps, each twice the previous one.
+        wanted: Strides of the pyramid's levels, each twice the previous one. They include the given strides.
         coarsest_from_input: Compute the first coarser level from the backbone's last map, as in the authors'
             RetinaNet, instead of from the last smoothed level.
 
     Raises:
-        InputError: The given strides are not among the wanted ones, or do not double.
+        InputError: `given` has a stride that is not in `wanted`, or its strides do not double.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Pyramid(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]: each has one
+                nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]: each has a bias
 
     def forward(self, maps: Sequence[Float[Tensor, "b c h w"]]) -> list[Float[Tensor, "b 256 h2 w2"]]:
         """One map for each wanted stride, fine to coarse."""

@@ -1,4 +1,4 @@
-"""RetinaNet: a class and a box for each anchor in one pass. With torchvision's head, losses and box coder.
+"""RetinaNet: a class and a box for each anchor in one pass. Uses torchvision's head, losses and box coder.
 
 Source: T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
 """
@@ -18,8 +18,8 @@ from .detector import LAYOUTS, Anchors, Backbone, BestForEach, Detector, Target,
 from .pyramid import WIDTH
 
 GROUPS = 32
-"""Groups of the GroupNorm in the head, as in torchvision's newer RetinaNet, which learns much faster. The paper's
-layout has no norm."""
+"""Groups of the head's GroupNorm, as in torchvision's `retinanet_resnet50_fpn_v2`. With GroupNorm, the network
+learns much faster. Layout `paper` has no norm in the head."""
 ANCHORS_PER_POSITION = 9
 """Three sizes with three aspect ratios."""
 ANCHOR_SCALES = tuple(4 * 2 ** (third / 3) for third in range(3))
@@ -45,7 +45,7 @@ class RetinaNet(Detector):
 
     @staticmethod
     def output_width(classes: int) -> int | None:
-        """Length of a row of the outputs: a box and the scores."""
+        """Number of values in an output row: a box, and a score for each class."""
         return 4 + classes
 
     @classmethod
@@ -56,7 +56,7 @@ class RetinaNet(Detector):
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
     ) -> Float[Tensor, "b anchors 4+classes"] | Float[Tensor, ""]:
-        """Boxes (left, top, right, bottom in pixels) with their scores from 0 to 1; with targets, the loss."""
+        """Boxes (left, top, right, bottom in pixels), then class scores from 0 to 1. With targets, the loss."""
         maps = self.features(x)
         outputs = {name: values.float() for name, values in self.head(maps).items()}
         anchors = self.anchors.on(maps)
@@ -69,8 +69,8 @@ class RetinaNet(Detector):
     def _loss(
         self, outputs: dict[str, Tensor], anchors: Float[Tensor, "anchors 4"], targets: Sequence[Target]
     ) -> Float[Tensor, ""]:
-        """Focal loss of classes and L1 loss of boxes, divided by the number of anchors with objects: per image, then
-        averaged; in the paper's layout, over all images at once.
+        """Focal loss of classes and L1 loss of boxes, divided by the number of anchors with objects in each image, then
+        averaged. In layout `paper`, the sum over all images is divided by the number in all images.
         """
         matched = [self._match(anchors, target) for target in targets]
         rows = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
@@ -84,7 +84,7 @@ class RetinaNet(Detector):
         return loss / sum(counts)
 
     def _match(self, anchors: Float[Tensor, "anchors 4"], target: Target) -> Int64[Tensor, " anchors"]:
-        """The index of the object of each anchor; -1: background; -2: ignored."""
+        """The index of the object that each anchor is matched to. -1 is background, -2 is ignored."""
         if len(target.boxes):
             matched = self.matcher(box_iou(target.boxes, anchors))
         else:

@@ -1,4 +1,4 @@
-"""Names for tensors by shape, since torch.jit.script does not understand jaxtyping's annotations."""
+"""Tensor types with shapes, for type checkers only: torch.jit.script does not understand jaxtyping's annotations."""
 
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,9 @@ else:
 MIN_SIDE = 32
 
 
-def check_images(x: Images, channels: int, min_side: int = MIN_SIDE) -> None:  # torch.jit.script reads no globals
+def check_images(x: Images, channels: int, min_side: int = MIN_SIDE) -> None:  # torch.jit.script cannot read MIN_SIDE
     """Raises ValueError for images with another number of channels, or with a side below the minimum."""
-    if torch.jit.is_tracing():  # sizes are tensors there
+    if torch.jit.is_tracing():  # sizes are tensors in a trace
         return
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"images must be (batch, {channels}, height, width), got {list(x.shape)}")

@@ -1,4 +1,4 @@
-"""SHViT: a 16x16 stem of four convolutions, stages of depthwise convolution, single-head attention and feed-forward.
+"""SHViT: a stem of stride 16, then stages of depthwise convolution, single-head attention and feed-forward.
 
 Source: S. Yun, Y. Ro, "SHViT: Single-Head Vision Transformer with Memory Efficient Macro Design", CVPR 2024.
 """
@@ -15,14 +15,14 @@ from .layers import ConvNorm, FeedForward, InvertedResidual, NormLinear, Residua
 from .shapes import Images, Logits, Maps, check_images
 from .timm_interface import TimmInterface
 
-torch.fx.wrap("check_images")  # a call of its own, whatever the sizes
+torch.fx.wrap("check_images")  # recorded as one call, since torch.fx cannot trace the size checks
 
 Mixer = Callable[[int, int], nn.Module]
-"""(width, attended channels) -> a module from (b, width, h, w) to the same shape."""
+"""(width, attended channels) -> a module that maps (b, width, h, w) to the same shape."""
 
 
 class Block(nn.Module):
-    """Depthwise convolution, token mixer (in stages with attention), feed-forward: each with a residual."""
+    """Depthwise convolution, token mixer (in stages with attention) and feed-forward, each with a residual."""
 
     def __init__(self, width: int, attended: int | None, mixer: Mixer, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -75,18 +75,18 @@ class SHViT(TimmInterface):
 
     Args:
         config: Widths, depths and attended channels.
-        num_classes: Number of logits; 0 for a backbone without head, which returns the means of the last map.
+        num_classes: Number of logits; 0 for a backbone without a head, which returns the pooled last map.
         in_channels: Channels of an image.
         distilled: Add a second head for distillation. In training, the network returns the logits of both heads; in
             evaluation, their mean.
-        mixer: Token mixer of the stages with attention; experiments pass their own.
+        mixer: Token mixer of the stages with attention; experiments pass other mixers.
         drop_path_rate: Probability that an image skips a residual branch of the last block in training; it grows
             linearly from 0 in the first block.
     """
 
     any_batch = True  # see `Detector`
     fold_check = (torch.float64, 64, 1e-9)
-    """For `fuse`: type, side of the random images, and largest difference relative to the largest output."""
+    """For `fuse`: type, side of the random images, and allowed difference relative to the largest output."""
 
     def __init__(
         self,
@@ -117,17 +117,17 @@ class SHViT(TimmInterface):
             width = stage.width
         self.num_features = self.head_hidden_size = width
         self.global_pool = "avg"
-        """How the last map is pooled: `avg`, the mean over all positions; empty: not at all."""
+        """Pooling of the last map: `avg` for the mean over all positions, or an empty string for none."""
         self.head = NormLinear(width, num_classes) if num_classes else nn.Identity()
         self.distillation_head = NormLinear(width, num_classes) if distilled else None
         self.distilled_training = distilled
         self.pretrained_cfg = self.default_cfg = self.described_for_timm()
 
     def features(self, x: Images) -> list[Maps]:
-        """The map after each stage; in the variants at strides 16, 32 and 64 (heights and widths round up).
+        """The map after each stage. The variants have strides 16, 32 and 64; heights and widths are rounded up.
 
         Raises:
-            ValueError: The images have other channels than the network, or a side under 32 pixels.
+            ValueError: The images have another number of channels than the network, or a side below 32 pixels.
         """
         check_images(x, self.in_channels)
         x = self.stem(x)
@@ -142,7 +142,7 @@ class SHViT(TimmInterface):
         return self.features(x)[-1]
 
     def forward_head(self, x: Maps, pre_logits: bool = False) -> Logits | tuple[Logits, Logits]:
-        """Compute the logits from the last map; with `pre_logits`, the input of the classifier."""
+        """Compute the logits from the last map; with `pre_logits`, return the classifier's input instead."""
         pooled = x.mean((2, 3)) if self.global_pool == "avg" else x
         if pre_logits:
             return pooled
@@ -159,7 +159,7 @@ class SHViT(TimmInterface):
         return self.forward_head(self.forward_features(x))
 
     def first_convolution(self) -> nn.Conv2d | None:
-        """The convolution that reads the images, once it is folded."""
+        """The convolution that reads the images; None before folding."""
         first = self.stem[0]
         return first if isinstance(first, nn.Conv2d) else None
 
@@ -168,7 +168,7 @@ class SHViT(TimmInterface):
         return [self(x)]
 
     def fold(self) -> "SHViT":
-        """Merge two linear heads into one, which computes the mean of their logits."""
+        """Merge the two linear heads into one that returns the mean of their logits."""
         if isinstance(self.head, nn.Linear) and isinstance(self.distillation_head, nn.Linear):
             with torch.no_grad():
                 self.head.weight.data = (self.head.weight + self.distillation_head.weight) / 2

@@ -1,4 +1,4 @@
-"""timm's interface of a network, for SHViT: features, new classifiers, groups of layers, checkpointing."""
+"""timm's model interface, for SHViT: intermediate maps, new classifiers, layer groups, gradient checkpointing."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ class TimmInterface(nn.Module):
     architecture: Any = None
     """The `Architecture` that built this network; None if it was built by hand, or pruned."""
 
-    if TYPE_CHECKING:  # torch.jit.script treats annotations of modules as interfaces
+    if TYPE_CHECKING:  # torch.jit.script would treat annotated submodules as interfaces
         stem: nn.Sequential
         stages: nn.Sequential
         head: nn.Module
@@ -40,7 +40,7 @@ class TimmInterface(nn.Module):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """Channels, stride and module of each map, as timm's `FeatureInfo` takes them."""
+        """Channels, stride and module of each map, in the form that timm's `FeatureInfo` expects."""
         return [
             {"num_chs": channels, "reduction": stride, "module": f"stages.{index}"}
             for index, (channels, stride) in enumerate(self.maps)
@@ -72,18 +72,18 @@ class TimmInterface(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Maps] | tuple[Maps, list[Maps]]:
-        """Return the last map, and those of the chosen stages.
+        """Return the last map, and the maps of the chosen stages.
 
         Args:
             x: Normalized images.
-            indices: Stages, counted from 0 or, if negative, from the end. A number: that many of the last. None: all.
-            norm: No effect, since SHViT has no norm after its last stage; as in timm's models without one.
-            stop_early: Stop after the last chosen stage, whose map then is the last.
+            indices: Stages, counted from 0, or from the end if negative. An int N means the last N, None means all.
+            norm: Has no effect, since SHViT has no norm after its last stage.
+            stop_early: Stop after the last chosen stage, and return its map as the last map.
             output_fmt: Only `NCHW`.
             intermediates_only: Return only the chosen maps.
 
         Raises:
-            InputError: The format is another, or the network has no such stage.
+            InputError: The format is not `NCHW`, or the network has no such stage.
         """
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt must be NCHW, got {output_fmt!r}")
@@ -100,9 +100,9 @@ class TimmInterface(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove, in place, the stages after the last chosen one, and the classifier.
+        """Remove, in place, all stages after the last chosen stage, and the classifier.
 
-        Arguments are as in `forward_intermediates`; `prune_norm` changes nothing. Returns the stages chosen.
+        `indices` is as in `forward_intermediates`; `prune_norm` has no effect. Returns the chosen stages.
         """
         chosen = chosen_stages(indices, len(self.stages))
         count = max(chosen) + 1
@@ -116,7 +116,7 @@ class TimmInterface(nn.Module):
         return chosen
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        """The linear layer of the classifier; with a distillation head, both; without classes, an identity."""
+        """The linear layer of the classifier; with a distillation head, both layers; without classes, an identity."""
         head = getattr(self.head, "linear", self.head)
         if self.distillation_head is None:
             return head
@@ -127,10 +127,10 @@ class TimmInterface(nn.Module):
 
         Args:
             num_classes: 0 removes the heads: the network returns pooled features.
-            global_pool: `avg`, or empty to return maps, which needs `num_classes` 0; None keeps the current one.
+            global_pool: `avg`, or an empty string to return maps, which requires `num_classes=0`. None: no change.
 
         Raises:
-            InputError: The pooling is another, or there are classes without pooling.
+            InputError: The pooling is unknown, or there are classes but no pooling.
         """
         pool = self.global_pool if global_pool is None else global_pool
         check_pool(pool, num_classes)
@@ -148,7 +148,7 @@ class TimmInterface(nn.Module):
         return head.to(like.device, like.dtype).train(self.training)
 
     def set_distilled_training(self, enable: bool = True) -> None:
-        """Whether to return the logits of both heads in training (the default) or their mean.
+        """Choose whether the network returns, in training, the logits of both heads (the default) or their mean.
 
         Raises:
             InputError: The network has no distillation head.
@@ -167,7 +167,7 @@ class TimmInterface(nn.Module):
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns for timm's layer-wise learning rates: stem, blocks (`coarse`: stages); the rest is the head."""
+        """Name patterns for timm's layer-wise learning rates: stem, blocks (`coarse`: stages). The rest is the head."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
@@ -185,7 +185,7 @@ def check_pool(global_pool: str, num_classes: int) -> None:
 
 
 def chosen_stages(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Resolve indices of stages, counted from 0. Raises InputError for a stage that does not exist."""
+    """The chosen stages, counted from 0; see `forward_intermediates`. Raises InputError if a stage does not exist."""
     indices = count if indices is None else indices
     given = range(-indices, 0) if isinstance(indices, int) else indices
     chosen = [index + count if index < 0 else index for index in given]

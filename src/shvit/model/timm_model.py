@@ -1,4 +1,4 @@
-"""timm's models with the interface of SHViT, as peers in benchmarks and as teachers."""
+"""timm's models with the interface of SHViT, for comparisons, as teachers and as backbones."""
 
 import ast
 import re
@@ -37,7 +37,7 @@ class TimmModel(nn.Module):
     Arguments may follow the name: `swin_tiny_patch4_window7_224:embed_dim=48:img_size=160`.
 
     Raises:
-        InputError: timm knows no such model, or does not take these arguments.
+        InputError: timm has no such model, or the model does not accept these arguments.
     """
 
     architecture: Any = None
@@ -80,7 +80,7 @@ class TimmModel(nn.Module):
         return self.network.pretrained_cfg  # pyright: ignore[reportReturnType]
 
     def features(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b c h2 w2"]]:
-        """The network's last three maps, fine to coarse; their strides are the network's own.
+        """The network's last three maps, fine to coarse. Their strides depend on the network.
 
         Raises:
             InputError: timm has no intermediate maps for this model.
@@ -95,7 +95,7 @@ class TimmModel(nn.Module):
 
     @property
     def fold_check(self) -> tuple[torch.dtype, int, float]:
-        """As in `SHViT`, but in fp32, which timm's folding is made for."""
+        """As in `SHViT`, but in fp32, since timm's folding is made for fp32."""
         return torch.float32, self.image_size, 1e-3
 
     def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b classes"]]:
@@ -103,11 +103,11 @@ class TimmModel(nn.Module):
         return [self(x)]
 
     def first_convolution(self) -> nn.Conv2d | None:
-        """None, since it is not known."""
+        """None, since the convolution is not known."""
         return None
 
     def fold(self) -> "TimmModel":
-        """Fold branches and norms by timm's own code, then every norm after a convolution."""
+        """Fold branches and norms with timm's code, then all other norms that follow a convolution."""
         from timm.utils.model import reparameterize_model
 
         with torch.no_grad():
@@ -118,13 +118,13 @@ class TimmModel(nn.Module):
 
 
 def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
-    """The name before the first colon, and the arguments after it, for timm's `create_model`.
+    """Split a name into timm's name, before the first colon, and arguments of `timm.create_model`, after it.
 
-    The name may come from a file, so only arguments that set sizes or choose parts are allowed, none that loads weights
-    or opens a path.
+    The name may come from a file, so arguments may only set sizes or choose parts. None may load weights or open a
+    file.
 
     Raises:
-        InputError: What follows is not KEY=VALUE with one of `ARGUMENTS` and a plain Python value, or it is too large.
+        InputError: An argument is not KEY=VALUE with a key of `ARGUMENTS` and a plain Python value, or is too large.
     """
     base, *rest = name.split(":")
     if not re.fullmatch(r"[\w.-]+", base, re.ASCII):
@@ -140,16 +140,16 @@ def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             raise InputError(
                 f"{name!r}: the name of timm's model may be followed by arguments, each :KEY=VALUE with a number, "
-                f"True, False, a quoted text or a tuple, such as :img_size=160; got {part!r}"
+                f"True, False, a quoted string or a tuple, such as :img_size=160; got {part!r}"
             ) from None
     return base, arguments
 
 
 def check_argument(key: str, value: Any) -> None:
-    """Raises InputError for a key outside `ARGUMENTS` or too large a number, ValueError for a value of another kind."""
+    """Raises InputError if the key is not in `ARGUMENTS` or a number is too large, ValueError for other bad values."""
     if key not in ARGUMENTS:
         raise InputError(
-            f"{key!r:.80} cannot follow the name of timm's model: allowed are {', '.join(sorted(ARGUMENTS))}"
+            f"{key!r:.80} is not an allowed argument of timm's models: allowed are {', '.join(sorted(ARGUMENTS))}"
         )
     most = MAX_DEPTH if key in DEPTHS else MAX_WIDTH
     for one in value if isinstance(value, tuple | list) else [value]:
@@ -187,8 +187,8 @@ def pretrained_cfg(name: str) -> Any:
 def fold_norms(network: nn.Module, images: Float[Tensor, "b in h w"]) -> None:
     """Fold, in place, each BatchNorm into the convolution before it, in a network in evaluation mode.
 
-    The pairs are found by running the images through the network: a norm is folded if only it reads the output of the
-    convolution, and both are used once. An activation that is part of the norm is kept.
+    The pairs are found by running the images through the network: a norm is folded if nothing else reads the output
+    of the convolution, and both layers run once. An activation that is part of the norm is kept.
     """
     convolutions = {id(m.weight): m for m in network.modules() if isinstance(m, nn.Conv2d)}
     norms = {id(m.weight): m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.weight is not None}
@@ -198,7 +198,7 @@ def fold_norms(network: nn.Module, images: Float[Tensor, "b in h w"]) -> None:
     for convolution, norm in watch.pairs():
         conv, bn = convolutions[convolution], norms[norm]
         folded[conv] = fuse_conv_bn_eval(conv, bn)
-        folded[bn] = getattr(bn, "act", nn.Identity())  # timm's norms may hold their activation
+        folded[bn] = getattr(bn, "act", nn.Identity())  # timm's norms may include an activation
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if child in folded:
@@ -211,7 +211,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self, convolutions: set[int], norms: set[int]) -> None:
         super().__init__()
         self.convolutions, self.norms = convolutions, norms
-        self.alive: list[Tensor] = []  # an id is reused once its tensor is deleted
+        self.alive: list[Tensor] = []  # kept, because ids of deleted tensors are reused
         self.reads: Counter[int] = Counter()
         self.written_by: dict[int, int] = {}
         self.candidates: list[tuple[int, int, int]] = []
@@ -230,6 +230,6 @@ class _Watch(TorchDispatchMode):
         return result
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Ids of the weights of convolutions and norms that can be folded."""
+        """Pairs of a convolution and a norm that can be folded, each given by the id of its weight."""
         once = [row for row in self.candidates if all(self.reads[tensor] == 1 for tensor in row)]
         return [(convolution, norm) for _, convolution, norm in once]

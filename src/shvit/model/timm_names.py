@@ -28,10 +28,10 @@ _PARTS = {
     "mixer.branch.project": "mixer.m.proj.1",
     **{f"feed_forward.branch.{a}": f"ffn.m.{b}" for a, b in _FEED_FORWARD.items()},
 }
-"""Our names of the parts of a network, within a stage or block, and timm's."""
+"""Parts of a network, within a stage or block: name in shvit -> name in timm."""
 
 _LEAVES = {"conv": "c", "norm": "bn", "linear": "l"}
-"""Our names of convolution, norm and linear layer within a part, and timm's. Other names are the same."""
+"""Layers within a part: name in shvit -> name in timm. Other names are the same."""
 
 _SCOPE = r"(?P<scope>stages\.\d+\.(?:blocks\.\d+\.)?|)"
 

@@ -1,1 +1,1 @@
-"""Prediction on images, result files and drawings."""
+"""Predict on images, write the result files and draw the results."""

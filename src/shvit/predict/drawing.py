@@ -1,4 +1,4 @@
-"""Drawings of detected objects: boxes, masks, classes and scores, legible at any image size."""
+"""Draw detected objects: boxes, masks, classes and scores, legible at any image size."""
 
 import colorsys
 from collections.abc import Sequence
@@ -19,17 +19,18 @@ Area = tuple[float, float, float, float]
 SHADE = 0.4
 """Opacity of a mask."""
 GOLDEN = 0.618034
-"""Step in hue from one class to the next, as a share of the color circle. Neighboring classes look different."""
+"""Step in hue from one class to the next, as a share of the color circle. Makes neighboring classes look different."""
 ENLARGED, LARGEST = 320, 4096
-"""Images with a shorter side below the first number are enlarged so that labels can be read, up to the second."""
+"""Images with a shorter side below the first number are enlarged, so that labels can be read. The second number
+limits the longer side."""
 JPEG_SIDE = 65_500
 """Longest side of a JPEG. Larger images are written as PNG."""
 
 
 def draw_objects(image: Image.Image, prediction: Prediction, classes: Sequence[str]) -> Image.Image:
-    """Draw the objects that a detector found in a copy of an upright RGB image.
+    """Draw the objects that a detector found, on a copy of the upright RGB image.
 
-    A class has the same color in every image: it depends on its position among `classes`.
+    A class has the same color in every image. The color depends on the position of the class in `classes`.
     """
     factor = max(1, min(-(-ENLARGED // min(image.size)), LARGEST // max(image.size)))
     picture = image.resize((factor * image.width, factor * image.height), Image.Resampling.BICUBIC)
@@ -54,7 +55,7 @@ def draw_objects(image: Image.Image, prediction: Prediction, classes: Sequence[s
 
 
 def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> None:
-    """Draw the prediction for an image file into the file `path`, given without suffix.
+    """Draw the prediction on its image, and write it to `path` with the suffix .jpg or .png appended.
 
     Nothing is written if the image cannot be read. Raises Failure if no space is left.
     """
@@ -68,7 +69,7 @@ def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> Non
 
 
 def free_name(path: str, taken: set[str]) -> str:
-    """The name of a file without its suffix, with a number if it is taken, ignoring case. Adds the name to `taken`."""
+    """The name of a file without its suffix. A number is added if `taken` has the name. Adds the result to `taken`."""
     stem = Path(path).stem
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
     name = next(name for name in names if name.casefold() not in taken)
@@ -77,7 +78,7 @@ def free_name(path: str, taken: set[str]) -> str:
 
 
 def font_file() -> str:
-    """DejaVu Sans from matplotlib: Latin, Greek, Cyrillic, Arabic and Hebrew letters, no Chinese."""
+    """DejaVu Sans from matplotlib. It has Latin, Greek, Cyrillic, Arabic and Hebrew letters, but no Chinese."""
     from matplotlib import get_data_path
 
     return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
@@ -85,7 +86,7 @@ def font_file() -> str:
 
 @cache
 def legible(classes: tuple[str, ...]) -> dict[str, str]:
-    """The label of each class: its name, or its number from 1 if the font does not have all letters of the name."""
+    """The label of each class: its name or, if the font lacks a letter of the name, its number, counted from 1."""
     from matplotlib.ft2font import FT2Font
 
     known = FT2Font(font_file()).get_charmap().keys()
@@ -93,7 +94,7 @@ def legible(classes: tuple[str, ...]) -> dict[str, str]:
     lacking = {name: f"class {number}" for number, name in enumerate(classes, 1) if not set(map(ord, name)) <= known}
     if lacking:
         name, number = next(iter(lacking.items()))
-        notice(f"the font cannot draw {counted(len(lacking), 'class name')}: {number} stands for {name}")
+        notice(f"the font cannot draw {counted(len(lacking), 'class name')}: in drawings, {number} stands for {name}")
     return names | lacking
 
 
@@ -104,7 +105,7 @@ def _color(index: int) -> Color:
 
 
 def _shade(picture: Image.Image, code: dict, color: Color, line: int) -> None:
-    """Fill the mask with a transparent color, and outline it."""
+    """Fill the mask with a translucent color, and outline it."""
     from faster_coco_eval.core import mask as tools
 
     mask = Image.fromarray(255 * tools.decode(code).astype(np.uint8)).resize(picture.size)
@@ -135,7 +136,7 @@ def _write(
     for x, y in [(x, y) for x in (box[0], box[2] - width) for y in rows]:
         x, y = min(max(0.0, x), max(0.0, size[0] - width)), min(max(0.0, y), max(0.0, size[1] - height))
         areas.append((x, y, x + width, y + height))
-    area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # the first of the best ones
+    area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # the first of the best areas
     taken.append(area)
     canvas.rectangle(area, fill=color)
     light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]

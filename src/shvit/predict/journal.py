@@ -1,4 +1,4 @@
-"""The rows of an unfinished run of `shvit predict`, on disk, for --resume."""
+"""Store the rows of `shvit predict` on disk during a run, so that --resume can continue an unfinished run."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ from ..tasks.base import Prediction
 
 
 def partial_of(out: Path) -> Path:
-    """The path of the unfinished rows of `out`: JSON lines, after a first line with the arguments of the run."""
+    """The path of the rows of an unfinished run: one line with the arguments of the run, then JSON lines."""
     return out.with_name(f"{out.name}.partial")
 
 
 def check_partial(out: Path, resume: bool) -> None:
-    """Raises InputError if there is an unfinished run but no --resume, or the reverse."""
+    """Raises InputError if there is an unfinished run but no --resume, or --resume but no unfinished run."""
     path = partial_of(out)
     if path.exists() and not resume:
-        raise InputError(f"{path} is an unfinished run: resume it with --resume, or delete it to start again")
+        raise InputError(f"{path} is an unfinished run: resume it with --resume, or delete the file to start again")
     if resume and not path.exists():
         raise InputError(f"there is nothing to resume, since {path} does not exist: remove --resume")
 
@@ -58,20 +58,20 @@ class Journal:
 def journal(
     out: Path, begun_with: Mapping[str, Any], images: int, batch_size: int, resume: bool, write: Callable[..., None]
 ) -> Iterator[Journal]:
-    """A run whose rows become the file `out` if the block succeeds, and stay in `partial_of(out)` if it fails.
+    """A run whose rows become the file `out` if the block succeeds, and otherwise stay in `partial_of(out)`.
 
-    An existing file is replaced at the end. A run resumes at the start of a batch, so its batches and numbers are the
+    An existing file is replaced at the end. A run resumes at the start of a batch, so its batches and results are the
     same as without the interruption.
 
     Args:
         out: The file to write.
-        begun_with: Everything that the rows depend on, by name.
+        begun_with: Everything that the rows depend on, by argument name.
         images: Number of rows of the whole run.
         write: Writes all rows to `out`.
 
     Raises:
-        InputError: See `check_partial`; or the arguments differ from those of the unfinished run; or another process is
-            writing the file.
+        InputError: As in `check_partial`, or the arguments differ from those of the unfinished run, or another
+            process is writing the file.
         Failure: There is no space left.
     """
     path = partial_of(out)
@@ -105,7 +105,7 @@ def journal(
 
 
 def _sound_rows(file: BinaryIO, path: Path, begun_with: Mapping[str, Any]) -> list[int]:
-    """File offsets of the ends of the first line and of each row. A row that a crash truncated is ignored."""
+    """Offsets in the file at which the first line and each row end. A row that a crash truncated is ignored."""
     first = file.readline()
     try:
         begun = dict(json.loads(first))
@@ -113,8 +113,8 @@ def _sound_rows(file: BinaryIO, path: Path, begun_with: Mapping[str, Any]) -> li
         raise InputError(f"{path} was not written by shvit predict: delete it to start again") from None
     if other := [key for key, value in begun_with.items() if begun.get(key) != value]:
         raise InputError(
-            f"{path} was started with another {' and '.join(other)}: give the same arguments, or delete the file to "
-            "start again"
+            f"{path} belongs to a run that differs in {' and '.join(other)}: give the same arguments, or delete the "
+            "file to start again"
         )
     ends = [len(first)]
     for line in file:

@@ -1,6 +1,6 @@
-"""The Predictor: images in; labels, boxes and masks out. A bad image becomes a result with the reason.
+"""The Predictor: images in; labels, boxes and masks out. For a bad image, the result contains the reason.
 
-Threads decode images into batches while other threads run the engine. Both release Python's global lock.
+Some threads decode images into batches while others run the engine. All release Python's global interpreter lock.
 """
 
 import copy
@@ -31,7 +31,7 @@ from ..tasks import task_of
 from ..tasks.base import Prediction
 
 DecodedImage = tuple[Letterbox | None, UInt8[Tensor, "3 h w"] | None]
-"""Position of a detector's image in the input, and the pixels (None if they are already in the batch)."""
+"""The letterbox (None for classifiers), and the pixels (None if they are already in the batch)."""
 MAX_AT_ONCE = 8
 """Maximum number of batches that run at once on a CPU. More batches need more memory and are hardly faster."""
 
@@ -40,16 +40,16 @@ class Predictor:
     """Predicts labels or objects for images: paths, PIL images, or uint8 RGB arrays (height, width, 3).
 
     Args:
-        model_file: The model. A path or a published name is loaded first.
+        model_file: The model, or a path or published name from which it is loaded.
         engine, precision, device: See `shvit.engines.load`.
         batch_size: Images per batch.
         top_k: Labels per image of a classifier.
-        threshold: Minimum score of the objects of a detector. Exported files of Mask R-CNN have none below 0.05.
-        threads: CPU threads per batch. None: several batches at once with few threads each, if the engine supports it.
-        workers: Threads that decode images; None for one per core.
+        threshold: Minimum score of the objects of a detector. For exported Mask R-CNN files, at least 0.05.
+        threads: CPU threads per batch. None: several batches at once, each on few threads, if the engine supports it.
+        workers: Threads that decode images. None: one per core.
 
-    Each core has a thread that decodes and one that runs the engine, because it depends on the images which of the two
-    takes longer. Batches run on few threads each: threads that share a batch wait for each other at every layer.
+    Each core has a thread for decoding and one for the engine, because it depends on the images which of the two takes
+    longer. Each batch runs on few threads, because threads that share a batch wait for each other at every layer.
 
     Raises:
         EngineError: The engine cannot run here.
@@ -88,27 +88,27 @@ class Predictor:
         self._read = self._task.fast_reader(model_file.preprocess)
 
     def _with_threshold(self, model: Runnable, threshold: float) -> Runnable:
-        """The model, or a copy that returns objects with lower scores. Raises InputError for exported files."""
+        """The model, or a copy that returns scores down to `threshold`. Raises InputError for a file that cannot."""
         if threshold >= self._task.min_score:
             return model
         if isinstance(model, Exported):
             least = self._task.min_score
             raise InputError(
-                f"threshold must be at least {least} for {model.path}, which finds no objects below it; got {threshold}"
+                f"threshold must be at least {least} for {model.path}, which returns no lower scores; got {threshold}"
             )
         network: Any = copy.deepcopy(model.model)
         network.set_min_score(threshold)
         return replace(model, model=network)
 
     def __call__(self, pictures: ImageInput | Iterable[ImageInput]) -> list[Prediction]:
-        """One prediction per image, in order. A single image gives a list of one."""
+        """One prediction per image, in order. For a single image, the list has one element."""
         return list(self.stream(pictures))
 
     def stream(self, pictures: ImageInput | Iterable[ImageInput], size: int = 0) -> Generator[Prediction]:
         """Predict any number of images with the memory of a few batches; see `batches_ahead`.
 
-        Each batch for the engine has `size` images; by default, as many as the first one. Closing the generator stops
-        the threads as soon as each has finished its current image or batch.
+        Each batch for the engine has `size` images; by default, as many as the first batch. When the generator is
+        closed, each thread stops after its current image or batch.
         """
         queue = iter([pictures] if isinstance(pictures, ImageInput) else pictures)
         ahead: deque[Future[list[Prediction]]] = deque()
@@ -132,14 +132,14 @@ class Predictor:
 
     @property
     def batches_ahead(self) -> int:
-        """Batches that `stream` reads before it returns the results of the first one.
+        """Number of batches that `stream` reads before it returns the results of the first one.
 
         The sum of the batches that run at once, one for the caller, and enough to give each decoding thread two images.
         """
         return self.at_once + 1 + -(-2 * self.workers // self.batch_size)
 
     def _decode(self, picture: ImageInput, buffer: UInt8[np.ndarray, "h w 3"] | None) -> DecodedImage | BadImage:
-        """Decode an image, into its buffer in the batch if all images have one size."""
+        """Decode an image, into its buffer in the batch if all images have the same size."""
         try:
             pixels, letterbox = self._read(picture)
         except BadImage as error:
@@ -157,8 +157,8 @@ class Predictor:
     ) -> list[Prediction]:
         """Wait for the decoding threads and run the engine.
 
-        Batches keep their size even if images are bad, since engines compile for each size. Images of different sizes
-        are padded to the largest, as in evaluation, without the bad ones.
+        A batch keeps its size if images are bad, since engines compile the network for each batch size. But if images
+        differ in size, bad ones are dropped, and the others are padded to the largest, as in evaluation.
         """
         read = [future.result() for future in decoded]
         paths = [str(picture) if isinstance(picture, str | Path) else "" for picture in batch]
@@ -186,7 +186,7 @@ def find_images(patterns: Iterable[str], passed: Skipped | None = None) -> list[
     """The files that paths, folders (including their subfolders) and globs name, in order, without duplicates.
 
     A named file counts as an image whatever its suffix. In a folder, `images.is_image` decides, and other files are
-    counted in `passed`. A path that does not exist is kept, so that it becomes a result with the reason.
+    counted in `passed`. A path that does not exist is kept, so that its result can report the error.
     """
     passed = passed or Skipped()
     found: dict[Path, None] = {}

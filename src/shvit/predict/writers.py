@@ -1,4 +1,4 @@
-"""Predictions as a file for other programs: CSV, JSON lines, Parquet, or COCO's results format."""
+"""Write predictions to a file for other programs: CSV, JSON lines, Parquet, or COCO's results format."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +24,9 @@ class ResultIds:
     """The ids that a file in COCO's results format needs."""
 
     categories: Mapping[str, int]
-    """Category id by class. Objects of other classes are left out."""
+    """Category id by class name. Objects of other classes are left out."""
     images: Mapping[Path, int] | None = None
-    """Image id by file. None: guess them from file names, which are the number or the name itself."""
+    """Image id by file. None: the id is the name without its suffix, as an integer if it has only digits."""
 
 
 def table_writer(
@@ -34,17 +34,17 @@ def table_writer(
 ) -> Write:
     """Return a function that writes predictions to a file atomically. The suffix of the path sets the format.
 
-    CSV has the columns `Task.csv_header`; `files.to_cell` explains `raw_cells`. JSON lines and Parquet have path,
+    CSV has the columns `Task.csv_header`; for `raw_cells`, see `files.to_cell`. JSON lines and Parquet have path,
     labels, scores, error and, for detectors, boxes and masks. JSON is COCO's results format, for detectors only, and
     needs `ids`. Bytes of a file name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
 
     Raises:
-        InputError: Another suffix, or Parquet without pyarrow.
+        InputError: The suffix is not supported, or pyarrow is needed but not installed.
     """
     suffix = path.suffix.lower()
     allowed = [".csv", ".jsonl", ".parquet", *([] if task.labels_images else [".json"])]
     if suffix not in allowed:
-        raise InputError(f"--out must end in {', '.join(allowed)}, got {path}")
+        raise InputError(f"--out must end in one of {', '.join(allowed)}, got {path}")
     if suffix == ".parquet":
         try:
             import pyarrow  # noqa: F401
@@ -81,20 +81,20 @@ def result_ids(annotations: Path | None, images: Sequence[Path], model: Runnable
     """
     known = model.provenance.get("categories") or range(1, 1 + len(model.classes))
     if annotations is None:
-        notice("image ids are guessed from file names: --annotations FILE gives those of a COCO dataset")
+        notice("image ids are guessed from file names: to use the ids of a COCO dataset, give --annotations FILE")
         return images, ResultIds(dict(zip(model.classes, known, strict=True)))
     ids = read_ids(annotations, images)
     if not ids.images:
         raise InputError(f"{annotations} lists none of the {counted(len(images), 'image')}, such as {images[0]}")
     if ids.missing:
         notice(
-            f"{annotations} does not list {len(ids.missing):,} of {counted(len(images), 'image')}, which are left out, "
-            f"such as {ids.missing[0]}"
+            f"{annotations} does not list {len(ids.missing):,} of {counted(len(images), 'image')}, such as "
+            f"{ids.missing[0]}; unlisted images are left out"
         )
     matched = match_classes(tuple(ids.categories), model.classes)
     categories = {model.classes[index]: id_ for index, id_ in zip(matched, ids.categories.values(), strict=True)}
     if other := [name for name in model.classes if name not in categories]:
-        notice(f"{annotations} has no category for {len(other)} of the model's classes, such as {other[0]}: left out")
+        notice(f"{annotations} lacks {len(other)} of the model's classes, such as {other[0]}: these are left out")
     return list(ids.images), ResultIds(categories, ids.images)
 
 

@@ -1,4 +1,4 @@
-"""What a model does with an image. A new task is one file and one row of `TASKS`."""
+"""Tasks: classification, detection, segmentation. A new task is one file and one row of `TASKS`."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ TASKS: dict[str, type[Task]] = {"classify": Classify, "detect": Detect, "segment
 
 
 class Described(Protocol):
-    """A model file, an exported file, or the network of a study."""
+    """A description of a model: a model file, an exported file, or the network of a study."""
 
     @property
     def task(self) -> str:
@@ -38,17 +38,17 @@ def task_of(model: Described) -> Task:
 
 
 def kind_of(model: Described | str) -> type[Task]:
-    """The class of a task, given its name or a model.
+    """The `Task` class for the name of a task or for a model.
 
     Raises:
-        InputError: There is no such task, or the model's architecture is that of another task.
+        InputError: There is no such task, or the model's architecture belongs to another task.
     """
     if isinstance(model, str):
         if model not in TASKS:
             raise InputError(f"unknown task {model!r}: allowed are {', '.join(TASKS)}")
         return TASKS[model]
     if model.task not in TASKS:
-        raise InputError(f"its task is {model.task!r}, and this shvit has {', '.join(TASKS)}")
+        raise InputError(f"its task is {model.task!r}, but this version of shvit supports only {', '.join(TASKS)}")
     kind, architecture = TASKS[model.task], getattr(model, "architecture", None)
     if architecture is not None and architecture.detector != kind.detector:
         raise InputError(
@@ -61,4 +61,4 @@ def kind_of(model: Described | str) -> type[Task]:
 def need_classifier(model: Described, verb: str) -> None:
     """Raises InputError if the model is not a classifier."""
     if not kind_of(model.task).labels_images:
-        raise InputError(f"{verb} supports classifiers only, and the model's task is {model.task}")
+        raise InputError(f"{verb} supports only classifiers, but the model's task is {model.task}")

@@ -15,11 +15,11 @@ from ..data.loader import Batch
 from ..data.transforms import Preprocess
 
 Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
-"""Uint8 images -> raw outputs of the task: an engine, or a network in training."""
+"""A function from uint8 images to the raw outputs of the task: an engine, or a network during training."""
 Gather = Callable[[Any], list[Any]]
-"""Takes the counts of one process and returns the counts of all processes."""
+"""Takes the counts of one process and returns a list with the counts of each process."""
 TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Header and rows."""
+"""The header and the rows of a table."""
 RunLengths = dict[str, Any]
 """A mask in COCO's compressed run-length encoding: `size` and `counts`."""
 
@@ -34,26 +34,26 @@ class Prediction:
     """The result for one image."""
 
     path: str
-    """As given; empty for an image in memory."""
+    """The path as given; empty for an image in memory."""
     labels: tuple[str, ...]
     """Classifiers: the most probable classes, best first. Detectors: the class of each object. Empty for an image that
     could not be used."""
     scores: tuple[float, ...]
     """Probability of each label, from 0 to 1."""
     error: str | None = None
-    """Why the image could not be used."""
+    """Why the image could not be used; None if it could."""
     boxes: tuple[tuple[float, ...], ...] | None = None
     """For each object: left, top, right, bottom in pixels of the upright image. None for a classifier."""
     masks: tuple[RunLengths, ...] | None = None
-    """For each object, its mask; None if the model has no masks."""
+    """The mask of each object; None if the model has no masks."""
 
     def to_dict(self) -> dict[str, Any]:
-        """path, labels, scores and error; boxes and masks if the task has them."""
+        """A dict of path, labels, scores and error, and of boxes and masks if the task has them."""
         return {key: value for key, value in asdict(self).items() if value is not None or key == "error"}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Prediction":
-        """Inverse of `to_dict`, also after JSON."""
+        """Inverse of `to_dict`. Also accepts its result after a round trip through JSON."""
         boxes, masks = data.get("boxes"), data.get("masks")
         return cls(
             data["path"],
@@ -66,7 +66,7 @@ class Prediction:
 
 
 class Evaluation(Protocol):
-    """What was measured on a set of images."""
+    """The results of an evaluation on a set of images."""
 
     @property
     def images(self) -> int:
@@ -75,11 +75,11 @@ class Evaluation(Protocol):
 
     @property
     def bad(self) -> dict[int, str]:
-        """Index of each image that could not be used, and why."""
+        """The index of each image that could not be used, and the reason."""
         ...
 
     def metrics(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
+        """The metrics as plain numbers, for JSON."""
         ...
 
     def per_class(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Evaluation(Protocol):
 
 
 class Task(Protocol):
-    """The base class of tasks. The properties belong to the class: `kind_of("detect").output` needs no instance."""
+    """The base class of tasks. Properties are class attributes, so `kind_of("detect").output` needs no instance."""
 
     name: ClassVar[str]
     recipe_family: ClassVar[str]
@@ -116,11 +116,11 @@ class Task(Protocol):
     detector: ClassVar[str | None] = None
     """Kind of detector that the architecture must have; None for a classifier."""
     fits: ClassVar[tuple[str, ...]]
-    """Values of `Preprocess.fit` that its models can have."""
+    """Values of `Preprocess.fit` that models of this task can have."""
     any_size: ClassVar[bool]
     """Whether exported files may take images of any height and width."""
     min_score: ClassVar[float] = 0.0
-    """Objects below this score are not in the outputs, unless the network's `set_min_score` lowers it."""
+    """Objects below this score are not in the outputs, unless the network's `set_min_score` lowers the limit."""
     eval_batch_size: ClassVar[int]
     """Default batch size of `shvit eval`."""
     predict_batch_size: ClassVar[int]
@@ -128,38 +128,38 @@ class Task(Protocol):
     parity_images: ClassVar[int]
     """Number of images for comparing an exported file with PyTorch."""
     ranking_images: ClassVar[int]
-    """Number of calibration images for ranking layers for int8."""
+    """Number of calibration images on which layers are ranked by their sensitivity to int8."""
     predict_flags: ClassVar[tuple[str, ...]]
     """Flags of `shvit predict` that have an effect for this task, but not for every task."""
     classes: tuple[str, ...]
 
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Task":
-        """The task to train, with the loss of the recipe and training images on this device."""
+        """The task for training with this recipe on this device."""
         ...
 
     @staticmethod
     def new_fit(fit: str) -> str:
-        """`Preprocess.fit` of a model after its image size is changed. By default, it stays the same."""
+        """The `Preprocess.fit` of a model after its image size is changed. By default, it stays the same."""
         return fit
 
     @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Any:
-        """The dataset: classes, `train`, `val`, fingerprint, warnings. Raises DataError."""
+        """Open a dataset, with classes, `train`, `val`, fingerprint and warnings. Raises DataError."""
         ...
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> Any:
-        """Reads training images for the loader, with the recipe's augmentation."""
+        """A reader of training images for the loader, with the recipe's augmentation."""
         ...
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> Any:
-        """Reads evaluation images for the loader."""
+        """A reader of evaluation images for the loader."""
         ...
 
     def fast_reader(
         self, preprocess: Preprocess
     ) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], Letterbox | None]]:
-        """Reads images for `Predictor`: the pixels, and where a detector's image lies in them."""
+        """A function that reads an image for `Predictor`. Returns the pixels and, for detectors, the letterbox."""
         ...
 
     def eval_batch(self, batch_size: int, processes: int) -> int:
@@ -167,7 +167,7 @@ class Task(Protocol):
         ...
 
     def ready(self, network: Any) -> None:
-        """Prepare a network in training mode for the next steps. By default, nothing is done."""
+        """Prepare a network in training mode for training steps. By default, nothing is done."""
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, Any]:
         """Augment normalized training images as a batch; returns them with their targets."""
@@ -178,7 +178,7 @@ class Task(Protocol):
         ...
 
     def signal(self, outputs: Tensor) -> Tensor:
-        """The part of the raw outputs that is compared between two versions of a network. Default: everything."""
+        """The part of the raw outputs that is compared between two versions of a network. By default, all."""
         return outputs
 
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = ...) -> Evaluation:
@@ -192,7 +192,8 @@ class Task(Protocol):
     def predictions(
         self, outputs: Tensor, letterboxes: Sequence[Letterbox | None], top_k: int, threshold: float
     ) -> Iterator[Prediction]:
-        """The results of a batch, without paths: `top_k` labels per image, or the objects of at least this score."""
+        """The results of a batch, without paths: `top_k` labels per image, or the objects with scores of at least
+        `threshold`."""
         ...
 
     def compare(
@@ -221,10 +222,10 @@ class Task(Protocol):
 
     @staticmethod
     def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
-        """The rows of one image in a CSV file. Cells that are missing at the end are empty."""
+        """The rows of one image in a CSV file. A row may be shorter than the header; missing cells are empty."""
         ...
 
     @staticmethod
     def line(prediction: Prediction) -> str:
-        """A prediction without error as text."""
+        """One line of text for a prediction that has no error."""
         ...

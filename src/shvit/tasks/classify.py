@@ -30,7 +30,7 @@ from .base import Gather, Predict, Prediction, Task, TextTable, alone
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
 AGREEMENT = 0.9
-"""Minimum top-1 agreement with PyTorch. If two logits tie within the bound, either label counts."""
+"""Minimum top-1 agreement with PyTorch. If the largest logits are almost equal, any of their labels is accepted."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class ClassifyEvaluation:
     """The counts from which the metrics are computed."""
 
     classes: tuple[str, ...]
-    """Unique names."""
+    """Unique class names."""
     confusion: np.ndarray
-    """(true class, predicted class) -> images."""
+    """Number of images by true class (row) and predicted class (column)."""
     top5_correct: int
     loss: float
     """Mean cross-entropy."""
@@ -65,7 +65,7 @@ class ClassifyEvaluation:
         }
 
     def metrics(self) -> dict[str, Any]:
-        """Shares from 0 to 1, the loss, and numbers of images."""
+        """Accuracies from 0 to 1, the loss, and numbers of images."""
         return {
             "top1": self.top1,
             "top5": self.top5_correct / self.images,
@@ -96,8 +96,8 @@ class ClassifyEvaluation:
 
 @literal_text()
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
-    """Rows are true classes, columns are predictions, colors are shares of the row. Classes that never occur are
-    omitted."""
+    """Draw the confusion matrix. Rows are true classes, columns are predictions, colors show the share of the row.
+    Classes that never occur are omitted."""
     matrix = evaluation.confusion
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
     names = unique_names([visible(name.partition(",")[0]) for name in evaluation.classes])
@@ -127,7 +127,7 @@ def cross_entropy(logits: Float[Tensor, "b classes"], targets: Float[Tensor, "b 
 
 
 def top1_agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], bound: float) -> float:
-    """Fraction of images with the expected top-1 class, or a class whose expected logit ties within the bound."""
+    """Fraction of images whose top-1 class is the expected one, or has almost the same logit in `expected`."""
     chosen = expected.gather(1, outputs.argmax(1, keepdim=True))[:, 0]
     best = expected.amax(1)
     tie = min(bound, 1e-3) * expected.abs().max()
@@ -177,7 +177,7 @@ class Classify(Task):
 
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Classify":
-        """The task to train, with the label smoothing, mixing and erasing of the recipe."""
+        """The task for training, with the label smoothing, mixing and erasing of the recipe."""
         return cls(classes, recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing, device)
 
     @staticmethod
@@ -186,7 +186,7 @@ class Classify(Task):
         return open_source(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainReader:
-        """Reads random crops, with RandAugment or color jitter."""
+        """A reader of random crops, with RandAugment or color jitter."""
         random_changes = f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
         return TrainReader(
             preprocess.image_size,
@@ -202,7 +202,7 @@ class Classify(Task):
         return EvalReader(preprocess, max_pixels)
 
     def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], None]]:
-        """Reads almost the same pixels as `eval_reader`, faster."""
+        """A function that reads almost the same pixels as `eval_reader`, but faster."""
         to_pixels = fast_eval_decoder(preprocess)
         return lambda source: (to_pixels(source), None)
 
@@ -261,13 +261,13 @@ class Classify(Task):
     def compare(
         self, outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], precision: str, side: int
     ) -> tuple[dict[str, Any], str | None]:
-        """Compare logits by their largest difference, and by top-1 agreement."""
+        """Compare logits by their largest difference and by top-1 agreement."""
         bound = BOUNDS[precision]
         difference = float((outputs - expected).abs().max())
         relative, agreement = difference / float(expected.abs().max()), top1_agreement(outputs, expected, bound)
         fault = None
         if not relative <= bound:  # also catches NaN
-            fault = f"its logits differ by {relative:.2g} of the largest, more than the allowed {bound:g}"
+            fault = f"its logits differ by {relative:.2g} of the largest logit, more than the allowed {bound:g}"
         elif agreement < AGREEMENT:
             fault = f"its top-1 agreement with PyTorch is {agreement:.1%}, less than the required {AGREEMENT:.0%}"
         return {
@@ -280,19 +280,19 @@ class Classify(Task):
     @staticmethod
     def compared(numbers: Mapping[str, Any]) -> str:
         return (
-            f"logits differ by {numbers['relative_difference']:.1e} of the largest (allowed {numbers['bound']:g}), "
-            f"top-1 agreement {numbers['top1_agreement']:.1%}"
+            f"logits differ by {numbers['relative_difference']:.1e} of the largest logit (allowed {numbers['bound']:g})"
+            f", top-1 agreement {numbers['top1_agreement']:.1%}"
         )
 
     @staticmethod
     def csv_header(top_k: int) -> list[str]:
-        """path, label, score, error, and label_2, score_2, ... up to `top_k`."""
+        """path, label, score, error, then label_2, score_2, and so on up to `top_k`."""
         more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "score")]
         return ["path", "label", "score", "error", *more]
 
     @staticmethod
     def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
-        """One row."""
+        """One row per image."""
         pairs = zip(prediction.labels, prediction.scores, strict=True)
         ranked = [cell for label, score in pairs for cell in (label, f"{score:.6f}")]
         yield [prediction.path, *(ranked[:2] or ["", ""]), prediction.error or "", *ranked[2:]]

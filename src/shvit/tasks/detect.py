@@ -30,12 +30,12 @@ CANDIDATES = 2000
 
 
 class Detect(Task):
-    """RetinaNet's focal loss of the classes and L1 loss of the boxes.
+    """Detection, trained with RetinaNet's focal loss of the classes and L1 loss of the boxes.
 
     Args:
         classes: Names, in the order of the scores.
-        frozen_norms: What the backbone's BatchNorms keep in training: `none`, `statistics`, or statistics and weights
-            (`all`). For batches that are too small to measure statistics on.
+        frozen_norms: What training does not change in the backbone's BatchNorms: `none`, `statistics`, or `all` for
+            statistics and weights. Use it if batches are too small to measure statistics.
     """
 
     name = "detect"
@@ -52,7 +52,7 @@ class Detect(Task):
     ranking_images = 8
     predict_flags = ("threshold", "draw", "annotations")
     kinds: ClassVar[tuple[str, ...]] = ("bbox",)
-    """COCO's names for boxes and masks, if they are evaluated."""
+    """What is evaluated, by COCO's names: boxes are `bbox`, masks are `segm`."""
 
     def __init__(self, classes: Sequence[str], frozen_norms: str = "none") -> None:
         check_tools()
@@ -61,7 +61,7 @@ class Detect(Task):
 
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Detect":
-        """The task to train, with BatchNorms frozen as in the recipe."""
+        """The task for training, with BatchNorms frozen as in the recipe."""
         return cls(classes, recipe.frozen_norms)
 
     @staticmethod
@@ -75,18 +75,18 @@ class Detect(Task):
         return open_coco(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> DetectionTrainReader:
-        """Reads images with their objects, randomly scaled and flipped."""
+        """A reader of images with their objects, randomly scaled and flipped."""
         scale = recipe.scale_min, recipe.scale_max
         return DetectionTrainReader(
             preprocess, scale, recipe.flip, recipe.color_jitter, self.has_masks, recipe.max_pixels
         )
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> DetectionEvalReader:
-        """Reads whole images with their ground truth."""
+        """A reader of whole images with their ground truth."""
         return DetectionEvalReader(preprocess, max_pixels)
 
     def fast_reader(self, preprocess: Preprocess) -> Callable[[ImageInput], tuple[UInt8[Tensor, "3 h w"], Letterbox]]:
-        """Reads the same pixels as `eval_reader`."""
+        """A function that reads the same pixels as `eval_reader`."""
         return partial(read_whole, preprocess=preprocess)
 
     def eval_batch(self, batch_size: int, processes: int) -> int:
@@ -94,7 +94,7 @@ class Detect(Task):
         return min(batch_size, 8 * processes)
 
     def ready(self, network: Any) -> None:
-        """Freeze BatchNorms of the backbone."""
+        """Freeze the backbone's BatchNorms as `frozen_norms` requires."""
         if self.frozen_norms == "none":
             return
         for module in network.backbone.modules():
@@ -109,7 +109,7 @@ class Detect(Task):
         return network(images, targets)
 
     def signal(self, outputs: Float[Tensor, "b anchors 4+classes"]) -> Float[Tensor, "b anchors classes"]:
-        """The scores. Most boxes belong to anchors without an object."""
+        """The scores. Boxes are not compared, since most belong to anchors without an object."""
         return outputs[..., 4:]
 
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ObjectsEvaluation:
@@ -175,11 +175,11 @@ class Detect(Task):
     @staticmethod
     def compared(numbers: Mapping[str, Any]) -> str:
         if not numbers["objects"]:
-            return "no objects in these images, so this proves little: give images with objects with --calibrate DATA"
+            return "no objects in these images, so this proves little: use --calibrate with images that have objects"
         masks = f", mask IoU {numbers['mask_overlap']:.3f}" if numbers["mask_overlap"] is not None else ""
         return (
-            f"{numbers['matched']:.1%} of {counted(numbers['objects'], 'object')} found by both, scores differ by at "
-            f"most {numbers['score_difference']:.1e} (allowed {numbers['bound']:g}){masks}"
+            f"{numbers['matched']:.1%} of {counted(numbers['objects'], 'object')} found by both PyTorch and the file, "
+            f"scores differ by at most {numbers['score_difference']:.1e} (allowed {numbers['bound']:g}){masks}"
         )
 
     @staticmethod
@@ -189,7 +189,7 @@ class Detect(Task):
 
     @staticmethod
     def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
-        """One row per object; one row without a label if there is none."""
+        """One row per object, or one row without a label if there are no objects."""
         for label, score, box in zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True):
             yield [prediction.path, label, f"{score:.6f}", *(f"{side:.2f}" for side in box), ""]
         if not prediction.labels:

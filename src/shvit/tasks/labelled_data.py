@@ -29,7 +29,7 @@ class Chosen:
 
 
 def open_as_trained(data: str | Path, model: Described) -> Any:
-    """Open a dataset for the model's task. If it has no splits, it is split as it was for the model's training.
+    """Open a dataset for the model's task. If it has no splits, it is split as for the model's training.
 
     Raises:
         InputError: There is no such dataset.
@@ -46,10 +46,10 @@ def choose_split(model: Described, source: Dataset | CocoDataset, which: Which =
     """Choose the images to evaluate a model on. A notice states how many of them were used in training.
 
     Args:
-        model: Its provenance identifies its training images by their content.
+        model: The model. Its provenance identifies its training images by their content.
         source: Labelled images.
-        which: `val`, `train` or `all` images. `auto`: the validation images, or all images if the dataset has no splits
-            and the model was not trained on it. `auto` and `val` leave out images that were used in training.
+        which: `val`, `train` or `all` images. `auto` chooses the validation images, or all images if the dataset has no
+            splits and the model was not trained on it. `auto` and `val` leave out images that were used in training.
 
     Raises:
         InputError: There are no such images, or all of them were used in training.
@@ -64,8 +64,8 @@ def choose_split(model: Described, source: Dataset | CocoDataset, which: Which =
     if known is None:
         if which == "auto" and split == "all" and "data_fingerprint" in model.provenance:
             notice(
-                "the model file does not name its training images, since an earlier version of shvit wrote it: they "
-                f"may be among the {counted(count, 'evaluated image')}"
+                "the model file does not name its training images, since an earlier version of shvit wrote it: some of "
+                f"them may be among the {counted(count, 'evaluated image')}"
             )
         return Chosen(split, images)
     used = known.among(images.images)
@@ -77,7 +77,7 @@ def choose_split(model: Described, source: Dataset | CocoDataset, which: Which =
     if number == count:
         raise InputError(
             f"all {count:,} images of {source.name}, split {split!r}, were used in training this model: evaluate it on "
-            "other images, or use --split all to include these"
+            "other images, or use --split all to evaluate it on these"
         )
     notice(f"{number:,} of {count:,} images were used in training and are left out")
     return Chosen(split, images.subset(np.flatnonzero(~used).tolist()), number)

@@ -12,17 +12,17 @@ SCORE_BOUNDS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1, "int8": 2.5e-1}
 SAME_BOX = {"fp32": 0.9, "fp16": 0.9, "bf16": 0.9, "int8": 0.75}
 """Minimum IoU at which two boxes count as the same. Also the minimum mean IoU of masks."""
 MATCHED = {"fp32": 0.98, "fp16": 0.9, "bf16": 0.8, "int8": 0.5}
-"""Minimum fraction of objects that both sides find. If two boxes of one object have almost the same score, rounding
-decides which is kept. The accuracy floor limits what int8 loses."""
+"""Minimum fraction of objects that both the file and PyTorch find. If two boxes of one object have almost the same
+score, rounding decides which is kept. For int8, the loss of accuracy is limited separately."""
 CERTAIN = 20
-"""Maximum number of objects per image that are compared: those with the highest scores, of at least `THRESHOLD`. If no
-image has such an object, as with an untrained network, lower scores count as well."""
+"""Maximum number of objects per image that are compared: those with the highest scores of at least `THRESHOLD`. If no
+image has an object with such a score, as with an untrained network, lower scores count as well."""
 
 
 def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple[dict[str, Any], str | None]:
-    """Match the objects with the highest scores on each side with the other side's; compare scores and masks.
+    """Match the file's best objects with PyTorch's objects, and the reverse. Compare their scores and masks.
 
-    `pairs` are the objects that the file and PyTorch find in each image. See `Task.compare`.
+    `pairs` holds, for each image, the objects that the file finds and those that PyTorch finds. See `Task.compare`.
     """
     bound, required, same = SCORE_BOUNDS[precision], MATCHED[precision], SAME_BOX[precision]
     least = THRESHOLD if any((one.scores >= THRESHOLD).any() for pair in pairs for one in pair) else 0.0
@@ -45,7 +45,7 @@ def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple
     }
     fault = None
     if not least and precision == "int8":
-        pass  # low scores are noise, which int8 changes; the accuracy floor has been checked
+        pass  # low scores are noise, which int8 changes; accuracy has been checked
     elif share < required:
         fault = f"{share:.1%} of its objects match PyTorch's, less than the required {required:.0%}"
     elif not numbers["score_difference"] <= bound:
@@ -56,9 +56,9 @@ def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple
 
 
 def match_objects(some: Detections, others: Detections, count: int, same: float) -> tuple[list[int], list[int]]:
-    """Indices of those of the first `count` objects that have a match in `others`, and the indices of the matches.
+    """Match the first `count` objects with `others`. Return the indices of the matched objects and of their matches.
 
-    Two objects match if they have the same class and their boxes overlap by an IoU of at least `same`.
+    Two objects match if they have the same class and their boxes have an IoU of at least `same`.
     """
     if not count or not len(others):
         return [], []

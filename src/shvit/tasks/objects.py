@@ -23,7 +23,7 @@ THRESHOLD = 0.05
 """Minimum score of objects that are evaluated: the usual value for COCO."""
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's metrics in its order: average precision, then average recall with 1, 10 and 100 detections per image; s, m
-and l are small, medium and large objects."""
+and l stand for small, medium and large objects."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Detections:
 
 @dataclass(frozen=True)
 class ObjectsEvaluation:
-    """COCO's metrics on a set of images, from 0 to 1; -1 if there are no such objects."""
+    """COCO's metrics on a set of images, from 0 to 1. A metric is -1 if there are no objects to measure it on."""
 
     classes: tuple[str, ...]
     numbers: dict[str, dict[str, float]]
     """The metrics of boxes (`bbox`) and, for segmentation, of masks (`segm`)."""
     class_ap: dict[str, list[float]]
-    """The AP of each class, for boxes and masks as in `numbers`."""
+    """The AP of each class, by the keys of `numbers`."""
     images: int
     bad: dict[int, str] = field(default_factory=dict)
     """Index of each image that could not be used, and why."""
@@ -71,7 +71,7 @@ class ObjectsEvaluation:
         }
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """AP of each class that occurs, by kind."""
+        """AP of each class that occurs, for boxes and masks."""
         return {
             name: {kind: values[index] for kind, values in self.class_ap.items()}
             for index, name in enumerate(self.classes)
@@ -105,7 +105,7 @@ def check_tools() -> None:
 def judge(
     classes: tuple[str, ...], truths: Sequence[GroundTruth], found: Sequence[Detections], kind: str
 ) -> tuple[dict[str, float], list[float]]:
-    """COCO's twelve metrics, and the AP of each class, of boxes (`bbox`) or masks (`segm`).
+    """COCO's twelve metrics and the AP of each class. `kind` selects boxes (`bbox`) or masks (`segm`).
 
     When masks are evaluated, ground truth without a mask is ignored, like a crowd.
     """
@@ -127,7 +127,7 @@ def judge(
         }
     )
     rows = [row for truth, one in zip(truths, found, strict=True) for row in coco_results(truth.image_id, one)]
-    for row in rows:  # for masks, boxes would decide which detections are small or large, unlike in published metrics
+    for row in rows:  # with a box, its area would decide whether a mask is small or large, unlike in published metrics
         row.pop("bbox" if kind == "segm" else "segmentation", None)
     evaluation = COCOeval_faster(known, known.loadRes(rows), kind, print_function=lambda *_: None)  # pyright: ignore
     evaluation.evaluate()
@@ -166,7 +166,7 @@ def encode(mask: np.ndarray) -> RunLengths:
 def mask_overlaps(
     some: Sequence[RunLengths], others: Sequence[RunLengths], indices: Sequence[int], matches: Sequence[int]
 ) -> list[float]:
-    """IoU of pairs of masks: those at `indices` with those at `matches` among the others."""
+    """IoU of pairs of masks: each mask of `some` at `indices` with the one of `others` at `matches`."""
     from faster_coco_eval.core import mask
 
     iou: Any = mask.iou

@@ -18,12 +18,12 @@ PROPOSALS = 512
 
 
 class Segment(Detect):
-    """The sum of Mask R-CNN's five losses.
+    """Instance segmentation, trained with the sum of Mask R-CNN's five losses.
 
     Args:
         classes: Names, in the order of the scores.
         frozen_norms: See `Detect`.
-        proposals: Proposals of each training image that the second stage learns from.
+        proposals: Number of proposals per training image that the second stage is trained on.
     """
 
     name = "segment"
@@ -39,16 +39,16 @@ class Segment(Detect):
 
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Segment":
-        """The task to train, with BatchNorms frozen and proposals sampled as in the recipe."""
+        """The task for training, with BatchNorms frozen and proposals sampled as in the recipe."""
         return cls(classes, recipe.frozen_norms, recipe.proposals)
 
     def ready(self, network: Any) -> None:
-        """Freeze BatchNorms of the backbone, and set the number of proposals."""
+        """Freeze the backbone's BatchNorms as `frozen_norms` requires, and set the number of proposals."""
         super().ready(network)
         network.set_proposals(self.proposals)
 
     def signal(self, outputs: Float[Tensor, "b 100 790"]) -> Float[Tensor, "b 100"]:
-        """The sorted scores. The same row can be another object in another version of the network."""
+        """The sorted scores. Other values are not compared: in another network, the same row can be another object."""
         return outputs[..., 4]
 
     def _decode_one(self, outputs: Float[Tensor, "100 790"], letterbox: Letterbox, threshold: float) -> Detections:
