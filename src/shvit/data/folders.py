@@ -101,7 +101,7 @@ def _chosen(root: Path, folders: list[Path], names: Sequence[str]) -> Path | Non
     if first := next((exact[name] for name in names if name in exact), None):
         return first
     if len(folders) > 1:
-        raise DataError(f"{root} has {few([folder.name for folder in folders])} for one split: rename one to {names[0]}")
+        raise DataError(f"{root} has {few([folder.name for folder in folders])} for a split: rename one to {names[0]}")
     return folders[0] if folders else None
 
 
