@@ -136,11 +136,11 @@ def test_rows_without_label_or_image(tmp_path):
     [
         (
             {"a": IMAGE, "b": IMAGE, "label": LABEL},
-            r"one column of type Image, it has 2: a \(Image\), b \(Image\), lab",
+            r"one column of type Image, but has 2: a \(Image\), b \(Image\), lab",
         ),
         (
             {"image": IMAGE, "label": datasets.Value("int64")},
-            r"type ClassLabel, it has 0: image \(Image\), label \(Val",
+            r"type ClassLabel, but has 0: image \(Image\), label \(Val",
         ),
     ],
 )

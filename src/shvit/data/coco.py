@@ -295,7 +295,7 @@ def _objects(rows: list[tuple[Any, ...]]) -> Objects:
 
 
 def _contents(split: CocoSplit) -> Iterator[bytes]:
-    """What the fingerprint covers: file names, sizes and objects."""
+    """The bytes that the fingerprint covers: file names, sizes and objects."""
     yield b"split\n" + split.sizes.astype("<i8").tobytes()
     for path, objects in zip(split.images, split.objects, strict=True):
         yield path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes()

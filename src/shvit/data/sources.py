@@ -99,7 +99,7 @@ def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
 
 
 def _contents(split: Split) -> Iterator[bytes]:
-    """What the fingerprint covers: the name, size and label of each file, or the pixels and label of each array."""
+    """The bytes that the fingerprint covers: name, size and label of each file, or pixels and label of each array."""
     sizes = file_sizes(split)
     for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
         if isinstance(image, np.ndarray):
