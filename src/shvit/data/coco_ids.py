@@ -29,7 +29,7 @@ def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
     such entry, the image matches the only entry with the same name, whatever the entry's folders are.
 
     Args:
-        data: A COCO JSON file, or a dataset folder, of which all annotation files are read.
+        data: A COCO JSON file, or a dataset folder whose annotation files are all read.
 
     Raises:
         DataError: There are no COCO annotations, different images have the same id, an image matches several entries,

@@ -173,7 +173,7 @@ def _check_files(path: Path, rows: list[tuple[Path, str]], cells: list[str], col
         url = urlsplit(cells[0])
         remote = f"{url.scheme}://{url.hostname}{url.path}, a URL: download the images first"
         first = remote if url.scheme and url.netloc else rows[0][0]
-        raise DataError(f"{path}: 0 of {counted(len(rows), 'image')} found; the first is {first}")
+        raise DataError(f"{path}: 0 of {counted(len(rows), 'image')} found; the first path is {first}")
     names = not columns.header and len(cells) > 1 and not Path(cells[0]).suffix and Path(cells[1]).suffix
     if names and not exists(_located(path.parent, cells[0])):
         raise DataError(

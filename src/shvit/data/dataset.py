@@ -193,7 +193,8 @@ class Holdout:
         """Indices of the images whose hash of seed and identity, as a number from 0 to 1, is below the share.
 
         Adding or removing images does not move others to another split, and copies get the same split. Every class with
-        two or more images has at least one in each split: its smallest hash in validation, its largest in training.
+        two or more images has at least one in each split: the image with the smallest hash in validation, and the image
+        with the largest hash in training.
         """
         keyed = partial(hashlib.blake2b, digest_size=8, key=str(self.seed).encode())
         digests = (keyed(int(number).to_bytes(BYTES, "little")).digest() for number in identities(images))
@@ -227,7 +228,7 @@ def _indices_by_class(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]
 
 
 def drawn_before(record: Mapping[str, Any]) -> DrawnBy:
-    """How a run drew its validation images if its record does not state it. For an empty record, today's default."""
+    """How a run drew its validation images if its record does not state it. For an empty record, the default."""
     return "position" if record else "content"
 
 
@@ -267,7 +268,7 @@ def duplicates(one: Samples, other: Samples) -> list[tuple[list[str], list[str]]
     """
     splits = one, other
     keys = _in_both([file_sizes(split) for split in splits])
-    for last in (4096, None):  # files often begin with the same bytes, but seldom end so
+    for last in (4096, None):  # files often begin with the same bytes, but seldom end with the same bytes
         for side, split in enumerate(splits):
             with ThreadPoolExecutor(READERS) as pool:  # network drives respond slowly
                 digests = list(pool.map(partial(_digest, last=last), [split.images[i] for i in keys[side]]))

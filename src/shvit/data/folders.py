@@ -31,7 +31,8 @@ def read_folder(path: Path) -> Listing:
     """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and `path/val/<class>/**`, in order.
 
     A folder that contains only another folder is replaced by that folder. A split is a folder that has class folders
-    and a name that `split_of` knows. A folder with such a name but without folders is a class if there are others.
+    and a name that `split_of` knows. A folder with such a name but no class folders is a class, if there are other
+    classes.
 
     Raises:
         DataError: There are no class folders, or the layout is ambiguous or not supported.
@@ -60,7 +61,7 @@ def find_coco(path: Path) -> Path | None:
 
 
 def layers(path: Path) -> Iterator[Path]:
-    """Yields the folder, then its subfolder if only one has images and all images lie deeper, and so on."""
+    """Yields the folder; then its only subfolder with images, if neither folder contains images directly; and so on."""
     while True:
         yield path
         inside = list(islice(filter(_holds_images, folders_in(path)), 2))
@@ -96,7 +97,7 @@ def _read_splits(root: Path, named: list[Path], skipped: Skipped) -> Listing:
 
 
 def _chosen(root: Path, folders: list[Path], names: Sequence[str]) -> Path | None:
-    """The folder with the first of these names that exists; else the only folder. Raises DataError for several."""
+    """The folder with the first matching name, or the only folder. Raises DataError if several folders are possible."""
     exact = {folder.name.lower(): folder for folder in folders}
     if first := next((exact[name] for name in names if name in exact), None):
         return first

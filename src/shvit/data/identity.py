@@ -22,7 +22,7 @@ BYTES = 6
 TAIL = 4096
 """Number of bytes at the end of a file that are hashed."""
 VARIED = 100
-"""The hashed bytes count as compressed pixels if every eighth of them has at least this many different values."""
+"""Minimum number of different values in a sample (every eighth) of these bytes, for them to count as compressed."""
 READERS = 16
 """Number of threads that read files."""
 

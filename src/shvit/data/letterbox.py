@@ -21,7 +21,7 @@ from .segments import Mask
 from .transforms import COARSEST, LONGER, Preprocess, channels_first, on_canvas, round_up
 
 MIN_VISIBLE, MIN_BOX_SIDE = 0.2, 2.0
-"""An object is kept after a crop if at least this share of its box is visible, with sides of this many pixels."""
+"""After a crop, an object is kept if at least this share of its box is visible, with at least this side in pixels."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def seed(*key: int, everywhere: bool = False) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset(Dataset):
-    """Returns the image, its target and the key for each key; or the reason why the image is bad, and the key."""
+    """For each key: the image, its target and the key; or the reason why the image cannot be used, and the key."""
 
     split: Samples
     read: Any
@@ -143,9 +143,10 @@ class EpochSampler(Sampler[list[SampleKey]]):
     shuffle: bool = False
     """Use a new order every epoch, and drop the last batch if it is smaller; otherwise yield all images in order."""
     share: Share = Share()
-    """The part of each batch to yield in this process, and its number of pieces; default: the whole batch in one."""
+    """The part of each batch to yield in this process, and its number of pieces; default: all, in one piece."""
     repeats: int = 1
-    """Repeated augmentation: number of copies of each image in an epoch. The epoch has that many times fewer images.
+    """Repeated augmentation: number of copies of each image in an epoch, which then has that many times fewer
+    different images.
 
     Source: M. Berman et al., "MultiGrain", 2019; also used by DeiT."""
     views: int | None = None

@@ -50,7 +50,7 @@ def pixel_format(image: Image.Image) -> PixelFormat:
 
 
 def to_rgb(image: Image.Image, stored: PixelFormat) -> Image.Image:
-    """The image in 8-bit RGB, blended with white where transparent. Raises BadImage if their range is undefined."""
+    """The image in 8-bit RGB, blended with white where transparent. Raises BadImage for values of undefined range."""
     image = to_8_bits(image, stored)
     if image.mode == "RGB" and not image.has_transparency_data:
         return image

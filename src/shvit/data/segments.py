@@ -82,7 +82,7 @@ def plausible(area: float, segment: Mask | None, box: float) -> bool:
 
 
 def enclosed(segment: Mask) -> float:
-    """Area of a mask in pixels: the sum of all polygon areas, as in COCO's files, or the sum of the runs inside."""
+    """Area of a mask: the sum of its polygons' areas, as in COCO files, or the number of pixels in an encoded mask."""
     if isinstance(segment, dict):
         counts: Any = segment["counts"]
         if isinstance(counts, str):

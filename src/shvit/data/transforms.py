@@ -41,10 +41,10 @@ THIN = 8
 REACH = 4
 """Number of pixels beyond the edges of a crop that influence the resized crop: 3 for Lanczos, plus one."""
 TALL = 64
-"""Images that are more than this many times higher than their result are resized vertically first, others last."""
+"""An image more than this many times as high as its result is resized vertically first; others, horizontally first."""
 SHRINK_UNTIL = 4
-"""An image that is decoded at a reduced size keeps at least this many times its final shorter side. A smaller value is
-faster for large photographs but less exact; LOG.md lists the differences."""
+"""If an image is decoded at a reduced size, its shorter side is then at least this many times its final shorter side.
+A smaller value is faster for large photographs but less exact; LOG.md lists the differences."""
 
 
 @dataclass(frozen=True)

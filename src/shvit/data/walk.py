@@ -30,9 +30,9 @@ def folders_in(folder: Path) -> list[Path]:
 def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path]:
     """The files in `folder` and below it: the files of each folder before those of its subfolders, sorted by name.
 
-    A folder that several links point to is read once, by its real path if that lies below `folder`. A link to `folder`
-    or to a folder above it is not followed. Links to missing files, pipes and devices count as files; reading them
-    reports the problem. Hidden files and folders are added to `hidden`.
+    A folder that several links point to is read once, under its real path if that lies below `folder`. A link to
+    `folder` or to a folder above it is not followed. Links to missing files, pipes and devices count as files; reading
+    them reports the problem. Hidden files and folders are added to `hidden`.
 
     Raises:
         InputError: A folder cannot be read.
@@ -64,7 +64,7 @@ def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file exists; False for a path that is not valid, as in `exists`."""
+    """Whether a path is an existing file; False for an invalid path, as in `exists`."""
     return exists(path) and path.is_file()
 
 

@@ -84,6 +84,6 @@ def _run(do: Do[T], jobs: Sequence[T], started: Any, reader: Connection, writer:
         return
     except (OSError, InputError, Failure) as error:
         writer.send(str(error))
-    except Exception as error:  # otherwise lost when the process ends
+    except Exception as error:  # the message would be lost with the process
         writer.send(f"{type(error).__name__}: {error}")
         raise

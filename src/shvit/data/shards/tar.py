@@ -47,7 +47,7 @@ class Sample:
 
 
 def scan(path: Path) -> tuple[list[Sample], str | None]:
-    """The samples of a tar in order, and its damage if there is any: samples after the damage are not found."""
+    """The samples of a tar in order, and a description of its damage, or None. Samples after damage are not found."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
     repeated: dict[str, list[tarfile.TarInfo]] = defaultdict(list)
     samples: list[Sample] = []

@@ -81,8 +81,8 @@ def write_shards(
 ) -> ShardReport:
     """Write `train-000000.tar` …, `val-000000.tar` … and `shards.json`.
 
-    Training images are shuffled. The shards of a split have the same number of images, plus or minus one. A run that
-    was stopped continues when it is started again; shards whose checksums do not match are then written again.
+    Training images are shuffled. The numbers of images in the shards of a split differ by at most one. A run that was
+    stopped continues when it is started again; shards whose checksums do not match are then written again.
 
     Args:
         dataset: The result of `open_source` for the data, seed and share of validation images in the request.
@@ -224,7 +224,7 @@ def _checksum(path: Path) -> str:
 
 
 def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes:
-    """A JPEG whose shorter side is at most `size` pixels. If a file already is one, it is copied. Raises BadImage."""
+    """A JPEG whose shorter side is at most `size` pixels. A file that already is one is copied. Raises BadImage."""
     image = decode(source)
     if isinstance(source, Path):
         source = source.read_bytes()
