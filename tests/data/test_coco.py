@@ -255,7 +255,7 @@ def test_a_missing_file_keeps_its_place(tmp_path):
         (lambda file: file.update(categories=[]), "has no categories"),
         (lambda file: file["categories"].append({"id": 7, "name": "dog"}), "'tree' and 'dog' have the same id 7"),
         (lambda file: file["categories"].append({"id": 8, "name": "cat"}), "two categories are named 'cat'"),
-        (lambda file: file["categories"].append({"id": "VIII", "name": "dog"}), "needs an id, which is a whole number"),
+        (lambda file: file["categories"].append({"id": "VIII", "name": "dog"}), "must have a whole number as id"),
         (lambda file: [row.update(file_name="x.png") for row in file["images"]], "none of its 2 images can be used"),
     ],
 )

@@ -170,7 +170,7 @@ def test_other_splits(tmp_path):
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: extra\n    path: data/extra*\n---\n"
     )
-    with pytest.raises(DataError, match="has the splits extra: it needs train, validation or test"):
+    with pytest.raises(DataError, match="has the splits extra: expected train, validation or test"):
         open_source(f"hf://{tmp_path}")
 
 

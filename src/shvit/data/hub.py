@@ -95,7 +95,7 @@ def open_hub(data: str, holdout: Holdout) -> Dataset:
         train, val = (next((n for n in names if n in loaded), None) for names in (TRAIN_NAMES, VAL_NAMES))
         named = {"train" if val else "all": train, "val": val}
         if not (first := train or val):
-            raise DataError(f"{data} has the splits {', '.join(map(str, loaded))}: it needs train, validation or test")
+            raise DataError(f"{data} has the splits {', '.join(map(str, loaded))}: expected train, validation or test")
         features = loaded[first].features
         image, label = (_only(data, features, kind) for kind in (datasets.Image, datasets.ClassLabel))
         splits = {}
