@@ -141,7 +141,7 @@ class DetectionEvalReader:
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, split: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], GroundTruth]:
-        """Raises BadImage."""
+        """Read an image and its objects. Raises BadImage as `open_as` does."""
         height, width = split.sizes[index].tolist()
         image, letterbox = read_whole(split.source(index), self.preprocess, (height, width), self.max_pixels)
         return image, GroundTruth(split.ids[index], letterbox, split.objects[index])
@@ -170,7 +170,7 @@ class DetectionTrainReader:
         return ColorJitter(*[self.color_jitter] * 3)
 
     def __call__(self, split: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], DetectionTargets]:
-        """Raises BadImage."""
+        """Read an image and its objects. Raises BadImage as `open_as` does."""
         stated = split.sizes[index].tolist()
         image = open_as(split.source(index), (stated[0], stated[1]), self.max_pixels)
         usual = fitted(image.height, image.width, self.preprocess)

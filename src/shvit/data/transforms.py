@@ -165,7 +165,7 @@ class EvalReader:
         return Compose([to_pixels, torch.as_tensor])
 
     def __call__(self, source: ImageInput) -> UInt8[Tensor, "3 h w"]:
-        """Raises BadImage as `decode` does."""
+        """Read an image. Raises BadImage as `decode` does."""
         image = decode(source, self.max_pixels)
         height, width = resized_sides(image.height, image.width, self.preprocess)
         with within_memory():
@@ -309,7 +309,7 @@ class TrainReader:
         return changes.transforms
 
     def __call__(self, source: ImageInput) -> UInt8[Tensor, "3 h w"]:
-        """Raises BadImage as `decode` does."""
+        """Read an image. Raises BadImage as `decode` does."""
         image = open_small(source, self.max_pixels)
         box = draw_crop(image.height, image.width, self.crop_scale)
         random_one = self.interpolation == "random"
