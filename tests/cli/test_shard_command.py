@@ -33,7 +33,7 @@ def test_shards_are_written_then_only_checked(run, folder, tmp_path):
 
     code, text, err = run("shard", folder, "--out", out, "--size", 64)
     assert (code, text) == (2, "")
-    assert "was begun with size 512 instead of 64, per_shard 15 instead of 1000" in err
+    assert "holds shards with size 512 instead of 64, per_shard 15 instead of 1000" in err
     assert len(err.splitlines()) == 1
 
 

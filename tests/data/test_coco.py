@@ -66,18 +66,18 @@ def with_annotation(**entries):
         (with_annotation(bbox=[70, 1, 5, 5]), "1 annotation left out: bbox is outside the image", 2),
         (with_annotation(bbox=[60, 1, 9, 5]), "1 annotation with a bbox cut off at the edge of the image", 3),
         (with_annotation(bbox=[60, 1, 4.5, 5]), None, 3),
-        (with_annotation(image_id=77), "image_id is not listed, .* annotation 9 of 77", 2),
-        (with_annotation(category_id=90), "category_id is not listed, .* annotation 9 of 90", 2),
+        (with_annotation(image_id=77), r"unknown image_id, .* annotation 9 \(image_id 77\)", 2),
+        (with_annotation(category_id=90), r"unknown category_id, .* annotation 9 \(category_id 90\)", 2),
         (with_annotation(segmentation=[[1, 2, 3, 4]]), "1 mask left out: neither polygons nor run lengths", 3),
         (with_annotation(segmentation={"size": [9, 9], "counts": [81]}), "1 mask left out", 3),
         (with_annotation(segmentation={"size": [40, 64], "counts": [5, 5]}), "1 mask left out", 3),
         (with_annotation(segmentation=[]), None, 3),
-        (lambda file: file["annotations"].append(file["annotations"][0]), "1 annotation left out: listed before", 2),
+        (lambda file: file["annotations"].append(file["annotations"][0]), "1 annotation left out: already listed", 2),
         (with_annotation(id=1), None, 3),
         (lambda file: file["annotations"].append(None), "1 annotation left out: not a JSON object", 2),
         (
             lambda file: file["images"].append({"id": 5, "file_name": "b.png"}),
-            "1 image left out: another one has its id",
+            "1 image left out: another image has the same id",
             2,
         ),
         (lambda file: file["images"].append({"file_name": "b.png"}), "1 image left out: no id or no file_name", 2),
@@ -138,7 +138,7 @@ def test_parts_of_masks_that_are_none_are_told(tmp_path):
     mixed = changed(with_annotation(segmentation=[[1, 2, 3, 4], [1, 1, 6, 1, 6, 6]]))
     source = open_coco(write_coco(tmp_path, mixed))
     assert len(source.train.objects[1].segments[0]) == 1
-    assert "1 mask with parts left out that are not polygons, such as annotation 9" in source.warnings[0]
+    assert "1 mask used without the parts that are not polygons, such as annotation 9" in source.warnings[0]
 
 
 @pytest.mark.parametrize("counts", [[1000, 60, 1500], [0, 2560], [2560], [1000.0, 60, 1500]])
@@ -161,10 +161,10 @@ HUGE = 10**30
         (with_annotation(id=HUGE, bbox=[1e300, 1, 1e300, 5]), "outside"),
         (with_annotation(bbox=[-1e300, -1e300, 1e308, 1e308]), "cut off at the edge"),
         (with_annotation(bbox=[1, 1, 10**400, 5]), "not four numbers"),
-        (with_annotation(area=10**400), "1 area computed anew"),
+        (with_annotation(area=10**400), "1 area recomputed"),
         (with_annotation(area=1e300, iscrowd=1), None),
-        (with_annotation(image_id=HUGE), "not listed"),
-        (with_annotation(category_id=HUGE), "not listed"),
+        (with_annotation(image_id=HUGE), "unknown image_id"),
+        (with_annotation(category_id=HUGE), "unknown category_id"),
         (lambda file: file["images"].append({"id": HUGE, "file_name": "b.png"}), "no id or no file_name"),
         (lambda file: file["images"].append({"id": 8, "file_name": "b.png", "height": HUGE, "width": 3}), None),
         (lambda file: file["images"].append({"id": 8, "file_name": "b\0.png"}), "no such file"),
@@ -255,7 +255,7 @@ def test_a_missing_file_keeps_its_place(tmp_path):
         (lambda file: file.update(categories=[]), "has no categories"),
         (lambda file: file["categories"].append({"id": 7, "name": "dog"}), "'tree' and 'dog' have the same id 7"),
         (lambda file: file["categories"].append({"id": 8, "name": "cat"}), "two categories are named 'cat'"),
-        (lambda file: file["categories"].append({"id": "VIII", "name": "dog"}), "needs an id, which is a whole number"),
+        (lambda file: file["categories"].append({"id": "VIII", "name": "dog"}), "must have a whole number as id"),
         (lambda file: [row.update(file_name="x.png") for row in file["images"]], "none of its 2 images can be used"),
     ],
 )
@@ -271,7 +271,7 @@ def test_files_that_are_not_there_or_disagree(tmp_path):
     with pytest.raises(DataError, match="is not a COCO folder: expected"):
         open_coco(tmp_path)
     write_coco(tmp_path, splits=["train2017", "more2017"])
-    with pytest.raises(DataError, match="needs one file named train and one named val"):
+    with pytest.raises(DataError, match="must have one file named train and one named val"):
         open_coco(tmp_path)
     write_coco(tmp_path, splits=["train2014", "val2017"])
     with pytest.raises(DataError, match=r"instances_train2014\.json, annotations/instances_train2017\.json"):
@@ -282,7 +282,7 @@ def test_files_that_are_not_there_or_disagree(tmp_path):
         "not used: annotations/instances_more2017.json, annotations/instances_test2017.json",
     )
     write_coco(tmp_path, changed(lambda file: file["categories"].append({"id": 9, "name": "dog"})), ["val2017"])
-    with pytest.raises(DataError, match="disagree about the categories, such as 9: dog"):
+    with pytest.raises(DataError, match="have different categories, such as 9: dog"):
         open_coco(tmp_path)
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
@@ -353,7 +353,7 @@ def test_annotations_of_other_names_are_found(tmp_path, run, names):
 
 
 def test_annotations_that_name_no_split(tmp_path):
-    with pytest.raises(DataError, match="needs one file named train and one named val"):
+    with pytest.raises(DataError, match="must have one file named train and one named val"):
         open_coco(with_names(tmp_path, ("a.json", "b.json")))
 
 
@@ -427,7 +427,7 @@ def test_file_names_that_are_numbers(tmp_path):
 
 def test_missing_files_are_named_where_they_were_looked_for(tmp_path):
     write_coco(tmp_path, changed(lambda file: [row.update(file_name=f"x{row['id']}.png") for row in file["images"]]))
-    looked_for = re.escape(f"none of its 2 images can be used; first looked for {tmp_path / 'train2017' / 'x5.png'}: ")
+    looked_for = re.escape(f"none of its 2 images can be used; the first is {tmp_path / 'train2017' / 'x5.png'}: ")
     with pytest.raises(DataError, match=looked_for + "no such file"):
         open_coco(tmp_path)
     write_coco(tmp_path, changed(lambda file: [row.update(file_name="x" * 5000) for row in file["images"]]))

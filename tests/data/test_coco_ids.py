@@ -49,7 +49,7 @@ def test_a_folder_gives_the_ids_of_all_its_files_or_is_refused(tmp_path):
     listing(folder / "annotations" / "instances_val2017.json", b=2)
     assert read_ids(folder, [Path("a.jpg"), Path("b.jpg")]).images == {Path("a.jpg"): 1, Path("b.jpg"): 2}
     listing(folder / "annotations" / "instances_val2017.json", b=1)
-    with pytest.raises(InputError, match=r"the image id 1 for a.jpg and for b.jpg: give one JSON file"):
+    with pytest.raises(InputError, match=r"a.jpg and b.jpg have the same image id 1: give one JSON file"):
         read_ids(folder, [Path("a.jpg")])
     with pytest.raises(InputError, match="holds no COCO annotations"):
         read_ids(tmp_path, [])

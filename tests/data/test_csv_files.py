@@ -111,15 +111,15 @@ def test_test_rows_do_not_join_validation(tmp_path, run):
     [
         (
             "foo,bar\n000.png,a\n001.png,b\n",
-            "line 1: 'foo' is neither an image nor a known column",
+            "line 1: 'foo' is neither an image nor a known column name",
         ),
-        ("a,000.png\nb,001.png\n", "0 of 2 images found; first looked for {folder}/a"),
-        ("path,label\nimages/1.png,a\nimages/2.png,b\n", "0 of 2 images found; first looked for {folder}/images/1.png"),
-        ("path,label\nC:\\data\\1.png,a\n", "0 of 1 image found; first looked for {folder}/C:\\data\\1.png"),
-        ("path,label\n/nowhere/1.png,a\n", "0 of 1 image found; first looked for /nowhere/1.png"),
+        ("a,000.png\nb,001.png\n", "0 of 2 images found; the first path is {folder}/a"),
+        ("path,label\nimages/1.png,a\nimages/2.png,b\n", "of 2 images found; the first path is {folder}/images/1.png"),
+        ("path,label\nC:\\data\\1.png,a\n", "0 of 1 image found; the first path is {folder}/C:\\data\\1.png"),
+        ("path,label\n/nowhere/1.png,a\n", "0 of 1 image found; the first path is /nowhere/1.png"),
         (
             "url,label\nhttps://me:word@host/a/1.png?token=1,a\n",
-            "0 of 1 image found; first looked for https://host/a/1.png, a URL: download the images first",
+            "0 of 1 image found; the first path is https://host/a/1.png, a URL: download the images first",
         ),
         ("path,label\n" + "x" * 5000 + ",a\n", "0 of 1 image found"),
         ("path,label\n000.png,a,b\n", "line 2: expected path,label, got ['000.png', 'a', 'b']"),
@@ -163,12 +163,12 @@ def test_shards_are_made_from_the_same_rows(tmp_path, run):
     assert "columns read: filename, label; not used: note" in err
     assert open_source(tmp_path / "shards").classes == ("a", "b")
     code, _, err = run("shard", write(tmp_path / "other", "x.png,a\ny.png,b\n"), "--out", tmp_path / "more")
-    assert (code, "0 of 2 images found; first looked for" in err) == (2, True)
+    assert (code, "0 of 2 images found; the first path is" in err) == (2, True)
     assert not (tmp_path / "more").exists()
 
 
 def test_a_csv_of_which_no_file_exists_is_refused_before_training(tmp_path, run):
     text = table(("path", "label"), lambda _, path, label: (f"elsewhere/{path}", label))
     code, _, err = run("train", write(tmp_path / "images", text), "--out", tmp_path / "run")
-    assert (code, "0 of 10 images found; first looked for" in err) == (2, True)
+    assert (code, "0 of 10 images found; the first path is" in err) == (2, True)
     assert not (tmp_path / "run").exists()

@@ -97,7 +97,7 @@ def test_a_doubled_folder_of_training_images_alone_is_one_pile(tmp_path):
         (["train", "val/"], "no class folders in val: expected DATA/val/<class>/<image>"),
         (["train/", "test/"], "no class folders in test and train: expected DATA/test/<class>/<image>, or a CSV"),
         (["train", "val/images/"], "no class folders in val"),
-        (["train_images", "trainset", "val"], "DATA has train_images, trainset for one split: name one train"),
+        (["train_images", "trainset", "val"], "DATA has train_images, trainset for a split: rename one to train"),
         (["images/", "labels/0.txt"], r"DATA looks like YOLO \(a .txt file for each image\), which is not supported"),
         (["images/train/", "images/val/", "labels/train/0.txt"], "looks like YOLO"),
         (["train/images/", "train/labels/0.txt", "valid/images/", "valid/labels/0.txt"], "looks like YOLO"),
@@ -112,13 +112,13 @@ def test_a_doubled_folder_of_training_images_alone_is_one_pile(tmp_path):
 def test_what_could_be_misread_is_refused_with_what_is_expected(tmp_path, folders, reason):
     message = refused(fill(tmp_path, *folders))
     assert re.search(reason, message)
-    assert "expected " in message or "name one train" in message
+    assert "expected " in message or "rename one to train" in message
 
 
 def test_boxes_beside_images_are_named(tmp_path):
     fill(tmp_path, "train/", "val/")
     (tmp_path / "train" / "labels.json").write_text('{"categories": [], "images": [], "annotations": []}')
-    assert "for the boxes of labels.json, DATA/annotations/instances_train.json" in refused(tmp_path)
+    assert "for boxes, move labels.json to DATA/annotations/instances_train.json" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("folders", [["images/", "labels/0.txt"], ["outer/train/", "outer/train/000.txt"]])

@@ -136,11 +136,11 @@ def test_rows_without_label_or_image(tmp_path):
     [
         (
             {"a": IMAGE, "b": IMAGE, "label": LABEL},
-            r"one column of type Image, it has 2: a \(Image\), b \(Image\), lab",
+            r"one column of type Image, but has 2: a \(Image\), b \(Image\), lab",
         ),
         (
             {"image": IMAGE, "label": datasets.Value("int64")},
-            r"type ClassLabel, it has 0: image \(Image\), label \(Val",
+            r"type ClassLabel, but has 0: image \(Image\), label \(Val",
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_other_splits(tmp_path):
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: extra\n    path: data/extra*\n---\n"
     )
-    with pytest.raises(DataError, match="has the splits extra: it needs train, validation or test"):
+    with pytest.raises(DataError, match="has the splits extra: expected train, validation or test"):
         open_source(f"hf://{tmp_path}")
 
 

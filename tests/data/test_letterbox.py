@@ -147,10 +147,10 @@ def test_annotations_say_whether_exif_counts(tmp_path, stated, turned):
 
 def test_images_of_another_size_are_bad(tmp_path):
     given = scenes(tmp_path, stated=(61, 90))
-    with pytest.raises(BadImage, match="is 90x60, its annotations are for 90x61"):
+    with pytest.raises(BadImage, match="is 90x60, but its annotations are for 90x61"):
         DetectionEvalReader(WHOLE)(given, 0)
     [batch] = Loader(given, DetectionEvalReader(WHOLE), 4)
-    assert batch.bad == {0: "is 90x60, its annotations are for 90x61"}
+    assert batch.bad == {0: "is 90x60, but its annotations are for 90x61"}
 
 
 @pytest.mark.parametrize(

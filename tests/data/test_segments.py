@@ -1,4 +1,4 @@
-"""Areas that contradict masks and boxes are found, and computed anew."""
+"""Areas that contradict masks and boxes are found, and recomputed."""
 
 import json
 
@@ -24,9 +24,9 @@ def test_contradicting_areas_are_computed_anew(tmp_path, area, run):
     data = with_area(tmp_path, area)
     source = open_coco(data)
     assert source.val.objects[0].areas[0] == 320
-    [line] = [line for line in source.warnings if "val2017" in line and "computed anew" in line]
+    [line] = [line for line in source.warnings if "val2017" in line and "recomputed" in line]
     assert line == (
-        "instances_val2017.json: 1 area computed anew: it contradicts the mask or box, such as annotation 1: "
+        "instances_val2017.json: 1 area recomputed: the stated area contradicts the mask or box, such as annotation 1: "
         f"{area:,.10g} instead of 320"
     )
     code, printed, errors = run("info", data, "--json")

@@ -64,7 +64,7 @@ def test_every_class_keeps_an_image_on_both_sides(tmp_path):
 def test_a_class_with_a_single_image_cannot_be_judged(tmp_path):
     write_pictures(tmp_path / "a", 100, 1)
     write_pictures(tmp_path / "b", 100, 5)
-    assert "no images of the training classes a" in refused(tmp_path)
+    assert "no validation images of the training classes a" in refused(tmp_path)
 
 
 def test_what_lies_beside_images_is_passed_over(folder):
@@ -111,7 +111,7 @@ def test_csv_with_splits(tmp_path):
         ("000.png,a\n001.png,\n", "line 2: expected path,label"),
         ("000.png,a,b,c\n", "line 1: expected path,label"),
         ("000.png,a,elsewhere\n", "split must be train or val, got 'elsewhere'"),
-        ("000.png,a,train\n001.png,b,\n", "give all rows one, or none"),
+        ("000.png,a,train\n001.png,b,\n", "give every row a split, or none"),
     ],
 )
 def test_bad_csv(tmp_path, text, reason):
@@ -158,12 +158,12 @@ def test_one_class(folder):
 
 def test_a_training_class_missing_in_val(folder):
     shutil.rmtree(folder / "val" / "light")
-    assert "no images of the training classes light" in refused(folder)
+    assert "no validation images of the training classes light" in refused(folder)
 
 
 def test_a_val_class_unknown_to_train(folder):
     write_pictures(folder / "val" / "pink", 100, 2)
-    assert "training lacks: pink" in refused(folder)
+    assert "no training images of the validation classes pink" in refused(folder)
 
 
 def test_no_training_folder(folder):

@@ -38,7 +38,7 @@ def test_a_folder_with_bad_and_shared_images(folder, run):
     bad, shared = facts["problems"]
     assert bad.startswith("train: 1 image cannot be used, such as ")
     assert bad.endswith("000.png: file is empty")
-    assert shared.startswith("1 validation image also among the training images, such as ")
+    assert shared.startswith("1 validation image also in the training split, such as ")
 
 
 def test_pictures_that_are_not_as_annotated(tmp_path):
@@ -47,7 +47,7 @@ def test_pictures_that_are_not_as_annotated(tmp_path):
     picture(90, size=(30, 30)).save(folder / "val2017" / "b.png")
     assert survey(folder)["problems"] == [
         "train: 1 image cannot be used, such as a.png: file is empty",
-        "val: 1 image not of the size in the annotations, such as b.png: 30x30",
+        "val: 1 image not of the size that the annotations state, such as b.png: 30x30",
     ]
 
 

@@ -1,1 +1,1 @@
-"""From a name on disk to batches of tensors; knows no model."""
+"""Open datasets by name, and load batches of tensors from them. Independent of the models."""

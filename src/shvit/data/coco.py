@@ -1,4 +1,4 @@
-"""COCO folders: images with boxes, masks and classes. Warnings count the problems of each kind.
+"""Open COCO folders: images with boxes, masks and classes. Warnings count the problems of each kind.
 
 Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; format: https://cocodataset.org/#format-data
 """
@@ -24,24 +24,24 @@ from .walk import is_file
 
 T = TypeVar("T")
 SLACK = 1.0
-"""Pixels that a box may reach beyond its image without a warning, because annotation tools round."""
+"""Number of pixels by which a box may exceed its image without a warning, because annotation tools round."""
 SMALL, MEDIUM = 32**2, 96**2
-"""Areas in pixels below which COCO calls an object small, and medium."""
+"""COCO's upper limits for the area of a small and of a medium object, in pixels."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of one image. Crowds are regions with many objects, ignored in training and evaluation."""
+    """The objects of one image. Crowds are regions with many objects, which training and evaluation ignore."""
 
     boxes: Float32[np.ndarray, "n 4"]
-    """Left, top, right, bottom in pixels, inside the image and not empty."""
+    """Left, top, right and bottom in pixels. Each box lies inside the image and is not empty."""
     labels: Int64[np.ndarray, " n"]
     """Class numbers."""
     crowd: Bool[np.ndarray, " n"]
     areas: Float32[np.ndarray, " n"]
-    """In pixels, as COCO counts a mask."""
+    """Areas in pixels: as stated in the file, or computed from the mask or box if no plausible area is stated."""
     segments: Sequence[Mask | None]
-    """None for an object without a usable mask."""
+    """Mask of each object; None if it has no usable mask."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,9 +58,9 @@ class CocoSplit(Samples):
 
     images: Sequence[Path]
     ids: Sequence[int]
-    """Image ids, as COCO results name them."""
+    """Image ids, as used in COCO results."""
     sizes: Int64[np.ndarray, "images 2"]
-    """Height and width in pixels; 0 if unknown, for images that cannot be used."""
+    """Height and width of each image in pixels; 0 if the image is unusable and its size is unknown."""
     objects: Sequence[Objects]
     bad: Mapping[int, str] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class CocoSplit(Samples):
         return replace(self, objects=[replace(one, labels=table[one.labels]) for one in self.objects])
 
     def joined(self, other: Self) -> Self:
-        """The samples of both, these first. If ids occur in both, the other's images get new ones."""
+        """These samples, followed by those of `other`. If an id occurs in both, all images of `other` get new ids."""
         both = super().joined(other)
         if set(self.ids).isdisjoint(other.ids):
             return both
@@ -94,7 +94,7 @@ class CocoDataset(AnyDataset[CocoSplit]):
     """Category id of each class in the annotation files."""
 
     def check_trainable(self, masks: bool = False) -> None:
-        """Raises DataError if a split has no usable images or no objects, or no masks if `masks` is set."""
+        """Raises DataError if a split has no usable images, no objects or, if `masks` is set, no masks."""
         for kind, split in (("training", self.train), ("validation", self.val)):
             if len(split) == len(split.bad):
                 raise DataError(f"{self.name} has no {kind} images")
@@ -109,12 +109,12 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
 
     Args:
         data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid`, `test`), whose images lie
-            in `train*/`, `images/train*/` or `images/`; or with `train/_annotations.coco.json` beside the images, and
-            `valid/` likewise. If there is only one annotation file, validation images are drawn from it.
+            in `train*/`, `images/train*/` or `images/`; or a folder with `train/` and `valid/`, each with its images
+            and an `_annotations.coco.json`. If there is only one annotation file, validation images are drawn from it.
         seed, val_share, drawn_by: As in `open_source`.
 
     Raises:
-        DataError: There are no such files, one is not a COCO file, or their classes differ.
+        DataError: There are no annotation files, one of them is not a COCO file, or their categories differ.
     """
     root = find_coco(Path(data))
     if root is None:
@@ -140,7 +140,7 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
 
 
 class _Problems:
-    """Counts the problems of each kind and keeps the first example."""
+    """Counts the problems of each kind and keeps the first example of each."""
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, str], tuple[int, str]] = {}
@@ -160,7 +160,7 @@ class _File:
 
     categories: dict[int, str]
     images: CocoSplit
-    """Without objects."""
+    """The listed images, without their objects."""
     annotations: list[Any]
     problems: _Problems
 
@@ -178,16 +178,16 @@ class _File:
     def _object(
         self, row: Any, index_of: dict[int | None, int], labels: dict[int | None, int], seen: set[Any]
     ) -> tuple[int, tuple[Any, ...]] | None:
-        """The image's index, and box, label, crowd, area and segment; None if the annotation cannot be used."""
+        """The image's index, and (box, label, crowd, area, segment); None if the annotation cannot be used."""
         add = self.problems.add
         if not isinstance(row, dict):
             return add("annotation", "left out: not a JSON object", shown(row)[:40])
         about = f"annotation {shown(row.get('id'))}"
         if (index := index_of.get(whole_number(row, "image_id"))) is None:
-            return add("annotation", "left out: image_id is not listed", f"{about} of {shown(row.get('image_id'))}")
+            return add("annotation", "left out: unknown image_id", f"{about} (image_id {shown(row.get('image_id'))})")
         if (label := labels.get(whole_number(row, "category_id"))) is None:
             category = shown(row.get("category_id"))
-            return add("annotation", "left out: category_id is not listed", f"{about} of {category}")
+            return add("annotation", "left out: unknown category_id", f"{about} (category_id {category})")
         box = numbers(row.get("bbox"))
         if box is None or len(box) != 4:
             return add("annotation", "left out: bbox is not four numbers", about)
@@ -205,7 +205,7 @@ class _File:
         if min(left, top) < -SLACK or right > width + SLACK or bottom > height + SLACK:
             add("annotation", "with a bbox cut off at the edge of the image", about)
         if (same := (index, label, *box, whole_number(row, "id"))) in seen:
-            return add("annotation", "left out: listed before", about)
+            return add("annotation", "left out: already listed", about)
         seen.add(same)
         segment = self._segment(row.get("segmentation"), about, height, width)
         boxed = (cut[2] - cut[0]) * (cut[3] - cut[1])
@@ -214,7 +214,7 @@ class _File:
         elif not crowd and not plausible(area, segment, box[2] * box[3]):
             stated, area = area, (enclosed(segment) if segment else 0) or boxed
             change = f"{stated:,.10g} instead of {area:,.10g}"
-            add("area", "computed anew: it contradicts the mask or box", f"{about}: {change}")
+            add("area", "recomputed: the stated area contradicts the mask or box", f"{about}: {change}")
         return index, (cut, label, crowd, min(area, height * width), segment)
 
     def _segment(self, value: Any, about: str, height: int, width: int) -> Mask | None:
@@ -222,12 +222,12 @@ class _File:
         if segment is None and value:
             self.problems.add("mask", "left out: neither polygons nor run lengths for the image's size", about)
         if isinstance(segment, tuple) and len(segment) < len(value):
-            self.problems.add("mask", "with parts left out that are not polygons", about)
+            self.problems.add("mask", "used without the parts that are not polygons", about)
         return segment
 
 
 def _read(path: Path, root: Path) -> _File:
-    """Raises DataError if this is not a COCO file, or none of its images can be used."""
+    """Read an annotation file. Raises DataError if it is not a COCO file, or none of its images can be used."""
     document = read_document(path, ("images", "annotations", "categories"))
     problems = _Problems()
     listed = _listed_images(document["images"], path, root, problems)
@@ -237,7 +237,7 @@ def _read(path: Path, root: Path) -> _File:
         raise DataError(f"{path} lists no images with a file_name and an id that is a whole number{first}")
     if (count := len(listed.images)) == len(listed.bad):
         first = f"{listed.images[0]}: {listed.bad[0]}"
-        raise DataError(f"{path}: none of its {counted(count, 'image')} can be used; first looked for {first}")
+        raise DataError(f"{path}: none of its {counted(count, 'image')} can be used; the first is {first}")
     return _File(read_categories(document["categories"], path), listed, document["annotations"], problems)
 
 
@@ -253,7 +253,7 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems)
             problems.add("image", "left out: no id or no file_name", shown(row)[:40])
             continue
         if id_ in ids:
-            problems.add("image", "left out: another one has its id", f"{name} with {id_}")
+            problems.add("image", "left out: another image has the same id", f"{name} with id {id_}")
             continue
         ids[id_] = None
         if not isinstance(row["id"], int):
@@ -278,7 +278,7 @@ def _is_size(size: tuple[Any, Any]) -> bool:
 
 
 def _stated_area(row: dict[str, Any]) -> float | None:
-    """The area in the file; None if it is not a number."""
+    """The area that the annotation states; None if it is not a number."""
     value = row.get("area")
     try:
         return float(value) if isinstance(value, int | float) else None
@@ -295,7 +295,7 @@ def _objects(rows: list[tuple[Any, ...]]) -> Objects:
 
 
 def _contents(split: CocoSplit) -> Iterator[bytes]:
-    """What the fingerprint covers: file names, sizes and objects."""
+    """The bytes that the fingerprint covers: file names, sizes and objects."""
     yield b"split\n" + split.sizes.astype("<i8").tobytes()
     for path, objects in zip(split.images, split.objects, strict=True):
         yield path.name.encode(errors="surrogatepass") + objects.boxes.astype("<f4").tobytes()

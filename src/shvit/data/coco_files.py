@@ -1,4 +1,4 @@
-"""Finding COCO's annotation files in a folder, the split of each, and its images."""
+"""Find the COCO annotation files in a folder, the split of each file, and the images that it lists."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -10,11 +10,11 @@ from .walk import folders_in, is_file
 ROBOFLOW = "_annotations.coco.json"
 """Name of the file that Roboflow writes into the folder of each split."""
 OTHERS = ("captions", "panoptic", "stuff", "image_info")
-"""Prefixes of COCO's files without objects."""
+"""Name prefixes of COCO files that contain no objects."""
 
 
 def annotation_files(root: Path) -> list[Path]:
-    """Annotation files with COCO's or Roboflow's names; else files in `annotations` that look like COCO's."""
+    """The annotation files with COCO's or Roboflow's names; if there are none, similar files in `annotations`."""
     named = [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{ROBOFLOW}"))]
     return named or [
         path
@@ -24,7 +24,7 @@ def annotation_files(root: Path) -> list[Path]:
 
 
 def is_annotations(path: Path) -> bool:
-    """Whether one of COCO's lists begins in the first 64 KiB of a file."""
+    """Whether a file looks like COCO annotations: one of COCO's lists begins in the first 64 KiB."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -35,7 +35,7 @@ def is_annotations(path: Path) -> bool:
 
 
 def files_by_split(root: Path) -> dict[str, Path]:
-    """The annotation file of `train` and of `val`; or a single one as `all`. Raises DataError if it is ambiguous."""
+    """The annotation files of `train` and `val`, or a single file as `all`. Raises DataError if they are ambiguous."""
     files = annotation_files(root)
     if len(files) == 1:
         return {"all": files[0]}
@@ -46,13 +46,13 @@ def files_by_split(root: Path) -> dict[str, Path]:
         group = next(filter(None, groups), [])
         if len(group) != 1:
             listed = ", ".join(str(path.relative_to(root)) for path in files)
-            raise DataError(f"{root} needs one file named train and one named val, or a single file; it has {listed}")
+            raise DataError(f"{root} must have one file named train and one named val, or a single file; got {listed}")
         by_split[split] = group[0]
     return by_split
 
 
 def image_folder(names: list[str], path: Path, root: Path) -> Path:
-    """The folder in which one of the first images exists; else the folder where they are expected."""
+    """The folder in which one of the first 100 images exists; if there is none, the folder where COCO keeps them."""
     if path.name == ROBOFLOW:
         return path.parent
     name, kinds = _about(path), splits_within(path.stem)
@@ -70,10 +70,10 @@ def located(folder: Path, name: str) -> Path:
 
 
 def posix(name: str) -> PurePosixPath:
-    """A relative path, written with slashes or backslashes."""
+    """Parse a relative path that is written with slashes or backslashes."""
     return PurePosixPath(name.replace("\\", "/"))
 
 
 def _about(path: Path) -> str:
-    """The text that names a file's split: its folder's name, or its own name without `instances_`."""
+    """The text that names the split of an annotation file: its folder (Roboflow), or its name without `instances_`."""
     return path.parent.name if path.name == ROBOFLOW else path.stem.removeprefix("instances_")

@@ -13,27 +13,27 @@ from .folders import find_coco
 
 @dataclass(frozen=True)
 class CocoIds:
-    """Ids by file name and by class name; see `read_ids`."""
+    """Image ids by path, and category ids by class name; see `read_ids`."""
 
     images: dict[Path, int]
-    """Ids of the requested images that are listed."""
+    """Id of each requested image that the annotations list."""
     categories: dict[str, int]
     missing: tuple[Path, ...]
-    """Requested images that are not listed."""
+    """Requested images that the annotations do not list."""
 
 
 def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
-    """Find these images in COCO annotations.
+    """Find the ids of these images, and of all categories, in COCO annotations.
 
-    An image matches the entry whose `file_name`, folders included, is the end of the image's path; otherwise the only
-    entry with the same name in any folder.
+    An image matches the entry whose `file_name`, including its folders, is the end of the image's path. If there is no
+    such entry, the image matches the only entry with the same name, whatever the entry's folders are.
 
     Args:
-        data: A COCO JSON file, or a dataset folder. All annotation files in the folder are used.
+        data: A COCO JSON file, or a dataset folder whose annotation files are all read.
 
     Raises:
-        DataError: There are no COCO annotations, files give one id to different images, an image matches several
-            entries, or an entry several images.
+        DataError: There are no COCO annotations, different images have the same id, an image matches several entries,
+            or several images match one entry.
     """
     entries, categories = _listing(data)
     by_name: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
@@ -65,13 +65,13 @@ def _listing(data: Path) -> tuple[list[tuple[str, int]], dict[str, int]]:
             if (name := file_name(row)) is None or (id_ := whole_number(row, "id")) is None:
                 continue
             if names.setdefault(id_, name) != name:
-                raise DataError(f"{data} has the image id {id_} for {names[id_]} and for {name}: give one JSON file")
+                raise DataError(f"{data}: {names[id_]} and {name} have the same image id {id_}: give one JSON file")
     categories = {name: id_ for id_, name in common_categories(read, data).items()}
     return [(name, id_) for id_, name in names.items()], categories
 
 
 def _id_of(path: Path, entries: list[tuple[tuple[str, ...], int]], data: Path) -> int | None:
-    """The id of an image; None if no entry has its name."""
+    """The id of an image; None if no entry has the image's name."""
     whole = path.resolve().parts
     fitting = [(parts, id_) for parts, id_ in entries if whole[-len(parts) :] == parts]
     longest = max((len(parts) for parts, _ in fitting), default=0)

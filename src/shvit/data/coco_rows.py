@@ -1,4 +1,4 @@
-"""Parsing COCO annotation files: documents, categories, ids and names in the forms that occur in practice."""
+"""Parse COCO annotation files. Ids, file names and crowd flags may have any form that is common in practice."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from ..files import read_json
 
 
 def read_document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
-    """The JSON object of a COCO file. Raises DataError if it lacks one of these lists."""
+    """Read the JSON object of a COCO file. Raises DataError if one of these lists is missing."""
     try:
         document = read_json(path)
     except (OSError, ValueError) as error:
@@ -25,12 +25,12 @@ def read_document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
 
 
 def read_categories(rows: list[Any], path: Path) -> dict[int, str]:
-    """The name of each category id, in the order of ids. Raises DataError."""
+    """The name of each category id, sorted by id. Raises DataError for invalid or repeated categories."""
     categories: dict[int, str] = {}
     for row in rows:
         key, name = (whole_number(row, "id"), row.get("name")) if isinstance(row, dict) else (None, None)
         if key is None or not isinstance(name, str) or not name:
-            raise DataError(f"{path}: a category needs an id, which is a whole number, and a name; got {shown(row)}")
+            raise DataError(f"{path}: a category must have a whole number as id, and a name; got {shown(row)}")
         if key in categories:
             raise DataError(f"{path}: the categories {categories[key]!r} and {name!r} have the same id {key}")
         if name in categories.values():
@@ -42,16 +42,16 @@ def read_categories(rows: list[Any], path: Path) -> dict[int, str]:
 
 
 def common_categories(given: Sequence[dict[int, str]], root: Path) -> dict[int, str]:
-    """The categories of all files. Raises DataError if they differ."""
+    """The categories, which must be the same in all files. Raises DataError if they differ."""
     first, *others = given
     if different := next((other for other in others if other != first), None):
         [(key, name), *_] = sorted(first.items() ^ different.items())
-        raise DataError(f"{root}: its files disagree about the categories, such as {key}: {name}")
+        raise DataError(f"{root}: its annotation files have different categories, such as {key}: {name}")
     return first
 
 
 def whole_number(row: dict[str, Any], name: str) -> int | None:
-    """A 64-bit whole number, also if it is written as text or with a decimal point; None for anything else."""
+    """A field as a 64-bit whole number, even if it is stored as text or with a decimal point; otherwise None."""
     value = row.get(name)
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}(\.0+)?", value.strip()):
         value = int(value.partition(".")[0])
@@ -68,7 +68,7 @@ def is_crowd(value: Any) -> bool | None:
 
 
 def file_name(row: Any) -> str | None:
-    """The file name in an image's entry, or None. A number counts as its digits."""
+    """The file name in an image's entry; None if there is none. A number is converted to text."""
     value = row.get("file_name") if isinstance(row, dict) else None
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -1,4 +1,4 @@
-"""CSV files of images and labels, with columns in any order under many names, and any common separator."""
+"""Read CSV files of images and labels. Columns are found by their names, in any order, with any common separator."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from .walk import exists
 CSV_SUFFIXES = (".csv", ".tsv")
 SEPARATORS = ",;\t|"
 SNIFFED_ROWS = 100
-"""Rows that are read to find the separator."""
+"""Maximum number of rows that are read to find the separator."""
 PATH_COLUMNS = (
     *("path", "file_path", "filepath", "filepaths", "image_path", "img_path", "filename", "file_name", "filenames"),
     *("file", "files", "image_name", "img_name", "image_file", "image", "images", "img", "picture", "photo"),
@@ -29,20 +29,20 @@ LABEL_COLUMNS = (
     *("category_name", "target", "targets", "species", "breed", "tag", "y", "class_id", "label_id", "category_id"),
 )
 SPLIT_COLUMNS = ("split", "splits", "set", "data_set", "subset", "partition")
-"""Known column names. If a header has several of them, the first in this order is used."""
+"""Known names of these three columns. If a header has several names for one column, the first listed here is used."""
 ROW_NUMBERS = ("index", "unnamed")
-"""Prefixes of the names of columns that only number the rows."""
+"""Name prefixes of columns that only number the rows."""
 FLAG_COLUMNS = {
     **dict.fromkeys(("is_valid", "is_val", "is_validation"), ("train", "val")),
     **{"is_train": ("val", "train"), "is_training": ("val", "train"), "is_test": ("train", "test")},
 }
-"""Columns of 0 and 1, and the splits that 0 and 1 mean."""
+"""Names of columns that hold 0 or 1, and the splits that 0 and 1 stand for."""
 FLAGS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Indices of the columns."""
+    """Index of each column in a row."""
 
     path: int = 0
     label: int = 1
@@ -50,15 +50,15 @@ class _Columns:
     flag: str | None = None
     """The name of the split column if it is one of `FLAG_COLUMNS`."""
     header: tuple[str, ...] = ()
-    """Empty if the first row is not a header."""
+    """The first row; empty if it is not a header."""
 
 
 def read_csv(path: Path) -> Listing:
-    """Read the rows of a CSV file, in order. Paths are relative to its folder.
+    """Read the images, labels and splits in a CSV file, in order. Paths are relative to the file's folder.
 
-    Columns are separated by commas, semicolons, tabs or bars, and found by the names in the first row. Without a header
-    they are path, label and optionally split. The text is UTF-8, or UTF-16 with a byte order mark. Rows of a test split
-    are left out if there is a validation split.
+    Columns are separated by commas, semicolons, tabs or vertical bars, and are found by the names in the first row.
+    Without a header row, they are path, label and optionally split. The text is UTF-8, or UTF-16 with a byte order
+    mark. Rows of a test split are left out if there is a validation split.
 
     Raises:
         DataError: The file cannot be read, a row is incomplete, or none of the images exists.
@@ -67,7 +67,7 @@ def read_csv(path: Path) -> Listing:
     columns = _columns(path, rows[0][1]) if rows else _Columns()
     rows = rows[1:] if columns.header else rows
     if not rows:
-        raise DataError(f"{path} has no rows: expected path,label")
+        raise DataError(f"{path} has no rows: expected rows of path,label")
     by_split: dict[str, list[tuple[Path, str]]] = {"": [], "train": [], "val": [], "test": []}
     for number, row in rows:
         split, cell, label = _read(path, number, row, columns)
@@ -76,7 +76,7 @@ def read_csv(path: Path) -> Listing:
     everything = [*unsplit, *train, *val, *test]
     _check_files(path, everything, [row[columns.path] for _, row in rows], columns)
     if 0 < len(unsplit) < len(everything):
-        raise DataError(f"{path}: {counted(len(unsplit), 'row')} without a split; give all rows one, or none")
+        raise DataError(f"{path}: {counted(len(unsplit), 'row')} without a split: give every row a split, or none")
     warnings = list(_warnings(columns, everything))
     if unsplit:
         return Listing({"all": unsplit}, tuple(warnings))
@@ -86,7 +86,7 @@ def read_csv(path: Path) -> Listing:
 
 
 def _text(path: Path) -> str:
-    """The text. Raises DataError if it cannot be read, or is neither UTF-8 nor UTF-16."""
+    """The text of the file. Raises DataError if the file cannot be read, or is neither UTF-8 nor UTF-16."""
     try:
         data = read_regular(path, MAX_TEXT)
     except OSError as error:
@@ -115,7 +115,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _fits(text: str, separator: str) -> bool:
-    """Whether a separator divides the first rows into the same number of cells, two or more."""
+    """Whether a separator divides each of the first rows into the same number of cells, at least two."""
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         counts = {len(row) for row in islice(reader, SNIFFED_ROWS) if any(row)}
@@ -125,7 +125,7 @@ def _fits(text: str, separator: str) -> bool:
 
 
 def _columns(path: Path, first: list[str]) -> _Columns:
-    """Find columns by the names in the first row, or by position if it is not a header."""
+    """Find the columns by the names in the first row, or by position if that row is not a header."""
     names = [cell.lower().replace(" ", "_").replace("-", "_") for cell in first]
     image, label, split, flag = (
         next((names.index(name) for name in known if name in names), None)
@@ -160,7 +160,7 @@ def _read(path: Path, number: int, row: list[str], columns: _Columns) -> tuple[s
 
 
 def _located(folder: Path, cell: str) -> Path:
-    """The file that a cell names: as written, as shvit escapes it, or with Windows' backslashes."""
+    """The file that a cell names. The cell may be escaped by shvit, or contain Windows' backslashes."""
     candidates = dict.fromkeys([cell, from_cell(cell), cell.replace("\\", "/")])
     if len(candidates) == 1:
         return folder / cell
@@ -173,11 +173,11 @@ def _check_files(path: Path, rows: list[tuple[Path, str]], cells: list[str], col
         url = urlsplit(cells[0])
         remote = f"{url.scheme}://{url.hostname}{url.path}, a URL: download the images first"
         first = remote if url.scheme and url.netloc else rows[0][0]
-        raise DataError(f"{path}: 0 of {counted(len(rows), 'image')} found; first looked for {first}")
+        raise DataError(f"{path}: 0 of {counted(len(rows), 'image')} found; the first path is {first}")
     names = not columns.header and len(cells) > 1 and not Path(cells[0]).suffix and Path(cells[1]).suffix
     if names and not exists(_located(path.parent, cells[0])):
         raise DataError(
-            f"{path} line 1: {cells[0]!r} is neither an image nor a known column: name the columns path and label"
+            f"{path} line 1: {cells[0]!r} is neither an image nor a known column name: name the columns path and label"
         )
 
 

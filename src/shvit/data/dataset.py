@@ -1,4 +1,4 @@
-"""Datasets: splits of images, drawing a validation split, duplicates and fingerprints. Knows no file format."""
+"""Datasets and their splits, drawn validation splits, duplicates and fingerprints, independent of file formats."""
 
 import hashlib
 import random
@@ -24,19 +24,19 @@ from .sequences import Lazy, join, pick
 from .transforms import Reader
 
 DrawnBy = Literal["content", "position"]
-"""How validation images are drawn: by a hash of each image's content; or by its index, as earlier versions of shvit
-did, so that their runs and models keep their splits."""
+"""How validation images are drawn. `content`: by a hash of each image's content. `position`: by each image's index, as
+in earlier versions of shvit, so that their runs and models keep their splits."""
 
 
 class Stored(Protocol):
     """An image inside a larger file."""
 
     def read(self) -> bytes:
-        """The bytes of an image file. Raises BadImage if they cannot be read."""
+        """The bytes of the image file. Raises BadImage if they cannot be read."""
         ...
 
     def identity(self) -> int:
-        """The identity, as `identity.identity` defines it."""
+        """The identity of the image; see `identity.identity`."""
         ...
 
 
@@ -44,14 +44,14 @@ class Samples:
     """Images in a fixed order, each with its targets. Base class of `Split` and `CocoSplit`, which are dataclasses."""
 
     columns: ClassVar[tuple[str, ...]]
-    """Fields that hold one item per image, or None."""
+    """Names of the fields that hold one item per image, or None."""
     images: Sequence[Any]
     names: Sequence[str]
-    """Names for reports: the path, or `digits/17`."""
+    """Name of each image for reports, such as its path or `digits/17`."""
     shards: np.ndarray | None = None
-    """Shard number of each image; None if reading in any order costs the same."""
+    """Shard number of each image; None if images can be read in any order at the same cost."""
     bad: Mapping[int, str]
-    """Index of each image known to be unusable before it is read, and the reason."""
+    """Indices of the images that are known to be unusable before they are read, and the reasons."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,7 +61,7 @@ class Samples:
         raise NotImplementedError
 
     def source(self, index: int) -> Any:
-        """What to decode: a path, pixels or bytes. Raises BadImage if the image is known to be unusable."""
+        """The input for `decode`: a path, pixels or bytes. Raises BadImage if the image is known to be unusable."""
         if index in self.bad:
             raise BadImage(self.bad[index])
         image = self.images[index]
@@ -75,7 +75,7 @@ class Samples:
         return replace(self, **columns, bad=bad)  # pyright: ignore[reportArgumentType]: a dataclass
 
     def joined(self, other: Any) -> Self:
-        """The samples of both, these first. The other must be of the same class."""
+        """These samples, followed by those of `other`, which must have the same class."""
         if not (len(self) and len(other)):
             return self if len(self) else other
         mine, others = self._columns(), other._columns()
@@ -90,7 +90,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Split(Samples):
-    """Images with one label each. Long columns may be lazy sequences, and labels an array."""
+    """Images with one label each. The sequences may be lazy, and the labels an array, to save memory."""
 
     columns: ClassVar[tuple[str, ...]] = ("images", "labels", "names", "shards")
 
@@ -109,13 +109,13 @@ class Split(Samples):
         return replace(self, labels=[numbers[label] for label in self.labels])
 
     def joined(self, other: Self) -> Self:
-        """The samples of both, these first. The other's shards are numbered after these."""
+        """These samples, followed by those of `other`, whose shard numbers continue after these."""
         if len(self) and self.shards is not None and other.shards is not None:
             other = replace(other, shards=other.shards + int(self.shards.max()) + 1)
         return super().joined(other)
 
     def usable_labels(self) -> set[int]:
-        """The labels that occur among usable images."""
+        """The labels that occur among the usable images."""
         labels = np.asarray(self.labels, np.int64)
         return set(np.unique(np.delete(labels, list(self.bad))).tolist())
 
@@ -135,7 +135,7 @@ class AnyDataset(Generic[S]):
     drawn: bool = False
     """Whether shvit drew the validation images, because the data came without splits."""
     fingerprint: str = field(default="", compare=False)
-    """Hash of the whole dataset, however it is split: shows whether two runs saw the same data."""
+    """Hash of the dataset before validation images are drawn. It shows whether two runs used the same data."""
     warnings: tuple[str, ...] = ()
     """Problems with the data, one line each."""
 
@@ -156,19 +156,19 @@ class Dataset(AnyDataset[Split]):
         """Check that the data can be trained on and evaluated.
 
         Raises:
-            DataError: Fewer than two classes, a split without images, or a class that is missing from one split.
+            DataError: There are fewer than two classes, a split has no images, or a class is missing from one split.
         """
         if len(self.classes) < 2:
-            raise DataError(f"{self.name} has only the class {few(self.classes)}: training needs at least two")
+            raise DataError(f"{self.name} has only the class {few(self.classes)}: training needs two or more classes")
         trained, evaluated = self.train.usable_labels(), self.val.usable_labels()
         if not trained:
             raise DataError(f"{self.name} has no training images")
         if not evaluated:
-            raise DataError(f"{self.name} has no validation images: add them, or give the training images alone")
+            raise DataError(f"{self.name} has no validation images: add some, or give data without splits")
         if unknown := [self.classes[i] for i in sorted(evaluated - trained)]:
-            raise DataError(f"{self.name}: validation has classes that training lacks: {few(unknown)}")
+            raise DataError(f"{self.name} has no training images of the validation classes {few(unknown)}")
         if missing := [self.classes[i] for i in sorted(trained - evaluated)]:
-            raise DataError(f"{self.name}: validation has no images of the training classes {few(missing)}")
+            raise DataError(f"{self.name} has no validation images of the training classes {few(missing)}")
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,11 @@ class Holdout:
 
     seed: int
     share: float
-    """Share of the images, between 0 and 1."""
+    """Share of the images to draw, between 0 and 1."""
     by: DrawnBy = "content"
 
     def divide(self, split: S, labels: Sequence[int] | np.ndarray | None = None) -> tuple[S, S]:
-        """Training and validation samples. With `labels`, each class is divided on its own."""
+        """Training and validation samples. With `labels`, each class is divided separately."""
         if self.by == "position":
             chosen = self._by_position(len(split), labels)
         else:
@@ -190,10 +190,11 @@ class Holdout:
         return split.subset(rest), split.subset(chosen)
 
     def _by_content(self, images: Sequence[Any], labels: Sequence[int] | np.ndarray) -> list[int]:
-        """Indices of the images whose hash of seed and identity, as a fraction of all hashes, is below the share.
+        """Indices of the images whose hash of seed and identity, as a number from 0 to 1, is below the share.
 
-        Adding or removing images moves no other image, and copies get the same split. Every class with two or more
-        images keeps one in both splits: those with the smallest and the largest hash.
+        Adding or removing images does not move others to another split, and copies get the same split. Every class with
+        two or more images has at least one in each split: the image with the smallest hash in validation, and the image
+        with the largest hash in training.
         """
         keyed = partial(hashlib.blake2b, digest_size=8, key=str(self.seed).encode())
         digests = (keyed(int(number).to_bytes(BYTES, "little")).digest() for number in identities(images))
@@ -206,7 +207,7 @@ class Holdout:
         return sorted(chosen)
 
     def _by_position(self, count: int, labels: Sequence[int] | np.ndarray | None) -> list[int]:
-        """As earlier versions did. Adding or removing one image may move every other one."""
+        """Indices as earlier versions drew them. Adding or removing one image may move all others to another split."""
         if labels is None:
             order = random.Random(self.seed).sample(range(count), count)
             return sorted(order[: self._count(count)])
@@ -227,7 +228,7 @@ def _indices_by_class(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]
 
 
 def drawn_before(record: Mapping[str, Any]) -> DrawnBy:
-    """How a run drew its validation images if its record does not say. An empty record means today's default."""
+    """How a run drew its validation images if its record does not state it. For an empty record, the default."""
     return "position" if record else "content"
 
 
@@ -239,9 +240,9 @@ def dataset_of(
     contents: Callable[[Split], Iterable[bytes]],
     warnings: Sequence[str] = (),
 ) -> Dataset:
-    """The dataset of the splits `train` and `val`; or of the split `all`, from which validation images are drawn.
+    """Make a dataset of the splits `train` and `val`; or of the split `all`, from which validation images are drawn.
 
-    `contents` yields what the fingerprint covers.
+    `contents` yields the bytes of a split that the fingerprint covers.
     """
     if drawn := "all" in splits:
         train, val = holdout.divide(splits["all"], splits["all"].labels)
@@ -252,7 +253,7 @@ def dataset_of(
 
 
 def fingerprint_of(classes: Sequence[str], splits: Iterable[S], contents: Callable[[S], Iterable[bytes]]) -> str:
-    """Hash of the class names and of what `contents` yields for each split."""
+    """Hash of the class names and of the bytes that `contents` yields for each split."""
     digest = hashlib.sha256("\0".join(classes).encode(errors="surrogatepass"))
     for split in splits:
         for content in contents(split):
@@ -261,15 +262,15 @@ def fingerprint_of(classes: Sequence[str], splits: Iterable[S], contents: Callab
 
 
 def duplicates(one: Samples, other: Samples) -> list[tuple[list[str], list[str]]]:
-    """Files with the same bytes in both splits: for each content, the names in one split and those in the other.
+    """Files with the same bytes in both splits: for each content, its names in `one` and its names in `other`.
 
     Compares sizes first, then the last 4 KiB, then whole files.
     """
     splits = one, other
     keys = _in_both([file_sizes(split) for split in splits])
-    for last in (4096, None):  # headers are often the same, last bytes seldom
+    for last in (4096, None):  # files often begin with the same bytes, but seldom end with the same bytes
         for side, split in enumerate(splits):
-            with ThreadPoolExecutor(READERS) as pool:  # remote files take time to answer
+            with ThreadPoolExecutor(READERS) as pool:  # network drives respond slowly
                 digests = list(pool.map(partial(_digest, last=last), [split.images[i] for i in keys[side]]))
             keys[side] = {i: (keys[side][i], new) for i, new in zip(keys[side], digests, strict=True) if new}
         keys = _in_both(keys)
@@ -287,7 +288,7 @@ def _in_both(keys: list[dict[int, Any]]) -> list[dict[int, Any]]:
 
 
 def file_sizes(split: Samples) -> dict[int, int]:
-    """Size in bytes of each image that is a file of its own, by index. Missing files are left out."""
+    """Size in bytes of each image that is a separate file, by index. Missing files are left out."""
     sizes = {}
     for index, image in enumerate([] if isinstance(split.images, Lazy) else split.images):
         if isinstance(image, Path):
@@ -297,7 +298,7 @@ def file_sizes(split: Samples) -> dict[int, int]:
 
 
 def _digest(path: Path, last: int | None) -> bytes | None:
-    """Hash of a file or of its last bytes; None if it cannot be read, which decoding reports."""
+    """Hash of a file, or of its last bytes. None if the file cannot be read; decoding then reports the reason."""
     try:
         if (size := check_regular(path)) > MAX_BYTES:
             return None

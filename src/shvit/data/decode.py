@@ -9,25 +9,25 @@ from .image_file import MAX_PIXELS, BadImage, check_size, open_checked, read_fil
 from .rgb import pixel_format, to_rgb
 
 ImageInput = Path | str | bytes | np.ndarray | Image.Image
-"""A file's path, a file's bytes, pixels (height, width[, 3]) in uint8, or an opened image."""
+"""The path or bytes of a file, a uint8 array of shape (height, width) or (height, width, 3), or an opened image."""
 
 
 def decode(source: ImageInput, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Image.Image:
-    """Decode an image to upright 8-bit RGB: the first frame of an animation, with transparency on white.
+    """Decode an image to upright 8-bit RGB. An animation gives its first frame. Transparency is blended with white.
 
     Transparency comes from an alpha channel, a palette, or a PNG's transparent gray or color. Gray pixels of more than
     8 bits are scaled so that white becomes 255. Their range is the first of these that applies: the range that the file
-    declares (a TIFF's SMinSampleValue and SMaxSampleValue, or 12 bits per sample); 16 bits if Pillow scales to them
-    (PGM, JPEG 2000); the smallest of 8, 10, 12, 14, 16, 24 and 31 bits that holds the largest value in the image.
+    declares (a TIFF's SMinSampleValue and SMaxSampleValue, or 12 bits per sample); 16 bits if Pillow scales values to
+    16 bits (PGM, JPEG 2000); the smallest of 8, 10, 12, 14, 16, 24 and 31 bits that holds the image's largest value.
 
     Args:
         max_pixels: Larger images are refused before they are decoded.
         upright: Whether to apply the EXIF orientation of a file; otherwise the image is returned as stored.
 
     Raises:
-        BadImage: Missing, empty, not a regular file, not in one of `PILLOW_FORMATS`, truncated, damaged, too large, a
-            JPEG with too many scans; with negative pixels, floating-point pixels without a declared range, or 16-bit
-            colors that use only the lowest 12 bits; or there is not enough memory.
+        BadImage: The file is missing, empty, not a regular file, not in one of `PILLOW_FORMATS`, truncated, damaged,
+            too large, or a JPEG with too many scans; the image has negative pixels, floating-point pixels without a
+            declared range, or 16-bit colors that use only the lowest 12 bits; or there is not enough memory.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)

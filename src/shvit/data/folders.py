@@ -1,4 +1,4 @@
-"""Reading folders of class folders, with and without splits. Known formats that are not supported are refused."""
+"""Read folders of class folders, with and without splits. Unsupported formats are recognized and refused."""
 
 import os
 from collections import Counter
@@ -18,23 +18,24 @@ PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", 
 BESIDE_PICTURES = frozenset(
     {"annotations", "annotation", "annots", "xmls", "labels", "label", "masks", "mask", "segmentation", "segmentations"}
 )
-"""Names of folders beside those that hold annotations."""
+"""Names of folders that hold annotations, beside the folders in `PICTURES`."""
 UNSUPPORTED = {
     ".xml": "VOC (an .xml file for each image)",
     ".txt": "YOLO (a .txt file for each image)",
     "masks": "images and masks (a mask image for each image)",
 }
-"""Formats that are recognized but not supported, by the files that they have for each image."""
+"""Formats that are recognized but not supported, by the suffix of their annotation files or the name `masks`."""
 
 
 def read_folder(path: Path) -> Listing:
     """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and `path/val/<class>/**`, in order.
 
-    A folder that only holds another folder is replaced by that one. A split is a folder with class folders and with a
-    name that `split_of` knows. A folder with such a name and without folders is a class, if there are other classes.
+    A folder that contains only another folder is replaced by that folder. A split is a folder that has class folders
+    and a name that `split_of` knows. A folder with such a name but no class folders is a class, if there are other
+    classes.
 
     Raises:
-        DataError: There are no class folders, or they are ambiguous.
+        DataError: There are no class folders, or the layout is ambiguous or not supported.
     """
     levels = list(layers(path))
     for level in levels:
@@ -55,12 +56,12 @@ def read_folder(path: Path) -> Listing:
 
 
 def find_coco(path: Path) -> Path | None:
-    """The folder that holds COCO's annotations: `path`, or the only folder in it."""
+    """`path`, or the only folder in it, if that folder holds COCO annotations; otherwise None."""
     return next((level for level in layers(path) if annotation_files(level)), None) if path.is_dir() else None
 
 
 def layers(path: Path) -> Iterator[Path]:
-    """Yields the folder; then, if it only holds one folder that has folders with images, that one; and so on."""
+    """Yields the folder; then its only subfolder with images, if neither folder contains images directly; and so on."""
     while True:
         yield path
         inside = list(islice(filter(_holds_images, folders_in(path)), 2))
@@ -96,12 +97,12 @@ def _read_splits(root: Path, named: list[Path], skipped: Skipped) -> Listing:
 
 
 def _chosen(root: Path, folders: list[Path], names: Sequence[str]) -> Path | None:
-    """The folder with the first of these names, or the only folder. Raises DataError if there are several."""
+    """The folder with the first matching name, or the only folder. Raises DataError if several folders are possible."""
     exact = {folder.name.lower(): folder for folder in folders}
     if first := next((exact[name] for name in names if name in exact), None):
         return first
     if len(folders) > 1:
-        raise DataError(f"{root} has {few([folder.name for folder in folders])} for one split: name one {names[0]}")
+        raise DataError(f"{root} has {few([folder.name for folder in folders])} for a split: rename one to {names[0]}")
     return folders[0] if folders else None
 
 
@@ -117,7 +118,7 @@ def _read_unsplit(path: Path, root: Path, skipped: Skipped) -> Listing:
 
 
 def _read_classes(folder: Path, skipped: Skipped, warnings: list[str]) -> list[tuple[Path, str]]:
-    """(image, class) of `folder/<class>/**/<image>`."""
+    """The image and class of each `folder/<class>/**/<image>`."""
     by_class = {child: skipped.images_below(child) for child in folders_in(folder)}
     rows = [(image, child.name) for child, images in by_class.items() for image in images]
     if empty := [str(child) for child, images in by_class.items() if not images]:
@@ -133,7 +134,7 @@ def _read_classes(folder: Path, skipped: Skipped, warnings: list[str]) -> list[t
 
 
 def _folders_inside(folder: Path, rows: Iterable[tuple[Path, str]]) -> dict[str, set[str]]:
-    """The names of each class's subfolders with images; an empty name if it has images itself."""
+    """For each class, the names of its subfolders with images; an empty name if the class folder has images itself."""
     inside: dict[str, set[str]] = {}
     for parent, name in sorted({(image.parent, name) for image, name in rows}):
         inside.setdefault(name, set()).add("".join(parent.relative_to(folder).parts[1:2]))
@@ -141,7 +142,7 @@ def _folders_inside(folder: Path, rows: Iterable[tuple[Path, str]]) -> dict[str,
 
 
 def _refuse_repeated(root: Path, inside: dict[str, set[str]]) -> None:
-    """Raises DataError if classes hold folders with the same names, or with other classes' names."""
+    """Raises DataError if classes hold folders with the same names, or with the names of other classes."""
     counts = Counter(name for names in inside.values() for name in names)
     for one, names in inside.items():
         shared = {name for name in names if name and counts[name] > 1}
@@ -164,14 +165,14 @@ def _refuse_flat(path: Path, folders: list[Path], flat: list[Path]) -> NoReturn:
     annotations = [file for folder in flat for file in _own_files(folder) if is_annotations(file)]
     raise DataError(
         f"{path}: no class folders in {names}: expected {flat[0]}/<class>/<image>, or a CSV of path,label"
-        + (f"; for the boxes of {annotations[0].name}, {path}/annotations/instances_train.json" if annotations else "")
+        + (f"; for boxes, move {annotations[0].name} to {path}/annotations/instances_train.json" if annotations else "")
     )
 
 
 def _refuse_foreign(path: Path, folders: Iterable[Path], classes: set[str] | None = None) -> None:
     """Raises DataError if a folder has an unsupported format, such as YOLO or VOC.
 
-    Checks nothing if there are two or more classes, and none has a name in `PICTURES`.
+    The check is skipped if there are two or more classes and no class has a name in `PICTURES`.
     """
     if classes is not None and len(classes) > 1 and not any(name.lower() in PICTURES for name in classes):
         return
@@ -200,19 +201,19 @@ def _format(folder: Path) -> str | None:
 
 
 def _has_classes(split: Path) -> bool:
-    """Whether a split has class folders. A single folder with a name in `PICTURES` is not one."""
+    """Whether a split has class folders. A single folder with a name in `PICTURES` does not count."""
     first = list(islice(filter(_holds_images, folders_in(_base(split))), 2))
     return len(first) > 1 or any(child.name.lower() not in PICTURES for child in first)
 
 
 def _base(split: Path) -> Path:
-    """The folder that holds a split's class folders, which may be nested: seg_train/seg_train."""
+    """The folder that holds a split's class folders: the split, or a folder nested in it, as in seg_train/seg_train."""
     *_, base = layers(split)
     return base
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether the folder or any below it holds images. Follows links only if there are none without."""
+    """Whether the folder, or any folder below it, holds images. Links are followed only if no image is found first."""
     for _, folders, files in os.walk(folder):
         folders[:] = (name for name in folders if not is_hidden(name))
         if any(is_image(Path(name)) for name in files if not is_hidden(name)):

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, or local ones in its format: `hf://name`, `hf://name/config`, `hf://./folder`."""
+"""Open datasets of the Hugging Face hub, or local datasets: `hf://name`, `hf://name/config`, `hf://./folder`."""
 
 import os
 import sys
@@ -33,7 +33,7 @@ class HubImage:
     rows: "HubDataset"
     row: int
     roots: tuple[Path, ...]
-    """Folders that its file may lie in."""
+    """Folders in which the file of the image may lie."""
 
     def read(self) -> bytes:
         """The bytes of the image file. Raises BadImage if the row has none."""
@@ -51,12 +51,12 @@ class HubImage:
             raise BadImage(f"{cell['path']}: {error.strerror}") from None
 
     def _file(self, name: str) -> Path | None:
-        """The file that a row names; None unless it lies in the dataset's folders, since rows are untrusted."""
+        """The file that a row names; None unless it lies in the dataset's folders, because rows are untrusted."""
         path = Path(os.path.normpath(Path(name).absolute()))
         return path if any(map(path.is_relative_to, self.roots)) and path.is_file() else None
 
     def identity(self) -> int:
-        """The identity, computed without copying an image that lies in a memory-mapped file."""
+        """The identity of the image. An image in a memory-mapped file is hashed without copying it."""
         cell: Any = self.rows.data.column(0)[self.row]
         if cell.is_valid and cell["bytes"].is_valid and len(cell["bytes"].as_buffer()):
             return of_bytes(memoryview(cell["bytes"].as_buffer()))
@@ -84,7 +84,7 @@ def open_hub(data: str, holdout: Holdout) -> Dataset:
 
     Raises:
         DataError: There is no such dataset, it cannot be loaded, or its columns are ambiguous.
-        InputError: datasets is not installed.
+        InputError: The package `datasets` is not installed.
     """
     try:
         import datasets
@@ -95,7 +95,7 @@ def open_hub(data: str, holdout: Holdout) -> Dataset:
         train, val = (next((n for n in names if n in loaded), None) for names in (TRAIN_NAMES, VAL_NAMES))
         named = {"train" if val else "all": train, "val": val}
         if not (first := train or val):
-            raise DataError(f"{data} has the splits {', '.join(map(str, loaded))}: it needs train, validation or test")
+            raise DataError(f"{data} has the splits {', '.join(map(str, loaded))}: expected train, validation or test")
         features = loaded[first].features
         image, label = (_only(data, features, kind) for kind in (datasets.Image, datasets.ClassLabel))
         splits = {}
@@ -110,7 +110,7 @@ def open_hub(data: str, holdout: Holdout) -> Dataset:
 
 
 def _load(data: str) -> "DatasetDict":
-    """Download and open the dataset. Raises DataError."""
+    """Download the dataset if necessary, and open it. Raises DataError."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
@@ -119,7 +119,7 @@ def _load(data: str) -> "DatasetDict":
     for path, config in _meanings(data):
         try:
             loaded = datasets.load_dataset(path, config)
-            assert isinstance(loaded, datasets.DatasetDict)  # as without `split` and `streaming` it is
+            assert isinstance(loaded, datasets.DatasetDict)  # as always without `split` and `streaming`
             return loaded
         except DatasetNotFoundError as error:
             reason = reason or one_line(error)
@@ -146,16 +146,16 @@ def _meanings(data: str) -> list[tuple[str, str | None]]:
 
 
 def _only(data: str, features: "Features", kind: type) -> str:
-    """The only column of that type. Raises DataError if there is none, or several."""
+    """The only column of this type. Raises DataError if there is none or more than one."""
     matching = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(matching) != 1:
         columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-        raise DataError(f"{data} must have one column of type {kind.__name__}, it has {len(matching)}: {columns}")
+        raise DataError(f"{data} must have one column of type {kind.__name__}, but has {len(matching)}: {columns}")
     return matching[0]
 
 
 def _roots(data: str) -> tuple[Path, ...]:
-    """Where the files of a dataset may lie: in its folder, or in the caches that it was downloaded to."""
+    """The folders in which files of a dataset may lie: its own folder, or the caches for downloaded datasets."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -166,7 +166,7 @@ def _roots(data: str) -> tuple[Path, ...]:
 
 
 def _contents(split: Split) -> Iterator[bytes]:
-    """What the fingerprint covers: the length and label of each image."""
+    """The bytes that the fingerprint covers: the length and label of each image."""
     from pyarrow import compute
 
     functions: Any = compute  # created at import, so type checkers do not know them
@@ -181,7 +181,7 @@ _logging_lock = Lock()
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Show progress bars only in a terminal, and no warnings. One thread at a time."""
+    """Hide warnings, and show progress bars only in a terminal. Other threads wait until the context is left."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 

@@ -1,4 +1,4 @@
-"""Identities of images: hashes of their content that do not depend on names and folders."""
+"""Identities of images: hashes of their content, independent of file names and folders."""
 
 import base64
 import zlib
@@ -18,11 +18,11 @@ from ..files import check_regular
 from .image_file import MAX_BYTES
 
 BYTES = 6
-"""Bytes of an identity. Among a million different images, two have the same one with a probability of 0.2 %."""
+"""Number of bytes of an identity. Among a million different images, two share an identity with probability 0.2 %."""
 TAIL = 4096
-"""Bytes at the end of a file that are hashed."""
+"""Number of bytes at the end of a file that are hashed."""
 VARIED = 100
-"""Minimum number of different values among every eighth of these bytes for them to count as compressed pixels."""
+"""Minimum number of different values in a sample (every eighth) of these bytes, for them to count as compressed."""
 READERS = 16
 """Number of threads that read files."""
 
@@ -54,14 +54,14 @@ def of_name(name: str) -> int:
 
 
 def identity(size: int, read: Callable[[int, int], bytes | memoryview]) -> int:
-    """A number of 48 bits that depends only on the content of an image file: copies have the same one.
+    """A 48-bit number that depends only on the content of an image file, so copies have the same identity.
 
     It is a hash of the size and the last 4 KiB; or of the size and all bytes, if the last 4 KiB hold few different
     values, as uncompressed margins and metadata do.
 
     Args:
         size: Size of the file in bytes.
-        read: Reads bytes, given an offset and a count.
+        read: Reads bytes of the file, given an offset and a count.
     """
     start = max(0, size - TAIL)
     content = read(start, size - start)
@@ -116,21 +116,21 @@ class TrainedOn:
         return np.isin(identities(images), self.known)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a model file: differences of successive identities, by byte planes, as high bytes are mostly zero."""
+        """For a model file: differences of successive identities in byte planes, because high bytes are mostly zero."""
         steps = np.diff(self.known, prepend=np.uint64(0)).astype("<u8")
         planes = steps.view(np.uint8).reshape(-1, 8).T.tobytes()
         return {"images": len(self.known), "identities": base64.b64encode(zlib.compress(planes, 9)).decode()}
 
     @classmethod
     def recorded(cls, provenance: Mapping[str, Any]) -> "TrainedOn | None":
-        """Inverse of `to_dict`, from a model file's provenance; None if it has no list. Raises InputError."""
+        """Inverse of `to_dict`, given a model file's provenance; None if that has no identities. Raises InputError."""
         if "trained_on" not in provenance:
             return None
         packed, images = provenance["trained_on"]["identities"], provenance["trained_on"]["images"]
         try:
             content = base64.b64decode(packed, validate=True)
             if images > len(content):  # compression saves at most five of the six bytes
-                raise ValueError("it is too short for so many")
+                raise ValueError("it is too short for this number")
             planes = zlib.decompressobj().decompress(content, max_length=8 * images + 1)
             steps = np.frombuffer(planes, np.uint8).reshape(8, images).T.copy().view("<u8").ravel()
         except (ValueError, zlib.error) as error:
@@ -139,7 +139,7 @@ class TrainedOn:
 
 
 def in_short(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """A model file's provenance for display: with the number of training images instead of the list."""
+    """A model file's provenance for display: with the number of training images instead of their identities."""
     if "trained_on" not in provenance:
         return dict(provenance)
     return {**provenance, "trained_on": {"images": provenance["trained_on"]["images"]}}

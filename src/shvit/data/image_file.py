@@ -1,4 +1,4 @@
-"""Opening image files safely: formats, limits, and the reason why a file cannot be used."""
+"""Open image files safely: supported formats, limits of size, and the reason why a file cannot be used."""
 
 import io
 import os
@@ -18,23 +18,23 @@ from ..errors import one_line
 from ..suppress import unwarned
 
 MAX_PIXELS = 89_478_485
-"""Images with more pixels are refused as decompression bombs. Pillow warns from this number on: 256 MiB of RGB."""
+"""Images with more pixels are refused as decompression bombs. Pillow warns above the same limit: 256 MiB of RGB."""
 PILLOW_FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "PCX", "PSD", "SGI", "SUN", "TGA",
 )  # fmt: skip
 """Formats that Pillow may read. Its other decoders start programs (EPS), open nested images of any size (ICO, ICNS), or
-are slow, because they loop in Python."""
+are slow because they loop in Python."""
 HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
-"""Bytes 4 to 12 of the files that pillow-heif reads if it is installed."""
+"""Bytes 4 to 12 (exclusive) of files that pillow-heif can read."""
 SMALL_FILE = 1 << 26
 BYTES_PER_PIXEL = 8
-"""A file may have `SMALL_FILE` bytes, plus this number per pixel, enough for 16-bit RGBA."""
+"""A file may have `SMALL_FILE` bytes plus `BYTES_PER_PIXEL` for each pixel, which is enough for 16-bit RGBA."""
 MAX_BYTES = SMALL_FILE + BYTES_PER_PIXEL * MAX_PIXELS
 READ_WHOLE = re.compile(rb"RIFF|....ftyp", re.DOTALL)
-"""First bytes of WebP, AVIF and HEIC. Pillow reads all of such a file before it knows the image's size."""
+"""First bytes of WebP, AVIF and HEIC files. Pillow reads the whole file before it knows the size of the image."""
 MAX_SCANS, MAX_SCANNED = 100, 1_500_000_000
-"""Limits for the scans of a JPEG, and for its scans times its pixels, because each scan may change every pixel.
-Common tools write up to 20 scans."""
+"""Maximum number of scans of a JPEG, and maximum of its scans times its pixels. Each scan may change every pixel, so
+many scans are slow. Common tools write up to 20 scans."""
 NO_MEMORY = "not enough memory to decode it"
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -64,7 +64,7 @@ def reasons_as_bad_image() -> Iterator[None]:
 
 @contextmanager
 def within_memory() -> Iterator[None]:
-    """Turn a failed allocation, of Python, NumPy or torch, into BadImage."""
+    """Turn a failed memory allocation by Python, NumPy or torch into BadImage."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -74,7 +74,7 @@ def within_memory() -> Iterator[None]:
 
 
 def read_file(source: Path | str | bytes) -> bytes:
-    """The bytes of an image file. Raises BadImage if it is missing, empty, or larger than its pixels can need."""
+    """The bytes of an image file. Raises BadImage if it is missing, empty, or too large for its number of pixels."""
     data = source if isinstance(source, bytes) else _read_bounded(Path(source))
     if not data:
         raise BadImage("file is empty")
@@ -105,7 +105,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `PILLOW_FORMATS` that the installed Pillow has, and HEIF if pillow-heif is installed."""
+    """The formats in `PILLOW_FORMATS` that the installed Pillow supports, and HEIF if pillow-heif is installed."""
     Image.init()
     if find_spec("pillow_heif"):
         import_module("pillow_heif").register_heif_opener()
@@ -113,7 +113,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def open_header(data: bytes | BinaryIO) -> Image.Image:
-    """Read the header only. Pillow's own size limit is disabled: `check_size` applies the caller's."""
+    """Open an image by reading only its header. Pillow's size limit is disabled; callers use `check_size` instead."""
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     with _open_lock, unwarned():
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -129,7 +129,7 @@ def open_header(data: bytes | BinaryIO) -> Image.Image:
 
 
 def open_checked(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the header. Raises BadImage for an image that would take too much time or memory to decode."""
+    """Open an image by reading its header. Raises BadImage if decoding would take too much time or memory."""
     image = open_header(data)
     check_size(image.size, max_pixels)
     if image.format in ("JPEG", "MPO"):
@@ -141,11 +141,11 @@ def check_scans(data: bytes, pixels: int) -> None:
     """Raises BadImage for a JPEG with too many scans."""
     most = min(MAX_SCANS, MAX_SCANNED // pixels)
     if data.count(b"\xff\xda") > most and (scans := _scans(data)) > most:
-        raise BadImage(f"a JPEG of {scans} scans, more than the limit of {most} for so many pixels")
+        raise BadImage(f"a JPEG with {scans} scans, more than the limit of {most} for an image of this size")
 
 
 def _scans(data: bytes) -> int:
-    """Number of scans of a JPEG, without those of previews in its metadata."""
+    """Number of scans of a JPEG, not counting the scans of previews in its metadata."""
     scans, position = 0, 2
     while marker := _MARKER.search(data, position):
         kind, position = data[marker.start() + 1], marker.end()
@@ -167,7 +167,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def check_size(size: tuple[int, int], max_pixels: int) -> None:
-    """Raises BadImage for an image without pixels or with too many. `size` is (width, height)."""
+    """Raises BadImage for an image without pixels or with too many pixels. `size` is (width, height)."""
     width, height = size
     if not width * height:
         raise BadImage(f"{width}x{height} is an image without pixels")

@@ -1,4 +1,4 @@
-"""Finding the image files in a folder, by one rule for training, evaluation and prediction. Other files are counted."""
+"""Find the image files in a folder, and count the other files. Training, evaluation and prediction use this rule."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ NOT_IMAGES = frozenset(
 )
 """Suffixes of files that are skipped, because they often lie beside images. Any other file counts as an image."""
 NAMED_NOT_IMAGES = frozenset({"readme", "license", "licence", "copying", "notice", "authors", "changelog", "makefile"})
-"""Names of skipped files without a suffix."""
+"""Names of files without a suffix that are skipped."""
 
 
 def is_image(file: Path) -> bool:
@@ -44,7 +44,7 @@ class Skipped:
         return list(filter(is_image, files))
 
     def lines(self) -> list[str]:
-        """One line about other files and one about hidden ones, without those that are not images, like .DS_Store."""
+        """One line about files that are not images, and one about hidden images and folders (.DS_Store is neither)."""
         lines = []
         if self.others:
             kinds = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))

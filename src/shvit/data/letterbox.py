@@ -21,7 +21,7 @@ from .segments import Mask
 from .transforms import COARSEST, LONGER, Preprocess, channels_first, on_canvas, round_up
 
 MIN_VISIBLE, MIN_BOX_SIDE = 0.2, 2.0
-"""Minimum visible share of a box, and minimum of its sides in pixels, for an object to be kept after a crop."""
+"""After a crop, an object is kept if at least this share of its box is visible, with at least this side in pixels."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Letterbox:
     """Vertical and horizontal scale: pixels of the input per pixel of the image."""
     top: int = 0
     left: int = 0
-    """Position of the image's first pixel in the input; negative if the image is cut off."""
+    """Position of the image's first pixel in the input; negative if the input cuts off part of the image."""
 
     def to_input(self, points: np.ndarray) -> np.ndarray:
         """Transform points (x, y, x, y, … in the last dimension) from pixels of the image to pixels of the input."""
@@ -58,7 +58,7 @@ class Letterbox:
 class DetectionTargets:
     """Targets of one image, in pixels of the network's input.
 
-    NumPy arrays, because each tensor from a worker keeps a file descriptor open.
+    The fields are NumPy arrays, because each tensor that a worker sends keeps a file descriptor open.
     """
 
     boxes: Float[np.ndarray, "n 4"]
@@ -98,14 +98,14 @@ def fitted(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
 def read_whole(
     source: ImageInput, preprocess: Preprocess, size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
 ) -> tuple[UInt8[Tensor, "3 h w"], Letterbox]:
-    """Read a whole image for a detector, padded at the right and below.
+    """Read a whole image for a detector, padded at the right and at the bottom.
 
     Args:
-        preprocess: With fit `whole` or `shorter`.
+        preprocess: Its fit must be `whole` or `shorter`.
         size: Height and width according to the annotations; None to accept any size.
 
     Raises:
-        BadImage: As `decode`, or the image has another size.
+        BadImage: As for `decode`, or the image has a different size.
     """
     image = open_as(source, size, max_pixels)
     height, width = fitted(image.height, image.width, preprocess)
@@ -117,10 +117,10 @@ def read_whole(
 
 
 def open_as(source: ImageInput, size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS) -> OpenedImage:
-    """Open an image at the size of its annotations: upright; or as stored, if only that has the size.
+    """Open an image upright; or as stored, if only the stored image has the size that its annotations state.
 
     Raises:
-        BadImage: As `decode`, or neither has that size.
+        BadImage: As for `decode`, or neither the upright nor the stored image has that size.
     """
     image = open_small(source, max_pixels)
     actual = image.height, image.width
@@ -130,7 +130,7 @@ def open_as(source: ImageInput, size: tuple[int, int] | None, max_pixels: int = 
         stored = open_small(np.asarray(decode(source, max_pixels, upright=False)), max_pixels)
         if (stored.height, stored.width) == size:
             return stored
-    raise BadImage(f"is {actual[1]}x{actual[0]}, its annotations are for {size[1]}x{size[0]}")
+    raise BadImage(f"is {actual[1]}x{actual[0]}, but its annotations are for {size[1]}x{size[0]}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class DetectionEvalReader:
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, split: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], GroundTruth]:
-        """Raises BadImage."""
+        """Read an image and its objects. Raises BadImage as `open_as` does."""
         height, width = split.sizes[index].tolist()
         image, letterbox = read_whole(split.source(index), self.preprocess, (height, width), self.max_pixels)
         return image, GroundTruth(split.ids[index], letterbox, split.objects[index])
@@ -151,14 +151,14 @@ class DetectionEvalReader:
 class DetectionTrainReader:
     """Reads an image of a `CocoSplit` for training: randomly scaled, shifted, flipped and color-jittered.
 
-    The random choices use the global generators: call it within `loader.seeded`.
+    The random choices use the global generators: call the reader within `loader.seeded`.
     """
 
     preprocess: Preprocess
     scale: tuple[float, float] = (1.0, 1.0)
-    """Minimum and maximum scale relative to evaluation; larger images are cropped."""
+    """Minimum and maximum scale, relative to the size in evaluation. Images that become too large are cropped."""
     flip: float = 0.5
-    """Probability of mirroring."""
+    """Probability of a horizontal flip."""
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation."""
     masks: bool = False
@@ -170,7 +170,7 @@ class DetectionTrainReader:
         return ColorJitter(*[self.color_jitter] * 3)
 
     def __call__(self, split: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], DetectionTargets]:
-        """Raises BadImage."""
+        """Read an image and its objects. Raises BadImage as `open_as` does."""
         stated = split.sizes[index].tolist()
         image = open_as(split.source(index), (stated[0], stated[1]), self.max_pixels)
         usual = fitted(image.height, image.width, self.preprocess)
@@ -193,11 +193,11 @@ class DetectionTrainReader:
 def targets_of(
     objects: Objects, letterbox: Letterbox, size: tuple[int, int], shown: tuple[int, int, int, int], masks: bool
 ) -> DetectionTargets:
-    """The objects of an image in pixels of the network's input. Leaves out objects that are mostly outside it.
+    """The objects of an image in pixels of the network's input. Objects that are mostly cut off are left out.
 
     Args:
         size: Height and width of the input.
-        shown: Top, left, bottom and right of the image in the input. Boxes and masks are clipped to it.
+        shown: Top, left, bottom and right of the image's visible part in the input. Boxes and masks are clipped to it.
     """
     top, left, bottom, right = shown
     boxes = letterbox.to_input(objects.boxes)
@@ -225,13 +225,13 @@ def rasterize(segment: Mask | None, letterbox: Letterbox, size: tuple[int, int])
         return mask.decode(mask.merge(parts))
     whole = torch.from_numpy(mask.decode(run_lengths(segment)))[None, None]
     height, width = round(letterbox.down * letterbox.height), round(letterbox.across * letterbox.width)
-    below, right = size[0] - letterbox.top - height, size[1] - letterbox.left - width  # if negative, it is cropped
+    below, right = size[0] - letterbox.top - height, size[1] - letterbox.left - width  # negative values crop
     scaled = interpolate(whole, (height, width), mode="nearest")
     return pad(scaled, (letterbox.left, right, letterbox.top, below))[0, 0].numpy()
 
 
 def run_lengths(segment: dict[str, Any]) -> dict[str, Any]:
-    """COCO's run-length code in the compressed form that its tools read."""
+    """Convert COCO's run-length encoding to the compressed form that COCO's tools read."""
     from faster_coco_eval.core import mask
 
     packed: Any = mask.frPyObjects(segment, *segment["size"]) if isinstance(segment["counts"], list) else segment

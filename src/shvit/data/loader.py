@@ -1,4 +1,4 @@
-"""Batches of uint8 images. Their order and random choices depend only on seed, epoch and image."""
+"""Load batches of uint8 images. Their order and all random choices depend only on the seed, the epoch and the image."""
 
 import os
 import random
@@ -25,20 +25,21 @@ from .opencv import use_one_thread
 from .transforms import on_canvas
 
 SampleKey = tuple[int, int, int]
-"""(view, index, copy): the augmented version, the image, and its copy in the epoch. Seeds the random choices."""
+"""(view, index, copy): numbers of the augmented version, the image, and its copy in the epoch. They seed the random
+choices."""
 Sizes = dict[int, tuple[int, int]]
 """Height and width of images in pixels, by index."""
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where workers pass batches to the main process, on Linux."""
+"""On Linux, the folder of the shared memory in which workers pass batches to the main process."""
 SHARED_BYTES = 2**17
-"""Minimum that a worker needs before it has read anything: a page for each of its locks."""
+"""Bytes of shared memory that a worker needs before it reads any image: one page for each of its locks."""
 NO_SHARED_MEMORY = (
-    f"no space left on {SHARED_MEMORY} for data-loading workers: try fewer --workers, or 0; in a container, also a "
-    "larger --shm-size"
+    f"no space left on {SHARED_MEMORY} for data-loading workers: try fewer --workers, or --workers 0; in a container, "
+    "you can also try a larger --shm-size"
 )
 WINDOW = 16
-"""Number of shards that are shuffled together and must be local at the same time."""
+"""Number of shards whose images are shuffled together, so all these shards must be local at the same time."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Batch:
 
     images: UInt8[Tensor, "b 3 h w"]
     targets: Any
-    """Targets of the images: int64 labels, or a list of what the split's `example` returns."""
+    """Targets of the images: a tensor of int64 labels, or a list of the targets that the split's `example` returns."""
     indices: list[int]
     """Index of each image in its split."""
     bad: dict[int, str]
-    """Index of each skipped image, and the reason."""
+    """Index of each skipped image, and the reason why it was skipped."""
     view: int = 0
     """Number of the augmented version: the epoch, modulo the number of views if that is limited."""
 
@@ -59,7 +60,7 @@ class Batch:
         return len(self.indices)
 
     def filled(self, size: int) -> "Batch":
-        """A batch of `size` images: its own first images are repeated in place of bad ones."""
+        """A batch of `size` images, in which the first images are repeated to replace the bad ones."""
         if len(self) == size:
             return self
         picked = torch.arange(size) % len(self)
@@ -69,16 +70,16 @@ class Batch:
         return replace(self, images=self.images[picked], targets=targets, indices=indices)
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory. torch's loader calls this, so that copies to a GPU are asynchronous."""
+        """The batch in page-locked memory, for asynchronous copies to a GPU. torch's DataLoader calls this method."""
         targets = self.targets.pin_memory() if isinstance(self.targets, Tensor) else self.targets
         return replace(self, images=self.images.pin_memory(), targets=targets)
 
 
 @contextmanager
 def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed the global generators of Python, NumPy and torch with `key` inside, and restore them afterwards.
+    """Seed the global generators of Python, NumPy and torch with `key` in this context, and restore them afterwards.
 
-    For torch these are the generators of the CPU and of `device`.
+    For torch, these are the generators of the CPU and of `device`.
     """
     states = random.getstate(), np.random.get_state()
     others = [device] if device is not None and device.type != "cpu" else []
@@ -92,7 +93,7 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def seed(*key: int, everywhere: bool = False) -> None:
-    """Seed the global generators of Python, NumPy and torch with `key`; with `everywhere`, on all devices."""
+    """Seed the global generators of Python, NumPy and torch with `key`; with `everywhere`, those of all devices."""
     number = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(number)
     np.random.seed(number)
@@ -101,7 +102,7 @@ def seed(*key: int, everywhere: bool = False) -> None:
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset(Dataset):
-    """Item (view, index, copy) is an image, its target and the key; or why it cannot be used, and the key."""
+    """For each key: the image, its target and the key; or the reason why the image cannot be used, and the key."""
 
     split: Samples
     read: Any
@@ -119,7 +120,7 @@ class ImageDataset(Dataset):
 
 @dataclass(frozen=True)
 class Share:
-    """The part of each batch for one of several processes, and the number of pieces to cut it into."""
+    """The part of each batch that one of several processes loads, and the number of pieces to divide that part into."""
 
     rank: int = 0
     ranks: int = 1
@@ -132,7 +133,7 @@ class Share:
 
 @dataclass(eq=False)
 class EpochSampler(Sampler[list[SampleKey]]):
-    """Yields the keys of each batch, in pieces; shuffled by (seed, epoch), or in order."""
+    """Yields the keys of each batch, in pieces. The keys are shuffled by (seed, epoch), or in order."""
 
     split: Samples
     """The images. Images in shards are shuffled within groups of `WINDOW` shards."""
@@ -140,18 +141,19 @@ class EpochSampler(Sampler[list[SampleKey]]):
     """Images per batch, over all processes and pieces."""
     seed: int = 0
     shuffle: bool = False
-    """Use a new order every epoch, and drop a smaller last batch; otherwise yield all images in order."""
+    """Use a new order every epoch, and drop the last batch if it is smaller; otherwise yield all images in order."""
     share: Share = Share()
-    """Part of each batch to yield here, and number of pieces; default: all, in one piece."""
+    """The part of each batch to yield in this process, and its number of pieces; default: all, in one piece."""
     repeats: int = 1
-    """Repeated augmentation: copies of each image per epoch, which then has that many times fewer images.
+    """Repeated augmentation: number of copies of each image in an epoch, which then has that many times fewer
+    different images.
 
-    Source: M. Berman et al., "MultiGrain", 2019; as DeiT trains."""
+    Source: M. Berman et al., "MultiGrain", 2019; also used by DeiT."""
     views: int | None = None
     """Number of augmented versions of each image; None for a new one every epoch."""
     epoch: int = field(default=0, init=False)
     start: int = field(default=0, init=False)
-    """Batches of the epoch to skip, because they were done before a resume."""
+    """Number of batches at the beginning of the epoch to skip, because training resumes after them."""
 
     def __post_init__(self) -> None:
         self.allowed = np.arange(len(self.split))
@@ -195,12 +197,12 @@ class Loader:
     """Loads batches; `epoch` iterates over one epoch. Worker processes are kept between epochs.
 
     Args:
-        read: Passed to the split's `example` to read an image (a `Reader` for a `Split`), with the random generators
-            seeded for (seed, view, index, copy).
-        workers: Data-loading workers; 0 decodes in this process. The batches do not depend on it.
+        read: Passed to the split's `example` to read an image (a `Reader` for a `Split`). The random generators are
+            seeded by (seed, view, index, copy) before each image.
+        workers: Number of worker processes; 0 to decode in this process. It does not change the batches.
         pinned: Put batches into page-locked memory, for asynchronous copies to a GPU.
 
-    The others are those of `EpochSampler`. A batch with bad images is smaller than `batch_size`.
+    The other arguments are those of `EpochSampler`. A batch with bad images is smaller than `batch_size`.
     """
 
     def __init__(
@@ -239,7 +241,7 @@ class Loader:
         return len(self.sampler.allowed)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch. Raises Failure if there is no shared memory for the workers."""
+        """The batches of one epoch. Raises Failure if there is not enough shared memory for the workers."""
         self.sampler.epoch = epoch
         needed = SHARED_BYTES * self._loader.num_workers
         if needed and SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < needed:
@@ -254,7 +256,7 @@ class Loader:
 def worker_death_as_failure() -> Iterator[None]:
     """Turn the death of a data-loading worker into Failure, and reduce an error in a worker to its one-line message.
 
-    torch may raise the former at any moment, not only when a batch is requested.
+    torch may report the death of a worker at any moment, not only when a batch is requested.
     """
     try:
         yield
@@ -268,12 +270,12 @@ def worker_death_as_failure() -> Iterator[None]:
             raise Failure(f"a data-loading worker died {hint}; {text}") from error
         if not isinstance(error, Failure | InputError | OSError) or "in DataLoader worker process" not in text:
             raise
-        reason = text.splitlines()[-1].partition(": ")[2]  # below the worker's traceback
+        reason = text.splitlines()[-1].partition(": ")[2]  # the last line follows the worker's traceback
         raise (InputError if isinstance(error, InputError) else Failure)(reason) from error
 
 
 def collate(items: list[tuple[Tensor, Any, SampleKey] | tuple[str, SampleKey]]) -> Batch:
-    """The batch of items of an `ImageDataset`."""
+    """Make a batch of the items of an `ImageDataset`."""
     good = [item for item in items if len(item) == 3]
     bad = {key[1]: reason for item in items if len(item) == 2 for reason, key in [item]}
     images = stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
@@ -287,7 +289,7 @@ def collate(items: list[tuple[Tensor, Any, SampleKey] | tuple[str, SampleKey]]) 
 def stack(images: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
     """Stack images in channels_last; in a worker, in shared memory.
 
-    Images of different sizes are padded at the right and below.
+    Images of different sizes are padded at the right and at the bottom.
     """
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     if any(image.shape[1:] != (height, width) for image in images):
@@ -313,7 +315,7 @@ def _end_by_parent() -> None:
 
 
 def probe(split: Samples, indices: Iterable[int], max_pixels: int = MAX_PIXELS) -> tuple[Sizes, dict[int, str]]:
-    """Decode images. Returns height and width of each usable one by index, and the reason of each bad one."""
+    """Decode images. Returns the height and width of each usable image and the reason for each bad image, by index."""
     sizes, bad = {}, {}
     for index in indices:
         try:
@@ -326,7 +328,7 @@ def probe(split: Samples, indices: Iterable[int], max_pixels: int = MAX_PIXELS) 
 
 
 def draw_some(split: Samples, count: int, seed: int) -> list[int]:
-    """Sorted indices of `count` random images, or all if there are fewer; from few shards, which may be remote."""
+    """Sorted indices of at most `count` random images. They lie in few shards, because shards may be remote."""
     generator = random.Random(seed)
     indices = range(len(split))
     if split.shards is not None and len(split) > count:

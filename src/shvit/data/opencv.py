@@ -1,7 +1,7 @@
 """timm's rotations, shears and translations with OpenCV, if it is installed: several times faster than with Pillow.
 
-The geometry is the same. Bicubic interpolation differs (a = -0.75 instead of Pillow's -1), and at the border OpenCV
-blends the image with the fill color.
+The geometry is the same. Bicubic interpolation differs (its parameter a is -0.75 in OpenCV and -1 in Pillow), and
+OpenCV blends the border of the image with the fill color.
 """
 
 import math
@@ -32,7 +32,7 @@ def warp(
     fillcolor: tuple[int, int, int],
     resample: Image.Resampling | Sequence[Image.Resampling],
 ) -> Image.Image:
-    """Apply one of timm's operations to an RGB image. Draws one of several `resample` methods, as timm does."""
+    """Apply one of timm's operations to an RGB image. If `resample` lists several methods, one is drawn at random."""
     cv2: Any = import_module("cv2")
     a, b, c, d, e, f = MATRICES[operation](amount, image.size)
     # integer coordinates are pixel centers in OpenCV, and corners in Pillow
@@ -60,10 +60,10 @@ MATRICES: dict[TimmOperation, Callable[[float, tuple[int, int]], Matrix]] = {
 """The matrix of each of timm's operations, given its amount and the image's width and height."""
 
 FASTER = {operation: partial(warp, operation) for operation in MATRICES} if OPENCV else {}
-"""timm's operations and their replacements by OpenCV."""
+"""timm's operations and the functions that replace them; empty without OpenCV."""
 
 
 def use_one_thread() -> None:
-    """Disable OpenCV's own threads, which are too many in several worker processes."""
+    """Disable OpenCV's threads, because several worker processes would together start too many."""
     if OPENCV:
         import_module("cv2").setNumThreads(0)

@@ -1,4 +1,4 @@
-"""Decoding images that will be made smaller: at a reduced size, by libjpeg-turbo or Pillow."""
+"""Decode images that will be resized to a smaller size: directly at a reduced size, by libjpeg-turbo or Pillow."""
 
 import os
 import threading
@@ -18,19 +18,21 @@ from .decode import ImageInput, decode
 from .rgb import pixel_format, rgb_strips, to_8_bits
 
 AT_ONCE = 12_000_000 * (os.cpu_count() or 1)
-"""Pixels that all threads of a process decode at once; a larger image is decoded alone. JPEGs count for a quarter."""
+"""Maximum number of pixels that all threads of a process decode at once. A larger image is decoded alone. A JPEG counts
+as a quarter of its pixels."""
 LARGE = 1 << 24
-"""Images with at least this many pixels may be decoded at a reduced size, to save memory; JPEGs always may."""
-_simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else None  # now: later, memory may be short
+"""Minimum number of pixels of an image that is decoded at a reduced size, to save memory. JPEGs have no minimum."""
+# imported here, because memory may be short later
+_simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else None
 SIMPLEJPEG = _simplejpeg is not None
-"""Whether libjpeg-turbo decodes JPEGs where it can. Otherwise Pillow decodes them all."""
+"""Whether libjpeg-turbo is installed and decodes most JPEGs. Otherwise, Pillow decodes all JPEGs."""
 _ORIENTED = (b"Exif\0", b"tiff:Orientation")
-"""Every file that declares an orientation contains one of these."""
+"""Every file that declares an orientation contains one of these byte strings."""
 _DATA_LEFT = "extraneous bytes before marker 0xd9"
 """libjpeg's message for a valid JPEG with data after its last row."""
 _turn = threading.Condition()
 _held = [0]
-"""Pixels that are being decoded."""
+"""Number of pixels that are being decoded."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Pixels:
     values: UInt8[np.ndarray, "h w 3"]
     height: float
     width: float
-    """Size of the image in these pixels. Fractional if the size is not divisible: the last row or column then covers
-    less of the image than the others."""
+    """Size of the image in these pixels. It is a fraction if the full size is not divisible by the reduction; the last
+    row or column then covers less of the image than the others."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,13 @@ class OpenedImage:
     """Size of the upright image, in pixels."""
     _decode: Callable[[float, int | None], Pixels]
     is_jpeg: bool = False
-    """Whether it may be decoded at a reduced size."""
+    """Whether libjpeg-turbo decodes the image, at a reduced size if requested."""
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
-        """Wait until decoding this image keeps all threads' pixels below `AT_ONCE`. Decode and resize it inside.
+        """Wait until this image can be decoded within the limit `AT_ONCE`. Decode and resize it in this context.
 
-        A failed allocation inside raises BadImage.
+        A failed memory allocation in the context raises BadImage.
         """
         pixels = self.height * self.width // (4 if self.is_jpeg else 1)
         with _turn:
@@ -74,24 +76,24 @@ class OpenedImage:
                 _turn.notify_all()
 
     def decode(self, at_most: float, rows: int | None = None) -> Pixels:
-        """The pixels of the image at a reduced size. Raises BadImage as `decode` does.
+        """The pixels of the image at a reduced size. Raises BadImage as `decode.decode` does.
 
         Args:
-            at_most: Maximum reduction of height and width.
-            rows: Decode at least this number of upper rows; default: all. Faster for a JPEG whose decoder can stop
-                after them, but damage below them is noticed only if data are missing.
+            at_most: Maximum factor by which height and width are reduced.
+            rows: Number of upper rows that are needed; default: all. Decoding most JPEGs then stops early, which is
+                faster, but damage below these rows is noticed only if data is missing.
         """
         return self._decode(at_most, rows)
 
 
 def open_small(source: ImageInput, max_pixels: int = image_file.MAX_PIXELS) -> OpenedImage:
-    """Read the header of an image that will be made smaller. `OpenedImage.decode` is faster than `decode`.
+    """Read the header of an image that will be made smaller. `OpenedImage.decode` is then faster than `decode.decode`.
 
     JPEGs can be decoded at a half, a quarter or an eighth of their size with less work; each pixel is then the mean of
-    the pixels it covers. Other images keep their size, unless they have `LARGE` pixels.
+    the pixels it covers. Other images keep their size, unless they have at least `LARGE` pixels.
 
     Raises:
-        BadImage: As `decode`, as far as the header shows it; `OpenedImage.decode` raises the rest.
+        BadImage: As for `decode.decode`, if the header shows the problem; `OpenedImage.decode` reports other problems.
     """
     if isinstance(source, np.ndarray | Image.Image):
         values = _pixels(decode(source, max_pixels))
@@ -134,11 +136,11 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> OpenedImage | None:
 
 
 def _cut(data: bytes, height: int, rows: int) -> tuple[bytes, int]:
-    """The JPEG with a smaller height in its header, so that decoding stops early; and that height.
+    """The JPEG with a smaller height in its header, which makes decoding stop early; and that height.
 
-    Only sequential JPEGs can end early.
+    A JPEG that is not sequential is returned unchanged, because its decoding cannot stop early.
     """
-    enough = 16 * (rows // 16 + 2)  # more than `rows`, because upsampling reads neighbors
+    enough = 16 * (rows // 16 + 2)  # more than `rows`, because upsampling reads neighboring rows
     position = 2
     while enough < height and data[position : position + 1] == b"\xff":
         kind, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4])
@@ -171,7 +173,7 @@ def _opened_by_pillow(data: bytes, max_pixels: int) -> OpenedImage:
 
 
 def _pixels(image: Image.Image, shrink: int = 1) -> UInt8[np.ndarray, "h w 3"]:
-    """RGB values of an image with 8 bits per value, reduced `shrink` times in each direction by averaging."""
+    """RGB values of an image with 8 bits per value, averaged over blocks of `shrink` by `shrink` pixels."""
     values = np.empty((-(-image.height // shrink), -(-image.width // shrink), 3), np.uint8)
     for top, strip in rgb_strips(image):
         part = strip.reduce(shrink) if shrink > 1 else strip
@@ -180,5 +182,5 @@ def _pixels(image: Image.Image, shrink: int = 1) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _shrink(at_most: float) -> int:
-    """The largest factor that the decoders support."""
+    """The largest factor, up to `at_most`, by which the decoders can reduce an image."""
     return next((shrink for shrink in (8, 4, 2) if shrink <= at_most), 1)

@@ -1,4 +1,4 @@
-"""Conversion of Pillow's images to 8-bit RGB: deep gray values, 16-bit colors and transparency."""
+"""Convert Pillow images to 8-bit RGB: gray values of more than 8 bits, 16-bit colors and transparency."""
 
 import re
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from PIL import ExifTags, Image
 from .image_file import BadImage
 
 STRIP = 1 << 22
-"""Number of pixels to convert at once, because conversion takes several times their memory."""
+"""Number of pixels to convert at once. It is limited because conversion takes several times the pixels' memory."""
 SMIN_SAMPLE_VALUE, SMAX_SAMPLE_VALUE = 340, 341
-"""TIFF tags for the range of samples."""
+"""TIFF tags for the minimum and maximum value of samples."""
 DEEP_COLORS = "RGB", "RGBX", "RGBA", "RGBa", "LA"
 """Modes in which Pillow keeps the upper 8 of 16 bits."""
 BIT_DEPTHS = 8, 10, 12, 14, 16, 24, 31
-"""Candidates for gray pixels without a declared range."""
+"""Possible bit depths of gray pixels without a declared range."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class PixelFormat:
     """Bits per value of a PNG or TIFF."""
     black: float = 0.0
     white: float | None = None
-    """End of the declared range; None if there is none."""
+    """Upper end of the declared range, which starts at `black`; None if no range is declared."""
     white_is_zero: bool = False
 
 
 def pixel_format(image: Image.Image) -> PixelFormat:
-    """Read the header. Call this before the image is loaded, because loading discards part of it."""
+    """Read the pixel format. Call this before the image is loaded, because loading discards part of the header."""
     if image.format in ("PPM", "JPEG2000"):
         return PixelFormat(white=65535)
     if image.format not in ("PNG", "TIFF"):
@@ -50,7 +50,7 @@ def pixel_format(image: Image.Image) -> PixelFormat:
 
 
 def to_rgb(image: Image.Image, stored: PixelFormat) -> Image.Image:
-    """The image in 8-bit RGB, with transparency on white. Raises BadImage for values without a defined range."""
+    """The image in 8-bit RGB, blended with white where transparent. Raises BadImage for values of undefined range."""
     image = to_8_bits(image, stored)
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
@@ -63,14 +63,14 @@ def to_rgb(image: Image.Image, stored: PixelFormat) -> Image.Image:
 
 
 def rgb_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yields the first row of each strip and the strip in RGB."""
+    """Yields the strips of an image: the number of the first row, and the strip in RGB."""
     rows = max(8, STRIP // image.width // 8 * 8)  # a multiple of 8, so that each strip can be reduced by 8
     for top in range(0, image.height, rows):
         yield top, _rgb(image.crop((0, top, image.width, min(image.height, top + rows))))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """In RGB, with transparency on white."""
+    """The image in RGB, blended with white where transparent."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -78,14 +78,14 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def to_8_bits(image: Image.Image, stored: PixelFormat) -> Image.Image:
-    """The image with 8 bits per value, and transparency as `_rgb` reads it. Raises BadImage."""
+    """The image with 8 bits per value, and with transparency in the form that `_rgb` reads. Raises BadImage."""
     image.load()  # may add transparency to image.info
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep_gray(image, stored)
     if stored.bits == 16 and image.mode in DEEP_COLORS:
         bands: Any = zip(image.getbands(), image.getextrema(), strict=True)
         if max(high for band, (_, high) in bands if band not in ("A", "a", "X")) < 16:
-            raise BadImage("its 16-bit colors use only the lowest 12 bits: scale them to 16 bits, or save 8 bits")
+            raise BadImage("its 16-bit colors use only the lowest 12 bits: scale them to 16 bits, or save 8-bit colors")
     if image.has_transparency_data:  # Pillow scales the pixels to 8 bits, but not the transparent value
         key = image.info.get("transparency")
         if stored.bits == 16 and isinstance(key, tuple):

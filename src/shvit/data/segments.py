@@ -7,20 +7,20 @@ import numpy as np
 from jaxtyping import Int64
 
 Mask = tuple[np.ndarray, ...] | dict[str, Any]
-"""Polygons, each x, y, x, y, … in pixels; or COCO's run-length code with `size` and `counts`."""
+"""Polygons, each x, y, x, y, … in pixels; or COCO's run-length encoding with `size` and `counts`."""
 
 TOLERANCE, SLACK_PIXELS = 0.25, 8.0
-"""Relative tolerance, and absolute one in pixels, for stated areas, because polygons overlap and tools round."""
+"""Relative and absolute tolerance (the latter in pixels) for stated areas: polygons overlap, and tools round."""
 MAX_OUTLINE = 100
 """Maximum length of an object's outline, relative to the image's height plus width."""
 MAX_CHARACTERS = 7
-"""Maximum characters of a number in COCO's strings: 34 bits and a sign, enough for pixel counts of 32 bits."""
+"""Maximum number of characters per number in COCO's strings: 34 bits and a sign, enough for 32-bit pixel counts."""
 MIN_FILLED = 1 / 200
-"""Minimum area of an object without a mask, as a share of its box."""
+"""Minimum plausible area of an object without a mask, as a share of its box."""
 
 
 def numbers(value: Any) -> list[float] | None:
-    """A list of finite numbers, or None."""
+    """The value as floats if it is a list of finite numbers; otherwise None."""
     if not isinstance(value, list) or not all(isinstance(x, int | float) for x in value):
         return None
     try:
@@ -61,7 +61,7 @@ def _whole_numbers(value: Any) -> Int64[np.ndarray, " n"] | None:
 
 
 def _drawable(polygons: tuple[np.ndarray, ...], height: int, width: int) -> bool:
-    """Whether polygons lie near the image and are short enough: COCO's tools store each outline pixel five times."""
+    """Whether polygons lie near the image and have short outlines: COCO's tools store each outline pixel five times."""
     length = 0.0
     for points in polygons:
         x, y = points[::2], points[1::2]
@@ -73,7 +73,7 @@ def _drawable(polygons: tuple[np.ndarray, ...], height: int, width: int) -> bool
 
 
 def plausible(area: float, segment: Mask | None, box: float) -> bool:
-    """Whether a stated area fits the mask, or without a mask the area of the box."""
+    """Whether a stated area agrees with the mask or with the area of the box."""
     if not area > 0:
         return False
     if segment is None:
@@ -82,7 +82,7 @@ def plausible(area: float, segment: Mask | None, box: float) -> bool:
 
 
 def enclosed(segment: Mask) -> float:
-    """Area of a mask in pixels: the sum over polygons, as in COCO's files, or the pixels of a run-length code."""
+    """Area of a mask: the sum of its polygons' areas, as in COCO files, or the number of pixels in an encoded mask."""
     if isinstance(segment, dict):
         counts: Any = segment["counts"]
         if isinstance(counts, str):
@@ -99,7 +99,7 @@ def _close(area: float, expected: float) -> bool:
 def _unpacked(packed: str) -> Int64[np.ndarray, " n"] | None:
     """Run lengths from COCO's compressed string; None if it is invalid.
 
-    Each character has five bits. From the fourth run on, the difference to the run two before is stored.
+    Each character has five bits. From the fourth run on, the difference from the run two places before is stored.
     Source: `rleFrString` of cocoapi.
     """
     codes = np.frombuffer(packed.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - 48

@@ -1,4 +1,4 @@
-"""Lazy sequences: items are created on access, so millions of images take arrays rather than objects."""
+"""Lazy sequences. Items are created on access, so millions of images are stored as arrays rather than as objects."""
 
 from abc import abstractmethod
 from bisect import bisect_right
@@ -20,7 +20,7 @@ class Lazy(Sequence[T], Generic[T]):
 
     @abstractmethod
     def item(self, index: int) -> T:
-        """The item at an index from 0 to the length, exclusive."""
+        """The item at `index`, which is not negative and smaller than the length."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -33,7 +33,7 @@ class Lazy(Sequence[T], Generic[T]):
             return Picked(self, np.arange(len(self))[index])
         positive = as_index(index) + (len(self) if index < 0 else 0)
         if not 0 <= positive < len(self):
-            raise IndexError(f"no item {index} among {len(self)}")
+            raise IndexError(f"index {index} is out of range for {len(self)} items")
         return self.item(positive)
 
 
@@ -96,7 +96,7 @@ class Texts(Lazy[str]):
 
 
 def pick(items: Any, indices: Sequence[int]) -> Any:
-    """The items with these indices: an array for an array, a list for a list, else a lazy sequence."""
+    """The items with these indices: an array for an array, a lazy sequence for a lazy one, otherwise a list."""
     if isinstance(items, np.ndarray):
         return items[np.asarray(indices, np.int64)]
     if isinstance(items, Lazy):
@@ -105,7 +105,7 @@ def pick(items: Any, indices: Sequence[int]) -> Any:
 
 
 def join(*parts: Any) -> Any:
-    """The items of all sequences, in the type that `pick` would return."""
+    """The items of all sequences: an array for arrays, a lazy sequence if any of them is lazy, otherwise a list."""
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate(parts)
     if any(isinstance(part, Lazy) for part in parts):

@@ -26,13 +26,13 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
               paths or URLs of `.tar` files with braces for numbers (`https://host/data-{000..127}.tar`);
             - a dataset of the Hugging Face hub, `hf://name` or `hf://name/config`, or a local one, `hf://./folder`;
             - `digits`: the digits of scikit-learn (for a folder of that name write `./digits`).
-        seed: Draws the validation images if the data has no splits; see `Holdout`.
-        val_share: Share of the images to draw, between 0 and 1. Every class with two or more images keeps one in both
-            splits.
-        drawn_by: `position` reproduces the split of runs of earlier versions.
+        seed: Seed for drawing the validation images if the data has no splits; see `Holdout`.
+        val_share: Share of the images to draw, between 0 and 1. Every class with two or more images has at least one in
+            each split.
+        drawn_by: `position` reproduces the split that earlier versions made.
 
     Raises:
-        DataError: There is no such data, or it is none of the above.
+        DataError: The data does not exist, or is none of the above.
     """
     if not 0 < val_share < 1:
         raise DataError(f"the share of validation images must be between 0 and 1, got {val_share}")
@@ -62,7 +62,7 @@ def is_data(name: str) -> bool:
 
 
 def is_sharded(data: str | Path) -> bool:
-    """Whether `data` names WebDataset shards: by its suffix, as a URL other than the hub's, or as a folder of them."""
+    """Whether `data` names WebDataset shards: by its suffix, by a URL other than `hf://`, or as a folder of shards."""
     text = str(data)
     if ".tar" in Path(text).suffixes[-2:] or text.endswith((".tgz", INDEX)):
         return True
@@ -71,7 +71,7 @@ def is_sharded(data: str | Path) -> bool:
         return is_remote(text) and not text.startswith(PREFIX)
     if (folder / INDEX).exists() or (folder / UNFINISHED).exists():
         return True
-    # archives beside folders do not count: the images in these may be unpacked from them
+    # tar files beside folders do not count, because the folders may hold the unpacked images
     visible = [child for child in folder.iterdir() if not child.name.startswith(".")]
     return any(child.suffix == ".tar" for child in visible) and not any(child.is_dir() for child in visible)
 
@@ -88,7 +88,7 @@ def _digits(holdout: Holdout) -> Dataset:
 
 
 def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
-    """The dataset of images that are files of their own."""
+    """The dataset of images that are separate files."""
     classes = tuple(sorted({label for rows in listing.splits.values() for _, label in rows}))
     label_of = {name: label for label, name in enumerate(classes)}
     splits = {
@@ -99,7 +99,7 @@ def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
 
 
 def _contents(split: Split) -> Iterator[bytes]:
-    """What the fingerprint covers: the name, size and label of each file, or the pixels and label of each array."""
+    """The bytes that the fingerprint covers: name, size and label of each file, or pixels and label of each array."""
     sizes = file_sizes(split)
     for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
         if isinstance(image, np.ndarray):

@@ -1,4 +1,4 @@
-"""Names of splits, in names of folders and files, in CSV columns and on the hub."""
+"""Recognize the names of splits in folder names, file names and CSV columns, and on the Hugging Face hub."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ KIND_OF: dict[str, Kind] = {
 }
 """The split that a word stands for."""
 FILLER = re.compile("sets?|seg|split|data|dataset|images?|imgs?|photos|pictures|folder")
-"""Words that may accompany a split's name in the name of a folder: seg_train, training_set, train_images."""
+"""Words that may be combined with the name of a split, as in seg_train, training_set and train_images."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def split_of(name: str) -> Kind | None:
 
 
 def splits_within(name: str) -> set[Kind]:
-    """All splits that a file's name mentions, such as person_keypoints_train2017.json."""
+    """All splits that a file name mentions, such as `train` in person_keypoints_train2017.json."""
     return {KIND_OF[word] for word in _words(name) if word in KIND_OF}
 
 

@@ -19,7 +19,7 @@ from .loader import draw_some, probe
 from .sources import open_source
 
 SAMPLED = 512
-"""Number of images of each split that are decoded, to find their sizes and bad images."""
+"""Maximum number of images of each split that are decoded, to find image sizes and bad images."""
 
 
 def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str, Any]:
@@ -27,14 +27,15 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
 
     Args:
         data: Anything that `open_source` opens, or a COCO folder.
-        seed: Draws the images that are decoded, and with `val_share` validation images, as in `open_source`.
+        seed, val_share: For drawing validation images, as in `open_source`. `seed` also draws the images to decode.
 
     Returns:
-        data, task (`detect` for COCO folders, which also serve segmentation), drawn, classes (for each: name, and the
-        number of images or objects in train and val), splits (counts, and sizes in pixels), problems (lines).
+        A dict with the keys data, task (`detect` for COCO folders, which may also be used for segmentation), drawn,
+        classes (for each: name, and numbers of images or objects in train and val), splits (counts, and sizes in
+        pixels) and problems (lines of text).
 
     Raises:
-        DataError: There is no such data, or it cannot be used as a whole.
+        DataError: The data does not exist, or none of it can be used.
     """
     shared = []
     if find_coco(Path(data)):
@@ -44,7 +45,7 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
         task, dataset = "classify", open_source(data, seed, val_share)
         parts = {"train": _of_images(dataset.train, seed), "val": _of_images(dataset.val, seed)}
         if names := [name for _, val in duplicates(dataset.train, dataset.val) for name in val]:
-            shared = [f"{counted(len(names), 'validation image')} also among the training images, such as {names[0]}"]
+            shared = [f"{counted(len(names), 'validation image')} also in the training split, such as {names[0]}"]
     counts = {split: np.bincount(part.labels, minlength=len(dataset.classes)) for split, part in parts.items()}
     return {
         "data": redacted(str(data)),
@@ -74,7 +75,7 @@ class _Part:
 
 
 def _of_objects(split: CocoSplit, seed: int) -> _Part:
-    """Counts of images, objects by COCO's size classes, crowds and masks; image sizes from the annotations."""
+    """Numbers of images, crowds, masks, and objects in COCO's size classes; image sizes from the annotations."""
     usable = [index for index in range(len(split)) if index not in split.bad]
     objects = [split.objects[index] for index in usable]
     areas, labels = (
@@ -89,7 +90,7 @@ def _of_objects(split: CocoSplit, seed: int) -> _Part:
     if other:
         height, width = sizes[other[0]]
         size = f"{split.images[other[0]].name}: {width}x{height}"
-        problems.append(f"{counted(len(other), 'image')} not of the size in the annotations, such as {size}")
+        problems.append(f"{counted(len(other), 'image')} not of the size that the annotations state, such as {size}")
     if stored := [index for index in turned if index not in other]:
         problems.append(
             f"{counted(len(stored), 'image')} annotated as stored: the EXIF orientation is ignored, such as in "
@@ -122,7 +123,7 @@ def _is_stored_as_annotated(split: CocoSplit, index: int) -> bool:
 
 
 def _of_images(split: Split, seed: int) -> _Part:
-    """Counts of images, and the sizes of those that were decoded."""
+    """Numbers of images, and the sizes of the decoded images."""
     drawn = draw_some(split, SAMPLED, seed)
     sizes, bad = probe(split, drawn)
     bad |= split.bad

@@ -1,4 +1,4 @@
-"""Transforms from an image to a uint8 tensor for the network: timm's, and faster equivalents."""
+"""Transforms from an image to a uint8 tensor for the network: timm's transforms, and faster equivalents."""
 
 import math
 import random
@@ -27,29 +27,29 @@ from .reduced import OpenedImage, Pixels, open_small
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 FITS = ("crop", "squash", "whole", "shorter")
 MAX_IMAGE_SIZE, MIN_CROP, MIN_STD = 8192, 0.1, 1e-6
-"""Limits for values in files, which may be damaged. Sensible values are far from them."""
+"""Limits for the values in model files, which may be damaged. Sensible values are far from these limits."""
 COARSEST = 64
 """Stride of SHViT's last feature map, in pixels. The sides of a detector's input are multiples of it."""
 LONGER = 5 / 3
-"""With fit `shorter`: maximum of the longer side, relative to `image_size`. 1333 for 800, as usual on COCO."""
+"""With fit `shorter`: maximum longer side, relative to `image_size`. For 800 pixels it is 1333, as usual on COCO."""
 MARGIN = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
 """Color of padding: almost zero after normalization."""
 Reader = Callable[[ImageInput], UInt8[Tensor, "3 h w"]]
 """Reads an image as a tensor. Raises BadImage."""
 THIN = 8
-"""Images whose longer side, resized, is more than this many times `image_size` are cropped before they are resized."""
+"""An image is cropped before it is resized if its resized longer side would exceed this many times `image_size`."""
 REACH = 4
-"""Pixels beyond the edges of a crop that its pixels depend on: 3 for Lanczos, plus one."""
+"""Number of pixels beyond the edges of a crop that influence the resized crop: 3 for Lanczos, plus one."""
 TALL = 64
-"""Images with more than this many times their final height are resized vertically first; others horizontally."""
+"""An image more than this many times as high as its result is resized vertically first; others, horizontally first."""
 SHRINK_UNTIL = 4
-"""Minimum shorter side of an image that is decoded at a reduced size, relative to its final shorter side. A smaller
-value is faster for large photographs and less exact; LOG.md has the differences."""
+"""If an image is decoded at a reduced size, its shorter side is then at least this many times its final shorter side.
+A smaller value is faster for large photographs but less exact; LOG.md lists the differences."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the network's input. Part of every model file.
+    """How an image becomes the network's input. Stored in every model file.
 
     Raises:
         InputError: A value is out of its range.
@@ -58,15 +58,15 @@ class Preprocess:
     image_size: int = 224
     """Side of the square input, in pixels; with fit `shorter`, the image's shorter side after resizing."""
     crop: float = 0.875
-    """Side of the square as a share of the resized image's shorter side."""
+    """Side of the center square, as a share of the resized image's shorter side."""
     interpolation: str = "bicubic"
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     """Mean of each channel, for values from 0 to 1."""
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     fit: str = "crop"
-    """For classifiers: `crop` takes the center; `squash` resizes the whole image to the square, ignoring `crop` and the
-    aspect ratio. For detectors, which see whole images: `whole` makes the longer side `image_size`; `shorter`
-    makes the shorter side `image_size`, or less if the longer side would exceed 5/3 of it."""
+    """For classifiers: `crop` takes the center square; `squash` resizes the whole image to the square, ignoring `crop`
+    and the aspect ratio. For detectors, which see whole images: `whole` makes the longer side `image_size`; `shorter`
+    makes the shorter side `image_size`, or less if the longer side would exceed 5/3 of `image_size`."""
 
     def __post_init__(self) -> None:
         if type(self.image_size) is not int or not 32 <= self.image_size <= MAX_IMAGE_SIZE:
@@ -79,16 +79,16 @@ class Preprocess:
             raise InputError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
         numbers = all(type(value) in (int, float) and abs(value) <= 255 for value in (*self.mean, *self.std))
         if not numbers or len(self.mean) != len(self.std) or not all(value >= MIN_STD for value in self.std):
-            limits = f"at most 255, std at least {MIN_STD}, and one number per channel"
+            limits = f"one number per channel, at most 255, and std at least {MIN_STD}"
             raise InputError(f"mean and std must be {limits}; got {self.mean} and {self.std}")
 
     @property
     def input_size(self) -> int:
-        """Side of the square that holds any input, padding included, in pixels."""
+        """Side of the square that can hold any input, including its padding, in pixels."""
         return round_up(round(LONGER * self.image_size)) if self.fit == "shorter" else self.image_size
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The values as a dict for JSON."""
         return asdict(self)
 
     @classmethod
@@ -101,23 +101,23 @@ class Preprocess:
 
 
 def round_up(side: int) -> int:
-    """The next multiple of `COARSEST`."""
+    """Round up to the next multiple of `COARSEST`."""
     return -(-side // COARSEST) * COARSEST
 
 
 def on_canvas(
     image: UInt8[Tensor, "3 h w"], height: int, width: int, top: int = 0, left: int = 0
 ) -> UInt8[Tensor, "3 h2 w2"]:
-    """Pad an image to this size, in channels_last."""
+    """Pad an image to this height and width, with its corner at `top` and `left`, in channels_last."""
     canvas = torch.tensor(MARGIN, dtype=torch.uint8).repeat(height, width, 1).permute(2, 0, 1)
     canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
     return canvas
 
 
 class Normalize(nn.Module):
-    """Normalize uint8 images for training: subtract the mean, divide by the deviation; fp32 in channels_last.
+    """Normalize uint8 images for training: subtract the mean and divide by the standard deviation.
 
-    Moves images to the module's device first.
+    The images are moved to the module's device first. The result is in fp32 and channels_last.
     """
 
     mean: Float[Tensor, " c"]
@@ -137,7 +137,7 @@ class Normalize(nn.Module):
 
 
 def per_channel(values: tuple[float, ...]) -> Float[Tensor, "1 c 1 1"]:
-    """Values per channel, scaled from 0-1 to 0-255."""
+    """One value per channel, scaled from the range 0-1 to 0-255."""
     return 255 * torch.tensor(values).view(1, -1, 1, 1)
 
 
@@ -146,7 +146,7 @@ class EvalReader:
     """timm's evaluation transform, with antialiasing.
 
     Resizes the shorter side to `image_size / crop` and takes the center square; with fit `squash`, resizes both sides
-    to `image_size`. Of a long image only the square is resized, with the same result.
+    to `image_size`. For a very long image, only the center square is resized, with the same result.
     """
 
     preprocess: Preprocess
@@ -165,7 +165,7 @@ class EvalReader:
         return Compose([to_pixels, torch.as_tensor])
 
     def __call__(self, source: ImageInput) -> UInt8[Tensor, "3 h w"]:
-        """Raises BadImage as `decode` does."""
+        """Read an image. Raises BadImage as `decode` does."""
         image = decode(source, self.max_pixels)
         height, width = resized_sides(image.height, image.width, self.preprocess)
         with within_memory():
@@ -192,9 +192,10 @@ def _center(
     width: float,
     preprocess: Preprocess,
 ) -> UInt8[Tensor, "3 h w"]:
-    """The same as resizing the whole image and cropping it, computed from the crop alone.
+    """The result of resizing the whole image and cropping it, computed from the crop alone.
 
-    `crop` takes left, top, right and bottom. `size` is in whole pixels; `height` and `width` are as in `Pixels`.
+    `crop` is called with (left, top, right, bottom). `size` is the height and width in whole pixels; `height` and
+    `width` are as in `Pixels`.
     """
     side = preprocess.image_size
     edges, around = [], []
@@ -217,9 +218,9 @@ def _method(preprocess: Preprocess) -> Image.Resampling:
 def fast_eval_decoder(preprocess: Preprocess) -> Reader:
     """A reader that takes less than half the time of `EvalReader`, with almost the same result.
 
-    Most pixels are equal, others differ by rounding; if a large JPEG is decoded at a reduced size, by a fraction of a
-    level (of 255) on average. Use `EvalReader` to measure accuracy. The tensor is in channels_last, and may be a view
-    of a larger one.
+    Most pixels are equal, and others differ by rounding. If a large JPEG is decoded at a reduced size, pixels differ by
+    a fraction of one level (of 255) on average. Use `EvalReader` to measure accuracy. The tensor is in channels_last,
+    and may be a view of a larger tensor.
     """
     if preprocess.interpolation not in ("bicubic", "bilinear"):
         return EvalReader(preprocess)
@@ -252,7 +253,7 @@ def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"
             return Image.fromarray(image.values[box[1] : box[3], box[0] : box[2]])
 
         return _center(crop, image.values.shape[:2], image.height, image.width, preprocess)
-    # slightly more, because rounding could lose the last row
+    # slightly larger factors, because rounding could lose the last row
     factors = [(1 + 1e-6) * new / old for new, old in ((height, image.height), (width, image.width))]
     resized = interpolate(channels_first(image), scale_factor=factors, mode=preprocess.interpolation, antialias=True)
     top, left = (round((length - side) / 2) for length in (height, width))
@@ -266,13 +267,13 @@ def channels_first(image: Pixels) -> UInt8[Tensor, "1 3 h w"]:
 
 @dataclass(frozen=True)
 class TrainReader:
-    """timm's training transform: a random crop, resized, then flipping and color or other augmentations.
+    """timm's training transform: resize a random crop, flip it at random, and apply color jitter or RandAugment.
 
-    With the same generators it makes timm's random choices; pixels differ by rounding only. If the crop is at least
-    twice as large as the result, a JPEG is decoded at a reduced size, and the edges of the crop are rounded to pixels
-    of the reduced image. The tensor is in channels_last.
+    With the same seeds, it makes the same random choices as timm, and pixels differ only by rounding. If the crop is at
+    least twice as large as the result, a JPEG is decoded at a reduced size, and the edges of the crop are rounded to
+    pixels of the reduced image. The tensor is in channels_last.
 
-    The random choices use the global generators: call it within `loader.seeded`.
+    The random choices use the global generators: call the reader within `loader.seeded`.
     """
 
     image_size: int
@@ -284,10 +285,10 @@ class TrainReader:
     color_jitter: float = 0.0
     """Strength of color jitter; used only without RandAugment, as in DeiT."""
     rand_augment: str | None = None
-    """timm's RandAugment description, such as `rand-m9-mstd0.5-inc1`; None for none."""
+    """timm's description of RandAugment, such as `rand-m9-mstd0.5-inc1`; None to disable RandAugment."""
     max_pixels: int = MAX_PIXELS
     interpolation: str = "random"
-    """For the crop and RandAugment: `bilinear`, `bicubic`, or `random` for one of the two, drawn for each image."""
+    """For the crop and RandAugment: `bilinear`, `bicubic`, or `random`, which chooses one of them for each image."""
 
     @cached_property
     def changes(self) -> list[Callable[[Image.Image], Image.Image]]:
@@ -303,12 +304,12 @@ class TrainReader:
             use_prefetcher=True,
             separate=True,
         )
-        for operation in getattr(changes.transforms[0], "ops", []):  # RandAugment's
+        for operation in getattr(changes.transforms[0], "ops", []):  # only RandAugment has these
             operation.aug_fn = SAME.get(operation.aug_fn, operation.aug_fn)
         return changes.transforms
 
     def __call__(self, source: ImageInput) -> UInt8[Tensor, "3 h w"]:
-        """Raises BadImage as `decode` does."""
+        """Read an image. Raises BadImage as `decode` does."""
         image = open_small(source, self.max_pixels)
         box = draw_crop(image.height, image.width, self.crop_scale)
         random_one = self.interpolation == "random"
@@ -328,7 +329,7 @@ class TrainReader:
 
 
 def posterize_to_black(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    """timm's posterize, but black for 0 bits, which timm sometimes requests and Pillow 13 refuses."""
+    """timm's posterize, but 0 bits give a black image. timm sometimes requests 0 bits, and Pillow 13 refuses them."""
     return posterize(image, bits, **options) if bits else Image.new("RGB", image.size)
 
 
@@ -337,7 +338,7 @@ SAME = {**FASTER, posterize: posterize_to_black}
 
 
 class Box(NamedTuple):
-    """A part of an image, in whole pixels."""
+    """A rectangle in an image, in whole pixels."""
 
     top: int
     left: int
@@ -353,7 +354,7 @@ def draw_crop(height: int, width: int, scale: tuple[float, float]) -> Box:
 
 
 def _cropped(image: OpenedImage, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
-    """A view of the crop, from the image decoded at most `at_most` times smaller."""
+    """A view of the crop, from an image whose decoded size is at most `at_most` times smaller."""
     pixels = image.decode(at_most, box.top + box.height)
     down, across = pixels.height / image.height, pixels.width / image.width
     rows = slice(round(down * box.top), round(down * (box.top + box.height)))

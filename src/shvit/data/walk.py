@@ -1,4 +1,4 @@
-"""Files below a folder. Links to folders are followed, each real folder is read once, hidden names are skipped."""
+"""Find files below a folder. Links to folders are followed, each folder is read once, and hidden names are skipped."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import InputError
 
 HIDDEN_FOLDERS = {"@eaDir", "__MACOSX"}
-"""Folders that tools create and that count as hidden, like all names that begin with a dot."""
+"""Names of folders that tools create. They count as hidden, like all names that begin with a dot."""
 Id = tuple[int, int]
 """Device and inode number, which identify a real folder."""
 
@@ -18,7 +18,7 @@ def is_hidden(name: str) -> bool:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones and links to the folder itself or one above it."""
+    """The folders in a folder, sorted, except hidden folders and links to the folder itself or to one above it."""
     above = _ids_above(folder)
     return sorted(
         Path(entry.path)
@@ -28,11 +28,11 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path]:
-    """The files in `folder` and below it: a folder's own files first, then those of its folders, each sorted by name.
+    """The files in `folder` and below it: the files of each folder before those of its subfolders, sorted by name.
 
-    A real folder with several links to it is read once, by its own path if that lies below `folder`. A link to `folder`
-    or to one above it is not followed. Links to missing files, pipes and devices count as files; reading them reports
-    the problem. Hidden files and folders are added to `hidden`.
+    A folder that several links point to is read once, under its real path if that lies below `folder`. A link to
+    `folder` or to a folder above it is not followed. Links to missing files, pipes and devices count as files; reading
+    them reports the problem. Hidden files and folders are added to `hidden`.
 
     Raises:
         InputError: A folder cannot be read.
@@ -40,7 +40,7 @@ def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path
     read, seen, links = [], _ids_above(folder), []
     waiting = [folder]
     while waiting or links:
-        if not waiting:  # all real folders are known
+        if not waiting:  # all real folders have been read, so links can be compared with them
             link, id_ = links.pop(0)
             if id_ in seen:
                 continue
@@ -64,12 +64,12 @@ def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file exists; False for an impossible path."""
+    """Whether a path is an existing file; False for an invalid path, as in `exists`."""
     return exists(path) and path.is_file()
 
 
 def exists(path: Path) -> bool:
-    """Whether a file or folder exists; False for a path that is too long or holds NUL."""
+    """Whether a file or folder exists; False for a path that is too long or contains NUL."""
     try:
         return path.exists()
     except OSError:
@@ -86,7 +86,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _ids_above(folder: Path) -> set[Id]:
-    """Ids of a folder and of all folders above it, along the given path and along the resolved one."""
+    """Ids of a folder and of all folders above it, along the given path and along the resolved path."""
     real, beside = folder.resolve(), folder.parent.resolve()
     return set(map(_id, [real, *real.parents, beside, *beside.parents]))
 
@@ -94,7 +94,7 @@ def _ids_above(folder: Path) -> set[Id]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, for one
+    except OSError:  # for example, a link to itself
         return False
 
 

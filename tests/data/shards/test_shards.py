@@ -231,7 +231,7 @@ def test_a_run_that_was_killed_goes_on(jpegs, shards, tmp_path, workers, victim)
     assert not (out / "shards.json").exists()
     with pytest.raises(DataError, match="unfinished set of shards"):
         open_source(out).check_trainable()
-    with pytest.raises(InputError, match="begun with quality 95 instead of 80"):
+    with pytest.raises(InputError, match="holds shards with quality 95 instead of 80"):
         shard(jpegs, out, per_shard=5, quality=80)
     written = shard(jpegs, out, per_shard=5, workers=0)
     assert written.kept >= 1
@@ -315,11 +315,11 @@ def test_impossible_arguments(jpegs, tmp_path, options, words):
 def test_folders_that_are_not_ours(jpegs, shards, folder, tmp_path):
     with pytest.raises(InputError, match="lies within the data"):
         shard(jpegs, jpegs / "shards")
-    with pytest.raises(InputError, match="is not empty and not a folder of shvit shard"):
+    with pytest.raises(InputError, match="is not empty and was not written by shvit shard"):
         shard(jpegs, folder)
-    with pytest.raises(InputError, match=r"was begun with data .* instead of"):
+    with pytest.raises(InputError, match=r"holds shards with data .* instead of"):
         shard(folder, shards, per_shard=5)
-    with pytest.raises(InputError, match="was begun with per_shard 5 instead of 6"):
+    with pytest.raises(InputError, match="holds shards with per_shard 5 instead of 6"):
         shard(jpegs, shards, per_shard=6)
     with pytest.raises(InputError, match="is a file"):
         shard(jpegs, shards / "shards.json")
@@ -529,7 +529,7 @@ def test_damage_within_is_found_when_it_is_read(shards):
     path.write_bytes(data)
     assert "damaged" in reason(source.train, 0)
     os.truncate(path, image.offset + 5)
-    assert "ends before it" in reason(source.train, 0)
+    assert "ends before the end of the image" in reason(source.train, 0)
 
 
 # shards without an index
@@ -635,8 +635,8 @@ def test_members_of_one_name_in_a_shard_are_said(tmp_path, run):
     make_tar(tmp_path / "x.tar", rows)
     source, good, bad = unusable(tmp_path / "x.tar")
     assert good == [(f"x.tar/{i}", "cat") for i in range(5)]
-    assert bad == [(f"x.tar/{i}", "another member has its name") for i in range(5)]
-    assert source.warnings == ("5 samples cannot be used, the first because another member has its name",)
+    assert bad == [(f"x.tar/{i}", "another member has the same name") for i in range(5)]
+    assert source.warnings == ("5 samples cannot be used, the first because another member has the same name",)
     assert "5 samples cannot be used" in run("info", tmp_path / "x.tar")[1]
 
 
@@ -644,7 +644,7 @@ def test_an_image_with_several_labels_of_one_name_has_none(tmp_path):
     make_tar(tmp_path / "x.tar", [*pair("1", 1), ("1.cls", b"dog"), *pair("2", 2), *pair("3", 3)])
     _, good, bad = unusable(tmp_path / "x.tar")
     assert good == [("x.tar/2", "cat"), ("x.tar/3", "cat")]
-    assert bad == [("x.tar/1", "it has several labels of one name")]
+    assert bad == [("x.tar/1", "it has several labels with the same name")]
 
 
 def pair(key, shade):
@@ -683,7 +683,7 @@ def test_unindexed_shards_that_are_damaged(jpegs, bare):
         "train-000000.tar is damaged (invalid header)",
         "train-000001.tar is damaged (unexpected end of data)",
         f"train-000002.tar is damaged (no header at byte {at})",
-        "1 sample cannot be used, the first because the shard ends within it",
+        "1 sample cannot be used, the first because the shard ends before the end of the image",
     ]
     assert len(source.train) == 24 - 5 - 2 - 4
     assert len(source.train.bad) == 1

@@ -1,1 +1,1 @@
-"""WebDataset shards: reading, writing and downloading them."""
+"""Read, write and download WebDataset shards."""

@@ -1,4 +1,4 @@
-"""Downloads to a cache: each file once, by one process, complete or not at all."""
+"""Download files to a cache. Each file is downloaded once, by one process, and is stored only if it is complete."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ class FetchError(RuntimeError):
     def __init__(self, reason: str, missing: bool = False) -> None:
         super().__init__(reason)
         self.missing = missing
-        """Whether the server says that there is no such file."""
+        """Whether the server reports that the file does not exist."""
 
 
 def is_remote(location: str) -> bool:
@@ -39,14 +39,14 @@ def is_remote(location: str) -> bool:
 
 
 def fetched(url: str, name: str, sha256: str | None = None) -> Path:
-    """The path of a file in the cache, downloaded now if it is not there. Other processes wait meanwhile.
+    """The path of a file in the cache. If it is not there, it is downloaded first, and other processes wait.
 
-    The cache is in the folder `SHVIT_CACHE`, or `~/.cache/shvit`.
+    The cache is in the folder given by the environment variable `SHVIT_CACHE`, by default `~/.cache/shvit`.
 
     Args:
         url: Anything that `webdataset.gopen` opens.
         name: Name of the file in the cache.
-        sha256: Expected checksum. A cached file with this checksum is used whatever its URL was.
+        sha256: Expected checksum. A cached file with this checksum is used even if its URL was different.
 
     Raises:
         FetchError: There is no such file, or three attempts failed.
@@ -64,7 +64,7 @@ def fetched(url: str, name: str, sha256: str | None = None) -> Path:
 
 
 def read_remote(url: str) -> bytes:
-    """The content of a URL, up to 4 GiB, without the cache. Raises as `fetched`."""
+    """The content of a URL, up to 4 GiB, without the cache. Raises the errors of `fetched`."""
 
     def read() -> bytes:
         content = bytearray()
@@ -96,7 +96,7 @@ def _fetch(url: str, path: Path, sha256: str | None) -> None:
                 file.write(chunk)
                 digest.update(chunk)
         if sha256 and digest.hexdigest() != sha256:
-            raise FetchError(f"its checksum is {digest.hexdigest()[:12]}… and should be {sha256[:12]}…")
+            raise FetchError(f"its checksum is {digest.hexdigest()[:12]}… but should be {sha256[:12]}…")
 
 
 def _with_retries(fetch: Callable[[], T]) -> T:
@@ -128,7 +128,7 @@ def _chunks(url: str) -> Iterator[bytes]:
 
 @contextmanager
 def _sigterm_unblocked() -> Iterator[None]:
-    """Unblock SIGTERM for programs started inside. They inherit the mask, and workers block it (see `loader`)."""
+    """Unblock SIGTERM in this context. Workers block it (see `loader`), and programs would inherit their mask."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

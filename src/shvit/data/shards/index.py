@@ -1,8 +1,8 @@
 """Opening WebDataset shards for random access: by the index that `shvit shard` writes, or by the headers of the tars.
 
 The index, `shards.json`, lists the shards of each split. For each shard it has the name, checksum and size in bytes,
-and for each image the key (its members are KEY.jpg and KEY.cls), the label, the offset and length of its bytes, and
-the identity of the original image (see `identity`).
+and for each image the key (the image's members are KEY.jpg and KEY.cls), the label, the offset and length of the
+image's bytes, and the identity of the original image (see `identity`).
 """
 
 import json
@@ -28,16 +28,16 @@ from .tar import Sample, ShardFile, Shards, StoredImages, scan
 INDEX = "shards.json"
 """Name of the index file."""
 UNFINISHED = ".unfinished"
-"""Folder beside the shards while not all of them are written."""
+"""Folder beside the shards that exists until all shards are written."""
 INDEX_VERSION = 1
 SPLIT_WORDS = TRAIN_NAMES, [name for name in VAL_NAMES if name != "test"], ["test"]
 """Words in the names of training, validation and test shards."""
 CLASSES_FILE = "classes.txt"
-"""File beside shards without an index that names the classes, one per line."""
+"""File with the names of the classes, one per line, beside shards that have no index."""
 MAX_CLASSES_BYTES = 1 << 26
-"""Limit for the size of that file."""
+"""Maximum size of `classes.txt`."""
 MAX_UNNAMED_CLASSES = 1_000_000
-"""Limit for the number of classes without such a file."""
+"""Maximum number of classes if there is no `classes.txt`."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Record:
     offsets: list[int]
     lengths: list[int]
     bad: list[tuple[str, str]]
-    """Name and reason of each image that was left out because it could not be used."""
+    """Name of each image that was left out, and the reason why it could not be used."""
     identities: list[int] = field(default_factory=list)
     """Identities of the original images; empty in an index of an earlier version."""
 
     def check(self, classes: int) -> None:
-        """Raises ValueError for values that `shvit shard` does not write: an index may be untrusted."""
+        """Raises ValueError for values that `shvit shard` never writes, because an index may be untrusted."""
         kinds = (self.name, str), (self.bytes, int), (self.sha256, str)
         if any(type(value) is not kind for value, kind in kinds) or not re.fullmatch(r"[\w-][\w.-]*\.tar", self.name):
             raise ValueError(f"{self.name!r} of {self.bytes!r} bytes is not a shard beside the index")
@@ -121,13 +121,13 @@ def open_shards(data: str | Path, holdout: Holdout) -> Dataset:
     """Open a dataset in shards.
 
     Args:
-        data: A folder of shards; a path or URL of `shards.json`; or paths or URLs of tars, with braces for several.
-            Tars without an index are assigned to splits by `train`, `val` or `test` in their names. Without validation
-            shards, validation images are drawn.
+        data: A folder of shards; the path or URL of a `shards.json`; or the path or URL of a tar, with braces for
+            several. Tars without an index are assigned to splits by `train`, `val` or `test` in their names. If there
+            are no validation shards, validation images are drawn.
 
     Raises:
-        DataError: There are no shards, or none that can be used.
-        InputError: webdataset is needed and not installed.
+        DataError: There are no shards, or none of them can be used.
+        InputError: webdataset is needed but not installed.
     """
     name = str(data)
     if not is_remote(name) and (Path(name) / INDEX).is_file():
@@ -164,7 +164,7 @@ def _beside(location: str, name: str) -> str:
 def _stored(records: Sequence[Record], path: str, warnings: list[str] | None = None) -> Split:
     """The images of these shards, which lie beside their index. Raises ValueError for columns of different lengths.
 
-    With `warnings`, images that local shards lack are marked as bad, with a warning for each such shard.
+    If `warnings` is given, images that are missing in local shards are marked as bad, with a warning for each shard.
     """
     files = [ShardFile(record.name, _beside(path, record.name), record.sha256) for record in records]
     members = Texts(f"{key}.jpg" for record in records for key in record.keys)
@@ -190,19 +190,19 @@ def _stored(records: Sequence[Record], path: str, warnings: list[str] | None = N
 
 
 def _shard_numbers(parts: Iterable[Sized]) -> np.ndarray:
-    """The number of the shard of each image, given the images of each shard."""
+    """The shard number of each image, given the images of each shard."""
     counts = [len(part) for part in parts]
     return np.repeat(np.arange(len(counts), dtype=np.int32), counts)
 
 
 def _identities(record: Record) -> list[int]:
-    """The recorded identities; for an index without any, hashes of keys and lengths, since the shard may be remote."""
+    """The recorded identities; if there are none, hashes of keys and lengths, because the shard may be remote."""
     pairs = zip(record.keys, record.lengths, strict=False)
     return record.identities or [of_name(f"{key} {length}") for key, length in pairs]
 
 
 def _contents(split: Split) -> Iterator[bytes]:
-    """What the fingerprint covers: keys, lengths and labels, wherever the shards lie."""
+    """The bytes that the fingerprint covers: keys, lengths and labels, but not where the shards lie."""
     assert isinstance(split.images, StoredImages)
     members = split.images.members
     for column in (members.ends, split.images.lengths, np.asarray(split.labels)):
@@ -246,7 +246,7 @@ def _name(location: str) -> str:
 
 
 def _scan(file: ShardFile) -> tuple[list[Sample], str | None]:
-    """The samples of a shard, and its fault, if there is one."""
+    """The samples of a shard, and what is wrong with the shard, if anything."""
     try:
         samples, fault = scan(file.local())
     except FetchError as error:
@@ -304,14 +304,14 @@ def _listed_classes(first: str) -> tuple[str, ...]:
 
 
 def _by_split(names: Sequence[str], data: str) -> dict[str, list[int]]:
-    """Indices of the shards of `train` and `val`; or all of them as `all`."""
+    """Indices of the shards of `train` and `val`; or all indices as `all`, if no name mentions val or test."""
     words_in = [set(re.findall(r"[a-z]+", name.lower())) for name in names]
     train, val, test = ([i for i, has in enumerate(words_in) if not has.isdisjoint(words)] for words in SPLIT_WORDS)
     everything = list(range(len(names)))
     if not (val or test):
         return {"all": everything}
     if nowhere := set(everything).difference(train, val, test):
-        raise DataError(f"{data}: {names[min(nowhere)]} has neither train nor val in its name, and others do")
+        raise DataError(f"{data}: {names[min(nowhere)]} has neither train nor val in its name, but others do")
     if both := set(train) & set(val or test):
         raise DataError(f"{data}: {names[min(both)]} has both train and val in its name")
     return {"train": train, "val": val or test} if train else {"val": val or test}

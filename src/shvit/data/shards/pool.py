@@ -1,4 +1,4 @@
-"""Jobs in worker processes that report their progress."""
+"""Run jobs in worker processes that report their progress."""
 
 import multiprocessing
 import signal
@@ -49,7 +49,7 @@ def work(do: Do[T], jobs: Sequence[T], workers: int) -> Generator[int]:
 
 
 def _receive(reader: Connection, running: dict[Connection, BaseProcess]) -> int:
-    """The work that a process reports; 0 when it ends. Raises Failure if it failed."""
+    """The amount of work that a process reports; 0 when the process ends. Raises Failure if it died or failed."""
     try:
         message = reader.recv()
     except EOFError:
@@ -84,6 +84,6 @@ def _run(do: Do[T], jobs: Sequence[T], started: Any, reader: Connection, writer:
         return
     except (OSError, InputError, Failure) as error:
         writer.send(str(error))
-    except Exception as error:  # which would be lost with the process
+    except Exception as error:  # the message would be lost with the process
         writer.send(f"{type(error).__name__}: {error}")
         raise

@@ -1,4 +1,4 @@
-"""WebDataset tar files: the samples of one, and random access to their images."""
+"""Find the samples in WebDataset tar files, and read their images in any order."""
 
 import json
 import os
@@ -24,9 +24,9 @@ IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "png", "webp", "ppm", "pgm", "pbm", "pnm", "bmp", "gif", "tif", "tiff", "jp2", "avif"}
 )
 OPEN_FILES = 64
-"""Number of shards that a process keeps open."""
+"""Maximum number of shards that a process keeps open."""
 MAX_HEADER = MAX_LABEL = 1 << 20
-"""Limits in bytes for the headers between members, and for a label."""
+"""Maximum size in bytes of a header before a member, and of a label."""
 SHORT_NAME = 100
 """Maximum bytes of a name that every tar format stores in the header before the data."""
 
@@ -36,7 +36,7 @@ class Sample:
     """The members of a tar that share their name up to the first dot."""
 
     member: str
-    """Name of the image; without an image, the name that the members share."""
+    """Name of the image member; if there is no image, the name that the members share."""
     offset: int
     """First byte of the image, from the start of the tar."""
     length: int
@@ -47,7 +47,7 @@ class Sample:
 
 
 def scan(path: Path) -> tuple[list[Sample], str | None]:
-    """The samples of a tar in order, and its fault, if there is one: samples after the damage are not found."""
+    """The samples of a tar in order, and a description of its damage, or None. Samples after damage are not found."""
     groups: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)
     repeated: dict[str, list[tarfile.TarInfo]] = defaultdict(list)
     samples: list[Sample] = []
@@ -80,18 +80,18 @@ def scan(path: Path) -> tuple[list[Sample], str | None]:
 
 
 def _unambiguous(sample: Sample, repeated: Sequence[tarfile.TarInfo]) -> Sample:
-    """The sample; marked as bad if it has one image and several labels."""
+    """The sample, marked as bad if it has one image but several labels."""
     endings = {member.name.rpartition(".")[2].lower() for member in repeated}
     if sample.bad or endings & IMAGE_SUFFIXES or not endings & {"cls", "json"}:
         return sample
-    return replace(sample, label=None, bad="it has several labels of one name")
+    return replace(sample, label=None, bad="it has several labels with the same name")
 
 
 def _ignored(key: str, members: dict[str, tarfile.TarInfo], repeated: Sequence[tarfile.TarInfo]) -> Iterator[Sample]:
-    """Bad samples for images that belong to no sample: a repeated name, or a name with a second dot."""
+    """Bad samples for images that belong to no sample because their name is repeated or has a second dot."""
     for member in repeated:
         if member.name.rpartition(".")[2].lower() in IMAGE_SUFFIXES:
-            yield Sample(member.name, 0, 0, None, "another member has its name")
+            yield Sample(member.name, 0, 0, None, "another member has the same name")
     plain = any(ending in IMAGE_SUFFIXES for ending in members)
     parts = ((*ending.rpartition(".")[::2], member) for ending, member in members.items())
     dotted = {before: member for before, last, member in parts if before and last in IMAGE_SUFFIXES}
@@ -105,7 +105,7 @@ def _sample(tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo],
     if image is None:
         return Sample(key, 0, 0, None, "it has no image")
     if image.offset_data + image.size > size:
-        return Sample(image.name, 0, 0, None, "the shard ends within it")
+        return Sample(image.name, 0, 0, None, "the shard ends before the end of the image")
     if image.size > MAX_BYTES:
         return Sample(image.name, 0, 0, None, f"its {image.size:,} bytes are more than an image can need")
     location = (image.name, image.offset_data, image.size)
@@ -144,7 +144,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
 
 
 class _Headers:
-    """A file for `tarfile` that refuses to read more than a header at once, since lengths in the file are untrusted."""
+    """A file for `tarfile` that refuses to read more than a header at once: lengths in the file are untrusted."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -171,7 +171,7 @@ class ShardFile:
 
 
 class Shards:
-    """Shards that are downloaded and opened at the first read, in each process anew."""
+    """Shards that are downloaded and opened at the first read. Each process opens them itself."""
 
     def __init__(self, files: Sequence[ShardFile]) -> None:
         self.files = files
@@ -191,7 +191,7 @@ class Shards:
         except OSError as error:
             raise BadImage(f"{file.name} cannot be read: {error.strerror or error}") from None
         if len(data) < BLOCKSIZE + length:
-            raise BadImage(f"{file.name} ends before it")
+            raise BadImage(f"{file.name} ends before the end of the image")
         if not _heads(data[:BLOCKSIZE], member, length):
             raise BadImage(f"{file.name} is damaged or has changed since it was indexed: {member} is not where it was")
         return data[BLOCKSIZE:]
@@ -207,7 +207,7 @@ class Shards:
             return self._opened(self.files[shard])
         except FetchError as error:
             reason = f"cannot be fetched: {error}"
-        except OSError as error:  # no space in the cache, for one
+        except OSError as error:  # for example, no space in the cache
             reason = f"cannot be read: {error.strerror or error}"
         self._failed[shard] = f"{self.files[shard].name} {reason}"
         raise BadImage(self._failed[shard])
@@ -254,7 +254,7 @@ class StoredImage:
         return self.shards.read(self.shard, self.member, self.offset, self.length)
 
     def identity(self) -> int:
-        """The recorded identity, or the one of the image's bytes."""
+        """The recorded identity; if there is none, the identity of the image's bytes."""
         if self.known is not None:
             return self.known
         try:

@@ -1,4 +1,4 @@
-"""Writing a dataset as WebDataset shards of resized images. The bytes depend on the data and the options alone."""
+"""Write a dataset as WebDataset shards of resized images. The bytes depend only on the data and the options."""
 
 import hashlib
 import io
@@ -47,7 +47,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What the folder of shards holds after a run."""
+    """The content of the folder of shards after a run."""
 
     out: Path
     index: Index
@@ -81,16 +81,16 @@ def write_shards(
 ) -> ShardReport:
     """Write `train-000000.tar` …, `val-000000.tar` … and `shards.json`.
 
-    Training images are shuffled. The sizes of a split's shards differ by one image at most. A run that was stopped
-    continues when it is started again; shards whose checksums do not match are then written again.
+    Training images are shuffled. The numbers of images in the shards of a split differ by at most one. A run that was
+    stopped continues when it is started again; shards whose checksums do not match are then written again.
 
     Args:
-        dataset: `request.data`, as `open_source` opens it with the request's seed and share.
-        on_update: Called with the number of images done and the number of all images.
+        dataset: The result of `open_source` for the data, seed and share of validation images in the request.
+        on_update: Called with the number of finished images and the number of all images.
 
     Raises:
-        InputError: A value is wrong, the data has no images, or the folder holds something else.
-        Failure: Too many bad images, or a worker process died. Finished shards are kept.
+        InputError: A value is wrong, the data has no images, or the folder holds other files or other shards.
+        Failure: There are too many bad images, or a worker process died. Finished shards are kept.
     """
     request.check()
     if request.val_share is not None and not dataset.drawn:
@@ -148,13 +148,13 @@ def _claim(out: Path, made: dict[str, Any]) -> None:
             break
     if begun is None:
         if out.exists() and any(child.name != UNFINISHED for child in out.iterdir()):
-            raise InputError(f"{out} is not empty and not a folder of shvit shard: give another --out")
+            raise InputError(f"{out} is not empty and was not written by shvit shard: give another --out")
         plan.parent.mkdir(parents=True, exist_ok=True)
         write_json(plan, {"made": made}, indent=None)
     elif begun != made:
         keys = [key for key in {**begun, **made} if begun.get(key) != made.get(key)]
         differing = ", ".join(f"{key} {begun.get(key)} instead of {made.get(key)}" for key in keys)
-        raise InputError(f"{out} was begun with {differing}: give another --out, or the same arguments")
+        raise InputError(f"{out} holds shards with {differing}: give another --out, or the same arguments")
 
 
 def _records(out: Path) -> dict[str, Record]:
@@ -183,7 +183,7 @@ def _check_bad(out: Path, bad: list[tuple[str, str]], total: int, max_share: flo
 
 
 def _clean(out: Path) -> None:
-    """Remove temporary files, also those of runs that were killed."""
+    """Remove temporary files, including those of runs that were killed."""
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
     for path in (*out.glob(".*.tar.*"), *out.glob(f".{INDEX}.*"), *out.glob(f".{BAD}.*")):
         path.unlink(missing_ok=True)
@@ -224,7 +224,7 @@ def _checksum(path: Path) -> str:
 
 
 def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes:
-    """A JPEG whose shorter side is at most `size` pixels; a file that already is one is copied. Raises BadImage."""
+    """A JPEG whose shorter side is at most `size` pixels. A file that already is one is copied. Raises BadImage."""
     image = decode(source)
     if isinstance(source, Path):
         source = source.read_bytes()
@@ -242,6 +242,6 @@ def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes
 
 
 def _key(split: str, index: int, name: str) -> str:
-    """A unique key. The third part, for people, is the original file's name."""
+    """A unique key for an image. Its third part is the name of the original file, for readability."""
     stem = name.rpartition("/")[2].partition(".")[0]
     return f"{split}-{index:07}-{re.sub('[^A-Za-z0-9_-]+', '-', stem)[-40:]}"
