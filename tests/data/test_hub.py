@@ -136,7 +136,7 @@ def test_rows_without_label_or_image(tmp_path):
     [
         (
             {"a": IMAGE, "b": IMAGE, "label": LABEL},
-            r"one column of type Image, but has 2: a \(Image\), b \(Image\), lab",
+            r"exactly one column of type Image, but has 2\. Columns: a \(Image\), b \(Image\), lab",
         ),
         (
             {"image": IMAGE, "label": datasets.Value("int64")},

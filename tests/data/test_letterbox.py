@@ -184,7 +184,7 @@ def test_images_of_many_sizes_are_one_batch(tmp_path):
 def test_what_a_detector_cannot_take():
     with pytest.raises(InputError, match="multiple of 64 pixels, got 100"):
         check_fit(Preprocess(100, fit="whole"))
-    with pytest.raises(InputError, match="fit must be whole or shorter"):
+    with pytest.raises(InputError, match="fit must be 'whole' or 'shorter'"):
         check_fit(Preprocess(128))
     with pytest.raises(InputError, match="fit must be one of crop, squash, whole, shorter, got 'wide'"):
         Preprocess(128, fit="wide")

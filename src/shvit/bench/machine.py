@@ -1,4 +1,4 @@
-"""Measure the peak of the machine: matmul FLOP/s in each precision, and memory bandwidth.
+"""Measure what the machine can do at most: matmul FLOP/s in each precision, and memory bandwidth.
 
 The fraction of the peak that a network reaches is `2 * MACs * images/s` divided by the peak FLOP/s. The peak is the
 highest speed that any available library call reaches, on matrices that fit into the caches and on larger ones. The
@@ -56,7 +56,7 @@ class Machine:
 
 
 def measure_machine(threads: int | None, device: str) -> Machine:
-    """Measure the peak of the machine. Takes a few seconds. On CUDA, `fp32` uses TF32 if torch's convolutions do.
+    """Measure peak FLOP/s and bandwidth in a few seconds. On CUDA, `fp32` uses TF32 if torch's convolutions do.
 
     `threads` is the number of CPU threads. None: torch's default.
     """

@@ -31,7 +31,7 @@ SMALL, MEDIUM = 32**2, 96**2
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of one image. Crowds are regions with many objects, which training and evaluation ignore."""
+    """The objects of one image. Training and evaluation ignore crowds: regions with many objects."""
 
     boxes: Float32[np.ndarray, "n 4"]
     """Left, top, right and bottom in pixels. Each box lies inside the image and is not empty."""

@@ -80,7 +80,7 @@ class GroundTruth:
 def check_fit(preprocess: Preprocess) -> None:
     """Raises InputError for preprocessing that a detector cannot use."""
     if preprocess.fit not in ("whole", "shorter"):
-        raise InputError(f"a detector needs whole images: fit must be whole or shorter, got {preprocess.fit}")
+        raise InputError(f"a detector needs uncropped images: fit must be 'whole' or 'shorter', got {preprocess.fit!r}")
     if preprocess.fit == "whole" and preprocess.image_size % COARSEST:
         size = preprocess.image_size
         raise InputError(f"image_size of a detector must be a multiple of {COARSEST} pixels, got {size}")

@@ -62,7 +62,7 @@ def is_data(name: str) -> bool:
 
 
 def is_sharded(data: str | Path) -> bool:
-    """Whether `data` names WebDataset shards: by its suffix, by a URL other than `hf://`, or as a folder of shards."""
+    """Whether `data` names WebDataset shards: by its suffix, by a URL (except `hf://`), or as a folder of shards."""
     text = str(data)
     if ".tar" in Path(text).suffixes[-2:] or text.endswith((".tgz", INDEX)):
         return True

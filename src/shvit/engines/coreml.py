@@ -176,7 +176,7 @@ def _described(kind: Any) -> str:
 
 
 def _name(message: Any, field: str) -> str:
-    """The name of the value of an enum field of a protobuf message."""
+    """The name of the value that an enum field has in a protobuf message."""
     return message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number[getattr(message, field)].name
 
 

@@ -36,7 +36,7 @@ Written = tuple[StudyReport, list[Path]]
 
 
 def redundancy(request: RedundancyRequest, progress: OnProgress) -> Written:
-    """Measure how redundant attention heads are: their attention maps, their similarity, and accuracy with heads off.
+    """Compare attention heads: their maps, their similarity, and the accuracy when heads are switched off.
 
     Raises:
         InputError: The model, data, a picture or a query point cannot be used.

@@ -62,7 +62,7 @@ class Recipe:
     min_lr: float = _setting(1e-5, "Effective learning rate at the end of the schedule.", 0)
     warmup_lr: float = _setting(1e-6, "Effective learning rate at the first step.", 0)
     warmup_epochs: float = _setting(5.0, "Epochs of linear warm-up.", 0)
-    cooldown_epochs: float = _setting(0.0, "Number of epochs at --min-lr at the end; --epochs includes them.", 0)
+    cooldown_epochs: float = _setting(0.0, "Final epochs at --min-lr, included in --epochs.", 0)
     optimizer: str = _setting("adamw", "muon, or the name of any timm optimizer.")
     beta2: float | None = _setting(None, "Decay rate of the second moment. Default: the optimizer's own.", 0, 1)
     weight_decay: float = _setting(0.025, "Weight decay. Applies to biases and norms only with --decay-all.", 0)
@@ -131,7 +131,7 @@ class Recipe:
     )
     frozen_norms: Literal["none", "statistics", "all"] = _setting(
         "none",
-        "Freeze the backbone's BatchNorm statistics, or statistics and weights (all). Recommended for small batches.",
+        "BatchNorms of the backbone, for small batches. statistics: freeze statistics; all: freeze weights, too.",
         tasks=OBJECT_TASKS,
     )
     layout: Literal["torchvision", "paper"] = _setting(
