@@ -150,7 +150,8 @@ def _only(data: str, features: "Features", kind: type) -> str:
     matching = [name for name, feature in features.items() if isinstance(feature, kind)]
     if len(matching) != 1:
         columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-        raise DataError(f"{data} must have exactly one column of type {kind.__name__}, but has {len(matching)}. Columns: {columns}")
+        found = f"has {len(matching)}. Columns: {columns}"
+        raise DataError(f"{data} must have exactly one column of type {kind.__name__}, but {found}")
     return matching[0]
 
 

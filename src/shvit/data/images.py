@@ -31,7 +31,7 @@ def is_image(file: Path) -> bool:
 
 @dataclass
 class Skipped:
-    """Files in image folders that are skipped."""
+    """The skipped files of image folders."""
 
     others: Counter[str] = field(default_factory=Counter)
     """Number of files that are not images, by suffix."""

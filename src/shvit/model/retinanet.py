@@ -69,8 +69,8 @@ class RetinaNet(Detector):
     def _loss(
         self, outputs: dict[str, Tensor], anchors: Float[Tensor, "anchors 4"], targets: Sequence[Target]
     ) -> Float[Tensor, ""]:
-        """Focal loss of classes and L1 loss of boxes, divided by the number of anchors with objects in each image, then
-        averaged. In layout `paper`, the sum over all images is divided by the number in all images.
+        """Focal loss of classes and L1 loss of boxes, per anchor with an object. Each image's loss is divided by its
+        number of such anchors, then averaged over the images; in layout `paper`, the sum is divided by the total number.
         """
         matched = [self._match(anchors, target) for target in targets]
         rows = [{"boxes": target.boxes, "labels": target.labels} for target in targets]

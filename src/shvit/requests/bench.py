@@ -23,7 +23,7 @@ class BenchRequest:
     the paper)."""
     precisions: Annotated[Many[str], Parameter(name="--precision")] = ()
     """Precisions to time, such as fp32, bf16 or int8. Default: all that each engine supports on this machine. Models
-    given by name are quantized on random images."""
+    given by name are calibrated on random images."""
     batch_sizes: Annotated[Many[int], Parameter(name="--batch-size")] = ()
     """Images per call. Default: 16 for classifiers; 1 and 16 (on GPUs: 1 and 32) for detectors."""
     image_sizes: Annotated[Many[int], Parameter(name="--image-size")] = ()

@@ -131,7 +131,7 @@ class Recipe:
     )
     frozen_norms: Literal["none", "statistics", "all"] = _setting(
         "none",
-        "BatchNorms of the backbone, for small batches. statistics: freeze statistics; all: freeze weights, too.",
+        "What to freeze in the backbone's BatchNorms. statistics: the running statistics; all: the weights, too.",
         tasks=OBJECT_TASKS,
     )
     layout: Literal["torchvision", "paper"] = _setting(
