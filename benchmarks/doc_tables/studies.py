@@ -104,7 +104,7 @@ def breakdown() -> str:
             *command(result),
             f"Measured by the engines' profilers on {one_thread(result)}, in fp32 at batch size "
             f"{result['rows'][0]['batch_size']}. *Memory-bound* is the share of the network's",
-            "time spent in the operations listed above; the last column is the same share of the attention layers' time.",
+            "time spent in the operations listed above; the last column is that share of the attention layers' time.",
             "",
             *table(columns, rows),
         ]

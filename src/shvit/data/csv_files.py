@@ -177,7 +177,7 @@ def _check_files(path: Path, rows: list[tuple[Path, str]], cells: list[str], col
     names = not columns.header and len(cells) > 1 and not Path(cells[0]).suffix and Path(cells[1]).suffix
     if names and not exists(_located(path.parent, cells[0])):
         raise DataError(
-            f"{path} line 1: {cells[0]!r} is neither an image nor a known column name: name the columns 'path' and 'label'"
+            f"{path} line 1: {cells[0]!r} is neither an image nor a known column name: use the names 'path' and 'label'"
         )
 
 

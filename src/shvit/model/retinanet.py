@@ -70,7 +70,7 @@ class RetinaNet(Detector):
         self, outputs: dict[str, Tensor], anchors: Float[Tensor, "anchors 4"], targets: Sequence[Target]
     ) -> Float[Tensor, ""]:
         """Focal loss of classes and L1 loss of boxes, per anchor with an object. Each image's loss is divided by its
-        number of such anchors, then averaged over the images; in layout `paper`, the sum is divided by the total number.
+        number of such anchors, then averaged over the images. Layout `paper` divides the sum by the total number.
         """
         matched = [self._match(anchors, target) for target in targets]
         rows = [{"boxes": target.boxes, "labels": target.labels} for target in targets]
