@@ -11,7 +11,7 @@ from pathlib import Path
 from shvit import engines, provenance
 from shvit.bench.report import hardware_name
 from shvit.errors import Failure
-from shvit.export.export import export
+from shvit.export.export import export_model
 from shvit.pretrained import load_model
 from shvit.tasks import task_of
 
@@ -45,7 +45,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / f"{arguments.name}{engines.ENGINES[name].suffix}"
             try:
-                report = export(
+                report = export_model(
                     model_file, name, out, precision, None, source, arguments.max_drop, arguments.threads, print
                 )
             except Failure as error:

@@ -23,7 +23,7 @@ import torch
 from shvit import engines
 from shvit.bench.report import hardware_name
 from shvit.data.sources import open_source
-from shvit.evaluate import evaluate
+from shvit.evaluate import evaluate_model
 from shvit.modelfile import load
 from shvit.provenance import facts
 from shvit.train.recipe import with_current_names
@@ -81,7 +81,7 @@ def untrained(path: str, data: str, size: int) -> float:
     """Top-1 of a network at another image size, without fine-tuning."""
     file = load(path)
     file = replace(file, preprocess=replace(file.preprocess, image_size=size))
-    return evaluate(file, engines.load(file, "torch"), open_source(data), "val", workers=2).evaluation.top1
+    return evaluate_model(file, engines.load(file, "torch"), open_source(data), "val", workers=2).evaluation.top1
 
 
 def main() -> None:

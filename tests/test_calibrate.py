@@ -10,7 +10,7 @@ from torch import nn
 
 import shvit
 from conftest import random_images, tiny_architecture
-from shvit.calibrate import calibrate_bn, with_statistics_of
+from shvit.calibrate import calibrate_model, with_statistics_of
 from shvit.cli.main import app
 from shvit.data.loader import Batch
 from shvit.data.sources import open_source
@@ -92,7 +92,7 @@ def test_it_repairs_a_network_whose_statistics_are_wrong(folder, tmp_path):
     for module in trained.model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean += 30 * module.running_var.sqrt()
-    result = calibrate_bn(trained, open_source(folder), 48, batch_size=8, device="cpu")
+    result = calibrate_model(trained, open_source(folder), 48, batch_size=8, device="cpu")
     assert result.before["top1"] <= 0.6
     assert result.after["top1"] >= 0.8
     assert result.model_file.preprocess.image_size == 48
@@ -102,10 +102,10 @@ def test_it_repairs_a_network_whose_statistics_are_wrong(folder, tmp_path):
 
 def test_other_networks(folder):
     peer = ModelFile(shvit.create_model("timm/test_resnet", 2).eval(), ("dark", "light"), Preprocess(160))
-    assert calibrate_bn(peer, open_source(folder), 64, device="cpu").images == 40
+    assert calibrate_model(peer, open_source(folder), 64, device="cpu").images == 40
     without = ModelFile(shvit.create_model("timm/test_vit", 2).eval(), ("dark", "light"), Preprocess(160))
     with pytest.raises(shvit.InputError, match="timm/test_vit has no BatchNorm"):
-        calibrate_bn(without, open_source(folder), 160, device="cpu")
+        calibrate_model(without, open_source(folder), 160, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_other_networks(folder):
 )
 def test_impossible_arguments(tiny, folder, arguments, reason):
     with pytest.raises(shvit.InputError, match=reason):
-        calibrate_bn(tiny, open_source(folder), **{"image_size": 48, "device": "cpu", **arguments})
+        calibrate_model(tiny, open_source(folder), **{"image_size": 48, "device": "cpu", **arguments})
 
 
 def test_the_command(tiny, folder, tmp_path, capsys):

@@ -10,11 +10,11 @@ from PIL import Image
 
 import shvit
 from conftest import picture, tiny_architecture, write_pictures
-from shvit.calibrate import calibrate_bn
+from shvit.calibrate import calibrate_model
 from shvit.classnames import match_classes
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
-from shvit.evaluate import evaluate, write_report
+from shvit.evaluate import evaluate_model, write_report
 from shvit.modelfile import ModelFile
 from shvit.predict.predictor import Predictor
 from shvit.pretrained import imagenet_classes
@@ -39,7 +39,7 @@ def judged(tmp_path, known, shades, folders):
     for name, shade in folders.items():
         write_pictures(tmp_path / name, shade, 2)
     model = ModelFile(tiny_architecture(len(known)).build().eval(), known, Preprocess(32))
-    return evaluate(model, Shade(len(known), shades), open_source(tmp_path), "all")
+    return evaluate_model(model, Shade(len(known), shades), open_source(tmp_path), "all")
 
 
 @pytest.mark.parametrize("names", [("A", "a"), ("red-ant", "red_ant"), ("a b", "a_b")], ids=str)
@@ -54,7 +54,7 @@ def test_calibration_keeps_them_apart(tmp_path):
     for name, shade in (("A", 60), ("a", 190)):
         write_pictures(tmp_path / name, shade, 6)
     model = ModelFile(tiny_architecture().build().eval(), ("a", "A"), Preprocess(32))
-    after = calibrate_bn(model, open_source(tmp_path), 32, batch_size=4, device="cpu").after
+    after = calibrate_model(model, open_source(tmp_path), 32, batch_size=4, device="cpu").after
     assert set(after["per_class"]) == {"a", "A"}
 
 

@@ -16,7 +16,7 @@ from shvit.classnames import match_classes
 from shvit.data.loader import Batch
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
-from shvit.evaluate import evaluate, write_report
+from shvit.evaluate import evaluate_model, write_report
 from shvit.modelfile import ModelFile
 from shvit.pretrained import imagenet_classes
 from shvit.tasks.classify import Classify
@@ -79,7 +79,7 @@ def test_two_classes_have_a_top5():
 
 def test_report_files(tmp_path, folder, tiny):
     (folder / "val" / "dark" / "100.png").write_bytes(b"")
-    report = evaluate(tiny, engines.load(tiny, device="cpu"), open_source(folder))
+    report = evaluate_model(tiny, engines.load(tiny, device="cpu"), open_source(folder))
     files = write_report(report, tmp_path / "out")
     assert {path.name for path in files} == {path.name for path in (tmp_path / "out").iterdir()}
     saved = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -104,7 +104,9 @@ def test_report_of_a_thousand_classes(tmp_path, folder):
         (*(f"class {i}" for i in range(998)), "dark", "light"),
         Preprocess(32),
     )
-    write_report(evaluate(model_file, engines.load(model_file, device="cpu"), open_source(folder)), tmp_path / "out")
+    write_report(
+        evaluate_model(model_file, engines.load(model_file, device="cpu"), open_source(folder)), tmp_path / "out"
+    )
     assert (tmp_path / "out" / "confusion.png").stat().st_size > 1000
 
 
@@ -130,8 +132,8 @@ def test_classes_are_matched_by_name_not_by_order(tmp_path, tiny):
     for name, shade in (("dark", 60), ("light", 190)):
         write_pictures(tmp_path / name, shade, 5)
     source = open_source(tmp_path)
-    one = evaluate(tiny, engines.load(tiny, device="cpu"), source).evaluation
-    other = evaluate(swapped, engines.load(swapped, device="cpu"), source).evaluation
+    one = evaluate_model(tiny, engines.load(tiny, device="cpu"), source).evaluation
+    other = evaluate_model(swapped, engines.load(swapped, device="cpu"), source).evaluation
     assert one.top1 == pytest.approx(1 - other.top1)
 
 

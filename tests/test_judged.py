@@ -12,13 +12,13 @@ from PIL import Image
 
 import shvit
 from conftest import COCO, picture, tiny_architecture, write_coco, write_pictures
-from shvit.calibrate import calibrate_bn
+from shvit.calibrate import calibrate_model
 from shvit.data.coco import open_coco
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
 from shvit.engines.exported import Exported, described
 from shvit.errors import Notice
-from shvit.export.export import export
+from shvit.export.export import export_model
 from shvit.modelfile import ModelFile, load, save
 from shvit.requests.train import TrainRequest
 from shvit.tasks.labelled_data import choose_split, open_as_trained
@@ -130,7 +130,7 @@ def test_exported_files_name_them_and_are_evaluated_on_the_same_images(trained, 
     source = open_as_trained(pile, exported)
     assert choose_split(exported, source).left_out == trained.provenance["trained_on"]["images"]
     with pytest.raises(shvit.InputError, match="were used in training"):
-        export(trained, "torch", tmp_path / "n.pt2", source=replace(source, val=source.train))
+        export_model(trained, "torch", tmp_path / "n.pt2", source=replace(source, val=source.train))
 
 
 @pytest.mark.filterwarnings("ignore::shvit.errors.Notice")
@@ -155,7 +155,7 @@ def test_calibration_adds_its_images(trained, tmp_path):
     for name, shade in (("dark", 70), ("light", 180)):
         write_pictures(tmp_path / "more" / name, shade, 10, first=50)
     source = open_as_trained(tmp_path / "more", trained)
-    calibrated = calibrate_bn(trained, source, 48, batch_size=4, device="cpu").model_file
+    calibrated = calibrate_model(trained, source, 48, batch_size=4, device="cpu").model_file
     assert judged(calibrated, tmp_path / "more").left_out == len(source.train)
 
 

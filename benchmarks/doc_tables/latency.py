@@ -252,6 +252,7 @@ def _label(axes: Axes, measured: list[Network]) -> None:
         width = text.get_window_extent().width
         text.set_in_layout(False)
         beside = (left[0] - width - 9 * pixel, left[1]), (right[0] + 9 * pixel, right[1])
+        shift = 0
         for shift, (x, y) in product((0, 7, -7, 10, -10, *range(-20, -100, -5)), beside):
             text.set_position((x, y + shift * pixel))
             box = text.get_window_extent()

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from .data.identity import TrainedOn
 from .data.loader import Batch, Loader, worker_death_as_failure
 from .data.transforms import EvalReader, Normalize, Preprocess
 from .errors import InputError, check_at_least
-from .evaluate import evaluate
+from .evaluate import evaluate_model
 from .model.architecture import Model
 from .model.cost import cost
-from .modelfile import ModelFile
+from .modelfile import ModelFile, beside_model, save
+from .pretrained import load_model
+from .requests.calibrate_bn import CalibrateRequest
 from .tasks import need_classifier
+from .tasks.labelled_data import open_as_trained
 
 MIN_NORM_BATCH = 2
 """Smallest batch size for which a variance can be computed."""
@@ -35,6 +39,8 @@ class Calibration:
     after: dict[str, Any]
     images: int
     """Number of images that the statistics were measured on."""
+    out: Path | None = None
+    """The written model file; see `calibrate_bn`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain data, for JSON."""
@@ -42,7 +48,19 @@ class Calibration:
         return {"image_size": size, "images": self.images, "before": self.before, "after": self.after}
 
 
-def calibrate_bn(
+def calibrate_bn(request: CalibrateRequest) -> Calibration:
+    """Adapt the model of a request to its image size, and write the new model file. Raises as `calibrate_model`."""
+    model_file = load_model(request.model)
+    source, size = open_as_trained(request.data, model_file), request.image_size
+    result = calibrate_model(
+        model_file, source, size, request.images, request.batch_size, request.workers, request.device
+    )
+    out = request.out or beside_model(request.model, ".safetensors", str(size))
+    save(result.model_file, out)
+    return replace(result, out=out)
+
+
+def calibrate_model(
     model_file: ModelFile,
     source: Dataset,
     image_size: int,
@@ -82,7 +100,7 @@ def calibrate_bn(
         network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)
     calibrated = replace(resized, model=network)
     before, after = (
-        evaluate(each, engines.load(each, "torch", "fp32", picked), source, "val", batch_size, workers).to_dict()
+        evaluate_model(each, engines.load(each, "torch", "fp32", picked), source, "val", batch_size, workers).to_dict()
         for each in (resized, calibrated)
     )
     provenance = {

@@ -5,16 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from . import engines
 from .data.coco import CocoDataset
 from .data.dataset import Dataset
 from .data.loader import Loader, worker_death_as_failure
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError
-from .files import write_csv, write_json
+from .files import check_folder, write_csv, write_json
+from .pretrained import load
+from .requests.eval import EvalRequest
 from .tasks import kind_of, task_of
 from .tasks.base import Evaluation
-from .tasks.labelled_data import Chosen, Which, choose_split, relabel_for
+from .tasks.labelled_data import Chosen, Which, choose_split, open_as_trained, relabel_for
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class Report:
     chosen: Chosen
     """The evaluated images. The keys of `evaluation.bad` are indices of these images."""
     seconds: float
+    model_file: Runnable
+    engine: Engine
+    files: tuple[Path, ...] = ()
+    """The written files; see `EvalRequest.out`."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the metrics, numbers of images, and images per second including decoding."""
@@ -47,7 +54,27 @@ def with_fit(model: Runnable, fit: str | None) -> Runnable:
     return replace(model, preprocess=replace(model.preprocess, fit=fit))
 
 
-def evaluate(
+def evaluate(request: EvalRequest) -> Report:
+    """Evaluate the model of a request, and write its files if `out` is set.
+
+    Raises:
+        InputError: A field of the request is wrong, or as for `evaluate_model`.
+        Failure: No image can be used.
+    """
+    if request.out:
+        check_folder(request.out)
+    elif request.raw_cells:
+        raise InputError("--raw-cells has no effect without --out: remove it")
+    model_file = with_fit(load(request.model), request.fit)
+    source = open_as_trained(request.data, model_file)
+    precision = request.precision or ("auto" if isinstance(model_file, engines.Exported) else "fp32")
+    engine = engines.load(model_file, request.engine, precision, request.device, request.threads)
+    batch_size = kind_of(model_file).eval_batch_size if request.batch_size is None else request.batch_size
+    report = evaluate_model(model_file, engine, source, request.split, batch_size, request.workers)
+    return replace(report, files=write_report(report, request.out, request.raw_cells)) if request.out else report
+
+
+def evaluate_model(
     model_file: Runnable,
     engine: Engine,
     source: Dataset | CocoDataset,
@@ -74,10 +101,10 @@ def evaluate(
     started = time.perf_counter()
     with worker_death_as_failure():
         evaluation = task.evaluate(engine, loader)
-    return Report(evaluation, chosen, time.perf_counter() - started)
+    return Report(evaluation, chosen, time.perf_counter() - started, model_file, engine)
 
 
-def write_report(report: Report, out: Path, raw_cells: bool = False) -> list[Path]:
+def write_report(report: Report, out: Path, raw_cells: bool = False) -> tuple[Path, ...]:
     """Write metrics.json, the files of the task, and bad_images.csv if there are bad images; return the paths.
 
     For `raw_cells`, see `raw` in `files.to_cell`.
@@ -89,4 +116,4 @@ def write_report(report: Report, out: Path, raw_cells: bool = False) -> list[Pat
         bad = [[report.chosen.images.names[index], reason] for index, reason in sorted(report.evaluation.bad.items())]
         write_csv(out / "bad_images.csv", ["image", "reason"], bad, raw_cells)
         files.append(out / "bad_images.csv")
-    return files
+    return tuple(files)

@@ -174,3 +174,10 @@ def _digest(header: dict[str, Any], weights: dict[str, Tensor]) -> str:
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def beside_model(model: str, suffix: str, precision: str | None) -> Path:
+    """A path next to the model file, or in the current folder for published weights."""
+    path = Path(model)
+    stem = path.with_suffix("") if path.suffix == ".safetensors" else Path(path.name)
+    return stem.with_name("".join([stem.name, f"_{precision}" if precision else "", suffix]))

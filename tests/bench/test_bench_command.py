@@ -44,7 +44,7 @@ def test_json_table_file_and_figure(run, quick_machine, tiny, tmp_path):
             ["shvit_s1", "--protocol", "paper-cpu", "--threads", "4"],
             "--protocol paper-cpu already sets --threads: remove --threads",
         ),
-        (["shvit_s1", "--protocol", "paper"], "allowed are paper-cpu, paper-onnx, paper-gpu"),
+        (["shvit_s1", "--protocol", "paper"], "choose from paper-cpu, paper-onnx, paper-gpu"),
         (["shvit_s1", "--batch-size", "0"], "batch_size must be at least 1"),
         (["shvit_s1", "--plot", "a.pdf"], "--plot must end in .png"),
         (["no/such/file.safetensors"], "no such file"),

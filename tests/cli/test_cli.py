@@ -250,7 +250,7 @@ def test_an_export_at_another_size_reads_images_as_the_model_does(run, tiny, tmp
     def refuse(model_file, *_, **__):
         raise InputError(f"the preprocess is {model_file.preprocess}")
 
-    monkeypatch.setattr("shvit.export.export.export", refuse)
+    monkeypatch.setattr("shvit.export.export.export_model", refuse)
     for fit in ("crop", "squash"):
         shvit.save(replace(tiny, preprocess=Preprocess(32, fit=fit)), tmp_path / "m.safetensors")
         _, _, err = run("export", tmp_path / "m.safetensors", "--format", "onnx", "--image-size", 64)

@@ -14,7 +14,7 @@ from shvit.cli.main import app
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import ExportJob, Shapes
 from shvit.engines.exported import EngineError
-from shvit.export.export import export
+from shvit.export.export import export_model
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import ModelFile, save
@@ -37,7 +37,7 @@ def test_timm_computes_the_same(distilled, tmp_path):
     preprocess = Preprocess(96, 0.9, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     model_file = ModelFile(model, ("an apple", "b", "b b"), preprocess)
     folder = tmp_path / "m.timm"
-    report = export(model_file, "timm", folder, threads=1)
+    report = export_model(model_file, "timm", folder, threads=1)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert report["ran"]
     assert report["parity"]["relative_difference"] < 1e-5
@@ -71,12 +71,12 @@ def test_what_timm_cannot_build_is_refused(tiny, tmp_path):
     config = Config((Stage(16, 1), Stage(16, 1)))
     model = ModelFile(Architecture("tiny", 2, config=config).build().eval(), ("a", "b"), Preprocess(32))
     with pytest.raises(EngineError, match="timm cannot build tiny"):
-        export(model, "timm", tmp_path / "m.timm")
+        export_model(model, "timm", tmp_path / "m.timm")
     for shapes in (Shapes(batch=2), Shapes(dynamic_size=True)):
         with pytest.raises(EngineError, match="leave out"):
-            export(tiny, "timm", tmp_path / "m.timm", shapes=shapes)
+            export_model(tiny, "timm", tmp_path / "m.timm", shapes=shapes)
     with pytest.raises(EngineError, match="fp16"):
-        export(tiny, "timm", tmp_path / "m.timm", "fp16")
+        export_model(tiny, "timm", tmp_path / "m.timm", "fp16")
     with pytest.raises(EngineError, match="not as timm"):
         engines.format_of("timm", "detect")
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from shvit.engines.base import Candidate, ExportJob, Shapes
 from shvit.engines.exported import EngineError, ExportError
 from shvit.errors import InputError
 from shvit.export.accuracy_floor import Judge
-from shvit.export.export import export
+from shvit.export.export import export_model
 from shvit.modelfile import ModelFile, save
 from shvit.tasks import object_parity
 from shvit.tasks.detect import Detect
@@ -52,7 +52,7 @@ def skip_without(engine: str) -> None:
 def test_a_file_finds_what_pytorch_finds(task, engine, tmp_path):
     skip_without(engine)
     model_file, out = detector(task), tmp_path / SUFFIXES[engine]
-    report = export(model_file, engine, out)["parity"]
+    report = export_model(model_file, engine, out)["parity"]
     assert (report["images"], report["matched"]) == (16, 1)
     assert report["objects"] > 16
     assert report["score_difference"] < 1e-4
@@ -96,7 +96,7 @@ def test_several_at_once_in_a_file_of_fixed_size(tmp_path):
 @pytest.mark.slow
 def test_core_ml_has_the_raw_outputs(tmp_path):
     pytest.importorskip("coremltools.proto", exc_type=ImportError)
-    report = export(detector("detect"), "coreml", tmp_path / "m.mlpackage")
+    report = export_model(detector("detect"), "coreml", tmp_path / "m.mlpackage")
     if not report["ran"]:
         anchors = 9 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
         assert report["specification"]["outputs"] == {"objects": f"array 1x{anchors}x7 FLOAT32"}
@@ -109,7 +109,7 @@ def test_int8_is_held_to_average_precision(tmp_path, task, predictor):
     skip_without("openvino")
     source = open_coco(write_coco(tmp_path / "data"))
     model = replace(detector(task), classes=("tree", "cat", "c"))
-    report = export(model, "openvino", tmp_path / "m.xml", "int8", source=source, max_drop=100)
+    report = export_model(model, "openvino", tmp_path / "m.xml", "int8", source=source, max_drop=100)
     floor = report["floor"]
     assert floor["metric"] == "AP"
     assert floor["AP"] == floor["score"]
@@ -176,7 +176,7 @@ def test_refusals(task, engine, options, shapes, reason, tmp_path):
     if engine in engines.FORMATS:
         skip_without(engine)
     with pytest.raises(shvit.InputError, match=reason):
-        export(detector(task, **options), engine, tmp_path / SUFFIXES.get(engine, "m.plan"), shapes=shapes)
+        export_model(detector(task, **options), engine, tmp_path / SUFFIXES.get(engine, "m.plan"), shapes=shapes)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,7 +198,7 @@ def test_a_file_that_finds_something_else_never_appears(tmp_path, monkeypatch):
     other = replace(model_file, model=randomize_norms(model_file.architecture.build()))
     monkeypatch.setattr(kind, "export", classmethod(lambda cls, job: write(replace(job, model_file=other))))
     with pytest.raises(ExportError, match=r"m\.onnx is not kept: 0\.0% of its objects match PyTorch's"):
-        export(model_file, "onnx", tmp_path / "m.onnx")
+        export_model(model_file, "onnx", tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from shvit.errors import Failure, InputError
-from shvit.export.export import export
+from shvit.export.export import export_model
 from shvit.requests.study import ComparisonRequest, SpeedOptions
 from shvit.study import compare as module
 from shvit.study import speeds
@@ -75,7 +75,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(tmp_path, monkeyp
 
 
 def test_an_exported_file_has_no_modules_to_look_into(tiny, tmp_path):
-    export(tiny, "onnx", tmp_path / "tiny.onnx")
+    export_model(tiny, "onnx", tmp_path / "tiny.onnx")
     with pytest.raises(InputError, match=r"tiny\.onnx is an exported file: give the model file"):
         need_model_file(str(tmp_path / "tiny.onnx"))
 

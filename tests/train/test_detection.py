@@ -22,7 +22,7 @@ from shvit.data.coco import open_coco
 from shvit.data.letterbox import read_whole
 from shvit.data.loader import stack
 from shvit.data.transforms import Preprocess
-from shvit.evaluate import evaluate
+from shvit.evaluate import evaluate_model
 from shvit.modelfile import ModelFile
 from shvit.predict.drawing import draw_objects, legible
 from shvit.requests.train import TrainRequest
@@ -364,10 +364,10 @@ def test_classes_are_found_by_name(start, tmp_path):
     document["annotations"] = [row for row in document["annotations"] if row["category_id"] == 3]
     for split in ("train2017", "val2017"):
         path.with_name(f"instances_{split}.json").write_text(json.dumps(document))
-    report = evaluate(model_file, engines.load(model_file, "torch"), open_coco(data))
+    report = evaluate_model(model_file, engines.load(model_file, "torch"), open_coco(data))
     assert report.evaluation.images == 2
     path.with_name("instances_train2017.json").unlink()
-    both = evaluate(model_file, engines.load(model_file, "torch"), open_coco(data), "all")
+    both = evaluate_model(model_file, engines.load(model_file, "torch"), open_coco(data), "all")
     assert both.evaluation.images == 2
 
 

@@ -20,7 +20,7 @@ from conftest import SHARED, tiny_architecture, wait_for, write_pictures
 from shvit import engines
 from shvit.data.sources import open_source
 from shvit.data.transforms import Preprocess
-from shvit.evaluate import evaluate
+from shvit.evaluate import evaluate_model
 from shvit.modelfile import ModelFile
 from shvit.requests.train import TrainRequest
 from shvit.tasks.classify import Classify
@@ -94,7 +94,7 @@ def test_it_learns_and_writes_all_files(folder, start, tmp_path):
 def test_the_saved_metrics_are_those_of_the_saved_weights(folder, start, tmp_path):
     run(folder, start, tmp_path / "run", epochs=2)
     best = shvit.load(tmp_path / "run" / "best.safetensors")
-    report = evaluate(best, engines.load(best, "torch", "fp32", "cpu"), open_source(folder))
+    report = evaluate_model(best, engines.load(best, "torch", "fp32", "cpu"), open_source(folder))
     assert report.evaluation.top1 == best.metrics["top1"]
     assert report.evaluation.loss == pytest.approx(best.metrics["loss"], rel=1e-4)
 

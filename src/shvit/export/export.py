@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +21,56 @@ from ..engines.base import Candidate, ExportJob, need_calibration
 from ..engines.quantize import CALIBRATION_IMAGES
 from ..errors import Failure, InputError
 from ..files import place, write_json, writing
-from ..modelfile import ModelFile
-from ..tasks import task_of
+from ..modelfile import ModelFile, beside_model
+from ..pretrained import load_model
+from ..requests.export import ExportRequest
+from ..tasks import kind_of, task_of
 from ..tasks.base import Task
-from ..tasks.labelled_data import choose_split, relabel_for
+from ..tasks.labelled_data import choose_split, open_as_trained, relabel_for
 from .accuracy_floor import Judge
 from .parity import prove
 
+MAX_DROP = 0.5
+"""Points of top-1 or AP that int8 may lose by default."""
 KEPT_BYTES = 2 << 30
 """Maximum size of decoded validation images to keep in memory. Larger splits are decoded again for each evaluation."""
 
 
-def export(
+def export(request: ExportRequest, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Export the model of a request. Returns the report and raises errors as `export_model`.
+
+    Raises:
+        InputError: A field of the request is wrong, or has no effect with this format and precision.
+    """
+    model_file = load_model(request.model)
+    kind = engines.format_of(request.format, model_file.task)
+    default = engines.writable_precisions(model_file.task, request.format)[0]
+    precision = request.precision or default
+    if precision != "int8" and request.max_drop is not None:
+        raise InputError(f"--max-drop has no effect in {precision}, only in int8: leave it out")
+    if kind.unavailable("cpu") and request.threads is not None:
+        raise InputError(
+            f"--threads has no effect with --format {request.format}, whose files cannot run here: leave it out"
+        )
+    if request.image_size is not None:
+        fit = kind_of(model_file).new_fit(model_file.preprocess.fit)
+        preprocess = replace(model_file.preprocess, image_size=request.image_size, fit=fit)
+        model_file = replace(model_file, preprocess=preprocess)
+    source = open_as_trained(request.calibrate, model_file) if request.calibrate else None
+    out = request.out or beside_model(request.model, kind.suffix, precision if precision != default else None)
+    shapes = Shapes(request.batch_size, request.dynamic_size)
+    max_drop = MAX_DROP if request.max_drop is None else request.max_drop
+    return export_model(model_file, request.format, out, precision, shapes, source, max_drop, request.threads, log)
+
+
+def export_model(
     model_file: ModelFile,
     engine: str,
     out: Path,
     precision: str | None = None,
     shapes: Shapes | None = None,
     source: Dataset | CocoDataset | None = None,
-    max_drop: float = 0.5,
+    max_drop: float = MAX_DROP,
     threads: int | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -74,7 +105,13 @@ def export(
     judge = Judge(task, samples.validation, max_drop, log)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"file": str(out), "engine": engine, "precision": precision, "shapes": vars(shapes)}
+    report: dict[str, Any] = {
+        "file": str(out),
+        "engine": engine,
+        "task": model_file.task,
+        "precision": precision,
+        "shapes": vars(shapes),
+    }
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder, writing(out):
         file = Path(folder) / out.name
         log(f"writing {out.name}")

@@ -24,9 +24,9 @@ class ExportRequest:
     """The exported file. Default: next to the model file, and named after it."""
     calibrate: str | None = None
     """Labelled images, in any form that shvit train accepts, for int8 calibration and for comparison with PyTorch."""
-    max_drop: float = 0.5
-    """Points of top-1 or AP that int8 may lose on the validation images. If it loses more, openvino runs the
-    layers with the largest quantization error in higher precision."""
+    max_drop: float | None = None
+    """Points of top-1 or AP that int8 may lose on the validation images. Default: 0.5. If it loses more, openvino
+    runs the layers with the largest quantization error in higher precision."""
     image_size: int | None = None
     """Side of the square images, in pixels. Detectors letterbox the image. Default: the model's size."""
     batch_size: int | None = None

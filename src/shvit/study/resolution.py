@@ -11,7 +11,7 @@ from ..bench.case import as_failure, has_random_weights
 from ..bench.run import OnProgress, Row
 from ..classnames import match_classes
 from ..errors import Failure, InputError
-from ..evaluate import evaluate
+from ..evaluate import evaluate_model
 from ..model.architecture import TIMM_PREFIX
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile
@@ -139,7 +139,7 @@ def _add_accuracies(
         try:
             with as_failure():
                 engine = engines.load(at_size, precision="fp32", device=result.speed.device)
-                metrics = evaluate(at_size, engine, source, workers=workers).evaluation.metrics()
+                metrics = evaluate_model(at_size, engine, source, workers=workers).evaluation.metrics()
         except Failure as failure:
             result.omitted.append(f"top-1 of {name} at {size} pixels: {failure}")
         else:
