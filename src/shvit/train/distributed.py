@@ -181,9 +181,9 @@ def _whole(name: str, text: str) -> int:
 
 
 def _agree_on_name(store: distributed.Store, rank: int, size: int) -> str:
-    """A name that all processes of this start share, and that no earlier start used.
+    """Return a new name that all current processes share.
 
-    torchrun keeps its store when it restarts processes, with outdated entries such as addresses.
+    When torchrun restarts processes, it keeps its store, which then has outdated entries such as addresses.
     """
     if rank > 0:
         mine = uuid4().hex

@@ -75,7 +75,7 @@ class Trainer:
         task.ready(self.model.train())  # may freeze weights, so it must run before DDP and the optimizer are created
         check_norms(self.model, recipe, start.preprocess.image_size, self.group.size)
         self.normalize = Normalize(start.preprocess).to(self.device)
-        unused = start.architecture.detector is not None  # timm backbones have layers after the last feature map used
+        unused = start.architecture.detector is not None  # timm backbones have layers after the last used feature map
         self.wrapped = self.group.wrap(self.model, unused)
         self.network = torch.compile(self.wrapped, dynamic=False) if self.compiled else self.wrapped
         self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=recipe.ema_warmup) if recipe.ema else None
@@ -211,7 +211,7 @@ class Trainer:
         return loss.detach()
 
     def _add_losses(self) -> None:
-        """Add the stored losses, averaged over all processes, to the sum. Raises TrainError if one is not finite."""
+        """Add the stored losses, averaged over all processes, to the sum. Raises TrainError if a loss is not finite."""
         if not self._losses:
             return
         for loss in self.group.sum(*torch.stack(self._losses).tolist()):

@@ -47,7 +47,7 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
-    """A function of `schedule_time`: linear warm-up, then decay, then cool-down at the minimum learning rate.
+    """The learning rate as a function of `schedule_time`: linear warm-up, decay, cool-down at the minimum.
 
     Raises:
         InputError: The cool-down is not a whole number of epochs, and the learning rate changes only between epochs.
@@ -69,7 +69,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
             t_in_epochs=False,
         )
     kind = CosineLRScheduler if recipe.schedule == "cosine" else partial(PolyLRScheduler, power=1.0)
-    lag = steps_per_epoch if cooldown and recipe.schedule_by == "epoch" else 0  # the schedule is an epoch late
+    lag = steps_per_epoch if cooldown and recipe.schedule_by == "epoch" else 0  # see `schedule_time`: one epoch late
     return kind(
         optimizer,
         t_initial=max(1, recipe.epochs * steps_per_epoch - cooldown - lag),
