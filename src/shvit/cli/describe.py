@@ -57,7 +57,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
 
 
 def _network(runnable: Runnable) -> Model | None:
-    """The network of a model file. For an exported file: its network without weights, or None if that is unknown."""
+    """The network of a model file or, without weights, of an exported file. None if its architecture is unknown."""
     if not isinstance(runnable, Exported):
         return runnable.model
     described = runnable.provenance.get("architecture")

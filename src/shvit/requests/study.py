@@ -40,7 +40,7 @@ class AccuracyOptions:
     epochs: int = 10
     """Epochs of each training run. Every run starts from random weights."""
     train_size: int | None = None
-    """Training image size in pixels. Default: --image-size if only one is given, otherwise the network's own size."""
+    """Training image size in pixels. Default: --image-size if it has one value, otherwise the network's own size."""
     workers: Workers = 2
 
 

@@ -35,7 +35,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
     Args:
         recipe: The recipe, with settings for its published budget (for classifiers, 1.28 million images).
         images: Number of training images.
-        named: Fields that the user set. They are kept.
+        named: Fields that the user set. These fields are not changed.
         image_size: Image size in pixels, used if the recipe has none. Default: 128.
     """
     if any(recipe.name in TASK_RECIPES[task] for task in OBJECT_TASKS):
@@ -136,7 +136,7 @@ def choices(published: Recipe, fitted: Recipe, images: int, named: Iterable[str]
         published: The published recipe for the same network.
         fitted: The result of `fit`.
         images: Number of training images.
-        named: Fields that the user set. They are left out.
+        named: Fields that the user set. They are left out of the result.
     """
     before, after = published.to_dict(), fitted.to_dict()
     hidden = {*named, *(["effective_lr"] if "lr" in named else [])}

@@ -78,10 +78,10 @@ CHANGES_IMAGES = "seed val_share views repeats crop_min flip color_jitter rand_a
 
 
 class LogitsCache:
-    """A teacher's logits on disk, in fp16: one file per view (augmented version of all images). Files are kept.
+    """A teacher's logits on disk, in fp16. Each view (one augmented version of all images) is a file, kept after the run.
 
     Args:
-        folder: Cache folder. Gets a subfolder for each combination of settings that changes the logits.
+        folder: Cache folder. It has one subfolder per combination of the settings that affect the logits.
         recipe: The student's recipe.
         preprocess: The student's preprocessing.
         about: Other values that the logits depend on: the teacher, the dataset and its classes.

@@ -46,7 +46,7 @@ class Trainer:
         recipe: The recipe, adapted to the dataset by `fit`.
         workers: Data-loading workers per training process.
         facts: Added to the provenance of the model files.
-        group: The training processes. Each has its own trainer; only the main process writes files.
+        group: The training processes. Each process has its own trainer; only the main process writes files.
         save_every: Steps between checkpoints.
     """
 
@@ -316,7 +316,7 @@ class Trainer:
         ).save(self.out)
 
     def _restore(self) -> bool:
-        """Load the last intact checkpoint. Returns whether there is one."""
+        """Load the last intact checkpoint. Returns whether there is an intact checkpoint."""
         checkpoint, problems = self.group.on_main(lambda: Checkpoint.load(self.out))
         if self.group.is_main:
             sweep(self.out)
@@ -360,7 +360,7 @@ class Trainer:
             self.bad.train |= known
 
     def _description(self) -> list[str]:
-        """What is trained, on which data, how and where. The reporter prints it before the first step."""
+        """Lines that say what is trained, on which data, how and where. They are printed before the first step."""
         recipe, source, bad = self.recipe, self.source, len(self.bad)
         images = f"{counted(len(source.train), 'training image')}, {counted(len(source.val), 'validation image')}"
         unusable = f"; {counted(bad, 'bad image')} so far, see bad_images.csv" if bad else ""

@@ -106,7 +106,7 @@ class Recipe:
         None, "Teacher for distillation: a model file, or published weights such as timm/NAME.", tasks=CLASSIFY
     )
     distillation: Literal["hard", "soft"] = _setting(
-        "hard", "Distill from the teacher's top class (hard) or its probabilities (soft).", tasks=CLASSIFY
+        "hard", "hard: learn the teacher's top class. soft: learn the teacher's probabilities.", tasks=CLASSIFY
     )
     distillation_share: float = _setting(
         0.5, "Weight of the distillation loss; the loss on the labels gets the rest.", 0, 1, CLASSIFY
