@@ -78,7 +78,7 @@ CHANGES_IMAGES = "seed val_share views repeats crop_min flip color_jitter rand_a
 
 
 class LogitsCache:
-    """A teacher's logits on disk, in fp16. Each view (one augmented version of all images) is a file, kept after the run.
+    """A teacher's logits on disk, in fp16: a file per view (augmented version of all images), kept after the run.
 
     Args:
         folder: Cache folder. It has one subfolder per combination of the settings that affect the logits.

@@ -316,7 +316,7 @@ class Trainer:
         ).save(self.out)
 
     def _restore(self) -> bool:
-        """Load the last intact checkpoint. Returns whether there is an intact checkpoint."""
+        """Load the last intact checkpoint. Returns False if there is none."""
         checkpoint, problems = self.group.on_main(lambda: Checkpoint.load(self.out))
         if self.group.is_main:
             sweep(self.out)

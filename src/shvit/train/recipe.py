@@ -95,7 +95,7 @@ class Recipe:
     cutmix: float = _setting(1.0, "CutMix alpha. 0 disables it.", 0, 10, CLASSIFY)
     label_smoothing: float = _setting(0.1, "Label smoothing.", 0, 1, CLASSIFY)
     random_erasing: float = _setting(0.25, "Probability of random erasing.", 0, 1, CLASSIFY)
-    repeats: int = _setting(1, "Repeated augmentation: epochs use 1/N of the images, each N times.", 1, tasks=CLASSIFY)
+    repeats: int = _setting(1, "Repeated augmentation: each epoch uses 1/N of the images N times.", 1, tasks=CLASSIFY)
     views: int | None = _setting(
         None,
         "Number of augmented versions of each image; epochs cycle through them. Default: a new version in every epoch.",
@@ -135,7 +135,7 @@ class Recipe:
         tasks=OBJECT_TASKS,
     )
     layout: Literal["torchvision", "paper"] = _setting(
-        "torchvision", "Use detector settings of torchvision or of the paper (docs/detection.md).", tasks=OBJECT_TASKS
+        "torchvision", "Use the detector settings of torchvision or the paper (docs/detection.md).", tasks=OBJECT_TASKS
     )
     proposals: int = _setting(512, "Proposals per image for training Mask R-CNN's second stage.", 1, tasks=("segment",))
 
