@@ -347,7 +347,7 @@ def test_classifiers_and_detectors_are_not_mistaken(run, start, folder, tmp_path
     begin(squares(tmp_path / "data", 2), start, tmp_path / "run", epochs=1)
     best = tmp_path / "run" / "best.safetensors"
     code, _, errors = run("train", folder, "--model", best, "--out", tmp_path / "other")
-    assert (code, "is a model for task detect: to train a classifier, start from one" in errors) == (2, True)
+    assert (code, "is a model for task detect: classifiers must start from a classifier" in errors) == (2, True)
     code, _, errors = run("eval", best, folder)
     assert (code, "is not a COCO folder" in errors) == (2, True)
     code, _, errors = run("predict", start, folder / "val", "--draw", tmp_path / "drawn")

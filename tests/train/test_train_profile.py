@@ -62,7 +62,7 @@ def test_profile_trains_nothing(folder, start, tmp_path, capsys):
 def test_profiling_without_usable_images(folder, start):
     for path in (folder / "train").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(TrainError, match="no training step of a whole epoch has usable images"):
+    with pytest.raises(TrainError, match="a whole epoch has no training step with usable images"):
         profile(TrainRequest(folder, model=start, device="cpu", workers=0, settings=SETTINGS))
 
 

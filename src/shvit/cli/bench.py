@@ -27,11 +27,11 @@ def bench(
     Parameters
     ----------
     out
-        Write the results to this .json file, or to bench_<hardware>_<date>.json (detectors: bench-<task>_...) in this
-        folder.
+        A .json file for the results, or a folder. In a folder, the file is named bench_<hardware>_<date>.json
+        (detectors: bench-<task>_...).
     plot
-        Draw this .png file: accuracy (published, or stored in the model file) against speed, or latency against
-        resolution if --image-size has several values.
+        A .png file to draw. It shows accuracy (published, or stored in the model file) against speed. If --image-size
+        has several values, it shows latency against resolution.
     """
     from ..bench.case import runs_as_it_is
     from ..bench.figures import draw_result

@@ -23,7 +23,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
 
     Returns:
         A dictionary with name, image_size, params, macs and activations (of the model before `fuse`, for one image) and
-        stages (the same for each stage; empty for timm models and detectors). For a file, it also has `file`: task,
+        stages (the costs of each stage; empty for timm models and detectors). For a file, it also has `file`: task,
         classes, preprocess, metrics, provenance and, if exported, engine and precision. Costs are None if an exported
         file does not name its architecture. For an exported Mask R-CNN, macs and activations are
         None, because they depend on the image.
@@ -57,7 +57,7 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
 
 
 def _network(runnable: Runnable) -> Model | None:
-    """The network of a model file; for an exported file, an empty one, or None if its architecture is unknown."""
+    """The network of a model file or, without weights, of an exported file. None if its architecture is unknown."""
     if not isinstance(runnable, Exported):
         return runnable.model
     described = runnable.provenance.get("architecture")

@@ -104,7 +104,7 @@ def refuse_flags(request: PredictRequest, task: "type[Task]", typed: Typed) -> N
 def arguments_of(
     request: PredictRequest, task: "type[Task]", model: "Runnable", images: Sequence[Path], predictor: "Predictor"
 ) -> dict[str, Any]:
-    """All arguments that affect the rows, by the name that the error of --resume shows if the value has changed."""
+    """All arguments that affect the rows. If an argument has changed, the error of --resume shows its name."""
     from ..predict.journal import of_images, of_model
 
     values = {"top-k": request.top_k, "threshold": request.threshold, "draw": request.draw and str(request.draw)}

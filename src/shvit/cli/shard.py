@@ -42,7 +42,7 @@ def shard(request: ShardRequest, *, json: Json = False) -> None:
 
 
 def show(console: Console, report: "ShardReport") -> None:
-    """Print what the folder contains, how many images were left out, and the command that trains on it."""
+    """Print what the folder contains, how many images were left out, and the command that trains on the folder."""
     result = report.to_dict()
     images, shards = (counted(sum(result[key].values()), key[:-1]) for key in ("images", "shards"))
     kept = f" ({report.kept} of them already existed)" if report.kept else ""

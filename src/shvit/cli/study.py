@@ -27,8 +27,8 @@ study = App(
 def study_redundancy(request: RedundancyRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
     """Measure how redundant a network's attention heads are.
 
-    Draws the attention maps of heads, compares these maps, and measures top-1 without each head, and with only that
-    head in its layer. Works with timm's ViT and Swin, SHViT with any token mixer, and your own network. Runs the
+    Draws and compares the attention maps of all heads. For each head, measures top-1 without this head, and with only
+    this head in its layer. Works with timm's ViT and Swin, SHViT with any token mixer, and your own network. Runs the
     network up to 1 + 2 x (total number of heads) times on each image.
     """
     from ..study.verbs import redundancy
@@ -50,13 +50,13 @@ def _comparison(name: str, about: str) -> None:
 
 
 for _name, _about in {
-    "macro": "Compare macro designs: a 4x4 stem with four stages, and a 16x16 stem with three stages, also on larger "
-    "images and with attention in the first stage. Reports parameters, MACs, activations, speed on every engine and "
-    "time per stage, and accuracy with --train.",
-    "ablation": "Compare token mixers: no attention, multi-head, and single-head over 1/8, 1/4.67 or 1/2 of the "
-    "channels. Reports cost and speed, and accuracy with --train.",
+    "macro": "Compare macro designs: a 4x4 stem with four stages, and a 16x16 stem with three stages. The latter is "
+    "also measured on larger images, and with attention in the first stage. Reports parameters, MACs, activations, "
+    "speed on every engine, time per stage and, with --train, accuracy.",
+    "ablation": "Compare token mixers: no attention, multi-head attention, and single-head attention over 1/8, "
+    "1/4.67 or 1/2 of the channels. Reports cost and speed and, with --train, accuracy.",
     "designs": "Compare three designs of single-head attention: (a) in a bottleneck, (b) over all channels, (c) over "
-    "some of the channels. Reports cost and speed, and accuracy with --train.",
+    "some of the channels. Reports cost and speed and, with --train, accuracy.",
 }.items():
     _comparison(_name, _about)
 
@@ -71,7 +71,7 @@ def study_breakdown(request: BreakdownRequest, *, json: Json = False) -> None:
 
 @study.command(name="resolution")
 def study_resolution(request: ResolutionRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
-    """Measure latency and accuracy at several image sizes, by default of SHViT and peers."""
+    """Measure the latency and accuracy of models at several image sizes. Default models: SHViT and peers."""
     from ..study.verbs import resolution
 
     _check_training(request.accuracy, typed)

@@ -92,7 +92,7 @@ def _given(settings: Any) -> dict[str, Any]:
 
 
 def _remains(request: TrainRequest) -> str:
-    """What is kept of a run that Ctrl-C stopped before its first step."""
+    """The message of Ctrl-C before the first step: which files were written, and how to resume."""
     if request.out is None or not (request.out / "recipe.json").exists():
         return "nothing was written"
     return f"the run is kept in {request.out}; {how_to_resume(request.data, request.out)}"

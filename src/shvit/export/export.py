@@ -105,13 +105,8 @@ def export_model(
     judge = Judge(task, samples.validation, max_drop, log)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {
-        "file": str(out),
-        "engine": engine,
-        "task": model_file.task,
-        "precision": precision,
-        "shapes": vars(shapes),
-    }
+    chosen = {"engine": engine, "task": model_file.task, "precision": precision, "shapes": vars(shapes)}
+    report: dict[str, Any] = {"file": str(out), **chosen}
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder, writing(out):
         file = Path(folder) / out.name
         log(f"writing {out.name}")

@@ -18,12 +18,12 @@ class BenchRequest:
     the format and image size of the file). Default: SHViT and its peers. Models must come before the flags."""
     _: KW_ONLY
     engines: Annotated[Many[str], Parameter(name="--engine")] = ()
-    """Engines to time. Default: all that run on this machine, or only the fastest if no models are given. Never run by
-    default: torch-eager, torch-compiled (max-autotune, the faster of NCHW and channels_last) and torch-traced (as in
-    the paper)."""
+    """Engines to time. Default: all engines that run on this machine, or only the fastest if no models are given. Not
+    included by default: torch-eager, torch-compiled (max-autotune, the faster of NCHW and channels_last) and
+    torch-traced (as in the paper)."""
     precisions: Annotated[Many[str], Parameter(name="--precision")] = ()
-    """Precisions to time, such as fp32, bf16 or int8. Default: all that each engine supports on this machine. Models
-    given by name are calibrated on random images."""
+    """Precisions to time, such as fp32, bf16 or int8. Default: all that each engine supports on this machine. For
+    int8, models given by name are calibrated on random images."""
     batch_sizes: Annotated[Many[int], Parameter(name="--batch-size")] = ()
     """Images per call. Default: 16 for classifiers; 1 and 16 (on GPUs: 1 and 32) for detectors."""
     image_sizes: Annotated[Many[int], Parameter(name="--image-size")] = ()

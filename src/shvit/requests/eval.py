@@ -30,8 +30,8 @@ class EvalRequest:
     """Images per batch. Default: 64 for classifiers, 8 for detectors."""
     workers: Workers = 2
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """auto: the validation images, or all images if the dataset has no splits and the model was not trained on it. auto
-    and val exclude images that the model was trained on, which are recognized by their content."""
+    """Which images to evaluate. auto: the validation images, or all images if the dataset has no splits and was not
+    used to train the model. With auto and val, the model's training images are recognized by content and excluded."""
     fit: Literal["crop", "squash"] | None = None
     """How images are resized for a classifier. crop: center crop. squash: resize the whole image to a square, as the
     authors do for fine-tuned networks. Default: the setting in the model file."""

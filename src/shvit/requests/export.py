@@ -25,8 +25,8 @@ class ExportRequest:
     calibrate: str | None = None
     """Labelled images, in any form that shvit train accepts, for int8 calibration and for comparison with PyTorch."""
     max_drop: float | None = None
-    """Points of top-1 or AP that int8 may lose on the validation images. Default: 0.5. If it loses more, openvino
-    runs the layers with the largest quantization error in higher precision."""
+    """Maximum loss of top-1 or AP by int8 on the validation images, in percentage points. If the loss is larger,
+    openvino runs the layers with the largest quantization error in higher precision. Default: 0.5."""
     image_size: int | None = None
     """Side of the square images, in pixels. Detectors letterbox the image. Default: the model's size."""
     batch_size: int | None = None
@@ -35,4 +35,4 @@ class ExportRequest:
     """Accept images of any height and width, from 65 pixels for onnx and torch, or from 32 pixels for openvino. Not
     for detectors."""
     threads: int | None = None
-    """CPU threads for comparing latency."""
+    """CPU threads for comparing the file's latency with PyTorch's."""

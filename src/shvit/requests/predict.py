@@ -21,8 +21,8 @@ class PredictRequest:
     """A .csv, .jsonl or .parquet file for the results; for detectors also .json, in COCO's results format. Default:
     print the results. Rows are collected in FILE.partial until the end; only then is an existing FILE replaced."""
     annotations: Path | None = None
-    """COCO JSON file or dataset folder that supplies the image and category ids for --out FILE.json. Images that it
-    does not list are left out. Default: guess image ids from file names."""
+    """COCO JSON file or dataset folder that supplies the image and category ids for --out FILE.json. Images without
+    an id are left out. Default: guess image ids from file names."""
     top_k: int = 5
     """Number of labels per image, for classifiers."""
     threshold: float = 0.3

@@ -21,7 +21,7 @@ class ShardRequest:
     out: Path
     """New folder for train-000000.tar, …, val-000000.tar, … and shards.json, or the folder of an unfinished run."""
     size: int = 512
-    """Maximum shorter side of the stored images, in pixels. Larger images are resized; other JPEGs are copied."""
+    """Maximum shorter side of the stored images, in pixels. Larger images are resized. Other JPEGs are copied."""
     per_shard: int = 1000
     """Maximum number of images per shard."""
     quality: int = 95
@@ -32,7 +32,7 @@ class ShardRequest:
     val_share: float | None = None
     """Fraction of the images held out for validation. Default: 0.2. Only for data without a validation split."""
     max_bad_share: float = 0.2
-    """Stop if more than this fraction of the images cannot be used. bad_images.csv lists them."""
+    """Stop if more than this fraction of the images cannot be used. bad_images.csv lists the unusable images."""
 
     @property
     def drawn_share(self) -> float:

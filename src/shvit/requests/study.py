@@ -1,4 +1,4 @@
-"""The options of `shvit study ...`: a dataclass per verb. `macro`, `ablation` and `designs` share the same one."""
+"""The options of `shvit study`: one dataclass per analysis. `macro`, `ablation` and `designs` share a dataclass."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class AccuracyOptions:
     epochs: int = 10
     """Epochs of each training run. Every run starts from random weights."""
     train_size: int | None = None
-    """Training image size in pixels. Default: --image-size if only one is given, otherwise the network's own size."""
+    """Training image size in pixels. Default: --image-size if it has one value, otherwise the network's own size."""
     workers: Workers = 2
 
 
@@ -60,7 +60,7 @@ class RedundancyRequest:
     images: int = 1000
     """Number of images for measuring accuracy. They are drawn at random with a fixed seed."""
     similarity_images: int = 128
-    """How many of the --images are used to compare attention maps."""
+    """Number of images for comparing attention maps. They are the first of the images for measuring accuracy."""
     split: Literal["auto", "train", "val", "all"] = "auto"
     """Which images of the dataset to use, as for shvit eval --split."""
     pictures: Many[str] = ()
@@ -69,7 +69,7 @@ class RedundancyRequest:
     """Query points X,Y whose attention is drawn, as fractions of the image's width and height. Default: 0.5,0.5.
     Pictures and points are paired in order; the shorter list is repeated."""
     tolerance: float = 0.5
-    """A layer is reported to need only a single head if that costs at most this many points of top-1."""
+    """A layer is reported to need only one head if keeping only the best head costs at most this many top-1 points."""
     device: Device = "auto"
     threads: Threads = None
     batch_size: BatchSize = 32

@@ -17,10 +17,10 @@ class TrainRequest:
 
     data: str
     """Dataset. For classify: a folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV file with
-    columns path,label, WebDataset shards (a folder, shards.json or data-{000..127}.tar, as a path or URL), hf://NAME or
-    hf://./FOLDER from the Hugging Face hub, or digits. For detect and segment: a COCO folder with
-    annotations/instances_train….json and instances_val….json, or with train/_annotations.coco.json and valid/ as
-    exported by Roboflow."""
+    columns path,label, WebDataset shards (a folder, shards.json or data-{000..127}.tar, as a path or URL), hf://NAME (a
+    dataset of the Hugging Face hub), hf://./FOLDER (a local Hugging Face dataset), or digits (scikit-learn's digits).
+    For detect and segment: a COCO folder with annotations/instances_train….json and instances_val….json, or with
+    train/_annotations.coco.json and valid/ as exported by Roboflow."""
     _: KW_ONLY
     out: Path | None = None
     """New folder for best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Required, except with

@@ -1,4 +1,4 @@
-"""Adapts a recipe to a smaller dataset and fewer epochs than in the published training. Imports no torch."""
+"""Adapts a recipe to a smaller dataset or fewer epochs than in the published training. Imports no torch."""
 
 import math
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from .recipe import OBJECT_TASKS, Recipe
 from .recipes import RECIPES, TASK_RECIPES, small
 
 PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
-"""Training images of ImageNet-1K, and the fraction of the published budget above which a recipe is not changed."""
+"""Training images of ImageNet-1K, and the smallest fraction of the published budget that leaves a recipe unchanged."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
-"""Augmentation is light in runs of up to `LIGHT_EPOCHS`, and has its full strength from `FULL_EPOCHS` on."""
+"""Augmentation is light in runs of up to `LIGHT_EPOCHS` epochs, and full in runs of at least `FULL_EPOCHS` epochs."""
 ENOUGH_STEPS, MIN_CLASSIFIER_BATCH, MIN_DETECTOR_BATCH = 1400, 32, 4
 """Minimum number of optimizer steps, and minimum batch sizes of classifiers and of detectors.
 
@@ -35,7 +35,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
     Args:
         recipe: The recipe, with settings for its published budget (for classifiers, 1.28 million images).
         images: Number of training images.
-        named: Fields that the user set. They are kept.
+        named: Fields that the user set. These fields are not changed.
         image_size: Image size in pixels, used if the recipe has none. Default: 128.
     """
     if any(recipe.name in TASK_RECIPES[task] for task in OBJECT_TASKS):
@@ -46,7 +46,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
 
 
 def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
-    """The changes for a small budget. The result is empty if the budget is at least half of the published one."""
+    """The changes for a small budget. Empty if the budget is at least half of the published budget."""
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}
@@ -54,7 +54,7 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: 
     changes: dict[str, Any] = {"batch_size": batch}
     short = recipe.epochs <= MUON_EPOCHS and image_size >= MUON_SIZE
     wanted = recipe.optimizer == "muon" if "optimizer" in named else short
-    muon = batch < published.batch_size and wanted and recipe.name == "scratch"  # measured only with new weights
+    muon = batch < published.batch_size and wanted and recipe.name == "scratch"  # measured only from random weights
     if muon:
         changes |= {"optimizer": "muon", "schedule": "linear"}
     if batch < published.batch_size:
@@ -136,7 +136,7 @@ def choices(published: Recipe, fitted: Recipe, images: int, named: Iterable[str]
         published: The published recipe for the same network.
         fitted: The result of `fit`.
         images: Number of training images.
-        named: Fields that the user set. They are left out.
+        named: Fields that the user set. They are left out of the result.
     """
     before, after = published.to_dict(), fitted.to_dict()
     hidden = {*named, *(["effective_lr"] if "lr" in named else [])}
@@ -160,7 +160,7 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> dict[str, str]:
     warmup = "a tenth of the epochs"
     if fitted.optimizer != "muon":
         warmup = "shortened in proportion to the epochs, and to at most a tenth of them"
-    muon = f"Muon with a linear schedule learns more than AdamW in up to {MUON_EPOCHS} epochs from random weights"
+    muon = f"Muon with a linear schedule beats AdamW in runs of up to {MUON_EPOCHS} epochs from random weights"
     augmentation = "repeats crop_min interpolation rand_augment color_jitter mixup cutmix random_erasing"
     return {
         "batch_size": f"{budget} give {counted(steps, 'step')} of {published.batch_size:,} images; halved {halved}",

@@ -35,7 +35,7 @@ class Teacher:
         cache: Stores logits, so that they are computed only once. None: compute them every time.
 
     Raises:
-        InputError: The teacher lacks a class, or does not support images of this size.
+        InputError: The teacher lacks a class of the student, or does not support the student's image size.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ CHANGES_IMAGES = "seed val_share views repeats crop_min flip color_jitter rand_a
 
 
 class LogitsCache:
-    """A teacher's logits on disk, in fp16: one file per view of the images. The files are kept after the run.
+    """A teacher's logits on disk, in fp16: a file per view (augmented version of all images), kept after the run.
 
     Args:
-        folder: Cache folder. Gets a subfolder for each combination of settings that changes the logits.
+        folder: Cache folder. It has one subfolder per combination of the settings that affect the logits.
         recipe: The student's recipe.
         preprocess: The student's preprocessing.
         about: Other values that the logits depend on: the teacher, the dataset and its classes.
@@ -114,7 +114,7 @@ class LogitsCache:
         return logits.float() if len(batch) and not logits.isnan().any() else None
 
     def put(self, batch: Batch, logits: Float[Tensor, "b classes"]) -> Float[Tensor, "b classes"]:
-        """Store logits, and return them rounded to fp16, so that training does not depend on the cache."""
+        """Store logits, and return them rounded to fp16, so that new and cached logits are identical."""
         rounded = logits.half()
         self._of(batch.view)[batch.indices] = rounded.cpu().numpy()
         return rounded.float()

@@ -19,7 +19,7 @@ from ..errors import Failure, InputError, counted, notice, one_line
 START_TIMEOUT = timedelta(minutes=30)
 """Maximum time between the start of the first process and the start of the last one."""
 TIMEOUT = timedelta(hours=2)
-"""Maximum wait for another process, which may be reading a whole dataset. A lost process is detected at once."""
+"""Maximum time to wait for another process, which may be reading a whole dataset. Lost processes end the wait."""
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for each process."""
@@ -59,7 +59,7 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and prints."""
+        """Whether this process writes files and prints output."""
         return self.rank == 0
 
     def device(self, kind: str) -> str:
@@ -181,9 +181,9 @@ def _whole(name: str, text: str) -> int:
 
 
 def _agree_on_name(store: distributed.Store, rank: int, size: int) -> str:
-    """A name that all processes of this start share, and that no earlier start used.
+    """Return a new name that all current processes share.
 
-    torchrun keeps its store when it restarts processes, with outdated entries such as addresses.
+    When torchrun restarts processes, it keeps its store, which then has outdated entries such as addresses.
     """
     if rank > 0:
         mine = uuid4().hex

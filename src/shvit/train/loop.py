@@ -46,7 +46,7 @@ class Trainer:
         recipe: The recipe, adapted to the dataset by `fit`.
         workers: Data-loading workers per training process.
         facts: Added to the provenance of the model files.
-        group: The training processes. Each has its own trainer; only the main process writes files.
+        group: The training processes. Each process has its own trainer; only the main process writes files.
         save_every: Steps between checkpoints.
     """
 
@@ -75,7 +75,7 @@ class Trainer:
         task.ready(self.model.train())  # may freeze weights, so it must run before DDP and the optimizer are created
         check_norms(self.model, recipe, start.preprocess.image_size, self.group.size)
         self.normalize = Normalize(start.preprocess).to(self.device)
-        unused = start.architecture.detector is not None  # timm backbones have layers after the last feature map used
+        unused = start.architecture.detector is not None  # timm backbones have layers after the last used feature map
         self.wrapped = self.group.wrap(self.model, unused)
         self.network = torch.compile(self.wrapped, dynamic=False) if self.compiled else self.wrapped
         self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=recipe.ema_warmup) if recipe.ema else None
@@ -211,7 +211,7 @@ class Trainer:
         return loss.detach()
 
     def _add_losses(self) -> None:
-        """Add the stored losses, averaged over all processes, to the sum. Raises TrainError if one is not finite."""
+        """Add the stored losses, averaged over all processes, to the sum. Raises TrainError if a loss is not finite."""
         if not self._losses:
             return
         for loss in self.group.sum(*torch.stack(self._losses).tolist()):
@@ -316,7 +316,7 @@ class Trainer:
         ).save(self.out)
 
     def _restore(self) -> bool:
-        """Load the last intact checkpoint. Returns whether there is one."""
+        """Load the last intact checkpoint. Returns False if there is none."""
         checkpoint, problems = self.group.on_main(lambda: Checkpoint.load(self.out))
         if self.group.is_main:
             sweep(self.out)
@@ -360,7 +360,7 @@ class Trainer:
             self.bad.train |= known
 
     def _description(self) -> list[str]:
-        """What is trained, on which data, how and where. The reporter prints it before the first step."""
+        """Lines that say what is trained, on which data, how and where. They are printed before the first step."""
         recipe, source, bad = self.recipe, self.source, len(self.bad)
         images = f"{counted(len(source.train), 'training image')}, {counted(len(source.val), 'validation image')}"
         unusable = f"; {counted(bad, 'bad image')} so far, see bad_images.csv" if bad else ""

@@ -1,7 +1,7 @@
 """Muon: orthogonalized momentum for matrices, AdamW for all other parameters.
 
-timm's and torch's versions orthogonalize in bf16 on every device. On processors without bf16 instructions, this takes
-longer than the rest of the training step. Here, the data type is a parameter.
+timm's and torch's versions orthogonalize in bf16 on every device. On processors without bf16 instructions, the
+orthogonalization takes longer than the rest of the training step. Here, its data type is a parameter.
 """
 
 import math
@@ -17,7 +17,7 @@ COEFFICIENTS = (
     (3.9505, -6.3029, 2.6377),
     (2.8366, -3.0525, 1.2012),
 )
-"""Coefficients of the Newton-Schulz iterations: the first two and the last of timm's five.
+"""Coefficients of three Newton-Schulz iterations. They are the first two and the last of timm's five iterations.
 
 The other two are left out because each iteration costs a tenth of a training step.
 """

@@ -47,7 +47,7 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
-    """A function of `schedule_time`: linear warm-up, then decay, then cool-down at the minimum learning rate.
+    """The learning rate over `schedule_time`: linear warm-up, decay, then cool-down at the minimum learning rate.
 
     Raises:
         InputError: The cool-down is not a whole number of epochs, and the learning rate changes only between epochs.
@@ -69,7 +69,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
             t_in_epochs=False,
         )
     kind = CosineLRScheduler if recipe.schedule == "cosine" else partial(PolyLRScheduler, power=1.0)
-    lag = steps_per_epoch if cooldown and recipe.schedule_by == "epoch" else 0  # the schedule is an epoch late
+    lag = steps_per_epoch if cooldown and recipe.schedule_by == "epoch" else 0  # see `schedule_time`: one epoch late
     return kind(
         optimizer,
         t_initial=max(1, recipe.epochs * steps_per_epoch - cooldown - lag),
@@ -83,8 +83,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
 def schedule_time(recipe: Recipe, epoch: int, share: float, steps_per_epoch: int) -> int:
     """The position in the schedule, in steps, after `epoch` epochs and the fraction `share` of the next epoch.
 
-    With `schedule_by` epoch, this follows the authors' code, which updates the schedule at the end of an epoch with the
-    number of that epoch: the position is 0 in epochs 0 and 1, and one epoch in epoch 2.
+    With `schedule_by` epoch, the position is 0 in epochs 0 and 1, and one epoch in epoch 2. The reason is that the
+    authors' code updates the schedule at the end of each epoch, with the number of the epoch that has ended.
     """
     if recipe.schedule_by == "epoch" and recipe.schedule != "step":
         return max(0, epoch - 1) * steps_per_epoch

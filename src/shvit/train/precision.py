@@ -32,7 +32,7 @@ def pick_training_precision(recipe: Recipe, device: str, start: ModelFile) -> st
     """Like `pick_precision`, but fp32 on CPUs if bf16 gradients would be wrong (see `steps_over_maps`).
 
     Raises:
-        InputError: The recipe asks for bf16, and its gradients would be wrong.
+        InputError: The recipe asks for bf16, but bf16 gradients would be wrong.
     """
     precision, size = pick_precision(recipe, device), start.preprocess.image_size
     if start.preprocess.fit == "shorter":

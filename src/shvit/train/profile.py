@@ -89,7 +89,7 @@ def _steps(trainer: Trainer, pieces: int) -> Iterator[list[Batch]]:
                 usable += 1
                 yield step
         if not usable:
-            raise TrainError("no training step of a whole epoch has usable images")
+            raise TrainError("a whole epoch has no training step with usable images")
         epoch += 1
 
 

@@ -120,7 +120,7 @@ class Reporter:
             if self.curves is not None:
                 from torch.utils.tensorboard.writer import SummaryWriter
 
-                # hides the points that an interrupted run wrote for steps that this run repeats
+                # hides the points of steps that a resumed run repeats
                 self._curves = stack.enter_context(SummaryWriter(self.curves, purge_step=progress.steps_done + 1))
             self._bar = stack.enter_context(
                 bars.Progress(*columns, console=self.console, disable=hidden, transient=True)

@@ -55,9 +55,9 @@ class Recipe:
     )
     schedule_by: Literal["epoch", "step"] = _setting(
         "epoch",
-        "When the cosine and linear schedules update the learning rate. step: at every step. epoch: once per epoch, as "
-        "in the authors' code: epochs 1 and 2 use --warmup-lr, and each later epoch uses the schedule's value for the "
-        "epoch before it.",
+        "When the cosine and linear schedules update the learning rate. step: at every step. epoch: once per epoch. As "
+        "in the authors' code, epochs 1 and 2 then use --warmup-lr, and each later epoch uses the schedule's value for "
+        "the previous epoch.",
     )
     min_lr: float = _setting(1e-5, "Effective learning rate at the end of the schedule.", 0)
     warmup_lr: float = _setting(1e-6, "Effective learning rate at the first step.", 0)
@@ -95,7 +95,7 @@ class Recipe:
     cutmix: float = _setting(1.0, "CutMix alpha. 0 disables it.", 0, 10, CLASSIFY)
     label_smoothing: float = _setting(0.1, "Label smoothing.", 0, 1, CLASSIFY)
     random_erasing: float = _setting(0.25, "Probability of random erasing.", 0, 1, CLASSIFY)
-    repeats: int = _setting(1, "Repeated augmentation: per epoch, N copies of 1/N of the images.", 1, tasks=CLASSIFY)
+    repeats: int = _setting(1, "Repeated augmentation: each epoch uses 1/N of the images N times.", 1, tasks=CLASSIFY)
     views: int | None = _setting(
         None,
         "Number of augmented versions of each image; epochs cycle through them. Default: a new version in every epoch.",
@@ -106,7 +106,7 @@ class Recipe:
         None, "Teacher for distillation: a model file, or published weights such as timm/NAME.", tasks=CLASSIFY
     )
     distillation: Literal["hard", "soft"] = _setting(
-        "hard", "Distill from the teacher's top class (hard) or its probabilities (soft).", tasks=CLASSIFY
+        "hard", "hard: learn the teacher's top class. soft: learn the teacher's probabilities.", tasks=CLASSIFY
     )
     distillation_share: float = _setting(
         0.5, "Weight of the distillation loss; the loss on the labels gets the rest.", 0, 1, CLASSIFY
@@ -131,11 +131,11 @@ class Recipe:
     )
     frozen_norms: Literal["none", "statistics", "all"] = _setting(
         "none",
-        "What to freeze in the backbone's BatchNorms. statistics: the running statistics; all: the weights, too.",
+        "What to freeze in the backbone's BatchNorms. statistics: running statistics. all: also the weights.",
         tasks=OBJECT_TASKS,
     )
     layout: Literal["torchvision", "paper"] = _setting(
-        "torchvision", "Detector settings: torchvision's, or the authors' (docs/detection.md).", tasks=OBJECT_TASKS
+        "torchvision", "Use the detector settings of torchvision or the paper (docs/detection.md).", tasks=OBJECT_TASKS
     )
     proposals: int = _setting(512, "Proposals per image for training Mask R-CNN's second stage.", 1, tasks=("segment",))
 

@@ -48,11 +48,11 @@ def highres(model: str = "shvit_s1") -> Recipe:
     Flags: `--model runs/s4/best.safetensors --recipe highres --image-size 512`.
 
     The authors published two sets of settings. This recipe uses the arguments that they posted with their network for
-    512 pixels, with all learning rates read as effective ones, and the schedule of `scratch` over 30 epochs.
+    512 pixels, taking the posted values as effective learning rates. The schedule is that of `scratch`, over 30 epochs.
     `highres_paper` uses the other set. Evaluation resizes the whole image to a square (`--eval-fit squash`).
 
-    Published top-1: 82.0 % for S4 at 512. Not yet run here at that scale. S1 on imagenette160 gained 1.0 points from
-    160 to 224 pixels in 2 epochs, all of which came from the resolution (docs/benchmarks.md).
+    Published top-1: 82.0 % for S4 at 512. Not yet run here at that scale. On imagenette160, an S1 trained at 160
+    pixels gained 1.0 points at 224 pixels, both with this recipe and without fine-tuning (docs/benchmarks.md).
     """
     return replace(
         highres_paper(model), name="highres", batch_size=256, lr=4e-5, lr_batch=256, min_lr=2e-7, warmup_lr=2e-8
@@ -65,7 +65,7 @@ def highres_paper(model: str = "shvit_s1") -> Recipe:
     Flags: `--model runs/s4/best.safetensors --recipe highres-paper --image-size 512`.
 
     The text gives no batch size. This recipe takes 0.004 as the effective learning rate at batch 2048, as in `scratch`.
-    It is not known which of the two produced the published network. Cost and outcome: see `highres`. Not yet run here.
+    It is not known which of the two recipes the authors used. Cost and outcome: see `highres`. Not yet run here.
     """
     return replace(
         scratch(model), name="highres-paper", epochs=30, image_size=384, weight_decay=1e-8, eval_fit="squash"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 
 class TimeLeft:
-    """Estimates the remaining time from the steps and epoch ends so far. Ignores the first step, which may compile.
+    """Estimates the remaining time from measured steps and epoch ends. Ignores the first step, which may compile.
 
     The end of an epoch is everything between its last step and the next epoch: evaluation and writing files.
 

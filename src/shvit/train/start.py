@@ -28,7 +28,7 @@ def is_trained(model: str) -> bool:
 
 
 def variant_of(model: str) -> str:
-    """The name of a network in recipes: a model file's architecture, or the model name without family and tag."""
+    """The name of the model's architecture, without the prefix timm/ and without the tag of published weights."""
     name = load_model(model).architecture.name if Path(model).is_file() else model
     return name.removeprefix(TIMM_PREFIX).partition(".")[0]
 
@@ -69,7 +69,7 @@ def _detector(task: str, model: str, source: Dataset | CocoDataset, recipe: Reci
     size, fit = recipe.image_size or known.image_size, "shorter" if recipe.shorter_side else "whole"
     preprocess = replace(known, image_size=size, crop=1.0, interpolation="bilinear", fit=fit)
     check_fit(preprocess)
-    cost(network, (COARSEST, COARSEST))  # raises InputError if a timm model does not take this size
+    cost(network, (COARSEST, COARSEST))  # raises InputError if the size is unsupported
     return ModelFile(network, source.classes, preprocess, task, provenance=provenance)
 
 
@@ -78,7 +78,7 @@ def _classifier(task: str, model: str, source: Dataset | CocoDataset, recipe: Re
     if is_trained(model):
         trained = load_model(model)
         if not kind_of(trained.task).labels_images:
-            raise InputError(f"{model} is a model for task {trained.task}: to train a classifier, start from one")
+            raise InputError(f"{model} is a model for task {trained.task}: classifiers must start from a classifier")
         distilled = recipe.teacher is not None and trained.architecture.config is not None
         architecture = replace(trained.architecture, num_classes=count, distilled=distilled)
         network = transfer(trained.model, architecture, fresh_head=trained.classes != source.classes)
@@ -88,7 +88,7 @@ def _classifier(task: str, model: str, source: Dataset | CocoDataset, recipe: Re
         network = create_model(model, count, distilled=recipe.teacher is not None and not model.startswith(TIMM_PREFIX))
         preprocess = default_preprocess(network, recipe.image_size)
     preprocess = replace(preprocess, fit=recipe.eval_fit or preprocess.fit)
-    cost(network, (preprocess.image_size, preprocess.image_size))  # raises InputError if a timm model cannot take it
+    cost(network, (preprocess.image_size, preprocess.image_size))  # raises InputError if the size is unsupported
     return ModelFile(network, source.classes, preprocess, task, provenance=provenance)
 
 
@@ -103,7 +103,7 @@ def make_task(
     """The task to train. If the recipe has a teacher, the task distills from it.
 
     Raises:
-        InputError: The teacher cannot teach the student, or there is a cache but no teacher.
+        InputError: The teacher cannot teach the student, or `teacher_cache` is set but there is no teacher.
     """
     task: Any = kind_of(start.task).from_recipe(source.classes, recipe, device)
     if recipe.teacher is None:
