@@ -24,7 +24,7 @@ from .timing import Timing, interleave
 from .torchvision import is_torchvision
 
 MIN_FREE_MEMORY = 0.3
-"""Fraction of the memory available at the start that stays free. Cases that need more run in a later group."""
+"""Fraction of the memory available at the start that must stay free. Further cases are timed in a later group."""
 OnProgress = Callable[[str, int, int], None]
 """Called with the current step, the number of steps done, and the number of steps."""
 
@@ -227,7 +227,7 @@ class _Timed(NamedTuple):
 def _time_group(
     waiting: list[Case], min_free: float, request: BenchRequest, failed: dict[Case, str], progress: OnProgress
 ) -> dict[Case, _Timed]:
-    """Time as many of the waiting cases as leave `min_free` of the memory free. Removes them from `waiting`."""
+    """Time as many waiting cases as fit in memory with a fraction `min_free` free. Removes them from `waiting`."""
     subjects: dict[Case, Worker | Subject] = {}
     left = len(waiting)
     try:

@@ -47,7 +47,7 @@ def unreadable(path: Path, reason: str, *errors: type[Exception]) -> Iterator[No
 
 @dataclass(frozen=True)
 class Exported:
-    """A model in the format of a runtime: the facts of a `ModelFile`; the network stays in the file."""
+    """A model in a runtime's format. Holds the facts of a `ModelFile`, but not the network, which stays in the file."""
 
     path: Path
     engine: str

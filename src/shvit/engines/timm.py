@@ -29,7 +29,7 @@ SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "arch
 
 
 class TimmFormat(TorchEngine):
-    """Writes the folder. To compare it with PyTorch, the engine loads the folder with timm and runs timm's network."""
+    """Writes a folder for timm. To check the folder, this engine loads it with timm and runs timm's network."""
 
     name: ClassVar[str] = "timm"
     suffix: ClassVar[str] = ".timm"

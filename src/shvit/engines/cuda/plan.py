@@ -97,7 +97,7 @@ class Map:
 class Plan:
     """The parts in order, and the memory they share.
 
-    Later maps reuse the memory of maps that are no longer read. So more data stays in the GPU's cache.
+    Later maps reuse the memory of maps that are no longer read, so that more data stays in the GPU's cache.
 
     Args:
         processors: Number of multiprocessors to keep busy.
