@@ -84,7 +84,7 @@ def recipes() -> str:
         [
             f"S1, trained at {student['image_size']} pixels on imagenette160 for {student['epochs']} epochs, without "
             f"and with a teacher (`{teacher['model']}`,",
-            f"which reaches {teacher['top1']:.2%} top-1 after {teacher['recipe']['epochs']} epochs of `shvit train`). "
+            f"trained by `shvit train` for {teacher['recipe']['epochs']} epochs, with {teacher['top1']:.2%} top-1). "
             "Top-1 after the best epoch:",
             "",
             *table(("seed", "labels only", "distilled (soft, temperature 2)", "gain, points"), rows),

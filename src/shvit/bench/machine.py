@@ -21,7 +21,7 @@ CPU_SIDES = (128, 256, 512, 1024, 2048)
 GPU_SIDES = (1024, 2048, 4096, 8192)
 CACHE_BYTES, MEMORY_BYTES = 2**17, 2**28
 REPEAT_SECONDS = 0.1
-"""Time spent on each library call and size. Sizes at which one call would take over four times as long are skipped."""
+"""Time spent on each library call and size. Sizes at which one call takes over four times this time are skipped."""
 
 TimedCall = Callable[[], object]
 

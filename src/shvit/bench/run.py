@@ -227,7 +227,7 @@ class _Timed(NamedTuple):
 def _time_group(
     waiting: list[Case], min_free: float, request: BenchRequest, failed: dict[Case, str], progress: OnProgress
 ) -> dict[Case, _Timed]:
-    """Time as many waiting cases as fit in memory with a fraction `min_free` free. Removes them from `waiting`."""
+    """Time as many waiting cases as fit with the fraction `min_free` of memory free. Removes them from `waiting`."""
     subjects: dict[Case, Worker | Subject] = {}
     left = len(waiting)
     try:

@@ -32,7 +32,7 @@ PRECISION_NAMES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 
 
 class CoreMLEngine(Engine):
-    """Runs a `.mlpackage` on macOS. Device `cpu` means only the CPU; with `mps`, Core ML chooses the hardware.
+    """Runs a `.mlpackage` on macOS. On device `cpu`, it uses only the CPU; on `mps`, Core ML chooses the hardware.
 
     Running files is untested, since that needs a Mac.
     """

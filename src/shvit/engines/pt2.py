@@ -78,7 +78,7 @@ def members(path: Path) -> dict[str, bytes]:
 
 
 def checked(path: Path) -> io.BytesIO:
-    """A new archive that is safe for `torch.export.load`. Raises EngineError that names a forbidden entry."""
+    """A new archive that is safe for `torch.export.load`. Raises an EngineError that names a forbidden entry."""
     found = members(path)
     try:
         found[MODEL] = json.dumps(_model(_json(found, MODEL))).encode()

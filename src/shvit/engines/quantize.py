@@ -40,7 +40,7 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
 
     Matrix products stay in floating point. In attention and squeeze-excite, they are so small that the conversions take
     longer than int8 saves; in the classifier, they take almost no time. The last convolution of each detector head also
-    stays in floating point, since 256 values are too few for boxes in pixels. It is a small part of the work.
+    stays in floating point, since 256 values are too few for boxes in pixels. These layers do little of the work.
     """
     names = {node.get_friendly_name(): node.get_type_name() for node in network.get_ops()}
     detector = any(DETECTOR_PARTS[0] in name for name in names)
@@ -192,7 +192,7 @@ def read_uint8_pixels(network: "ov.Model") -> "ov.Model":
 
 
 def share_quantized_maps(network: "ov.Model") -> "ov.Model":
-    """Let attention also read maps in 8 bits, if they are already quantized for the residual sum."""
+    """If a map is already quantized for the residual sum, let attention also read it in 8 bits."""
     network = network.clone()
     for node in network.get_ordered_ops():
         if node.get_type_name() != "Add" or _type_before(node, 0) != "GroupConvolution":

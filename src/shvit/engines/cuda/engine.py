@@ -202,7 +202,7 @@ class Graph:
 def bucket(images: int, most: int) -> int:
     """The size of the next batch of these images, a power of two.
 
-    Up to 8 images run in one batch. More images do so only if they fill at least three quarters of it.
+    Up to 8 images run in one batch. More images are split unless they fill at least three quarters of one batch.
     """
     size = 1 << (images - 1).bit_length()
     if images > 8 and 4 * images < 3 * size:
