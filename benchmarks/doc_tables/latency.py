@@ -160,7 +160,7 @@ def verdict() -> str:
 
 
 def _batches() -> list[Network]:
-    """Networks of the newest throughput benchmark, in ONNX Runtime, with milliseconds per image."""
+    """Networks of the newest throughput benchmark, with their milliseconds per image in ONNX Runtime."""
     return [
         Network(row["model"].removeprefix("timm/"), row["image_size"], top1["percent"], top1["training"],
                 {row["precision"]: 1e3 / row["images_per_second"]})

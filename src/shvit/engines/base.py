@@ -73,7 +73,7 @@ class Engine:
     """Runs one network. It takes decoded pixels; normalization is part of the network.
 
     Several threads may call an engine at once, even while other threads create, call or delete other engines. A call
-    uses the number of CPU threads of its engine and does not change the settings of the process.
+    uses as many CPU threads as were set for its engine, and does not change the settings of the process.
 
     If an engine runs int8, its constructor also takes `calibration`, as in `ExportJob`.
     """

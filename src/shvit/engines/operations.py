@@ -1,4 +1,4 @@
-"""The time of each operation of a network in fp32 on the CPU, measured by the profilers of the engines."""
+"""Time each operation of a network in fp32 on the CPU, with the profiler of each engine."""
 
 import json
 import tempfile

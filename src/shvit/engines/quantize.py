@@ -111,9 +111,9 @@ def rank_layers(
     threads: int | None,
     signal: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> dict[str, float]:
-    """The share of the squared error of `signal(outputs)` that each layer causes, the largest first.
+    """Each layer's share of the squared error of `signal(outputs)`, largest first.
 
-    The share of a layer is measured by running only this layer in floating point.
+    The share is the part of the error that vanishes when only this layer runs in floating point.
     """
     exact = signal(CompiledNetwork(network, "fp32", threads)(images))
 
