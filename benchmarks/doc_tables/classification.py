@@ -70,8 +70,8 @@ def predict() -> str:
         for name, part in result["agreement"].items()
     )
     return f"""\
-`shvit predict` with an int8 file of S1 classifies {result["files"]:,} photographs at {speed["shvit"]:.0f} images/s on \
-{machine(result)}.
+`shvit predict` with an int8 export of S1 classifies {result["files"]:,} photographs at {speed["shvit"]:.0f} images/s \
+on {machine(result)}.
 This is {result["value"]:.1f} times the speed of a plain loop (PIL, timm's transform, a DataLoader with two workers, \
 timm's `shvit_s1` in eager mode). Runs are interleaved.
 Peak memory is {few[1]:.0f} MiB for {int(few[0]):,} files and {many[1]:.0f} MiB for {int(many[0]):,} files.
@@ -112,12 +112,13 @@ def bench() -> str:
     )
     return "\n".join(
         [
-            f"Median images/s at batch size {BATCH} on {one_thread(result)}. In brackets: share of the peak "
-            "matmul FLOP/s in the same precision. Each network runs at its own image size. Runs are interleaved.",
+            f"Median images/s at batch size {BATCH} on {one_thread(result)}. In parentheses: the share of "
+            "the machine's peak matmul FLOP/s in this precision. "
+            "Each network runs at its own image size. Runs are interleaved.",
             "",
             *table(("network", "pixels", "published top-1 (fp32)", *runs), rows),
             "",
-            f"{NOTES} Published top-1 on ImageNet-1K, from timm's results table.",
+            f"{NOTES} Published top-1 is on ImageNet-1K, from timm's results tables (`starnet_s4`: its authors).",
         ]
     )
 
@@ -127,7 +128,7 @@ def paper_gpu() -> str:
     speeds = PROTOCOLS["paper-gpu"].images_per_second
     return "\n".join(
         [
-            "Published in the paper, not measured by this project: NVIDIA A100, batch size 256, traced PyTorch, fp16.",
+            "From the paper, not measured by this project: traced PyTorch in fp16 on an NVIDIA A100, batch size 256.",
             "",
             *table(("network", "images/s"), ([f"`{name}`", f"{speed:,}"] for name, speed in speeds.items())),
         ]

@@ -14,8 +14,9 @@ def overfit() -> str:
         rows.append([task, f"{run['bbox']['AP50']:.1%}", masks, f"{run['seconds'] / 60:.1f}"])
     return "\n".join(
         [
-            f"Detectors on S1 overfit {len(result['photographs'])} photographs of coco421 (a part of COCO) at 128 "
-            f"pixels. They show {result['objects']} objects of {result['classes']} classes, none of them small.",
+            f"Detectors with an S1 backbone overfit {len(result['photographs'])} photographs of coco421 (a part of "
+            f"COCO) at 128 pixels. The photographs show {result['objects']} objects of {result['classes']} classes, "
+            "none of them small.",
             f"The backbone was trained on imagenette160. Measured by `benchmarks/detection.py` on {machine(result)}:",
             "",
             *table(("task", "box AP50", "mask AP50", "minutes"), rows),
@@ -35,8 +36,8 @@ def transfer() -> str:
     columns = ("seed", "AP50, trained backbone", "AP50, from scratch", "AP, trained backbone", "AP, from scratch")
     return "\n".join(
         [
-            "RetinaNet on S1, trained on the 215 training images of coco421 and evaluated on its 206 validation "
-            "images. The backbone was",
+            "RetinaNet with an S1 backbone, trained on the 215 training images of coco421 and evaluated on its 206 "
+            "validation images. The backbone was",
             "either trained on imagenette160 or has random weights (from scratch). Each run takes "
             f"{max(minutes):.0f} minutes on {machine(result)}.",
             f"Flags: `{flags}`.",
@@ -91,7 +92,7 @@ def speed() -> str:
             "",
             *table(("network", "part", "engine", "batch 16", "batch 1"), rows),
             "",
-            "Time of the backbones relative to that of S4, at batch size 16:",
+            "Time of each backbone, relative to the time of S4's backbone, at batch size 16:",
             "",
             *table(("engine", "ResNet-50", "MobileNetV3-Large"), ratios),
         ]

@@ -160,7 +160,7 @@ def verdict() -> str:
 
 
 def _batches() -> list[Network]:
-    """Networks of the newest throughput benchmark, in ONNX Runtime, with milliseconds per image."""
+    """Networks of the newest throughput benchmark, with their milliseconds per image in ONNX Runtime."""
     return [
         Network(row["model"].removeprefix("timm/"), row["image_size"], top1["percent"], top1["training"],
                 {row["precision"]: 1e3 / row["images_per_second"]})
@@ -170,7 +170,7 @@ def _batches() -> list[Network]:
 
 
 def _cell(name: str, among: list[Network], precision: str) -> str:
-    """A network's time, the most accurate peers that it beats and that beat it, and the numbers of other such peers."""
+    """A network's time, the best peers that it beats and that beat it, and the numbers of other such peers."""
     timed = sorted((one for one in among if precision in one.milliseconds), key=lambda one: -one.top1)
     [one] = [one for one in timed if one.name == name]
     peers = [peer for peer in timed if not peer.ours]
@@ -240,7 +240,7 @@ def _marker(precision: str, color: str) -> dict[str, Any]:
 
 
 def _label(axes: Axes, measured: list[Network]) -> None:
-    """Write each name beside the network's fastest or slowest point, where it covers nothing."""
+    """Write each name beside the network's fastest or slowest point, where the name covers nothing."""
     pixel = axes.figure.dpi / 72  # pyright: ignore[reportAttributeAccessIssue]
     ends = [
         axes.transData.transform([(f(one.milliseconds.values()), one.top1) for f in (min, max)]) for one in measured

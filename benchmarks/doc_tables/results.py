@@ -42,7 +42,7 @@ def machine(result: dict[str, Any]) -> str:
 
 
 def one_thread(result: dict[str, Any]) -> str:
-    """The processor, after the thread if only one was used: "one thread of AMD EPYC (AVX2, AVX-512)"."""
+    """The processor, with "one thread of" before it if only one was used: "one thread of AMD EPYC (AVX2, AVX-512)"."""
     threads = "one thread of " if result["threads"] == 1 else ""
     return f"{threads}{hardware_in_words(result['hardware'])}"
 

@@ -25,10 +25,10 @@ def loader() -> str:
     )
     return "\n".join(
         [
-            f"Images/s from files to normalized batches with {result['workers']} workers on {result['cores']} cores of "
-            f"{result['hardware']['processor']}, and the speed relative to",
-            "timm's `create_loader` with the same augmentation: without its prefetcher (workers normalize the images) "
-            "and with it (the main process does). Runs are",
+            f"Images/s, from files to normalized batches, with {result['workers']} workers on {result['cores']} cores "
+            f"of {result['hardware']['processor']}. The last two columns compare",
+            "this speed with timm's `create_loader` and the same augmentation: without timm's prefetcher (the workers "
+            "normalize the images) and with it (the main process normalizes them). Runs are",
             "interleaved. `paper` is the paper's augmentation at 224 pixels, `light` is only crops and flips, at 160 "
             "pixels.",
             "",
@@ -44,7 +44,7 @@ def step() -> str:
         f"{result['hardware']['processor']} ({result['precision']}, compiled, channels_last, with the\n"
         f"recipe's mixup, CutMix, clipping and EMA) processes {result['images_per_second']['ours']:.0f} images/s. "
         f"This is {result['value']:.2f} times the speed of timm's step (eager, fp32)\nand uses "
-        f"{result['share_of_ceiling']:.0%} of the peak matmul FLOP/s. It has not been measured on a GPU."
+        f"{result['share_of_ceiling']:.0%} of the peak matmul FLOP/s. The step has not been timed on a GPU."
     )
 
 
@@ -58,8 +58,8 @@ def kill() -> str:
     )
     return "\n".join(
         [
-            "`shvit_s1` on 512 images of imagenette160. Each run is killed (SIGKILL) at random moments and resumed "
-            "each time. Its final",
+            "Each run trains `shvit_s1` on 512 images of imagenette160, is killed (SIGKILL) at random moments, and is "
+            "resumed each time. The final",
             "weights are compared with those of an uninterrupted run:",
             "",
             *table(("configuration", "kills", "kills while writing a checkpoint", "bit-identical weights"), cells),
@@ -82,14 +82,14 @@ def recipes() -> str:
     )
     return "\n".join(
         [
-            f"S1 at {student['image_size']} pixels on imagenette160, {student['epochs']} epochs, without and with a "
-            f"teacher (`{teacher['model']}`,",
-            f"trained by `shvit train` for {teacher['recipe']['epochs']} epochs to {teacher['top1']:.2%}). "
-            "Top-1 of the best epoch:",
+            f"S1, trained at {student['image_size']} pixels on imagenette160 for {student['epochs']} epochs, without "
+            f"and with a teacher (`{teacher['model']}`,",
+            f"trained by `shvit train` for {teacher['recipe']['epochs']} epochs, with {teacher['top1']:.2%} top-1). "
+            "Top-1 after the best epoch:",
             "",
             *table(("seed", "labels only", "distilled (soft, temperature 2)", "gain, points"), rows),
             "",
-            f"An S1 trained at {highres['start']['image_size']} pixels ({highres['start']['top1']:.2%}) reaches "
+            f"An S1 trained at {highres['start']['image_size']} pixels has {highres['start']['top1']:.2%} top-1, and "
             f"{max(tuned['top1']):.2%} ({highres['gain']:+.2f} points) after fine-tuning with `highres` at "
             f"{tuned['recipe']['image_size']} pixels for {tuned['recipe']['epochs']} epochs.",
             f"Without fine-tuning, it reaches {highres['as_it_is']:.2%} at {tuned['recipe']['image_size']} pixels: the "
@@ -114,9 +114,9 @@ def estimate() -> str:
     runs = [(8 * inference / 3, macs, epochs * IMAGES) for inference, macs, epochs in PUBLISHED.values()]
     rows = {
         "epochs": [str(epochs) for _, _, epochs in PUBLISHED.values()],
-        "training throughput of 8 A100, images/s, at most": [f"{rate:,.0f}" for rate, _, _ in runs],
+        "maximum training throughput of 8 A100, images/s": [f"{rate:,.0f}" for rate, _, _ in runs],
         "hours at this throughput": [f"{images / rate / 3600:.1f}" for rate, _, images in runs],
-        "CPU cores needed to load images as fast": [f"{rate / core:.0f}" for rate, _, _ in runs],
+        "CPU cores that load images at this throughput": [f"{rate / core:.0f}" for rate, _, _ in runs],
         "hours if 96 cores load images": [f"{images / min(rate, 96 * core) / 3600:.1f}" for rate, _, images in runs],
         "days on two CPU cores, without a GPU": [f"{images / (here / macs) / 86400:.0f}" for _, macs, images in runs],
     }

@@ -40,7 +40,7 @@ from .torchvision import TORCHVISION_PREFIX, TorchvisionDetector, is_torchvision
 
 WHOLE, BACKBONE = "whole", "backbone"
 BACKBONE_TASK = "classify"
-"""Task of backbones. They are timed as classifiers with a single class."""
+"""Task of backbones, which are timed as classifiers with a single class."""
 RANDOM_CLASSES = 80
 """Number of classes of detectors with random weights, as in COCO."""
 CALIBRATION_BATCHES, CALIBRATION_SIZE = 4, 8
@@ -120,7 +120,7 @@ def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TA
 def _random_model(architecture: Architecture, image_size: int | None, task: str, part: str) -> ModelFile:
     """A model with random weights. All BatchNorm weights are 1.
 
-    Some of these weights are zero before training. With zeros, the network would run faster than a trained one.
+    The usual initialization sets some of them to zero, so the network would run faster than a trained one.
     """
     torch.manual_seed(0)
     model = architecture.build().eval()
@@ -274,7 +274,7 @@ def _engine(model: Runnable, case: Case) -> Callable[[Tensor], Tensor]:
 
 
 def _memory(device: str, peak: bool = False) -> int | None:
-    """Memory in use, or its peak, in bytes. CPU: of this process; CUDA: of torch's allocator. None: unknown."""
+    """Bytes in use, or their peak: by this process on a CPU, by torch's allocator on CUDA. None: unknown."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
     status = Path("/proc/self/status")
@@ -285,7 +285,7 @@ def _memory(device: str, peak: bool = False) -> int | None:
 
 
 def _reset_peak(device: str) -> bool:
-    """Reset the peak, to exclude memory that only loading needs. Returns False if the system does not allow it."""
+    """Reset the memory peak, to exclude what only loading needs. Returns False if the system does not allow it."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return True

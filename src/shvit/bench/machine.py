@@ -1,4 +1,4 @@
-"""Measure what the machine can do at most: matmul FLOP/s in each precision, and memory bandwidth.
+"""Measure the limits of the machine: peak matmul FLOP/s in each precision, and memory bandwidth.
 
 The fraction of the peak that a network reaches is `2 * MACs * images/s` divided by the peak FLOP/s. The peak is the
 highest speed that any available library call reaches, on matrices that fit into the caches and on larger ones. The
@@ -21,7 +21,7 @@ CPU_SIDES = (128, 256, 512, 1024, 2048)
 GPU_SIDES = (1024, 2048, 4096, 8192)
 CACHE_BYTES, MEMORY_BYTES = 2**17, 2**28
 REPEAT_SECONDS = 0.1
-"""Time spent on each library call and size. Sizes at which one call would take over four times as long are skipped."""
+"""Time spent on each library call and size. Sizes at which one call takes over four times this time are skipped."""
 
 TimedCall = Callable[[], object]
 
@@ -76,7 +76,7 @@ def measure_machine(threads: int | None, device: str) -> Machine:
 
 
 def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Callable[[int], TimedCall]]]:
-    """Yield the precision, the library call and a factory for each product of square matrices."""
+    """For each product of square matrices, yield its precision, the name of the library call, and a factory."""
 
     def of(dtype: torch.dtype, product: Callable[[Tensor, Tensor], Tensor]) -> Callable[[int], TimedCall]:
         def make(side: int) -> TimedCall:

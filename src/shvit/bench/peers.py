@@ -111,7 +111,7 @@ COMPILED = "torch-compiled"
 
 
 def yardsticks(device: str) -> dict[str, tuple[str, ...]]:
-    """The precisions of each name in `case.YARDSTICKS`. These are timed only if the user names them."""
+    """The precisions of each name in `case.YARDSTICKS`. A yardstick is timed only if the user names it."""
     if device == "cpu":
         return {TRACED: ("fp32",), EAGER: ("fp32", "bf16"), COMPILED: ("fp32", "bf16")}
     return {TRACED: ("fp16", "fp32"), EAGER: ("fp16", "bf16", "fp32"), COMPILED: ("fp16", "bf16", "fp32")}

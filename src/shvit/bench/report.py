@@ -68,7 +68,7 @@ NOTES = (
 )
 NOTE_ON_TOP1 = (
     "top-1: published on ImageNet-1K († distilled), or stored in the model file and measured on its validation images "
-    "(‡). training: data and distillation. Without a file or published weights, networks run with random weights."
+    "(‡). training: data and distillation. Networks given without weights run with random weights."
 )
 
 

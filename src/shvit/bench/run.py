@@ -24,7 +24,7 @@ from .timing import Timing, interleave
 from .torchvision import is_torchvision
 
 MIN_FREE_MEMORY = 0.3
-"""Fraction of the memory available at the start that stays free. Cases that need more run in a later group."""
+"""Fraction of the memory available at the start that must stay free. Further cases are timed in a later group."""
 OnProgress = Callable[[str, int, int], None]
 """Called with the current step, the number of steps done, and the number of steps."""
 
@@ -111,7 +111,7 @@ class Result:
         return row.images_per_second / s1[0].images_per_second if s1 else None
 
     def published_speed(self, row: Row) -> tuple[int, float] | None:
-        """The paper's images/s in this protocol, and the ratio to shvit_s1. None: unknown."""
+        """The paper's images/s in this protocol, and their ratio to those of shvit_s1. None: unknown."""
         published = self.protocol.images_per_second if self.protocol else {}
         speed = published.get(row.case.model)
         return (speed, speed / published["shvit_s1"]) if speed else None
@@ -227,7 +227,7 @@ class _Timed(NamedTuple):
 def _time_group(
     waiting: list[Case], min_free: float, request: BenchRequest, failed: dict[Case, str], progress: OnProgress
 ) -> dict[Case, _Timed]:
-    """Time as many of the waiting cases as leave `min_free` of the memory free. Removes them from `waiting`."""
+    """Time as many waiting cases as fit with the fraction `min_free` of memory free. Removes them from `waiting`."""
     subjects: dict[Case, Worker | Subject] = {}
     left = len(waiting)
     try:
@@ -279,7 +279,7 @@ def _costs(cases: list[Case]) -> tuple[dict[Case, Cost | None], dict[Case, str]]
 
 
 def _folded(name: str, model: OpenedModel) -> Any:
-    """The folded network. For an exported file, a network of the same architecture, or None if it is unknown."""
+    """The folded network. For an exported file, a new network of its architecture. None: unknown."""
     if isinstance(model, Exported):
         described = model.provenance.get("architecture")
         network: Any = Architecture.from_dict(described).build() if described else None

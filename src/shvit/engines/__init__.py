@@ -24,10 +24,10 @@ from .timm import TimmFormat
 from .torch import TorchEngine
 
 ENGINES: dict[str, type[Engine]] = {}
-"""Engines that run model files, fastest first. `auto` takes the first that is available and has the precision. If
-the precision is `auto` as well, engines whose default is fp16 or bf16 come before engines whose default is fp32."""
+"""Engines that run model files, fastest first. `auto` takes the first that is available and supports the precision.
+If the precision is `auto` as well, engines whose default is fp16 or bf16 come before engines whose default is fp32."""
 FORMATS: dict[str, type[Engine]] = {}
-"""Engines that have a file format. `timm` is only a format, for users of timm."""
+"""Engines that have a file format. `timm` is among them: it writes files for users of timm, but runs no model files."""
 
 
 def register(kind: type[Engine]) -> None:
@@ -125,7 +125,7 @@ def writers(task: str) -> dict[str, type[Engine]]:
 
 
 def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
-    """The engines in `wanted` that run models of this task with this `fit`. Raises EngineError if there are none."""
+    """The engines in `wanted` that run models with this task and `fit`. Raises EngineError if there are none."""
     many_sizes = model.preprocess.fit == "shorter"
     detector = detector_of(model.task)
 

@@ -16,7 +16,7 @@ from ..tasks.base import Predict
 from .exported import EngineError, Exported, described, seal
 
 STATIC_SHAPES = 6
-"""Number of input shapes for which an engine compiles the network. Further shapes share one slower, dynamic network."""
+"""Maximum number of shapes for which an engine compiles a network. Other shapes share one slower, dynamic network."""
 
 Precisions = Mapping[str | None, tuple[str, ...]]
 """Precisions by the kind of network: a key of `DETECTORS`, or None for classifiers. The default precision is first."""
@@ -29,7 +29,7 @@ class Shapes:
     batch: int | None = None
     """Images per call. None: any number."""
     dynamic_size: bool = False
-    """Whether any height and width is accepted, from a minimum that depends on the format (65 pixels or less)."""
+    """Whether any height and width is accepted. The minimum depends on the format, and is at most 65 pixels."""
 
 
 Runnable = ModelFile | Exported
@@ -49,7 +49,7 @@ class Candidate:
 
 
 Accept = Callable[[Candidate], bool]
-"""Whether a candidate is accurate enough to be written."""
+"""Returns whether a candidate is accurate enough to be written."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Engine:
     """Runs one network. It takes decoded pixels; normalization is part of the network.
 
     Several threads may call an engine at once, even while other threads create, call or delete other engines. A call
-    uses the number of CPU threads of its engine and does not change the settings of the process.
+    uses as many CPU threads as were set for its engine, and does not change the settings of the process.
 
     If an engine runs int8, its constructor also takes `calibration`, as in `ExportJob`.
     """

@@ -32,7 +32,7 @@ PRECISION_NAMES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 
 
 class CoreMLEngine(Engine):
-    """Runs a `.mlpackage` on macOS. Device `cpu` means only the CPU; with `mps`, Core ML chooses the hardware.
+    """Runs a `.mlpackage` on macOS. On device `cpu`, it uses only the CPU; on `mps`, Core ML chooses the hardware.
 
     Running files is untested, since that needs a Mac.
     """
@@ -69,8 +69,8 @@ class CoreMLEngine(Engine):
     def write(cls, job: ExportJob, facts: Exported) -> None:
         """Write a file that takes one image and returns its label, the probability of each class, and the logits.
 
-        The file of a detector returns the detector's raw outputs. If several classes have the same name, their index
-        is appended to it, since Core ML returns probabilities by name.
+        The file of a detector returns the detector's raw outputs. If several classes have the same name, the
+        index of each is appended to its name, since Core ML returns probabilities by name.
         """
         if job.shapes.dynamic_size or job.shapes.batch not in (None, 1):
             raise EngineError(f"{cls.suffix} files take one image of one size: omit --batch-size and --dynamic-size")
@@ -136,7 +136,7 @@ def _declared(specification: Any) -> dict[str, Any]:
 
 
 def _expected(facts: Exported) -> dict[str, Any]:
-    """What `_declared` must contain for a file with these facts."""
+    """What `_declared` must return for a file with these facts."""
     task, side, classes = kind_of(facts.task), facts.preprocess.image_size, len(facts.classes)
     shape = classes if task.labels_images else f"{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)}"
     expected: dict[str, Any] = {
@@ -176,7 +176,7 @@ def _described(kind: Any) -> str:
 
 
 def _name(message: Any, field: str) -> str:
-    """The name of the value that an enum field has in a protobuf message."""
+    """The name of the value of an enum field in a protobuf message."""
     return message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number[getattr(message, field)].name
 
 

@@ -41,7 +41,7 @@ def _split(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
 
 
 def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
-    """Compute the softmax of 4D tensors in three dimensions, since XNNPACK could lay out 4D tensors channels last."""
+    """Flatten 4D tensors to two dimensions for the softmax, since XNNPACK could store 4D tensors in channels_last."""
     if x.ndim != 4 or dim not in (-1, 3) or dtype is not None:
         return NotImplemented
     return x.flatten(0, 2).softmax(-1).view_as(x)

@@ -47,7 +47,7 @@ def unreadable(path: Path, reason: str, *errors: type[Exception]) -> Iterator[No
 
 @dataclass(frozen=True)
 class Exported:
-    """A model in the format of a runtime: the facts of a `ModelFile`; the network stays in the file."""
+    """A model in a runtime's format. Holds the facts of a `ModelFile`, but not the network, which stays in the file."""
 
     path: Path
     engine: str
@@ -59,7 +59,7 @@ class Exported:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sealed: bool = True
-    """Whether the file must contain its digest. Required since version 2."""
+    """Whether the file must contain its digest. This is so since version 2 of the metadata."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything except the path, as plain data to be written into the file's metadata."""

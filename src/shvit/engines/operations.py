@@ -1,4 +1,4 @@
-"""The time of each operation of a network in fp32 on the CPU, measured by the profilers of the engines."""
+"""Time each operation of a network in fp32 on the CPU, with the profiler of each engine."""
 
 import json
 import tempfile
@@ -112,7 +112,7 @@ def _onnx(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int | Non
     for first in range(each, len(nodes), each):  # skips the warm-up call
         part, call = "", []
         for event in nodes[first : first + each]:
-            part = _part_of_onnx(event["name"], parts) or part  # without a path: in the module of the node before
+            part = _part_of_onnx(event["name"], parts) or part  # no path: same module as the node before
             name = event["args"]["op_name"]
             shapes = [shape for one in event["args"].get("input_type_shape", ()) for shape in one.values()]
             call.append(Operation(part, name, event["dur"] / 1e6, "Conv" in name and _is_depthwise(shapes)))
@@ -156,4 +156,4 @@ PROFILERS: dict[str, Callable[[ModelFile, Tensor, int | None], Iterator[Call]]] 
     "openvino": _openvino,
     "torch": _torch,
 }
-"""Profilers by engine. Each runs a model several times on images with a number of CPU threads, and yields the calls."""
+"""Profilers by engine. Each runs a model several times on images, and yields the operations of each call."""

@@ -1,8 +1,8 @@
 """Checks of a `.pt2` file before torch reads it.
 
 `torch.export.load` unpickles parts of a file, passes sizes to sympy, which evaluates them as Python, and writes names
-into code that it runs. Therefore, torch reads a new archive, which has only the members that shvit writes and, in
-these, only tensors, sizes and operations. Everything else is refused or left out.
+into code that it runs. Therefore, torch reads a new archive instead of the file. The archive has only the members that
+shvit writes, and these hold only tensors, sizes and operations. Everything else is refused or left out.
 """
 
 import ast
@@ -42,7 +42,7 @@ OPERATIONS = re.compile(
     r"|_operator\.(add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|or_|pow|sub|truediv)"
 )
 WORDS = {"approximate", "equation", "indexing", "mode", "ord", "padding", "reduce", "rounding_mode", "side"}
-"""Arguments of operations that may be text. Text in other arguments could name a file, as in `aten.from_file`."""
+"""Names of arguments that may be text. Text in other arguments could name a file, as in `aten.from_file`."""
 CODE = {"as_custom_obj", "as_operator", "custom_obj", "token"}
 """Keys of entries that are not tensors, sizes or operations, and may be code."""
 FUNCTIONS = {
@@ -78,7 +78,7 @@ def members(path: Path) -> dict[str, bytes]:
 
 
 def checked(path: Path) -> io.BytesIO:
-    """A new archive that is safe for `torch.export.load`. Raises EngineError, which names the entry not allowed."""
+    """A new archive that is safe for `torch.export.load`. Raises an EngineError that names a forbidden entry."""
     found = members(path)
     try:
         found[MODEL] = json.dumps(_model(_json(found, MODEL))).encode()
@@ -130,7 +130,7 @@ def _check_tensors(config: Any, names: str) -> None:
 
 
 def _model(document: Any) -> dict[str, Any]:
-    """The program without guards and the origins of operations, which torch would run as code but does not need."""
+    """The program without guards and origins of operations. torch does not need them, but would run them as code."""
     module = document["graph_module"]
     module["metadata"] = {}
     module["module_call_graph"] = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
@@ -192,7 +192,7 @@ def _check_expression(text: Any) -> None:
 
 
 def _plain(node: ast.expr) -> bool:
-    """Whether it consists only of numbers, symbols, arithmetic operators and `FUNCTIONS`."""
+    """Whether the expression consists only of numbers, symbols, arithmetic operators and `FUNCTIONS`."""
     match node:
         case ast.Constant(value=bool()):
             return True

@@ -40,7 +40,7 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
 
     Matrix products stay in floating point. In attention and squeeze-excite, they are so small that the conversions take
     longer than int8 saves; in the classifier, they take almost no time. The last convolution of each detector head also
-    stays in floating point, since 256 values are too few for boxes in pixels; most of the work is in the others.
+    stays in floating point, since 256 values are too few for boxes in pixels. These layers do little of the work.
     """
     names = {node.get_friendly_name(): node.get_type_name() for node in network.get_ops()}
     detector = any(DETECTOR_PARTS[0] in name for name in names)
@@ -72,8 +72,8 @@ def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | Non
     """Quantize an fp32 network, with as few layers in floating point as `job.accept` allows. None: nothing is accepted.
 
     Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. Candidates
-    run the first layers of this ranking in floating point, at most half of all layers. The smallest accepted number is
-    found by doubling and bisection. `compute` is the precision of the layers that are not quantized.
+    run the first layers of this ranking in floating point, at most half of all layers. The smallest number of
+    layers that is accepted is found by doubling and bisection. `compute` is the precision of layers not quantized.
     """
     accept, threads, task = job.accept, job.threads, task_of(job.model_file)
     assert accept is not None
@@ -111,9 +111,9 @@ def rank_layers(
     threads: int | None,
     signal: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> dict[str, float]:
-    """The share of the squared error of `signal(outputs)` that each layer causes, the largest first.
+    """Each layer's share of the squared error of `signal(outputs)`, largest first.
 
-    The share of a layer is measured by running only this layer in floating point.
+    The share is the part of the error that vanishes when only this layer runs in floating point.
     """
     exact = signal(CompiledNetwork(network, "fp32", threads)(images))
 
@@ -126,7 +126,7 @@ def rank_layers(
 
 
 def fewest(holds: Callable[[int], bool], most: int) -> int | None:
-    """The smallest count from 1 to `most` that holds; None if there is none. All larger counts must hold as well."""
+    """The smallest count from 1 to `most` that holds; None if none does. Assumes that larger counts hold as well."""
     low, high = 0, min(1, most)
     while not holds(high):
         if high == most:
@@ -192,7 +192,7 @@ def read_uint8_pixels(network: "ov.Model") -> "ov.Model":
 
 
 def share_quantized_maps(network: "ov.Model") -> "ov.Model":
-    """Let attention also read maps in 8 bits, if they are already quantized for the residual sum."""
+    """If a map is already quantized for the residual sum, let attention also read it in 8 bits."""
     network = network.clone()
     for node in network.get_ordered_ops():
         if node.get_type_name() != "Add" or _type_before(node, 0) != "GroupConvolution":

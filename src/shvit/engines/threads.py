@@ -38,7 +38,7 @@ def _openmp() -> ThreadpoolController:
 
 @cache
 def _set_mkl_threads() -> Callable[[int], int]:
-    """MKL's setter for the calling thread, which returns the previous number. 0 stands for the number of the process.
+    """MKL's setter for the calling thread, which returns the previous number. 0: the number set for the process.
 
     MKL uses OpenMP's number only until `torch.set_num_threads` is called. Without MKL, the setter does nothing.
     """

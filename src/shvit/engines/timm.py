@@ -29,7 +29,7 @@ SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "arch
 
 
 class TimmFormat(TorchEngine):
-    """Writes the folder. To compare it with PyTorch, the engine loads the folder with timm and runs timm's network."""
+    """Writes a folder for timm. To check the folder, this engine loads it with timm and runs timm's network."""
 
     name: ClassVar[str] = "timm"
     suffix: ClassVar[str] = ".timm"
@@ -100,7 +100,7 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
         for key, value in arguments.items():
             check_argument(key, value)
         if config["num_classes"] != len(exported.classes) or channels != 3:
-            raise ValueError(f"its metadata contradicts {config['num_classes']} classes and {channels} channels")
+            raise ValueError(f"its {config['num_classes']} classes and {channels} channels do not match its metadata")
         for key in (*SOURCES, "custom_load", "state_dict"):
             if config["pretrained_cfg"].get(key):
                 raise ValueError(f"its entry {key!r} would load other weights")

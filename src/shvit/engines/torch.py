@@ -24,7 +24,8 @@ from .threads import torch_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DYNAMIC_SIDES = 65, 8192
-"""Range of sides with `--dynamic-size`. Up to 64 pixels, the last stage has one row: a constant to torch.export."""
+"""Range of sides with `--dynamic-size`. Up to 64 pixels, the last stage has one row, and torch.export would
+treat the number of rows as a constant."""
 
 
 class TorchEngine(Engine):

@@ -42,7 +42,7 @@ class Floor:
         return self.drop <= self.max_drop + 1e-9  # allows for rounding errors
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. The score is stored a second time under the name of the metric."""
+        """The floor as plain data. The score is stored a second time, under the name of the metric."""
         return {**vars(self), self.metric: self.score, "drop": self.drop}
 
 

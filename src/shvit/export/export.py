@@ -79,7 +79,7 @@ def export_model(
     Args:
         model_file: The model to export.
         engine: The format: a key of `FORMATS`.
-        out: The file.
+        out: The file to write.
         precision: A precision of the format. None: the default of the format.
         shapes: Input sizes that the file takes.
         source: Labelled images. int8 is calibrated on training images and evaluated on validation images. Every file is
@@ -131,7 +131,7 @@ def _judged(judge: Judge, model_file: ModelFile, file: Path, threads: int | None
 
 
 def _precision(task: str, engine: str, precision: str | None) -> str:
-    """The precision, or the default of the format. Raises EngineError if the format does not have it."""
+    """Return `precision`, or the default of the format for None. Raises EngineError if the format does not have it."""
     allowed = engines.writable_precisions(task, engine)
     if precision is not None and precision not in allowed:
         raise EngineError(f"{engine} has no precision {precision!r}: allowed are {', '.join(allowed)}")
@@ -171,7 +171,7 @@ def _calibration(task: Task, preprocess: Preprocess, source: Dataset | CocoDatas
 
 
 def _validation(task: Task, preprocess: Preprocess, split: Split | CocoSplit) -> Iterable[Batch]:
-    """Batches of the labelled images, decoded once if they fit in memory."""
+    """Batches of the labelled images. They are decoded only once if they take at most `KEPT_BYTES`."""
     loader = Loader(split, task.eval_reader(preprocess), task.eval_batch(25, 1), workers=2)
     kept = 3 * preprocess.input_size**2 * len(split) <= KEPT_BYTES
     with worker_death_as_failure():

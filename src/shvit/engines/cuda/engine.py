@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .network import KernelNetwork
 
 CAPABILITY = (8, 0)
-"""Minimum compute capability: that of the first GPUs with bf16 and asynchronous copies."""
+"""Minimum compute capability. GPUs below it have neither bf16 nor asynchronous copies."""
 MAX_BATCH = 1024
 MAX_GRAPHS = 32
 """Maximum number of graphs, each of which has its own memory. The oldest is deleted to make room for another."""
@@ -48,9 +48,9 @@ class Size(NamedTuple):
 
 
 class CudaEngine(Engine):
-    """Runs the network on the kernels. Networks that the kernels cannot run are run by the torch engine, with a notice.
+    """Runs SHViT on Triton kernels. For networks that these cannot run, it uses the torch engine and prints a notice.
 
-    If GPU memory runs out, the batch size is halved, with a notice. In Triton's interpreter, the device can be the CPU.
+    If GPU memory runs out, it halves the batch size and prints a notice. Triton's interpreter can also use the CPU.
     """
 
     name: ClassVar[str] = "cuda"
@@ -123,7 +123,7 @@ class CudaEngine(Engine):
         return launches
 
     def _next(self, images: Tensor) -> Tensor | None:
-        """The logits of the next batch of these images; None if it failed and the batch size or engine was changed."""
+        """The logits of the next batch; None if the batch failed, and the batch size or engine was changed."""
         size = self._size(images)
         try:
             return self._graph(size)(images[: size.batch])
@@ -188,7 +188,7 @@ class Graph:
         self._done = torch.cuda.Event() if on_gpu else None
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        """Run up to as many images as the graph was made for."""
+        """Run at most as many images as the graph was made for."""
         if self._done:  # wait for the previous call, which may be on another stream
             torch.cuda.current_stream().wait_event(self._done)
         self._images[: len(images)].copy_(images, non_blocking=True)
@@ -202,7 +202,7 @@ class Graph:
 def bucket(images: int, most: int) -> int:
     """The size of the next batch of these images, a power of two.
 
-    Up to 8 images run in one batch, and so do images that fill at least three quarters of a batch. Others are split.
+    Up to 8 images run in one batch. More images are split unless they fill at least three quarters of one batch.
     """
     size = 1 << (images - 1).bit_length()
     if images > 8 and 4 * images < 3 * size:

@@ -65,9 +65,9 @@ def stem(
 ):  # fmt: skip
     """Two 3x3 convolutions of stride 2 with ReLU on the output of `center`; the map between them is never stored.
 
-    The first is computed again for each of the nine taps of the second: 2.25 times the operations, but no memory
-    traffic. Its patches have 4 x 4 pixels, with zero weights for the last row and column, so that each row of a patch
-    is 16 contiguous numbers.
+    The first is computed again for each of the nine taps of the second, which takes 2.25 times the operations, but no
+    memory traffic. Its patches have 4 x 4 pixels, with zero weights for the last row and column, so that each row of a
+    patch is 16 contiguous numbers.
     """
     H1: tl.constexpr = (H + 1) // 2
     W1: tl.constexpr = (W + 1) // 2
@@ -142,7 +142,8 @@ def project(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """1x1 convolution; `weight` is (KP, NP). Before it, the `mixed` channels of attention can replace the first
-    channels, or a `gate` can multiply the channels of each image. ReLU or sigmoid, then adding `residual`, can follow.
+    channels, or a `gate` can multiply the channels of each image. After it, ReLU or sigmoid can be applied, and then
+    `residual` can be added.
     """
     dtype = weight.dtype.element_ty
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -273,7 +274,7 @@ def attend(
     convolution again for the few channels that they need, and write the result of attention, after ReLU, to `mixed`.
 
     A program computes `TILE` positions of a group of `TOGETHER` images. If the group fits in one tile, a mask restricts
-    attention to the same image. For larger images, keys and values are read tile by tile and the softmax is rescaled.
+    attention to the same image. For larger images, keys and values are computed tile by tile, rescaling the softmax.
     """
     POSITIONS: tl.constexpr = H * W
     ROWS: tl.constexpr = TOGETHER * POSITIONS

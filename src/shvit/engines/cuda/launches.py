@@ -1,4 +1,4 @@
-"""One class per kernel. It holds the weights in the layout of the kernel, and creates launches of the kernel."""
+"""One class per kernel. Each holds the weights in the layout of its kernel, and creates launches of the kernel."""
 
 from math import ceil, sqrt
 from typing import Any

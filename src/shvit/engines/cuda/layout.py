@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 BLOCK = 128
-"""The longest side of a tile. Weights that a kernel reads tile by tile are padded to a multiple of it."""
+"""The longest side of a tile. Weights that a kernel reads tile by tile are padded to a multiple of this side."""
 
 
 class Put:
@@ -19,16 +19,16 @@ class Put:
         self._device = device
 
     def matrix(self, weight: Float[Tensor, "*taps k n"], rows: int, columns: int) -> Tensor:
-        """A factor of a matrix product."""
+        """Copy a factor of a matrix product, padded to (rows, columns)."""
         *_, k, n = weight.shape
         return pad(weight, (0, columns - n, 0, rows - k)).to(self._device, self._dtype).contiguous()
 
     def vector(self, values: Float[Tensor, "*taps n"], columns: int) -> Tensor:
-        """Values that are added or multiplied in fp32."""
+        """Copy values that are added or multiplied in fp32, padded to this number of columns."""
         return pad(values, (0, columns - values.shape[-1])).to(self._device, torch.float32).contiguous()
 
     def product(self, weight: Float[Tensor, "*taps k n"], bias: Float[Tensor, " n"], columns: int) -> dict[str, Tensor]:
-        """`weight` and `bias` of a matrix product that is computed tile by tile."""
+        """Copy `weight` and `bias` of a matrix product that is computed tile by tile."""
         columns = blocks(columns)
         return {"weight": self.matrix(weight, blocks(weight.shape[-2]), columns), "bias": self.vector(bias, columns)}
 
@@ -44,7 +44,7 @@ def power(channels: int) -> int:
 
 
 def two_tiles(channels: int) -> tuple[int, int]:
-    """Sides of two tiles for these channels: the largest power of two, and one for the rest (0 if there is none)."""
+    """Sides of two tiles that hold these channels. The first is the largest power of two, the second can be 0."""
     first = max(16, 1 << (channels.bit_length() - 1))
     return first, power(channels - first) if channels > first else 0
 

@@ -57,7 +57,7 @@ class KernelNetwork:
         self._head = launches.ClassifierLaunch(put, network.head)
 
     def plan(self, images: UInt8[Tensor, "b 3 h w"], processors: int) -> tuple[Plan, Tensor]:
-        """The launches that read images from this tensor of any strides, and their output: fp32 logits (b, classes)."""
+        """The launches for the images in this tensor, which may have any strides, and their output: logits in fp32."""
         plan = Plan(self._dtype, self._device, processors)
         x = self._plan_stem(plan, images)
         for layer in self._layers:
@@ -173,7 +173,7 @@ class FeedForwardLayers:
         return out
 
     def after_attention(self, plan: Plan, x: Map, mixed: Map) -> Map:
-        """Plan the feed-forward of `x` plus the projection of `mixed`, from attention, and the other channels."""
+        """Plan the feed-forward of `x` plus the projection, which reads `mixed` and the other channels of `x`."""
         assert self._blend is not None
         out, y = plan.take_like(x), plan.take_like(x)
         matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)
@@ -246,7 +246,7 @@ def _depthwise_tiles(plan: Plan, out: Map) -> list[launches.Tiles]:
 
 
 def _attention_tiles(plan: Plan, x: Map, attended: int) -> list[launches.Tiles]:
-    """Tiles of as many images as fit in 64 rows and leave a group for each multiprocessor. An image that does not fit
+    """Tiles with as many images as fit in 64 rows, but not so many that multiprocessors stay idle. A larger image
     has a tile for itself if it has at most 128 rows; otherwise it has tiles of 64 rows.
     """
     together = max(1, min(64 // x.positions, x.images // plan.processors))

@@ -97,7 +97,7 @@ class Map:
 class Plan:
     """The parts in order, and the memory they share.
 
-    Later maps reuse the memory of maps that are no longer read. So more data stays in the GPU's cache.
+    Later maps reuse the memory of maps that are no longer read, so that more data stays in the GPU's cache.
 
     Args:
         processors: Number of multiprocessors to keep busy.
@@ -140,7 +140,7 @@ class Plan:
         self.parts.append(Part(tuple(ways)))
 
     def tile(self, rows: int, most: int = 64) -> int:
-        """The largest power of two from 16 to `most` that gives each multiprocessor a tile of rows."""
+        """The largest power of two up to `most` that gives each multiprocessor a tile of rows; 16 if none does."""
         tile = most
         while tile > 16 and ceil(rows / tile) < self.processors:
             tile //= 2
