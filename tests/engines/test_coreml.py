@@ -196,7 +196,7 @@ def test_foreign(copy, tmp_path):
     [
         (lambda description: setattr(description.input[0].type.imageType, "width", 32), "its network takes 1×3×48×32"),
         (lambda description: setattr(description.output[2], "name", "more"), "and return logits"),
-        (lambda description: setattr(description, "predictedFeatureName", "logits"), "its label are"),
+        (lambda description: setattr(description, "predictedFeatureName", "logits"), "found label logits, expected"),
     ],
 )
 def test_a_specification_that_is_not_what_it_should_be(copy, change, reason):
