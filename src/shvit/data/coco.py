@@ -108,7 +108,7 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
     """Open a COCO folder. Images and annotations that cannot be used are left out and counted in the warnings.
 
     Args:
-        data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid` or `test` instead of `val`),
+        data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid` or `test` for `val`),
             and with image folders such as `train*/`, `images/train*/` or `images/`; or a folder with `train/` and
             `valid/`, each with its images and an `_annotations.coco.json`. If there is only one annotation file,
             validation images are drawn from its images.

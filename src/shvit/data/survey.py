@@ -31,8 +31,8 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
 
     Returns:
         A dict with the keys `data`; `task` (`detect` for COCO folders, which can also be used for segmentation);
-        `drawn` (whether validation images were drawn); `classes` (for each class: its name, and its numbers of images or
-        objects in `train` and `val`); `splits` (counts, and sizes in pixels); and `problems` (lines of text).
+        `drawn` (whether validation images were drawn); `classes` (for each class: its name, and its numbers of images
+        or objects in `train` and `val`); `splits` (counts, and sizes in pixels); and `problems` (lines of text).
 
     Raises:
         DataError: The data does not exist, or none of it can be used.
