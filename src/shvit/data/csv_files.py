@@ -29,7 +29,8 @@ LABEL_COLUMNS = (
     *("category_name", "target", "targets", "species", "breed", "tag", "y", "class_id", "label_id", "category_id"),
 )
 SPLIT_COLUMNS = ("split", "splits", "set", "data_set", "subset", "partition")
-"""Known names of the path, label and split columns. If a header has several of one column, the first here is used."""
+"""Known names of the path, label and split columns. If a header has several names for one column, the name listed first
+here is used."""
 ROW_NUMBERS = ("index", "unnamed")
 """Columns whose names begin with one of these words only number the rows."""
 FLAG_COLUMNS = {

@@ -109,7 +109,7 @@ class Split(Samples):
         return replace(self, labels=[numbers[label] for label in self.labels])
 
     def joined(self, other: Self) -> Self:
-        """These samples, followed by those of `other`, whose shards are renumbered to differ from these."""
+        """These samples, followed by those of `other`, whose shards get new numbers to avoid collisions."""
         if len(self) and self.shards is not None and other.shards is not None:
             other = replace(other, shards=other.shards + int(self.shards.max()) + 1)
         return super().joined(other)
@@ -228,7 +228,7 @@ def _indices_by_class(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]
 
 
 def drawn_before(record: Mapping[str, Any]) -> DrawnBy:
-    """How a run drew its validation images if its record does not say so; for an empty record, the default method."""
+    """How a run drew its validation images if its record does not say how; for an empty record, the default."""
     return "position" if record else "content"
 
 
@@ -262,7 +262,7 @@ def fingerprint_of(classes: Sequence[str], splits: Iterable[S], contents: Callab
 
 
 def duplicates(one: Samples, other: Samples) -> list[tuple[list[str], list[str]]]:
-    """Find identical files in two splits. For each such file: the list of its names in `one`, and the list in `other`.
+    """Find identical files in two splits. Returns, for each file content, its names in `one` and its names in `other`.
 
     Compares sizes first, then the last 4 KiB, then whole files.
     """
@@ -298,7 +298,7 @@ def file_sizes(split: Samples) -> dict[int, int]:
 
 
 def _digest(path: Path, last: int | None) -> bytes | None:
-    """Hash of a file, or of its `last` final bytes. None if the file cannot be read; decoding reports the reason."""
+    """Hash of a file, or of its final `last` bytes. None if the file cannot be read; decoding reports the reason."""
     try:
         if (size := check_regular(path)) > MAX_BYTES:
             return None

@@ -18,7 +18,7 @@ PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", 
 BESIDE_PICTURES = frozenset(
     {"annotations", "annotation", "annots", "xmls", "labels", "label", "masks", "mask", "segmentation", "segmentations"}
 )
-"""Names of folders that hold annotations, beside the folders in `PICTURES`."""
+"""Names of annotation folders, which lie beside the folders in `PICTURES`."""
 UNSUPPORTED = {
     ".xml": "VOC (an .xml file for each image)",
     ".txt": "YOLO (a .txt file for each image)",
@@ -55,12 +55,12 @@ def read_folder(path: Path) -> Listing:
 
 
 def find_coco(path: Path) -> Path | None:
-    """The folder that holds COCO annotations: `path`, or the only folder inside it. None if there are none."""
+    """The folder that holds COCO annotations: `path`, or the only folder inside it; None if neither does."""
     return next((level for level in layers(path) if annotation_files(level)), None) if path.is_dir() else None
 
 
 def layers(path: Path) -> Iterator[Path]:
-    """Yields the folder; then its only subfolder with images, if neither folder contains images directly; and so on."""
+    """Yields a folder, then its only subfolder with images if neither of them contains images directly, and so on."""
     while True:
         yield path
         inside = list(islice(filter(_holds_images, folders_in(path)), 2))
@@ -212,7 +212,7 @@ def _base(split: Path) -> Path:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether a folder, or any folder below it, holds images. Links are followed only if no other folder holds any."""
+    """Whether a folder or any folder below it holds images. Links are followed only if no other folder holds images."""
     for _, folders, files in os.walk(folder):
         folders[:] = (name for name in folders if not is_hidden(name))
         if any(is_image(Path(name)) for name in files if not is_hidden(name)):

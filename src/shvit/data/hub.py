@@ -28,7 +28,7 @@ PREFIX = "hf://"
 
 @dataclass(frozen=True, slots=True)
 class HubImage:
-    """The image of one row."""
+    """The image in one row of a Hugging Face dataset."""
 
     rows: "HubDataset"
     row: int
@@ -119,7 +119,7 @@ def _load(data: str) -> "DatasetDict":
     for path, config in _meanings(data):
         try:
             loaded = datasets.load_dataset(path, config)
-            assert isinstance(loaded, datasets.DatasetDict)  # the type without `split` and `streaming`
+            assert isinstance(loaded, datasets.DatasetDict)  # because `split` and `streaming` are not given
             return loaded
         except DatasetNotFoundError as error:
             reason = reason or one_line(error)
@@ -182,7 +182,7 @@ _logging_lock = Lock()
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hide warnings, and show progress bars only in a terminal. Only one thread at a time can be inside."""
+    """Hide warnings, and show progress bars only in a terminal. Only one thread at a time can use this context."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 

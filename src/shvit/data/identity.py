@@ -22,7 +22,7 @@ BYTES = 6
 TAIL = 4096
 """Number of bytes at the end of a file that are hashed."""
 VARIED = 100
-"""The last `TAIL` bytes count as compressed if every eighth of them gives at least this many different values."""
+"""The last `TAIL` bytes count as compressed if a sample (every eighth byte) has at least this many different values."""
 READERS = 16
 """Number of threads that read files."""
 
@@ -116,7 +116,10 @@ class TrainedOn:
         return np.isin(identities(images), self.known)
 
     def to_dict(self) -> dict[str, Any]:
-        """Compress the identities for a model file: differences, in byte planes because high bytes are mostly zero."""
+        """The identities in compressed form, for a model file.
+
+        The differences of successive identities are stored as byte planes, because their high bytes are mostly zero.
+        """
         steps = np.diff(self.known, prepend=np.uint64(0)).astype("<u8")
         planes = steps.view(np.uint8).reshape(-1, 8).T.tobytes()
         return {"images": len(self.known), "identities": base64.b64encode(zlib.compress(planes, 9)).decode()}

@@ -44,7 +44,7 @@ class Skipped:
         return list(filter(is_image, files))
 
     def lines(self) -> list[str]:
-        """At most two lines: on files that are not images, and on hidden images and folders (not on .DS_Store)."""
+        """At most two lines: on files that are not images, and on hidden images and folders (but not on .DS_Store)."""
         lines = []
         if self.others:
             kinds = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))

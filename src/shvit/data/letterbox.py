@@ -121,7 +121,7 @@ def open_as(source: ImageInput, size: tuple[int, int] | None, max_pixels: int = 
     """Open an image with its EXIF orientation applied; or as stored, if only the stored image has the given size.
 
     Raises:
-        BadImage: As for `decode`, or the given size is not None, and the image has it neither upright nor as stored.
+        BadImage: As for `decode`, or the image has a different size, both upright and as stored.
     """
     image = open_small(source, max_pixels)
     actual = image.height, image.width

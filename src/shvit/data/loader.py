@@ -39,7 +39,7 @@ NO_SHARED_MEMORY = (
     "you can also try a larger --shm-size"
 )
 WINDOW = 16
-"""Number of shards whose images are shuffled together. All of them must be stored locally at the same time."""
+"""Number of shards whose images are shuffled together. All these shards must be stored locally at the same time."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def seed(*key: int, everywhere: bool = False) -> None:
-    """Seed the global generators of Python, NumPy and torch with `key`; with `everywhere`, torch's on all devices."""
+    """Seed the global generators of Python, NumPy and torch with `key`; with `everywhere`, also those of all GPUs."""
     number = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(number)
     np.random.seed(number)

@@ -88,7 +88,7 @@ def _digits(holdout: Holdout) -> Dataset:
 
 
 def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
-    """Make a dataset of images that are separate files."""
+    """Make a dataset from images that are separate files."""
     classes = tuple(sorted({label for rows in listing.splits.values() for _, label in rows}))
     label_of = {name: label for label, name in enumerate(classes)}
     splits = {

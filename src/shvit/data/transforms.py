@@ -27,7 +27,7 @@ from .reduced import OpenedImage, Pixels, open_small
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 FITS = ("crop", "squash", "whole", "shorter")
 MAX_IMAGE_SIZE, MIN_CROP, MIN_STD = 8192, 0.1, 1e-6
-"""Limits for the values in model files, which may be damaged. Sensible values are far from these limits."""
+"""Limits for values in model files, because a file may be damaged. Sensible values are far from these limits."""
 COARSEST = 64
 """Stride of SHViT's last feature map, in pixels. The sides of a detector's input are multiples of it."""
 LONGER = 5 / 3
@@ -43,8 +43,8 @@ REACH = 4
 TALL = 64
 """An image is resized horizontally first, unless it is more than this many times as high as the result."""
 SHRINK_UNTIL = 4
-"""An image is decoded at a reduced size only if its shorter side stays at least this many times its final shorter side.
-A smaller value is faster for large photographs but less exact; LOG.md lists the differences."""
+"""`fast_eval_decoder` decodes an image at a reduced size only if its shorter side then is at least this many times its
+final length. A smaller value is faster for large photographs but less exact; LOG.md lists the differences."""
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,8 @@ def fast_eval_decoder(preprocess: Preprocess) -> Reader:
     """A reader that takes less than half the time of `EvalReader`, with almost the same result.
 
     Most pixels are equal, and the other pixels differ only by rounding. If a large JPEG is decoded at a reduced size,
-    pixels differ by a fraction of one level (of 255) on average. Use `EvalReader` to measure accuracy. The
-    tensor is in channels_last, and may be a view of a larger tensor.
+    pixels differ by a fraction of one level (of 255) on average. Use `EvalReader` to measure accuracy. The tensor
+    is in channels_last, and may be a view of a larger tensor.
     """
     if preprocess.interpolation not in ("bicubic", "bilinear"):
         return EvalReader(preprocess)

@@ -196,7 +196,7 @@ def _shard_numbers(parts: Iterable[Sized]) -> np.ndarray:
 
 
 def _identities(record: Record) -> list[int]:
-    """The recorded identities; if there are none, hashes of keys and lengths, because the shard may be remote."""
+    """The recorded identities; if there are none, hashes of keys and lengths, to avoid downloading a remote shard."""
     pairs = zip(record.keys, record.lengths, strict=False)
     return record.identities or [of_name(f"{key} {length}") for key, length in pairs]
 
