@@ -1,4 +1,4 @@
-"""Open COCO folders: images with boxes, masks and classes. Warnings count the problems of each kind.
+"""Open COCO folders: images with boxes, masks and classes. Problems of the same kind are counted in one warning.
 
 Source: T.-Y. Lin et al., "Microsoft COCO: common objects in context", 2014; format: https://cocodataset.org/#format-data
 """
@@ -24,14 +24,14 @@ from .walk import is_file
 
 T = TypeVar("T")
 SLACK = 1.0
-"""Number of pixels by which a box may exceed its image without a warning, because annotation tools round."""
+"""Number of pixels by which a box may extend beyond its image without a warning, because annotation tools round."""
 SMALL, MEDIUM = 32**2, 96**2
-"""COCO's upper limits for the area of a small and of a medium object, in pixels."""
+"""Areas in pixels at which COCO's size classes `medium` and `large` begin."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of one image. Training and evaluation ignore crowds: regions with many objects."""
+    """The objects of one image. Crowds (regions with many objects) are ignored in training and evaluation."""
 
     boxes: Float32[np.ndarray, "n 4"]
     """Left, top, right and bottom in pixels. Each box lies inside the image and is not empty."""
@@ -39,7 +39,7 @@ class Objects:
     """Class numbers."""
     crowd: Bool[np.ndarray, " n"]
     areas: Float32[np.ndarray, " n"]
-    """Areas in pixels: as stated in the file, or computed from the mask or box if no plausible area is stated."""
+    """Area of each object in pixels; if the file states no plausible area, it is computed from the mask or box."""
     segments: Sequence[Mask | None]
     """Mask of each object; None if it has no usable mask."""
 
@@ -60,13 +60,13 @@ class CocoSplit(Samples):
     ids: Sequence[int]
     """Image ids, as used in COCO results."""
     sizes: Int64[np.ndarray, "images 2"]
-    """Height and width of each image in pixels; 0 if the image is unusable and its size is unknown."""
+    """Height and width of each image in pixels; both 0 if the image is unusable and its size is unknown."""
     objects: Sequence[Objects]
     bad: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def names(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]: a field of `Split`
-        """Names for reports: the paths."""
+        """The image paths, as names for reports."""
         return [str(path) for path in self.images]
 
     def example(self, index: int, read: Callable[["CocoSplit", int], T]) -> T:
@@ -78,7 +78,7 @@ class CocoSplit(Samples):
         return replace(self, objects=[replace(one, labels=table[one.labels]) for one in self.objects])
 
     def joined(self, other: Self) -> Self:
-        """These samples, followed by those of `other`. If an id occurs in both, all images of `other` get new ids."""
+        """These samples, followed by those of `other`. If an id is in both, all images of `other` get new ids."""
         both = super().joined(other)
         if set(self.ids).isdisjoint(other.ids):
             return both
@@ -91,7 +91,7 @@ class CocoDataset(AnyDataset[CocoSplit]):
     """A dataset for detection and segmentation."""
 
     categories: tuple[int, ...] = ()
-    """Category id of each class in the annotation files."""
+    """For each class, its category id in the annotation files."""
 
     def check_trainable(self, masks: bool = False) -> None:
         """Raises DataError if a split has no usable images, no objects or, if `masks` is set, no masks."""
@@ -108,9 +108,10 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
     """Open a COCO folder. Images and annotations that cannot be used are left out and counted in the warnings.
 
     Args:
-        data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid`, `test`), whose images lie
-            in `train*/`, `images/train*/` or `images/`; or a folder with `train/` and `valid/`, each with its images
-            and an `_annotations.coco.json`. If there is only one annotation file, validation images are drawn from it.
+        data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid` or `test` for `val`),
+            and with image folders such as `train*/`, `images/train*/` or `images/`; or a folder with `train/` and
+            `valid/`, each with its images and an `_annotations.coco.json`. If there is only one annotation file,
+            validation images are drawn from its images.
         seed, val_share, drawn_by: As in `open_source`.
 
     Raises:
@@ -156,7 +157,7 @@ class _Problems:
 
 @dataclass(frozen=True)
 class _File:
-    """An annotation file with valid images and categories. Its annotations are not checked yet."""
+    """A parsed annotation file. The images and categories have been checked; the annotations have not."""
 
     categories: dict[int, str]
     images: CocoSplit
@@ -242,7 +243,7 @@ def _read(path: Path, root: Path) -> _File:
 
 
 def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems) -> CocoSplit:
-    """The listed images, without objects."""
+    """The images that an annotation file lists, without their objects."""
     images: list[Path] = []
     ids: dict[int, None] = {}
     sizes: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""Find the COCO annotation files in a folder, the split of each file, and the images that it lists."""
+"""Find the COCO annotation files in a folder, the split of each file, and the images that each file lists."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -8,13 +8,13 @@ from .splits import TRAIN_NAMES, VAL_NAMES, split_of, splits_within
 from .walk import folders_in, is_file
 
 ROBOFLOW = "_annotations.coco.json"
-"""Name of the file that Roboflow writes into the folder of each split."""
+"""Name of the annotation file that Roboflow writes into each split's folder."""
 OTHERS = ("captions", "panoptic", "stuff", "image_info")
-"""Name prefixes of COCO files that contain no objects."""
+"""COCO files whose names begin with one of these words contain no objects."""
 
 
 def annotation_files(root: Path) -> list[Path]:
-    """The annotation files with COCO's or Roboflow's names; if there are none, similar files in `annotations`."""
+    """The annotation files with COCO's or Roboflow's names; if there are none, other COCO files in `annotations`."""
     named = [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{ROBOFLOW}"))]
     return named or [
         path
@@ -35,7 +35,7 @@ def is_annotations(path: Path) -> bool:
 
 
 def files_by_split(root: Path) -> dict[str, Path]:
-    """The annotation files of `train` and `val`, or a single file as `all`. Raises DataError if they are ambiguous."""
+    """The annotation files by split: `train` and `val`, or `all` for a single file. Raises DataError if ambiguous."""
     files = annotation_files(root)
     if len(files) == 1:
         return {"all": files[0]}
@@ -52,7 +52,7 @@ def files_by_split(root: Path) -> dict[str, Path]:
 
 
 def image_folder(names: list[str], path: Path, root: Path) -> Path:
-    """The folder in which one of the first 100 images exists; if there is none, the folder where COCO keeps them."""
+    """The folder that contains any of the first 100 listed images; if there is none, COCO's usual folder."""
     if path.name == ROBOFLOW:
         return path.parent
     name, kinds = _about(path), splits_within(path.stem)
@@ -65,7 +65,7 @@ def image_folder(names: list[str], path: Path, root: Path) -> Path:
 
 
 def located(folder: Path, name: str) -> Path:
-    """The file with this name, which may contain Windows' backslashes."""
+    """The path of the file `name`, which may contain Windows' backslashes."""
     return folder / posix(name) if "\\" in name and is_file(folder / posix(name)) else folder / name
 
 
@@ -75,5 +75,5 @@ def posix(name: str) -> PurePosixPath:
 
 
 def _about(path: Path) -> str:
-    """The text that names the split of an annotation file: its folder (Roboflow), or its name without `instances_`."""
+    """The part of a path that names the split: the folder (Roboflow), or the file's name without `instances_`."""
     return path.parent.name if path.name == ROBOFLOW else path.stem.removeprefix("instances_")

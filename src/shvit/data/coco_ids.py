@@ -26,10 +26,10 @@ def read_ids(data: Path, paths: Sequence[Path]) -> CocoIds:
     """Find the ids of these images, and of all categories, in COCO annotations.
 
     An image matches the entry whose `file_name`, including its folders, is the end of the image's path. If there is no
-    such entry, the image matches the only entry with the same name, whatever the entry's folders are.
+    such entry, folders are ignored, and the image matches the only entry with the same file name.
 
     Args:
-        data: A COCO JSON file, or a dataset folder whose annotation files are all read.
+        data: A COCO JSON file; or a dataset folder, in which all annotation files are read.
 
     Raises:
         DataError: There are no COCO annotations, different images have the same id, an image matches several entries,

@@ -1,4 +1,4 @@
-"""Parse COCO annotation files. Ids, file names and crowd flags may have any form that is common in practice."""
+"""Parse COCO annotation files. Common variants of ids, file names and crowd flags are accepted."""
 
 import re
 from collections.abc import Sequence

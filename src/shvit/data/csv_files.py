@@ -29,14 +29,15 @@ LABEL_COLUMNS = (
     *("category_name", "target", "targets", "species", "breed", "tag", "y", "class_id", "label_id", "category_id"),
 )
 SPLIT_COLUMNS = ("split", "splits", "set", "data_set", "subset", "partition")
-"""Known names of these three columns. If a header has several names for one column, the first listed here is used."""
+"""Known names of the path, label and split columns. If a header has several names for one column, the name listed first
+here is used."""
 ROW_NUMBERS = ("index", "unnamed")
-"""Name prefixes of columns that only number the rows."""
+"""Columns whose names begin with one of these words only number the rows."""
 FLAG_COLUMNS = {
     **dict.fromkeys(("is_valid", "is_val", "is_validation"), ("train", "val")),
     **{"is_train": ("val", "train"), "is_training": ("val", "train"), "is_test": ("train", "test")},
 }
-"""Names of columns that hold 0 or 1, and the splits that 0 and 1 stand for."""
+"""Names of columns that hold 0 or 1; for each, the split that 0 means and the split that 1 means."""
 FLAGS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0}
 
 
@@ -54,7 +55,7 @@ class _Columns:
 
 
 def read_csv(path: Path) -> Listing:
-    """Read the images, labels and splits in a CSV file, in order. Paths are relative to the file's folder.
+    """Read the images, labels and splits in a CSV file, in order. Paths are relative to that file's folder.
 
     Columns are separated by commas, semicolons, tabs or vertical bars, and are found by the names in the first row.
     Without a header row, they are path, label and optionally split. The text is UTF-8, or UTF-16 with a byte order

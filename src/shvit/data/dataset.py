@@ -1,4 +1,4 @@
-"""Datasets and their splits, drawn validation splits, duplicates and fingerprints, independent of file formats."""
+"""Datasets and splits in any file format: draw validation images, find duplicates and compute fingerprints."""
 
 import hashlib
 import random
@@ -44,14 +44,14 @@ class Samples:
     """Images in a fixed order, each with its targets. Base class of `Split` and `CocoSplit`, which are dataclasses."""
 
     columns: ClassVar[tuple[str, ...]]
-    """Names of the fields that hold one item per image, or None."""
+    """Names of the fields with one item per image. A field that is None is ignored."""
     images: Sequence[Any]
     names: Sequence[str]
     """Name of each image for reports, such as its path or `digits/17`."""
     shards: np.ndarray | None = None
-    """Shard number of each image; None if images can be read in any order at the same cost."""
+    """Shard number of each image; None if the images are not stored in shards."""
     bad: Mapping[int, str]
-    """Indices of the images that are known to be unusable before they are read, and the reasons."""
+    """Index of each image that is known to be unusable before it is read, and the reason why."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,7 +75,7 @@ class Samples:
         return replace(self, **columns, bad=bad)  # pyright: ignore[reportArgumentType]: a dataclass
 
     def joined(self, other: Any) -> Self:
-        """These samples, followed by those of `other`, which must have the same class."""
+        """These samples, followed by those of `other`, which must have the same Python type."""
         if not (len(self) and len(other)):
             return self if len(self) else other
         mine, others = self._columns(), other._columns()
@@ -90,7 +90,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Split(Samples):
-    """Images with one label each. The sequences may be lazy, and the labels an array, to save memory."""
+    """Images with one label each. To save memory, the sequences may be lazy and the labels may be an array."""
 
     columns: ClassVar[tuple[str, ...]] = ("images", "labels", "names", "shards")
 
@@ -109,7 +109,7 @@ class Split(Samples):
         return replace(self, labels=[numbers[label] for label in self.labels])
 
     def joined(self, other: Self) -> Self:
-        """These samples, followed by those of `other`, whose shard numbers continue after these."""
+        """These samples, followed by those of `other`, whose shards get new numbers to avoid collisions."""
         if len(self) and self.shards is not None and other.shards is not None:
             other = replace(other, shards=other.shards + int(self.shards.max()) + 1)
         return super().joined(other)
@@ -192,9 +192,9 @@ class Holdout:
     def _by_content(self, images: Sequence[Any], labels: Sequence[int] | np.ndarray) -> list[int]:
         """Indices of the images whose hash of seed and identity, as a number from 0 to 1, is below the share.
 
-        Adding or removing images does not move others to another split, and copies get the same split. Every class with
-        two or more images has at least one in each split: the image with the smallest hash in validation, and the image
-        with the largest hash in training.
+        Adding or removing images does not change the split of other images, and copies get the same split. Every class
+        with two or more images has at least one in each split: the image with the smallest hash in validation, and the
+        image with the largest hash in training.
         """
         keyed = partial(hashlib.blake2b, digest_size=8, key=str(self.seed).encode())
         digests = (keyed(int(number).to_bytes(BYTES, "little")).digest() for number in identities(images))
@@ -207,7 +207,7 @@ class Holdout:
         return sorted(chosen)
 
     def _by_position(self, count: int, labels: Sequence[int] | np.ndarray | None) -> list[int]:
-        """Indices as earlier versions drew them. Adding or removing one image may move all others to another split."""
+        """Indices as earlier versions drew them. Adding or removing an image may change the split of any other."""
         if labels is None:
             order = random.Random(self.seed).sample(range(count), count)
             return sorted(order[: self._count(count)])
@@ -228,7 +228,7 @@ def _indices_by_class(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]
 
 
 def drawn_before(record: Mapping[str, Any]) -> DrawnBy:
-    """How a run drew its validation images if its record does not state it. For an empty record, the default."""
+    """How a run drew its validation images if its record does not say how; for an empty record, the default."""
     return "position" if record else "content"
 
 
@@ -240,7 +240,7 @@ def dataset_of(
     contents: Callable[[Split], Iterable[bytes]],
     warnings: Sequence[str] = (),
 ) -> Dataset:
-    """Make a dataset of the splits `train` and `val`; or of the split `all`, from which validation images are drawn.
+    """Make a dataset from the splits `train` and `val`; or from the split `all`, by drawing validation images.
 
     `contents` yields the bytes of a split that the fingerprint covers.
     """
@@ -262,7 +262,7 @@ def fingerprint_of(classes: Sequence[str], splits: Iterable[S], contents: Callab
 
 
 def duplicates(one: Samples, other: Samples) -> list[tuple[list[str], list[str]]]:
-    """Files with the same bytes in both splits: for each content, its names in `one` and its names in `other`.
+    """Find identical files in two splits. Returns, for each file content, its names in `one` and its names in `other`.
 
     Compares sizes first, then the last 4 KiB, then whole files.
     """
@@ -282,7 +282,7 @@ def duplicates(one: Samples, other: Samples) -> list[tuple[list[str], list[str]]
 
 
 def _in_both(keys: list[dict[int, Any]]) -> list[dict[int, Any]]:
-    """The images of each split whose key occurs in both splits."""
+    """For each split, the images whose key occurs in both splits."""
     shared = set(keys[0].values()) & set(keys[1].values())
     return [{index: key for index, key in of_split.items() if key in shared} for of_split in keys]
 
@@ -298,7 +298,7 @@ def file_sizes(split: Samples) -> dict[int, int]:
 
 
 def _digest(path: Path, last: int | None) -> bytes | None:
-    """Hash of a file, or of its last bytes. None if the file cannot be read; decoding then reports the reason."""
+    """Hash of a file, or of its final `last` bytes. None if the file cannot be read; decoding reports the reason."""
     try:
         if (size := check_regular(path)) > MAX_BYTES:
             return None

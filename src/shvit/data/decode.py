@@ -1,4 +1,4 @@
-"""Decoding an image file to 8-bit RGB pixels."""
+"""Decode image files to 8-bit RGB pixels."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from .image_file import MAX_PIXELS, BadImage, check_size, open_checked, read_fil
 from .rgb import pixel_format, to_rgb
 
 ImageInput = Path | str | bytes | np.ndarray | Image.Image
-"""The path or bytes of a file, a uint8 array of shape (height, width) or (height, width, 3), or an opened image."""
+"""A file's path or bytes, a uint8 array of shape (height, width) or (height, width, 3), or an opened Pillow image."""
 
 
 def decode(source: ImageInput, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Image.Image:
-    """Decode an image to upright 8-bit RGB. An animation gives its first frame. Transparency is blended with white.
+    """Decode an image (or an animation's first frame) to upright 8-bit RGB. Transparency is blended with white.
 
     Transparency comes from an alpha channel, a palette, or a PNG's transparent gray or color. Gray pixels of more than
     8 bits are scaled so that white becomes 255. Their range is the first of these that applies: the range that the file

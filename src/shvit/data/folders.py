@@ -1,4 +1,4 @@
-"""Read folders of class folders, with and without splits. Unsupported formats are recognized and refused."""
+"""Read image datasets stored as class folders, with or without split folders. Other known formats are refused."""
 
 import os
 from collections import Counter
@@ -18,21 +18,20 @@ PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", 
 BESIDE_PICTURES = frozenset(
     {"annotations", "annotation", "annots", "xmls", "labels", "label", "masks", "mask", "segmentation", "segmentations"}
 )
-"""Names of folders that hold annotations, beside the folders in `PICTURES`."""
+"""Names of annotation folders, which lie beside the folders in `PICTURES`."""
 UNSUPPORTED = {
     ".xml": "VOC (an .xml file for each image)",
     ".txt": "YOLO (a .txt file for each image)",
     "masks": "images and masks (a mask image for each image)",
 }
-"""Formats that are recognized but not supported, by the suffix of their annotation files or the name `masks`."""
+"""Formats that are recognized but not supported. The keys are suffixes of annotation files, or `masks`."""
 
 
 def read_folder(path: Path) -> Listing:
-    """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and `path/val/<class>/**`, in order.
+    """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and `path/val/<class>/**`.
 
-    A folder that contains only another folder is replaced by that folder. A split is a folder that has class folders
-    and a name that `split_of` knows. A folder with such a name but no class folders is a class, if there are other
-    classes.
+    If a folder contains only one folder and no images, the inner folder is read instead. A folder with a name that
+    `split_of` knows is a split if it contains class folders; otherwise it is a class, if there are other classes.
 
     Raises:
         DataError: There are no class folders, or the layout is ambiguous or not supported.
@@ -56,12 +55,12 @@ def read_folder(path: Path) -> Listing:
 
 
 def find_coco(path: Path) -> Path | None:
-    """`path`, or the only folder in it, if that folder holds COCO annotations; otherwise None."""
+    """The folder that holds COCO annotations: `path`, or the only folder inside it; None if neither does."""
     return next((level for level in layers(path) if annotation_files(level)), None) if path.is_dir() else None
 
 
 def layers(path: Path) -> Iterator[Path]:
-    """Yields the folder; then its only subfolder with images, if neither folder contains images directly; and so on."""
+    """Yields a folder, then its only subfolder with images if neither of them contains images directly, and so on."""
     while True:
         yield path
         inside = list(islice(filter(_holds_images, folders_in(path)), 2))
@@ -97,7 +96,7 @@ def _read_splits(root: Path, named: list[Path], skipped: Skipped) -> Listing:
 
 
 def _chosen(root: Path, folders: list[Path], names: Sequence[str]) -> Path | None:
-    """The folder with the first matching name, or the only folder. Raises DataError if several folders are possible."""
+    """The folder whose name comes first in `names`, or the only folder. Raises DataError if several are possible."""
     exact = {folder.name.lower(): folder for folder in folders}
     if first := next((exact[name] for name in names if name in exact), None):
         return first
@@ -134,7 +133,7 @@ def _read_classes(folder: Path, skipped: Skipped, warnings: list[str]) -> list[t
 
 
 def _folders_inside(folder: Path, rows: Iterable[tuple[Path, str]]) -> dict[str, set[str]]:
-    """For each class, the names of its subfolders with images; an empty name if the class folder has images itself."""
+    """For each class, the names of its subfolders with images; an empty name stands for the class folder itself."""
     inside: dict[str, set[str]] = {}
     for parent, name in sorted({(image.parent, name) for image, name in rows}):
         inside.setdefault(name, set()).add("".join(parent.relative_to(folder).parts[1:2]))
@@ -213,7 +212,7 @@ def _base(split: Path) -> Path:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether the folder, or any folder below it, holds images. Links are followed only if no image is found first."""
+    """Whether a folder or any folder below it holds images. Links are followed only if no other folder holds images."""
     for _, folders, files in os.walk(folder):
         folders[:] = (name for name in folders if not is_hidden(name))
         if any(is_image(Path(name)) for name in files if not is_hidden(name)):

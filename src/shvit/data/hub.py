@@ -28,12 +28,12 @@ PREFIX = "hf://"
 
 @dataclass(frozen=True, slots=True)
 class HubImage:
-    """The image of one row."""
+    """The image in one row of a Hugging Face dataset."""
 
     rows: "HubDataset"
     row: int
     roots: tuple[Path, ...]
-    """Folders in which the file of the image may lie."""
+    """Folders that may contain the image file."""
 
     def read(self) -> bytes:
         """The bytes of the image file. Raises BadImage if the row has none."""
@@ -119,7 +119,7 @@ def _load(data: str) -> "DatasetDict":
     for path, config in _meanings(data):
         try:
             loaded = datasets.load_dataset(path, config)
-            assert isinstance(loaded, datasets.DatasetDict)  # as always without `split` and `streaming`
+            assert isinstance(loaded, datasets.DatasetDict)  # because `split` and `streaming` are not given
             return loaded
         except DatasetNotFoundError as error:
             reason = reason or one_line(error)
@@ -129,7 +129,7 @@ def _load(data: str) -> "DatasetDict":
 
 
 def _meanings(data: str) -> list[tuple[str, str | None]]:
-    """The pairs of (path or name, configuration) that `data` may mean. Raises DataError."""
+    """The pairs of (path or name, configuration) that `data` may stand for. Raises DataError."""
     name = data.removeprefix(PREFIX)
     if name.startswith((".", "/", "~")):
         if not (folder := Path(name).expanduser()).is_dir():
@@ -156,7 +156,7 @@ def _only(data: str, features: "Features", kind: type) -> str:
 
 
 def _roots(data: str) -> tuple[Path, ...]:
-    """The folders in which files of a dataset may lie: its own folder, or the caches for downloaded datasets."""
+    """The folders that may contain a dataset's image files: a local dataset's folder, or the Hugging Face caches."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -182,7 +182,7 @@ _logging_lock = Lock()
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hide warnings, and show progress bars only in a terminal. Other threads wait until the context is left."""
+    """Hide warnings, and show progress bars only in a terminal. Only one thread at a time can use this context."""
     import datasets
     from huggingface_hub.utils import logging as hub_logging
 

@@ -22,7 +22,7 @@ BYTES = 6
 TAIL = 4096
 """Number of bytes at the end of a file that are hashed."""
 VARIED = 100
-"""Minimum number of different values in a sample (every eighth) of these bytes, for them to count as compressed."""
+"""The last `TAIL` bytes count as compressed if a sample (every eighth byte) has at least this many different values."""
 READERS = 16
 """Number of threads that read files."""
 
@@ -71,7 +71,7 @@ def identity(size: int, read: Callable[[int, int], bytes | memoryview]) -> int:
 
 
 def identities(images: Sequence[Any]) -> UInt64[np.ndarray, " n"]:
-    """The identity of each image, as `of_image` returns it. Reads in parallel threads."""
+    """The identity of each image, as `of_image` returns it. The images are read in parallel threads."""
 
     def block(start: int) -> list[int]:
         return [of_image(images[index]) for index in range(start, min(start + 256, len(images)))]
@@ -116,14 +116,17 @@ class TrainedOn:
         return np.isin(identities(images), self.known)
 
     def to_dict(self) -> dict[str, Any]:
-        """For a model file: differences of successive identities in byte planes, because high bytes are mostly zero."""
+        """The identities in compressed form, for a model file.
+
+        The differences of successive identities are stored as byte planes, because their high bytes are mostly zero.
+        """
         steps = np.diff(self.known, prepend=np.uint64(0)).astype("<u8")
         planes = steps.view(np.uint8).reshape(-1, 8).T.tobytes()
         return {"images": len(self.known), "identities": base64.b64encode(zlib.compress(planes, 9)).decode()}
 
     @classmethod
     def recorded(cls, provenance: Mapping[str, Any]) -> "TrainedOn | None":
-        """Inverse of `to_dict`, given a model file's provenance; None if that has no identities. Raises InputError."""
+        """Inverse of `to_dict`, given a model's provenance; None if it lists no identities. Raises InputError."""
         if "trained_on" not in provenance:
             return None
         packed, images = provenance["trained_on"]["identities"], provenance["trained_on"]["images"]

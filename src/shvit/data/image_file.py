@@ -1,4 +1,4 @@
-"""Open image files safely: supported formats, limits of size, and the reason why a file cannot be used."""
+"""Open image files safely: supported formats, size limits, and the reasons why files cannot be used."""
 
 import io
 import os
@@ -18,23 +18,23 @@ from ..errors import one_line
 from ..suppress import unwarned
 
 MAX_PIXELS = 89_478_485
-"""Images with more pixels are refused as decompression bombs. Pillow warns above the same limit: 256 MiB of RGB."""
+"""Images with more pixels are refused as decompression bombs. Pillow warns above the same limit, 256 MiB of RGB."""
 PILLOW_FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "PCX", "PSD", "SGI", "SUN", "TGA",
 )  # fmt: skip
-"""Formats that Pillow may read. Its other decoders start programs (EPS), open nested images of any size (ICO, ICNS), or
-are slow because they loop in Python."""
+"""Formats that Pillow may read. Pillow's other decoders start programs (EPS), open nested images of any size (ICO,
+ICNS), or are slow because they loop in Python."""
 HEIC = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
 """Bytes 4 to 12 (exclusive) of files that pillow-heif can read."""
 SMALL_FILE = 1 << 26
 BYTES_PER_PIXEL = 8
-"""A file may have `SMALL_FILE` bytes plus `BYTES_PER_PIXEL` for each pixel, which is enough for 16-bit RGBA."""
+"""A file may have at most `SMALL_FILE` bytes plus this number for each pixel, enough for 16-bit RGBA."""
 MAX_BYTES = SMALL_FILE + BYTES_PER_PIXEL * MAX_PIXELS
 READ_WHOLE = re.compile(rb"RIFF|....ftyp", re.DOTALL)
-"""First bytes of WebP, AVIF and HEIC files. Pillow reads the whole file before it knows the size of the image."""
+"""First bytes of WebP, AVIF and HEIC files. Pillow reads such a file completely before it knows the image's size."""
 MAX_SCANS, MAX_SCANNED = 100, 1_500_000_000
-"""Maximum number of scans of a JPEG, and maximum of its scans times its pixels. Each scan may change every pixel, so
-many scans are slow. Common tools write up to 20 scans."""
+"""Maximum number of scans of a JPEG, and maximum product of its numbers of scans and pixels. Many scans are slow,
+because each scan may change every pixel. Common tools write up to 20 scans."""
 NO_MEMORY = "not enough memory to decode it"
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")

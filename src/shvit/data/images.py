@@ -1,4 +1,4 @@
-"""Find the image files in a folder, and count the other files. Training, evaluation and prediction use this rule."""
+"""Find the image files in a folder by their names, and count the other files. All commands use the same rule."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ NOT_IMAGES = frozenset(
         *(".aae", ".xmp", ".thm", ".lnk", ".url"),
     }
 )
-"""Suffixes of files that are skipped, because they often lie beside images. Any other file counts as an image."""
+"""Files with these suffixes often lie beside images, and are skipped. Files with any other suffix count as images."""
 NAMED_NOT_IMAGES = frozenset({"readme", "license", "licence", "copying", "notice", "authors", "changelog", "makefile"})
 """Names of files without a suffix that are skipped."""
 
@@ -44,7 +44,7 @@ class Skipped:
         return list(filter(is_image, files))
 
     def lines(self) -> list[str]:
-        """One line about files that are not images, and one about hidden images and folders (.DS_Store is neither)."""
+        """At most two lines: on files that are not images, and on hidden images and folders (but not on .DS_Store)."""
         lines = []
         if self.others:
             kinds = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))

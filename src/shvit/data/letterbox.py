@@ -1,4 +1,4 @@
-"""Letterboxed images for detectors, and their objects in pixels of the network's input."""
+"""Letterbox images for detectors, and convert their objects to pixels of the network's input."""
 
 import random
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ from .segments import Mask
 from .transforms import COARSEST, LONGER, Preprocess, channels_first, on_canvas, round_up
 
 MIN_VISIBLE, MIN_BOX_SIDE = 0.2, 2.0
-"""After a crop, an object is kept if at least this share of its box is visible, with at least this side in pixels."""
+"""After a crop, an object is kept if at least this share of its box's area is visible, and if the width and height of
+the visible part are at least this many pixels."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,10 @@ def read_whole(
 
 
 def open_as(source: ImageInput, size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS) -> OpenedImage:
-    """Open an image upright; or as stored, if only the stored image has the size that its annotations state.
+    """Open an image with its EXIF orientation applied; or as stored, if only the stored image has the given size.
 
     Raises:
-        BadImage: As for `decode`, or neither the upright nor the stored image has that size.
+        BadImage: As for `decode`, or the image has a different size, both upright and as stored.
     """
     image = open_small(source, max_pixels)
     actual = image.height, image.width
@@ -156,7 +157,7 @@ class DetectionTrainReader:
 
     preprocess: Preprocess
     scale: tuple[float, float] = (1.0, 1.0)
-    """Minimum and maximum scale, relative to the size in evaluation. Images that become too large are cropped."""
+    """Minimum and maximum scale, relative to the scale in evaluation. Images larger than the input are cropped."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0

@@ -25,8 +25,8 @@ from .opencv import use_one_thread
 from .transforms import on_canvas
 
 SampleKey = tuple[int, int, int]
-"""(view, index, copy): numbers of the augmented version, the image, and its copy in the epoch. They seed the random
-choices."""
+"""(view, index, copy): the number of the augmented version, the index of the image, and the number of the image's copy
+in the epoch. They seed the random choices."""
 Sizes = dict[int, tuple[int, int]]
 """Height and width of images in pixels, by index."""
 
@@ -39,12 +39,12 @@ NO_SHARED_MEMORY = (
     "you can also try a larger --shm-size"
 )
 WINDOW = 16
-"""Number of shards whose images are shuffled together, so all these shards must be local at the same time."""
+"""Number of shards whose images are shuffled together. All these shards must be stored locally at the same time."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The usable images of a batch, and why the others were skipped."""
+    """The usable images of a batch, and the reasons why other images of the batch were skipped."""
 
     images: UInt8[Tensor, "b 3 h w"]
     targets: Any
@@ -93,7 +93,7 @@ def seeded(*key: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def seed(*key: int, everywhere: bool = False) -> None:
-    """Seed the global generators of Python, NumPy and torch with `key`; with `everywhere`, those of all devices."""
+    """Seed the global generators of Python, NumPy and torch with `key`; with `everywhere`, also those of all GPUs."""
     number = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(number)
     np.random.seed(number)
@@ -127,13 +127,13 @@ class Share:
     pieces: int = 1
 
     def of(self, batch: np.ndarray) -> list[np.ndarray]:
-        """The pieces of a batch for this process."""
+        """This process's part of a batch, divided into pieces."""
         return [batch[self.rank :: self.ranks][piece :: self.pieces] for piece in range(self.pieces)]
 
 
 @dataclass(eq=False)
 class EpochSampler(Sampler[list[SampleKey]]):
-    """Yields the keys of each batch, in pieces. The keys are shuffled by (seed, epoch), or in order."""
+    """Yields the keys of this process's part of each batch, piece by piece. Shuffling is seeded by (seed, epoch)."""
 
     split: Samples
     """The images. Images in shards are shuffled within groups of `WINDOW` shards."""
@@ -145,8 +145,8 @@ class EpochSampler(Sampler[list[SampleKey]]):
     share: Share = Share()
     """The part of each batch to yield in this process, and its number of pieces; default: all, in one piece."""
     repeats: int = 1
-    """Repeated augmentation: number of copies of each image in an epoch, which then has that many times fewer
-    different images.
+    """Repeated augmentation: number of copies of each image in an epoch. The epoch keeps its length, so it has that
+    many times fewer different images.
 
     Source: M. Berman et al., "MultiGrain", 2019; also used by DeiT."""
     views: int | None = None
@@ -232,7 +232,7 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        """Number of batches in an epoch. The loader yields `share.pieces` parts of each batch, one after another."""
+        """Number of batches in an epoch. Each batch is yielded in `share.pieces` pieces, one after another."""
         return self.sampler.batches
 
     @property
@@ -275,7 +275,7 @@ def worker_death_as_failure() -> Iterator[None]:
 
 
 def collate(items: list[tuple[Tensor, Any, SampleKey] | tuple[str, SampleKey]]) -> Batch:
-    """Make a batch of the items of an `ImageDataset`."""
+    """Make a batch from items of an `ImageDataset`."""
     good = [item for item in items if len(item) == 3]
     bad = {key[1]: reason for item in items if len(item) == 2 for reason, key in [item]}
     images = stack([image for image, _, _ in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
@@ -287,7 +287,7 @@ def collate(items: list[tuple[Tensor, Any, SampleKey] | tuple[str, SampleKey]]) 
 
 
 def stack(images: list[UInt8[Tensor, "3 h w"]]) -> UInt8[Tensor, "b 3 h w"]:
-    """Stack images in channels_last; in a worker, in shared memory.
+    """Stack images to a batch in channels_last. In a worker process, the batch lies in shared memory.
 
     Images of different sizes are padded at the right and at the bottom.
     """
@@ -328,7 +328,7 @@ def probe(split: Samples, indices: Iterable[int], max_pixels: int = MAX_PIXELS) 
 
 
 def draw_some(split: Samples, count: int, seed: int) -> list[int]:
-    """Sorted indices of at most `count` random images. They lie in few shards, because shards may be remote."""
+    """Sorted indices of at most `count` random images, from at most `WINDOW` shards because shards may be remote."""
     generator = random.Random(seed)
     indices = range(len(split))
     if split.shards is not None and len(split) > count:

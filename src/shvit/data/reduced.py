@@ -18,10 +18,10 @@ from .decode import ImageInput, decode
 from .rgb import pixel_format, rgb_strips, to_8_bits
 
 AT_ONCE = 12_000_000 * (os.cpu_count() or 1)
-"""Maximum number of pixels that all threads of a process decode at once. A larger image is decoded alone. A JPEG counts
-as a quarter of its pixels."""
+"""Maximum number of pixels that all threads of a process decode at once. A larger image is decoded alone. Only a
+quarter of a JPEG's pixels are counted."""
 LARGE = 1 << 24
-"""Minimum number of pixels of an image that is decoded at a reduced size, to save memory. JPEGs have no minimum."""
+"""Images of at least this many pixels are decoded at a reduced size to save memory. For JPEGs there is no minimum."""
 # imported here, because memory may be short later
 _simplejpeg: Any = import_module("simplejpeg") if find_spec("simplejpeg") else None
 SIMPLEJPEG = _simplejpeg is not None
@@ -42,8 +42,8 @@ class Pixels:
     values: UInt8[np.ndarray, "h w 3"]
     height: float
     width: float
-    """Size of the image in these pixels. It is a fraction if the full size is not divisible by the reduction; the last
-    row or column then covers less of the image than the others."""
+    """Size of the image in these pixels. If the full size is not divisible by the reduction factor, this size is not a
+    whole number, because the last row or column covers less of the image than other rows or columns."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class OpenedImage:
 
         Args:
             at_most: Maximum factor by which height and width are reduced.
-            rows: Number of upper rows that are needed; default: all. Decoding most JPEGs then stops early, which is
-                faster, but damage below these rows is noticed only if data is missing.
+            rows: Number of rows that are needed, from the top of the full-size image; default: all. With fewer rows,
+                most JPEGs are decoded faster, but damage below these rows is noticed only if data is missing.
         """
         return self._decode(at_most, rows)
 

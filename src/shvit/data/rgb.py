@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from .image_file import BadImage
 
 STRIP = 1 << 22
-"""Number of pixels to convert at once. It is limited because conversion takes several times the pixels' memory."""
+"""Number of pixels to convert at once. It is limited because conversion needs several times their memory."""
 SMIN_SAMPLE_VALUE, SMAX_SAMPLE_VALUE = 340, 341
 """TIFF tags for the minimum and maximum value of samples."""
 DEEP_COLORS = "RGB", "RGBX", "RGBA", "RGBa", "LA"
@@ -63,7 +63,7 @@ def to_rgb(image: Image.Image, stored: PixelFormat) -> Image.Image:
 
 
 def rgb_strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Yields the strips of an image: the number of the first row, and the strip in RGB."""
+    """Divides an image into strips. Yields the index of each strip's first row, and the strip in RGB."""
     rows = max(8, STRIP // image.width // 8 * 8)  # a multiple of 8, so that each strip can be reduced by 8
     for top in range(0, image.height, rows):
         yield top, _rgb(image.crop((0, top, image.width, min(image.height, top + rows))))

@@ -1,4 +1,4 @@
-"""Masks of objects in COCO's formats, and checks of their stated areas."""
+"""Parse masks of objects in COCO's formats, and check the areas that files state."""
 
 import math
 from typing import Any
@@ -10,13 +10,13 @@ Mask = tuple[np.ndarray, ...] | dict[str, Any]
 """Polygons, each x, y, x, y, … in pixels; or COCO's run-length encoding with `size` and `counts`."""
 
 TOLERANCE, SLACK_PIXELS = 0.25, 8.0
-"""Relative and absolute tolerance (the latter in pixels) for stated areas: polygons overlap, and tools round."""
+"""Relative and absolute tolerance (the latter in pixels) for stated areas, because tools round and polygons overlap."""
 MAX_OUTLINE = 100
 """Maximum length of an object's outline, relative to the image's height plus width."""
 MAX_CHARACTERS = 7
-"""Maximum number of characters per number in COCO's strings: 34 bits and a sign, enough for 32-bit pixel counts."""
+"""Maximum characters per number in COCO's compressed strings: 34 bits and a sign, enough for 32-bit pixel counts."""
 MIN_FILLED = 1 / 200
-"""Minimum plausible area of an object without a mask, as a share of its box."""
+"""Minimum plausible area of an object without a mask, as a share of the area of its box."""
 
 
 def numbers(value: Any) -> list[float] | None:
@@ -99,7 +99,7 @@ def _close(area: float, expected: float) -> bool:
 def _unpacked(packed: str) -> Int64[np.ndarray, " n"] | None:
     """Run lengths from COCO's compressed string; None if it is invalid.
 
-    Each character has five bits. From the fourth run on, the difference from the run two places before is stored.
+    Each character stores five bits. From the fourth run on, the difference from the run two places before is stored.
     Source: `rleFrString` of cocoapi.
     """
     codes = np.frombuffer(packed.encode(errors="surrogatepass"), np.uint8).astype(np.int64) - 48

@@ -20,7 +20,7 @@ class Lazy(Sequence[T], Generic[T]):
 
     @abstractmethod
     def item(self, index: int) -> T:
-        """The item at `index`, which is not negative and smaller than the length."""
+        """The item at `index`, which is at least 0 and less than the length."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -105,7 +105,7 @@ def pick(items: Any, indices: Sequence[int]) -> Any:
 
 
 def join(*parts: Any) -> Any:
-    """The items of all sequences: an array for arrays, a lazy sequence if any of them is lazy, otherwise a list."""
+    """The items of all sequences: an array for arrays, a lazy sequence if any sequence is lazy, otherwise a list."""
     if all(isinstance(part, np.ndarray) for part in parts):
         return np.concatenate(parts)
     if any(isinstance(part, Lazy) for part in parts):

@@ -1,4 +1,4 @@
-"""Opening a dataset by name: class folders, a CSV file, WebDataset shards, a Hugging Face dataset, or `digits`."""
+"""Open a dataset by name: class folders, a CSV file, WebDataset shards, a Hugging Face dataset, or `digits`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +27,8 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
             - a dataset of the Hugging Face hub, `hf://name` or `hf://name/config`, or a local one, `hf://./folder`;
             - `digits`: the digits of scikit-learn (for a folder of that name write `./digits`).
         seed: Seed for drawing the validation images if the data has no splits; see `Holdout`.
-        val_share: Share of the images to draw, between 0 and 1. Every class with two or more images has at least one in
-            each split.
+        val_share: Share of the images to draw for validation, between 0 and 1. Every class with two or more images has
+            at least one in each split.
         drawn_by: `position` reproduces the split that earlier versions made.
 
     Raises:
@@ -62,7 +62,7 @@ def is_data(name: str) -> bool:
 
 
 def is_sharded(data: str | Path) -> bool:
-    """Whether `data` names WebDataset shards: by its suffix, by a URL (except `hf://`), or as a folder of shards."""
+    """Whether `data` has a suffix of WebDataset shards, is a URL (except `hf://`), or is a folder of shards."""
     text = str(data)
     if ".tar" in Path(text).suffixes[-2:] or text.endswith((".tgz", INDEX)):
         return True
@@ -88,7 +88,7 @@ def _digits(holdout: Holdout) -> Dataset:
 
 
 def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
-    """The dataset of images that are separate files."""
+    """Make a dataset from images that are separate files."""
     classes = tuple(sorted({label for rows in listing.splits.values() for _, label in rows}))
     label_of = {name: label for label, name in enumerate(classes)}
     splits = {

@@ -8,7 +8,7 @@ from typing import Literal
 Kind = Literal["train", "val", "test"]
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "validation", "valid", "test")
-"""Exact names of split folders. If several exist, the first in this order is used."""
+"""Exact names of split folders. If several folders of one split exist, the first in this order is used."""
 KIND_OF: dict[str, Kind] = {
     **dict.fromkeys((*TRAIN_NAMES, "trn"), "train"),
     **dict.fromkeys(("val", "validation", "valid", "dev", "devel", "development", "eval", "evaluation"), "val"),
@@ -25,11 +25,11 @@ class Listing:
 
     splits: dict[str, list[tuple[Path, str]]]
     warnings: tuple[str, ...] = ()
-    """Files that are not used and names that are ambiguous, one line each."""
+    """Warnings about unused files and ambiguous names, one line each."""
 
 
 def split_of(name: str) -> Kind | None:
-    """The split that the name of a folder or the text of a cell stands for; None for any other name."""
+    """The split that a folder's name or a CSV cell stands for; None if it stands for no split."""
     words = [word for word in _words(name) if not FILLER.fullmatch(word)]
     return KIND_OF.get(words[0]) if len(words) == 1 else None
 

@@ -27,12 +27,12 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
 
     Args:
         data: Anything that `open_source` opens, or a COCO folder.
-        seed, val_share: For drawing validation images, as in `open_source`. `seed` also draws the images to decode.
+        seed, val_share: For drawing validation images, as in `open_source`. `seed` also selects the images to decode.
 
     Returns:
-        A dict with the keys data, task (`detect` for COCO folders, which may also be used for segmentation), drawn,
-        classes (for each: name, and numbers of images or objects in train and val), splits (counts, and sizes in
-        pixels) and problems (lines of text).
+        A dict with the keys `data`; `task` (`detect` for COCO folders, which can also be used for segmentation);
+        `drawn` (whether validation images were drawn); `classes` (for each class: its name, and its numbers of images
+        or objects in `train` and `val`); `splits` (counts, and sizes in pixels); and `problems` (lines of text).
 
     Raises:
         DataError: The data does not exist, or none of it can be used.
@@ -75,7 +75,7 @@ class _Part:
 
 
 def _of_objects(split: CocoSplit, seed: int) -> _Part:
-    """Numbers of images, crowds, masks, and objects in COCO's size classes; image sizes from the annotations."""
+    """Count images, crowds, masks, and objects by COCO's size classes. Image sizes are those in the annotations."""
     usable = [index for index in range(len(split)) if index not in split.bad]
     objects = [split.objects[index] for index in usable]
     areas, labels = (
@@ -123,7 +123,7 @@ def _is_stored_as_annotated(split: CocoSplit, index: int) -> bool:
 
 
 def _of_images(split: Split, seed: int) -> _Part:
-    """Numbers of images, and the sizes of the decoded images."""
+    """Count the images, and find the sizes of the decoded ones."""
     drawn = draw_some(split, SAMPLED, seed)
     sizes, bad = probe(split, drawn)
     bad |= split.bad

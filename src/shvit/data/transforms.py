@@ -27,11 +27,11 @@ from .reduced import OpenedImage, Pixels, open_small
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
 FITS = ("crop", "squash", "whole", "shorter")
 MAX_IMAGE_SIZE, MIN_CROP, MIN_STD = 8192, 0.1, 1e-6
-"""Limits for the values in model files, which may be damaged. Sensible values are far from these limits."""
+"""Limits for values in model files, because a file may be damaged. Sensible values are far from these limits."""
 COARSEST = 64
 """Stride of SHViT's last feature map, in pixels. The sides of a detector's input are multiples of it."""
 LONGER = 5 / 3
-"""With fit `shorter`: maximum longer side, relative to `image_size`. For 800 pixels it is 1333, as usual on COCO."""
+"""With fit `shorter`: maximum longer side as a multiple of `image_size` (1333 pixels for 800, as usual on COCO)."""
 MARGIN = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
 """Color of padding: almost zero after normalization."""
 Reader = Callable[[ImageInput], UInt8[Tensor, "3 h w"]]
@@ -41,10 +41,10 @@ THIN = 8
 REACH = 4
 """Number of pixels beyond the edges of a crop that influence the resized crop: 3 for Lanczos, plus one."""
 TALL = 64
-"""An image more than this many times as high as its result is resized vertically first; others, horizontally first."""
+"""An image is resized horizontally first, unless it is more than this many times as high as the result."""
 SHRINK_UNTIL = 4
-"""If an image is decoded at a reduced size, its shorter side is then at least this many times its final shorter side.
-A smaller value is faster for large photographs but less exact; LOG.md lists the differences."""
+"""`fast_eval_decoder` decodes an image at a reduced size only if its shorter side then is at least this many times its
+final length. A smaller value is faster for large photographs but less exact; LOG.md lists the differences."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Preprocess:
 
     @property
     def input_size(self) -> int:
-        """Side of the square that can hold any input, including its padding, in pixels."""
+        """Side in pixels of the square that can hold any input, including padding."""
         return round_up(round(LONGER * self.image_size)) if self.fit == "shorter" else self.image_size
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def round_up(side: int) -> int:
 def on_canvas(
     image: UInt8[Tensor, "3 h w"], height: int, width: int, top: int = 0, left: int = 0
 ) -> UInt8[Tensor, "3 h2 w2"]:
-    """Pad an image to this height and width, with its corner at `top` and `left`, in channels_last."""
+    """Pad an image to this height and width, with its top left corner at (`top`, `left`), in channels_last."""
     canvas = torch.tensor(MARGIN, dtype=torch.uint8).repeat(height, width, 1).permute(2, 0, 1)
     canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
     return canvas
@@ -218,9 +218,9 @@ def _method(preprocess: Preprocess) -> Image.Resampling:
 def fast_eval_decoder(preprocess: Preprocess) -> Reader:
     """A reader that takes less than half the time of `EvalReader`, with almost the same result.
 
-    Most pixels are equal, and others differ by rounding. If a large JPEG is decoded at a reduced size, pixels differ by
-    a fraction of one level (of 255) on average. Use `EvalReader` to measure accuracy. The tensor is in channels_last,
-    and may be a view of a larger tensor.
+    Most pixels are equal, and the other pixels differ only by rounding. If a large JPEG is decoded at a reduced size,
+    pixels differ by a fraction of one level (of 255) on average. Use `EvalReader` to measure accuracy. The tensor
+    is in channels_last, and may be a view of a larger tensor.
     """
     if preprocess.interpolation not in ("bicubic", "bilinear"):
         return EvalReader(preprocess)
@@ -279,7 +279,7 @@ class TrainReader:
     image_size: int
     """Side of the square result, in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Minimum and maximum area of the crop, as a share of the image."""
+    """Minimum and maximum area of the crop, as a share of the image's area."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0
@@ -292,7 +292,7 @@ class TrainReader:
 
     @cached_property
     def changes(self) -> list[Callable[[Image.Image], Image.Image]]:
-        """timm's augmentations of the resized image."""
+        """timm's augmentations, applied to the resized crop."""
         if not self.color_jitter and not self.rand_augment:
             return []
         _, changes, _ = create_transform(  # pyright: ignore[reportGeneralTypeIssues]: three, as they are separate
@@ -354,7 +354,7 @@ def draw_crop(height: int, width: int, scale: tuple[float, float]) -> Box:
 
 
 def _cropped(image: OpenedImage, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
-    """A view of the crop, from an image whose decoded size is at most `at_most` times smaller."""
+    """Decode an image, reduced by a factor of at most `at_most`, and return a view of the crop."""
     pixels = image.decode(at_most, box.top + box.height)
     down, across = pixels.height / image.height, pixels.width / image.width
     rows = slice(round(down * box.top), round(down * (box.top + box.height)))

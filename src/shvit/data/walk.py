@@ -18,7 +18,7 @@ def is_hidden(name: str) -> bool:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, except hidden folders and links to the folder itself or to one above it."""
+    """The subfolders of a folder, sorted, except hidden ones and links to the folder itself or to a folder above it."""
     above = _ids_above(folder)
     return sorted(
         Path(entry.path)
@@ -31,7 +31,7 @@ def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path
     """The files in `folder` and below it: the files of each folder before those of its subfolders, sorted by name.
 
     A folder that several links point to is read once, under its real path if that lies below `folder`. A link to
-    `folder` or to a folder above it is not followed. Links to missing files, pipes and devices count as files; reading
+    `folder` or to a folder above it is not followed. Pipes, devices and links to missing files count as files; reading
     them reports the problem. Hidden files and folders are added to `hidden`.
 
     Raises:

@@ -34,12 +34,12 @@ class FetchError(RuntimeError):
 
 
 def is_remote(location: str) -> bool:
-    """Whether this is a URL or a `pipe:` command rather than a path."""
+    """Whether `location` is a URL or a `pipe:` command rather than a path."""
     return location.startswith("pipe:") or "://" in location
 
 
 def fetched(url: str, name: str, sha256: str | None = None) -> Path:
-    """The path of a file in the cache. If it is not there, it is downloaded first, and other processes wait.
+    """The path of a file in the cache. If the file is missing, one process downloads it while others wait.
 
     The cache is in the folder given by the environment variable `SHVIT_CACHE`, by default `~/.cache/shvit`.
 
@@ -64,7 +64,7 @@ def fetched(url: str, name: str, sha256: str | None = None) -> Path:
 
 
 def read_remote(url: str) -> bytes:
-    """The content of a URL, up to 4 GiB, without the cache. Raises the errors of `fetched`."""
+    """The content of a URL, up to 4 GiB, without the cache. Raises the same errors as `fetched`."""
 
     def read() -> bytes:
         content = bytearray()
@@ -128,7 +128,7 @@ def _chunks(url: str) -> Iterator[bytes]:
 
 @contextmanager
 def _sigterm_unblocked() -> Iterator[None]:
-    """Unblock SIGTERM in this context. Workers block it (see `loader`), and programs would inherit their mask."""
+    """Unblock SIGTERM in this context. Workers block it (see `loader`), and their child processes inherit that."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

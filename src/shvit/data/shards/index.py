@@ -1,8 +1,8 @@
-"""Opening WebDataset shards for random access: by the index that `shvit shard` writes, or by the headers of the tars.
+"""Open WebDataset shards for random access, with the index that `shvit shard` writes or with the tars' headers.
 
-The index, `shards.json`, lists the shards of each split. For each shard it has the name, checksum and size in bytes,
-and for each image the key (the image's members are KEY.jpg and KEY.cls), the label, the offset and length of the
-image's bytes, and the identity of the original image (see `identity`).
+The index, `shards.json`, lists the shards of each split. It stores the name, checksum and size in bytes of each
+shard. For each image, it stores the key (the tar contains KEY.jpg and KEY.cls), the label, the offset and length of
+KEY.jpg, and the identity of the original image (see `identity`).
 """
 
 import json
@@ -28,7 +28,7 @@ from .tar import Sample, ShardFile, Shards, StoredImages, scan
 INDEX = "shards.json"
 """Name of the index file."""
 UNFINISHED = ".unfinished"
-"""Folder beside the shards that exists until all shards are written."""
+"""Name of a folder beside the shards, which exists until all shards are written."""
 INDEX_VERSION = 1
 SPLIT_WORDS = TRAIN_NAMES, [name for name in VAL_NAMES if name != "test"], ["test"]
 """Words in the names of training, validation and test shards."""
@@ -76,7 +76,7 @@ class Index:
 
     classes: tuple[str, ...]
     size: int
-    """Maximum of the images' shorter side, in pixels."""
+    """Maximum shorter side of the images, in pixels."""
     made: dict[str, Any]
     """The fingerprint of the original dataset, and the options that the shards were written with."""
     splits: dict[str, list[Record]]
@@ -121,9 +121,9 @@ def open_shards(data: str | Path, holdout: Holdout) -> Dataset:
     """Open a dataset in shards.
 
     Args:
-        data: A folder of shards; the path or URL of a `shards.json`; or the path or URL of a tar, with braces for
-            several. Tars without an index are assigned to splits by `train`, `val` or `test` in their names. If there
-            are no validation shards, validation images are drawn.
+        data: A folder of shards; the path or URL of a `shards.json`; or the path or URL of a tar file, or of
+            several with braces. Tar files without an index are assigned to splits by `train`, `val` or `test` in their
+            names. If there are no validation shards, validation images are drawn.
 
     Raises:
         DataError: There are no shards, or none of them can be used.
@@ -155,7 +155,7 @@ def _read(location: str, most: int) -> bytes:
 
 
 def _beside(location: str, name: str) -> str:
-    """The path or URL of a file in the same folder. A URL keeps its query, which may be a token."""
+    """The path or URL of the file `name` in the folder of `location`. A URL keeps its query, which may be a token."""
     location, mark, query = location.partition("?") if is_remote(location) else (location, "", "")
     folder, slash, _ = location.rpartition("/")
     return f"{folder}{slash}{name}{mark}{query}"
@@ -196,7 +196,7 @@ def _shard_numbers(parts: Iterable[Sized]) -> np.ndarray:
 
 
 def _identities(record: Record) -> list[int]:
-    """The recorded identities; if there are none, hashes of keys and lengths, because the shard may be remote."""
+    """The recorded identities; if there are none, hashes of keys and lengths, to avoid downloading a remote shard."""
     pairs = zip(record.keys, record.lengths, strict=False)
     return record.identities or [of_name(f"{key} {length}") for key, length in pairs]
 
@@ -304,14 +304,14 @@ def _listed_classes(first: str) -> tuple[str, ...]:
 
 
 def _by_split(names: Sequence[str], data: str) -> dict[str, list[int]]:
-    """Indices of the shards of `train` and `val`; or all indices as `all`, if no name mentions val or test."""
+    """Indices of the shards by split: `train` and `val`; or `all`, if no shard's name contains val or test."""
     words_in = [set(re.findall(r"[a-z]+", name.lower())) for name in names]
     train, val, test = ([i for i, has in enumerate(words_in) if not has.isdisjoint(words)] for words in SPLIT_WORDS)
     everything = list(range(len(names)))
     if not (val or test):
         return {"all": everything}
     if nowhere := set(everything).difference(train, val, test):
-        raise DataError(f"{data}: {names[min(nowhere)]} has neither train nor val in its name, but others do")
+        raise DataError(f"{data}: {names[min(nowhere)]} has neither train nor val in its name, but other shards do")
     if both := set(train) & set(val or test):
         raise DataError(f"{data}: {names[min(both)]} has both train and val in its name")
     return {"train": train, "val": val or test} if train else {"val": val or test}

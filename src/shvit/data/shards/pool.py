@@ -17,7 +17,7 @@ KEPT = "finished shards are kept: run the same command again"
 
 
 def work(do: Do[T], jobs: Sequence[T], workers: int) -> Generator[int]:
-    """Run jobs in worker processes, or in this process with 0 workers. A free worker takes the next job.
+    """Run jobs in worker processes; with 0 workers, run them in this process. A free worker takes the next job.
 
     Yields the amount of work done since the last yield. Closing the generator ends the processes.
 

@@ -26,9 +26,9 @@ IMAGE_SUFFIXES = frozenset(
 OPEN_FILES = 64
 """Maximum number of shards that a process keeps open."""
 MAX_HEADER = MAX_LABEL = 1 << 20
-"""Maximum size in bytes of a header before a member, and of a label."""
+"""Maximum size in bytes of a tar header, and of a member with a label."""
 SHORT_NAME = 100
-"""Maximum bytes of a name that every tar format stores in the header before the data."""
+"""Maximum number of bytes of a member's name that every tar format stores in the header before the data."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Sample:
     member: str
     """Name of the image member; if there is no image, the name that the members share."""
     offset: int
-    """First byte of the image, from the start of the tar."""
+    """Position of the image's first byte in the tar."""
     length: int
     label: int | str | None
     """Class number or class name."""
@@ -119,7 +119,7 @@ def _sample(tar: tarfile.TarFile, key: str, members: dict[str, tarfile.TarInfo],
 
 
 def _label(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> int | str | None:
-    """The label in `.cls`, or under `label` or `cls` in `.json`. Raises ValueError."""
+    """The label in the `.cls` member, or under the key `label` or `cls` in the `.json` member. Raises ValueError."""
     value: Any = None
     if "cls" in members:
         value = _content(tar, members["cls"])
@@ -171,7 +171,7 @@ class ShardFile:
 
 
 class Shards:
-    """Shards that are downloaded and opened at the first read. Each process opens them itself."""
+    """Shards that are downloaded and opened when they are first read. Each process opens shards separately."""
 
     def __init__(self, files: Sequence[ShardFile]) -> None:
         self.files = files
@@ -265,7 +265,7 @@ class StoredImage:
 
 @dataclass(frozen=True, eq=False)
 class StoredImages(Lazy[StoredImage]):
-    """Images in shards as a lazy sequence: arrays of shard numbers, offsets and lengths."""
+    """Images in shards as a lazy sequence, stored as arrays of shard numbers, offsets and lengths."""
 
     shards: Shards
     members: Texts

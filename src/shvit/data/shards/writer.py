@@ -1,4 +1,4 @@
-"""Write a dataset as WebDataset shards of resized images. The bytes depend only on the data and the options."""
+"""Write a dataset as WebDataset shards of resized images. The shards depend only on the data and the options."""
 
 import hashlib
 import io
@@ -47,7 +47,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """The content of the folder of shards after a run."""
+    """The result of a run: the shards that the folder now contains."""
 
     out: Path
     index: Index
@@ -64,7 +64,7 @@ class ShardReport:
         return sum(len(record.bad) for record in self.index.records)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: images and shards of each split, bytes, images left out, whether an earlier run was continued."""
+        """A dict for JSON: images and shards per split, bytes, bad images, and whether an earlier run was continued."""
         splits = self.index.splits
         return {
             "out": str(self.out),
@@ -81,11 +81,11 @@ def write_shards(
 ) -> ShardReport:
     """Write `train-000000.tar` …, `val-000000.tar` … and `shards.json`.
 
-    Training images are shuffled. The numbers of images in the shards of a split differ by at most one. A run that was
+    Training images are shuffled. Within a split, the number of images per shard varies by at most one. A run that was
     stopped continues when it is started again; shards whose checksums do not match are then written again.
 
     Args:
-        dataset: The result of `open_source` for the data, seed and share of validation images in the request.
+        dataset: The result of `open_source` with the request's data, seed and share of validation images.
         on_update: Called with the number of finished images and the number of all images.
 
     Raises:
@@ -224,7 +224,7 @@ def _checksum(path: Path) -> str:
 
 
 def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes:
-    """A JPEG whose shorter side is at most `size` pixels. A file that already is one is copied. Raises BadImage."""
+    """A JPEG whose shorter side is at most `size` pixels. A small plain JPEG is copied unchanged. Raises BadImage."""
     image = decode(source)
     if isinstance(source, Path):
         source = source.read_bytes()
@@ -242,6 +242,6 @@ def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes
 
 
 def _key(split: str, index: int, name: str) -> str:
-    """A unique key for an image. Its third part is the name of the original file, for readability."""
+    """A unique key for an image. It ends with the name of the original file, for readability."""
     stem = name.rpartition("/")[2].partition(".")[0]
     return f"{split}-{index:07}-{re.sub('[^A-Za-z0-9_-]+', '-', stem)[-40:]}"
