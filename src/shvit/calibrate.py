@@ -54,14 +54,14 @@ def calibrate_bn(
 ) -> Calibration:
     """Measure the BatchNorm statistics of a trained network at another image size.
 
-    Training images are processed as in evaluation, except that each norm uses the statistics of the batch. The new
+    Training images are processed as in evaluation, except that each BatchNorm uses the statistics of its batch. The new
     statistics are the mean and variance over all images, so a smaller last batch has less weight. The weights and
     `model_file` are not changed.
 
     Args:
         source: Labelled images. Statistics are measured on training images, metrics on validation images.
         image_size: Side of the square images, in pixels.
-        images: Number of training images to use, drawn with `seed`. If there are fewer, all are used.
+        images: Number of training images to draw at random with `seed`. If the dataset has fewer, all are used.
         workers: Worker processes that decode images; 0 decodes in this process.
 
     Raises:

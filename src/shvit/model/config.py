@@ -20,7 +20,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes of an SHViT, except its classes and input channels."""
+    """The sizes of an SHViT, except the numbers of classes and input channels."""
 
     stages: tuple[Stage, ...]
     image_size: int = 224

@@ -31,7 +31,7 @@ class LayerHeads:
     similarity: tuple[float, ...]
     """Mean cosine similarity (0 to 1) of a head's attention map to those of the other heads. Empty for one head."""
     without: tuple[float, ...]
-    """Top-1 with only this head off. Empty for one head."""
+    """Top-1 with only this head off. Empty if the layer has a single head."""
     alone: tuple[float, ...]
     """Top-1 with all other heads of the layer off."""
 
@@ -51,7 +51,7 @@ class Redundancy:
         return tuple(sum(each.similarity) / len(each.similarity) if each.similarity else None for each in self.layers)
 
     def ranked(self) -> list[tuple[int, int]]:
-        """Indices (layer, head), from the most important to the most redundant head. Ties: less similar heads first.
+        """Indices (layer, head), from the most important to the most redundant. If tied, less similar heads come first.
 
         As in the paper, the importance of a head is the top-1 that is lost with the head off.
         """
