@@ -39,7 +39,7 @@ class Report:
 
 
 def with_fit(model: Runnable, fit: str | None) -> Runnable:
-    """The model with this `Preprocess.fit`; None: unchanged. Raises InputError if the task does not allow it."""
+    """The model with this `Preprocess.fit`, or unchanged for None. Raises InputError if its task does not allow it."""
     if fit is None:
         return model
     if fit not in (fits := kind_of(model.task).fits):

@@ -210,7 +210,7 @@ def from_cell(cell: str) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Escape surrogates, such as \udcff. Python uses them for file names that are not UTF-8, and UTF-8 lacks them.
+    r"""Escape surrogates, which UTF-8 cannot encode, in the form \udcff. File names that are not UTF-8 contain them.
 
     If the text already contains such an escape, the backslashes of the escape are doubled. `unescaped` is the inverse.
     """

@@ -32,7 +32,7 @@ class ModelFile:
     """A network and everything needed to use it.
 
     Raises:
-        InputError: The network was not built by `create_model`, or has no classes or another number than `classes`.
+        InputError: The network was not built by `create_model`, or has no classes, or `classes` has a wrong length.
     """
 
     model: Model

@@ -76,7 +76,7 @@ class Architecture:
             object.__setattr__(self, "config", config)
 
     def build(self, drop_path_rate: float = 0.0) -> Model:
-        """Build the network with random weights. The network's attribute `architecture` is this description.
+        """Build the network with random weights. The network's attribute `architecture` holds this description.
 
         `drop_path_rate` (stochastic depth) only affects training, so it is not part of the description.
         Raises InputError if it is outside [0, 1), or if timm's model does not support it.

@@ -69,8 +69,8 @@ class RetinaNet(Detector):
     def _loss(
         self, outputs: dict[str, Tensor], anchors: Float[Tensor, "anchors 4"], targets: Sequence[Target]
     ) -> Float[Tensor, ""]:
-        """Focal loss of classes plus L1 loss of boxes. The loss of each image is divided by the number of its anchors
-        that have an object, then averaged over images. Layout `paper` divides the sum by the total of these numbers.
+        """Focal loss of classes plus L1 loss of boxes. The loss of each image is divided by its number of anchors with
+        an object, then averaged over the images. Layout `paper` divides the sum of all losses by the total number.
         """
         matched = [self._match(anchors, target) for target in targets]
         rows = [{"boxes": target.boxes, "labels": target.labels} for target in targets]

@@ -86,7 +86,7 @@ class SHViT(TimmInterface):
 
     any_batch = True  # see `Detector`
     fold_check = (torch.float64, 64, 1e-9)
-    """For `fuse`: type and side of the random images; allowed difference of outputs relative to the largest."""
+    """For `fuse`: type and side of the random images, and allowed difference relative to the largest output."""
 
     def __init__(
         self,

@@ -21,8 +21,8 @@ SHADE = 0.4
 GOLDEN = 0.618034
 """Step in hue from one class to the next, as a share of the color circle. Makes neighboring classes look different."""
 ENLARGED, LARGEST = 320, 4096
-"""Images with a shorter side below the first number are enlarged, so that labels can be read. The second number is the
-maximum longer side after this."""
+"""Images with a shorter side below the first number are enlarged, so that labels can be read. The second number
+is the maximum length of the longer side after that."""
 JPEG_SIDE = 65_500
 """Longest side of a JPEG. Larger images are written as PNG."""
 
@@ -136,7 +136,7 @@ def _write(
     for x, y in [(x, y) for x in (box[0], box[2] - width) for y in rows]:
         x, y = min(max(0.0, x), max(0.0, size[0] - width)), min(max(0.0, y), max(0.0, size[1] - height))
         areas.append((x, y, x + width, y + height))
-    area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # if several are equal: the first
+    area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # the first if several are best
     taken.append(area)
     canvas.rectangle(area, fill=color)
     light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]

@@ -88,7 +88,7 @@ class Predictor:
         self._read = self._task.fast_reader(model_file.preprocess)
 
     def _with_threshold(self, model: Runnable, threshold: float) -> Runnable:
-        """The model, or a copy that returns scores down to `threshold`. Raises InputError if a file cannot."""
+        """The model, or a copy that returns scores down to `threshold`. Raises InputError if that is impossible."""
         if threshold >= self._task.min_score:
             return model
         if isinstance(model, Exported):
@@ -185,8 +185,8 @@ def cores() -> int:
 def find_images(patterns: Iterable[str], passed: Skipped | None = None) -> list[Path]:
     """The files that paths, folders (including their subfolders) and globs name, in order, without duplicates.
 
-    A named file counts as an image whatever its suffix. In a folder, only files that pass `images.is_image` do; other
-    files are counted in `passed`. A path that does not exist is kept, so that its result can report the error.
+    A named file counts as an image whatever its suffix. In a folder, files that fail `images.is_image` are left out
+    and counted in `passed`. A path that does not exist is kept, so that its result can report the error.
     """
     passed = passed or Skipped()
     found: dict[Path, None] = {}

@@ -127,7 +127,7 @@ def judge(
         }
     )
     rows = [row for truth, one in zip(truths, found, strict=True) for row in coco_results(truth.image_id, one)]
-    for row in rows:  # otherwise, the box's area would make a mask small or large, unlike in published metrics
+    for row in rows:  # otherwise, masks would be small or large by the area of the box, unlike in published metrics
         row.pop("bbox" if kind == "segm" else "segmentation", None)
     evaluation = COCOeval_faster(known, known.loadRes(rows), kind, print_function=lambda *_: None)  # pyright: ignore
     evaluation.evaluate()
@@ -166,7 +166,7 @@ def encode(mask: np.ndarray) -> RunLengths:
 def mask_overlaps(
     some: Sequence[RunLengths], others: Sequence[RunLengths], indices: Sequence[int], matches: Sequence[int]
 ) -> list[float]:
-    """IoU of pairs of masks: `some[i]` and `others[j]`, for each i in `indices` and the j at its place in `matches`."""
+    """IoU of pairs of masks: `some[i]` and `others[j]`, for each pair (i, j) from `indices` and `matches`."""
     from faster_coco_eval.core import mask
 
     iou: Any = mask.iou

@@ -11,7 +11,7 @@ from ..compare import ComparisonResult, Entry, EntryResult, Speed
 from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
 
 PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx"}
-"""For each engine on a CPU, the paper's speed to compare with. On a GPU, every engine is compared with `gpu`."""
+"""For each engine, the paper's speed that it is compared with on a CPU. On a GPU, that is `gpu` for all engines."""
 PAPER_NAMES = {"gpu": "A100", "cpu": "PyTorch on a Xeon", "cpu-onnx": "ONNX Runtime on a Xeon"}
 
 PARAMS, MACS = Column("parameters, M", "{:.2f}"), Column("MACs, M", "{:.0f}")
