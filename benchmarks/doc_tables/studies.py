@@ -105,8 +105,8 @@ def breakdown() -> str:
             *command(result),
             f"Measured by the engines' profilers on {one_thread(result)}, in fp32 at batch size "
             f"{result['rows'][0]['batch_size']}. *Memory-bound* is the share of the network's",
-            "time spent in the operations listed above. The last column is the share of the time in attention layers that "
-            "is memory-bound.",
+            "time spent in the operations listed above. The last column is the share of the time in attention layers "
+            "that is memory-bound.",
             "",
             *table(columns, rows),
         ]
