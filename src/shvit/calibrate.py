@@ -98,7 +98,7 @@ def calibrate_bn(
 def with_statistics_of(
     model: Model, preprocess: Preprocess, batches: Iterable[Batch], device: str = "cpu"
 ) -> tuple[Model, int]:
-    """A copy of the network with the BatchNorm statistics of these images, and the number of images used.
+    """Return a copy of the network with BatchNorm statistics from these images, and the number of images used.
 
     Raises:
         InputError: The network has no BatchNorm, or no batch has two usable images.
@@ -147,7 +147,7 @@ class _Pool:
         self._count = total
 
     def finish(self) -> None:
-        """Set the running statistics of the norm to the computed ones."""
+        """Set the running statistics of the norm to the computed mean and variance."""
         self._hook.remove()
         self._norm.running_mean.copy_(self._mean)
         self._norm.running_var.copy_(self._squares / (self._count - 1))

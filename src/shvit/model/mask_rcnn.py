@@ -181,7 +181,7 @@ class MaskRCNN(Detector):
         return torch.stack([_rows(one) for one in found])
 
     def _loss(self, images: ImageList, maps: dict[str, Tensor], targets: Sequence[Target]) -> Float[Tensor, ""]:
-        """The sum of the losses of objectness, classes, boxes (of both stages) and masks."""
+        """The sum of five losses: objectness, classes, boxes in either stage, and masks."""
         rows = [{**vars(target), "labels": target.labels + 1} for target in targets]  # 0 is background
         proposals, first = self.rpn(images, maps, rows)
         _, second = self.roi_heads(maps, proposals, images.image_sizes, rows)

@@ -123,7 +123,7 @@ class TimmInterface(nn.Module):
         return head, getattr(self.distillation_head, "linear", self.distillation_head)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the heads, in place, by new ones with `num_classes` logits.
+        """Replace the heads, in place, with new heads that return `num_classes` logits.
 
         Args:
             num_classes: 0 removes the heads: the network returns pooled features.

@@ -199,7 +199,7 @@ class Task(Protocol):
     def compare(
         self, outputs: Tensor, expected: Tensor, precision: str, side: int
     ) -> tuple[dict[str, Any], str | None]:
-        """Compare the raw outputs of an exported file with those of PyTorch in fp32 (`expected`) for the same images.
+        """Compare the raw outputs of an exported file with PyTorch's fp32 outputs (`expected`) for the same images.
 
         Args:
             precision: Precision of the file.
