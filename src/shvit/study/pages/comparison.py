@@ -201,8 +201,8 @@ def _time_section(result: ComparisonResult) -> Section:
         tables.append(Table(f"stages_{engine}", f"{engine} fp32: ms/image by stage", columns, rows))
     text = (
         "From each engine's own profiler, in fp32. Profiling makes runs a little slower than in the tables above. "
-        f"Memory-bound is the share of time in {', '.join(MEMORY_BOUND)}. Operations fused into a matrix product count as part of "
-        "that product. Token mixers include their norms and projections.",
+        f"Memory-bound is the share of time in {', '.join(MEMORY_BOUND)}. Operations fused into a matrix product count "
+        "as part of that product. Token mixers include their norms and projections.",
     )
     return Section("Where the time goes", text, tuple(tables), tuple(pictures))
 
