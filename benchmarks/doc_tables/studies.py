@@ -67,7 +67,8 @@ def ablation_accuracy() -> str:
         [
             *command(result),
             f"S1 with each token mixer, trained from scratch with the same recipe for {how['epochs']} epochs on "
-            f"imagenette160 at {how['image_size'] or result['how']['image_size']} pixels. Top-1 of the best epoch.",
+            f"imagenette160 at {how['image_size'] or result['how']['image_size']} pixels. "
+            "Top-1 is that of the best epoch.",
             f"Measured on {one_thread(result)} on {result['date']}. The run folders no longer exist; the numbers were "
             "recorded in LOG.md on the same day.",
             "",
@@ -104,7 +105,8 @@ def breakdown() -> str:
             *command(result),
             f"Measured by the engines' profilers on {one_thread(result)}, in fp32 at batch size "
             f"{result['rows'][0]['batch_size']}. *Memory-bound* is the share of the network's",
-            "time spent in the operations listed above; the last column is that share of the attention layers' time.",
+            "time spent in the operations listed above. The last column is the share of the time in attention layers "
+            "that is memory-bound.",
             "",
             *table(columns, rows),
         ]
@@ -171,7 +173,7 @@ def _redundancy_of(what: str) -> str:
 
     summary = (
         f"If all other layers keep all heads, each of {len(result['could_be_single'])} layers can be reduced to one "
-        f"head with a drop of at most 0.5 points; {len(result['single_together'])} can be reduced at the same time."
+        f"head with a drop of at most 0.5 points; {len(result['single_together'])} of them at the same time."
     )
     if saved:
         faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in saved["speed_ratio"].items())

@@ -72,14 +72,14 @@ def calibrate_model(
 ) -> Calibration:
     """Measure the BatchNorm statistics of a trained network at another image size.
 
-    Training images are processed as in evaluation, except that each norm uses the statistics of the batch. The new
+    Training images are processed as in evaluation, except that each BatchNorm uses the statistics of its batch. The new
     statistics are the mean and variance over all images, so a smaller last batch has less weight. The weights and
     `model_file` are not changed.
 
     Args:
         source: Labelled images. Statistics are measured on training images, metrics on validation images.
         image_size: Side of the square images, in pixels.
-        images: Number of training images to use, drawn with `seed`. If there are fewer, all are used.
+        images: Number of training images to draw at random with `seed`. If the dataset has fewer, all are used.
         workers: Worker processes that decode images; 0 decodes in this process.
 
     Raises:
@@ -116,7 +116,7 @@ def calibrate_model(
 def with_statistics_of(
     model: Model, preprocess: Preprocess, batches: Iterable[Batch], device: str = "cpu"
 ) -> tuple[Model, int]:
-    """A copy of the network with the BatchNorm statistics of these images, and the number of images used.
+    """Return a copy of the network with BatchNorm statistics from these images, and the number of images used.
 
     Raises:
         InputError: The network has no BatchNorm, or no batch has two usable images.
@@ -165,7 +165,7 @@ class _Pool:
         self._count = total
 
     def finish(self) -> None:
-        """Set the running statistics of the norm to the computed ones."""
+        """Set the running statistics of the norm to the computed mean and variance."""
         self._hook.remove()
         self._norm.running_mean.copy_(self._mean)
         self._norm.running_var.copy_(self._squares / (self._count - 1))

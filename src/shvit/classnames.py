@@ -8,7 +8,7 @@ from .errors import InputError, counted
 
 
 def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names. Names that occur more than once get their index appended: "crane (134)" and "crane (517)"."""
+    """Make names unique: a name that occurs more than once gets its index appended, such as "crane (134)"."""
     counts = Counter(classes)
     names = tuple(name if counts[name] == 1 else f"{name} ({index})" for index, name in enumerate(classes))
     return names if len(set(names)) == len(names) or not names else unique_names(names)
@@ -72,7 +72,7 @@ def _choice(index: int, known: Sequence[str], ids: Sequence[str]) -> str:
 
 
 def _wordnet_ids(known: Sequence[str]) -> Sequence[str]:
-    """The WordNet ID of each class, such as n01440764, if these are ImageNet-1K's classes; otherwise empty."""
+    """The WordNet ID of each class, such as n01440764, if the classes are those of ImageNet-1K; otherwise empty."""
     if len(known) != 1000:
         return ()
     from timm.data import ImageNetInfo

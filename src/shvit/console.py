@@ -1,4 +1,4 @@
-"""Text, tables, progress and JSON output. Names that look like rich's markup are printed unchanged."""
+"""Print text, tables, progress bars and JSON. Names that look like rich's markup are printed unchanged."""
 
 import codecs
 import json
@@ -14,7 +14,7 @@ from rich.text import Text
 METRICS = {"top1": "top-1", "AP": "AP"}
 """The metrics by which models are compared, and their display names."""
 BESIDE = {"AP": ("AP50",)}
-"""By metric, the further metrics that are shown next to it."""
+"""For a metric, the additional metrics that are shown next to it."""
 
 PLAIN = str.maketrans(
     {"·": "-", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "→": "->", "“": '"', "”": '"', "µ": "u", "†": "+"}
@@ -25,7 +25,7 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff
 
 
 def _in_plain(error: UnicodeError) -> tuple[str, int]:
-    """Error handler for codecs: replace the characters in `PLAIN` and escape the others."""
+    """Error handler for codecs: replace the characters in `PLAIN` and escape all other characters."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end].translate(PLAIN)
     return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
@@ -76,7 +76,7 @@ def images_progress(shown: bool) -> Progress:
 
 
 def as_json(document: Any, encoding: str = "utf-8") -> str:
-    """The document as JSON text. Control characters are escaped; so are non-ASCII ones if `encoding` is not a UTF."""
+    """The document as JSON text. Escape control characters and, unless `encoding` is a UTF, non-ASCII characters."""
     escaped = not encoding.lower().startswith("utf")
     text = json.dumps(document, indent=2, ensure_ascii=escaped, default=str)
     return "\n".join(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", line) for line in text.split("\n"))

@@ -23,11 +23,11 @@ class DataError(InputError):
 
 
 class Failure(_OneLineError, RuntimeError):
-    """A run stops for a reason outside the program. The message says why, and what is kept. Exit code 1."""
+    """A run stops for a reason outside the program. The message gives the reason and says what is kept. Exit code 1."""
 
 
 class Notice(UserWarning):
-    """A warning that a run continues, but not as the user may expect. The message says what differs. Shown once."""
+    """A warning about a run that continues, but not as the user may expect. Each notice is shown only once."""
 
 
 def notice(text: str) -> None:
@@ -46,7 +46,7 @@ def one_line(error: object, first: bool = False) -> str:
 
 
 def check_at_least(least: int, **values: int | None) -> None:
-    """Check that numbers are at least `least`. The message names the keyword. None is accepted, as a default.
+    """Check that keyword arguments are at least `least`. None is accepted, because it stands for a default.
 
     Raises:
         InputError: A number is smaller than `least`.

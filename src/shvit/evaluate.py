@@ -34,7 +34,7 @@ class Report:
     """The written files; see `EvalRequest.out`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the metrics, numbers of images, and images per second including decoding."""
+        """The report as plain data: metrics, numbers of images, and throughput in images/s, which includes decoding."""
         return {
             **self.evaluation.metrics(),
             "per_class": {name: value for name, value in self.evaluation.per_class().items() if value is not None},
@@ -46,7 +46,7 @@ class Report:
 
 
 def with_fit(model: Runnable, fit: str | None) -> Runnable:
-    """The model with this `Preprocess.fit`; None changes nothing. Raises InputError if its task has no such fit."""
+    """The model with this `Preprocess.fit`, or unchanged for None. Raises InputError if its task does not allow it."""
     if fit is None:
         return model
     if fit not in (fits := kind_of(model.task).fits):

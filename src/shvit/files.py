@@ -20,16 +20,16 @@ from .errors import Failure, InputError
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers which mean that a file cannot grow: the disk is full, or a quota or size limit is reached."""
 FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-"""The start of a formula in a spreadsheet cell, with any number of apostrophes before it."""
+"""Matches the start of a formula in a spreadsheet cell, with any number of apostrophes before it."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?")
-"""A number. Numbers are harmless in a spreadsheet, even if they begin with a sign."""
+"""Matches a number. Numbers are harmless in a spreadsheet, even if they begin with a sign."""
 
 MAX_TEXT = 1 << 32
 """Size limit of JSON and CSV files in bytes. Larger files are not read."""
 
 
 def check_regular(path: Path) -> int:
-    """Size of a file in bytes. Raises OSError if it is not regular: a pipe may block and a device may have no end."""
+    """Size of a regular file in bytes. Raises OSError for pipes, which may block, or devices, which may have no end."""
     if not path.is_file() and path.exists():
         raise OSError(errno.EINVAL, "not a regular file")
     return path.stat().st_size
@@ -80,7 +80,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Turn errors caused by a full disk into a `Failure` that names `path`. `temporary` is the file that is written."""
+    """Turn errors caused by a full disk into a `Failure` that names `path`. `temporary` is the file being written."""
     try:
         yield
     except (InputError, Failure):
@@ -92,7 +92,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _no_space(error: Exception, path: Path) -> str:
-    """Why the file cannot grow; empty if it can. Tries a write if the error has no number, as with C++ libraries."""
+    """Why the file cannot grow; empty if it can. If `error` has no number, as from C++ libraries, tries to write."""
     if isinstance(error, OSError) and error.errno is not None:
         return f" ({os.strerror(error.errno)})" if error.errno in FULL else ""
     try:
@@ -210,9 +210,9 @@ def from_cell(cell: str) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Escape surrogates, which UTF-8 cannot encode, as \udcff. Python uses them for file names that are not UTF-8.
+    r"""Escape surrogates, which UTF-8 cannot encode, in the form \udcff. File names that are not UTF-8 contain them.
 
-    If the text already contains such an escape, its backslashes are doubled. `unescaped` is the inverse.
+    If the text already contains such an escape, the backslashes of the escape are doubled. `unescaped` is the inverse.
     """
     return re.sub(
         r"(\\*)([\ud800-\udfff])|(\\+)(?=ud[89a-f][0-9a-f]{2})",
@@ -232,7 +232,7 @@ def unescaped(text: str) -> str:
 
 
 def check_folder(path: Path, flag: str = "--out", new: bool = False, otherwise: str = "") -> None:
-    """Check an output folder, which need not exist, before a run. `flag` and `otherwise` are parts of the message.
+    """Check an output folder, which need not exist, before a run. `flag` and `otherwise` become part of the message.
 
     Raises:
         InputError: The path is a file or, with `new`, a folder that is not empty.

@@ -31,7 +31,7 @@ def parsed(text: str | bytes, depth: int = MAX_NESTING) -> Any:
 
 
 def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The classes, task, metrics and provenance of a header. Secrets in files of old versions are removed.
+    """The classes, task, metrics and provenance of a header. Secrets are removed, since old versions stored them.
 
     Raises:
         KeyError: One of these fields is missing.
@@ -64,7 +64,7 @@ def _check_metrics(metrics: Any) -> None:
     for name, value in metrics.items():
         if isinstance(value, dict):
             _check_metrics(value)
-        elif value != value or (name == "weights" and _text(value)):  # NaN is a number, too
+        elif value != value or (name == "weights" and _text(value)):  # NaN is allowed
             continue
         elif not _number(value, -MAX_METRIC, MAX_METRIC):
             raise ValueError(f"metric {name} must be a number, got {value!r:.60}")

@@ -139,7 +139,7 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
     the number of channels.
 
     Raises:
-        InputError: The other weights do not fit.
+        InputError: The weights to transfer do not fit the architecture.
     """
     model = onto or architecture.build()
     target, source = model.state_dict(), trained.state_dict()

@@ -81,7 +81,7 @@ def quiet() -> Iterator[None]:
         _thread.unprinted += 1
         out, err = (_OthersOnly(stream) for stream in (sys.stdout, sys.stderr))
         try:
-            with redirect_stdout(out), redirect_stderr(err):  # pyright: ignore[reportArgumentType]: it has the methods they use
+            with redirect_stdout(out), redirect_stderr(err):  # pyright: ignore[reportArgumentType]: it has the methods that are used
                 yield
         finally:
             _thread.unprinted -= 1

@@ -17,9 +17,9 @@ from .timm_model import TimmModel, named_arguments
 
 TIMM_PREFIX = "timm/"
 FAMILIES = "shvit.networks"
-"""Entry point group in which installed packages, such as experiments, register networks named FAMILY/NAME."""
+"""Entry point group in which installed packages register networks named FAMILY/NAME."""
 Family = Callable[[str], tuple[Config, Mixer]]
-"""NAME -> sizes and token mixer of an SHViT. Raises InputError for an unknown name."""
+"""Function from NAME to the sizes and token mixer of an SHViT. Raises InputError for an unknown name."""
 Model = SHViT | TimmModel | Detector
 MAX_NAME = 1000
 DETECTORS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
@@ -44,7 +44,7 @@ class Architecture:
     detector: str | None = None
     """`retinanet` or `mask_rcnn` for a detector with this network as backbone; None for a classifier."""
     layout: str = "torchvision"
-    """Source of a detector's details: `torchvision`, or the authors' code (`paper`)."""
+    """Variant of a detector: as in `torchvision`, or as in the authors' code (`paper`)."""
 
     def __post_init__(self) -> None:
         kinds = {"name": str, "num_classes": int, "in_channels": int, "distilled": bool, "layout": str}
@@ -62,7 +62,7 @@ class Architecture:
         if self.distilled and not self.num_classes:
             raise InputError("a distillation head needs classes: give num_classes of at least 1, or distilled=False")
         if self.detector is not None and (self.detector not in DETECTORS or self.distilled):
-            raise InputError(f"detector must be one of {', '.join(DETECTORS)}, without distilled=True; got {self}")
+            raise InputError(f"detector must be one of {', '.join(DETECTORS)}, with distilled=False; got {self}")
         if self.layout not in LAYOUTS:
             raise InputError(f"layout of a detector must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.name.startswith(TIMM_PREFIX):
@@ -76,7 +76,7 @@ class Architecture:
             object.__setattr__(self, "config", config)
 
     def build(self, drop_path_rate: float = 0.0) -> Model:
-        """Build the network with random weights. Its attribute `architecture` is this description.
+        """Build the network with random weights. The network's attribute `architecture` holds this description.
 
         `drop_path_rate` (stochastic depth) only affects training, so it is not part of the description.
         Raises InputError if it is outside [0, 1), or if timm's model does not support it.
@@ -111,7 +111,7 @@ class Architecture:
 
 
 def variant_config(name: str) -> Config:
-    """The sizes of a variant. Raises InputError for an unknown name; the message suggests the closest one."""
+    """The sizes of a variant. Raises InputError for an unknown name; the message suggests the closest name."""
     if name in VARIANTS:
         return VARIANTS[name]
     near = difflib.get_close_matches(name, VARIANTS, n=1)

@@ -20,7 +20,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Config:
-    """The sizes of an SHViT, except its classes and input channels."""
+    """The sizes of an SHViT, except the numbers of classes and input channels."""
 
     stages: tuple[Stage, ...]
     image_size: int = 224
@@ -54,7 +54,7 @@ class Config:
 
     @property
     def stem_divisor(self) -> int:
-        """Width of the first stage divided by the width of the first convolution of the stem."""
+        """Ratio of the first stage's width to that of the stem's first convolution."""
         return 2 ** (self.stem - 1)
 
 

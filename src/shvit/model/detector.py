@@ -18,7 +18,7 @@ from .timm_model import TimmModel
 
 Backbone = SHViT | TimmModel
 LAYOUTS = ("torchvision", "paper")
-"""Source of a detector's details: torchvision, or the authors' configuration (docs/detection.md)."""
+"""Variants of a detector: as in torchvision, or as in the authors' configuration (docs/detection.md)."""
 CROWDED = 0.5
 """A box with more than this fraction of its area in a crowd is not trained as background."""
 
@@ -73,7 +73,7 @@ class Detector(nn.Module):
 
     @staticmethod
     def output_width(classes: int) -> int | None:
-        """Number of values in an output row, given the number of classes. None if it does not depend on the classes."""
+        """Number of values in an output row for this number of classes. None if it is the same for any number."""
         return None
 
     @property
@@ -132,11 +132,11 @@ class Anchors(AnchorGenerator):
 class BestForEach(Matcher):
     """torchvision's matcher, except that an object's best boxes are always matched to this object, as in mmdetection.
 
-    torchvision matches a best box to another object if the box overlaps more with the other object.
+    torchvision instead matches a best box of one object to another object if the box overlaps more with the latter.
 
     Args:
         high, low: The thresholds of torchvision's `Matcher`.
-        least: Minimum IoU of an object and its best boxes.
+        least: Minimum IoU of an object and its best boxes; below it, they are not matched.
     """
 
     def __init__(self, high: float, low: float, least: float) -> None:

@@ -23,9 +23,9 @@ def fuse(model: Fusable) -> Fusable:
     """Return a new network in evaluation mode in which linear operations are folded. `model` is not changed.
 
     BatchNorm is folded into the convolution before it or the linear layer after it, the identity path of a depthwise
-    residual into its convolution, the norm and the softmax scale of attention into its weights, and the distillation
-    head into the head. The convolutions of squeeze-excite become linear layers. Folding is computed in float64. For
-    a random batch, the outputs are compared with those of the original. Then the weights are converted back to their
+    residual into its convolution, attention's norm and softmax scale into its weights, and the distillation head
+    into the head. The convolutions of squeeze-excite become linear layers. Folding is computed in float64. For
+    a random batch, the outputs are compared with those of the original. Then the weights return to their original
     type and device. timm's models are folded by timm's code, which is made for float32. In detectors, the backbone is
     folded, and the maps of the pyramid are compared. The network may be on any device and have any floating-point type.
 

@@ -168,7 +168,7 @@ def depthwise_residual(width: int, norm_weight: float, drop_path: float = 0.0) -
 
 
 def recomputed(module: nn.Module, x: Maps) -> Maps:
-    """`module(x)`, recomputed in the backward pass instead of storing its activations.
+    """`module(x)`, recomputed in the backward pass instead of storing the activations.
 
     The second pass does not update the running statistics of BatchNorm again.
     """

@@ -26,9 +26,9 @@ MASK_SIDE = 28
 IGNORED = -1
 """The label that torchvision's samplers ignore."""
 BETA = 1 / 9
-"""Parameter of torchvision's smooth L1 loss, which is quadratic below this difference. With 0, it is the L1 loss."""
+"""Parameter of torchvision's smooth L1 loss, which is quadratic below this difference. With 0, the loss is L1."""
 POSITIVE = 0.25
-"""Maximum share of the sampled proposals that contain an object."""
+"""Maximum fraction of proposals with an object among the sampled proposals."""
 
 
 class CrowdAwareRPN(RegionProposalNetwork):
@@ -106,12 +106,12 @@ class CrowdAwareRoIHeads(RoIHeads):
         for label, boxes, crowds in zip(labels, proposals, self.crowds, strict=False):
             label[(label == 0) & in_crowd(boxes, crowds)] = IGNORED
             if (label == IGNORED).all():
-                label[-1:] = 0  # keep the proposal with the lowest score: without any, the loss would be NaN
+                label[-1:] = 0  # without any proposal, the loss would be NaN: use the one with the lowest score
         return matched, labels
 
 
 class MaskRCNN(Detector):
-    """Finds box, score, class and mask of up to 100 objects in each image, those with the highest scores.
+    """Finds the box, score, class and mask of the (at most 100) objects with the highest scores in each image.
 
     The sides of the images must be multiples of the backbone's coarsest stride, 64 for SHViT.
     """
@@ -168,7 +168,7 @@ class MaskRCNN(Detector):
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
     ) -> Float[Tensor, "b 100 790"] | Float[Tensor, ""]:
         """One row per object, highest score first, padded with zeros: box (left, top, right, bottom in pixels), score,
-        class, and 28x28 mask (probabilities inside the box). With targets, the loss.
+        class, and 28x28 mask (probabilities inside the box). With targets, returns the loss instead.
         """
         maps = {str(level): values.float() for level, values in enumerate(self.features(x))}
         size = (x.shape[2], x.shape[3])
@@ -181,7 +181,7 @@ class MaskRCNN(Detector):
         return torch.stack([_rows(one) for one in found])
 
     def _loss(self, images: ImageList, maps: dict[str, Tensor], targets: Sequence[Target]) -> Float[Tensor, ""]:
-        """The sum of the losses of objectness, classes, boxes (of both stages) and masks."""
+        """The sum of five losses: objectness, classes, boxes in either stage, and masks."""
         rows = [{**vars(target), "labels": target.labels + 1} for target in targets]  # 0 is background
         proposals, first = self.rpn(images, maps, rows)
         _, second = self.roi_heads(maps, proposals, images.image_sizes, rows)

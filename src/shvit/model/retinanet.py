@@ -21,7 +21,7 @@ GROUPS = 32
 """Groups of the head's GroupNorm, as in torchvision's `retinanet_resnet50_fpn_v2`. With GroupNorm, the network
 learns much faster. Layout `paper` has no norm in the head."""
 ANCHORS_PER_POSITION = 9
-"""Three sizes with three aspect ratios."""
+"""Three anchor sizes, each with three aspect ratios."""
 ANCHOR_SCALES = tuple(4 * 2 ** (third / 3) for third in range(3))
 
 
@@ -56,7 +56,7 @@ class RetinaNet(Detector):
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
     ) -> Float[Tensor, "b anchors 4+classes"] | Float[Tensor, ""]:
-        """Boxes (left, top, right, bottom in pixels), then class scores from 0 to 1. With targets, the loss."""
+        """Boxes (left, top, right, bottom in pixels), then class scores from 0 to 1. With targets, the loss instead."""
         maps = self.features(x)
         outputs = {name: values.float() for name, values in self.head(maps).items()}
         anchors = self.anchors.on(maps)
@@ -69,8 +69,8 @@ class RetinaNet(Detector):
     def _loss(
         self, outputs: dict[str, Tensor], anchors: Float[Tensor, "anchors 4"], targets: Sequence[Target]
     ) -> Float[Tensor, ""]:
-        """Focal loss of classes and L1 loss of boxes, per anchor with an object. Each image's loss is divided by its
-        number of such anchors, then averaged over the images. Layout `paper` divides the sum by the total number.
+        """Focal loss of classes plus L1 loss of boxes. The loss of each image is divided by its number of anchors with
+        an object, then averaged over the images. Layout `paper` divides the sum of all losses by the total number.
         """
         matched = [self._match(anchors, target) for target in targets]
         rows = [{"boxes": target.boxes, "labels": target.labels} for target in targets]

@@ -18,7 +18,7 @@ MIN_SIDE = 32
 
 
 def check_images(x: Images, channels: int, min_side: int = MIN_SIDE) -> None:  # torch.jit.script cannot read MIN_SIDE
-    """Raises ValueError for images with another number of channels, or with a side below the minimum."""
+    """Raises ValueError for images with a wrong number of channels, or with a side shorter than the minimum."""
     if torch.jit.is_tracing():  # sizes are tensors in a trace
         return
     if x.ndim != 4 or x.shape[1] != channels:

@@ -18,7 +18,7 @@ from .timm_interface import TimmInterface
 torch.fx.wrap("check_images")  # recorded as one call, since torch.fx cannot trace the size checks
 
 Mixer = Callable[[int, int], nn.Module]
-"""(width, attended channels) -> a module that maps (b, width, h, w) to the same shape."""
+"""Function of (width, attended channels) that returns a module, which maps (b, width, h, w) to the same shape."""
 
 
 class Block(nn.Module):
@@ -80,13 +80,13 @@ class SHViT(TimmInterface):
         distilled: Add a second head for distillation. In training, the network returns the logits of both heads; in
             evaluation, their mean.
         mixer: Token mixer of the stages with attention; experiments pass other mixers.
-        drop_path_rate: Probability that an image skips a residual branch of the last block in training; it grows
-            linearly from 0 in the first block.
+        drop_path_rate: Probability, in training, that an image skips a residual branch of the last block. For earlier
+            blocks, the probability falls linearly to 0 in the first block.
     """
 
     any_batch = True  # see `Detector`
     fold_check = (torch.float64, 64, 1e-9)
-    """For `fuse`: type, side of the random images, and allowed difference relative to the largest output."""
+    """For `fuse`: type and side of the random images, and allowed difference relative to the largest output."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class SHViT(TimmInterface):
         """The map after each stage. The variants have strides 16, 32 and 64; heights and widths are rounded up.
 
         Raises:
-            ValueError: The images have another number of channels than the network, or a side below 32 pixels.
+            ValueError: The images do not have the network's number of channels, or have a side below 32 pixels.
         """
         check_images(x, self.in_channels)
         x = self.stem(x)

@@ -116,14 +116,14 @@ class TimmInterface(nn.Module):
         return chosen
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        """The linear layer of the classifier; with a distillation head, both layers; without classes, an identity."""
+        """The classifier's linear layer, a pair of layers if distilled, or an identity if there are no classes."""
         head = getattr(self.head, "linear", self.head)
         if self.distillation_head is None:
             return head
         return head, getattr(self.distillation_head, "linear", self.distillation_head)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the heads, in place, by new ones with `num_classes` logits.
+        """Replace the heads, in place, with new heads that return `num_classes` logits.
 
         Args:
             num_classes: 0 removes the heads: the network returns pooled features.
@@ -163,11 +163,11 @@ class TimmInterface(nn.Module):
             stage.grad_checkpointing = enable  # pyright: ignore[reportArgumentType]
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay, in addition to those with one dimension: none."""
+        """Parameters that timm must exclude from weight decay, besides those with one dimension: none."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Name patterns for timm's layer-wise learning rates: stem, blocks (`coarse`: stages). The rest is the head."""
+        """Name patterns for timm's layer-wise learning rates: stem and blocks or, with `coarse`, stem and stages."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 

@@ -37,7 +37,7 @@ _SCOPE = r"(?P<scope>stages\.\d+\.(?:blocks\.\d+\.)?|)"
 
 
 def from_timm(state_dict: StateDict) -> StateDict:
-    """Rename the weights of timm's `shvit_*` to our names. Raises InputError for an unknown key."""
+    """Rename the weights of timm's `shvit_*` models to shvit's names. Raises InputError for an unknown key."""
     parts, leaves = ({theirs: ours for ours, theirs in names.items()} for names in (_PARTS, _LEAVES))
     return {_rename(key, parts, leaves): value for key, value in state_dict.items()}
 

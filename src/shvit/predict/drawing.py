@@ -22,7 +22,7 @@ GOLDEN = 0.618034
 """Step in hue from one class to the next, as a share of the color circle. Makes neighboring classes look different."""
 ENLARGED, LARGEST = 320, 4096
 """Images with a shorter side below the first number are enlarged, so that labels can be read. The second number
-limits the longer side."""
+is the maximum length of the longer side after that."""
 JPEG_SIDE = 65_500
 """Longest side of a JPEG. Larger images are written as PNG."""
 
@@ -69,7 +69,7 @@ def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> Non
 
 
 def free_name(path: str, taken: set[str]) -> str:
-    """The name of a file without its suffix. A number is added if `taken` has the name. Adds the result to `taken`."""
+    """The file's name without its suffix, with a number appended if it is in `taken`. Adds the result to `taken`."""
     stem = Path(path).stem
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
     name = next(name for name in names if name.casefold() not in taken)
@@ -78,7 +78,7 @@ def free_name(path: str, taken: set[str]) -> str:
 
 
 def font_file() -> str:
-    """DejaVu Sans from matplotlib. It has Latin, Greek, Cyrillic, Arabic and Hebrew letters, but no Chinese."""
+    """Path of DejaVu Sans in matplotlib. It has Latin, Greek, Cyrillic, Arabic and Hebrew letters, but no Chinese."""
     from matplotlib import get_data_path
 
     return str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
@@ -136,7 +136,7 @@ def _write(
     for x, y in [(x, y) for x in (box[0], box[2] - width) for y in rows]:
         x, y = min(max(0.0, x), max(0.0, size[0] - width)), min(max(0.0, y), max(0.0, size[1] - height))
         areas.append((x, y, x + width, y + height))
-    area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # the first of the best areas
+    area = min(areas, key=lambda one: sum(_overlap(one, other) for other in taken))  # the first if several are best
     taken.append(area)
     canvas.rectangle(area, fill=color)
     light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]

@@ -17,12 +17,12 @@ from ..tasks.base import Prediction
 
 
 def partial_of(out: Path) -> Path:
-    """The path of the rows of an unfinished run: one line with the arguments of the run, then JSON lines."""
+    """Path of the file of an unfinished run: one line with the run's arguments, then its rows as JSON lines."""
     return out.with_name(f"{out.name}.partial")
 
 
 def check_partial(out: Path, resume: bool) -> None:
-    """Raises InputError if there is an unfinished run but no --resume, or --resume but no unfinished run."""
+    """Raises InputError if an unfinished run exists without --resume, or --resume is given and no such run exists."""
     path = partial_of(out)
     if path.exists() and not resume:
         raise InputError(f"{path} is an unfinished run: resume it with --resume, or delete the file to start again")

@@ -1,4 +1,4 @@
-"""The Predictor: images in; labels, boxes and masks out. For a bad image, the result contains the reason.
+"""The Predictor turns images into labels, boxes and masks. If an image cannot be used, its result gives the reason.
 
 Some threads decode images into batches while others run the engine. All release Python's global interpreter lock.
 """
@@ -45,11 +45,11 @@ class Predictor:
         batch_size: Images per batch.
         top_k: Labels per image of a classifier.
         threshold: Minimum score of the objects of a detector. For exported Mask R-CNN files, at least 0.05.
-        threads: CPU threads per batch. None: several batches at once, each on few threads, if the engine supports it.
+        threads: CPU threads per batch. None: run several batches at once on few threads each, if the engine can do so.
         workers: Threads that decode images. None: one per core.
 
-    Each core has a thread for decoding and one for the engine, because it depends on the images which of the two takes
-    longer. Each batch runs on few threads, because threads that share a batch wait for each other at every layer.
+    Each core has a thread for decoding and one for the engine, because either can take longer, depending on the
+    images. Each batch runs on few threads, because threads that share a batch wait for each other at every layer.
 
     Raises:
         EngineError: The engine cannot run here.
@@ -88,7 +88,7 @@ class Predictor:
         self._read = self._task.fast_reader(model_file.preprocess)
 
     def _with_threshold(self, model: Runnable, threshold: float) -> Runnable:
-        """The model, or a copy that returns scores down to `threshold`. Raises InputError for a file that cannot."""
+        """The model, or a copy that returns scores down to `threshold`. Raises InputError if that is impossible."""
         if threshold >= self._task.min_score:
             return model
         if isinstance(model, Exported):
@@ -107,7 +107,7 @@ class Predictor:
     def stream(self, pictures: ImageInput | Iterable[ImageInput], size: int = 0) -> Generator[Prediction]:
         """Predict any number of images with the memory of a few batches; see `batches_ahead`.
 
-        Each batch for the engine has `size` images; by default, as many as the first batch. When the generator is
+        Each batch for the engine has `size` images, by default as many as the first batch has. When the generator is
         closed, each thread stops after its current image or batch.
         """
         queue = iter([pictures] if isinstance(pictures, ImageInput) else pictures)
@@ -157,8 +157,8 @@ class Predictor:
     ) -> list[Prediction]:
         """Wait for the decoding threads and run the engine.
 
-        A batch keeps its size if images are bad, since engines compile the network for each batch size. But if images
-        differ in size, bad ones are dropped, and the others are padded to the largest, as in evaluation.
+        Bad images stay in the batch, to keep its size, since engines compile the network for each batch size. But if
+        the images differ in size, bad images are removed, and the rest are padded to the largest, as in evaluation.
         """
         read = [future.result() for future in decoded]
         paths = [str(picture) if isinstance(picture, str | Path) else "" for picture in batch]
@@ -185,8 +185,8 @@ def cores() -> int:
 def find_images(patterns: Iterable[str], passed: Skipped | None = None) -> list[Path]:
     """The files that paths, folders (including their subfolders) and globs name, in order, without duplicates.
 
-    A named file counts as an image whatever its suffix. In a folder, `images.is_image` decides, and other files are
-    counted in `passed`. A path that does not exist is kept, so that its result can report the error.
+    A named file counts as an image whatever its suffix. In a folder, files that fail `images.is_image` are left out
+    and counted in `passed`. A path that does not exist is kept, so that its result can report the error.
     """
     passed = passed or Skipped()
     found: dict[Path, None] = {}
@@ -199,8 +199,8 @@ def find_images(patterns: Iterable[str], passed: Skipped | None = None) -> list[
 
 
 def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
-    """The paths that the parts of a glob match below a folder. An existing name is taken literally; hidden files only
-    match patterns that start with a dot, as in shells."""
+    """The paths that the parts of a glob match below a folder. A name that exists is taken literally. As in shells,
+    hidden files match only patterns that start with a dot."""
     if not parts:
         yield folder
     elif exists(folder / parts[0]):

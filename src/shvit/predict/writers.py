@@ -94,7 +94,10 @@ def result_ids(annotations: Path | None, images: Sequence[Path], model: Runnable
     matched = match_classes(tuple(ids.categories), model.classes)
     categories = {model.classes[index]: id_ for index, id_ in zip(matched, ids.categories.values(), strict=True)}
     if other := [name for name in model.classes if name not in categories]:
-        notice(f"{annotations} lacks {len(other)} of the model's classes, such as {other[0]}: these are left out")
+        notice(
+            f"{annotations} lacks {len(other)} of the model's classes, such as {other[0]}: objects of these classes "
+            "are left out"
+        )
     return list(ids.images), ResultIds(categories, ids.images)
 
 

@@ -26,7 +26,7 @@ class Training:
     epochs: int
     seeds: int = 1
     image_size: int | None = None
-    """In pixels. None: in comparisons, the size at which speed is measured; in `resolution`, the network's own size."""
+    """In pixels. None: the network's own size in `resolution`, the size at which speed is measured in other studies."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changes to other fields of the recipe `scratch`."""
     device: str = "auto"

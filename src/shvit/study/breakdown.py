@@ -34,7 +34,7 @@ MEMORY_BOUND = (DEPTHWISE, NORM, MOVE, SOFTMAX, ELEMENTWISE)
 """Kinds of operations that do few FLOPs per byte of memory traffic."""
 
 KIND_WORDS: Sequence[tuple[str, tuple[str, ...]]] = (
-    (ELEMENTWISE, ("convert", "upsample")),  # first: "convert" has "conv", "upsample_bilinear" has "linear"
+    (ELEMENTWISE, ("convert", "upsample")),  # first, since names with these words can contain "conv" or "linear"
     (FUSED, ("attention", "mha")),
     (SOFTMAX, ("softmax",)),
     (NORM, ("norm", "mvn")),
@@ -58,8 +58,8 @@ class PartTime:
     """Time of one kind of operation in one module, per call of the network."""
 
     part: str
-    """Name of the innermost module, as in `named_modules`. `network`: the network's own `forward`. Empty: preprocessing
-    of the pixels. If an engine fuses operations of several modules, their time counts for one of these modules."""
+    """Name of the innermost module, as in `named_modules`; `network` for the network's own `forward`; empty for the
+    preprocessing of pixels. If an engine fuses operations of several modules, all the time counts for one of them."""
     kind: str
     seconds: float
 
@@ -130,7 +130,7 @@ def _stage(part: str) -> str:
 
 
 def pick_profilers(names: Sequence[str] = ()) -> list[str]:
-    """Return `names`. Default: all engines that run here and have a profiler. Raises InputError for other engines."""
+    """Return `names`, by default all engines that run here and have a profiler. Raises InputError for others."""
     able = profiling.PROFILERS
     here = [name for name in able if ENGINES[name].unavailable("cpu") is None]
     for name in names:

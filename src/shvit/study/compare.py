@@ -68,7 +68,7 @@ class Speed:
     ratio: float | None
     """Speed divided by the speed of the reference entry in the same rounds. None if the reference entry did not run."""
     spread: float
-    """Median absolute deviation of the rounds, divided by their median."""
+    """Median absolute deviation of the speeds in all rounds, divided by their median."""
 
 
 @dataclass
@@ -80,7 +80,7 @@ class EntryResult:
     params: int
     macs: int
     activation_bytes: int
-    """Size of the outputs of convolutions, linear layers and attention products, for one image in fp32."""
+    """Bytes of the outputs of convolutions, linear layers and attention's matrix products, for one image in fp32."""
     speeds: list[Speed] = field(default_factory=list)
     breakdowns: list[Breakdown] = field(default_factory=list)
     top1: list[float] = field(default_factory=list)

@@ -129,7 +129,7 @@ def attention_over_images(shown: AttentionMaps) -> Figure:
 
 @style.literal_text()
 def heads(layers: Sequence[str], scores: Mapping[str, Sequence[Sequence[float]]], whole: float) -> Figure:
-    """Draw top-1 with heads of one layer off: a panel per ablation, a dot per head, each layer's best head in color.
+    """Draw top-1 with heads of one layer off. Each ablation is a panel, each head a dot, colored if best in its layer.
 
     `scores` holds the top-1 of each head, by ablation and layer. `whole` is the top-1 with all heads.
     """

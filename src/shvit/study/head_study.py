@@ -157,7 +157,7 @@ def _speeds(models: Sequence[ModelFile], engine: str, threads: int | None) -> li
 
 
 def _columns(redundancy: Redundancy) -> dict[str, tuple[int, int]]:
-    """Choose the most important and most redundant head of all layers, and of an early, a middle and the last layer."""
+    """Choose the most important and the most redundant head overall, and in an early, a middle and the last layer."""
     ranked = redundancy.ranked()
     layers = sorted({index for index, _ in ranked}) or range(len(redundancy.layers))
     indices = dict.fromkeys((layers[len(layers) // 6], layers[len(layers) // 2], layers[-1]))

@@ -28,12 +28,12 @@ HeadMaps = Float[Tensor, "b heads queries keys"]
 
 @dataclass(frozen=True)
 class Grid:
-    """The tokens form a square grid, row by row, after `prefix` tokens without a position, such as class tokens."""
+    """The tokens form a square grid, in row-major order. `prefix` tokens without a position come before them."""
 
     prefix: int = 0
 
     def attention_from(self, maps: HeadMaps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
-        """Attention from the query at (x, y), in fractions of the image. `maps` are (1, heads, queries, keys).
+        """Attention from the query at (x, y), fractions of width and height. `maps` are (1, heads, queries, keys).
 
         Raises:
             InputError: The tokens are not a square grid.
@@ -49,7 +49,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Windows:
-    """The tokens form windows of a grid that was rolled up and to the left, as in Swin. Fields are (height, width)."""
+    """The tokens form windows of a grid that was rolled up and to the left, as in Swin. Fields: (height, width)."""
 
     size: tuple[int, int]
     shift: tuple[int, int]

@@ -67,7 +67,7 @@ def open_study_model(name: str, device: str = "cpu") -> StudyModel:
 
 
 def _call(path: Path, function: str) -> Any:
-    """Call the function in the file, check the types of what it returns, and return that."""
+    """Call the function in the file, check the types of the values that it returns, and return the values."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     make = run_path(str(path)).get(function)

@@ -13,7 +13,7 @@ QUERY_CHANNELS = SingleHeadAttention.QUERY_CHANNELS
 class MultiHeadAttention(nn.Module):
     """Attention over all channels. Each head has 16 query and 16 key channels, like the head of `SingleHeadAttention`.
 
-    With one head, this is the paper's design (b). It outputs zero before training, so residual blocks are the identity.
+    With one head, this is the paper's design (b). The output is 0 before training, so residual blocks are the identity.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -44,7 +44,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class BottleneckAttention(nn.Module):
-    """The paper's design (a): a ResNet bottleneck, with a head over `attended` channels instead of the convolution."""
+    """The paper's design (a): a ResNet bottleneck with attention instead of the 3x3 convolution."""
 
     def __init__(self, width: int, attended: int) -> None:
         super().__init__()

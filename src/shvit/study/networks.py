@@ -41,7 +41,7 @@ def _attending(attended: Callable[[Stage], int | None]) -> Callable[[Config], Co
 
 
 def _four_stages(config: Config) -> Config:
-    """Use a stem of stride 4 and four stages. The last two have attention, and the widths of the original first two."""
+    """Use a stem of stride 4 and four stages. The last two have attention and the original widths of stages 1 and 2."""
     first, second, third = config.stages
     stages = (
         Stage(first.width // 4, first.depth),

@@ -18,10 +18,11 @@ PRUNABLE = {"qkv", "proj", "q_norm", "k_norm", "relative_position_bias_table"}
 
 @torch.no_grad()
 def with_single_heads(network: Network, kept: Mapping[AttentionLayer, int]) -> Network:
-    """Return a smaller network in which some layers keep one head. It computes the same as with the other heads off.
+    """Return a smaller network in which some layers keep one head. Its outputs are those of `network` with the
+    other heads off.
 
     Args:
-        network: The network, not fused. It is left as it was.
+        network: A network that is not fused. It is not changed.
         kept: The head to keep, by layer. Layers that are not listed keep all heads.
 
     Raises:

@@ -29,9 +29,9 @@ class LayerHeads:
 
     layer: str
     similarity: tuple[float, ...]
-    """Mean cosine similarity (0 to 1) of a head's attention map to those of the other heads. Empty for one head."""
+    """Mean cosine similarity (0 to 1) of a head's attention map to the other heads' maps. Empty for one head."""
     without: tuple[float, ...]
-    """Top-1 with only this head off. Empty for one head."""
+    """Top-1 with only this head off. Empty if the layer has a single head."""
     alone: tuple[float, ...]
     """Top-1 with all other heads of the layer off."""
 
@@ -51,7 +51,7 @@ class Redundancy:
         return tuple(sum(each.similarity) / len(each.similarity) if each.similarity else None for each in self.layers)
 
     def ranked(self) -> list[tuple[int, int]]:
-        """Indices (layer, head), from the most important to the most redundant head. Ties: less similar heads first.
+        """Indices (layer, head), from the most important to the most redundant. If tied, less similar heads come first.
 
         As in the paper, the importance of a head is the top-1 that is lost with the head off.
         """
@@ -65,7 +65,7 @@ class Redundancy:
     def could_be_single(self, tolerance: float) -> dict[int, int]:
         """Find the multi-head layers that lose at most `tolerance` points of top-1 with only their best head on.
 
-        Returns the best head of each of these layers, by index of the layer. Layers with the smallest loss come first.
+        Returns a dict from the index of each such layer to its best head. Layers with the smallest loss come first.
         """
         best = [
             (100 * (self.top1 - max(layer.alone)), index, layer.alone.index(max(layer.alone)))
@@ -119,7 +119,7 @@ def measure_redundancy(
 def _similarity(
     network: nn.Module, layers: Sequence[AttentionLayer], batches: Batches
 ) -> dict[AttentionLayer, tuple[float, ...]]:
-    """Mean similarity of each head to the other heads of its layer, over all images. Empty for layers with one head."""
+    """Similarity of each head to the layer's other heads, averaged over all images. Empty for layers with one head."""
     sums: dict[AttentionLayer, Tensor] = {}
     images: Counter[AttentionLayer] = Counter()
     called: set[AttentionLayer] = set()

@@ -132,7 +132,7 @@ def measure_resolution(
 def _add_accuracies(
     result: ResolutionResult, name: str, weights: ModelFile, source: Any, workers: int, progress: OnProgress
 ) -> None:
-    """Add the top-1 of a model's weights at every size."""
+    """Evaluate a model's weights at every size, and add each top-1 to the results."""
     for number, size in enumerate(result.sizes):
         progress(f"top-1 of {name} at {size} pixels", number, len(result.sizes))
         at_size = replace(weights, preprocess=replace(weights.preprocess, image_size=size))

@@ -145,7 +145,7 @@ class Task(Protocol):
 
     @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Any:
-        """Open a dataset, with classes, `train`, `val`, fingerprint and warnings. Raises DataError."""
+        """Open a dataset: its classes, splits, fingerprint and warnings. Raises DataError if it cannot be used."""
         ...
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> Any:
@@ -199,7 +199,7 @@ class Task(Protocol):
     def compare(
         self, outputs: Tensor, expected: Tensor, precision: str, side: int
     ) -> tuple[dict[str, Any], str | None]:
-        """Compare the raw outputs of an exported file with those of PyTorch in fp32 (`expected`) for the same images.
+        """Compare the raw outputs of an exported file with PyTorch's fp32 outputs (`expected`) for the same images.
 
         Args:
             precision: Precision of the file.

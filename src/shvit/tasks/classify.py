@@ -96,7 +96,7 @@ class ClassifyEvaluation:
 
 @literal_text()
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
-    """Draw the confusion matrix. Rows are true classes, columns are predictions, colors show the share of the row.
+    """Draw the confusion matrix. Rows are true classes, columns are predictions. Colors show shares of the row's total.
     Classes that never occur are omitted."""
     matrix = evaluation.confusion
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))

@@ -26,7 +26,7 @@ from .objects import THRESHOLD, Detections, ObjectsEvaluation, check_tools, judg
 OVERLAP, LIMIT = 0.5, 100
 """IoU threshold of non-maximum suppression, and maximum number of objects per image: the usual values for COCO."""
 CANDIDATES = 2000
-"""Number of boxes per image, by highest score, that enter non-maximum suppression."""
+"""Number of boxes per image that enter non-maximum suppression: those with the highest scores."""
 
 
 class Detect(Task):
@@ -34,8 +34,8 @@ class Detect(Task):
 
     Args:
         classes: Names, in the order of the scores.
-        frozen_norms: What training does not change in the backbone's BatchNorms: `none`, `statistics`, or `all` for
-            statistics and weights. Use it if batches are too small to measure statistics.
+        frozen_norms: What is frozen in the backbone's BatchNorms: `none` (nothing), `statistics`, or `all` (statistics
+            and weights). Freeze the statistics if batches are too small to measure them.
     """
 
     name = "detect"
@@ -66,7 +66,7 @@ class Detect(Task):
 
     @staticmethod
     def new_fit(fit: str) -> str:
-        """At another image size, a detector sees the whole image in a square."""
+        """`whole`: after a change of the image size, a detector gets the whole image in a square."""
         return "whole"
 
     @staticmethod

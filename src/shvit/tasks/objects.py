@@ -50,7 +50,7 @@ class ObjectsEvaluation:
     numbers: dict[str, dict[str, float]]
     """The metrics of boxes (`bbox`) and, for segmentation, of masks (`segm`)."""
     class_ap: dict[str, list[float]]
-    """The AP of each class, by the keys of `numbers`."""
+    """The AP of each class, under the same keys (`bbox`, `segm`) as `numbers`."""
     images: int
     bad: dict[int, str] = field(default_factory=dict)
     """Index of each image that could not be used, and why."""
@@ -127,7 +127,7 @@ def judge(
         }
     )
     rows = [row for truth, one in zip(truths, found, strict=True) for row in coco_results(truth.image_id, one)]
-    for row in rows:  # with a box, its area would decide whether a mask is small or large, unlike in published metrics
+    for row in rows:  # otherwise, masks would be small or large by the area of the box, unlike in published metrics
         row.pop("bbox" if kind == "segm" else "segmentation", None)
     evaluation = COCOeval_faster(known, known.loadRes(rows), kind, print_function=lambda *_: None)  # pyright: ignore
     evaluation.evaluate()
@@ -166,7 +166,7 @@ def encode(mask: np.ndarray) -> RunLengths:
 def mask_overlaps(
     some: Sequence[RunLengths], others: Sequence[RunLengths], indices: Sequence[int], matches: Sequence[int]
 ) -> list[float]:
-    """IoU of pairs of masks: each mask of `some` at `indices` with the one of `others` at `matches`."""
+    """IoU of pairs of masks: `some[i]` and `others[j]`, for each pair (i, j) from `indices` and `matches`."""
     from faster_coco_eval.core import mask
 
     iou: Any = mask.iou

@@ -11,7 +11,7 @@ from ..compare import ComparisonResult, Entry, EntryResult, Speed
 from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
 
 PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx"}
-"""The paper's speed with which an engine is compared on a CPU. On a GPU, every engine is compared with `gpu`."""
+"""For each engine, the paper's speed that it is compared with on a CPU. On a GPU, that is `gpu` for all engines."""
 PAPER_NAMES = {"gpu": "A100", "cpu": "PyTorch on a Xeon", "cpu-onnx": "ONNX Runtime on a Xeon"}
 
 PARAMS, MACS = Column("parameters, M", "{:.2f}"), Column("MACs, M", "{:.0f}")
@@ -200,9 +200,9 @@ def _time_section(result: ComparisonResult) -> Section:
         )
         tables.append(Table(f"stages_{engine}", f"{engine} fp32: ms/image by stage", columns, rows))
     text = (
-        "From each engine's own profiler, in fp32. Profiling makes runs a little slower than those above. Memory-bound "
-        f"is the share of time in {', '.join(MEMORY_BOUND)}. Operations fused into a matrix product count as part of "
-        "that product. Token mixers include their norms and projections.",
+        "From each engine's own profiler, in fp32. Profiling makes runs a little slower than in the tables above. "
+        f"Memory-bound is the share of time in {', '.join(MEMORY_BOUND)}. Operations fused into a matrix product count "
+        "as part of that product. Token mixers include their norms and projections.",
     )
     return Section("Where the time goes", text, tuple(tables), tuple(pictures))
 
@@ -238,8 +238,9 @@ def _accuracy_section(result: ComparisonResult) -> Section:
     size = training.image_size or result.image_size
     text = (
         f"Each network is trained from random weights on the dataset {training.data}, for "
-        f"{counted(training.epochs, 'epoch')} at {size} pixels (proportionally more for larger images), with the "
-        "recipe scratch. Top-1 is that of the best epoch, which was selected on the same validation images.",
+        f"{counted(training.epochs, 'epoch')} at {size} pixels (if speed is measured on larger images, they are "
+        "larger by the same factor), with the recipe scratch. Top-1 is that of the best epoch, which was selected on "
+        "the same validation images.",
         _noise(trained),
     )
     return Section("Accuracy", text, (Table("accuracy", "Top-1", tuple(columns), rows),), tuple(pictures))
