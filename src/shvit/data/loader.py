@@ -133,12 +133,12 @@ class Share:
 
 @dataclass(eq=False)
 class EpochSampler(Sampler[list[SampleKey]]):
-    """Yields the keys of this process's part of each batch, piece by piece. Shuffling is seeded by (seed, epoch)."""
+    """Yields this process's keys, one micro-batch at a time. Shuffling is seeded by (seed, epoch)."""
 
     split: Samples
     """The images. Images in shards are shuffled within groups of `WINDOW` shards."""
     batch_size: int
-    """Images per batch, over all processes and pieces."""
+    """Images per batch, over all processes and micro-batches."""
     seed: int = 0
     shuffle: bool = False
     """Use a new order every epoch, and drop the last batch if it is smaller; otherwise yield all images in order."""

@@ -10,7 +10,7 @@ Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True)]
 ModelName = Annotated[str, Parameter(help="A model file, or published weights such as shvit_s1.in1k.")]
 EngineName = Annotated[str, Parameter(help="auto, cuda, onnx, openvino, torch, executorch or coreml.")]
 Precision = Annotated[
-    str, Parameter(help="auto, fp32, bf16 (if supported) or fp16 (only on GPUs). An int8 export runs in int8.")
+    str, Parameter(help="auto, fp32, bf16 (if supported) or fp16 (only on GPUs). An int8 export always runs in int8.")
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:1 or mps.")]
 RawCells = Annotated[

@@ -21,7 +21,7 @@ class EvalRequest:
     _: KW_ONLY
     engine: EngineName = "auto"
     precision: str | None = None
-    """fp32, bf16, fp16, or auto, which selects the fastest precision that loses no accuracy. Default: fp32, or for
+    """fp32, bf16, fp16, or auto, which selects the fastest precision that loses no accuracy. Default: fp32; for
     an exported file, the file's precision."""
     device: Device = "auto"
     threads: int | None = None
@@ -30,8 +30,9 @@ class EvalRequest:
     """Images per batch. Default: 64 for classifiers, 8 for detectors."""
     workers: Workers = 2
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """Which images to evaluate. auto: the validation images, or all images if the dataset has no splits and was not
-    used to train the model. With auto and val, the model's training images are recognized by content and excluded."""
+    """Which images to evaluate. auto: the validation images; for a dataset without splits, the images held out when
+    the model was trained on it, otherwise all images. auto and val exclude the model's training images, which are
+    recognized by content."""
     fit: Literal["crop", "squash"] | None = None
     """How images are resized for a classifier. crop: center crop. squash: resize the whole image to a square, as the
     authors do for fine-tuned networks. Default: the setting in the model file."""

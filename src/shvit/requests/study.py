@@ -60,7 +60,7 @@ class RedundancyRequest:
     images: int = 1000
     """Number of images for measuring accuracy. They are drawn at random with a fixed seed."""
     similarity_images: int = 128
-    """Number of images for comparing attention maps. They are the first of the images for measuring accuracy."""
+    """Number of images for comparing attention maps. They are taken from the images for measuring accuracy."""
     split: Literal["auto", "train", "val", "all"] = "auto"
     """Which images of the dataset to use, as for shvit eval --split."""
     pictures: Many[str] = ()

@@ -132,7 +132,7 @@ class ProcessGroup:
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank."""
+        """The values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size

@@ -44,8 +44,8 @@ class Recipe:
     lr: float = _setting(1e-3, "Learning rate for a batch of --lr-batch images.", 0)
     lr_batch: int = _setting(
         512,
-        "Batch size that --lr refers to: the effective learning rate is lr x batch_size / lr_batch. --lr-batch "
-        "without --lr does not change the effective learning rate.",
+        "Batch size that --lr refers to: the effective learning rate is lr x batch_size / lr_batch. If only --lr-batch "
+        "is given, lr is scaled with it, and the effective learning rate stays the same.",
         1,
     )
     schedule: Literal["cosine", "linear", "step"] = _setting(
@@ -55,9 +55,9 @@ class Recipe:
     )
     schedule_by: Literal["epoch", "step"] = _setting(
         "epoch",
-        "When the cosine and linear schedules update the learning rate. step: at every step. epoch: once per epoch. As "
-        "in the authors' code, epochs 1 and 2 then use --warmup-lr, and each later epoch uses the schedule's value for "
-        "the previous epoch.",
+        "When the cosine and linear schedules update the learning rate. step: at every step. epoch: once per epoch, as "
+        "in the authors' code; epochs 1 and 2 use --warmup-lr, and later epochs the schedule's value for the previous "
+        "epoch.",
     )
     min_lr: float = _setting(1e-5, "Effective learning rate at the end of the schedule.", 0)
     warmup_lr: float = _setting(1e-6, "Effective learning rate at the first step.", 0)
@@ -106,7 +106,9 @@ class Recipe:
         None, "Teacher for distillation: a model file, or published weights such as timm/NAME.", tasks=CLASSIFY
     )
     distillation: Literal["hard", "soft"] = _setting(
-        "hard", "hard: learn the teacher's top class. soft: learn the teacher's probabilities.", tasks=CLASSIFY
+        "hard",
+        "What the student learns. hard: the teacher's top class. soft: the teacher's probabilities.",
+        tasks=CLASSIFY,
     )
     distillation_share: float = _setting(
         0.5, "Weight of the distillation loss; the loss on the labels gets the rest.", 0, 1, CLASSIFY
@@ -135,7 +137,9 @@ class Recipe:
         tasks=OBJECT_TASKS,
     )
     layout: Literal["torchvision", "paper"] = _setting(
-        "torchvision", "Use the detector settings of torchvision or the paper (docs/detection.md).", tasks=OBJECT_TASKS
+        "torchvision",
+        "Detector settings: those of torchvision, or those of the paper (docs/detection.md).",
+        tasks=OBJECT_TASKS,
     )
     proposals: int = _setting(512, "Proposals per image for training Mask R-CNN's second stage.", 1, tasks=("segment",))
 

@@ -164,7 +164,7 @@ class FeedForwardLayers:
         self._shrink = launches.Project(put, f"{layer}, shrink", branch.project)
 
     def after_local(self, plan: Plan, x: Map, local: launches.Depthwise) -> Map:
-        """Plan the feed-forward of the depthwise convolution of `x`."""
+        """Plan the depthwise convolution of `x`, and the feed-forward on its output."""
         out, y = plan.take_like(x), plan.take_like(x)
         before = [local(x, y, tiles) for tiles in _depthwise_tiles(plan, x)]
         at_once = [[self._fused(plan, x, out, tiles, local=local)] for tiles in self._tiles(plan, x, "depthwise")]
