@@ -134,8 +134,8 @@ def estimate() -> str:
             "",
             "On one machine with 8 GPUs, data loading is the bottleneck for S1 at 224 and S4 at 256 pixels, unless the "
             "machine has several",
-            "hundred CPU cores. Smaller images in the shards (`shvit shard --size 256`) or more machines help more than "
-            "faster GPUs. At 512",
+            "hundred CPU cores. Smaller images in the shards (`shvit shard --size 256`) or more machines help more "
+            "than faster GPUs. At 512",
             "pixels, about 50 cores are enough. In distillation, the teacher is the bottleneck: a forward pass of a "
             "teacher with 16 G MACs costs 22 times as much as",
             "a training step of S1, and 5 times as much as a training step of S4.",

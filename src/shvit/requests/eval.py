@@ -17,7 +17,7 @@ class EvalRequest:
     model: ModelName
     data: str
     """Labelled images, in any form that shvit train accepts. The dataset's classes are matched to the model's by name:
-    exact names first, then synonyms, ignoring case. A name that matches two classes is an error."""
+    exact names first, then names and synonyms regardless of case. A name that matches two classes is an error."""
     _: KW_ONLY
     engine: EngineName = "auto"
     precision: str | None = None

@@ -56,8 +56,8 @@ class Recipe:
     schedule_by: Literal["epoch", "step"] = _setting(
         "epoch",
         "When the cosine and linear schedules update the learning rate. step: at every step. epoch: once per epoch, as "
-        "in the authors' code; epochs 1 and 2 use --warmup-lr, and later epochs the schedule's value for the previous "
-        "epoch.",
+        "in the authors' code; epochs 1 and 2 use --warmup-lr, and each later epoch uses the schedule's value for "
+        "the epoch before it.",
     )
     min_lr: float = _setting(1e-5, "Effective learning rate at the end of the schedule.", 0)
     warmup_lr: float = _setting(1e-6, "Effective learning rate at the first step.", 0)
@@ -73,7 +73,7 @@ class Recipe:
     ema: float = _setting(0.99996, "Decay of the EMA weights per step. 0 disables the EMA.", 0, 1)
     ema_warmup: bool = _setting(
         False,
-        "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Without it, the decay is --ema from the first "
+        "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Without the warm-up, the decay is --ema from the first "
         "step. On by default for small datasets; --ema-warmup=false turns it off.",
     )
     eval_fit: Literal["crop", "squash"] | None = _setting(
