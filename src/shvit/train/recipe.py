@@ -56,8 +56,8 @@ class Recipe:
     schedule_by: Literal["epoch", "step"] = _setting(
         "epoch",
         "When the cosine and linear schedules update the learning rate. step: at every step. epoch: once per epoch, as "
-        "in the authors' code; epochs 1 and 2 use --warmup-lr, and each later epoch uses the schedule's value for "
-        "the epoch before it.",
+        "in the authors' code; epochs 1 and 2 use --warmup-lr, and each later epoch uses the schedule's value for the "
+        "epoch before it.",
     )
     min_lr: float = _setting(1e-5, "Effective learning rate at the end of the schedule.", 0)
     warmup_lr: float = _setting(1e-6, "Effective learning rate at the first step.", 0)
