@@ -172,8 +172,8 @@ def _redundancy_of(what: str) -> str:
         return [f"{100 * (top1 - max(layer[key])):.1f}" for layer in layers]
 
     summary = (
-        f"If all other layers keep all heads, each of {len(result['could_be_single'])} layers can be reduced to one "
-        f"head with a drop of at most 0.5 points; {len(result['single_together'])} of them at the same time."
+        f"Reducing a single layer to one head costs at most 0.5 points of top-1 for {len(result['could_be_single'])} of "
+        f"the layers; {len(result['single_together'])} of them can be reduced together."
     )
     if saved:
         faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in saved["speed_ratio"].items())

@@ -70,7 +70,7 @@ class _OthersOnly:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress this thread's warnings, progress bars and prints, and the log lines below ERROR of all threads.
+    """Suppress this thread's warnings, progress bars and prints, and all threads' log lines below ERROR.
 
     Only one thread at a time can be in the block: the log level and the state of the libraries that convert networks
     are shared by the whole process.

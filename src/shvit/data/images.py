@@ -38,7 +38,7 @@ class Skipped:
     hidden: list[Path] = field(default_factory=list)
 
     def images_below(self, folder: Path) -> list[Path]:
-        """The images below a folder, in the order of `files_below`. Other files are counted. Raises InputError."""
+        """The images below a folder, in the order of `files_below`; counts other files. Raises InputError."""
         files = list(files_below(folder, self.hidden))
         self.others.update(file.suffix.lower() or file.name for file in files if not is_image(file))
         return list(filter(is_image, files))

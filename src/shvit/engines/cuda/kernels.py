@@ -274,7 +274,7 @@ def attend(
     convolution again for the few channels that they need, and write the result of attention, after ReLU, to `mixed`.
 
     A program computes `TILE` positions of a group of `TOGETHER` images. If the group fits in one tile, a mask restricts
-    attention to the same image. For larger images, keys and values are computed tile by tile, rescaling the softmax.
+    attention to the same image. Otherwise, keys and values are computed in tiles, and each tile rescales the softmax.
     """
     POSITIONS: tl.constexpr = H * W
     ROWS: tl.constexpr = TOGETHER * POSITIONS

@@ -173,7 +173,7 @@ class FeedForwardLayers:
         return out
 
     def after_attention(self, plan: Plan, x: Map, mixed: Map) -> Map:
-        """Plan the feed-forward of `x` plus the projection, which reads `mixed` and the other channels of `x`."""
+        """Plan `y = x + projection(mixed, other channels of x)`, and the feed-forward on `y`."""
         assert self._blend is not None
         out, y = plan.take_like(x), plan.take_like(x)
         matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)
