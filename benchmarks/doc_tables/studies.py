@@ -172,8 +172,9 @@ def _redundancy_of(what: str) -> str:
         return [f"{100 * (top1 - max(layer[key])):.1f}" for layer in layers]
 
     summary = (
-        f"Reducing a single layer to one head costs at most 0.5 points of top-1 for {len(result['could_be_single'])} of "
-        f"the layers; {len(result['single_together'])} of them can be reduced together."
+        f"{len(result['could_be_single'])} of the layers can each be reduced to one head, one layer at a time, at a cost "
+        f"of at most 0.5 points of top-1. {len(result['single_together'])} of them can be reduced together within the "
+        "same limit."
     )
     if saved:
         faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in saved["speed_ratio"].items())

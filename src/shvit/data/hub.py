@@ -44,7 +44,7 @@ class HubImage:
             raise BadImage("the row has no image")
         path = self._file(cell["path"])
         if path is None:
-            raise BadImage(f"the row names {cell['path']!r}, which is not a file of the dataset")
+            raise BadImage(f"the row refers to {cell['path']!r}, which is not a file of the dataset")
         try:
             return read_regular(path, MAX_BYTES)
         except OSError as error:
@@ -89,7 +89,9 @@ def open_hub(data: str, holdout: Holdout) -> Dataset:
     try:
         import datasets
     except ImportError:
-        raise InputError(f"{data} needs datasets, which is not installed: pip install 'shvit[hf]'") from None
+        raise InputError(
+            f"{data} needs the package 'datasets', which is not installed: pip install 'shvit[hf]'"
+        ) from None
     with _without_warnings():
         loaded, roots = _load(data), _roots(data)
         train, val = (next((n for n in names if n in loaded), None) for names in (TRAIN_NAMES, VAL_NAMES))

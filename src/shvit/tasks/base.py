@@ -227,5 +227,5 @@ class Task(Protocol):
 
     @staticmethod
     def line(prediction: Prediction) -> str:
-        """One line of text for a prediction that has no error."""
+        """One line of text for a successful prediction (`error` is None)."""
         ...

@@ -73,8 +73,8 @@ class Recipe:
     ema: float = _setting(0.99996, "Decay of the EMA weights per step. 0 disables the EMA.", 0, 1)
     ema_warmup: bool = _setting(
         False,
-        "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Without the warm-up, the decay is --ema from the "
-        "first step. On by default for small datasets; --ema-warmup=false turns it off.",
+        "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Without the warm-up, the decay is --ema from "
+        "the first step. On by default for small datasets; --ema-warmup=false turns it off.",
     )
     eval_fit: Literal["crop", "squash"] | None = _setting(
         None,
