@@ -172,8 +172,8 @@ def _redundancy_of(what: str) -> str:
         return [f"{100 * (top1 - max(layer[key])):.1f}" for layer in layers]
 
     summary = (
-        f"{len(result['could_be_single'])} of the layers can each be reduced to one head, one layer at a time, at a cost "
-        f"of at most 0.5 points of top-1. {len(result['single_together'])} of them can be reduced together within the "
+        f"{len(result['could_be_single'])} of the layers can each be reduced to one head, one layer at a time, at a "
+        f"cost of at most 0.5 points of top-1. {len(result['single_together'])} of them can be reduced together within the "
         "same limit."
     )
     if saved:
