@@ -173,8 +173,8 @@ def _redundancy_of(what: str) -> str:
 
     summary = (
         f"{len(result['could_be_single'])} of the layers can each be reduced to one head, one layer at a time, at a "
-        f"cost of at most 0.5 points of top-1. {len(result['single_together'])} of them can be reduced together within the "
-        "same limit."
+        f"cost of at most 0.5 points of top-1. {len(result['single_together'])} of them can be reduced together within "
+        "the same limit."
     )
     if saved:
         faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in saved["speed_ratio"].items())

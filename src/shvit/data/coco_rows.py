@@ -46,7 +46,7 @@ def common_categories(given: Sequence[dict[int, str]], root: Path) -> dict[int, 
     first, *others = given
     if different := next((other for other in others if other != first), None):
         [(key, name), *_] = sorted(first.items() ^ different.items())
-        raise DataError(f"{root}: its annotation files have different categories, such as {key}: {name}")
+        raise DataError(f"{root}: its annotation files disagree on the categories, for example on {key}: {name}")
     return first
 
 

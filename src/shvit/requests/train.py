@@ -16,9 +16,9 @@ class TrainRequest:
     """What to train, on which data, and how. `recipe` and `settings` alone define the training method."""
 
     data: str
-    """Dataset. For classify: a folder with train/<class>/… and val/<class>/…, a folder with <class>/…, a CSV file with
-    columns path,label, WebDataset shards (a folder, shards.json or data-{000..127}.tar, as a path or URL), hf://NAME (a
-    dataset of the Hugging Face hub), hf://./FOLDER (a local Hugging Face dataset), or digits (scikit-learn's digits).
+    """Dataset. For classify: a folder with train/<class>/… and val/<class>/…; a folder with <class>/…; a CSV file with
+    the columns path and label; WebDataset shards (path or URL of a folder, of shards.json or of data-{000..127}.tar);
+    hf://NAME (from the Hugging Face hub); hf://./FOLDER (a local Hugging Face dataset); or digits (of scikit-learn).
     For detect and segment: a COCO folder with annotations/instances_train….json and instances_val….json, or with
     train/_annotations.coco.json and valid/ as exported by Roboflow."""
     _: KW_ONLY
@@ -29,8 +29,8 @@ class TrainRequest:
     """shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to start from. Default:
     shvit_s1."""
     recipe: str | None = None
-    """scratch, finetune, distill, highres or highres-paper; small or coco_1x for detect and segment. Default: scratch,
-    or small for detect and segment."""
+    """For classify: scratch, finetune, distill, highres or highres-paper. For detect and segment: small or coco_1x.
+    Default: scratch or small."""
     task: str | None = None
     """classify, detect (RetinaNet) or segment (Mask R-CNN). Default: classify."""
     resume: bool = False

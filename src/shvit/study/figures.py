@@ -44,7 +44,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], la
 
 @style.literal_text()
 def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str, percent: bool = False) -> Figure:
-    """Draw one stacked horizontal bar per row. With `percent`, the parts are the shares of `breakdown.KINDS`."""
+    """Draw one stacked horizontal bar per row. With `percent`, the parts are the kinds of operations, in percent."""
     figure, [[axes]] = style.new_figure(9.2, 1.4 + 0.42 * len(rows))
     style.plot_style(axes, label)
     left = np.zeros(len(rows))
