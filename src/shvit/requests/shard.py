@@ -28,7 +28,7 @@ class ShardRequest:
     """Quality of JPEGs that are re-encoded, from 1 to 100."""
     workers: Workers = 2
     seed: int = 0
-    """Random seed for the order of the training images and, if the data has no splits, for choosing validation images."""
+    """Random seed for the order of the training images and, if the data has no splits, the choice of validation images."""
     val_share: float | None = None
     """Fraction of the images held out for validation. Default: 0.2. Only for data without a validation split."""
     max_bad_share: float = 0.2
