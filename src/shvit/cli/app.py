@@ -19,7 +19,7 @@ RESUME_ME = 75
 
 
 class JoinedLines(DefaultFormatter):
-    """Wraps paragraphs of help to the terminal's width. Cyclopts alone keeps the line breaks of docstrings."""
+    """Wraps paragraphs of help to the terminal's width. By itself, Cyclopts keeps the line breaks of docstrings."""
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Print a table of flags or commands."""
@@ -40,7 +40,7 @@ def _join_lines(text: Any) -> None:
 
 
 def _shown(default: Any) -> str | None:
-    """The default to show in help. None: show nothing. The text of a flag with several values states its default."""
+    """The default to show in help. None: show nothing. A flag with several values has its default in its text."""
     return None if isinstance(default, bool | tuple | None) else str(default)
 
 

@@ -14,11 +14,11 @@ from ..console import say
 from .app import Json, call, console_for, finish
 
 SETTINGS = "--epochs 8 --image-size 64 --batch-size 64 --flip 0 --crop-min 0.7 --workers 0"
-"""Small images and few epochs. No flips, because most mirrored digits are not valid digits."""
+"""Training flags: small images and few epochs. No flips, because most mirrored digits are not valid digits."""
 DEMO_FORMATS = ("onnx", "torch")
 """Export formats. The demo uses the first one whose libraries are installed."""
 LABELLED = 6
-"""Number of held-out digits that are written as image files, for predicting their labels."""
+"""Number of held-out digits whose labels are predicted. They are first written as image files."""
 NEXT_STEPS = """
 To use your own images, put them in one folder per class and run:
   shvit train my_images --model shvit_s1 --out runs/mine
@@ -80,7 +80,7 @@ def _run(console: Console, *arguments: object) -> Any:
 
 
 def _predict(console: Console, exported: Path, folder: Path) -> list[dict[str, str]]:
-    """Write digits as image files and predict their labels. Returns path, true label and predicted label of each."""
+    """Write digits as image files and predict their labels. Returns the path and both labels of each digit."""
     from PIL import Image
 
     from ..data.sources import open_source

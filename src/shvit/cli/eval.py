@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..evaluate import Report
 
 SHOWN_CLASSES = 20
-"""Maximum number of rows of a table on the console. Larger tables are only written to --out."""
+"""Maximum number of rows of a table on the console. Larger tables are not printed, but written to --out."""
 
 
 def evaluate(request: EvalRequest, *, json: Json = False) -> dict[str, Any]:

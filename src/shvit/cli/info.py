@@ -63,7 +63,7 @@ def _show_model(console: Console, facts: dict[str, Any]) -> None:
 
 
 def _origin(file: dict[str, Any]) -> Iterator[str]:
-    """Accuracy, training and source of a model file, if its header has them."""
+    """Accuracy, recipe, training date and source of a model file, as far as its header has them."""
     metrics, provenance = file["metrics"], file["provenance"]
     names = {**METRICS, "published_top1": "published top-1"}
     scores = [f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics]

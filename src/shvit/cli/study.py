@@ -27,9 +27,9 @@ study = App(
 def study_redundancy(request: RedundancyRequest, *, json: Json = False, typed: Flags = NONE_TYPED) -> None:
     """Measure how redundant a network's attention heads are.
 
-    Draws and compares the attention maps of all heads. For each head, measures top-1 without this head, and with only
-    this head in its layer. Works with timm's ViT and Swin, SHViT with any token mixer, and your own network. Runs the
-    network up to 1 + 2 x (total number of heads) times on each image.
+    Draws and compares the attention maps of all heads. For each head, measures top-1 without the head, and with it as
+    the only head of its layer. Works with timm's ViT and Swin, SHViT with any token mixer, and your own network. Runs
+    the network up to 1 + 2 x (total number of heads) times on each image.
     """
     from ..study.verbs import redundancy
 

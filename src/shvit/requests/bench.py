@@ -14,8 +14,8 @@ class BenchRequest:
     """Which models to compare, and how. An empty field or None selects the default."""
 
     models: tuple[str, ...] = ()
-    """shvit_s1 to shvit_s4 or timm/NAME (random weights), published weights, model files, or exported files (timed in
-    the format and image size of the file). Default: SHViT and its peers. Models must come before the flags."""
+    """shvit_s1 to shvit_s4 or timm/NAME for random weights, published weights, model files or exported files. An
+    exported file is timed at its own image size. Default: SHViT and its peers. Models must come before the flags."""
     _: KW_ONLY
     engines: Annotated[Many[str], Parameter(name="--engine")] = ()
     """Engines to time. Default: all engines that run on this machine, or only the fastest if no models are given. Not
@@ -37,8 +37,8 @@ class BenchRequest:
     """Measure as in the paper: paper-cpu, paper-onnx or paper-gpu. Sets the engine, precision, batch size, image size,
     threads and device, and also shows the paper's numbers."""
     task: Literal["classify", "detect", "segment"] = "classify"
-    """With detect or segment, each model is timed as a detector's backbone, and as a whole detector (pixels to boxes).
+    """With detect or segment, each model is timed as a backbone, and within a whole detector (pixels to boxes).
     torchvision/NAME is a torchvision detector, and runs on torch-eager. Default models: SHViT, two peers and
     torchvision detectors, on the engine torch."""
     profile: bool = False
-    """Also show where the time goes: the time of each kernel and, for the engine cuda, its theoretical minimum."""
+    """Also show the time of each kernel. For the engine cuda, also show each kernel's theoretical minimum."""

@@ -21,8 +21,8 @@ class EvalRequest:
     _: KW_ONLY
     engine: EngineName = "auto"
     precision: str | None = None
-    """fp32, bf16, fp16, or auto, which selects the fastest precision that loses no accuracy. Default: fp32; for
-    an exported file, the file's precision."""
+    """fp32, bf16, fp16, or auto, which selects the fastest precision that loses no accuracy. Default: the
+    file's precision for exported files, otherwise fp32."""
     device: Device = "auto"
     threads: int | None = None
     """CPU threads of the engine."""

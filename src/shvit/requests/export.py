@@ -23,16 +23,16 @@ class ExportRequest:
     out: Path | None = None
     """The exported file. Default: next to the model file, and named after it."""
     calibrate: str | None = None
-    """Labelled images, in any form that shvit train accepts, for int8 calibration and for comparison with PyTorch."""
+    """Labelled images for int8 calibration and for comparison with PyTorch, in any form that shvit train accepts."""
     max_drop: float | None = None
-    """Maximum loss of top-1 or AP by int8 on the validation images, in percentage points. If the loss is larger,
+    """Maximum loss of top-1 or AP caused by int8, in percentage points on the validation images. If it is exceeded,
     openvino runs the layers with the largest quantization error in higher precision. Default: 0.5."""
     image_size: int | None = None
     """Side of the square images, in pixels. Detectors letterbox the image. Default: the model's size."""
     batch_size: int | None = None
     """Fixed batch size. Default: any batch size, if the format supports it."""
     dynamic_size: bool = False
-    """Accept images of any height and width, from 65 pixels for onnx and torch, or from 32 pixels for openvino. Not
+    """Accept images of any height and width. The minimum is 65 pixels for onnx and torch, and 32 for openvino. Not
     for detectors."""
     threads: int | None = None
     """CPU threads for comparing the file's latency with PyTorch's."""

@@ -19,9 +19,9 @@ class PredictRequest:
     _: KW_ONLY
     out: Path | None = None
     """A .csv, .jsonl or .parquet file for the results; for detectors also .json, in COCO's results format. Default:
-    print the results. Rows are collected in FILE.partial until the end; only then is an existing FILE replaced."""
+    print the results. Until the end, rows are collected in FILE.partial, and an existing FILE is kept."""
     annotations: Path | None = None
-    """COCO JSON file or dataset folder that supplies the image and category ids for --out FILE.json. Images without
+    """COCO JSON file or dataset folder that supplies the image ids and category ids for --out FILE.json. Images without
     an id are left out. Default: guess image ids from file names."""
     top_k: int = 5
     """Number of labels per image, for classifiers."""

@@ -19,7 +19,7 @@ class ShardRequest:
     """Labelled images: a folder, CSV file, shards, hf://NAME or digits, as for shvit train."""
     _: KW_ONLY
     out: Path
-    """New folder for train-000000.tar, …, val-000000.tar, … and shards.json, or the folder of an unfinished run."""
+    """New folder, or the folder of an unfinished run. Gets train-000000.tar, …, val-000000.tar, … and shards.json."""
     size: int = 512
     """Maximum shorter side of the stored images, in pixels. Larger images are resized. Other JPEGs are copied."""
     per_shard: int = 1000
@@ -28,7 +28,7 @@ class ShardRequest:
     """Quality of JPEGs that are re-encoded, from 1 to 100."""
     workers: Workers = 2
     seed: int = 0
-    """Random seed for the order of the training images and, if the data has no splits, the choice of validation images."""
+    """Random seed for the order of the training images. Without splits, also for the choice of validation images."""
     val_share: float | None = None
     """Fraction of the images held out for validation. Default: 0.2. Only for data without a validation split."""
     max_bad_share: float = 0.2

@@ -69,7 +69,7 @@ class RedundancyRequest:
     """Query points X,Y whose attention is drawn, as fractions of the image's width and height. Default: 0.5,0.5.
     Pictures and points are paired in order; the shorter list is repeated."""
     tolerance: float = 0.5
-    """A layer is reported to need only one head if keeping only the best head costs at most this many top-1 points."""
+    """A layer is reported to need a single head if removing all but the best costs at most this many top-1 points."""
     device: Device = "auto"
     threads: Threads = None
     batch_size: BatchSize = 32
@@ -99,13 +99,13 @@ class BreakdownRequest:
     """Which networks to profile."""
 
     models: tuple[str, ...]
-    """Names of networks, model files or published weights. If the only model is an SHViT variant
+    """Networks (by name), model files or published weights. If a single SHViT variant is given
     (shvit_s1 to shvit_s4), its multi-head version is added."""
     _: KW_ONLY
     out: Path
     """Output folder for the report."""
     engines: Annotated[Many[str], Parameter("--engine")] = ()
-    """onnx, openvino or torch. Default: all of them that are installed."""
+    """onnx, openvino or torch. Default: all that are installed."""
     batch_size: BatchSize = 16
     image_size: int | None = None
     """Image size in pixels. Default: each model's own."""

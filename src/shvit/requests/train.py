@@ -30,7 +30,7 @@ class TrainRequest:
     shvit_s1."""
     recipe: str | None = None
     """For classify: scratch, finetune, distill, highres or highres-paper. For detect and segment: small or coco_1x.
-    Default: scratch or small."""
+    Default: scratch for classify, otherwise small."""
     task: str | None = None
     """classify, detect (RetinaNet) or segment (Mask R-CNN). Default: classify."""
     resume: bool = False
@@ -45,7 +45,7 @@ class TrainRequest:
     track: Literal["tensorboard"] | None = None
     """tensorboard: also write TensorBoard curves to the subfolder tensorboard of --out."""
     profile: bool = False
-    """Do not train. Measure the throughput of data loading and of training steps, and show which one limits the
-    speed."""
+    """Do not train. Measure the throughput of data loading and of training steps, and show which of them limits
+    the speed."""
     settings: Annotated[Mapping[str, Any], Parameter(parse=False)] = field(default_factory=dict)
     """Recipe fields that the user sets. `budget.fit` adapts the other fields to the dataset."""

@@ -9,7 +9,7 @@ from ..errors import Failure, counted
 from ..files import write_csv
 
 PROBED = 512
-"""Number of images of each split to decode before the first step, so that unusable data is rejected early."""
+"""Number of images to decode from each split before the first step. This finds unusable data early."""
 
 
 class TrainError(Failure):

@@ -10,16 +10,16 @@ from .recipe import OBJECT_TASKS, Recipe
 from .recipes import RECIPES, TASK_RECIPES, small
 
 PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
-"""Training images of ImageNet-1K, and the smallest fraction of the published budget that leaves a recipe unchanged."""
+"""Training images of ImageNet-1K, and the fraction of the published budget below which `fit` changes a recipe."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
 """Augmentation is light in runs of up to `LIGHT_EPOCHS` epochs, and full in runs of at least `FULL_EPOCHS` epochs."""
 ENOUGH_STEPS, MIN_CLASSIFIER_BATCH, MIN_DETECTOR_BATCH = 1400, 32, 4
 """Minimum number of optimizer steps, and minimum batch sizes of classifiers and of detectors.
 
-If a run has fewer steps, its batch size is halved until there are enough steps or the minimum batch size is reached.
+If a run has too few steps, its batch size is halved until there are enough or the minimum batch size is reached.
 """
 MUON_EPOCHS, MUON_SIZE = 30, 128
-"""Maximum number of epochs and minimum image size for Muon.
+"""Maximum number of epochs and minimum image size for which `fit` selects Muon.
 
 The cost of a Muon step does not depend on the image size, so it is relatively high for small images.
 """
@@ -46,7 +46,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
 
 
 def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
-    """The changes for a small budget. Empty if the budget is at least half of the published budget."""
+    """Changes to a classifier's recipe for a small budget. Empty from half of the published budget on."""
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}
@@ -85,7 +85,7 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: 
 
 
 def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
-    """The changes for detectors: smaller batches for `small` if there are few steps. `coco_1x` is not changed."""
+    """The changes to a detector's recipe. With few steps, `small` gets smaller batches. `coco_1x` is not changed."""
     if recipe.name != "small":
         return {}
     batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_DETECTOR_BATCH, 1)
@@ -99,7 +99,7 @@ def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str
 
 
 def _batch(recipe: Recipe, images: int, minimum: int, batches: int) -> int:
-    """Halve the batch size, down to `minimum`, until the run has `ENOUGH_STEPS`.
+    """Halve the batch size until the run has `ENOUGH_STEPS` steps, but not below `minimum`.
 
     Then halve it further, if necessary, until an epoch has at least `batches` batches.
     """
@@ -123,7 +123,7 @@ class Choice:
     """A setting that differs from the published one because of the dataset or the number of epochs."""
 
     field: str
-    """Field of the recipe; for the learning rate, `effective_lr`."""
+    """Name of the recipe's field. The learning rate is listed as `effective_lr`."""
     published: Any
     used: Any
     reason: str

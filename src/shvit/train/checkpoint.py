@@ -81,7 +81,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> tuple["Checkpoint | None", list[str]]:
-        """The newest intact checkpoint (None if there is none), and the error messages of damaged ones.
+        """Return the newest intact checkpoint, or None without checkpoints, and the errors of damaged checkpoints.
 
         Raises:
             CheckpointError: There are checkpoints, but all of them are damaged.

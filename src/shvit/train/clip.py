@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping. Gives the same result as timm's version with a third of the passes over the gradients.
+"""Adaptive gradient clipping. Gives the same result as timm's version, in a third of the passes over the gradients.
 
 Source: A. Brock et al., "High-performance large-scale image recognition without normalization", 2021, section 4.1.
 """
@@ -14,7 +14,7 @@ MIN_NORM = 1e-3
 
 @torch.no_grad()
 def clip_adaptively(parameters: Iterable[Tensor], share: float) -> None:
-    """Limit the gradient norm of each unit (row, filter or whole vector) to `share` x its weight norm, in place."""
+    """In place, limit each unit's gradient norm to `share` x the unit's weight norm. Units: rows, filters, vectors."""
     for parameter in parameters:
         if parameter.grad is not None:
             allowed = _norms(parameter).clamp_(min=MIN_NORM).mul_(share)

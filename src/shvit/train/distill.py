@@ -63,7 +63,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> Float[Tensor, "b classes"]:
-        """Logits of the student's classes for images with the student's normalization."""
+        """Compute the teacher's logits for the student's classes. `images` have the student's normalization."""
         known = self._cache.get(batch) if self._cache else None
         if known is not None:
             return known.to(self._device)
@@ -78,10 +78,10 @@ CHANGES_IMAGES = "seed val_share views repeats crop_min flip color_jitter rand_a
 
 
 class LogitsCache:
-    """A teacher's logits on disk, in fp16: a file per view (augmented version of all images), kept after the run.
+    """A teacher's logits on disk, in fp16. A file holds one view: an augmented version of every image.
 
     Args:
-        folder: Cache folder. It has one subfolder per combination of the settings that affect the logits.
+        folder: Cache folder, kept after the run. It has a subfolder per combination of settings that affect the logits.
         recipe: The student's recipe.
         preprocess: The student's preprocessing.
         about: Other values that the logits depend on: the teacher, the dataset and its classes.
@@ -109,7 +109,7 @@ class LogitsCache:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     def get(self, batch: Batch) -> Float[Tensor, "b classes"] | None:
-        """The logits of a batch. None unless all of them are cached."""
+        """The cached logits of a batch. None if any of them are missing."""
         logits = torch.from_numpy(self._of(batch.view)[batch.indices])
         return logits.float() if len(batch) and not logits.isnan().any() else None
 
@@ -134,9 +134,9 @@ class LogitsCache:
 class Distill(Classify):
     """Classification with a teacher. If the student has a second head, that head learns from the teacher.
 
-    The loss is (1 - share) x the task's loss + share x the distillation loss. The distillation loss is the
-    cross-entropy with the teacher's top class (hard), or temperature^2 x the Kullback-Leibler divergence from the
-    teacher's softened probabilities, averaged over images (soft).
+    The loss is (1 - share) x the task's loss + share x the distillation loss. The hard
+    distillation loss is the cross-entropy with the teacher's top class. The soft one is temperature^2 x the
+    Kullback-Leibler divergence from the teacher's softened probabilities, averaged over images.
 
     Source: H. Touvron et al., "Training data-efficient image transformers & distillation through attention", 2021,
     section 4. The paper's code also divides the soft loss by the number of classes, which makes it almost zero.
@@ -149,7 +149,7 @@ class Distill(Classify):
         self._teacher, self._kind, self._share, self._temperature = teacher, kind, share, temperature
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Augmented images, and their targets: the task's targets and the teacher's logits."""
+        """Return augmented images and their targets. The targets are those of the task, and the teacher's logits."""
         inputs, targets = super().augment(images, batch)
         return inputs, (targets, self._teacher(inputs, batch))
 

@@ -19,7 +19,7 @@ from ..errors import Failure, InputError, counted, notice, one_line
 START_TIMEOUT = timedelta(minutes=30)
 """Maximum time between the start of the first process and the start of the last one."""
 TIMEOUT = timedelta(hours=2)
-"""Maximum time to wait for another process, which may be reading a whole dataset. Lost processes end the wait."""
+"""Maximum time to wait for another process, long enough to read a whole dataset. A lost process ends the wait."""
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun sets for each process."""
@@ -27,12 +27,12 @@ VARIABLES = (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The rank of this process among all training processes, which can communicate inside `connected`."""
+    """The rank of this process among all training processes. Inside `connected`, the processes can communicate."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Rank among the processes of this machine, which is also the index of its GPU."""
+    """Rank among the processes of this machine. It is also the index of the process's GPU."""
 
     @classmethod
     def from_environment(cls) -> "ProcessGroup":
@@ -66,7 +66,7 @@ class ProcessGroup:
         """The device of this process: `cuda` becomes `cuda:1` for the second process of a machine.
 
         Raises:
-            InputError: There are more processes than GPUs, or all would use the same GPU.
+            InputError: There are more processes than GPUs, or all processes would use the same GPU.
         """
         if self.size == 1 or not kind.startswith("cuda"):
             return kind
@@ -156,7 +156,7 @@ class ProcessGroup:
         return result
 
     def mark_begun(self, run: str) -> None:
-        """Record that a run has begun. The record outlives the processes that torchrun restarts."""
+        """Record that a run has begun. The record is kept when torchrun restarts the processes."""
         if (store := _agent_store()) is not None:
             store.set(f"begun/{run}", "")
 

@@ -117,7 +117,7 @@ class Trainer:
         """Train to the end, or until Ctrl-C or SIGTERM.
 
         Args:
-            resume: Resume from the last intact checkpoint in `out`, or from the beginning if there is none yet.
+            resume: Resume from the last intact checkpoint in `out`, or from the beginning if `out` has no checkpoint.
 
         Raises:
             TrainError: The loss or the weights are not finite, or too many images cannot be used.
@@ -151,7 +151,7 @@ class Trainer:
         return TrainResult(self.out, self.epoch, self.best_metrics, stopped_by, self.seconds, speed)
 
     def _train_epoch(self) -> tuple[int, float, float]:
-        """Run the remaining steps of this epoch. Returns images, seconds, and the seconds spent waiting for data."""
+        """Run the remaining steps of this epoch. Returns images, seconds, and seconds of waiting for data."""
         self.task.ready(self.model.train())
         self.train_loader.sampler.start = self.step
         batches = self.train_loader.epoch(self.epoch)
@@ -211,7 +211,7 @@ class Trainer:
         return loss.detach()
 
     def _add_losses(self) -> None:
-        """Add the stored losses, averaged over all processes, to the sum. Raises TrainError if a loss is not finite."""
+        """Add the mean of each stored loss over all processes to the sum. Raises TrainError if a loss is not finite."""
         if not self._losses:
             return
         for loss in self.group.sum(*torch.stack(self._losses).tolist()):
@@ -268,8 +268,8 @@ class Trainer:
     def _candidates(self) -> dict[str, torch.nn.Module]:
         """The weights to evaluate.
 
-        With an EMA, these are the EMA weights; the model's own weights are added in the last epoch, or if evaluation is
-        cheap.
+        With an EMA, these are the EMA weights. The model's own weights are evaluated as well in the last epoch and,
+        if evaluation is cheap, in every epoch.
         """
         if self.ema is None:
             return {"model": self.model}
@@ -291,7 +291,7 @@ class Trainer:
             append_row(self.out, row, self.task.headline)
 
     def _save_checkpoint(self) -> None:
-        """Write a checkpoint. All processes must call this; only the main process writes."""
+        """Write a checkpoint. All processes must call this method, but only the main process writes."""
         self._add_losses()
         self._gather_bad()
         if not self.group.is_main:
@@ -387,7 +387,7 @@ class Trainer:
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss over those steps of this epoch whose losses were checked."""
+        """Mean loss of this epoch, over the steps whose losses were checked."""
         return self.loss_sum / max(1, self.step - len(self._losses))
 
     @property

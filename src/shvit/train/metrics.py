@@ -29,7 +29,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 
 def remove_rows_after(out: Path, epoch: int) -> None:
-    """Remove the rows after this epoch. Later epochs have no checkpoint, so a resumed run repeats them."""
+    """Remove the rows of epochs after `epoch`. These epochs have no checkpoint, so a resumed run repeats them."""
     path = out / "metrics.jsonl"
     if path.exists():
         rows = [row for row in read_metrics(out) if row["epoch"] <= epoch]

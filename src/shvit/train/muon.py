@@ -1,7 +1,7 @@
 """Muon: orthogonalized momentum for matrices, AdamW for all other parameters.
 
 timm's and torch's versions orthogonalize in bf16 on every device. On processors without bf16 instructions, the
-orthogonalization takes longer than the rest of the training step. Here, its data type is a parameter.
+orthogonalization takes longer than the rest of the training step. Here, the data type is a parameter.
 """
 
 import math
@@ -27,9 +27,9 @@ class Muon(torch.optim.Optimizer):
     """Muon for matrices (and convolutions, as matrices with a row per output channel), AdamW for vectors.
 
     Args:
-        groups: Parameter groups, each with its own `weight_decay`, as for torch's optimizers.
+        groups: Parameter groups, as for torch's optimizers. A group can set its own `weight_decay`.
         lr: Learning rate of Muon and AdamW. Muon steps are scaled to the size of AdamW steps.
-        weight_decay: Weight decay of groups that do not set their own.
+        weight_decay: Weight decay of groups that do not set `weight_decay`.
         momentum: Nesterov momentum of Muon.
         betas: Coefficients of AdamW.
         dtype: Data type for the orthogonalization. Default: the data type of the gradients.
@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrix: Float[Tensor, "m n"], dtype: torch.dtype | None = None) -> Float[Tensor, "m n"]:
-    """Approximate U V^T of the singular value decomposition U S V^T: singular values become about 1, except tiny ones.
+    """Approximate U V^T, where `matrix` is U S V^T (SVD). All singular values except tiny ones become about 1.
 
     Computes in `dtype` (default: the data type of `matrix`). The result has the data type of `matrix`.
     """

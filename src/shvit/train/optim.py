@@ -17,10 +17,10 @@ from .recipe import Recipe
 
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer. Weight decay applies to biases and norms only with `decay_all`.
+    """The recipe's optimizer. Biases and norms have no weight decay unless `decay_all` is set.
 
     Raises:
-        InputError: timm does not have the optimizer, or the optimizer does not take these settings.
+        InputError: timm does not have the optimizer, or the optimizer does not accept these settings.
     """
     known = sorted({"muon", *map(str, list_optimizers())})
     if recipe.optimizer not in known:
@@ -47,10 +47,10 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
-    """The learning rate over `schedule_time`: linear warm-up, decay, then cool-down at the minimum learning rate.
+    """The schedule over `schedule_time`: linear warm-up, decay, then cool-down at the minimum learning rate.
 
     Raises:
-        InputError: The cool-down is not a whole number of epochs, and the learning rate changes only between epochs.
+        InputError: The cool-down is not a whole number of epochs, which `schedule_by` epoch requires.
     """
     if recipe.schedule_by == "epoch" and recipe.cooldown_epochs % 1:
         raise InputError(
@@ -83,8 +83,8 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_ep
 def schedule_time(recipe: Recipe, epoch: int, share: float, steps_per_epoch: int) -> int:
     """The position in the schedule, in steps, after `epoch` epochs and the fraction `share` of the next epoch.
 
-    With `schedule_by` epoch, the position is 0 in epochs 0 and 1, and one epoch in epoch 2. The reason is that the
-    authors' code updates the schedule at the end of each epoch, with the number of the epoch that has ended.
+    With `schedule_by` epoch, the position is 0 in epochs 0 and 1, and `steps_per_epoch` in epoch 2. The reason is that
+    the authors' code updates the schedule at the end of each epoch, with the number of the epoch that has ended.
     """
     if recipe.schedule_by == "epoch" and recipe.schedule != "step":
         return max(0, epoch - 1) * steps_per_epoch

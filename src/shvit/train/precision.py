@@ -58,8 +58,8 @@ def steps_over_maps(model: Model, image_size: int) -> bool:
 def check_norms(model: Model, recipe: Recipe, image_size: int, processes: int) -> None:
     """Raises InputError if a trained BatchNorm would see a single value per channel, which has no variance.
 
-    If each process has one image per micro-batch, this happens in the head of every classifier, and with small images
-    also in earlier layers.
+    With one image per micro-batch and process, this happens in the head of every classifier. If the image is also
+    small, it happens in earlier layers, too.
     """
     pieces = processes * recipe.accumulate
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
@@ -75,7 +75,7 @@ def check_norms(model: Model, recipe: Recipe, image_size: int, processes: int) -
 
 
 def _inputs(model: Model, image_size: int, kind: type[torch.nn.Module]) -> list[tuple[Any, torch.Size]]:
-    """Each module of this class with the shape of its input for one image. Does not change training modes."""
+    """Return each module of class `kind`, with its input shape for one image. Keeps training and eval modes."""
     result: list[tuple[Any, torch.Size]] = []
     training = {part: part.training for part in model.modules()}
 

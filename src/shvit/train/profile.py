@@ -39,7 +39,7 @@ class Profile:
         return "data" if self.data < self.compute else "compute"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The profile as a dictionary for JSON."""
         return {**asdict(self), "bottleneck": self.bottleneck}
 
 

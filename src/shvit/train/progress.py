@@ -34,7 +34,7 @@ class Progress:
     epochs: int
     """Epochs of the whole run."""
     steps: int
-    """Steps of an epoch."""
+    """Steps per epoch."""
     loss: float
     lr: float
     """The current learning rate."""
@@ -60,20 +60,20 @@ class TrainResult:
     best: dict[str, Any]
     """Metrics of best.safetensors. Empty before the first evaluation."""
     stopped_by: signal.Signals | None
-    """SIGINT (Ctrl-C) or SIGTERM, if one of them stopped the run."""
+    """The signal that stopped the run: SIGINT (Ctrl-C) or SIGTERM. None if the run was not stopped."""
     seconds: float
     images_per_second: float
-    """Training throughput since the run was started or resumed, including waiting for data, over all processes."""
+    """Training throughput over all processes since the run was started or resumed. Includes waiting for data."""
     choices: tuple[Choice, ...] = ()
     """Settings that were adapted to the dataset or the number of epochs."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether the run can be resumed."""
+        """Whether a signal stopped the run, which can then be resumed."""
         return self.stopped_by is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the folder."""
+        """The result as a dictionary for JSON, without the folder."""
         return {
             **self.best,
             "epochs": self.epochs,
@@ -86,9 +86,9 @@ class TrainResult:
 
 
 class Reporter:
-    """Prints a progress bar on terminals, a line per minute elsewhere, and a line per epoch on both.
+    """Prints a line per epoch. On terminals, also shows a progress bar; elsewhere, also prints a line per minute.
 
-    Without a console, it prints nothing.
+    Without a console, the reporter prints nothing.
     """
 
     def __init__(self, console: Console | None = None) -> None:

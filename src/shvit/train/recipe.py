@@ -25,7 +25,7 @@ def _setting(
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. Every field but the name is a flag of `shvit train`.
+    """How to train. Every field except `name` is a flag of `shvit train`.
 
     Raises:
         InputError: A value is out of range. The message gives the field, the value and the allowed range.
@@ -56,16 +56,16 @@ class Recipe:
     schedule_by: Literal["epoch", "step"] = _setting(
         "epoch",
         "When the cosine and linear schedules update the learning rate. step: at every step. epoch: once per epoch, as "
-        "in the authors' code; epochs 1 and 2 use --warmup-lr, and each later epoch uses the schedule's value for the "
-        "epoch before it.",
+        "in the authors' code. In this case, epochs 1 and 2 use --warmup-lr, and each later epoch uses the schedule's "
+        "value for the previous epoch.",
     )
     min_lr: float = _setting(1e-5, "Effective learning rate at the end of the schedule.", 0)
     warmup_lr: float = _setting(1e-6, "Effective learning rate at the first step.", 0)
-    warmup_epochs: float = _setting(5.0, "Epochs of linear warm-up.", 0)
-    cooldown_epochs: float = _setting(0.0, "Final epochs at --min-lr, included in --epochs.", 0)
+    warmup_epochs: float = _setting(5.0, "Number of epochs of linear warm-up.", 0)
+    cooldown_epochs: float = _setting(0.0, "Number of final epochs at --min-lr. --epochs includes them.", 0)
     optimizer: str = _setting("adamw", "muon, or the name of any timm optimizer.")
     beta2: float | None = _setting(None, "Decay rate of the second moment. Default: the optimizer's own.", 0, 1)
-    weight_decay: float = _setting(0.025, "Weight decay. Applies to biases and norms only with --decay-all.", 0)
+    weight_decay: float = _setting(0.025, "Weight decay. Biases and norms are excluded without --decay-all.", 0)
     decay_all: bool = _setting(False, "Apply weight decay to biases and norms, too.")
     clip: float = _setting(
         0.02, "Adaptive gradient clipping: largest gradient norm as a fraction of the weight norm. 0 disables it.", 0
@@ -95,10 +95,10 @@ class Recipe:
     cutmix: float = _setting(1.0, "CutMix alpha. 0 disables it.", 0, 10, CLASSIFY)
     label_smoothing: float = _setting(0.1, "Label smoothing.", 0, 1, CLASSIFY)
     random_erasing: float = _setting(0.25, "Probability of random erasing.", 0, 1, CLASSIFY)
-    repeats: int = _setting(1, "Repeated augmentation: each epoch uses 1/N of the images N times.", 1, tasks=CLASSIFY)
+    repeats: int = _setting(1, "Repeated augmentation: each epoch uses 1/N of the images, N times.", 1, tasks=CLASSIFY)
     views: int | None = _setting(
         None,
-        "Number of augmented versions of each image; epochs cycle through them. Default: a new version in every epoch.",
+        "Number of augmented versions per image. Epochs cycle through them. Default: a new version in every epoch.",
         1,
         tasks=CLASSIFY,
     )
@@ -111,16 +111,16 @@ class Recipe:
         tasks=CLASSIFY,
     )
     distillation_share: float = _setting(
-        0.5, "Weight of the distillation loss; the loss on the labels gets the rest.", 0, 1, CLASSIFY
+        0.5, "Weight of the distillation loss. The loss on the labels has 1 minus this weight.", 0, 1, CLASSIFY
     )
-    temperature: float = _setting(1.0, "Temperature of soft distillation for student and teacher.", 0.01, 100, CLASSIFY)
+    temperature: float = _setting(1.0, "Temperature of student and teacher for soft distillation.", 0.01, 100, CLASSIFY)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(
         "auto", "Training precision. auto: bf16 if the processor supports it, otherwise fp16 on GPUs and fp32 on CPUs."
     )
     compile: Literal["auto", "on", "off"] = _setting(
-        "auto", "Use torch.compile. auto: only if the run is long enough to save time."
+        "auto", "Use torch.compile. auto: compile if the run is so long that compiling saves time."
     )
-    seed: int = _setting(0, "Random seed of weight initialization, image order, augmentation and validation split.", 0)
+    seed: int = _setting(0, "Random seed for weight initialization, image order, augmentation and validation split.", 0)
     val_share: float = _setting(
         0.2, "Fraction of the images held out for validation, if the dataset has no validation split.", 0, 1
     )
@@ -133,12 +133,12 @@ class Recipe:
     )
     frozen_norms: Literal["none", "statistics", "all"] = _setting(
         "none",
-        "What to freeze in the backbone's BatchNorms. statistics: running statistics. all: also the weights.",
+        "What to freeze in the backbone's BatchNorms. statistics: the running statistics. all: statistics and weights.",
         tasks=OBJECT_TASKS,
     )
     layout: Literal["torchvision", "paper"] = _setting(
         "torchvision",
-        "Detector settings: those of torchvision, or those of the paper (docs/detection.md).",
+        "Detector settings. torchvision: torchvision's settings. paper: those of the paper (docs/detection.md).",
         tasks=OBJECT_TASKS,
     )
     proposals: int = _setting(512, "Proposals per image for training Mask R-CNN's second stage.", 1, tasks=("segment",))
@@ -155,7 +155,7 @@ class Recipe:
             )
 
     def check_divisible(self, processes: int) -> None:
-        """Raises InputError if a batch cannot be split evenly, or if mixup or CutMix would get an odd batch."""
+        """Raises InputError if a batch cannot be split evenly. With mixup or CutMix, each part must also be even."""
         pieces = processes * self.accumulate
         if self.batch_size % pieces:
             raise InputError(

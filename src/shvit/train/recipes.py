@@ -1,6 +1,6 @@
 """The published recipes, and ours for small datasets. Imports no torch.
 
-Each docstring gives the flags to add to a command of docs/training.md, the cost and the outcome.
+Each docstring gives the recipe's cost and outcome, and the flags to add to a command of docs/training.md.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ..errors import InputError
 from .recipe import OBJECT_TASKS, Recipe
 
 WEIGHT_DECAY = {"shvit_s1": 0.025, "shvit_s2": 0.032, "shvit_s3": 0.035, "shvit_s4": 0.03}
-"""The paper's weight decay of each variant."""
+"""The paper's weight decay for each variant."""
 COCO_IMAGES = 117_266
 """Training images of COCO 2017 with at least one object."""
 
@@ -48,11 +48,11 @@ def highres(model: str = "shvit_s1") -> Recipe:
     Flags: `--model runs/s4/best.safetensors --recipe highres --image-size 512`.
 
     The authors published two sets of settings. This recipe uses the arguments that they posted with their network for
-    512 pixels, taking the posted values as effective learning rates. The schedule is that of `scratch`, over 30 epochs.
+    512 pixels. The posted learning rates are used as effective ones. The schedule is that of `scratch`, over 30 epochs.
     `highres_paper` uses the other set. Evaluation resizes the whole image to a square (`--eval-fit squash`).
 
     Published top-1: 82.0 % for S4 at 512. Not yet run here at that scale. On imagenette160, an S1 trained at 160
-    pixels gained 1.0 points at 224 pixels, both with this recipe and without fine-tuning (docs/benchmarks.md).
+    pixels gained 1.0 points at 224 pixels with this recipe, and the same without fine-tuning (docs/benchmarks.md).
     """
     return replace(
         highres_paper(model), name="highres", batch_size=256, lr=4e-5, lr_batch=256, min_lr=2e-7, warmup_lr=2e-8
@@ -172,7 +172,7 @@ def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str 
     """The recipe of this name for a network variant, with the fields in `settings` replaced.
 
     Raises:
-        InputError: The recipe or a field does not exist for this task, or a value is out of range.
+        InputError: The task has no such recipe or field, or a value is out of range.
     """
     if name not in TASK_RECIPES[task]:
         raise InputError(f"unknown recipe {name!r} for task {task}: choose from {', '.join(TASK_RECIPES[task])}")

@@ -13,7 +13,7 @@ class TimeLeft:
         epochs: Epochs of the whole run.
         steps: Steps of an epoch.
         eval_every: Epochs between evaluations.
-        eval_steps: Duration of an evaluation in units of steps, used until an evaluation has been measured.
+        eval_steps: Estimated duration of an evaluation, in steps. Used until an evaluation has been measured.
         clock: Returns the time in seconds.
     """
 
@@ -49,7 +49,7 @@ class TimeLeft:
         return self._count > 0
 
     def seconds(self, epoch: int, step: int) -> float:
-        """Remaining seconds after `epoch` epochs and `step` steps of the next one."""
+        """Remaining seconds after `epoch` epochs and `step` steps of the next epoch."""
         step_seconds = self._seconds / self._count if self._count else self._first or 0.0
         left = ((self._epochs - epoch) * self._steps - step) * step_seconds
         for number in range(epoch + 1, self._epochs + 1):

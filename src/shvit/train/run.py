@@ -64,7 +64,7 @@ class TrainPlan:
         return [f"{self.model} was trained on {count:,} of the {len(val):,} {text}"] if count else []
 
     def trained_on(self) -> Mapping[str, Any]:
-        """Identities of all images that this run trains on or that its starting weights were trained on."""
+        """Identities of the training images of this run and of its starting weights."""
         if self.known:
             return self.known
         return (TrainedOn.of(self.source.train.images) | TrainedOn.recorded(self.start.provenance)).to_dict()
@@ -73,8 +73,8 @@ class TrainPlan:
 def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResult:
     """Train a network, and write best.safetensors and the other files of the run to `request.out`.
 
-    Processes started by torchrun train one network together. If torchrun restarts them because one was lost, they
-    resume from the last checkpoint. Without a reporter, nothing is printed.
+    Processes started by torchrun train one network together. If one is lost and torchrun restarts all of them, the
+    run resumes from the last checkpoint. Without a reporter, nothing is printed.
 
     Raises:
         InputError: The request is wrong. Nothing was trained.
@@ -220,7 +220,7 @@ def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], repor
 
 
 def recorded(out: Path, named: Mapping[str, Any]) -> dict[str, Any]:
-    """recipe.json of the run in `out`. Raises InputError if a named setting differs from it."""
+    """Read recipe.json of the run in `out`. Raises InputError if it contradicts a setting in `named`."""
     path = out / RECORD
     try:
         record = {"task": "classify", **read_json(path)}
