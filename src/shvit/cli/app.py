@@ -40,7 +40,7 @@ def _join_lines(text: Any) -> None:
 
 
 def _shown(default: Any) -> str | None:
-    """The default to show in help. None: show nothing. A flag with several values has its default in its text."""
+    """The default to show in help. None: show nothing. Flags with several values state it in their text."""
     return None if isinstance(default, bool | tuple | None) else str(default)
 
 

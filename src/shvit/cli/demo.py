@@ -80,7 +80,7 @@ def _run(console: Console, *arguments: object) -> Any:
 
 
 def _predict(console: Console, exported: Path, folder: Path) -> list[dict[str, str]]:
-    """Write digits as image files and predict their labels. Returns the path and both labels of each digit."""
+    """Write digits as image files and predict their labels. Returns path, true label and predicted label per digit."""
     from PIL import Image
 
     from ..data.sources import open_source

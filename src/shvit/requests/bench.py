@@ -14,11 +14,11 @@ class BenchRequest:
     """Which models to compare, and how. An empty field or None selects the default."""
 
     models: tuple[str, ...] = ()
-    """shvit_s1 to shvit_s4 or timm/NAME for random weights, published weights, model files or exported files. An
-    exported file is timed at its own image size. Default: SHViT and its peers. Models must come before the flags."""
+    """Published weights, model files, exported files, or names (shvit_s1 to shvit_s4, timm/NAME) for random weights. An
+    exported file is timed in its format and image size. Default: SHViT and its peers. Models come before the flags."""
     _: KW_ONLY
     engines: Annotated[Many[str], Parameter(name="--engine")] = ()
-    """Engines to time. Default: all engines that run on this machine, or only the fastest if no models are given. Not
+    """Engines to time. Default: all engines that run on this machine, or the fastest one if no models are given. Not
     included by default: torch-eager, torch-compiled (max-autotune, the faster of NCHW and channels_last) and
     torch-traced (as in the paper)."""
     precisions: Annotated[Many[str], Parameter(name="--precision")] = ()

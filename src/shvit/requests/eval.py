@@ -21,8 +21,8 @@ class EvalRequest:
     _: KW_ONLY
     engine: EngineName = "auto"
     precision: str | None = None
-    """fp32, bf16, fp16, or auto, which selects the fastest precision that loses no accuracy. Default: the
-    file's precision for exported files, otherwise fp32."""
+    """fp32, bf16, fp16 or auto. auto: the fastest precision that loses no accuracy. Default: the file's precision
+    for exported files, otherwise fp32."""
     device: Device = "auto"
     threads: int | None = None
     """CPU threads of the engine."""
@@ -30,9 +30,9 @@ class EvalRequest:
     """Images per batch. Default: 64 for classifiers, 8 for detectors."""
     workers: Workers = 2
     split: Literal["auto", "train", "val", "all"] = "auto"
-    """Which images to evaluate. auto: the validation images; for a dataset without splits, the images held out when
-    the model was trained on it, otherwise all images. auto and val exclude the model's training images, which are
-    recognized by content."""
+    """Which images to evaluate. auto: the validation images. Without splits, auto means the images held out in the
+    model's training, or all images if the model was trained on other data. auto and val exclude the model's training
+    images, which are recognized by content."""
     fit: Literal["crop", "squash"] | None = None
     """How images are resized for a classifier. crop: center crop. squash: resize the whole image to a square, as the
     authors do for fine-tuned networks. Default: the setting in the model file."""

@@ -19,16 +19,16 @@ class ShardRequest:
     """Labelled images: a folder, CSV file, shards, hf://NAME or digits, as for shvit train."""
     _: KW_ONLY
     out: Path
-    """New folder, or the folder of an unfinished run. Gets train-000000.tar, …, val-000000.tar, … and shards.json."""
+    """New folder (or folder of an unfinished run) for train-000000.tar, …, val-000000.tar, … and shards.json."""
     size: int = 512
-    """Maximum shorter side of the stored images, in pixels. Larger images are resized. Other JPEGs are copied."""
+    """Maximum shorter side of the stored images, in pixels. Larger images are resized. Smaller JPEGs are copied."""
     per_shard: int = 1000
     """Maximum number of images per shard."""
     quality: int = 95
     """Quality of JPEGs that are re-encoded, from 1 to 100."""
     workers: Workers = 2
     seed: int = 0
-    """Random seed for the order of the training images. Without splits, also for the choice of validation images."""
+    """Random seed for the order of the training images. If the data has no splits: also for the split."""
     val_share: float | None = None
     """Fraction of the images held out for validation. Default: 0.2. Only for data without a validation split."""
     max_bad_share: float = 0.2

@@ -17,7 +17,7 @@ class TrainError(Failure):
 
 
 class BadImages:
-    """The bad images of a run. Stores each image's index in its split, and why it cannot be used.
+    """The bad images of a run. Stores each bad image's index in its split, and the reason.
 
     Args:
         source: The dataset.

@@ -46,7 +46,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
 
 
 def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
-    """Changes to a classifier's recipe for a small budget. Empty from half of the published budget on."""
+    """Changes to a classifier's recipe if the budget is below half of the published budget. Otherwise empty."""
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}

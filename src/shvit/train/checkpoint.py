@@ -81,7 +81,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> tuple["Checkpoint | None", list[str]]:
-        """Return the newest intact checkpoint, or None without checkpoints, and the errors of damaged checkpoints.
+        """Return the newest intact checkpoint (None if no file exists) and the errors of damaged checkpoints.
 
         Raises:
             CheckpointError: There are checkpoints, but all of them are damaged.

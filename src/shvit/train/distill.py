@@ -134,9 +134,9 @@ class LogitsCache:
 class Distill(Classify):
     """Classification with a teacher. If the student has a second head, that head learns from the teacher.
 
-    The loss is (1 - share) x the task's loss + share x the distillation loss. The hard
-    distillation loss is the cross-entropy with the teacher's top class. The soft one is temperature^2 x the
-    Kullback-Leibler divergence from the teacher's softened probabilities, averaged over images.
+    The loss is (1 - share) x the task's loss + share x the distillation loss. The hard distillation loss is the
+    cross-entropy with the teacher's top class. The soft distillation loss is temperature^2 x the Kullback-Leibler
+    divergence from the teacher's softened probabilities, averaged over images.
 
     Source: H. Touvron et al., "Training data-efficient image transformers & distillation through attention", 2021,
     section 4. The paper's code also divides the soft loss by the number of classes, which makes it almost zero.
@@ -149,7 +149,7 @@ class Distill(Classify):
         self._teacher, self._kind, self._share, self._temperature = teacher, kind, share, temperature
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return augmented images and their targets. The targets are those of the task, and the teacher's logits."""
+        """Return augmented images and a pair of targets: the task's targets and the teacher's logits."""
         inputs, targets = super().augment(images, batch)
         return inputs, (targets, self._teacher(inputs, batch))
 

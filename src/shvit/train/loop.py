@@ -151,7 +151,7 @@ class Trainer:
         return TrainResult(self.out, self.epoch, self.best_metrics, stopped_by, self.seconds, speed)
 
     def _train_epoch(self) -> tuple[int, float, float]:
-        """Run the remaining steps of this epoch. Returns images, seconds, and seconds of waiting for data."""
+        """Run the remaining steps of this epoch. Returns image count, seconds, and seconds spent waiting for data."""
         self.task.ready(self.model.train())
         self.train_loader.sampler.start = self.step
         batches = self.train_loader.epoch(self.epoch)

@@ -47,10 +47,10 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
-    """The schedule over `schedule_time`: linear warm-up, decay, then cool-down at the minimum learning rate.
+    """The learning rate over `schedule_time`: linear warm-up, then decay, then cool-down at the minimum.
 
     Raises:
-        InputError: The cool-down is not a whole number of epochs, which `schedule_by` epoch requires.
+        InputError: `schedule_by` is epoch, but the cool-down is not a whole number of epochs.
     """
     if recipe.schedule_by == "epoch" and recipe.cooldown_epochs % 1:
         raise InputError(

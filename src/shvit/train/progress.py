@@ -69,7 +69,7 @@ class TrainResult:
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal stopped the run, which can then be resumed."""
+        """Whether a signal stopped the run. If so, the run can be resumed."""
         return self.stopped_by is not None
 
     def to_dict(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Recipe:
     cooldown_epochs: float = _setting(0.0, "Number of final epochs at --min-lr. --epochs includes them.", 0)
     optimizer: str = _setting("adamw", "muon, or the name of any timm optimizer.")
     beta2: float | None = _setting(None, "Decay rate of the second moment. Default: the optimizer's own.", 0, 1)
-    weight_decay: float = _setting(0.025, "Weight decay. Biases and norms are excluded without --decay-all.", 0)
+    weight_decay: float = _setting(0.025, "Weight decay. Biases and norms are exempt unless --decay-all is set.", 0)
     decay_all: bool = _setting(False, "Apply weight decay to biases and norms, too.")
     clip: float = _setting(
         0.02, "Adaptive gradient clipping: largest gradient norm as a fraction of the weight norm. 0 disables it.", 0
@@ -111,7 +111,7 @@ class Recipe:
         tasks=CLASSIFY,
     )
     distillation_share: float = _setting(
-        0.5, "Weight of the distillation loss. The loss on the labels has 1 minus this weight.", 0, 1, CLASSIFY
+        0.5, "Weight of the distillation loss. The weight of the label loss is 1 minus this value.", 0, 1, CLASSIFY
     )
     temperature: float = _setting(1.0, "Temperature of student and teacher for soft distillation.", 0.01, 100, CLASSIFY)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting(

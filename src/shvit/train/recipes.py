@@ -52,7 +52,7 @@ def highres(model: str = "shvit_s1") -> Recipe:
     `highres_paper` uses the other set. Evaluation resizes the whole image to a square (`--eval-fit squash`).
 
     Published top-1: 82.0 % for S4 at 512. Not yet run here at that scale. On imagenette160, an S1 trained at 160
-    pixels gained 1.0 points at 224 pixels with this recipe, and the same without fine-tuning (docs/benchmarks.md).
+    pixels gained 1.0 points when evaluated at 224 pixels, with or without fine-tuning (docs/benchmarks.md).
     """
     return replace(
         highres_paper(model), name="highres", batch_size=256, lr=4e-5, lr_batch=256, min_lr=2e-7, warmup_lr=2e-8

@@ -73,8 +73,8 @@ class TrainPlan:
 def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResult:
     """Train a network, and write best.safetensors and the other files of the run to `request.out`.
 
-    Processes started by torchrun train one network together. If one is lost and torchrun restarts all of them, the
-    run resumes from the last checkpoint. Without a reporter, nothing is printed.
+    Processes started by torchrun train one network together. If torchrun restarts the processes because one was
+    lost, the run resumes from the last checkpoint. Without a reporter, nothing is printed.
 
     Raises:
         InputError: The request is wrong. Nothing was trained.
