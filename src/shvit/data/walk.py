@@ -77,7 +77,7 @@ def exists(path: Path) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Raises InputError if the folder cannot be read."""
+    """The entries of a folder. Raises InputError if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
