@@ -51,7 +51,7 @@ class Top1:
     training: str = ""
     """Training data (`in1k`: ImageNet-1K; `in21k`, `in22k`: pretrained on a larger ImageNet), and distillation."""
     own: bool = False
-    """Whether the accuracy is stored in a model file. Training or `calibrate-bn` then measured it."""
+    """Whether training or `shvit calibrate-bn` measured the accuracy and stored it in a model file."""
     distilled: bool = field(init=False)
     """Whether the network was trained with a larger network as teacher. Such distillation adds about one point."""
 

@@ -108,14 +108,14 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
     """Open a COCO folder. Images and annotations that cannot be used are left out and counted in the warnings.
 
     Args:
-        data: A folder in COCO's or Roboflow's layout. COCO's has `annotations/instances_train*.json`,
-            `…_val*.json` (also named `…_valid*` or `…_test*`), image folders such as `train*/`, `images/train*/` or `images/`.
-            Roboflow's has `train/` and `valid/`, each with its images and `_annotations.coco.json`. If there is only
-            one annotation file, validation images are drawn from its images.
+        data: A folder in COCO's or Roboflow's layout. COCO's has `annotations/instances_train*.json`, `…_val*.json`
+            (also named `…_valid*` or `…_test*`), and folders for images, such as `train*/` or `images/`. Roboflow's
+            has `train/` and `valid/`, each with its images and `_annotations.coco.json`. If there is only one
+            annotation file, validation images are drawn from its images.
         seed, val_share, drawn_by: As in `open_source`.
 
     Raises:
-        DataError: There are no annotation files, one of them is not a COCO file, or the files have different categories.
+        DataError: There are no annotation files, one of them is not a COCO file, or the categories differ by file.
     """
     root = find_coco(Path(data))
     if root is None:

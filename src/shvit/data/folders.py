@@ -60,7 +60,7 @@ def find_coco(path: Path) -> Path | None:
 
 
 def layers(path: Path) -> Iterator[Path]:
-    """Yields a folder, then its only subfolder with images, and so on, while no images lie directly in either folder."""
+    """Yields a folder, then its only subfolder with images, and so on, while neither folder holds images itself."""
     while True:
         yield path
         inside = list(islice(filter(_holds_images, folders_in(path)), 2))
