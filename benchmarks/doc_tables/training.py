@@ -92,7 +92,7 @@ def recipes() -> str:
             f"An S1 trained at {highres['start']['image_size']} pixels has {highres['start']['top1']:.2%} top-1, and "
             f"{max(tuned['top1']):.2%} ({highres['gain']:+.2f} points) after fine-tuning with `highres` at "
             f"{tuned['recipe']['image_size']} pixels for {tuned['recipe']['epochs']} epochs.",
-            f"Without fine-tuning, the same S1 has {highres['as_it_is']:.2%} at {tuned['recipe']['image_size']} pixels. "
+            f"Without fine-tuning, this S1 has {highres['as_it_is']:.2%} at {tuned['recipe']['image_size']} pixels. "
             "The gain therefore comes from the larger images, not from",
             "fine-tuning.",
         ]

@@ -32,7 +32,7 @@ DETECTION_MODELS = {
     "detect": (*_BACKBONES, "torchvision/retinanet_resnet50_fpn_v2", "torchvision/fasterrcnn_mobilenet_v3_large_fpn"),
     "segment": (*_BACKBONES, "torchvision/maskrcnn_resnet50_fpn_v2"),
 }
-"""Default models by task. The two timm networks have the same layers as the backbones in torchvision."""
+"""Default models by task. The two timm networks have the layers of torchvision's ResNet-50 and MobileNetV3."""
 DETECTION_SIZE = 512
 """Image side, in pixels, at which the paper timed backbones."""
 PAPER_BACKBONES = {"shvit_s4": (0.28, 5.0), "timm/resnet50": (None, 19.0), "timm/mobilenetv3_large_100": (None, 7.5)}

@@ -111,7 +111,7 @@ class Result:
         return row.images_per_second / s1[0].images_per_second if s1 else None
 
     def published_speed(self, row: Row) -> tuple[int, float] | None:
-        """The paper's images/s in this protocol, and the ratio to the paper's shvit_s1. None: unknown."""
+        """The paper's images/s in this protocol, and their ratio to the paper's images/s of shvit_s1. None: unknown."""
         published = self.protocol.images_per_second if self.protocol else {}
         speed = published.get(row.case.model)
         return (speed, speed / published["shvit_s1"]) if speed else None

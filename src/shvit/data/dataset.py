@@ -192,9 +192,9 @@ class Holdout:
     def _by_content(self, images: Sequence[Any], labels: Sequence[int] | np.ndarray) -> list[int]:
         """Indices of the images whose hash of seed and identity, as a number from 0 to 1, is below the share.
 
-        Adding or removing images does not change the split of other images, and copies share a split. Every class
-        with two or more images has at least one in each split: the image with the smallest hash in validation, and the
-        image with the largest hash in training.
+        Adding or removing images does not change the split of other images. Copies of an image get the same
+        split. Every class with two or more images has at least one image in each split: the image with the smallest
+        hash in validation, and the image with the largest hash in training.
         """
         keyed = partial(hashlib.blake2b, digest_size=8, key=str(self.seed).encode())
         digests = (keyed(int(number).to_bytes(BYTES, "little")).digest() for number in identities(images))
@@ -228,7 +228,7 @@ def _indices_by_class(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]
 
 
 def drawn_before(record: Mapping[str, Any]) -> DrawnBy:
-    """The `DrawnBy` of a run whose record does not contain it: `position`; the default if the record is empty."""
+    """The `DrawnBy` of a run whose record does not contain it: `position`, or the default if the record is empty."""
     return "position" if record else "content"
 
 

@@ -98,7 +98,7 @@ def _hash(*parts: bytes | memoryview) -> int:
 
 @dataclass(frozen=True, eq=False)
 class TrainedOn:
-    """The identities of the images that a model was trained on. A model file stores each in 5 to 8 bytes."""
+    """The identities of the images that a model was trained on. A model file stores each identity in 5 to 8 bytes."""
 
     known: UInt64[np.ndarray, " n"]
     """Sorted and unique."""

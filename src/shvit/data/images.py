@@ -38,7 +38,7 @@ class Skipped:
     hidden: list[Path] = field(default_factory=list)
 
     def images_below(self, folder: Path) -> list[Path]:
-        """The images below a folder, in the order of `files_below`. Counts all other files. Raises InputError."""
+        """The images below a folder, ordered as in `files_below`. Counts other files in `others`. Raises InputError."""
         files = list(files_below(folder, self.hidden))
         self.others.update(file.suffix.lower() or file.name for file in files if not is_image(file))
         return list(filter(is_image, files))
