@@ -31,7 +31,7 @@ def read_folder(path: Path) -> Listing:
     """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and `path/val/<class>/**`.
 
     If a folder contains only one folder and no images, the inner folder is read instead. A folder with a name that
-    `split_of` knows is a split if it contains class folders; otherwise it is a class, if there are other classes.
+    `split_of` knows is a split if it contains class folders; otherwise it is a class if other classes exist.
 
     Raises:
         DataError: There are no class folders, or the layout is ambiguous or not supported.

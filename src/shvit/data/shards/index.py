@@ -1,4 +1,4 @@
-"""Open WebDataset shards for random access, with the index that `shvit shard` writes or with the tars' headers.
+"""Open WebDataset shards for random access, using the index that `shvit shard` writes, or the headers of tar files.
 
 The index, `shards.json`, lists the shards of each split. It stores the name, checksum and size in bytes of each
 shard. For each image, it stores the key (the tar contains KEY.jpg and KEY.cls), the label, the offset and length of
