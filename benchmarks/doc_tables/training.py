@@ -26,11 +26,11 @@ def loader() -> str:
     return "\n".join(
         [
             f"Images/s, from files to normalized batches, with {result['workers']} workers on {result['cores']} cores "
-            f"of {result['hardware']['processor']}. The last two columns compare",
-            "this speed with timm's `create_loader` and the same augmentation: without timm's prefetcher (the workers "
-            "normalize the images) and with it (the main process normalizes them). Runs are",
-            "interleaved. `paper` is the paper's augmentation at 224 pixels, `light` is only crops and flips, at 160 "
-            "pixels.",
+            f"of {result['hardware']['processor']}. The last two columns give",
+            "this speed relative to timm's `create_loader` with the same augmentation: without timm's prefetcher (the "
+            "workers normalize the images) and with it (the main process normalizes them). Runs are",
+            "interleaved. `paper` is the paper's augmentation at 224 pixels. `light` consists of crops and flips, at "
+            "160 pixels.",
             "",
             *table(columns, rows),
         ]
@@ -92,8 +92,8 @@ def recipes() -> str:
             f"An S1 trained at {highres['start']['image_size']} pixels has {highres['start']['top1']:.2%} top-1, and "
             f"{max(tuned['top1']):.2%} ({highres['gain']:+.2f} points) after fine-tuning with `highres` at "
             f"{tuned['recipe']['image_size']} pixels for {tuned['recipe']['epochs']} epochs.",
-            f"Without fine-tuning, it reaches {highres['as_it_is']:.2%} at {tuned['recipe']['image_size']} pixels: the "
-            "gain comes from the larger images, not from",
+            f"Without fine-tuning, this S1 has {highres['as_it_is']:.2%} at {tuned['recipe']['image_size']} pixels. "
+            "The gain therefore comes from the larger images, not from",
             "fine-tuning.",
         ]
     )
@@ -124,8 +124,8 @@ def estimate() -> str:
         [
             "These numbers are estimates, not measurements. ImageNet-1K has 1.28 million training images. A training "
             "step costs about three forward",
-            "passes, so training throughput is at most a third of inference throughput (from the paper, on an A100). "
-            "Data loading was",
+            "passes, so training throughput is at most a third of the inference throughput that the paper reports "
+            "for an A100. Data loading was",
             f"measured [above](#data-loading): {core:.0f} images/s per core (photographs of 500x375, the paper's "
             "augmentation).",
             "",

@@ -77,7 +77,7 @@ class Case:
 
 
 def has_random_weights(name: str) -> bool:
-    """Whether `name` is `timm/NAME` or a variant such as `shvit_s1`, not a file. Such a network gets random weights."""
+    """Whether `name` is a network, such as `timm/NAME` or `shvit_s1`, and not a file. Its weights are then random."""
     return not Path(name).exists() and (name.startswith(TIMM_PREFIX) or not Path(name).suffix)
 
 
@@ -90,7 +90,7 @@ def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TA
     """Open a model. Networks given by name and all backbones get random weights. Exported files keep their image size.
 
     Raises:
-        InputError: The model does not exist, its file is not usable, or it was made for a different task.
+        InputError: The model does not exist, its file is not usable, or the model was made for a different task.
     """
     if is_torchvision(name):
         if not is_detector(task) or image_size is None:
@@ -120,7 +120,7 @@ def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TA
 def _random_model(architecture: Architecture, image_size: int | None, task: str, part: str) -> ModelFile:
     """A model with random weights. All BatchNorm weights are 1.
 
-    The usual initialization sets some of them to zero, so the network would run faster than a trained one.
+    The usual initialization sets some of these weights to zero. The network would then run faster than after training.
     """
     torch.manual_seed(0)
     model = architecture.build().eval()
@@ -153,7 +153,7 @@ def _to_the_end(engine: Callable[[Tensor], Any], images: Tensor) -> Callable[[],
 
 
 class Traced:
-    """Runs a network as in the paper's scripts: on images created once on the device, where the outputs stay too."""
+    """Runs a network as in the paper's scripts. Images are created once on the device, and outputs stay there."""
 
     @torch.inference_mode()
     def __init__(self, model_file: ModelFile, case: Case) -> None:
@@ -209,7 +209,7 @@ class Subject:
     """A case, loaded and warmed up.
 
     Raises:
-        Failure: The case cannot run. The message gives the reason. `time` and `profile` raise it too.
+        Failure: The case cannot run. The message gives the reason. `time` and `profile` also raise Failure.
     """
 
     def __init__(self, case: Case) -> None:
@@ -274,7 +274,7 @@ def _engine(model: Runnable, case: Case) -> Callable[[Tensor], Tensor]:
 
 
 def _memory(device: str, peak: bool = False) -> int | None:
-    """Bytes in use, or their peak: by this process on a CPU, by torch's allocator on CUDA. None: unknown."""
+    """Bytes in use, or their peak: of this process on a CPU, of torch's allocator on CUDA. None: unknown."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
     status = Path("/proc/self/status")
@@ -285,7 +285,7 @@ def _memory(device: str, peak: bool = False) -> int | None:
 
 
 def _reset_peak(device: str) -> bool:
-    """Reset the memory peak, to exclude what only loading needs. Returns False if the system does not allow it."""
+    """Reset the memory peak, to exclude the memory used for loading. Returns False if the system cannot reset it."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return True

@@ -41,7 +41,7 @@ class Point(NamedTuple):
 def draw_result(result: Result, path: Path) -> bool:
     """Write a PNG with one panel for each combination of engine, precision and batch size.
 
-    The panels show latency against resolution if a model ran at several sizes, otherwise accuracy against speed.
+    If a model ran at several sizes, the panels show latency against resolution; otherwise, accuracy against speed.
     Returns False, without writing a file, if there is nothing to draw.
     """
     sizes = {(row.case.model, row.case.image_size) for row in result.rows}

@@ -1,8 +1,8 @@
 """Measure the limits of the machine: peak matmul FLOP/s in each precision, and memory bandwidth.
 
 The fraction of the peak that a network reaches is `2 * MACs * images/s` divided by the peak FLOP/s. The peak is the
-highest speed that any available library call reaches, on matrices that fit into the caches and on larger ones. The
-result names this call, because the fastest call depends on the processor.
+highest speed of any available library call, both on matrices that fit into the caches and on larger matrices. The
+result names the fastest call, which depends on the processor.
 """
 
 import time
@@ -96,7 +96,7 @@ def _products(threads: int | None, device: str) -> Iterator[tuple[str, str, Call
 
 
 def _matmul_integer(side: int, threads: int | None) -> TimedCall:
-    """ONNX Runtime's product of a uint8 and an int8 matrix, which is fast even without VNNI."""
+    """ONNX Runtime's product of a uint8 and an int8 matrix. This product is fast even without VNNI."""
     import numpy as np
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper

@@ -24,7 +24,7 @@ PEERS = (
     "timm/efficientnet_b0.ra4_e3600_r224_in1k",
     "timm/mobilenetv4_conv_medium",
 )
-"""Default models to compare with. A name has a tag (after the dot) if the weights are not timm's default ones."""
+"""Default models to compare with. A name has a tag (after the dot) if the weights are not timm's default weights."""
 DEFAULT_MODELS = (*VARIANTS, *PEERS)
 
 _BACKBONES = (*VARIANTS, "timm/mobilenetv3_large_100", "timm/resnet50")
@@ -32,7 +32,7 @@ DETECTION_MODELS = {
     "detect": (*_BACKBONES, "torchvision/retinanet_resnet50_fpn_v2", "torchvision/fasterrcnn_mobilenet_v3_large_fpn"),
     "segment": (*_BACKBONES, "torchvision/maskrcnn_resnet50_fpn_v2"),
 }
-"""Default models by task. The two timm networks have the same layers as torchvision's backbones."""
+"""Default models by task. The two timm networks have the layers of torchvision's ResNet-50 and MobileNetV3."""
 DETECTION_SIZE = 512
 """Image side, in pixels, at which the paper timed backbones."""
 PAPER_BACKBONES = {"shvit_s4": (0.28, 5.0), "timm/resnet50": (None, 19.0), "timm/mobilenetv3_large_100": (None, 7.5)}
@@ -51,9 +51,9 @@ class Top1:
     training: str = ""
     """Training data (`in1k`: ImageNet-1K; `in21k`, `in22k`: pretrained on a larger ImageNet), and distillation."""
     own: bool = False
-    """Whether the accuracy comes from a model file and was measured on the validation images of its dataset."""
+    """Whether training or `shvit calibrate-bn` measured the accuracy and stored it in a model file."""
     distilled: bool = field(init=False)
-    """Whether the network was trained with a larger network as teacher, which adds about one point."""
+    """Whether the network was trained with a larger network as teacher. Such distillation adds about one point."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "distilled", "distilled" in self.training)
@@ -138,8 +138,8 @@ _PAPER = {
     "timm/mobileone_s4": (5281, 11, 281),
     "timm/mobilevitv2_100": (4345, 7, 63),
 }
-"""Images/s on a GPU, on a CPU, and on a CPU with ONNX Runtime: Yun and Ro, arXiv:2401.16456. Without the paper's
-ShuffleNetV2, which timm does not have."""
+"""Images/s on a GPU, on a CPU, and on a CPU with ONNX Runtime: Yun and Ro, arXiv:2401.16456. The paper's
+ShuffleNetV2 is left out because timm does not have it."""
 
 
 def _protocol(column: int, engine: str, precision: str, batch_size: int, about: str, **settings: Any) -> Protocol:

@@ -90,7 +90,7 @@ def plan(request: BenchRequest, models: Mapping[str, OpenedModel]) -> tuple[list
         models: The opened models of the request, by name.
 
     Raises:
-        EngineError: The user requested an engine or precision that cannot run here. The message lists what can.
+        EngineError: The user requested an engine or precision that cannot run here. The message lists what can run.
         InputError: A protocol was requested for an exported file, or no case can run.
     """
     pairs_here, left_out = pairs(request)

@@ -80,9 +80,9 @@ def by_name(seen: Sequence[Seen]) -> list[OpTime]:
 
 
 def by_layer(seen: Sequence[Seen], launches: "Sequence[Launch]") -> list[OpTime]:
-    """One row for each layer, in the order of the network, followed by other kernels, such as copies.
+    """One row for each layer, in the order of the network. Rows for other kernels, such as copies, follow.
 
-    If the recorded kernels differ from `launches`, the rows are those of `by_name`.
+    If the recorded kernels differ from `launches`, the rows are the same as in `by_name`.
     """
     names = {launch.kernel.__name__ for launch in launches}
     ours = [one for one in seen if one[0] in names]

@@ -159,7 +159,7 @@ def _paper_columns(result: Result) -> list[RowColumn]:
 
 
 def check_paths(out: Path | None, plot: Path | None) -> None:
-    """Raises InputError, before any work, if `out` is neither a .json file nor a folder, or `plot` not a .png file."""
+    """Raises InputError if `out` is neither a .json file nor a folder, or if `plot` is not a .png file."""
     if out and not _is_folder(out) and out.suffix != ".json":
         raise InputError(f"--out must be a folder or end in .json, got {out}")
     if plot and plot.suffix.lower() != ".png":
@@ -177,7 +177,7 @@ def write_result(result: Result, out: Path) -> Path:
 
 
 def hardware_name(hardware: dict[str, Any]) -> str:
-    """A short name of the machine for file names, such as amd-epyc-bf16-2core (bf16: its newest instruction set)."""
+    """A short name of the machine for file names, such as amd-epyc-bf16-2core (bf16: the newest instruction set)."""
     words = re.sub(r"\((r|tm|c)\)|\bcpu\b|@.*", " ", hardware.get("gpu", hardware["processor"]).lower())
     name = re.findall(r"[a-z0-9.]+", words)
     if "gpu" not in hardware:
@@ -187,7 +187,7 @@ def hardware_name(hardware: dict[str, Any]) -> str:
 
 
 def hardware_in_words(hardware: dict[str, Any]) -> str:
-    """The processor with its instruction sets, such as AMD EPYC (AVX2, AVX-512), or the GPU."""
+    """The GPU; without a GPU, the processor with its instruction sets, such as AMD EPYC (AVX2, AVX-512)."""
     if "gpu" in hardware or not hardware.get("instructions"):
         return hardware.get("gpu", hardware["processor"])
     return f"{hardware['processor']} ({', '.join(hardware['instructions'])})"

@@ -1,4 +1,4 @@
-"""Run a benchmark: load every case, time all of them in interleaved rounds, and return a row for each."""
+"""Run a benchmark: load every case, time all cases in interleaved rounds, and return one row per case."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,9 +24,9 @@ from .timing import Timing, interleave
 from .torchvision import is_torchvision
 
 MIN_FREE_MEMORY = 0.3
-"""Fraction of the memory available at the start that must stay free. Further cases are timed in a later group."""
+"""This fraction of the memory that is available at the start stays free: further cases are timed in a later group."""
 OnProgress = Callable[[str, int, int], None]
-"""Called with the current step, the number of steps done, and the number of steps."""
+"""Called with the current step, the number of steps done, and the total number of steps."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Row:
 
     @property
     def paper_milliseconds(self) -> float | None:
-        """The paper's milliseconds per image for this backbone and batch size, on its hardware. None: unknown."""
+        """Milliseconds per image for this backbone and batch size, on the paper's hardware. None: unknown."""
         case = self.case
         on_gpu, on_cpu = PAPER_BACKBONES.get(case.model, (None, None))
         published = {("cuda", 32): on_gpu, ("cpu", 16): on_cpu}
@@ -96,7 +96,7 @@ class Result:
     about: Mapping[str, Any]
     """Versions, commit, hardware, command, date."""
     groups: int = 1
-    """Number of groups that the cases were timed in, one after another, because memory did not hold all cases."""
+    """Number of groups of cases that were timed one after another; 1 if memory could hold all cases at once."""
     interrupted: bool = False
     """Whether Ctrl-C stopped the benchmark early."""
 
@@ -111,7 +111,7 @@ class Result:
         return row.images_per_second / s1[0].images_per_second if s1 else None
 
     def published_speed(self, row: Row) -> tuple[int, float] | None:
-        """The paper's images/s in this protocol, and their ratio to those of shvit_s1. None: unknown."""
+        """The paper's images/s in this protocol, and their ratio to the paper's images/s of shvit_s1. None: unknown."""
         published = self.protocol.images_per_second if self.protocol else {}
         speed = published.get(row.case.model)
         return (speed, speed / published["shvit_s1"]) if speed else None
@@ -227,7 +227,7 @@ class _Timed(NamedTuple):
 def _time_group(
     waiting: list[Case], min_free: float, request: BenchRequest, failed: dict[Case, str], progress: OnProgress
 ) -> dict[Case, _Timed]:
-    """Time as many waiting cases as fit with the fraction `min_free` of memory free. Removes them from `waiting`."""
+    """Take cases from `waiting` until less than the fraction `min_free` of memory is free, then time these cases."""
     subjects: dict[Case, Worker | Subject] = {}
     left = len(waiting)
     try:
@@ -279,7 +279,7 @@ def _costs(cases: list[Case]) -> tuple[dict[Case, Cost | None], dict[Case, str]]
 
 
 def _folded(name: str, model: OpenedModel) -> Any:
-    """The folded network. For an exported file, a new network of its architecture. None: unknown."""
+    """The folded network. For an exported file, a new network of the same architecture. None: unknown."""
     if isinstance(model, Exported):
         described = model.provenance.get("architecture")
         network: Any = Architecture.from_dict(described).build() if described else None

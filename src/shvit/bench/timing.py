@@ -1,4 +1,4 @@
-"""Time subjects in interleaved rounds of one short sample each, so that drift in machine speed affects all equally."""
+"""Time subjects in interleaved rounds of one short sample each, to spread drift in machine speed over all subjects."""
 
 import math
 import time

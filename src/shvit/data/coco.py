@@ -41,7 +41,7 @@ class Objects:
     areas: Float32[np.ndarray, " n"]
     """Area of each object in pixels; if the file states no plausible area, it is computed from the mask or box."""
     segments: Sequence[Mask | None]
-    """Mask of each object; None if it has no usable mask."""
+    """Mask of each object; None for an object without a usable mask."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,7 +94,7 @@ class CocoDataset(AnyDataset[CocoSplit]):
     """For each class, its category id in the annotation files."""
 
     def check_trainable(self, masks: bool = False) -> None:
-        """Raises DataError if a split has no usable images, no objects or, if `masks` is set, no masks."""
+        """Raises DataError if a split has no usable images or no objects; with `masks`, also if it has no masks."""
         for kind, split in (("training", self.train), ("validation", self.val)):
             if len(split) == len(split.bad):
                 raise DataError(f"{self.name} has no {kind} images")
@@ -108,14 +108,14 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
     """Open a COCO folder. Images and annotations that cannot be used are left out and counted in the warnings.
 
     Args:
-        data: A folder with `annotations/instances_train*.json` and `…_val*.json` (or `valid` or `test` for `val`),
-            and with image folders such as `train*/`, `images/train*/` or `images/`; or a folder with `train/` and
-            `valid/`, each with its images and an `_annotations.coco.json`. If there is only one annotation file,
-            validation images are drawn from its images.
+        data: A folder in COCO's or Roboflow's layout. COCO's has `annotations/instances_train*.json`, `…_val*.json`
+            (also named `…_valid*` or `…_test*`), and folders for images, such as `train*/` or `images/`. Roboflow's
+            has `train/` and `valid/`, each with its images and `_annotations.coco.json`. If there is only one
+            annotation file, validation images are drawn from its images.
         seed, val_share, drawn_by: As in `open_source`.
 
     Raises:
-        DataError: There are no annotation files, one of them is not a COCO file, or their categories differ.
+        DataError: There are no annotation files, one of them is not a COCO file, or the categories differ by file.
     """
     root = find_coco(Path(data))
     if root is None:
@@ -228,7 +228,7 @@ class _File:
 
 
 def _read(path: Path, root: Path) -> _File:
-    """Read an annotation file. Raises DataError if it is not a COCO file, or none of its images can be used."""
+    """Read an annotation file. Raises DataError if it is not a COCO file, or if it has no usable image."""
     document = read_document(path, ("images", "annotations", "categories"))
     problems = _Problems()
     listed = _listed_images(document["images"], path, root, problems)

@@ -52,7 +52,7 @@ def files_by_split(root: Path) -> dict[str, Path]:
 
 
 def image_folder(names: list[str], path: Path, root: Path) -> Path:
-    """The folder that contains any of the first 100 listed images; if there is none, COCO's usual folder."""
+    """The folder that contains any of the first 100 listed images; if no folder does, COCO's usual folder."""
     if path.name == ROBOFLOW:
         return path.parent
     name, kinds = _about(path), splits_within(path.stem)

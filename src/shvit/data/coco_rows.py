@@ -11,7 +11,7 @@ from ..files import read_json
 
 
 def read_document(path: Path, lists: Sequence[str]) -> dict[str, Any]:
-    """Read the JSON object of a COCO file. Raises DataError if one of these lists is missing."""
+    """Read the JSON object of a COCO file. Raises DataError if one of the named `lists` is missing."""
     try:
         document = read_json(path)
     except (OSError, ValueError) as error:
@@ -51,7 +51,7 @@ def common_categories(given: Sequence[dict[int, str]], root: Path) -> dict[int, 
 
 
 def whole_number(row: dict[str, Any], name: str) -> int | None:
-    """A field as a 64-bit whole number, even if it is stored as text or with a decimal point; otherwise None."""
+    """A field as a 64-bit whole number, even if it is stored as text or with a decimal point; None for other values."""
     value = row.get(name)
     if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}(\.0+)?", value.strip()):
         value = int(value.partition(".")[0])

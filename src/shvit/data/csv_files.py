@@ -55,10 +55,10 @@ class _Columns:
 
 
 def read_csv(path: Path) -> Listing:
-    """Read the images, labels and splits in a CSV file, in order. Paths are relative to that file's folder.
+    """Read the images, labels and splits in a CSV file, in order. Relative paths start at the file's folder.
 
     Columns are separated by commas, semicolons, tabs or vertical bars, and are found by the names in the first row.
-    Without a header row, they are path, label and optionally split. The text is UTF-8, or UTF-16 with a byte order
+    Without a header row, the order is path, label and optionally split. The text is UTF-8, or UTF-16 with a byte order
     mark. Rows of a test split are left out if there is a validation split.
 
     Raises:

@@ -25,7 +25,7 @@ from .transforms import Reader
 
 DrawnBy = Literal["content", "position"]
 """How validation images are drawn. `content`: by a hash of each image's content. `position`: by each image's index, as
-in earlier versions of shvit, so that their runs and models keep their splits."""
+in earlier versions of shvit; runs and models of those versions still need it to keep the same split."""
 
 
 class Stored(Protocol):
@@ -192,9 +192,9 @@ class Holdout:
     def _by_content(self, images: Sequence[Any], labels: Sequence[int] | np.ndarray) -> list[int]:
         """Indices of the images whose hash of seed and identity, as a number from 0 to 1, is below the share.
 
-        Adding or removing images does not change the split of other images, and copies get the same split. Every class
-        with two or more images has at least one in each split: the image with the smallest hash in validation, and the
-        image with the largest hash in training.
+        Adding or removing images does not change the split of other images. Copies of an image get the same
+        split. Every class with two or more images has at least one image in each split: the image with the smallest
+        hash in validation, and the image with the largest hash in training.
         """
         keyed = partial(hashlib.blake2b, digest_size=8, key=str(self.seed).encode())
         digests = (keyed(int(number).to_bytes(BYTES, "little")).digest() for number in identities(images))
@@ -228,7 +228,7 @@ def _indices_by_class(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]
 
 
 def drawn_before(record: Mapping[str, Any]) -> DrawnBy:
-    """How a run drew its validation images if its record does not say how; for an empty record, the default."""
+    """The `DrawnBy` of a run whose record does not contain it: `position`, or the default if the record is empty."""
     return "position" if record else "content"
 
 
@@ -242,7 +242,7 @@ def dataset_of(
 ) -> Dataset:
     """Make a dataset from the splits `train` and `val`; or from the split `all`, by drawing validation images.
 
-    `contents` yields the bytes of a split that the fingerprint covers.
+    `contents` yields, for a split, the bytes that the fingerprint covers.
     """
     if drawn := "all" in splits:
         train, val = holdout.divide(splits["all"], splits["all"].labels)
@@ -298,7 +298,7 @@ def file_sizes(split: Samples) -> dict[int, int]:
 
 
 def _digest(path: Path, last: int | None) -> bytes | None:
-    """Hash of a file, or of its final `last` bytes. None if the file cannot be read; decoding reports the reason."""
+    """Hash of a file, or of its final `last` bytes. None if it cannot be read; decoding reports the reason."""
     try:
         if (size := check_regular(path)) > MAX_BYTES:
             return None

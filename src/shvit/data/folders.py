@@ -31,7 +31,7 @@ def read_folder(path: Path) -> Listing:
     """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and `path/val/<class>/**`.
 
     If a folder contains only one folder and no images, the inner folder is read instead. A folder with a name that
-    `split_of` knows is a split if it contains class folders; otherwise it is a class, if there are other classes.
+    `split_of` knows is a split if it contains class folders; otherwise it is a class if other classes exist.
 
     Raises:
         DataError: There are no class folders, or the layout is ambiguous or not supported.
@@ -55,12 +55,12 @@ def read_folder(path: Path) -> Listing:
 
 
 def find_coco(path: Path) -> Path | None:
-    """The folder that holds COCO annotations: `path`, or the only folder inside it; None if neither does."""
+    """The folder that holds COCO annotations: `path`, or the only folder inside it; None if neither holds them."""
     return next((level for level in layers(path) if annotation_files(level)), None) if path.is_dir() else None
 
 
 def layers(path: Path) -> Iterator[Path]:
-    """Yields a folder, then its only subfolder with images if neither of them contains images directly, and so on."""
+    """Yields a folder, then its only subfolder with images, and so on, while neither folder holds images itself."""
     while True:
         yield path
         inside = list(islice(filter(_holds_images, folders_in(path)), 2))
@@ -141,7 +141,7 @@ def _folders_inside(folder: Path, rows: Iterable[tuple[Path, str]]) -> dict[str,
 
 
 def _refuse_repeated(root: Path, inside: dict[str, set[str]]) -> None:
-    """Raises DataError if classes hold folders with the same names, or with the names of other classes."""
+    """Raises DataError if subfolders of different classes have the same names, or the names of other classes."""
     counts = Counter(name for names in inside.values() for name in names)
     for one, names in inside.items():
         shared = {name for name in names if name and counts[name] > 1}
@@ -212,7 +212,7 @@ def _base(split: Path) -> Path:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether a folder or any folder below it holds images. Links are followed only if no other folder holds images."""
+    """Whether images lie in or below a folder. Links are followed only if no images are found without them."""
     for _, folders, files in os.walk(folder):
         folders[:] = (name for name in folders if not is_hidden(name))
         if any(is_image(Path(name)) for name in files if not is_hidden(name)):

@@ -36,7 +36,7 @@ class HubImage:
     """Folders that may contain the image file."""
 
     def read(self) -> bytes:
-        """The bytes of the image file. Raises BadImage if the row has none."""
+        """The bytes of the image file. Raises BadImage if the row has no image."""
         [cell] = self.rows[self.row].values()
         if cell and cell["bytes"]:
             return cell["bytes"]

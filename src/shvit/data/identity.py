@@ -33,7 +33,7 @@ def of_bytes(data: bytes | memoryview) -> int:
 
 
 def of_file(path: Path) -> int:
-    """The identity of an image file; if it cannot be read or is too large for an image, the hash of its name."""
+    """The identity of an image file. For a file that is unreadable or too large for an image: the hash of its name."""
     try:
         if check_regular(path) > MAX_BYTES:
             return of_name(path.name)
@@ -98,7 +98,7 @@ def _hash(*parts: bytes | memoryview) -> int:
 
 @dataclass(frozen=True, eq=False)
 class TrainedOn:
-    """The identities of the images that a model was trained on. In a model file they take 5 to 8 bytes each."""
+    """The identities of the images that a model was trained on. A model file stores each identity in 5 to 8 bytes."""
 
     known: UInt64[np.ndarray, " n"]
     """Sorted and unique."""
@@ -112,7 +112,7 @@ class TrainedOn:
         return self if other is None else TrainedOn(np.union1d(self.known, other.known))
 
     def among(self, images: Sequence[Any]) -> Bool[np.ndarray, " n"]:
-        """Mask of the images that the model was trained on."""
+        """For each of these images, whether the model was trained on it."""
         return np.isin(identities(images), self.known)
 
     def to_dict(self) -> dict[str, Any]:

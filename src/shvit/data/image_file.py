@@ -33,7 +33,7 @@ MAX_BYTES = SMALL_FILE + BYTES_PER_PIXEL * MAX_PIXELS
 READ_WHOLE = re.compile(rb"RIFF|....ftyp", re.DOTALL)
 """First bytes of WebP, AVIF and HEIC files. Pillow reads such a file completely before it knows the image's size."""
 MAX_SCANS, MAX_SCANNED = 100, 1_500_000_000
-"""Maximum number of scans of a JPEG, and maximum product of its numbers of scans and pixels. Many scans are slow,
+"""Maximum number of scans of a JPEG, and maximum number of scans times number of pixels. Many scans are slow,
 because each scan may change every pixel. Common tools write up to 20 scans."""
 NO_MEMORY = "not enough memory to decode it"
 

@@ -1,4 +1,4 @@
-"""Find the image files in a folder by their names, and count the other files. All commands use the same rule."""
+"""Find the image files in a folder by their names, and count skipped files. All commands use the same rule."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -38,13 +38,13 @@ class Skipped:
     hidden: list[Path] = field(default_factory=list)
 
     def images_below(self, folder: Path) -> list[Path]:
-        """The images below a folder, in the order of `files_below`; counts other files. Raises InputError."""
+        """The images below a folder, ordered as in `files_below`. Counts other files in `others`. Raises InputError."""
         files = list(files_below(folder, self.hidden))
         self.others.update(file.suffix.lower() or file.name for file in files if not is_image(file))
         return list(filter(is_image, files))
 
     def lines(self) -> list[str]:
-        """At most two lines: on files that are not images, and on hidden images and folders (but not on .DS_Store)."""
+        """At most two lines: one on files that are not images, one on hidden images and folders (except .DS_Store)."""
         lines = []
         if self.others:
             kinds = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -157,7 +157,7 @@ class DetectionTrainReader:
 
     preprocess: Preprocess
     scale: tuple[float, float] = (1.0, 1.0)
-    """Minimum and maximum scale, relative to the scale in evaluation. Images larger than the input are cropped."""
+    """Minimum and maximum scale, relative to evaluation. Scaled images that are larger than the input are cropped."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0

@@ -1,4 +1,4 @@
-"""Load batches of uint8 images. Their order and all random choices depend only on the seed, the epoch and the image."""
+"""Load batches of uint8 images. Seed and epoch alone determine the order and the random choices for each image."""
 
 import os
 import random
@@ -54,7 +54,7 @@ class Batch:
     bad: dict[int, str]
     """Index of each skipped image, and the reason why it was skipped."""
     view: int = 0
-    """Number of the augmented version: the epoch, modulo the number of views if that is limited."""
+    """Number of the augmented version: the epoch, modulo the number of views if views are limited."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -145,12 +145,12 @@ class EpochSampler(Sampler[list[SampleKey]]):
     share: Share = Share()
     """The part of each batch to yield in this process, and its number of pieces; default: all, in one piece."""
     repeats: int = 1
-    """Repeated augmentation: number of copies of each image in an epoch. The epoch keeps its length, so it has that
-    many times fewer different images.
+    """Repeated augmentation: number of copies of each image in an epoch. The length of the epoch is the
+    same for any number of copies: with two copies, an epoch contains only half of the images.
 
     Source: M. Berman et al., "MultiGrain", 2019; also used by DeiT."""
     views: int | None = None
-    """Number of augmented versions of each image; None for a new one every epoch."""
+    """Number of augmented versions of each image; None for a new version in every epoch."""
     epoch: int = field(default=0, init=False)
     start: int = field(default=0, init=False)
     """Number of batches at the beginning of the epoch to skip, because training resumes after them."""

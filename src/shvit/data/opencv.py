@@ -57,7 +57,7 @@ MATRICES: dict[TimmOperation, Callable[[float, tuple[int, int]], Matrix]] = {
     auto_augment.translate_x_rel: lambda share, size: (1, 0, share * size[0], 0, 1, 0),
     auto_augment.translate_y_rel: lambda share, size: (1, 0, 0, 0, 1, share * size[1]),
 }
-"""For each of timm's operations, a function from its amount and the image's (width, height) to its matrix."""
+"""For each of timm's operations, a function that takes an amount and a (width, height) and returns a matrix."""
 
 FASTER = {operation: partial(warp, operation) for operation in MATRICES} if OPENCV else {}
 """timm's operations and the functions that replace them; empty without OpenCV."""

@@ -18,8 +18,8 @@ from .decode import ImageInput, decode
 from .rgb import pixel_format, rgb_strips, to_8_bits
 
 AT_ONCE = 12_000_000 * (os.cpu_count() or 1)
-"""Maximum number of pixels that all threads of a process decode at once. A larger image is decoded alone. Only a
-quarter of a JPEG's pixels are counted."""
+"""Maximum number of pixels that all threads of a process decode at once. A larger image is decoded alone. For a
+JPEG, only a quarter of the pixels are counted."""
 LARGE = 1 << 24
 """Images of at least this many pixels are decoded at a reduced size to save memory. For JPEGs there is no minimum."""
 # imported here, because memory may be short later
@@ -37,7 +37,7 @@ _held = [0]
 
 @dataclass(frozen=True)
 class Pixels:
-    """The pixels of an image at its full size, or at a half, a quarter or an eighth of it."""
+    """The pixels of an image at full, half, quarter or eighth size."""
 
     values: UInt8[np.ndarray, "h w 3"]
     height: float
@@ -89,8 +89,8 @@ class OpenedImage:
 def open_small(source: ImageInput, max_pixels: int = image_file.MAX_PIXELS) -> OpenedImage:
     """Read the header of an image that will be made smaller. `OpenedImage.decode` is then faster than `decode.decode`.
 
-    JPEGs can be decoded at a half, a quarter or an eighth of their size with less work; each pixel is then the mean of
-    the pixels it covers. Other formats are decoded at full size, except images of at least `LARGE` pixels.
+    JPEGs can be decoded at a half, a quarter or an eighth of their size with less work; each pixel of the result is the
+    mean of the pixels it covers. Other formats are decoded at full size, except images of at least `LARGE` pixels.
 
     Raises:
         BadImage: As for `decode.decode`, if the header shows the problem; `OpenedImage.decode` reports other problems.
@@ -136,7 +136,7 @@ def _opened_by_libjpeg(data: bytes, max_pixels: int) -> OpenedImage | None:
 
 
 def _cut(data: bytes, height: int, rows: int) -> tuple[bytes, int]:
-    """The JPEG with a smaller height in its header, which makes decoding stop early; and that height.
+    """Write a smaller height into a JPEG's header, to stop decoding early. Returns the JPEG and the new height.
 
     A JPEG that is not sequential is returned unchanged, because its decoding cannot stop early.
     """

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from .image_file import BadImage
 
 STRIP = 1 << 22
-"""Number of pixels to convert at once. It is limited because conversion needs several times their memory."""
+"""Number of pixels to convert at once. It is limited because conversion needs several times the pixels' memory."""
 SMIN_SAMPLE_VALUE, SMAX_SAMPLE_VALUE = 340, 341
 """TIFF tags for the minimum and maximum value of samples."""
 DEEP_COLORS = "RGB", "RGBX", "RGBA", "RGBa", "LA"

@@ -31,7 +31,7 @@ def numbers(value: Any) -> list[float] | None:
 
 
 def read_segment(value: Any, height: int, width: int) -> Mask | None:
-    """Parse a mask. None if it is invalid for an image of this size, or would take too much time or memory to draw.
+    """Parse a mask. None if it is invalid for an image of this size, or would be too costly to draw.
 
     Parts that are not polygons are left out.
     """

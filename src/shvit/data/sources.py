@@ -22,9 +22,9 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
         data: One of these:
             - a folder with `<class>/…`, or with `train/<class>/…` and `val/<class>/…`; see `folders.read_folder`;
             - a CSV or TSV file with the columns path, label and optionally split; see `csv_files.read_csv`;
-            - WebDataset shards (see `shvit.data.shards`): a folder of them, the path or URL of their `shards.json`, or
-              paths or URLs of `.tar` files with braces for numbers (`https://host/data-{000..127}.tar`);
-            - a dataset of the Hugging Face hub, `hf://name` or `hf://name/config`, or a local one, `hf://./folder`;
+            - WebDataset shards (see `shvit.data.shards`): a folder of shards, a `shards.json` file, or `.tar` files
+              with braces for numbers. Files may be URLs, such as `https://host/data-{000..127}.tar`;
+            - a Hugging Face dataset: from the hub (`hf://name`, `hf://name/config`) or local (`hf://./folder`);
             - `digits`: the digits of scikit-learn (for a folder of that name write `./digits`).
         seed: Seed for drawing the validation images if the data has no splits; see `Holdout`.
         val_share: Share of the images to draw for validation, between 0 and 1. Every class with two or more images has

@@ -123,7 +123,7 @@ def _is_stored_as_annotated(split: CocoSplit, index: int) -> bool:
 
 
 def _of_images(split: Split, seed: int) -> _Part:
-    """Count the images, and find the sizes of the decoded ones."""
+    """Count all images, and find the sizes of the images that are decoded."""
     drawn = draw_some(split, SAMPLED, seed)
     sizes, bad = probe(split, drawn)
     bad |= split.bad

@@ -43,7 +43,7 @@ REACH = 4
 TALL = 64
 """An image is resized horizontally first, unless it is more than this many times as high as the result."""
 SHRINK_UNTIL = 4
-"""`fast_eval_decoder` decodes an image at a reduced size only if its shorter side then is at least this many times its
+"""`fast_eval_decoder` decodes an image at a reduced size only if the shorter side is then at least this many times its
 final length. A smaller value is faster for large photographs but less exact; LOG.md lists the differences."""
 
 

@@ -30,7 +30,7 @@ def folders_in(folder: Path) -> list[Path]:
 def files_below(folder: Path, hidden: list[Path] | None = None) -> Iterator[Path]:
     """The files in `folder` and below it: the files of each folder before those of its subfolders, sorted by name.
 
-    A folder that several links point to is read once, under its real path if that lies below `folder`. A link to
+    A folder that several links point to is read once, under its real path if this path lies below `folder`. A link to
     `folder` or to a folder above it is not followed. Pipes, devices and links to missing files count as files; reading
     them reports the problem. Hidden files and folders are added to `hidden`.
 
@@ -77,7 +77,7 @@ def exists(path: Path) -> bool:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Raises InputError if the folder cannot be read."""
+    """The entries of a folder. Raises InputError if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)

@@ -128,7 +128,7 @@ def _chunks(url: str) -> Iterator[bytes]:
 
 @contextmanager
 def _sigterm_unblocked() -> Iterator[None]:
-    """Unblock SIGTERM in this context. Workers block it (see `loader`), and their child processes inherit that."""
+    """Unblock SIGTERM in this context. Workers block it (see `loader`), and their child processes inherit the block."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -1,4 +1,4 @@
-"""Open WebDataset shards for random access, with the index that `shvit shard` writes or with the tars' headers.
+"""Open WebDataset shards for random access, using the index that `shvit shard` writes, or the headers of tar files.
 
 The index, `shards.json`, lists the shards of each split. It stores the name, checksum and size in bytes of each
 shard. For each image, it stores the key (the tar contains KEY.jpg and KEY.cls), the label, the offset and length of
@@ -28,7 +28,7 @@ from .tar import Sample, ShardFile, Shards, StoredImages, scan
 INDEX = "shards.json"
 """Name of the index file."""
 UNFINISHED = ".unfinished"
-"""Name of a folder beside the shards, which exists until all shards are written."""
+"""Name of a folder beside the shards. This folder exists until all shards are written."""
 INDEX_VERSION = 1
 SPLIT_WORDS = TRAIN_NAMES, [name for name in VAL_NAMES if name != "test"], ["test"]
 """Words in the names of training, validation and test shards."""
@@ -121,8 +121,8 @@ def open_shards(data: str | Path, holdout: Holdout) -> Dataset:
     """Open a dataset in shards.
 
     Args:
-        data: A folder of shards; the path or URL of a `shards.json`; or the path or URL of a tar file, or of
-            several with braces. Tar files without an index are assigned to splits by `train`, `val` or `test` in their
+        data: A folder of shards, or the path or URL of a `shards.json` file or a tar file. Braces stand for several
+            tar files. Tar files without an index are assigned to splits by `train`, `val` or `test` in their
             names. If there are no validation shards, validation images are drawn.
 
     Raises:
@@ -150,7 +150,7 @@ def _indexed(name: str, path: str, holdout: Holdout) -> Dataset:
 
 
 def _read(location: str, most: int) -> bytes:
-    """The content of a path, up to `most` bytes, or of a URL. Raises OSError or FetchError."""
+    """The content of a URL, or of a file with at most `most` bytes. Raises OSError or FetchError."""
     return read_remote(location) if is_remote(location) else read_regular(Path(location), most)
 
 

@@ -28,7 +28,7 @@ OPEN_FILES = 64
 MAX_HEADER = MAX_LABEL = 1 << 20
 """Maximum size in bytes of a tar header, and of a member with a label."""
 SHORT_NAME = 100
-"""Maximum number of bytes of a member's name that every tar format stores in the header before the data."""
+"""Every tar format stores a member's name of at most this many bytes in the header directly before the data."""
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def _checksum(path: Path) -> str:
 
 
 def as_jpeg(source: Path | np.ndarray | bytes, size: int, quality: int) -> bytes:
-    """A JPEG whose shorter side is at most `size` pixels. A small plain JPEG is copied unchanged. Raises BadImage."""
+    """The image as a JPEG with a shorter side of at most `size` pixels. Small plain JPEGs are kept. Raises BadImage."""
     image = decode(source)
     if isinstance(source, Path):
         source = source.read_bytes()
