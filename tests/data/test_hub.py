@@ -140,7 +140,7 @@ def test_rows_without_label_or_image(tmp_path):
         ),
         (
             {"image": IMAGE, "label": datasets.Value("int64")},
-            r"type ClassLabel, but has 0: image \(Image\), label \(Val",
+            r"type ClassLabel, but has 0\. Columns: image \(Image\), label \(Val",
         ),
     ],
 )
