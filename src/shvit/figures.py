@@ -33,7 +33,7 @@ def literal_text() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
-    """Create an empty figure of this size in inches. Return it with an array of its axes (rows, columns).
+    """Create an empty figure of this size in inches. Returns the figure and an array of its axes (rows, columns).
 
     `options` are passed to matplotlib's `Figure.subplots`.
     """
@@ -46,7 +46,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 
 
 def plot_style(axes: "Axes", x: str = "", y: str = "") -> None:
-    """Apply the shared style: a light grid, no top and right border, the shared colors, and axis labels."""
+    """Apply the shared style: a light grid, no top or right border, the shared colors, and axis labels."""
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -62,7 +62,7 @@ def legend_beside(axes: "Axes") -> None:
 
 
 def plain_ticks(axis: "Axis") -> None:
-    """Label the ticks of a logarithmic axis with numbers such as 3,000, even if it spans less than a factor of ten."""
+    """Label the ticks of a logarithmic axis with numbers such as 3,000, even if they span less than a factor of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axis.get_view_interval()

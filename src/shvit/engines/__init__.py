@@ -1,4 +1,4 @@
-"""The runtimes that run networks. An engine is one file here and one call of `register`; `load` creates an engine."""
+"""The runtimes that run networks. An engine is one file here, added with `register`. `load` creates an engine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +24,8 @@ from .timm import TimmFormat
 from .torch import TorchEngine
 
 ENGINES: dict[str, type[Engine]] = {}
-"""Engines that run model files, fastest first. `auto` takes the first that is available and supports the precision.
-If the precision is `auto` as well, engines whose default is fp16 or bf16 come before engines whose default is fp32."""
+"""Engines that run model files, fastest first. `auto` selects the first one that is available and has the precision.
+With precision `auto`, engines whose default is fp16 or bf16 come before engines whose default is fp32."""
 FORMATS: dict[str, type[Engine]] = {}
 """Engines that have a file format. `timm` is among them: it writes files for users of timm, but runs no model files."""
 
@@ -59,14 +59,14 @@ def load(
 
     Args:
         model: A model file, or an exported file from `read`.
-        engine: A key of `ENGINES`, or `auto` for the fastest that is available.
-        precision: `fp32`, `fp16`, `bf16`, `int8`, or `auto` for the engine's default on this device.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for a GPU if there is one.
+        engine: A key of `ENGINES`, or `auto` for the fastest engine that is available.
+        precision: `fp32`, `fp16`, `bf16`, `int8`, or `auto`: the engine's default on this device.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: a GPU if there is one, otherwise the CPU.
         threads: CPU threads; None leaves the choice to the engine.
         calibration: Batches of uint8 images (b, 3, h, w), needed to run a model file in int8. Exported files need none.
 
     Raises:
-        EngineError: The engine, precision or device is unknown or not available; the message lists the available ones.
+        EngineError: The engine, precision or device is unknown or not available. The message lists the alternatives.
     """
     name, precision, device = choose(model, engine, precision, device)
     check_threads(threads, device)
@@ -78,7 +78,7 @@ def load(
 def choose(
     model: Runnable, engine: str = "auto", precision: str = "auto", device: str = "auto"
 ) -> tuple[str, str, str]:
-    """Return the engine, precision and device that `load` uses for these arguments. Raises EngineError."""
+    """Return the engine, precision and device that `load` uses for these arguments. Raises the same EngineErrors."""
     if isinstance(model, Exported):
         engine, precision = _as_exported(model, engine, precision)
     kinds = kinds_for(model)
@@ -125,7 +125,7 @@ def writers(task: str) -> dict[str, type[Engine]]:
 
 
 def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
-    """The engines in `wanted` that run models with this task and `fit`. Raises EngineError if there are none."""
+    """The engines in `wanted` that run the model's task and `preprocess.fit`. Raises EngineError if there are none."""
     many_sizes = model.preprocess.fit == "shorter"
     detector = detector_of(model.task)
 
@@ -146,7 +146,7 @@ def writable_precisions(task: str, name: str) -> tuple[str, ...]:
 
 
 def format_of(name: str, task: str = "classify") -> type[Engine]:
-    """The engine that writes a format. Raises EngineError if it cannot be written for this task or on this machine."""
+    """The engine that writes a format. Raises EngineError for an unknown format or task, or missing libraries."""
     formats = writers(task)
     if name not in FORMATS:
         raise EngineError(f"unknown format {name!r}: allowed are {', '.join(formats)}")
@@ -227,7 +227,7 @@ def check_threads(threads: int | None, device: str) -> None:
 
 
 def pick_device(device: str) -> str:
-    """Resolve `auto`, and check any other name. Raises EngineError if the device is not available."""
+    """The name of the device, with `auto` resolved. Raises EngineError if the device is not available."""
     import torch  # imported here, since this package has a module of the same name
 
     present = ["cpu"]

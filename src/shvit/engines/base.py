@@ -16,10 +16,10 @@ from ..tasks.base import Predict
 from .exported import EngineError, Exported, described, seal
 
 STATIC_SHAPES = 6
-"""Maximum number of shapes for which an engine compiles a network. Other shapes share one slower, dynamic network."""
+"""An engine compiles a network for each of this many input shapes. Further shapes share one slower, dynamic network."""
 
 Precisions = Mapping[str | None, tuple[str, ...]]
-"""Precisions by the kind of network: a key of `DETECTORS`, or None for classifiers. The default precision is first."""
+"""The precisions for each kind of network (a key of `DETECTORS`, or None for classifiers), the default first."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Shapes:
     batch: int | None = None
     """Images per call. None: any number."""
     dynamic_size: bool = False
-    """Whether any height and width is accepted. The minimum depends on the format, and is at most 65 pixels."""
+    """Whether images of any height and width are accepted. The minimum depends on the format: at most 65 pixels."""
 
 
 Runnable = ModelFile | Exported
@@ -37,7 +37,7 @@ Runnable = ModelFile | Exported
 
 @dataclass(frozen=True)
 class Candidate:
-    """A quantized network that an engine proposes, to be checked for its accuracy."""
+    """A quantized network that an engine proposes for export. `ExportJob.accept` checks its accuracy."""
 
     runs: Predict
     exact: Predict
@@ -45,7 +45,7 @@ class Candidate:
     layers: int = 0
     """Number of layers whose precision can be chosen individually."""
     given_back: Mapping[str, float] = field(default_factory=dict)
-    """Layers in higher precision, and the share of the quantization error that each causes. Largest first."""
+    """Layers in higher precision, each with the share of the quantization error that it causes. Largest share first."""
 
 
 Accept = Callable[[Candidate], bool]
@@ -61,44 +61,44 @@ class ExportJob:
     precision: str
     shapes: Shapes = Shapes()
     calibration: Sequence[UInt8[Tensor, "b 3 h w"]] = ()
-    """Batches of images on which the value ranges for int8 are measured."""
+    """Batches of images for measuring the value ranges for int8."""
     accept: Accept | None = None
-    """Engines that can mix precisions write the accepted candidate with the fewest layers in higher precision, or
-    nothing if no candidate is accepted. Other engines ignore this function."""
+    """Called for each candidate by engines that can mix precisions. They write the accepted candidate with the fewest
+    layers in higher precision, or nothing if no candidate is accepted. Other engines ignore this function."""
     threads: int | None = None
-    """CPU threads that the candidates run on."""
+    """Number of CPU threads for running the candidates."""
 
 
 class Engine:
-    """Runs one network. It takes decoded pixels; normalization is part of the network.
+    """Runs one network on decoded pixels. Normalization is part of the network.
 
     Several threads may call an engine at once, even while other threads create, call or delete other engines. A call
-    uses as many CPU threads as were set for its engine, and does not change the settings of the process.
+    uses the number of CPU threads that was set for its engine, and does not change the settings of the process.
 
-    If an engine runs int8, its constructor also takes `calibration`, as in `ExportJob`.
+    The constructor of an engine that runs model files in int8 also takes `calibration`, as in `ExportJob`.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str] = ""
-    """Suffix of its exported files, such as `.onnx`. Empty if the engine has no file format."""
+    """Suffix of the engine's exported files, such as `.onnx`. Empty if the engine has no file format."""
     extra: ClassVar[str | None] = None
     """The extra to install with `pip install 'shvit[EXTRA]'`; None if the engine needs no extra."""
     modules: ClassVar[tuple[str, ...]] = ()
-    """Modules that it imports from this extra."""
+    """Modules of this extra that the engine imports."""
     concurrent: ClassVar[bool] = False
-    """Whether calls from several threads run at the same time. Otherwise they wait for each other."""
+    """Whether calls from several threads run at the same time. If not, they run one after another."""
     own_files_only: ClassVar[bool] = False
-    """Whether it runs only exported files of its format, and no model files."""
+    """Whether the engine runs exported files of its own format but no model files."""
     every_network: ClassVar[bool] = True
-    """Whether it runs every network. If not, `refuses` returns why it does not run a given network."""
+    """Whether the engine runs every network. If not, `refuses` returns why it does not run a given network."""
     many_sizes: ClassVar[bool] = False
-    """Whether it runs detectors whose images differ in size (fit `shorter`)."""
+    """Whether the engine runs detectors on images that differ in size (`preprocess.fit` is `shorter`)."""
     profiled: ClassVar[bool] = False
-    """Whether PyTorch's profiler sees its operations on the CPU."""
+    """Whether PyTorch's profiler records the engine's operations on the CPU."""
     runs: ClassVar[Precisions] = {}
-    """Precisions in which it runs each kind of network, on at least one device."""
+    """Precisions in which the engine runs each kind of network on at least one device."""
     writes: ClassVar[Precisions] = {}
-    """Precisions of its exported files, for each kind of network."""
+    """Precisions of the engine's exported files, for each kind of network."""
     precision: str
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
@@ -117,31 +117,31 @@ class Engine:
 
     @classmethod
     def unavailable(cls, device: str) -> str | None:
-        """Why it cannot run on this device, in a few words; None if it can."""
+        """Why the engine cannot run on this device, in a few words; None if it can."""
         return cls.absent() if torch.device(device).type == "cpu" else "runs only on the CPU"
 
     @classmethod
     def precisions(cls, device: str) -> tuple[str, ...]:
-        """Precisions in which it runs classifiers on this device; `auto` takes the first."""
+        """Precisions in which the engine runs classifiers on this device. The first is the default."""
         return cls.runs[None]
 
     @classmethod
     def precisions_for(cls, task: str, device: str) -> tuple[str, ...]:
-        """Precisions in which it runs models of this task on this device."""
+        """Precisions in which the engine runs models of this task on this device."""
         return tuple(name for name in cls.precisions(device) if name in cls.runs.get(detector_of(task), ()))
 
     @classmethod
     def refuses(cls, network: Any) -> str | None:
-        """Why it cannot run this network; None if it can."""
+        """Why the engine cannot run this network; None if it can."""
         return None
 
     @classmethod
     def export(cls, job: ExportJob) -> None:
-        """Write a file of the format, with its metadata and digest inside.
+        """Write a model in the engine's format. The file contains the model's metadata and a digest.
 
         Raises:
-            EngineError: The format does not support this precision or these shapes, libraries are missing, or there are
-                no calibration images for int8.
+            EngineError: The precision or shapes are not supported, libraries are missing, or int8 has no calibration
+                images.
         """
         if not cls.writes:
             raise EngineError(f"the engine {cls.name} has no file format: it runs model files")
@@ -160,25 +160,25 @@ class Engine:
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
-        """Write the file of a job that `export` has checked, with these facts as metadata."""
+        """Write the file of this job, with these facts as metadata. `export` has already checked the job."""
         raise NotImplementedError
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        """Read the metadata of a file of the format. Raises InputError for a file that shvit did not write."""
+        """Read the metadata of an exported file. Raises InputError for a file that shvit did not write."""
         raise NotImplementedError
 
     @classmethod
     def specification(cls, path: Path) -> dict[str, Any]:
-        """The interface that a file declares, for checks on machines that cannot run the file.
+        """The inputs and outputs that a file declares, for checks on machines that cannot run the file.
 
         Raises:
-            ExportError: The interface does not match the file's metadata.
+            ExportError: The inputs or outputs do not match the file's metadata.
         """
         return {}
 
     def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> Sequence[Any]:
-        """The GPU kernels that a call with these images launches, in order; empty if not known."""
+        """The GPU kernels that a call with these images launches, in order; empty if the kernels are not known."""
         return ()
 
 

@@ -1,4 +1,4 @@
-"""Core ML for Apple's devices: a `.mlpackage` takes an image and returns class labels. Only macOS can run it."""
+"""Core ML for Apple's devices. A `.mlpackage` takes an image and returns class labels. shvit runs it only on macOS."""
 
 import math
 import sys
@@ -34,7 +34,7 @@ PRECISION_NAMES = {"fp16": "FLOAT16", "fp32": "FLOAT32"}
 class CoreMLEngine(Engine):
     """Runs a `.mlpackage` on macOS. On device `cpu`, it uses only the CPU; on `mps`, Core ML chooses the hardware.
 
-    Running files is untested, since that needs a Mac.
+    Running files needs a Mac and has not been tested.
     """
 
     name: ClassVar[str] = "coreml"
@@ -50,7 +50,7 @@ class CoreMLEngine(Engine):
         self.precision = precision
         self._outputs = kind_of(model.task).output
         self._lock = Lock()
-        """Apple's documentation says that only one thread at a time may use a model."""
+        """Held during each call. Apple's documentation says that only one thread at a time may use a model."""
         ct = _coremltools()
         units = ct.ComputeUnit.CPU_ONLY if device == "cpu" else ct.ComputeUnit.ALL
         with TemporaryDirectory() as folder:
@@ -69,8 +69,8 @@ class CoreMLEngine(Engine):
     def write(cls, job: ExportJob, facts: Exported) -> None:
         """Write a file that takes one image and returns its label, the probability of each class, and the logits.
 
-        The file of a detector returns the detector's raw outputs. If several classes have the same name, the
-        index of each is appended to its name, since Core ML returns probabilities by name.
+        The file of a detector returns the detector's raw outputs. Core ML returns probabilities by class name.
+        Therefore, the index of the class is appended to names that several classes share.
         """
         if job.shapes.dynamic_size or job.shapes.batch not in (None, 1):
             raise EngineError(f"{cls.suffix} files take one image of one size: omit --batch-size and --dynamic-size")
@@ -176,7 +176,7 @@ def _described(kind: Any) -> str:
 
 
 def _name(message: Any, field: str) -> str:
-    """The name of the value of an enum field in a protobuf message."""
+    """The name of an enum field's value in a protobuf message."""
     return message.DESCRIPTOR.fields_by_name[field].enum_type.values_by_number[getattr(message, field)].name
 
 

@@ -1,4 +1,4 @@
-"""Decompositions of operations that small runtimes lack: tables for `run_decompositions`."""
+"""Replace operations that small runtimes lack by simpler ones. The tables are for torch's `run_decompositions`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -19,16 +19,16 @@ from .exported import EngineError, Exported, check_interface, described, unreada
 from .portable import portable
 
 _runs = RLock()
-"""Held while the thread pool is used or replaced."""
+"""A thread holds this lock while it uses or replaces the thread pool."""
 DAMAGED = "is truncated, damaged or not a .pte file"
 
 
 class ExecuTorchEngine(Engine):
     """Runs a `.pte` file. A model file is first lowered to a `.pte` file in memory, which takes some seconds.
 
-    XNNPACK has one thread pool for the whole process, and a program works only with the pool that existed when it was
-    loaded. Therefore, only one engine runs at a time. If the previous engine used a different number of threads, a new
-    pool is created and the program is loaded again, which takes milliseconds.
+    XNNPACK has one thread pool for the whole process, and a program works only with the pool that existed when the
+    program was loaded. Therefore, only one engine runs at a time. If the previous engine used a different number of
+    threads, a new pool is created and the program is loaded again. This takes milliseconds.
     """
 
     name: ClassVar[str] = "executorch"
@@ -55,7 +55,7 @@ class ExecuTorchEngine(Engine):
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
-        """Write a file that takes `shapes.batch` images per call (default 1), since XNNPACK needs constant shapes."""
+        """Write a file that takes exactly `shapes.batch` images per call (default 1). XNNPACK needs constant shapes."""
         if job.shapes.dynamic_size:
             raise EngineError(f"{cls.suffix} files take images of one size only: leave out --dynamic-size")
         job.path.write_bytes(_lower(job.model_file, facts, job.shapes.batch or 1, job.calibration))
@@ -90,7 +90,7 @@ class ExecuTorchEngine(Engine):
 
 
 def _executorch() -> tuple[Any, Any]:
-    """The runtime, which loads programs, and the module that controls the thread pool."""
+    """Return the runtime (it loads programs) and the module that controls the thread pool."""
     with quiet():
         from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
@@ -105,7 +105,7 @@ def _default_threads() -> int:
 
 
 def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: Sequence[Tensor] = ()) -> bytes:
-    """The bytes of a `.pte` file with these facts as metadata, in the precision that the facts name."""
+    """The bytes of a `.pte` file. `facts` are the metadata of the file, and name the precision to use."""
     side = model_file.preprocess.image_size
     images = torch.zeros(batch, 3, side, side, dtype=torch.uint8)
     with quiet():
@@ -116,7 +116,7 @@ def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: 
 
 
 def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
-    """Delegate the operations that XNNPACK supports. Returns an `EdgeProgramManager`; `constants` become methods."""
+    """Let XNNPACK run the operations that it supports. Returns an `EdgeProgramManager` with `constants` as methods."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.utils.configs import get_transform_passes
     from executorch.exir import to_edge_transform_and_lower
@@ -132,7 +132,7 @@ def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
 def _quantize(
     program: ExportedProgram, example: UInt8[Tensor, "b 3 h w"], images: UInt8[Tensor, "n 3 h w"]
 ) -> ExportedProgram:
-    """Quantize weights per output channel, and activations by the ranges measured on these images."""
+    """Quantize the weights of each output channel, and the activations with the ranges measured on these images."""
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 

@@ -21,9 +21,9 @@ VERSION = 2
 """Version of the metadata. Files of version 1 have no digest."""
 SEAL = re.compile(rb"shvit-sha256:([0-9a-f]{64})")
 UNSEALED = b"shvit-sha256:" + b"0" * 64
-"""Placeholder for the digest. The digest is computed while the placeholder is in the files."""
+"""Placeholder for the digest. The digest is computed from the files with this placeholder, and then replaces it."""
 PARTS = ("*.json", "*.safetensors", "*.mlmodel", "*.bin")
-"""Name patterns of the files in an exported folder. Other files, added by the system or the user, are ignored."""
+"""Name patterns of the files in an exported folder. Other files are ignored, since they do not belong to the export."""
 
 
 class EngineError(InputError):
@@ -36,7 +36,7 @@ class ExportError(Failure):
 
 @contextmanager
 def unreadable(path: Path, reason: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn these errors of a library that reads `path` into a one-line EngineError."""
+    """Turn `errors` of the library that reads `path` into a one-line EngineError."""
     try:
         yield
     except EngineError:
@@ -47,7 +47,7 @@ def unreadable(path: Path, reason: str, *errors: type[Exception]) -> Iterator[No
 
 @dataclass(frozen=True)
 class Exported:
-    """A model in a runtime's format. Holds the facts of a `ModelFile`, but not the network, which stays in the file."""
+    """A model in a runtime's format. It has the metadata of a `ModelFile`. The network stays in the file."""
 
     path: Path
     engine: str
@@ -59,7 +59,7 @@ class Exported:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     sealed: bool = True
-    """Whether the file must contain its digest. This is so since version 2 of the metadata."""
+    """Whether the file must contain its digest: true since version 2 of the metadata."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything except the path, as plain data to be written into the file's metadata."""
@@ -91,7 +91,7 @@ class Exported:
             raise InputError(f"{path} is not usable: {error}") from None
 
     def to_json(self) -> str:
-        """`to_dict` as text."""
+        """`to_dict` as JSON text."""
         return json.dumps(self.to_dict())
 
     @classmethod
@@ -121,7 +121,7 @@ def described(model_file: ModelFile, path: Path, engine: str, precision: str) ->
 
 
 def check_interface(exported: Exported, inputs: Sequence[int | None], outputs: Sequence[int | None]) -> None:
-    """Compare the shapes of a network's images and raw outputs with its metadata; None stands for any size.
+    """Compare a network's image and output shapes with its metadata. In the shapes, None stands for any size.
 
     Raises:
         EngineError: The shapes do not match the metadata.
@@ -158,7 +158,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def seal(path: Path) -> None:
-    """Write the digest of an export over its placeholder."""
+    """Replace the placeholder in an export by the digest of the export."""
     files = files_of(path)
     for part in files:
         if (index := part.read_bytes().find(UNSEALED)) >= 0:

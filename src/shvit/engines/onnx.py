@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 DIMENSIONS = ("batch", None, "height", "width")
-"""Names of the image dimensions that may vary; None for the channels."""
+"""Names of the image dimensions that may vary. None stands for the channels, whose number is fixed."""
 
 
 class OnnxEngine(Engine):
-    """Runs ONNX Runtime's CPU provider. It takes any batch size; an exported file may fix the height and width."""
+    """Runs networks with ONNX Runtime on the CPU, at any batch size. Exported files may fix the height and width."""
 
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
@@ -91,7 +91,7 @@ class OnnxEngine(Engine):
         """Create a session for images of this shape (None: any shape that the network takes).
 
         With a fixed shape, ONNX Runtime computes all shapes inside the network in advance. Otherwise, a third of
-        SHViT-S1's nodes compute shapes in each run. With `profile`, runs are profiled into files with this prefix.
+        SHViT-S1's nodes compute shapes in each run. `profile` is the prefix of files for a profile of the runs.
         """
         import onnxruntime as ort
 
@@ -108,7 +108,7 @@ class OnnxEngine(Engine):
 
 
 def _facts(path: Path, content: bytes) -> str | None:
-    """The text of shvit's metadata; None if there is none. Raises EngineError if the weights are in other files."""
+    """shvit's metadata as text; None if the file has none. Raises EngineError if the weights are in other files."""
     import onnx
     from google.protobuf.message import DecodeError
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
@@ -121,7 +121,7 @@ def _facts(path: Path, content: bytes) -> str | None:
 
 
 def to_onnx(model_file: ModelFile, shapes: Shapes) -> "onnx.ModelProto":
-    """The network in ONNX, from torch's newer exporter if that can trace the network."""
+    """Export the network to ONNX. Uses torch's newer exporter if it can trace the network, otherwise the older one."""
     import onnx
 
     if batch_of(model_file, Shapes()):  # the newer exporter cannot trace control flow that depends on the image
@@ -140,7 +140,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes) -> "onnx.ModelProto":
 
 
 def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
-    """Export the network to ONNX for immediate use. Uses torch's older exporter, which takes 1 s instead of 10 s."""
+    """Export the network to ONNX for immediate use. torch's older exporter takes 1 s, the newer one 10 s."""
     buffer = io.BytesIO()
     batch = batch_of(model_file, shapes)
     varying = {0: "batch"} if batch is None else {}

@@ -1,4 +1,4 @@
-"""OpenVINO on CPUs: fp32, bf16 if the CPU supports it, int8 with NNCF. An export is an `.xml` and a `.bin` file."""
+"""OpenVINO on CPUs in fp32, int8 (with NNCF) and, on some CPUs, bf16. An export is an `.xml` and a `.bin` file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class OpenVINOEngine(Engine):
-    """Runs OpenVINO's CPU plugin with one stream, for the lowest latency per batch."""
+    """Runs networks with OpenVINO's CPU plugin, in one stream for the lowest latency per batch."""
 
     name: ClassVar[str] = "openvino"
     suffix: ClassVar[str] = ".xml"
@@ -86,7 +86,7 @@ class OpenVINOEngine(Engine):
 
 
 def computed_in(task: str, precision: str) -> str:
-    """The precision of layers that are not quantized. For detectors, it is always fp32, since boxes are in pixels."""
+    """The precision of layers that are not quantized. For detectors, it is always fp32: boxes in pixels need it."""
     return precision if kind_of(task).labels_images else "fp32"
 
 
@@ -117,7 +117,7 @@ def convert(model_file: ModelFile, shapes: Shapes) -> "ov.Model":
 
 
 def _sizes(shape: "ov.PartialShape") -> list[int | None]:
-    """The shape of an input or output; None for a dimension that varies."""
+    """The shape of an input or output. A dimension that varies is None."""
     if shape.rank.is_dynamic:
         return []
     return [size.get_length() if size.is_static else None for size in shape]

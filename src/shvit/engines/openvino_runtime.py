@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import openvino as ov
 
 HINTS = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}, "int8": {}}
-"""For int8, OpenVINO chooses the precision of layers that are not quantized: bf16 if the processor supports it."""
+"""OpenVINO's options by precision. For int8, OpenVINO runs layers that are not quantized in bf16 if the CPU has it."""
 
 _core_lock = Lock()
 
 
 def core() -> "ov.Core":
-    """Return the only `Core` of this process. The first call also runs a first inference.
+    """Return the only `Core` of this process. The first call also runs an inference.
 
     There is only one `Core`, because each replaces the thread's signal stack and, when it is destroyed, restores the
     stack that it replaced. If two are destroyed in the order of their creation, the second restores a stack that the
@@ -50,10 +50,10 @@ def _core() -> "ov.Core":
 
 
 class CompiledNetwork:
-    """A network that is compiled separately for each shape and memory format of the images, on first use.
+    """A network that is compiled on first use, separately for each shape and memory format of the images.
 
-    A network compiled for one shape runs single images a sixth faster than a network compiled for all batch sizes. Each
-    of several concurrent calls uses a separate inference request.
+    A network compiled for one shape runs single images a sixth faster than a network compiled for all batch sizes.
+    Calls that run at the same time use separate inference requests.
     """
 
     def __init__(self, network: "ov.Model", precision: str, threads: int | None, **options: Any) -> None:
@@ -86,7 +86,7 @@ class CompiledNetwork:
             self._free.setdefault(key, []).append(request)
 
     def request(self, shape: tuple[int, ...] | None, channels_last: bool) -> "ov.InferRequest":
-        """Compile the network for images of this shape (None: any shape that it takes) and memory format."""
+        """Compile the network for images of this shape and memory format. Shape None: every shape that it accepts."""
         import openvino as ov
 
         network = self._network.clone()
@@ -101,7 +101,7 @@ class CompiledNetwork:
 
 
 def takes_channels_last(network: "ov.Model") -> "ov.Model":
-    """The same network for images as (batch, height, width, 3), the order in which its convolutions read them."""
+    """The same network, but for images as (batch, height, width, 3), the order in which convolutions read images."""
     import openvino as ov
     from openvino.preprocess import PrePostProcessor
 

@@ -1,4 +1,4 @@
-"""Time each operation of a network in fp32 on the CPU, with the profiler of each engine."""
+"""Time each operation of a network in fp32 on the CPU, with the profiler of the engine that runs the network."""
 
 import json
 import tempfile
@@ -24,9 +24,9 @@ from .torch import TorchEngine
 CALLS = 10
 """Number of profiled calls, after one warm-up call."""
 PART = "part:"
-"""Prefix of the names of modules in PyTorch's profile."""
+"""Prefix of module names in PyTorch's profile."""
 MODULE = "__module."
-"""Prefix of the names of operations in OpenVINO, followed by the module's path."""
+"""Prefix of operation names in OpenVINO. The module's path follows it."""
 DISPATCHERS = (
     "conv2d", "convolution", "linear", "matmul", "batch_norm", "group_norm", "layer_norm", "instance_norm", "reshape",
     "contiguous", "to", "scaled_dot_product_attention",
@@ -36,17 +36,17 @@ DISPATCHERS = (
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a call."""
+    """One operation that ran during a call of a network."""
 
     part: str
-    """Name of the innermost module that contains it, as in `named_modules`."""
+    """Name of the innermost module that contains the operation, as in `named_modules`."""
     name: str
     """The engine's name for this type of operation."""
     seconds: float
     depthwise: bool = False
-    """Whether it is a depthwise convolution."""
+    """Whether the operation is a depthwise convolution."""
     overhead: bool = False
-    """Whether it only calls other operations."""
+    """Whether the operation only calls other operations."""
     fused: tuple[str, ...] = ()
     """Names of the operations that were fused into this one."""
 
@@ -96,7 +96,7 @@ def _part_of(event: Any) -> str:
 
 
 def _is_depthwise(shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether a convolution is depthwise, from the shapes of its input and weight."""
+    """Whether a convolution with these input and weight shapes is depthwise."""
     return len(shapes) > 1 and len(shapes[1]) == 4 and shapes[1][1] == 1 and shapes[1][0] > 1
 
 
@@ -120,7 +120,7 @@ def _onnx(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int | Non
 
 
 def _part_of_onnx(node: str, parts: Collection[str]) -> str:
-    """The module of a node. The exporter repeats a container's name: /network/stem/stem.0/Conv is in network.stem.0."""
+    """The module of a node. Node names repeat container names: /network/stem/stem.0/Conv is in network.stem.0."""
     found = ""
     for step in node.removeprefix("fused ").strip("/").split("/"):
         _, _, last = found.rpartition(".")

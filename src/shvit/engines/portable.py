@@ -14,7 +14,8 @@ class Portable(nn.Module):
     """A fused network that takes decoded pixels.
 
     The mean is subtracted rather than folded into the first convolution, so that this convolution pads with the mean,
-    as in training. The division by the standard deviation is folded into its weights.
+    as in training. The division by the standard deviation is folded into the weights of the first
+    convolution.
     """
 
     mean: Tensor

@@ -1,8 +1,8 @@
 """Checks of a `.pt2` file before torch reads it.
 
-`torch.export.load` unpickles parts of a file, passes sizes to sympy, which evaluates them as Python, and writes names
-into code that it runs. Therefore, torch reads a new archive instead of the file. The archive has only the members that
-shvit writes, and these hold only tensors, sizes and operations. Everything else is refused or left out.
+`torch.export.load` unpickles parts of a file, lets sympy evaluate sizes as Python code, and generates and runs code
+that contains names from the file. Therefore, torch reads a new archive instead of the file. The archive has only the
+members that shvit writes, and these hold only tensors, sizes and operations. Everything else is refused or left out.
 """
 
 import ast
@@ -25,7 +25,7 @@ CONFIGS = {
     "data/weights/model_weights_config.json": r"weight_\d+",
     "data/constants/model_constants_config.json": r"tensor_\d+",
 }
-"""Members that list tensors, and the pattern that the tensors' names must match."""
+"""Members that list tensors, each with the pattern that the tensors' names must match."""
 MEMBERS = re.compile(
     r"data/(weights/weight|constants/tensor)_\d+|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
 )
@@ -44,7 +44,7 @@ OPERATIONS = re.compile(
 WORDS = {"approximate", "equation", "indexing", "mode", "ord", "padding", "reduce", "rounding_mode", "side"}
 """Names of arguments that may be text. Text in other arguments could name a file, as in `aten.from_file`."""
 CODE = {"as_custom_obj", "as_operator", "custom_obj", "token"}
-"""Keys of entries that are not tensors, sizes or operations, and may be code."""
+"""Keys whose values are not tensors, sizes or operations, and may be code."""
 FUNCTIONS = {
     *("Add", "Mul", "Integer", "Rational", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "ModularIndexing"),
     *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Equality", "Unequality", "StrictLessThan", "LessThan"),
@@ -54,7 +54,7 @@ MAX_EXPRESSION, MAX_POWER, MAX_NUMBER = 10_000, 8, 2**63
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """The members of the archive, named without their common folder. Raises EngineError if one of them may be code."""
+    """The archive's members, by name without their common folder. Raises EngineError if one of them may be code."""
     errors = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError)
     with unreadable(path, "is truncated or not a .pt2 file", *errors), zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -97,7 +97,7 @@ def checked(path: Path) -> io.BytesIO:
 
 
 def shapes(path: Path) -> tuple[list[Any], list[Any]]:
-    """The shapes of the images and of the outputs; None for a dimension that varies.
+    """The shapes of the images and of the outputs. A dimension that varies is None.
 
     Raises:
         EngineError: The network does not take one batch of images and return one tensor.
@@ -130,7 +130,7 @@ def _check_tensors(config: Any, names: str) -> None:
 
 
 def _model(document: Any) -> dict[str, Any]:
-    """The program without guards and origins of operations. torch does not need them, but would run them as code."""
+    """The program without guards and the origins of operations. torch needs neither, but would run both as code."""
     module = document["graph_module"]
     module["metadata"] = {}
     module["module_call_graph"] = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
@@ -145,7 +145,7 @@ def _model(document: Any) -> dict[str, Any]:
 
 
 def _check_names(value: Any, key: str = "") -> None:
-    """Raise ValueError unless everything is a name, a number, a plain expression or a known operation."""
+    """Raise ValueError unless everything in the value is a name, a number, a plain expression or a known operation."""
     if isinstance(value, dict):
         if code := CODE.intersection(value):
             raise ValueError(f"it has {code.pop()!r}, which may be code")

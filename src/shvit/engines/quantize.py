@@ -1,4 +1,4 @@
-"""int8 for OpenVINO: NNCF quantizes the network; this module makes the result faster, or accurate enough.
+"""int8 for OpenVINO. NNCF quantizes the network. This module makes the result faster and, on request, more accurate.
 
 With NNCF's default settings, a sixth of the time in int8 is not spent in convolutions (LOG.md): pixels are converted to
 floats and back, the small matrix products of squeeze-excite and attention run in slow int8 kernels, and maps are
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CALIBRATION_IMAGES = 300
 """Maximum number of images for calibration. More images do not change the ranges."""
 MAX_FLOAT_SHARE = 0.5
-"""Maximum share of layers that run in floating point in an int8 network."""
+"""Maximum share of an int8 network's layers that may run in floating point."""
 DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.")
 """A layer of a detector is quantized if its name contains one of these."""
 QUANTIZED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
@@ -69,11 +69,11 @@ def tune(network: "ov.Model") -> "ov.Model":
 
 
 def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | None":
-    """Quantize an fp32 network, with as few layers in floating point as `job.accept` allows. None: nothing is accepted.
+    """Quantize an fp32 network, with as few layers in floating point as `job.accept` allows; None if none is accepted.
 
     Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. Candidates
-    run the first layers of this ranking in floating point, at most half of all layers. The smallest number of
-    layers that is accepted is found by doubling and bisection. `compute` is the precision of layers not quantized.
+    run the first layers of this ranking in floating point, at most half of all layers. The smallest accepted
+    number of layers is found by doubling and bisection. `compute` is the precision of layers that are not quantized.
     """
     accept, threads, task = job.accept, job.threads, task_of(job.model_file)
     assert accept is not None
@@ -111,9 +111,9 @@ def rank_layers(
     threads: int | None,
     signal: Callable[[Tensor], Tensor] = lambda outputs: outputs,
 ) -> dict[str, float]:
-    """Each layer's share of the squared error of `signal(outputs)`, largest first.
+    """Each layer's share of the squared error that int8 causes in `signal(outputs)`, largest share first.
 
-    The share is the part of the error that vanishes when only this layer runs in floating point.
+    A layer's share is the part of this error that vanishes when only this layer runs in floating point.
     """
     exact = signal(CompiledNetwork(network, "fp32", threads)(images))
 
@@ -126,7 +126,7 @@ def rank_layers(
 
 
 def fewest(holds: Callable[[int], bool], most: int) -> int | None:
-    """The smallest count from 1 to `most` that holds; None if none does. Assumes that larger counts hold as well."""
+    """The smallest count from 1 to `most` for which `holds` is true; None if it never is. `holds` must be monotonic."""
     low, high = 0, min(1, most)
     while not holds(high):
         if high == most:
@@ -148,7 +148,7 @@ def quantized_layers(network: "ov.Model") -> list[str]:
 
 
 def restore_layers(network: "ov.Model", original: "ov.Model", layers: Collection[str]) -> "ov.Model":
-    """The quantized network with these layers in floating point again, with the original weights."""
+    """The quantized network, but these layers run in floating point again and have their original weights."""
     network = network.clone()
     originals = {node.get_friendly_name(): node for node in original.get_ops()}
     for node in network.get_ops():
@@ -192,7 +192,7 @@ def read_uint8_pixels(network: "ov.Model") -> "ov.Model":
 
 
 def share_quantized_maps(network: "ov.Model") -> "ov.Model":
-    """If a map is already quantized for the residual sum, let attention also read it in 8 bits."""
+    """If a map is already quantized for the residual sum, let attention also read the quantized map."""
     network = network.clone()
     for node in network.get_ordered_ops():
         if node.get_type_name() != "Add" or _type_before(node, 0) != "GroupConvolution":
@@ -223,7 +223,7 @@ def _constant(value: np.ndarray) -> Any:
 
 
 def _value(output: Any) -> np.ndarray:
-    """The value of a constant part of a network."""
+    """The value of a constant in a network."""
     import openvino as ov
     import openvino.opset13 as ops
 

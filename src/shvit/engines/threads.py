@@ -14,8 +14,8 @@ from threadpoolctl import ThreadpoolController
 def torch_threads(count: int | None) -> Iterator[None]:
     """Set the number of CPU threads that torch uses for calls from this thread. None changes nothing.
 
-    `torch.set_num_threads` would also set the number for threads that have not used torch yet. If two calls overlapped,
-    the number of one of them would stay set for threads that start later.
+    `torch.set_num_threads` is not used, because it also sets the number for threads that have not used torch yet. If
+    two calls overlapped, the number of one call would stay set for threads that start later.
     """
     now = torch.get_num_threads()  # in a new thread, this also initializes the number
     if count in (None, now):
@@ -38,7 +38,7 @@ def _openmp() -> ThreadpoolController:
 
 @cache
 def _set_mkl_threads() -> Callable[[int], int]:
-    """MKL's setter for the calling thread, which returns the previous number. 0: the number set for the process.
+    """MKL's function that sets the calling thread's number and returns the previous one. 0: the process's number.
 
     MKL uses OpenMP's number only until `torch.set_num_threads` is called. Without MKL, the setter does nothing.
     """

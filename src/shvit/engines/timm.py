@@ -89,7 +89,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _check(exported: Exported, config: dict[str, Any]) -> None:
-    """Raise EngineError if timm would read other files, or build a network that does not fit these weights."""
+    """Raise EngineError if timm would load other weights, or build a network that does not match these weights."""
     import timm
 
     path = exported.path
@@ -113,7 +113,7 @@ def _check(exported: Exported, config: dict[str, Any]) -> None:
 
 
 def _in_timm(architecture: Architecture) -> tuple[str, dict[str, Any]]:
-    """timm's name for the network, and its arguments. Raises EngineError if timm cannot build it."""
+    """timm's name for the network, and its arguments. Raises EngineError if timm cannot build the network."""
     channels = {"in_chans": architecture.in_channels} if architecture.in_channels != 3 else {}
     if architecture.config is None:
         base, arguments = named_arguments(architecture.name.removeprefix(TIMM_PREFIX))
@@ -175,8 +175,8 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def merged_heads(first: NormLinear, second: NormLinear) -> NormLinear:
     """One head whose logits are the mean of two heads' logits, in evaluation mode.
 
-    Its norm has the mean m1 and deviation s1 of the first head, but no scale or shift. From its output z, a
-    head with mean m, deviation s, scale g, shift b and linear layer (W, c) gives W (g (s1 z + m1 - m) / s + b) + c.
+    The merged head's norm has the mean m1 and deviation s1 of the first head, but no scale or shift. From its output z,
+    a head with mean m, deviation s, scale g, shift b and linear layer (W, c) gives W (g (s1 z + m1 - m) / s + b) + c.
     """
     mean, deviation = _statistics(first)
     weight, bias = torch.zeros(()).double(), torch.zeros(()).double()

@@ -24,8 +24,8 @@ from .threads import torch_threads
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DYNAMIC_SIDES = 65, 8192
-"""Range of sides with `--dynamic-size`. Up to 64 pixels, the last stage has one row, and torch.export would
-treat the number of rows as a constant."""
+"""Minimum and maximum side of images with `--dynamic-size`. For sides up to 64 pixels, the last stage has one row, and
+torch.export would treat the number of rows as a constant."""
 
 
 class TorchEngine(Engine):
@@ -128,7 +128,7 @@ def dynamic_dims(shapes: Shapes) -> dict[int, torch.export.Dim]:
 
 
 def has_bf16(device: str) -> bool:
-    """Whether the device has instructions for bf16, so that bf16 is faster than fp32."""
+    """Whether the device has instructions for bf16. Only then is bf16 faster than fp32."""
     kind = torch.device(device).type
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

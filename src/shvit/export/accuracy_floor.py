@@ -27,7 +27,7 @@ class Floor:
     layers: int
     """Number of layers whose precision can be chosen individually."""
     given_back: dict[str, float] = field(default_factory=dict)
-    """Layers in higher precision, and the fraction of the quantization error that each causes. Largest first."""
+    """Layers in higher precision, each with the share of the quantization error that it causes. Largest share first."""
     tried: list[tuple[int, float]] = field(default_factory=list)
     """(number of layers in higher precision, score), in the order of the search."""
 
@@ -53,7 +53,7 @@ class FloorError(Failure):
 class Judge:
     """Accepts int8 networks that lose at most `max_drop` points of the task's headline metric on labelled batches.
 
-    It is passed to `Engine.export` as `accept`. `log` is called with a description of each step.
+    A judge is used as `ExportJob.accept`. `log` is called with a description of each step.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Judge:
         self._reference: float | None = None
         self._tried: list[tuple[int, float]] = []
         self.floors: list[Floor] = []
-        """One floor for each candidate."""
+        """One floor for each candidate evaluated so far."""
 
     def __call__(self, candidate: Candidate) -> bool:
         """Evaluate a candidate. Raises InputError if the validation images have no objects."""
@@ -89,7 +89,7 @@ class Judge:
         return floor.holds
 
     def result(self) -> Floor:
-        """The result for the accepted network. Raises FloorError if none was accepted."""
+        """The accepted floor with the fewest layers in higher precision. Raises FloorError if none was accepted."""
         if held := [floor for floor in self.floors if floor.holds]:
             return min(held, key=lambda floor: len(floor.given_back))
         best = max(self.floors, key=lambda floor: floor.score)

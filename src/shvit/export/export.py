@@ -37,7 +37,7 @@ KEPT_BYTES = 2 << 30
 
 
 def export(request: ExportRequest, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Export the model of a request. Returns the report and raises errors as `export_model`.
+    """Export the model of a request. Returns the same report and raises the same errors as `export_model`.
 
     Raises:
         InputError: A field of the request is wrong, or has no effect with this format and precision.
@@ -83,13 +83,13 @@ def export_model(
         precision: A precision of the format. None: the default of the format.
         shapes: Input sizes that the file takes.
         source: Labelled images. int8 is calibrated on training images and evaluated on validation images. Every file is
-            compared with PyTorch on validation images. None: compare on crops of two photographs.
+            compared with PyTorch on validation images. None: crops of two photographs are used.
         max_drop: Points of top-1 or AP that int8 may lose on the validation images.
         threads: CPU threads that the file and PyTorch run on. None leaves the choice to the engines.
         log: Called with a description of each step.
 
     Returns:
-        The report: file, bytes, parity or specification, floor (int8) and provenance.
+        The content of the report: file, bytes, parity or specification, floor (only for int8), provenance and options.
 
     Raises:
         EngineError: Unknown format or precision, a missing extra, or int8 without images.
@@ -131,7 +131,7 @@ def _judged(judge: Judge, model_file: ModelFile, file: Path, threads: int | None
 
 
 def _precision(task: str, engine: str, precision: str | None) -> str:
-    """Return `precision`, or the default of the format for None. Raises EngineError if the format does not have it."""
+    """Return `precision`, or the format's default for None. Raises EngineError if the format lacks this precision."""
     allowed = engines.writable_precisions(task, engine)
     if precision is not None and precision not in allowed:
         raise EngineError(f"{engine} has no precision {precision!r}: allowed are {', '.join(allowed)}")
@@ -145,9 +145,9 @@ class ExportImages:
     parity: UInt8[Tensor, "n 3 h w"]
     """Images for comparing the file with PyTorch."""
     calibration: Sequence[UInt8[Tensor, "b 3 h w"]] = ()
-    """Images for measuring the ranges of int8."""
+    """Images for measuring the value ranges for int8."""
     validation: Iterable[Batch] = ()
-    """Batches for evaluating int8."""
+    """Batches of labelled images for evaluating int8."""
 
 
 def _export_images(
@@ -171,7 +171,7 @@ def _calibration(task: Task, preprocess: Preprocess, source: Dataset | CocoDatas
 
 
 def _validation(task: Task, preprocess: Preprocess, split: Split | CocoSplit) -> Iterable[Batch]:
-    """Batches of the labelled images. They are decoded only once if they take at most `KEPT_BYTES`."""
+    """Batches of the labelled images. If all images take at most `KEPT_BYTES`, they are kept in memory."""
     loader = Loader(split, task.eval_reader(preprocess), task.eval_batch(25, 1), workers=2)
     kept = 3 * preprocess.input_size**2 * len(split) <= KEPT_BYTES
     with worker_death_as_failure():
@@ -186,7 +186,7 @@ def _images(task: Task, preprocess: Preprocess, split: Split | CocoSplit) -> UIn
 
 
 def _spread(split: Split | CocoSplit, count: int) -> Split | CocoSplit:
-    """Up to `count` of the images, chosen at random (but always the same), in their original order."""
+    """Up to `count` images in their original order, chosen at random with a fixed seed."""
     order = np.random.default_rng(0).permutation(len(split))[:count]
     return split.subset(sorted(int(index) for index in order))
 

@@ -40,7 +40,7 @@ def latency(engine: Engine, images: UInt8[Tensor, "b 3 h w"]) -> float:
 
 
 def main() -> None:
-    """Run the images of one file, and write the outputs and the latency to another file."""
+    """Run an exported file on the images of a .npy file, and write the outputs and the latency to a .npz file."""
     file, images_file, result, batch, threads = sys.argv[1:]
     engine = load(read(Path(file)), device="cpu", threads=int(threads) or None)
     images = torch.from_numpy(np.load(images_file))

@@ -29,7 +29,7 @@ def prove(
 ) -> dict[str, Any]:
     """Compare an exported file with PyTorch on real images, or check its specification if its runtime is not available.
 
-    `batch` is the number of images per call, `threads` the number of CPU threads (None: chosen by the engines).
+    `batch` is the number of images per call. `threads` is the number of CPU threads; None lets the engines choose.
 
     Returns:
         `{"ran": True, "parity": …}` or `{"ran": False, "specification": …}`.

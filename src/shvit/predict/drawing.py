@@ -19,10 +19,10 @@ Area = tuple[float, float, float, float]
 SHADE = 0.4
 """Opacity of a mask."""
 GOLDEN = 0.618034
-"""Step in hue from one class to the next, as a share of the color circle. Makes neighboring classes look different."""
+"""Step in hue from one class to the next, as a share of the color circle. Makes consecutive classes look different."""
 ENLARGED, LARGEST = 320, 4096
-"""Images with a shorter side below the first number are enlarged, so that labels can be read. The second number
-is the maximum length of the longer side after that."""
+"""Images whose shorter side is below the first number are enlarged, so that labels can be read. The second number
+is the maximum length of the longer side of an enlarged image."""
 JPEG_SIDE = 65_500
 """Longest side of a JPEG. Larger images are written as PNG."""
 
@@ -69,7 +69,7 @@ def draw_file(prediction: Prediction, classes: Sequence[str], path: Path) -> Non
 
 
 def free_name(path: str, taken: set[str]) -> str:
-    """The file's name without its suffix, with a number appended if it is in `taken`. Adds the result to `taken`."""
+    """The file's name without its suffix, and with a number if the name is in `taken`. Adds the result to `taken`."""
     stem = Path(path).stem
     names = chain([stem], (f"{stem}-{number}" for number in count(2)))
     name = next(name for name in names if name.casefold() not in taken)
@@ -86,7 +86,7 @@ def font_file() -> str:
 
 @cache
 def legible(classes: tuple[str, ...]) -> dict[str, str]:
-    """The label of each class: its name or, if the font lacks a letter of the name, its number, counted from 1."""
+    """The label of each class: its name, or `class N` (counted from 1) if the font lacks a letter of the name."""
     from matplotlib.ft2font import FT2Font
 
     known = FT2Font(font_file()).get_charmap().keys()
@@ -128,7 +128,7 @@ def _write(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     taken: list[Area],
 ) -> None:
-    """Write text on a background of this color above, in or below the box, where it overlaps other text the least."""
+    """Write text on a background of this color above, in or below the box, wherever it overlaps other text least."""
     left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
     room = max(2.0, (bottom - top) / 4)
     width, height = right - left + 2 * room, bottom - top + 2 * room

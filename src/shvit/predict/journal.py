@@ -17,12 +17,12 @@ from ..tasks.base import Prediction
 
 
 def partial_of(out: Path) -> Path:
-    """Path of the file of an unfinished run: one line with the run's arguments, then its rows as JSON lines."""
+    """Path of an unfinished run's file. The first line has the run's arguments; each further line is a row as JSON."""
     return out.with_name(f"{out.name}.partial")
 
 
 def check_partial(out: Path, resume: bool) -> None:
-    """Raises InputError if an unfinished run exists without --resume, or --resume is given and no such run exists."""
+    """Raise InputError for an unfinished run without --resume, and for --resume without an unfinished run."""
     path = partial_of(out)
     if path.exists() and not resume:
         raise InputError(f"{path} is an unfinished run: resume it with --resume, or delete the file to start again")
@@ -60,17 +60,17 @@ def journal(
 ) -> Iterator[Journal]:
     """A run whose rows become the file `out` if the block succeeds, and otherwise stay in `partial_of(out)`.
 
-    An existing file is replaced at the end. A run resumes at the start of a batch, so its batches and results are the
-    same as without the interruption.
+    An existing file `out` is replaced at the end. A run resumes at the start of a batch, so its batches and results
+    are the same as without the interruption.
 
     Args:
         out: The file to write.
-        begun_with: Everything that the rows depend on, by argument name.
+        begun_with: All values that the rows depend on, by argument name.
         images: Number of rows of the whole run.
         write: Writes all rows to `out`.
 
     Raises:
-        InputError: As in `check_partial`, or the arguments differ from those of the unfinished run, or another
+        InputError: `check_partial` raises it, the values in `begun_with` differ from the unfinished run's, or another
             process is writing the file.
         Failure: There is no space left.
     """

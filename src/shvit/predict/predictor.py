@@ -1,6 +1,6 @@
 """The Predictor turns images into labels, boxes and masks. If an image cannot be used, its result gives the reason.
 
-Some threads decode images into batches while others run the engine. All release Python's global interpreter lock.
+Some threads decode images into batches while others run the engine. Both decoding and inference release Python's GIL.
 """
 
 import copy
@@ -37,19 +37,19 @@ MAX_AT_ONCE = 8
 
 
 class Predictor:
-    """Predicts labels or objects for images: paths, PIL images, or uint8 RGB arrays (height, width, 3).
+    """Predicts labels or objects for images. An image is a path, a PIL image, or a uint8 RGB array (height, width, 3).
 
     Args:
-        model_file: The model, or a path or published name from which it is loaded.
+        model_file: The model, the path of its file, or the name of a published model.
         engine, precision, device: See `shvit.engines.load`.
         batch_size: Images per batch.
         top_k: Labels per image of a classifier.
-        threshold: Minimum score of the objects of a detector. For exported Mask R-CNN files, at least 0.05.
+        threshold: Minimum score of a detector's objects. Exported Mask R-CNN files need at least 0.05.
         threads: CPU threads per batch. None: run several batches at once on few threads each, if the engine can do so.
         workers: Threads that decode images. None: one per core.
 
-    Each core has a thread for decoding and one for the engine, because either can take longer, depending on the
-    images. Each batch runs on few threads, because threads that share a batch wait for each other at every layer.
+    Each core has one thread for decoding and one for the engine. Depending on the images, either can take longer.
+    Each batch runs on few threads, because threads that share a batch wait for each other at every layer.
 
     Raises:
         EngineError: The engine cannot run here.
@@ -88,7 +88,7 @@ class Predictor:
         self._read = self._task.fast_reader(model_file.preprocess)
 
     def _with_threshold(self, model: Runnable, threshold: float) -> Runnable:
-        """The model, or a copy that returns scores down to `threshold`. Raises InputError if that is impossible."""
+        """The model with scores down to `threshold`. Raises InputError if an exported file has no such low scores."""
         if threshold >= self._task.min_score:
             return model
         if isinstance(model, Exported):
@@ -105,9 +105,9 @@ class Predictor:
         return list(self.stream(pictures))
 
     def stream(self, pictures: ImageInput | Iterable[ImageInput], size: int = 0) -> Generator[Prediction]:
-        """Predict any number of images with the memory of a few batches; see `batches_ahead`.
+        """Predict any number of images. Only a few batches are in memory at once; see `batches_ahead`.
 
-        Each batch for the engine has `size` images, by default as many as the first batch has. When the generator is
+        The engine gets batches of `size` images (default: the size of the first batch). When the generator is
         closed, each thread stops after its current image or batch.
         """
         queue = iter([pictures] if isinstance(pictures, ImageInput) else pictures)
@@ -134,12 +134,12 @@ class Predictor:
     def batches_ahead(self) -> int:
         """Number of batches that `stream` reads before it returns the results of the first one.
 
-        The sum of the batches that run at once, one for the caller, and enough to give each decoding thread two images.
+        These are the batches that run at once, one for the caller, and enough to give each decoding thread two images.
         """
         return self.at_once + 1 + -(-2 * self.workers // self.batch_size)
 
     def _decode(self, picture: ImageInput, buffer: UInt8[np.ndarray, "h w 3"] | None) -> DecodedImage | BadImage:
-        """Decode an image, into its buffer in the batch if all images have the same size."""
+        """Decode an image. If all images have the same size, write the pixels to `buffer`, their place in the batch."""
         try:
             pixels, letterbox = self._read(picture)
         except BadImage as error:
@@ -157,8 +157,8 @@ class Predictor:
     ) -> list[Prediction]:
         """Wait for the decoding threads and run the engine.
 
-        Bad images stay in the batch, to keep its size, since engines compile the network for each batch size. But if
-        the images differ in size, bad images are removed, and the rest are padded to the largest, as in evaluation.
+        Bad images stay in the batch, because engines compile the network for each batch size. But if the images differ
+        in size, bad images are removed, and the rest are padded to the size of the largest, as in evaluation.
         """
         read = [future.result() for future in decoded]
         paths = [str(picture) if isinstance(picture, str | Path) else "" for picture in batch]
@@ -183,7 +183,7 @@ def cores() -> int:
 
 
 def find_images(patterns: Iterable[str], passed: Skipped | None = None) -> list[Path]:
-    """The files that paths, folders (including their subfolders) and globs name, in order, without duplicates.
+    """The files named by paths, folders (with their subfolders) and globs, in order and without duplicates.
 
     A named file counts as an image whatever its suffix. In a folder, files that fail `images.is_image` are left out
     and counted in `passed`. A path that does not exist is kept, so that its result can report the error.
@@ -199,8 +199,8 @@ def find_images(patterns: Iterable[str], passed: Skipped | None = None) -> list[
 
 
 def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
-    """The paths that the parts of a glob match below a folder. A name that exists is taken literally. As in shells,
-    hidden files match only patterns that start with a dot."""
+    """The paths that the parts of a glob match below a folder. A part that names an existing file is taken literally.
+    As in shells, hidden files match only patterns that start with a dot."""
     if not parts:
         yield folder
     elif exists(folder / parts[0]):

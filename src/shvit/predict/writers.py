@@ -24,9 +24,9 @@ class ResultIds:
     """The ids that a file in COCO's results format needs."""
 
     categories: Mapping[str, int]
-    """Category id by class name. Objects of other classes are left out."""
+    """Category id by class name. Objects of classes without an id are left out."""
     images: Mapping[Path, int] | None = None
-    """Image id by file. None: the id is the name without its suffix, as an integer if it has only digits."""
+    """Image id by path. None: the id is the file name without its suffix, as an integer if the name has only digits."""
 
 
 def table_writer(
@@ -35,8 +35,8 @@ def table_writer(
     """Return a function that writes predictions to a file atomically. The suffix of the path sets the format.
 
     CSV has the columns `Task.csv_header`; for `raw_cells`, see `files.to_cell`. JSON lines and Parquet have path,
-    labels, scores, error and, for detectors, boxes and masks. JSON is COCO's results format, for detectors only, and
-    needs `ids`. Bytes of a file name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
+    labels, scores, error and, for detectors, boxes and masks. JSON is COCO's results format. It is only for detectors
+    and needs `ids`. Bytes of a file name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
 
     Raises:
         InputError: The suffix is not supported, or pyarrow is needed but not installed.
@@ -73,8 +73,8 @@ def result_ids(annotations: Path | None, images: Sequence[Path], model: Runnable
     """The images to predict, and the ids for COCO's results format.
 
     Args:
-        annotations: A COCO JSON file or dataset. Images that it does not list are left out. None: all images, with
-            guessed ids, and the category ids of the dataset that the model was trained on.
+        annotations: A COCO JSON file or dataset. Images that it does not list are left out. None: all images are
+            predicted, with ids guessed from file names and the category ids of the training dataset.
 
     Raises:
         InputError: The annotations list none of the images, or have a category that the model does not know.

@@ -1,4 +1,4 @@
-"""The engine `cuda`: SHViT on shvit's own kernels for NVIDIA GPUs, in fp16 or bf16. It has no file format.
+"""The engine `cuda`: SHViT on shvit's own kernels for NVIDIA GPUs, in fp16 or bf16. The engine has no file format.
 
 Each batch runs as a CUDA graph: one launch for the whole network. Batch sizes are powers of two. The graph for a batch
 size is created when the size is first used, from the kernels that are fastest on this GPU.
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from .network import KernelNetwork
 
 CAPABILITY = (8, 0)
-"""Minimum compute capability. GPUs below it have neither bf16 nor asynchronous copies."""
+"""Minimum compute capability. Older GPUs have neither bf16 nor asynchronous copies."""
 MAX_BATCH = 1024
 MAX_GRAPHS = 32
-"""Maximum number of graphs, each of which has its own memory. The oldest is deleted to make room for another."""
+"""Maximum number of graphs, each of which has its own memory. The oldest graph is deleted to make room for another."""
 QUEUED_LAUNCHES, QUEUE_CYCLES = 30, 8_000_000
-"""For timing: launches to queue (about 30 microseconds each), and cycles that the GPU waits meanwhile (4 ms)."""
+"""For timing: the number of queued launches (about 30 us each), and the cycles (4 ms) that the GPU waits meanwhile."""
 
 
 class Size(NamedTuple):
@@ -48,9 +48,9 @@ class Size(NamedTuple):
 
 
 class CudaEngine(Engine):
-    """Runs SHViT on Triton kernels. For networks that these cannot run, it uses the torch engine and prints a notice.
+    """Runs SHViT on Triton kernels. The torch engine runs networks that the kernels cannot run, with a notice.
 
-    If GPU memory runs out, it halves the batch size and prints a notice. Triton's interpreter can also use the CPU.
+    If GPU memory runs out, the batch size is halved, with a notice. Triton's interpreter can run the kernels on a CPU.
     """
 
     name: ClassVar[str] = "cuda"
@@ -123,7 +123,7 @@ class CudaEngine(Engine):
         return launches
 
     def _next(self, images: Tensor) -> Tensor | None:
-        """The logits of the next batch; None if the batch failed, and the batch size or engine was changed."""
+        """The logits of the next batch. None: the batch failed, and the batch size was halved or the engine changed."""
         size = self._size(images)
         try:
             return self._graph(size)(images[: size.batch])
@@ -170,7 +170,7 @@ class CudaEngine(Engine):
 
 
 class Graph:
-    """The network for one `Size`, with its own memory. Raises TooLarge for the same reason as `Choices.tune`."""
+    """The network for one `Size`, with its own memory. Raises TooLarge as `Choices.tune` does."""
 
     def __init__(self, kernels: "KernelNetwork", choices: Choices, size: Size, device: torch.device) -> None:
         layout = torch.channels_last if size.channels_last else torch.contiguous_format
@@ -200,9 +200,9 @@ class Graph:
 
 
 def bucket(images: int, most: int) -> int:
-    """The size of the next batch of these images, a power of two.
+    """The size of the next batch when this number of images is left. It is a power of two.
 
-    Up to 8 images run in one batch. More images are split unless they fill at least three quarters of one batch.
+    Up to 8 images run in one batch. More images are split unless they fill at least three quarters of a single batch.
     """
     size = 1 << (images - 1).bit_length()
     if images > 8 and 4 * images < 3 * size:
@@ -226,7 +226,7 @@ def _captured(launches: Way, device: torch.device) -> Callable[[], None]:
 
 
 def _seconds(way: Way) -> float:
-    """GPU time of these launches. The GPU waits while the CPU queues them, so the time of the CPU does not count."""
+    """GPU time of these launches. The GPU waits while the CPU queues them, so CPU time does not count."""
     _launch(way)  # loads the kernels
     calls = max(1, QUEUED_LAUNCHES // len(way))
     times = []

@@ -6,7 +6,7 @@ or bf16; sums, statistics, biases and depthwise weights are fp32.
 
 The sides of Triton's tiles are powers of two, but SHViT's widths are not. A kernel that keeps all channels of its rows
 on chip uses two tiles, `C0` and `C1` channels wide (`C1` may be 0): for 320 channels, they are 256 and 64 wide. Weights
-are padded with zeros to the size of the tiles, so only maps are read with masks.
+are padded with zeros to the size of the tiles, so only reads of maps need masks.
 
 Indices have 32 bits, so a map has fewer than 2**31 elements. Names in capitals are compile-time constants.
 """
@@ -22,7 +22,7 @@ PATCH = 64
 
 @triton.jit
 def _local(x, weight, bias, image, line, column, valid, channel, H, W, C: tl.constexpr, STRIDE: tl.constexpr):
-    """Depthwise 3x3 convolution at these positions, (rows, channels) in fp32. `weight` includes any identity branch."""
+    """Depthwise 3x3 convolution at these positions: fp32 (rows, channels). `weight` includes any identity branch."""
     known = channel < C
     total = tl.zeros([line.shape[0], channel.shape[0]], tl.float32)
     for tap in tl.static_range(9):
@@ -65,9 +65,9 @@ def stem(
 ):  # fmt: skip
     """Two 3x3 convolutions of stride 2 with ReLU on the output of `center`; the map between them is never stored.
 
-    The first is computed again for each of the nine taps of the second, which takes 2.25 times the operations, but no
-    memory traffic. Its patches have 4 x 4 pixels, with zero weights for the last row and column, so that each row of a
-    patch is 16 contiguous numbers.
+    The first convolution is computed again for each of the nine taps of the second. This takes 2.25 times the
+    operations, but no memory traffic. The first convolution reads patches of 4 x 4 pixels, with zero weights for the
+    last row and column, so that each row of a patch is 16 contiguous numbers.
     """
     H1: tl.constexpr = (H + 1) // 2
     W1: tl.constexpr = (W + 1) // 2
@@ -141,9 +141,9 @@ def project(
     POSITIONS: tl.constexpr, RELU: tl.constexpr, SIGMOID: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """1x1 convolution; `weight` is (KP, NP). Before it, the `mixed` channels of attention can replace the first
-    channels, or a `gate` can multiply the channels of each image. After it, ReLU or sigmoid can be applied, and then
-    `residual` can be added.
+    """1x1 convolution; `weight` is (KP, NP). The `mixed` channels of attention can replace the first input channels,
+    or a `gate` can multiply the input channels of each image. After the convolution, ReLU or sigmoid can be applied,
+    and then `residual` can be added.
     """
     dtype = weight.dtype.element_ty
     n = tl.program_id(0) * BN + tl.arange(0, BN)
@@ -182,9 +182,9 @@ def feed_forward(
 ):  # fmt: skip
     """A residual feed-forward (1x1, ReLU, 1x1) whose hidden map stays on chip.
 
-    Its input is `x`, or the depthwise convolution of `x` (with `local`), or `x` plus attention's projection (with
-    `mixed`). If there are few rows, `SPLITS` programs share the hidden channels of a row. The last program to finish
-    adds up the partial sums in a fixed order, and resets the counter in `arrived` for the next run.
+    Its input is `x`. With `local`, it is the depthwise convolution of `x`; with `mixed`, it is the sum of `x` and the
+    attention projection. If there are few rows, `SPLITS` programs share the hidden channels of a row. The last program
+    to finish adds up the partial sums in a fixed order, and resets the counter in `arrived` for the next run.
     """
     dtype = expand.dtype.element_ty
     CP: tl.constexpr = C0 + C1
@@ -270,8 +270,8 @@ def attend(
 ):  # fmt: skip
     """Depthwise convolution, then single-head attention over the first `ATTENDED` channels of its output.
 
-    Some programs write the depthwise convolution of all channels to `out`. The programs for attention compute this
-    convolution again for the few channels that they need, and write the result of attention, after ReLU, to `mixed`.
+    Some programs write the depthwise convolution of all channels to `out`. The other programs compute attention. They
+    repeat the convolution for the few channels that they need, and write the result, after ReLU, to `mixed`.
 
     A program computes `TILE` positions of a group of `TOGETHER` images. If the group fits in one tile, a mask restricts
     attention to the same image. Otherwise, keys and values are computed in tiles, and each tile rescales the softmax.
@@ -356,7 +356,7 @@ def depthwise(
     H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, STRIDE: tl.constexpr, RELU: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Depthwise 3x3 convolution of one image. With `mean`, the mean of each channel after ReLU is written as well."""
+    """Depthwise 3x3 convolution of one image. With `mean`, the mean of each output channel is written as well."""
     H2: tl.constexpr = (H + STRIDE - 1) // STRIDE
     W2: tl.constexpr = (W + STRIDE - 1) // STRIDE
     image = tl.program_id(0)
@@ -382,7 +382,7 @@ def classify(
     POSITIONS: tl.constexpr, K: tl.constexpr, N: tl.constexpr, NP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Mean over positions, then the classifier: logits in fp32."""
+    """Mean over positions, then the classifier. Writes logits in fp32."""
     dtype = weight.dtype.element_ty
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     image = tl.program_id(1) * BM + tl.arange(0, BM)

@@ -1,4 +1,4 @@
-"""One class per kernel. Each holds the weights in the layout of its kernel, and creates launches of the kernel."""
+"""One class per kernel. Each class holds the weights in the layout of its kernel, and creates the kernel's launches."""
 
 from math import ceil, sqrt
 from typing import Any
@@ -166,7 +166,7 @@ class Project:
 
 
 class FusedFeedForward:
-    """A residual feed-forward in one kernel, optionally with the projection of attention or a depthwise convolution."""
+    """A residual feed-forward in one kernel, optionally with the attention projection or depthwise layer before it."""
 
     def __init__(self, put: Put, layer: str, branch: FeedForward, blend: nn.Module | None, attended: int = 0) -> None:
         expand, shrink = _folded(branch.expand), _folded(branch.project)
@@ -191,8 +191,8 @@ class FusedFeedForward:
             self._macs[1] = conv.weight.numel()
 
     def splits(self, plan: Plan, rows: int, tiles: Tiles) -> int:
-        """How many programs share a tile of rows: as many as balance the time for reading weights with the time for the
-        final sum, but at most as many as there are free multiprocessors.
+        """Number of programs that share a tile of rows. It balances the time for reading weights with the time for the
+        final sum, and is at most the number of multiprocessors per tile.
         """
         programs = ceil(rows / tiles["BM"])
         balanced = sqrt(2 * self._macs[0] / (4 * tiles["BM"] * sum(self._sides)))

@@ -39,12 +39,12 @@ def memory_width(channels: int) -> int:
 
 
 def power(channels: int) -> int:
-    """The side of a tile for these channels: a power of two, at least 16 because matrix units need that."""
+    """The side of a tile for these channels: a power of two, and at least 16, the minimum for matrix units."""
     return max(16, 1 << (channels - 1).bit_length())
 
 
 def two_tiles(channels: int) -> tuple[int, int]:
-    """Sides of two tiles that hold these channels. The first is the largest power of two, the second can be 0."""
+    """Sides of two tiles for these channels. The first is the largest power of two they fill. The second can be 0."""
     first = max(16, 1 << (channels.bit_length() - 1))
     return first, power(channels - first) if channels > first else 0
 

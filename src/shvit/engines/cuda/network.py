@@ -16,11 +16,11 @@ from .layout import Put, halved, power, two_tiles
 from .plan import Map, Plan
 
 STEM_PIXELS = 64 * 224 * 224
-"""Pixels per launch of the stem. Its maps are the largest: 26 MB of pixels, and 13 MB after two convolutions. With this
-limit, these maps stay in the cache of a large GPU."""
+"""Maximum number of pixels per launch of the stem. With this limit, the stem's maps (26 MB of pixels, and 13 MB after
+two convolutions) stay in the cache of a large GPU. They are the largest maps of the network."""
 WIDEST = {"depthwise": 256, "attention": 384, "nothing": 512}
-"""Maximum channels for which a tile of rows fits in registers and shared memory, by the operation that the kernel
-computes before the feed-forward. Measured by benchmarks/compile_kernels.py."""
+"""For each operation that the kernel can compute before the feed-forward, the maximum number of channels for which a
+tile of rows fits in registers and shared memory. Measured by benchmarks/compile_kernels.py."""
 MAX_ELEMENTS = 2**31 - 1
 """Maximum number of elements of a map, since the kernels use 32-bit indices."""
 
@@ -30,7 +30,7 @@ class UnsupportedNetwork(Exception):
 
 
 class KernelNetwork:
-    """The weights of a network in fp16 or bf16 on a device. `plan` plans runs for any number and size of images.
+    """A network's weights on a device, in fp16 or bf16. `plan` plans the launches for any number and size of images.
 
     Raises:
         UnsupportedNetwork: The network is not an SHViT for three channels, or its mixers are not those of the paper.
@@ -57,7 +57,7 @@ class KernelNetwork:
         self._head = launches.ClassifierLaunch(put, network.head)
 
     def plan(self, images: UInt8[Tensor, "b 3 h w"], processors: int) -> tuple[Plan, Tensor]:
-        """The launches for the images in this tensor, which may have any strides, and their output: logits in fp32."""
+        """The launches for these images, and the logits (fp32) that they compute. The images may have any strides."""
         plan = Plan(self._dtype, self._device, processors)
         x = self._plan_stem(plan, images)
         for layer in self._layers:
@@ -75,7 +75,7 @@ class KernelNetwork:
         return max(1, MAX_ELEMENTS // plan.largest)
 
     def _plan_stem(self, plan: Plan, images: Tensor) -> Map:
-        """Plan the stem: three convolutions that run on some images at a time, and the fourth on all images at once."""
+        """Plan the stem. Three convolutions run on some images at a time, then the fourth on all images at once."""
         count, _, height, width = images.shape
         sides = [(height, width)]
         for _ in range(4):
@@ -116,7 +116,7 @@ class BlockLayers:
 
 
 class DownsampleLayers:
-    """Depthwise convolution and feed-forward; an inverted residual that halves the map; then the first two again."""
+    """An inverted residual that halves the map, with a depthwise convolution and a feed-forward before and after it."""
 
     def __init__(self, put: Put, name: str, module: Downsample) -> None:
         reduce: InvertedResidual = module.reduce
@@ -173,7 +173,7 @@ class FeedForwardLayers:
         return out
 
     def after_attention(self, plan: Plan, x: Map, mixed: Map) -> Map:
-        """Plan `y = x + projection(mixed, other channels of x)`, and the feed-forward on `y`."""
+        """Plan attention's projection `y = x + projection(mixed, rest of x)`, and the feed-forward on `y`."""
         assert self._blend is not None
         out, y = plan.take_like(x), plan.take_like(x)
         matrix = _matrix_tiles(plan, len(x.rows), x.channels, x.channels)
@@ -184,7 +184,7 @@ class FeedForwardLayers:
         return out
 
     def _add(self, plan: Plan, at_once: list[Any], before: list[Any], y: Map, out: Map) -> None:
-        """Add the ways to run both layers in one, two and three launches."""
+        """Add the ways to run the feed-forward and the layer before it in one, two and three launches."""
         in_two = [[before[0], self._fused(plan, y, out, tiles)] for tiles in self._tiles(plan, y, "nothing")]
         hidden = plan.take_like(y, self._expand.width)
         rows = len(y.rows)
@@ -246,8 +246,8 @@ def _depthwise_tiles(plan: Plan, out: Map) -> list[launches.Tiles]:
 
 
 def _attention_tiles(plan: Plan, x: Map, attended: int) -> list[launches.Tiles]:
-    """Tiles with as many images as fit in 64 rows, but not so many that multiprocessors stay idle. A larger image
-    has a tile for itself if it has at most 128 rows; otherwise it has tiles of 64 rows.
+    """A tile has as many images as fit in 64 rows, but not so many that multiprocessors stay idle. An image with 65 to
+    128 rows has a tile for itself. A larger image is split into tiles of 64 rows.
     """
     together = max(1, min(64 // x.positions, x.images // plan.processors))
     rows = together * x.positions

@@ -1,4 +1,4 @@
-"""A run of the kernels: launches on memory planned in advance. Each part runs in the fastest of several ways."""
+"""The plan of a run: kernel launches and their memory. Each part of the network runs in the fastest of several ways."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 OPTIONS = {"enable_fp_fusion": True}
-"""Triton's options for all kernels: fuse multiplications and additions. Explicit, since Triton's default may change."""
+"""Triton's options for all kernels: fuse multiplications and additions. Set here, since Triton's default may change."""
 
 
 class TooLarge(Exception):
@@ -27,7 +27,7 @@ class Launch:
     arguments: dict[str, Any]
     """Arguments by name, as in kernels.py, with Triton's `num_warps` and `num_stages`."""
     operations: int
-    """Operations that the layer needs by its definition, two per multiply-accumulate; the kernel may do more."""
+    """Operations by the layer's definition, two per multiply-accumulate. The kernel may need more."""
     bytes: int
     """Minimum memory traffic: each map and weight is moved once."""
 
@@ -35,7 +35,7 @@ class Launch:
     def of(
         cls, layer: str, kernel: Any, grid: tuple[int, ...], operations: int, moved: int, /, **arguments: Any
     ) -> "Launch":
-        """Create a launch with the kernel's arguments by name. Besides the maps, it moves `moved` bytes."""
+        """Create a launch with the kernel's arguments by name. The launch moves its maps and `moved` further bytes."""
         maps = {one.rows.data_ptr(): one.rows.nbytes for one in arguments.values() if isinstance(one, Map)}
         tensors = {name: one.rows if isinstance(one, Map) else one for name, one in arguments.items()}
         return cls(layer, kernel, grid, tensors, operations, moved + sum(maps.values()))
@@ -158,7 +158,7 @@ class Choices:
         return [launch for part in plan.parts for launch in part.ways[self._picked.get(part.key, 0)]]
 
     def tune(self, plan: Plan, seconds: Callable[[Way], float], shared_memory: int, pool: Executor) -> None:
-        """Compile every way of each new part in the pool, and choose the fastest by `seconds`.
+        """Compile every way of each new part in the pool, and choose the fastest way, as timed by `seconds`.
 
         Raises:
             TooLarge: Every way of a part needs more than `shared_memory` bytes of shared memory.
