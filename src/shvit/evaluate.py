@@ -46,7 +46,7 @@ class Report:
 
 
 def with_fit(model: Runnable, fit: str | None) -> Runnable:
-    """The model with this `Preprocess.fit`; unchanged for None. Raises InputError if the task does not allow this fit."""
+    """The model with this `Preprocess.fit`; unchanged for None. Raises InputError if the task forbids this fit."""
     if fit is None:
         return model
     if fit not in (fits := kind_of(model.task).fits):

@@ -89,8 +89,8 @@ def create_model(
         features_only: Create timm's `FeatureListNet`, which returns a list of maps and describes them in
             `feature_info`. It has no classifier and cannot be saved as a model file.
         out_indices: For `features_only`: the stages to return, counted from 0. An int N means the last N. Default: all.
-        global_pool: Pooling of the last map. SHViT supports `avg`, and an empty string to return the map, which
-            requires `num_classes=0`. Default: the pooling that the model defines.
+        global_pool: Pooling of the last map. SHViT supports `avg` and an empty string. The latter returns the
+            unpooled map and requires `num_classes=0`. Default: the pooling that the model defines.
         drop_path_rate: Stochastic depth in training, from 0 in the first block to this rate in the last.
         checkpoint_path: A model file with the initial weights. It must have the same number of classes.
 

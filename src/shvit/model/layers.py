@@ -145,7 +145,7 @@ class LinearSqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Halves height and width: 1x1 convolution to 4 times the channels, depthwise 3x3, squeeze-excite, 1x1 convolution."""
+    """Halves height and width: 1x1 convolution to 4 times the channels, depthwise 3x3, squeeze-excite, another 1x1."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()

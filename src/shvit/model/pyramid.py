@@ -18,8 +18,8 @@ WIDTH = 256
 
 
 class Pyramid(nn.Module):
-    """Adds each map to the next finer one. Levels finer than the backbone's maps come from 2x2 transposed
-    convolutions, coarser levels from 3x3 convolutions of stride 2.
+    """Adds each map, upsampled, to the next finer map. Levels finer than the backbone's maps come from 2x2
+    transposed convolutions. Coarser levels come from 3x3 convolutions of stride 2.
 
     Args:
         widths: Channels of the backbone's maps, fine to coarse.

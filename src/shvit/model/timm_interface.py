@@ -127,7 +127,7 @@ class TimmInterface(nn.Module):
 
         Args:
             num_classes: 0 removes the heads: the network returns pooled features.
-            global_pool: `avg`, or an empty string to return maps, which requires `num_classes=0`. None: no change.
+            global_pool: `avg`, or an empty string to return unpooled maps (requires `num_classes=0`). None: no change.
 
         Raises:
             InputError: The pooling is unknown, or there are classes but no pooling.

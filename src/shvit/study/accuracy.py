@@ -26,7 +26,7 @@ class Training:
     epochs: int
     seeds: int = 1
     image_size: int | None = None
-    """In pixels. None: the size at which speed is measured. For the study `resolution`, None is the network's own size."""
+    """In pixels. None: the size at which speed is measured. In `resolution`, None means the network's own size."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changes to fields of the recipe `scratch` that are not fields of this class."""
     device: str = "auto"

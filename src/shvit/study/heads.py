@@ -77,7 +77,7 @@ class AttentionLayer:
         module: The module whose `forward` calls softmax or scaled_dot_product_attention. nn.MultiheadAttention is
             not supported, because it computes attention in C++. Replace it with your own module.
         heads: Number of heads.
-        project: The module whose input is the concatenated outputs of the heads. All heads have the same number of channels.
+        project: The module whose input is the concatenated outputs of the heads. All heads have equally many channels.
         axis: Channel axis of that input: -1 for tokens, 1 for feature maps.
         channels: How many channels of that input come from the heads. These channels are the first ones; the remaining
             channels bypass attention. None: all channels come from the heads.

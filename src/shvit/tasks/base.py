@@ -41,7 +41,7 @@ class Prediction:
     scores: tuple[float, ...]
     """Probability of each label, from 0 to 1."""
     error: str | None = None
-    """Why the image could not be used; None if it could."""
+    """Why the image could not be used; None if it was used."""
     boxes: tuple[tuple[float, ...], ...] | None = None
     """For each object: left, top, right, bottom in pixels of the upright image. None for a classifier."""
     masks: tuple[RunLengths, ...] | None = None
