@@ -213,7 +213,7 @@ def _timm_features(
 
 
 def onto_detector(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
-    """Create a detector with the backbone of a trained network, which must be of the same variant.
+    """Create a detector with the backbone of a trained network of the same variant.
 
     If the trained network is a detector of the same kind, its other weights are transferred as well. With `fresh_head`,
     the layers that depend on the classes are not transferred.
@@ -305,7 +305,7 @@ def _published(name: str) -> ModelFile:
 
 
 def _fetch(name: str) -> Path:
-    """The path of the weights, which are downloaded unless they are in the cache folder."""
+    """Return the path of the weights. Downloads them unless they are in the cache folder."""
     from huggingface_hub import constants, hf_hub_download
 
     by_hand = Path(constants.HF_HUB_CACHE) / f"{name}.safetensors"
@@ -328,7 +328,7 @@ def _from_timm_hub(name: str) -> ModelFile:
 
 
 def _timm_network(name: str, pretrained: bool, **options: Any) -> Any:
-    """Call `timm.create_model` for `timm/NAME`, which may contain arguments; see `named_arguments`."""
+    """Call `timm.create_model` for `timm/NAME`. NAME may contain arguments; see `named_arguments`."""
     import timm
 
     short = name.removeprefix(TIMM_PREFIX)

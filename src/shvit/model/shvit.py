@@ -159,7 +159,7 @@ class SHViT(TimmInterface):
         return self.forward_head(self.forward_features(x))
 
     def first_convolution(self) -> nn.Conv2d | None:
-        """The convolution that reads the images; None before folding."""
+        """The convolution that reads the images; None until the network is folded."""
         first = self.stem[0]
         return first if isinstance(first, nn.Conv2d) else None
 

@@ -69,7 +69,7 @@ def study_heads(
     """Run the whole study. `on_update` is called with the results so far after each layer and each part.
 
     Attention maps are drawn over `pictures`, which must have the input size of the network. `queries` are points (x, y)
-    in fractions of the image. Picture and query are paired in order; the shorter of the two lists is repeated.
+    in fractions of the image. Pictures and queries are paired in order; the shorter of the two lists is repeated.
     """
     network, layers, tolerance = model.network, model.layers, request.tolerance
     study = HeadStudy(model.name, Redundancy(0.0, 0, ()), tolerance, complete=False)

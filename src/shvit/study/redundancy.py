@@ -184,6 +184,6 @@ def count_correct(network: nn.Module, batches: Batches) -> tuple[int, int]:
 
 
 def _variants(heads: int) -> Collection[frozenset[int]]:
-    """The sets of heads to keep: all heads but one, then each head alone. With two heads, these sets are the same."""
+    """The sets of heads to keep: all sets without one head, then each head alone. With two heads, both are the same."""
     every = frozenset(range(heads))
     return dict.fromkeys([*(every - {head} for head in every), *(frozenset({head}) for head in every)])

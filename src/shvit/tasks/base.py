@@ -75,7 +75,7 @@ class Evaluation(Protocol):
 
     @property
     def bad(self) -> dict[int, str]:
-        """The index of each image that could not be used, and the reason."""
+        """The reason why an image could not be used, by image index."""
         ...
 
     def metrics(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ClassifyEvaluation:
     loss: float
     """Mean cross-entropy."""
     bad: dict[int, str]
-    """Index of each image that could not be used, and why."""
+    """The reason why an image could not be used, by image index."""
 
     @property
     def images(self) -> int:
