@@ -105,8 +105,8 @@ def breakdown() -> str:
             *command(result),
             f"Measured by the engines' profilers on {one_thread(result)}, in fp32 at batch size "
             f"{result['rows'][0]['batch_size']}. *Memory-bound* is the share of the network's",
-            "time spent in the operations listed above. The last column is the share of the time in attention layers "
-            "that is memory-bound.",
+            "time that is spent in the operations listed under *Macro design*. In the last column, it is the share of "
+            "the time in attention layers.",
             "",
             *table(columns, rows),
         ]
@@ -142,7 +142,7 @@ def sizes() -> str:
         [
             *command(result),
             f"S1 trained at {trained['image_size']} pixels on imagenette160 for {trained['epochs']} epochs, evaluated "
-            f"at other sizes without further training. Latency is that of one image, with the engine {engine}:",
+            f"at other sizes without further training. Latency is for one image with the engine {engine}:",
             "",
             *table(
                 ("pixels", *map(str, tops)),

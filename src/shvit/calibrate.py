@@ -49,7 +49,7 @@ class Calibration:
 
 
 def calibrate_bn(request: CalibrateRequest) -> Calibration:
-    """Adapt the model of a request to its image size, and write the new model file. Raises as `calibrate_model`."""
+    """Adapt a model to the requested image size, and write the new model file. Raises like `calibrate_model`."""
     model_file = load_model(request.model)
     source, size = open_as_trained(request.data, model_file), request.image_size
     result = calibrate_model(
@@ -83,8 +83,8 @@ def calibrate_model(
         workers: Worker processes that decode images; 0 decodes in this process.
 
     Raises:
-        InputError: The model is not a classifier, has no BatchNorm, or does not accept this size; or the dataset has no
-            training images, or has classes that the model does not know.
+        InputError: The model is not a classifier, has no BatchNorm, or does not accept this size. Or the dataset has
+            no training images, or has a class that the model does not know.
     """
     need_classifier(model_file, "calibrate-bn")
     check_at_least(MIN_NORM_BATCH, images=images, batch_size=batch_size)

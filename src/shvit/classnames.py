@@ -17,9 +17,9 @@ def unique_names(classes: Sequence[str]) -> tuple[str, ...]:
 def match_classes(given: tuple[str, ...], known: tuple[str, ...]) -> list[int]:
     """For each class of a dataset, the index of the matching class of the model.
 
-    Matches are tried in this order: the exact name, or the name from `unique_names`; a WordNet ID, if the model has the
-    1,000 classes of ImageNet-1K; the name or one of its comma-separated synonyms, ignoring case and treating `_` and
-    `-` as spaces. If both lists of classes are equal, they match index by index.
+    If both lists of classes are equal, they match index by index. Otherwise, the exact name from `unique_names` is
+    tried first. If the model has the classes of ImageNet-1K, their WordNet IDs are tried next. Last, the name and its
+    comma-separated synonyms are compared. This comparison ignores case and treats `_` and `-` as spaces.
 
     Raises:
         InputError: The model does not know a class, a name matches several classes of the model, or two classes of the

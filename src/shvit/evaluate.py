@@ -46,7 +46,7 @@ class Report:
 
 
 def with_fit(model: Runnable, fit: str | None) -> Runnable:
-    """The model with this `Preprocess.fit`, or unchanged for None. Raises InputError if its task does not allow it."""
+    """The model with this `Preprocess.fit`; unchanged for None. Raises InputError if the task forbids this fit."""
     if fit is None:
         return model
     if fit not in (fits := kind_of(model.task).fits):
@@ -55,10 +55,10 @@ def with_fit(model: Runnable, fit: str | None) -> Runnable:
 
 
 def evaluate(request: EvalRequest) -> Report:
-    """Evaluate the model of a request, and write its files if `out` is set.
+    """Evaluate the model of a request. If the request sets `out`, write the report to that folder.
 
     Raises:
-        InputError: A field of the request is wrong, or as for `evaluate_model`.
+        InputError: A field of the request is wrong, or `evaluate_model` raises InputError.
         Failure: No image can be used.
     """
     if request.out:

@@ -92,7 +92,7 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _no_space(error: Exception, path: Path) -> str:
-    """Why the file cannot grow; empty if it can. If `error` has no number, as from C++ libraries, tries to write."""
+    """Why the file cannot grow; empty if it can. If `error` has no number, as from C++ code, tests this by writing."""
     if isinstance(error, OSError) and error.errno is not None:
         return f" ({os.strerror(error.errno)})" if error.errno in FULL else ""
     try:
@@ -106,7 +106,7 @@ def _no_space(error: Exception, path: Path) -> str:
 
 @contextmanager
 def in_utf8(path: Path) -> Iterator[Path]:
-    """For libraries that accept only UTF-8 names: yield `path` or, if it is not UTF-8, a path to its descriptor."""
+    """Yield a path in UTF-8, for libraries that need one: `path`, or a path to the descriptor of the open file."""
     if escaped(str(path)) == str(path):
         yield path
         return
@@ -137,7 +137,7 @@ def place(export: Path, target: Path) -> None:
 
     A crash never leaves a partial export: all files are on disk before any is moved. For `.xml` and `.bin`, the old
     `.xml` is removed first and the new `.xml` is moved last, because readers open the `.xml` first. A folder cannot
-    replace another folder in one step: the old one is renamed to `.NAME.old`, and removed when the new one is in place.
+    replace another folder in one step: the old folder is renamed to `.NAME.old`, and removed once the new one is moved.
 
     Raises:
         InputError: The target is a folder and the export a file, or the reverse.

@@ -32,7 +32,7 @@ class ModelFile:
     """A network and everything needed to use it.
 
     Raises:
-        InputError: The network was not built by `create_model`, or has no classes, or `classes` has a wrong length.
+        InputError: The network was not built by `create_model` or has no classes. Or `classes` has a wrong length.
     """
 
     model: Model
@@ -91,8 +91,8 @@ def load(path: str | Path) -> ModelFile:
     """Read a model file. The network is on the CPU, in evaluation mode.
 
     Raises:
-        ModelFileError: The file is missing, truncated or inconsistent, was changed after it was written, or has an
-            unsupported format or version.
+        ModelFileError: The file is missing, truncated, inconsistent, or changed after it was written. Or its format or
+            version is not supported.
     """
     path = Path(path)
     if not path.is_file():

@@ -88,11 +88,11 @@ def create_model(
         distilled: Add a second head for distillation. It is never pretrained.
         features_only: Create timm's `FeatureListNet`, which returns a list of maps and describes them in
             `feature_info`. It has no classifier and cannot be saved as a model file.
-        out_indices: With `features_only`: stages to return, counted from 0; an int N means the last N. Default: all.
-        global_pool: Pooling of the last map. SHViT supports `avg`, and an empty string to return the map, which
-            requires `num_classes=0`. Default: the pooling that the model defines.
+        out_indices: For `features_only`: the stages to return, counted from 0. An int N means the last N. Default: all.
+        global_pool: Pooling of the last map. SHViT supports `avg` and an empty string. The latter returns the
+            unpooled map and requires `num_classes=0`. Default: the pooling that the model defines.
         drop_path_rate: Stochastic depth in training, from 0 in the first block to this rate in the last.
-        checkpoint_path: A model file with the initial weights and the same number of classes.
+        checkpoint_path: A model file with the initial weights. It must have the same number of classes.
 
     Raises:
         InputError: The name is unknown, arguments exclude each other, or weights are not available.
@@ -213,7 +213,7 @@ def _timm_features(
 
 
 def onto_detector(trained: Model, architecture: Architecture, fresh_head: bool = False) -> Model:
-    """Create a detector with the backbone of a trained network, which must be of the same variant.
+    """Create a detector with the backbone of a trained network of the same variant.
 
     If the trained network is a detector of the same kind, its other weights are transferred as well. With `fresh_head`,
     the layers that depend on the classes are not transferred.
@@ -263,7 +263,7 @@ def load_model(source: str | Path) -> ModelFile:
 
 
 def _of_its_task(model: AnyModel, source: str | Path) -> AnyModel:
-    """Return the model. Raises ModelFileError if its network or its `fit` is not valid for its task."""
+    """Return the model. Raises ModelFileError if the network or `fit` is not valid for the model's task."""
     try:
         fits = kind_of(model).fits
     except InputError as error:
@@ -274,7 +274,7 @@ def _of_its_task(model: AnyModel, source: str | Path) -> AnyModel:
 
 
 def default_preprocess(model: Model, image_size: int | None = None) -> Preprocess:
-    """The preprocessing that the published weights of this network use, with `image_size` if it is given."""
+    """The preprocessing of this network's published weights. `image_size`, if given, replaces their image size."""
     model = _backbone(model)
     if not isinstance(model, TimmModel):
         return Preprocess(image_size or model.image_size)
@@ -305,7 +305,7 @@ def _published(name: str) -> ModelFile:
 
 
 def _fetch(name: str) -> Path:
-    """The path of the weights, which are downloaded unless they are in the cache folder."""
+    """Return the path of the weights. Downloads them unless they are in the cache folder."""
     from huggingface_hub import constants, hf_hub_download
 
     by_hand = Path(constants.HF_HUB_CACHE) / f"{name}.safetensors"
@@ -328,7 +328,7 @@ def _from_timm_hub(name: str) -> ModelFile:
 
 
 def _timm_network(name: str, pretrained: bool, **options: Any) -> Any:
-    """Call `timm.create_model` for `timm/NAME`, which may contain arguments; see `named_arguments`."""
+    """Call `timm.create_model` for `timm/NAME`. NAME may contain arguments; see `named_arguments`."""
     import timm
 
     short = name.removeprefix(TIMM_PREFIX)

@@ -30,8 +30,8 @@ class Architecture:
     """Everything needed to build a network, except its weights.
 
     Raises:
-        InputError: No sizes are given and the name is not a variant, `timm/NAME` or `FAMILY/NAME`; or a field is
-            invalid.
+        InputError: A field is invalid. Or `config` is not given, and the name is not a variant, `timm/NAME` or
+            `FAMILY/NAME`.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Architecture:
     detector: str | None = None
     """`retinanet` or `mask_rcnn` for a detector with this network as backbone; None for a classifier."""
     layout: str = "torchvision"
-    """Variant of a detector: as in `torchvision`, or as in the authors' code (`paper`)."""
+    """Variant of a detector: `torchvision` (as in torchvision) or `paper` (as in the authors' code)."""
 
     def __post_init__(self) -> None:
         kinds = {"name": str, "num_classes": int, "in_channels": int, "distilled": bool, "layout": str}
@@ -78,8 +78,8 @@ class Architecture:
     def build(self, drop_path_rate: float = 0.0) -> Model:
         """Build the network with random weights. The network's attribute `architecture` holds this description.
 
-        `drop_path_rate` (stochastic depth) only affects training, so it is not part of the description.
-        Raises InputError if it is outside [0, 1), or if timm's model does not support it.
+        `drop_path_rate` (stochastic depth) affects only training, so it is not part of the description.
+        Raises InputError if `drop_path_rate` is outside [0, 1), or if timm's model does not support stochastic depth.
         """
         if not 0 <= drop_path_rate < 1:
             raise InputError(f"drop_path_rate must be at least 0 and below 1, got {drop_path_rate}")
@@ -137,7 +137,7 @@ def _of_family(name: str) -> tuple[Config, Mixer]:
 
 
 def _families() -> dict[str, Callable[[], Family]]:
-    """The families that installed packages register: the name of each, and a function that imports it."""
+    """The families that installed packages register. Maps the name of a family to a function that imports it."""
     return {point.name: point.load for point in entry_points(group=FAMILIES)}
 
 

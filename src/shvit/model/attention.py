@@ -39,7 +39,7 @@ class SingleHeadAttention(nn.Module):
     def fold(self) -> nn.Module:
         """Move the scale and shift of the norm, and the softmax scale, into the weights of queries, keys and values.
 
-        The bias of the keys is dropped: it adds the same number to all scores of a query, which softmax cancels.
+        The bias of the keys is dropped: it shifts all scores of a query equally, so softmax gives the same result.
         """
         if isinstance(self.qkv, nn.Conv2d) and self.norm.affine:
             self.norm = fold_norm(self.norm, self.qkv)
@@ -49,7 +49,7 @@ class SingleHeadAttention(nn.Module):
 
 
 def fold_norm(norm: nn.GroupNorm, qkv: nn.Conv2d) -> nn.GroupNorm:
-    """Move scale and shift of a norm into the 1x1 convolution after it, and return the norm without them."""
+    """Move the scale and shift of a norm into the 1x1 convolution after it. Returns a norm without scale and shift."""
     assert qkv.bias is not None
     qkv.bias.data += qkv.weight.data[:, :, 0, 0] @ norm.bias
     qkv.weight.data *= norm.weight[:, None, None]

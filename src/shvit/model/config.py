@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..errors import InputError
 
 MAX_WIDTH, MAX_DEPTH, MAX_STAGES, MAX_IMAGE_SIZE = 16384, 256, 8, 8192
-"""Limits far above any real network. They keep damaged files from requesting too much memory."""
+"""Limits far above the sizes of real networks. They keep damaged files from requesting too much memory."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Config:
 
     @property
     def stem_divisor(self) -> int:
-        """Ratio of the first stage's width to that of the stem's first convolution."""
+        """Width of the first stage, divided by the width of the stem's first convolution."""
         return 2 ** (self.stem - 1)
 
 

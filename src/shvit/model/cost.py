@@ -22,7 +22,7 @@ class Cost:
     macs: int
     """Multiply-accumulates of convolutions, linear layers and attention's matrix products."""
     activations: int
-    """Number of elements in the outputs of these operations."""
+    """Number of elements in the outputs of the operations that `macs` counts."""
 
 
 @torch.no_grad()

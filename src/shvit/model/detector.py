@@ -73,7 +73,7 @@ class Detector(nn.Module):
 
     @staticmethod
     def output_width(classes: int) -> int | None:
-        """Number of values in an output row for this number of classes. None if it is the same for any number."""
+        """Number of values in an output row for this number of classes. None if the number of classes has no effect."""
         return None
 
     @property
@@ -132,11 +132,11 @@ class Anchors(AnchorGenerator):
 class BestForEach(Matcher):
     """torchvision's matcher, except that an object's best boxes are always matched to this object, as in mmdetection.
 
-    torchvision instead matches a best box of one object to another object if the box overlaps more with the latter.
+    In torchvision, the best box of object A is matched to object B if the box overlaps more with B.
 
     Args:
         high, low: The thresholds of torchvision's `Matcher`.
-        least: Minimum IoU of an object and its best boxes; below it, they are not matched.
+        least: Minimum IoU at which a best box is always matched. Below it, `high` and `low` decide, as for other boxes.
     """
 
     def __init__(self, high: float, low: float, least: float) -> None:

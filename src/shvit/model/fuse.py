@@ -22,12 +22,13 @@ class FuseError(Failure):
 def fuse(model: Fusable) -> Fusable:
     """Return a new network in evaluation mode in which linear operations are folded. `model` is not changed.
 
-    BatchNorm is folded into the convolution before it or the linear layer after it, the identity path of a depthwise
-    residual into its convolution, attention's norm and softmax scale into its weights, and the distillation head
-    into the head. The convolutions of squeeze-excite become linear layers. Folding is computed in float64. For
-    a random batch, the outputs are compared with those of the original. Then the weights return to their original
-    type and device. timm's models are folded by timm's code, which is made for float32. In detectors, the backbone is
-    folded, and the maps of the pyramid are compared. The network may be on any device and have any floating-point type.
+    BatchNorm is folded into the convolution before it or the linear layer after it. The identity path of a depthwise
+    residual is folded into the convolution, and the distillation head into the head. Attention's norm and softmax scale
+    are folded into the weights of attention. The convolutions of squeeze-excite become linear layers.
+
+    Folding uses float64; timm's code folds timm's models, in float32. The outputs of both networks are compared on a
+    random batch. In a detector, only the backbone is folded, and the maps of the pyramid are compared. The network may
+    be on any device and have any floating-point type; the new network has the same device and type.
 
     Raises:
         FuseError: The outputs differ by more than 1e-9 of their largest absolute value (timm: 1e-3), or are not finite.

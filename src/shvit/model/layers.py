@@ -35,7 +35,7 @@ class ConvNorm(nn.Module):
         return self.norm(self.conv(x))
 
     def fold(self) -> nn.Conv2d:
-        """Merge BatchNorm into the kernel and a bias: it scales and shifts each output channel."""
+        """Merge BatchNorm, which scales and shifts each output channel, into the kernel and a bias."""
         scale, shift = norm_as_scale_and_shift(self.norm)
         conv = self.conv
         folded = nn.Conv2d(
@@ -88,7 +88,7 @@ class Residual(nn.Module):
         return x + self.drop_path(self.branch(x))
 
     def fold(self) -> nn.Module:
-        """If the branch is a depthwise convolution, merge the sum into it by adding 1 to the center of each kernel."""
+        """Merge the sum into the branch, if it is a depthwise convolution: add 1 to the center of each kernel."""
         self.drop_path = None
         conv = self.branch
         if not (isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels == conv.out_channels):
@@ -145,7 +145,7 @@ class LinearSqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Halves the map: 1x1 convolution to 4 times the width, depthwise 3x3, squeeze-excite, 1x1 to the new width."""
+    """Halves height and width: 1x1 convolution to 4 times the channels, depthwise 3x3, squeeze-excite, another 1x1."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
         super().__init__()
@@ -168,9 +168,9 @@ def depthwise_residual(width: int, norm_weight: float, drop_path: float = 0.0) -
 
 
 def recomputed(module: nn.Module, x: Maps) -> Maps:
-    """`module(x)`, recomputed in the backward pass instead of storing the activations.
+    """Return `module(x)`. The activations are not stored, but recomputed in the backward pass.
 
-    The second pass does not update the running statistics of BatchNorm again.
+    The recomputation does not update the running statistics of BatchNorm again.
     """
     result = checkpoint(module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(module)))
     assert isinstance(result, Tensor)

@@ -26,9 +26,9 @@ MASK_SIDE = 28
 IGNORED = -1
 """The label that torchvision's samplers ignore."""
 BETA = 1 / 9
-"""Parameter of torchvision's smooth L1 loss, which is quadratic below this difference. With 0, the loss is L1."""
+"""`beta` of torchvision's smooth L1 loss: the loss of smaller differences is quadratic. With 0, the loss is L1."""
 POSITIVE = 0.25
-"""Maximum fraction of proposals with an object among the sampled proposals."""
+"""Maximum fraction of the sampled proposals that are matched to an object."""
 
 
 class CrowdAwareRPN(RegionProposalNetwork):
@@ -75,7 +75,7 @@ class CrowdAwareRoIHeads(RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: Any = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """The objects in each image; in training, the losses of classes, boxes and masks."""
+        """The objects in each image. In training, the losses of classes, boxes and masks instead."""
         if not self.training:
             return super().forward(features, proposals, image_shapes)
         proposals, matched, labels, wanted = self.select_training_samples(proposals, targets)
@@ -111,7 +111,7 @@ class CrowdAwareRoIHeads(RoIHeads):
 
 
 class MaskRCNN(Detector):
-    """Finds the box, score, class and mask of the (at most 100) objects with the highest scores in each image.
+    """Finds up to 100 objects per image, those with the highest scores: box, score, class and mask of each.
 
     The sides of the images must be multiples of the backbone's coarsest stride, 64 for SHViT.
     """
@@ -181,7 +181,7 @@ class MaskRCNN(Detector):
         return torch.stack([_rows(one) for one in found])
 
     def _loss(self, images: ImageList, maps: dict[str, Tensor], targets: Sequence[Target]) -> Float[Tensor, ""]:
-        """The sum of five losses: objectness, classes, boxes in either stage, and masks."""
+        """The sum of five losses: objectness, classes, masks, and the boxes of each of the two stages."""
         rows = [{**vars(target), "labels": target.labels + 1} for target in targets]  # 0 is background
         proposals, first = self.rpn(images, maps, rows)
         _, second = self.roi_heads(maps, proposals, images.image_sizes, rows)

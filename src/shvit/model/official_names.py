@@ -1,4 +1,4 @@
-"""Rename weights of the authors' repository."""
+"""Rename the weights of the authors' code to shvit's names."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ DOWNSAMPLE = {"0": "0.0", "1": "0.1", "2": "1", "3": "2.0", "4": "2.1"}
 
 
 def from_official(state_dict: dict[str, Any]) -> StateDict:
-    """Rename the weights of the authors' code.
+    """Rename the weights of the authors' code to shvit's names.
 
     Also accepts a whole checkpoint of the authors, with the weights in the entry `model`. Raises InputError for an
     unknown key.

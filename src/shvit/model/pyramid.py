@@ -1,7 +1,7 @@
 """A feature pyramid: maps with equal widths and doubling strides, from the three maps of a backbone.
 
-Source: T.-Y. Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017; the levels finer than the
-backbone's maps are from SHViT (CVPR 2024, downstream tasks), whose first map has stride 16.
+Source: T.-Y. Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017. Levels finer than the
+backbone's maps are as in the SHViT paper (CVPR 2024, section on downstream tasks).
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ WIDTH = 256
 
 
 class Pyramid(nn.Module):
-    """Adds each map to the next finer one. Levels finer than the backbone's maps come from 2x2 transposed
-    convolutions, coarser levels from 3x3 convolutions of stride 2.
+    """Adds each map, upsampled, to the next finer map. Levels finer than the backbone's maps come from 2x2
+    transposed convolutions. Coarser levels come from 3x3 convolutions of stride 2.
 
     Args:
         widths: Channels of the backbone's maps, fine to coarse.
@@ -29,7 +29,7 @@ class Pyramid(nn.Module):
             RetinaNet, instead of from the last smoothed level.
 
     Raises:
-        InputError: `given` has a stride that is not in `wanted`, or its strides do not double.
+        InputError: A stride in `given` is not in `wanted`, or is not twice the previous one.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class RetinaNet(Detector):
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
     ) -> Float[Tensor, "b anchors 4+classes"] | Float[Tensor, ""]:
-        """Boxes (left, top, right, bottom in pixels), then class scores from 0 to 1. With targets, the loss instead."""
+        """Boxes (left, top, right, bottom in pixels), then class scores (0 to 1). With targets, returns the loss."""
         maps = self.features(x)
         outputs = {name: values.float() for name, values in self.head(maps).items()}
         anchors = self.anchors.on(maps)
@@ -69,8 +69,9 @@ class RetinaNet(Detector):
     def _loss(
         self, outputs: dict[str, Tensor], anchors: Float[Tensor, "anchors 4"], targets: Sequence[Target]
     ) -> Float[Tensor, ""]:
-        """Focal loss of classes plus L1 loss of boxes. The loss of each image is divided by its number of anchors with
-        an object, then averaged over the images. Layout `paper` divides the sum of all losses by the total number.
+        """Focal loss of classes plus L1 loss of boxes. Each image's loss is divided by its number of anchors that are
+        matched to an object, then averaged over the images. Layout `paper` instead divides the sum of the losses of
+        all images by the number of such anchors in all images.
         """
         matched = [self._match(anchors, target) for target in targets]
         rows = [{"boxes": target.boxes, "labels": target.labels} for target in targets]

@@ -18,7 +18,7 @@ from .timm_interface import TimmInterface
 torch.fx.wrap("check_images")  # recorded as one call, since torch.fx cannot trace the size checks
 
 Mixer = Callable[[int, int], nn.Module]
-"""Function of (width, attended channels) that returns a module, which maps (b, width, h, w) to the same shape."""
+"""Function of (width, attended channels). The module that it returns maps (b, width, h, w) to the same shape."""
 
 
 class Block(nn.Module):
@@ -75,7 +75,7 @@ class SHViT(TimmInterface):
 
     Args:
         config: Widths, depths and attended channels.
-        num_classes: Number of logits; 0 for a backbone without a head, which returns the pooled last map.
+        num_classes: Number of logits. With 0, the network has no head and returns the pooled last map.
         in_channels: Channels of an image.
         distilled: Add a second head for distillation. In training, the network returns the logits of both heads; in
             evaluation, their mean.
@@ -124,7 +124,7 @@ class SHViT(TimmInterface):
         self.pretrained_cfg = self.default_cfg = self.described_for_timm()
 
     def features(self, x: Images) -> list[Maps]:
-        """The map after each stage. The variants have strides 16, 32 and 64; heights and widths are rounded up.
+        """The map after each stage, with its height and width rounded up. The variants have strides 16, 32 and 64.
 
         Raises:
             ValueError: The images do not have the network's number of channels, or have a side below 32 pixels.
@@ -142,7 +142,7 @@ class SHViT(TimmInterface):
         return self.features(x)[-1]
 
     def forward_head(self, x: Maps, pre_logits: bool = False) -> Logits | tuple[Logits, Logits]:
-        """Compute the logits from the last map; with `pre_logits`, return the classifier's input instead."""
+        """Compute the logits from the last map. With `pre_logits`, return the classifier's input instead."""
         pooled = x.mean((2, 3)) if self.global_pool == "avg" else x
         if pre_logits:
             return pooled
@@ -155,11 +155,11 @@ class SHViT(TimmInterface):
         return (logits + distilled) / 2
 
     def forward(self, x: Images) -> Logits | tuple[Logits, Logits]:
-        """Logits; with a distillation head in training, (logits, distillation logits)."""
+        """Logits. In training with a distillation head: (logits, distillation logits)."""
         return self.forward_head(self.forward_features(x))
 
     def first_convolution(self) -> nn.Conv2d | None:
-        """The convolution that reads the images; None before folding."""
+        """The convolution that reads the images; None until the network is folded."""
         first = self.stem[0]
         return first if isinstance(first, nn.Conv2d) else None
 
@@ -178,7 +178,7 @@ class SHViT(TimmInterface):
 
 
 def _stem(in_channels: int, width: int, depth: int) -> nn.Sequential:
-    """3x3 convolutions of stride 2, each twice as wide as the previous, with ReLU in between; four in the variants."""
+    """3x3 convolutions of stride 2 with ReLU in between, each twice as wide as the previous. The variants have four."""
     widths = [in_channels, *(width >> halvings for halvings in reversed(range(depth)))]
     modules: list[nn.Module] = []
     for before, after in pairwise(widths):

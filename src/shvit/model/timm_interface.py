@@ -76,7 +76,7 @@ class TimmInterface(nn.Module):
 
         Args:
             x: Normalized images.
-            indices: Stages, counted from 0, or from the end if negative. An int N means the last N, None means all.
+            indices: Stages, counted from 0, or from the end if negative. An int N means the last N; None means all.
             norm: Has no effect, since SHViT has no norm after its last stage.
             stop_early: Stop after the last chosen stage, and return its map as the last map.
             output_fmt: Only `NCHW`.
@@ -100,7 +100,7 @@ class TimmInterface(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove, in place, all stages after the last chosen stage, and the classifier.
+        """Remove, in place, the classifier and all stages after the last chosen stage.
 
         `indices` is as in `forward_intermediates`; `prune_norm` has no effect. Returns the chosen stages.
         """
@@ -127,7 +127,7 @@ class TimmInterface(nn.Module):
 
         Args:
             num_classes: 0 removes the heads: the network returns pooled features.
-            global_pool: `avg`, or an empty string to return maps, which requires `num_classes=0`. None: no change.
+            global_pool: `avg`, or an empty string to return unpooled maps (requires `num_classes=0`). None: no change.
 
         Raises:
             InputError: The pooling is unknown, or there are classes but no pooling.
@@ -167,7 +167,7 @@ class TimmInterface(nn.Module):
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Name patterns for timm's layer-wise learning rates: stem and blocks or, with `coarse`, stem and stages."""
+        """Patterns for timm's layer-wise learning rates. Groups: stem and blocks; if `coarse`, stem and stages."""
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 

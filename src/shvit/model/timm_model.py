@@ -118,13 +118,14 @@ class TimmModel(nn.Module):
 
 
 def named_arguments(name: str) -> tuple[str, dict[str, Any]]:
-    """Split a name into timm's name, before the first colon, and arguments of `timm.create_model`, after it.
+    """Split a name at the first colon into timm's name and arguments of `timm.create_model`.
 
-    The name may come from a file, so arguments may only set sizes or choose parts. None may load weights or open a
-    file.
+    The name may come from a file. Therefore, arguments can set sizes and choose parts, but cannot load weights or open
+    files.
 
     Raises:
-        InputError: An argument is not KEY=VALUE with a key of `ARGUMENTS` and a plain Python value, or is too large.
+        InputError: An argument is not KEY=VALUE with a key of `ARGUMENTS` and a plain Python value. Or a number is too
+            large.
     """
     base, *rest = name.split(":")
     if not re.fullmatch(r"[\w.-]+", base, re.ASCII):
@@ -185,10 +186,10 @@ def pretrained_cfg(name: str) -> Any:
 
 @torch.no_grad()
 def fold_norms(network: nn.Module, images: Float[Tensor, "b in h w"]) -> None:
-    """Fold, in place, each BatchNorm into the convolution before it, in a network in evaluation mode.
+    """Fold each BatchNorm into the convolution before it, in place. The network must be in evaluation mode.
 
-    The pairs are found by running the images through the network: a norm is folded if nothing else reads the output
-    of the convolution, and both layers run once. An activation that is part of the norm is kept.
+    The pairs are found by running the images through the network. A norm is folded if both layers run once and only
+    the norm reads the output of the convolution. An activation that is part of the norm is kept.
     """
     convolutions = {id(m.weight): m for m in network.modules() if isinstance(m, nn.Conv2d)}
     norms = {id(m.weight): m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.weight is not None}
@@ -230,6 +231,6 @@ class _Watch(TorchDispatchMode):
         return result
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Pairs of a convolution and a norm that can be folded, each given by the id of its weight."""
+        """Pairs of a convolution and a norm that can be folded. Each layer is given by the id of its weight."""
         once = [row for row in self.candidates if all(self.reads[tensor] == 1 for tensor in row)]
         return [(convolution, norm) for _, convolution, norm in once]

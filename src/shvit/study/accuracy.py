@@ -26,9 +26,9 @@ class Training:
     epochs: int
     seeds: int = 1
     image_size: int | None = None
-    """In pixels. None: the network's own size in `resolution`, the size at which speed is measured in other studies."""
+    """In pixels. None: the size at which speed is measured. In `resolution`, None means the network's own size."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Changes to other fields of the recipe `scratch`."""
+    """Changes to fields of the recipe `scratch` that are not fields of this class."""
     device: str = "auto"
     workers: int = 2
 
@@ -61,7 +61,7 @@ class Training:
         return {**self.settings, "epochs": self.epochs, "seed": seed, "image_size": image_size}
 
     def check(self, model: str, folder: Path, image_size: int | None, seed: int) -> None:
-        """Raise InputError if the folder holds a run with different settings, which `run` cannot resume."""
+        """Raise InputError if `run` cannot resume the run in this folder, because its settings are different."""
         if (folder / RECORD).exists():
             recorded(folder, {**self._settings(image_size, seed), "model": model})
 

@@ -130,7 +130,7 @@ def _stage(part: str) -> str:
 
 
 def pick_profilers(names: Sequence[str] = ()) -> list[str]:
-    """Return `names`, by default all engines that run here and have a profiler. Raises InputError for others."""
+    """Return `names`; by default, all engines with a profiler that run here. Raises InputError for other engines."""
     able = profiling.PROFILERS
     here = [name for name in able if ENGINES[name].unavailable("cpu") is None]
     for name in names:

@@ -154,8 +154,8 @@ def run_comparison(
     network or an engine fails, the rest is still measured.
 
     Raises:
-        InputError: An engine, precision or device cannot be used here, the data cannot be used for training, or a run
-            in `out` has different settings. Raised before any measurement.
+        InputError: An engine, precision or device cannot be used here. Or the data cannot be used for training. Or a
+            run in `out` has different settings. Raised before any measurement.
         KeyboardInterrupt: Ctrl-C. `on_update` has been called with all results so far.
     """
     base = request.image_size or need_model_file(comparison.entries[0].model).preprocess.image_size

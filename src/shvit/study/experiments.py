@@ -90,7 +90,7 @@ COMPARISONS = {
 def make_comparison(name: str, size: str | None = None) -> Comparison:
     """Make a comparison at one size of SHViT. Default: the size that the paper uses.
 
-    At other sizes, the paper's numbers are left out. `macro` keeps them, because they are not from variants of SHViT.
+    At other sizes, the paper's numbers are left out. `macro` keeps its numbers: they do not depend on a size of SHViT.
     """
     paper = COMPARISONS[name]
     size = size or paper.size

@@ -44,7 +44,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]], la
 
 @style.literal_text()
 def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str, percent: bool = False) -> Figure:
-    """Draw one stacked horizontal bar per row. With `percent`, the parts are the kinds of operations, in percent."""
+    """Draw one stacked horizontal bar per row. With `percent`, values (0 to 1) are shown in % with KIND_COLORS."""
     figure, [[axes]] = style.new_figure(9.2, 1.4 + 0.42 * len(rows))
     style.plot_style(axes, label)
     left = np.zeros(len(rows))
@@ -129,7 +129,7 @@ def attention_over_images(shown: AttentionMaps) -> Figure:
 
 @style.literal_text()
 def heads(layers: Sequence[str], scores: Mapping[str, Sequence[Sequence[float]]], whole: float) -> Figure:
-    """Draw top-1 with heads of one layer off. Each ablation is a panel, each head a dot, colored if best in its layer.
+    """Draw top-1 with heads of one layer off: a panel per ablation, a dot per head. Each layer's best head is colored.
 
     `scores` holds the top-1 of each head, by ablation and layer. `whole` is the top-1 with all heads.
     """

@@ -46,11 +46,11 @@ class HeadStudy:
     redundancy: Redundancy
     tolerance: float
     single: dict[str, int] = field(default_factory=dict)
-    """Layers that can run with one head if all other layers keep all their heads, and the head that each would keep."""
+    """Maps each layer that can run with one head, if all other layers keep all heads, to the head that it keeps."""
     together: dict[str, int] = field(default_factory=dict)
-    """Layers that can all run with one head at the same time, and the head that each would keep."""
+    """Like `single`, but all of these layers can run with one head at the same time."""
     savings: dict[str, Any] | None = None
-    """Measured savings with one head in the layers of `together`. None if `together` is empty or cannot be pruned."""
+    """Savings with one head in the layers of `together`. None if there are no such layers or they cannot be pruned."""
     pictures: AttentionMaps | None = None
     notes: list[str] = field(default_factory=list)
     complete: bool = True
@@ -69,7 +69,7 @@ def study_heads(
     """Run the whole study. `on_update` is called with the results so far after each layer and each part.
 
     Attention maps are drawn over `pictures`, which must have the input size of the network. `queries` are points (x, y)
-    in fractions of the image. Picture and query are paired in order; the shorter of the two lists is repeated.
+    in fractions of the image. Pictures and queries are paired in order; the shorter of the two lists is repeated.
     """
     network, layers, tolerance = model.network, model.layers, request.tolerance
     study = HeadStudy(model.name, Redundancy(0.0, 0, ()), tolerance, complete=False)

@@ -28,12 +28,12 @@ HeadMaps = Float[Tensor, "b heads queries keys"]
 
 @dataclass(frozen=True)
 class Grid:
-    """The tokens form a square grid, in row-major order. `prefix` tokens without a position come before them."""
+    """The tokens form a square grid, in row-major order. `prefix` tokens without a position come before the grid."""
 
     prefix: int = 0
 
     def attention_from(self, maps: HeadMaps, x: float, y: float) -> Float[np.ndarray, "heads h w"]:
-        """Attention from the query at (x, y), fractions of width and height. `maps` are (1, heads, queries, keys).
+        """Attention from the query at (x, y), in fractions of width and height. `maps` are (1, heads, queries, keys).
 
         Raises:
             InputError: The tokens are not a square grid.
@@ -49,7 +49,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Windows:
-    """The tokens form windows of a grid that was rolled up and to the left, as in Swin. Fields: (height, width)."""
+    """The tokens form windows of a grid that was rolled up and to the left, as in Swin. All fields: (height, width)."""
 
     size: tuple[int, int]
     shift: tuple[int, int]
@@ -74,10 +74,10 @@ class AttentionLayer:
 
     Args:
         name: Name of the layer in the report.
-        module: The module whose `forward` calls softmax or scaled_dot_product_attention. nn.MultiheadAttention computes
-            attention in C++, which cannot be observed; replace it with your own module.
+        module: The module whose `forward` calls softmax or scaled_dot_product_attention. nn.MultiheadAttention is
+            not supported, because it computes attention in C++. Replace it with your own module.
         heads: Number of heads.
-        project: The module whose input is the concatenation of the heads' outputs, with equally many channels each.
+        project: The module whose input is the concatenated outputs of the heads. All heads have equally many channels.
         axis: Channel axis of that input: -1 for tokens, 1 for feature maps.
         channels: How many channels of that input come from the heads. These channels are the first ones; the remaining
             channels bypass attention. None: all channels come from the heads.
@@ -146,7 +146,7 @@ def heads_off(off: Mapping[AttentionLayer, Collection[int]]) -> Iterator[None]:
     """Switch off heads inside the `with` block: zero their outputs in the input of the layer's projection.
 
     Raises:
-        InputError: A layer does not have one of the heads that are listed for it.
+        InputError: A listed head does not exist in its layer.
     """
     with ExitStack() as stack:
         for layer, heads in off.items():

@@ -50,8 +50,8 @@ def open_study_model(name: str, device: str = "cpu") -> StudyModel:
     an `nn.Module`, a list of its `AttentionLayer`s, the class names and a `Preprocess`.
 
     Raises:
-        InputError: The model does not exist, is not a classifier or has no attention layers, or the function returns
-            something other than these four values.
+        InputError: The model does not exist, is not a classifier or has no attention layers. Or the function does not
+            return these four values.
     """
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
@@ -86,7 +86,7 @@ def _call(path: Path, function: str) -> Any:
 class StudyImages:
     """Labelled images, decoded once and kept in memory as uint8, because the network runs on them many times.
 
-    `which` chooses the split, as in `shvit eval`. At most `count` of its images are drawn at random, with a fixed seed.
+    `which` chooses the split, as in `shvit eval`. Up to `count` of its images are drawn at random, with a fixed seed.
 
     Raises:
         InputError: The data has a class that the model does not know, or the split has no images.

@@ -1,4 +1,4 @@
-"""Networks of the paper's experiments, with names such as `study/s3-multi-head`, which every command accepts.
+"""Networks of the paper's experiments. Every command accepts their names, such as `study/s3-multi-head`.
 
 Each network is SHViT S1, S2, S3 or S4 with different stages or a different token mixer.
 """
@@ -41,7 +41,7 @@ def _attending(attended: Callable[[Stage], int | None]) -> Callable[[Config], Co
 
 
 def _four_stages(config: Config) -> Config:
-    """Use a stem of stride 4 and four stages. The last two have attention and the original widths of stages 1 and 2."""
+    """Use a stem of stride 4 and four stages. Stages 3 and 4 have attention and the old widths of stages 1 and 2."""
     first, second, third = config.stages
     stages = (
         Stage(first.width // 4, first.depth),

@@ -20,7 +20,7 @@ from .heads import AttentionLayer, HeadMaps, heads_off, record_attention
 Batches = Iterable[tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, " b"]]]
 """Batches of normalized images, on the network's device, and their labels. Must be iterable more than once."""
 TOP1_ROUNDING = 1e-9
-"""In points of top-1. A loss may exceed the tolerance by this much, to allow for rounding errors."""
+"""A loss of top-1 may exceed the tolerance by this many points, to allow for rounding errors."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LayerHeads:
 
     layer: str
     similarity: tuple[float, ...]
-    """Mean cosine similarity (0 to 1) of a head's attention map to the other heads' maps. Empty for one head."""
+    """Mean cosine similarity (0 to 1) of a head's map to the maps of the layer's other heads. Empty for one head."""
     without: tuple[float, ...]
     """Top-1 with only this head off. Empty if the layer has a single head."""
     alone: tuple[float, ...]
@@ -184,6 +184,6 @@ def count_correct(network: nn.Module, batches: Batches) -> tuple[int, int]:
 
 
 def _variants(heads: int) -> Collection[frozenset[int]]:
-    """The sets of heads to keep: all heads but one, then each head alone. With two heads, these sets are the same."""
+    """The sets of heads to keep: all sets without one head, then each head alone. With two heads, both are the same."""
     every = frozenset(range(heads))
     return dict.fromkeys([*(every - {head} for head in every), *(frozenset({head}) for head in every)])

@@ -17,7 +17,7 @@ from ..data.transforms import Preprocess
 Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
 """A function from uint8 images to the raw outputs of the task: an engine, or a network during training."""
 Gather = Callable[[Any], list[Any]]
-"""Takes the counts of one process and returns a list with the counts of each process."""
+"""Takes the counts of this process and returns a list of the counts of all processes."""
 TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]
 """The header and the rows of a table."""
 RunLengths = dict[str, Any]
@@ -41,14 +41,14 @@ class Prediction:
     scores: tuple[float, ...]
     """Probability of each label, from 0 to 1."""
     error: str | None = None
-    """Why the image could not be used; None if it could."""
+    """Why the image could not be used; None if it was used."""
     boxes: tuple[tuple[float, ...], ...] | None = None
     """For each object: left, top, right, bottom in pixels of the upright image. None for a classifier."""
     masks: tuple[RunLengths, ...] | None = None
     """The mask of each object; None if the model has no masks."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict of path, labels, scores and error, and of boxes and masks if the task has them."""
+        """A dict of path, labels, scores and error. Boxes and masks are included if they are not None."""
         return {key: value for key, value in asdict(self).items() if value is not None or key == "error"}
 
     @classmethod
@@ -75,7 +75,7 @@ class Evaluation(Protocol):
 
     @property
     def bad(self) -> dict[int, str]:
-        """The index of each image that could not be used, and the reason."""
+        """The reason why an image could not be used, by image index."""
         ...
 
     def metrics(self) -> dict[str, Any]:
@@ -163,14 +163,14 @@ class Task(Protocol):
         ...
 
     def eval_batch(self, batch_size: int, processes: int) -> int:
-        """Batch size for evaluation over all processes, given the batch size for training."""
+        """Total batch size of all processes for evaluation, given the batch size for training."""
         ...
 
     def ready(self, network: Any) -> None:
         """Prepare a network in training mode for training steps. By default, nothing is done."""
 
     def augment(self, images: Tensor, batch: Batch) -> tuple[Tensor, Any]:
-        """Augment normalized training images as a batch; returns them with their targets."""
+        """Augment a batch of normalized training images. Returns the images and their targets."""
         ...
 
     def loss(self, network: Any, images: Tensor, targets: Any) -> Tensor:
@@ -178,7 +178,7 @@ class Task(Protocol):
         ...
 
     def signal(self, outputs: Tensor) -> Tensor:
-        """The part of the raw outputs that is compared between two versions of a network. By default, all."""
+        """The part of the raw outputs that is compared between two versions of a network. By default, all outputs."""
         return outputs
 
     def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = ...) -> Evaluation:

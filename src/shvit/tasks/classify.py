@@ -45,7 +45,7 @@ class ClassifyEvaluation:
     loss: float
     """Mean cross-entropy."""
     bad: dict[int, str]
-    """Index of each image that could not be used, and why."""
+    """The reason why an image could not be used, by image index."""
 
     @property
     def images(self) -> int:
@@ -96,8 +96,8 @@ class ClassifyEvaluation:
 
 @literal_text()
 def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
-    """Draw the confusion matrix. Rows are true classes, columns are predictions. Colors show shares of the row's total.
-    Classes that never occur are omitted."""
+    """Draw the confusion matrix. Rows are true classes, columns are predictions. Classes that never occur are omitted.
+    The color of a cell shows its share of the row's total."""
     matrix = evaluation.confusion
     seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
     names = unique_names([visible(name.partition(",")[0]) for name in evaluation.classes])
@@ -127,7 +127,7 @@ def cross_entropy(logits: Float[Tensor, "b classes"], targets: Float[Tensor, "b 
 
 
 def top1_agreement(outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], bound: float) -> float:
-    """Fraction of images whose top-1 class is the expected one, or has almost the same logit in `expected`."""
+    """Fraction of images whose top-1 class is that of `expected`, or has almost the same logit in `expected`."""
     chosen = expected.gather(1, outputs.argmax(1, keepdim=True))[:, 0]
     best = expected.amax(1)
     tie = min(bound, 1e-3) * expected.abs().max()
@@ -211,7 +211,7 @@ class Classify(Task):
         return 2 * min(batch_size, 128 * processes)
 
     def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Any]:
-        """Erase and mix images; the targets are probabilities (b, classes)."""
+        """Erase parts of images, and mix images. The targets are probabilities (b, classes)."""
         targets = batch.targets.to(images.device)
         if self._erase is not None:
             images = self._erase(images)

@@ -29,7 +29,7 @@ class Chosen:
 
 
 def open_as_trained(data: str | Path, model: Described) -> Any:
-    """Open a dataset for the model's task. If it has no splits, it is split as for the model's training.
+    """Open a dataset for the model's task. A dataset without splits is split as in the model's training.
 
     Raises:
         InputError: There is no such dataset.
@@ -48,11 +48,11 @@ def choose_split(model: Described, source: Dataset | CocoDataset, which: Which =
     Args:
         model: The model. Its provenance identifies its training images by their content.
         source: Labelled images.
-        which: `val`, `train` or `all` images. `auto` chooses the validation images, or all images if the dataset has no
-            splits and the model was not trained on it. `auto` and `val` leave out images that were used in training.
+        which: The split: `val`, `train` or `all`. `auto` is `all` if the dataset has no splits and the model was not
+            trained on it, otherwise `val`. `auto` and `val` leave out images that were used in training.
 
     Raises:
-        InputError: There are no such images, or all of them were used in training.
+        InputError: The split has no images, or all of its images were used in training.
     """
     split, known = which, TrainedOn.recorded(model.provenance)
     if which == "auto":

@@ -15,12 +15,12 @@ MATCHED = {"fp32": 0.98, "fp16": 0.9, "bf16": 0.8, "int8": 0.5}
 """Minimum fraction of objects that both the file and PyTorch find. If two boxes of one object have almost the same
 score, rounding decides which is kept. For int8, the loss of accuracy is limited separately."""
 CERTAIN = 20
-"""Maximum number of objects per image that are compared: those with the highest scores of at least `THRESHOLD`. If no
-image has an object with such a score, as with an untrained network, lower scores count as well."""
+"""Maximum number of objects to compare per image. The objects with the highest scores are compared, if their scores are
+at least `THRESHOLD`. If no image has such an object, as with an untrained network, lower scores count as well."""
 
 
 def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple[dict[str, Any], str | None]:
-    """Match the file's best objects with PyTorch's objects, and the reverse. Compare their scores and masks.
+    """Match the file's best objects with PyTorch's objects, and the reverse. Compare scores and masks of the matches.
 
     `pairs` holds, for each image, the objects that the file finds and those that PyTorch finds. See `Task.compare`.
     """
@@ -56,7 +56,7 @@ def compare(pairs: list[tuple[Detections, Detections]], precision: str) -> tuple
 
 
 def match_objects(some: Detections, others: Detections, count: int, same: float) -> tuple[list[int], list[int]]:
-    """Match the first `count` objects with `others`. Return the indices of the matched objects and of their matches.
+    """Match the first `count` objects of `some` with `others`. Return the indices of the matched objects in both.
 
     Two objects match if they have the same class and their boxes have an IoU of at least `same`.
     """

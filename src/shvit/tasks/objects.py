@@ -53,7 +53,7 @@ class ObjectsEvaluation:
     """The AP of each class, under the same keys (`bbox`, `segm`) as `numbers`."""
     images: int
     bad: dict[int, str] = field(default_factory=dict)
-    """Index of each image that could not be used, and why."""
+    """The reason why an image could not be used, by image index."""
 
     @property
     def _main(self) -> dict[str, float]:

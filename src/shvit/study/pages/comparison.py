@@ -11,7 +11,7 @@ from ..compare import ComparisonResult, Entry, EntryResult, Speed
 from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
 
 PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx"}
-"""For each engine, the paper's speed that it is compared with on a CPU. On a GPU, that is `gpu` for all engines."""
+"""The key in `Entry.paper` with which an engine is compared on a CPU. On a GPU, the key is `gpu` for all engines."""
 PAPER_NAMES = {"gpu": "A100", "cpu": "PyTorch on a Xeon", "cpu-onnx": "ONNX Runtime on a Xeon"}
 
 PARAMS, MACS = Column("parameters, M", "{:.2f}"), Column("MACs, M", "{:.0f}")
@@ -100,7 +100,7 @@ def _paper_kind(result: ComparisonResult, engine: str) -> str | None:
 
 
 def _paper_ratio(result: ComparisonResult, entry: Entry, kind: str | None) -> float | None:
-    """The speed of an entry relative to the reference entry, from the paper's numbers. None if they are not known."""
+    """The speed of an entry relative to the reference entry, from the paper's numbers. None if a number is missing."""
     speed, reference = (one.paper.get(kind or "") for one in (entry, result.reference.entry))
     return speed / reference if speed and reference else None
 
