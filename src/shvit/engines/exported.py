@@ -135,7 +135,7 @@ def check_interface(exported: Exported, inputs: Sequence[int | None], outputs: S
     if outputs and exported.task in TASKS:
         detector = TASKS[exported.task].detector
         width = classes if detector is None else DETECTORS[detector].output_width(classes)
-        if outputs[-1] not in (width, None):
+        if width is not None and outputs[-1] not in (width, None):
             raise EngineError(
                 f"{exported.path} is not usable: its network returns {_shape(outputs)}, which does not match "
                 f"{counted(classes, 'class', 'classes')}"
