@@ -90,7 +90,8 @@ def open_small(source: ImageInput, max_pixels: int = image_file.MAX_PIXELS) -> O
     """Read the header of an image that will be made smaller. `OpenedImage.decode` is then faster than `decode.decode`.
 
     JPEGs can be decoded at a half, a quarter or an eighth of their size with less work; each pixel of the result is the
-    mean of the pixels it covers. Other formats are decoded at full size, and reduced right after if they have `LARGE` pixels or more.
+    mean of the pixels it covers. Other formats are decoded at full size. They are reduced right after decoding if they
+    have at least `LARGE` pixels.
 
     Raises:
         BadImage: As for `decode.decode`, if the header shows the problem; `OpenedImage.decode` reports other problems.
