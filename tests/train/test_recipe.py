@@ -155,7 +155,7 @@ def test_every_choice_is_listed_with_its_reason_except_user_settings():
     changed = {name for name in after if before[name] != after[name]} - {*settings, "lr"}
     assert set(made) == changed
     assert all((choice.published, choice.used) == (before[name], after[name]) for name, choice in made.items())
-    assert made["batch_size"].reason.startswith("9,469 images x 10 epochs give only 46 steps of 2,048")
+    assert made["batch_size"].reason.startswith("9,469 images x 10 epochs give 46 steps of 2,048")
     assert "effective_lr" not in {c.field for c in choices(scratch(), recipe, 9469, {"lr"})}
     assert choices(scratch(), scratch(), IMAGENET) == ()
 
