@@ -1,6 +1,7 @@
 """A whole run, small and real."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,25 @@ def test_ctrl_c_in_a_round_keeps_what_was_timed(quick_machine, model, monkeypatc
     assert [(row.case.batch_size, len(row.timing.rounds)) for row in result.rows] == [(1, 2), (2, 1)]
     assert [row.reason for row in result.failed] == ["interrupted"]
     assert result.interrupted
+
+
+def test_ctrl_c_in_the_only_round_is_noticed(quick_machine, model, monkeypatch):
+    profiled = []
+
+    class Profiled(Worker):
+        def profile(self):
+            profiled.append(self)
+            return super().profile()
+
+    def interrupted(subjects, rounds, after_round):
+        """As if Ctrl-C came after the last sample of the only round."""
+        return interleave(subjects, rounds, lambda: None)
+
+    monkeypatch.setattr("shvit.bench.run.Worker", Profiled)
+    monkeypatch.setattr("shvit.bench.run.interleave", interrupted)
+    result = bench(replace(three_batches(model), rounds=1, profile=True))
+    assert result.interrupted
+    assert (len(result.rows), profiled) == (3, [])
 
 
 def test_ctrl_c_during_loading_keeps_what_was_timed(quick_machine, model, monkeypatch, one_by_one):

@@ -196,10 +196,9 @@ def bench(
     timed: dict[Case, _Timed] = {}
     try:
         while waiting and not interrupted:
-            group = _time_group(waiting, min_free, request, failed, progress)
+            group, interrupted = _time_group(waiting, min_free, request, failed, progress)
             timed |= group
             groups += 1
-            interrupted = any(len(case.timing.rounds) < request.rounds for case in group.values())
     except KeyboardInterrupt:
         if not timed:
             raise
@@ -226,8 +225,12 @@ class _Timed(NamedTuple):
 
 def _time_group(
     waiting: list[Case], min_free: float, request: BenchRequest, failed: dict[Case, str], progress: OnProgress
-) -> dict[Case, _Timed]:
-    """Take cases from `waiting` until less than the fraction `min_free` of memory is free, then time these cases."""
+) -> tuple[dict[Case, _Timed], bool]:
+    """Take cases from `waiting` until less than the fraction `min_free` of memory is free, then time these cases.
+
+    Returns:
+        The timed cases, and whether Ctrl-C ended the rounds. Cases are not profiled after Ctrl-C.
+    """
     subjects: dict[Case, Worker | Subject] = {}
     left = len(waiting)
     try:
@@ -239,17 +242,24 @@ def _time_group(
                 subjects[case] = Worker(case) if request.device == "cpu" else Subject(case)
             except Failure as failure:
                 failed[case] = str(failure)
-        rounds = iter(range(1, request.rounds + 1))
+        done = 0
+
+        def after_round() -> None:
+            nonlocal done
+            done += 1
+            progress("timing", done, request.rounds)
+
         progress("timing", 0, request.rounds)
-        timings, broken = interleave(subjects, request.rounds, lambda: progress("timing", next(rounds), request.rounds))
+        timings, broken = interleave(subjects, request.rounds, after_round)
+        interrupted = done < request.rounds
         failed |= broken
         timed = {}
         for case, timing in timings.items():
             profile: tuple[OpTime, ...] = ()
             with suppress(Failure):  # keep the timings if the profiler fails
-                profile = tuple(subjects[case].profile()) if request.profile else ()
+                profile = tuple(subjects[case].profile()) if request.profile and not interrupted else ()
             timed[case] = _Timed(subjects[case], timing, profile)
-        return timed
+        return timed, interrupted
     finally:
         for subject in subjects.values():
             subject.close()

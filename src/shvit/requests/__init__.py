@@ -1,4 +1,4 @@
-"""The options of each verb: one frozen dataclass per verb. Field docstrings are the flags' help. Imports no torch."""
+"""The options of the verbs, as frozen dataclasses. Field docstrings are the flags' help. Imports no torch."""
 
 from typing import Annotated, TypeVar
 
