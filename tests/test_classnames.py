@@ -18,7 +18,8 @@ from shvit.evaluate import evaluate_model, write_report
 from shvit.modelfile import ModelFile
 from shvit.predict.predictor import Predictor
 from shvit.pretrained import imagenet_classes
-from shvit.tasks.classify import Classify, ClassifyEvaluation, draw_confusion
+from shvit.tasks.classify import Classify
+from shvit.tasks.classify_evaluation import ClassifyEvaluation, draw_confusion
 
 
 class Shade(torch.nn.Module):

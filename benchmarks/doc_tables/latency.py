@@ -14,8 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from shvit.bench.peers import PROTOCOLS, published_top1
-from shvit.bench.report import hardware_in_words
 from shvit.errors import counted
+from shvit.provenance import hardware_in_words
 
 from .results import BATCH, NOTES, ROOT, latest, marks, table, throughput
 

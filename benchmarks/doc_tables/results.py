@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shvit.bench.report import hardware_in_words
+from shvit.provenance import hardware_in_words
 
 ROOT = Path(__file__).parents[2]
 BATCH = 16

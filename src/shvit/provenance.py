@@ -88,3 +88,10 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+def hardware_in_words(hardware: dict[str, Any]) -> str:
+    """The GPU; without a GPU, the processor with its instruction sets, such as AMD EPYC (AVX2, AVX-512)."""
+    if "gpu" in hardware or not hardware.get("instructions"):
+        return hardware.get("gpu", hardware["processor"])
+    return f"{hardware['processor']} ({', '.join(hardware['instructions'])})"

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from shvit.bench.run import about
+from shvit.report.blocks import Column, Plot, Section, Table
 from shvit.requests.study import SpeedOptions
 from shvit.study.accuracy import Training
 from shvit.study.breakdown import NORM, PRODUCT, Breakdown, PartTime
@@ -19,7 +20,7 @@ from shvit.study.pages.comparison import comparison_page
 from shvit.study.pages.redundancy import redundancy_page
 from shvit.study.pages.resolution import resolution_page
 from shvit.study.redundancy import LayerHeads, Redundancy
-from shvit.study.report import Column, Plot, Section, StudyReport, Table, save_report
+from shvit.study.report import StudyReport, save_report
 from shvit.study.resolution import Latency, ResolutionResult, SizeAccuracy
 
 SPENT = (PartTime("stem.0", PRODUCT, 0.001), PartTime("stages.1.0.mixer.branch.norm", NORM, 0.003))

@@ -16,7 +16,8 @@ from shvit.modelfile import ModelFile, save
 from shvit.requests.train import TrainRequest
 from shvit.tasks import TASKS
 from shvit.tasks.base import Gather, Predict, alone
-from shvit.tasks.classify import Classify, ClassifyEvaluation
+from shvit.tasks.classify import Classify
+from shvit.tasks.classify_evaluation import ClassifyEvaluation
 from shvit.train.run import train
 
 

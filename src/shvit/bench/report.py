@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ..console import say, show_table, visible
 from ..errors import InputError, counted
 from ..files import write_json
+from ..provenance import hardware_in_words
 from .case import is_detector
 from .peers import Top1
 from .run import Result, Row
@@ -184,13 +185,6 @@ def hardware_name(hardware: dict[str, Any]) -> str:
         newest = [text.lower() for text in hardware.get("instructions", ())[-1:]]
         name += [*newest, f"{hardware['cores']}core"]
     return "-".join(name)
-
-
-def hardware_in_words(hardware: dict[str, Any]) -> str:
-    """The GPU; without a GPU, the processor with its instruction sets, such as AMD EPYC (AVX2, AVX-512)."""
-    if "gpu" in hardware or not hardware.get("instructions"):
-        return hardware.get("gpu", hardware["processor"])
-    return f"{hardware['processor']} ({', '.join(hardware['instructions'])})"
 
 
 def _is_folder(path: Path) -> bool:

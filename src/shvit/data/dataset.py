@@ -138,6 +138,8 @@ class AnyDataset(Generic[S]):
     """Hash of the dataset before validation images are drawn. It shows whether two runs used the same data."""
     warnings: tuple[str, ...] = ()
     """Problems with the data, one line each."""
+    test: S | None = field(default=None, kw_only=True)
+    """Images for the final evaluation, never used to choose anything. None if the data has no test split."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", redacted(self.name))

@@ -181,8 +181,12 @@ class Task(Protocol):
         """The part of the raw outputs that is compared between two versions of a network. By default, all outputs."""
         return outputs
 
-    def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = ...) -> Evaluation:
+    def evaluate(
+        self, predict: Predict, batches: Iterable[Batch], gather: Gather = ..., keep: bool = False
+    ) -> Evaluation:
         """Evaluate on the batches of all processes. Each usable image is counted once.
+
+        With `keep`, the evaluation has the results of each image in `outputs`.
 
         Raises:
             Failure: No image can be used.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..classnames import unique_names
-from ..console import visible
 from ..data.dataset import Dataset, DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.letterbox import Letterbox
@@ -23,9 +21,8 @@ from ..data.loader import Batch
 from ..data.sources import open_source
 from ..data.transforms import EvalReader, Preprocess, TrainReader, fast_eval_decoder
 from ..errors import Failure, counted
-from ..figures import literal_text, new_figure, save_png
-from ..files import write_csv
-from .base import Gather, Predict, Prediction, Task, TextTable, alone
+from .base import Gather, Predict, Prediction, Task, alone
+from .classify_evaluation import ClassifyEvaluation, Outputs
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
@@ -33,92 +30,10 @@ AGREEMENT = 0.9
 """Minimum top-1 agreement with PyTorch. If the largest logits are almost equal, any of their labels is accepted."""
 
 
-@dataclass(frozen=True)
-class ClassifyEvaluation:
-    """The counts from which the metrics are computed."""
-
-    classes: tuple[str, ...]
-    """Unique class names."""
-    confusion: np.ndarray
-    """Number of images by true class (row) and predicted class (column)."""
-    top5_correct: int
-    loss: float
-    """Mean cross-entropy."""
-    bad: dict[int, str]
-    """The reason why an image could not be used, by image index."""
-
-    @property
-    def images(self) -> int:
-        return int(self.confusion.sum())
-
-    @property
-    def top1(self) -> float:
-        """Share of the images whose most probable class is the true one."""
-        return float(np.trace(self.confusion)) / self.images
-
-    def per_class(self) -> dict[str, float | None]:
-        """Top-1 accuracy of each class; None for a class without images."""
-        counts = self.confusion.sum(axis=1)
-        return {
-            name: float(self.confusion[index, index] / counts[index]) if counts[index] else None
-            for index, name in enumerate(self.classes)
-        }
-
-    def metrics(self) -> dict[str, Any]:
-        """Accuracies from 0 to 1, the loss, and numbers of images."""
-        return {
-            "top1": self.top1,
-            "top5": self.top5_correct / self.images,
-            "loss": self.loss,
-            "images": self.images,
-            "bad_images": len(self.bad),
-        }
-
-    def summary(self) -> str:
-        """Top-1 and top-5 accuracy as text."""
-        return f"top-1 {self.top1:.2%}, top-5 {self.top5_correct / self.images:.2%}"
-
-    def tables(self) -> list[TextTable]:
-        """Top-1 accuracy by class."""
-        rows = [[name, f"{share:.1%}"] for name, share in self.per_class().items() if share is not None]
-        return [(["class", "top-1"], rows)]
-
-    def write(self, out: Path, raw_cells: bool) -> list[Path]:
-        """Write per_class.csv, confusion.csv and confusion.png."""
-        counts, shares = self.confusion.sum(axis=1), self.per_class()
-        rows = [[name, int(counts[i]), f"{shares[name]:.6f}"] for i, name in enumerate(self.classes) if counts[i]]
-        write_csv(out / "per_class.csv", ["class", "images", "top1"], rows, raw_cells)
-        matrix = [[name, *row] for name, row in zip(self.classes, self.confusion.tolist(), strict=True)]
-        write_csv(out / "confusion.csv", ["true \\ predicted", *self.classes], matrix, raw_cells)
-        draw_confusion(self, out / "confusion.png")
-        return [out / name for name in ("per_class.csv", "confusion.csv", "confusion.png")]
-
-
-@literal_text()
-def draw_confusion(evaluation: ClassifyEvaluation, path: Path) -> None:
-    """Draw the confusion matrix. Rows are true classes, columns are predictions. Classes that never occur are omitted.
-    The color of a cell shows its share of the row's total."""
-    matrix = evaluation.confusion
-    seen = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
-    names = unique_names([visible(name.partition(",")[0]) for name in evaluation.classes])
-    matrix, classes = matrix[np.ix_(seen, seen)], [names[i] for i in seen]
-    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
-    count = len(classes)
-    side = min(16.0, 3.5 + 0.42 * count)
-    figure, [[axis]] = new_figure(side + 0.8, side)
-    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(picture, ax=axis, shrink=0.7, label="share of the true class")
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
-    axis.set_title(f"top-1 {evaluation.top1:.2%} of {counted(evaluation.images, 'image')}", fontsize=11)
-    if count <= 60:
-        axis.set_xticks(range(count), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-        axis.set_yticks(range(count), classes, fontsize=8)
-    if count <= 25:
-        for row, column in np.argwhere(matrix):
-            shade = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(column, row, str(matrix[row, column]), ha="center", va="center", color=shade, fontsize=7)
-    save_png(figure, path)
+def _in_order(batches: Sequence[tuple[np.ndarray, ...]]) -> Outputs:
+    indices, labels, logits = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    order = np.argsort(indices, kind="stable")
+    return Outputs(indices[order], labels[order], logits[order])
 
 
 def cross_entropy(logits: Float[Tensor, "b classes"], targets: Float[Tensor, "b classes"]) -> Float[Tensor, ""]:
@@ -224,8 +139,10 @@ class Classify(Task):
         """Mean cross-entropy."""
         return cross_entropy(network(images), targets)
 
-    def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ClassifyEvaluation:
-        count = len(self.classes)
+    def evaluate(
+        self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone, keep: bool = False
+    ) -> ClassifyEvaluation:
+        count, kept = len(self.classes), []
         confusion = torch.zeros(count * count, dtype=torch.int64)
         top5_correct, loss, bad = 0, 0.0, {}
         for batch in batches:
@@ -237,13 +154,21 @@ class Classify(Task):
             confusion += torch.bincount(batch.targets * count + top[:, 0], minlength=count * count)
             top5_correct += int((top == batch.targets[:, None]).sum())
             loss += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
-        confusions, tops, losses, bads = zip(*gather((confusion.numpy(), top5_correct, loss, bad)), strict=True)
+            if keep:
+                kept.append((np.array(batch.indices, np.int64), batch.targets.numpy(), logits.numpy()))
+        counts = gather((confusion.numpy(), top5_correct, loss, bad, kept))
+        confusions, tops, losses, bads, outputs = zip(*counts, strict=True)
         confusion = np.sum(confusions, axis=0)
         bad = {index: reason for part in bads for index, reason in part.items()}
         if not (images := int(confusion.sum())):
             raise Failure(f"none of {counted(len(bad), 'image')} could be used")
         return ClassifyEvaluation(
-            self.classes, confusion.reshape(count, count), sum(tops), math.fsum(losses) / images, bad
+            self.classes,
+            confusion.reshape(count, count),
+            sum(tops),
+            math.fsum(losses) / images,
+            bad,
+            _in_order([batch for part in outputs for batch in part]) if keep else None,
         )
 
     def predictions(

@@ -112,7 +112,9 @@ class Detect(Task):
         """The scores. Boxes are not compared, since most belong to anchors without an object."""
         return outputs[..., 4:]
 
-    def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> ObjectsEvaluation:
+    def evaluate(
+        self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone, keep: bool = False
+    ) -> ObjectsEvaluation:
         truths, found, bad = [], [], {}
         for batch in batches:
             bad |= batch.bad

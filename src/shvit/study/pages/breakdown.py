@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...report.blocks import Column, Plot, Section, Table
 from .. import figures
 from ..breakdown import KINDS, MEMORY_BOUND, Breakdown
-from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
+from ..report import NETWORK_COLUMN, NOTHING_MEASURED, StudyReport
 
 
 def breakdown_page(breakdowns: Sequence[Breakdown], omitted: Sequence[str], about: Mapping[str, Any]) -> StudyReport:

@@ -5,10 +5,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from ...errors import counted
+from ...report.blocks import Column, Plot, Section, Table
 from .. import figures
 from ..breakdown import MEMORY_BOUND
 from ..compare import ComparisonResult, Entry, EntryResult, Speed
-from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
+from ..report import NETWORK_COLUMN, NOTHING_MEASURED, StudyReport
 
 PAPER_ENGINES = {"torch": "cpu", "torch-traced": "cpu", "onnx": "cpu-onnx"}
 """The key in `Entry.paper` with which an engine is compared on a CPU. On a GPU, the key is `gpu` for all engines."""

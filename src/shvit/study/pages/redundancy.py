@@ -5,10 +5,11 @@ from statistics import mean
 from typing import Any
 
 from ...errors import counted
+from ...report.blocks import Column, Plot, Section, Table
 from .. import figures
 from ..head_study import HeadStudy
 from ..redundancy import Redundancy
-from ..report import Column, Plot, Section, StudyReport, Table
+from ..report import StudyReport
 
 PAPER_SIMILARITY = {
     3: (49.5, 35.5, 18.4, 39.2, 53.2, 47.5, 52.1, 63.5, 69.0, 76.2, 91.6, 91.2),

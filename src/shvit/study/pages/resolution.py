@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...bench.peers import published_top1
+from ...report.blocks import Column, Plot, Section, Table
 from .. import figures
-from ..report import NETWORK_COLUMN, NOTHING_MEASURED, Column, Plot, Section, StudyReport, Table
+from ..report import NETWORK_COLUMN, NOTHING_MEASURED, StudyReport
 from ..resolution import ResolutionResult
 
 CLAIM = (

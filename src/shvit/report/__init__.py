@@ -1,0 +1,1 @@
+"""Self-contained HTML reports with one look, for training, evaluation, audits and studies."""
