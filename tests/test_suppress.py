@@ -114,3 +114,20 @@ def test_only_the_thread_that_asked_is_quiet(capfd):
         thread.start()
         thread.join()
     assert capfd.readouterr() == ("other\n", "")
+
+
+def test_scikit_learn_can_copy_the_filters():
+    """Its parallel functions read the pattern of each filter and add a copy."""
+    with unwarned():
+        pass
+    before = list(warnings.filters)
+    try:
+        for action, message, category, module, line in before:
+            pattern = "" if message is None else message.pattern
+            warnings.filterwarnings(
+                action, pattern, category, "" if module is None else module.pattern, line, append=True
+            )
+        with pytest.warns(UserWarning, match="heard"):
+            warnings.warn("heard", UserWarning, stacklevel=1)
+    finally:
+        warnings.filters[:] = before

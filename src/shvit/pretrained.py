@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, TypeVar, overload
 
+import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -31,6 +32,14 @@ __all__ = ["StateDict", "create_model", "from_official", "from_timm", "load", "l
 AnyModel = TypeVar("AnyModel", ModelFile, Exported)
 PUBLISHED_TOP1 = {"shvit_s1.in1k": 72.780, "shvit_s2.in1k": 75.184, "shvit_s3.in1k": 77.356, "shvit_s4.in1k": 79.362}
 """timm's names of the published ImageNet-1K weights, and their top-1 accuracy in % as listed by timm."""
+
+
+NO_CONNECTION = ("LocalEntryNotFoundError", "OfflineModeIsEnabled")
+"""Names of the hub client's errors for a host that cannot be reached."""
+
+
+class WeightsMissing(ModelFileError):
+    """Published weights are neither in the cache nor can they be downloaded."""
 
 
 @overload
@@ -159,6 +168,19 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
         raise InputError(f"weights of {trained.architecture.name} do not fit {architecture.name}: {key}")
     model.load_state_dict({**target, **source})
     return model
+
+
+def zero_head(model: Model) -> None:
+    """Set the weights and biases of the classifier to zero, in place: every class begins with the same probability.
+
+    Random heads begin with a loss far above that of equal probabilities, most of all those of timm's networks for few
+    classes, and the first steps then damage the trained backbone.
+    """
+    heads = _head_prefixes(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(heads):
+                parameter.zero_()
 
 
 def _adapted_to_channels(trained: Model, source: StateDict, channels: int) -> StateDict:
@@ -343,7 +365,7 @@ _hub_lock = Lock()
 
 @contextmanager
 def _downloading(name: str, advice: str) -> Iterator[None]:
-    """Silence the hub client, which logs each retry. Raises ModelFileError with `advice` if the download fails."""
+    """Silence the hub client, which logs each retry. Raises WeightsMissing with `advice` if the download fails."""
     logger = logging.getLogger("huggingface_hub")
     with _hub_lock:  # two overlapping calls would not restore the log level
         level = logger.level
@@ -352,9 +374,9 @@ def _downloading(name: str, advice: str) -> Iterator[None]:
             yield
         except Exception as error:  # the errors depend on the HTTP library that the client uses
             kind, reason = type(error).__name__, one_line(error, first=True)
-            raise ModelFileError(
-                f"the weights of {name} are not in the cache and cannot be downloaded "
-                f"({kind if reason == kind else f'{kind}: {reason}'}): {advice}"
+            why = "no connection" if kind in NO_CONNECTION else kind if reason == kind else f"{kind}: {reason}"
+            raise WeightsMissing(
+                f"the weights of {name} are not in the cache and cannot be downloaded ({why}): {advice}"
             ) from None
         finally:
             logger.setLevel(level)

@@ -30,6 +30,9 @@ stderr_lock = threading.RLock()
 class _InUnwarnedThreads:
     """Replaces the pattern of a warnings filter. Matches every warning in threads inside an `unwarned` block."""
 
+    pattern = "(?!)"
+    """For libraries that copy filters by their pattern, such as scikit-learn: matches nothing."""
+
     @staticmethod
     def match(_: str) -> bool:
         return _thread.unwarned > 0

@@ -45,7 +45,7 @@ def test_a_first_step_that_compiles_gives_no_estimate(monkeypatch):
     monkeypatch.setattr("shvit.train.progress.LINE_SECONDS", -1)
     console = Console(file=io.StringIO(), width=400)
     reporter, clock = Reporter(console), Clock()
-    reporter._left = TimeLeft(epochs=2, steps=10, eval_every=1, eval_steps=0, clock=clock)
+    reporter._left = TimeLeft(epochs=2, steps=10, eval_every=1, eval_steps=0, compiled=True, clock=clock)
     progress = Progress(epoch=0, step=1, epochs=2, steps=10, loss=1.0, lr=0.1, bad_images=0)
     clock.now += 300
     reporter.step(progress)
@@ -66,13 +66,27 @@ def test_a_single_step_gives_an_estimate():
     assert left.seconds(1, 0) == 2 * 7 + 2 * 1
 
 
+def test_a_single_step_that_compiles_gives_none():
+    clock = Clock()
+    left = TimeLeft(epochs=3, steps=1, eval_every=1, eval_steps=0, compiled=True, clock=clock)
+    clock.now += 300
+    left.step()
+    left.end(1)
+    assert not left.measured
+    clock.now += 2
+    left.step()
+    assert left.measured
+    assert left.seconds(2, 0) == 2
+    assert left.compile_seconds == 298
+
+
 def test_each_epoch_prints_the_time_left(run, folder, tmp_path):
     model_file = ModelFile(tiny_architecture().build(), ("dark", "light"), Preprocess(32))
     shvit.save(model_file, tmp_path / "m.safetensors")
     flags = ["--batch-size", 8, "--compile", "off", "--epochs", 3, "--workers", 0, "--ema", 0]
     code, out, err = run("train", folder, "--model", tmp_path / "m.safetensors", "--out", tmp_path / "x", *flags)
     assert code == 0, err
-    lines = [line for line in out.splitlines() if line.startswith("epoch ")]
+    lines = [line for line in out.splitlines() if line.startswith("epoch ") and ", step " not in line]
     assert len(lines) == 3
     assert all(re.search(r"· \d+m\d\ds, \d+m\d\ds left", line) for line in lines)
     assert "0m00s left" in lines[-1]

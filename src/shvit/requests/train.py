@@ -26,11 +26,11 @@ class TrainRequest:
     """New folder for best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Required, except with
     --profile."""
     model: str | None = None
-    """shvit_s1 to shvit_s4, timm/NAME, published weights such as shvit_s1.in1k, or a model file to start from. Default:
-    shvit_s1."""
+    """Published weights such as shvit_s1.in1k, or a model file to start from; or a network with random weights:
+    shvit_s1 to shvit_s4, or timm/NAME. Default: shvit_s1.in1k for classify, otherwise shvit_s1."""
     recipe: str | None = None
     """For classify: scratch, finetune, distill, highres or highres-paper. For detect and segment: small or coco_1x.
-    Default: scratch for classify, otherwise small."""
+    Default for classify: finetune for trained weights, scratch for random weights. Otherwise: small."""
     task: str | None = None
     """classify, detect (RetinaNet) or segment (Mask R-CNN). Default: classify."""
     resume: bool = False

@@ -29,6 +29,7 @@ from .clip import clip_adaptively
 from .distributed import ProcessGroup
 from .metrics import append_row, remove_rows_after
 from .optim import make_optimizer, make_schedule, schedule_time
+from .plan import faster_settings, plan_lines
 from .precision import check_norms, pick_training_precision, picks_compile
 from .progress import Progress, Reporter, TrainResult
 from .recipe import Recipe
@@ -135,8 +136,8 @@ class Trainer:
             raise TrainError(f"batch_size {self.recipe.batch_size} is more than the {usable}")
         images_done, train_seconds = 0, 0.0
         eval_steps = len(self.source.val) / self.recipe.batch_size / 3  # a step costs three forward passes
-        left = TimeLeft(self.recipe.epochs, len(self.train_loader), self.recipe.eval_every, eval_steps)
-        watched = self.reporter.training(self._description(), self.progress(), left)
+        left = TimeLeft(self.recipe.epochs, len(self.train_loader), self.recipe.eval_every, eval_steps, self.compiled)
+        watched = self.reporter.training(self._plan(), self.progress(), left, self._faster())
         with worker_death_as_failure(), on_stop_signal(self._stop), watched:
             while self.epoch < self.recipe.epochs:
                 done, seconds, wait = self._train_epoch()
@@ -359,21 +360,20 @@ class Trainer:
         for known in self.group.gather(self.bad.train):
             self.bad.train |= known
 
-    def _description(self) -> list[str]:
-        """Lines that say what is trained, on which data, how and where. They are printed before the first step."""
-        recipe, source, bad = self.recipe, self.source, len(self.bad)
+    def _plan(self) -> list[str]:
+        source, bad, group = self.source, len(self.bad), self.group.size
         images = f"{counted(len(source.train), 'training image')}, {counted(len(source.val), 'validation image')}"
         unusable = f"; {counted(bad, 'bad image')} so far, see bad_images.csv" if bad else ""
-        processes = f"{self.group.size} processes, " if self.group.size > 1 else ""
-        compiled = "compiled (the first step takes minutes)" if self.compiled else "not compiled"
-        teacher = f", teacher {recipe.teacher}" if recipe.teacher else ""
-        return [
-            f"{images}, {counted(len(source.classes), 'class', 'classes')}{unusable}",
-            f"{self.start.architecture.name} at {self.start.preprocess.image_size} pixels on {self.device}, {processes}"
-            f"{self.precision}, channels_last, {compiled}; recipe {recipe.name}{teacher}: "
-            f"{counted(recipe.epochs, 'epoch')}, batch size {recipe.batch_size}, effective learning rate "
-            f"{recipe.effective_lr:.2g}, weight decay {recipe.weight_decay:g}",
-        ]
+        about = f"{images}, {counted(len(source.classes), 'class', 'classes')}{unusable}"
+        where = f"{self.device}, {group} processes" if group > 1 else str(self.device)
+        steps = len(self.train_loader)
+        return plan_lines(self.start, self.recipe, about, steps, where, self.precision, self.compiled)
+
+    def _faster(self) -> list[str]:
+        """On CPUs, settings that would shorten the run."""
+        if self.device.type != "cpu":
+            return []
+        return faster_settings(self.recipe, self.start.preprocess.image_size, self.task.recipe_family)
 
     def progress(self, images_per_second: float = 0.0, data_wait: float = 0.0) -> Progress:
         """The current position in the run."""

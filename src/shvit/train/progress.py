@@ -19,6 +19,8 @@ from .remaining import TimeLeft
 
 LINE_SECONDS = 60.0
 """Seconds between two progress lines if the output is not a terminal."""
+LONG_SECONDS = 2 * 3600.0
+"""Estimated time of a run from which on the reporter names faster settings."""
 CURVE_STEPS = 20
 """Steps between two points of a TensorBoard curve."""
 
@@ -100,13 +102,22 @@ class Reporter:
         self._bar: bars.Progress | None = None
         self._last_line = 0.0
         self._left: TimeLeft | None = None
+        self._faster: Sequence[str] = ()
+        self.estimated_seconds: float | None = None
+        """Estimated duration of the run, from its first measured steps. None before they are measured."""
 
     @contextlib.contextmanager
-    def training(self, description: Sequence[str], progress: Progress, left: TimeLeft) -> Iterator[None]:
-        """Print the description of the run, and show its progress while the context is open."""
-        for line in description:
+    def training(
+        self, plan: Sequence[str], progress: Progress, left: TimeLeft, faster: Sequence[str] = ()
+    ) -> Iterator[None]:
+        """Print the plan of the run, and show its progress while the context is open.
+
+        The estimated time follows after the first measured steps, and `faster` (settings that would need less time) if
+        it is long.
+        """
+        for line in plan:
             say(self.console, line)
-        self._left, self._curves = left, None
+        self._left, self._faster, self._curves = left, faster, None
         columns = (
             bars.TextColumn("{task.description}"),
             bars.BarColumn(),
@@ -135,7 +146,8 @@ class Reporter:
         left = ""
         if self._left is not None:
             self._left.step()
-            left = self._time_left(progress) if self._left.measured else ""
+            left = self._time_left(progress)
+            self._estimate(progress)
         epoch = f"epoch {progress.epoch + 1}/{progress.epochs}"
         speed, data_wait = progress.images_per_second, progress.data_wait
         if self._bar is not None:
@@ -158,13 +170,14 @@ class Reporter:
         names |= {key: key for key in BESIDE.get(headline, ())}
         if self._left is not None:
             self._left.end(row["epoch"])
+            self._estimate(progress)
         parts = [
             f"epoch {row['epoch']}/{progress.epochs}",
             f"loss {row['train_loss']:.3f}",
             *(f"{name} {row[key]:.2%}" for key, name in names.items() if key in row),
             f"{row['images_per_second']:.0f} images/s",
             f"data wait {row['data_wait']:.0%}",
-            f"{_duration(row['seconds'])}, {self._time_left(progress)}",
+            ", ".join(filter(None, [_duration(row["seconds"]), self._time_left(progress)])),
             *([counted(progress.bad_images, "bad image")] if progress.bad_images else []),
         ]
         say(self.console, " · ".join(parts))
@@ -179,7 +192,21 @@ class Reporter:
             self._curves.flush()
 
     def _time_left(self, progress: Progress) -> str:
-        return f"{_duration(self._left.seconds(progress.epoch, progress.step))} left" if self._left else ""
+        if self._left is None or not self._left.measured:
+            return ""
+        return f"{_duration(self._left.seconds(progress.epoch, progress.step))} left"
+
+    def _estimate(self, progress: Progress) -> None:
+        """Print the estimated time of the run, once enough steps are measured. For a long run, also what is faster."""
+        left = self._left
+        if self.estimated_seconds is not None or left is None or not left.enough:
+            return
+        self.estimated_seconds = left.total(progress.epoch, progress.step)
+        compilation = f", compilation {_duration(left.compile_seconds)}" if left.compile_seconds else ""
+        text = f"  estimated time {_duration(self.estimated_seconds)}: {left.step_seconds:.2g} s per step{compilation}"
+        say(self.console, text)
+        if self.estimated_seconds > LONG_SECONDS and self._faster:
+            say(self.console, f"  faster: {'; '.join(self._faster)}")
 
     def warn(self, message: str) -> None:
         """Print a warning."""

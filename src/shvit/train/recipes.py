@@ -162,7 +162,12 @@ TASK_RECIPES = {
     "classify": ("scratch", "finetune", "distill", "highres", "highres-paper"),
     **dict.fromkeys(OBJECT_TASKS, ("small", "coco_1x")),
 }
-"""The recipes of each task. The first one is the default."""
+"""The recipes of each task. The first one is the default for a network with random weights."""
+
+DEFAULT_MODEL = "shvit_s1"
+FROM_TRAINED = {"classify": "finetune"}
+"""The default recipe for a network with trained weights, where it is not the first of `TASK_RECIPES`. For these tasks,
+a run without --model and --recipe starts from the published weights of `DEFAULT_MODEL`."""
 
 NEEDS_TRAINED_WEIGHTS = ("finetune", "highres", "highres-paper")
 """Recipes that start from trained weights."""

@@ -1,7 +1,7 @@
 """Runs a training request and writes the files in the run's folder."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..files import check_folder, locked, read_json, write_csv, write_json
 from ..model.architecture import Architecture
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile
+from ..pretrained import WeightsMissing
 from ..provenance import facts
 from ..redact import redacted
 from ..requests.train import TrainRequest
@@ -29,7 +30,7 @@ from .loop import Trainer
 from .profile import Profile, time_steps
 from .progress import Reporter, TrainResult
 from .recipe import OLD_NAMES, Recipe
-from .recipes import NEEDS_TRAINED_WEIGHTS, TASK_RECIPES, make_recipe
+from .recipes import DEFAULT_MODEL, FROM_TRAINED, NEEDS_TRAINED_WEIGHTS, TASK_RECIPES, make_recipe
 from .start import is_trained, make_task, starting_point, variant_of
 
 RECORD = "recipe.json"
@@ -137,11 +138,13 @@ def _claim(out: Path, new: bool, until: ExitStack) -> None:
 
 
 def _planned(request: TrainRequest) -> TrainPlan:
-    task, model = request.task or "classify", request.model or "shvit_s1"
+    task = request.task or "classify"
     family = kind_of(task).recipe_family
     named = {key: value for key, value in request.settings.items() if value is not None}
-    variant = variant_of(model)
-    draft = make_recipe(request.recipe or TASK_RECIPES[family][0], variant, named, family)
+    model, name = _model_and_recipe(request, family)
+    with _or_fresh(request.model):
+        variant = variant_of(model)
+    draft = make_recipe(name, variant, named, family)
     if draft.name in NEEDS_TRAINED_WEIGHTS and not is_trained(model):
         published = f"{model if model in VARIANTS else 'shvit_s1'}.in1k"
         raise InputError(
@@ -149,11 +152,35 @@ def _planned(request: TrainRequest) -> TrainPlan:
             f"published weights such as {published}"
         )
     source = _opened(request.data, task, draft)
-    start, images = starting_point(model, source, draft, task), len(source.train)
+    with _or_fresh(request.model):
+        start = starting_point(model, source, draft, task)
+    images = len(source.train)
     recipe = fit(draft, images, frozenset(named), start.preprocess.image_size)
     refuse_idle(recipe, named, source.drawn)
     changed = choices(make_recipe(recipe.name, variant, {}, family), recipe, images, named)
     return TrainPlan(model, recipe, source, start, changed)
+
+
+def _model_and_recipe(request: TrainRequest, family: str) -> tuple[str, str]:
+    """The names of the model and of the recipe. Without either, trained weights are fine-tuned if the task can."""
+    tuned = FROM_TRAINED.get(family)
+    if request.model:
+        default = tuned if tuned and is_trained(request.model) else TASK_RECIPES[family][0]
+        return request.model, request.recipe or default
+    recipe = request.recipe or tuned or TASK_RECIPES[family][0]
+    published = recipe in NEEDS_TRAINED_WEIGHTS
+    return f"{DEFAULT_MODEL}.in1k" if published else DEFAULT_MODEL, recipe
+
+
+@contextmanager
+def _or_fresh(model: str | None) -> Iterator[None]:
+    """If the default model's weights are missing, name the other way to train: random weights."""
+    try:
+        yield
+    except WeightsMissing as error:
+        if model is not None:
+            raise
+        raise WeightsMissing(f"{error}; or train from random weights with --model {DEFAULT_MODEL}") from None
 
 
 def _resumed(request: TrainRequest, out: Path) -> TrainPlan:

@@ -14,7 +14,15 @@ from ..errors import InputError
 from ..model.architecture import TIMM_PREFIX, Architecture
 from ..model.cost import cost
 from ..modelfile import ModelFile, digest_of
-from ..pretrained import PUBLISHED_TOP1, create_model, default_preprocess, load_model, onto_detector, transfer
+from ..pretrained import (
+    PUBLISHED_TOP1,
+    create_model,
+    default_preprocess,
+    load_model,
+    onto_detector,
+    transfer,
+    zero_head,
+)
 from ..tasks import kind_of, need_classifier
 from ..tasks.base import Task
 from .distill import Distill, LogitsCache, Teacher
@@ -82,6 +90,8 @@ def _classifier(task: str, model: str, source: Dataset | CocoDataset, recipe: Re
         distilled = recipe.teacher is not None and trained.architecture.config is not None
         architecture = replace(trained.architecture, num_classes=count, distilled=distilled)
         network = transfer(trained.model, architecture, fresh_head=trained.classes != source.classes)
+        if trained.classes != source.classes:
+            zero_head(network)
         size = recipe.image_size or trained.preprocess.image_size
         preprocess, provenance = replace(trained.preprocess, image_size=size), trained.provenance
     else:
