@@ -118,15 +118,13 @@ def test_only_the_thread_that_asked_is_quiet(capfd):
 
 def test_scikit_learn_can_copy_the_filters():
     """Its parallel functions read the pattern of each filter and add a copy."""
+    from sklearn.utils.parallel import Parallel, delayed
+
     with unwarned():
         pass
     before = list(warnings.filters)
     try:
-        for action, message, category, module, line in before:
-            pattern = "" if message is None else message.pattern
-            warnings.filterwarnings(
-                action, pattern, category, "" if module is None else module.pattern, line, append=True
-            )
+        assert Parallel(n_jobs=1)(delayed(abs)(number) for number in (-1, 2)) == [1, 2]
         with pytest.warns(UserWarning, match="heard"):
             warnings.warn("heard", UserWarning, stacklevel=1)
     finally:

@@ -53,7 +53,7 @@ class TimeLeft:
 
     @property
     def measured(self) -> bool:
-        """Whether there is a step to estimate from: any but the first, or in epochs of one step, one without compiling."""
+        """Whether a step was measured. The first one counts only if it is an epoch of its own and does not compile."""
         return self._count > 0 or (bool(self._ends) and not self._compiled)
 
     @property
