@@ -261,3 +261,21 @@ def test_a_hub_without_the_file_or_with_garbage_is_one_line(hub, tmp_path, name)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert name in done.stderr
+
+
+@pytest.mark.slow
+def test_training_fine_tunes_the_published_weights_or_names_two_ways_on(hub, folder, tmp_path):
+    command = ["train", str(folder), "--out", str(tmp_path / "run"), "--image-size", "32", "--epochs", "1"]
+    offline = run_shvit(command, tmp_path / "empty", "http://127.0.0.1:9")
+    assert offline.returncode == 2
+    [line] = offline.stderr.strip().splitlines()
+    assert re.search(r"copy it to \S+; or train from random weights with --model shvit_s1$", line)
+    assert not (tmp_path / "run").exists()
+    quick = ["--batch-size", "8", "--workers", "0", "--compile", "off"]
+    done = run_shvit([*command, *quick], tmp_path / "home", f"http://127.0.0.1:{hub.server_port}")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert (record["model"], record["recipe"]["name"]) == ("shvit_s1.in1k", "finetune")
+    # a model that the user named is not replaced
+    named = [*command, "--model", "shvit_s2.in1k"]
+    assert "random weights" not in run_shvit(named, tmp_path / "empty", f"http://127.0.0.1:{hub.server_port}").stderr

@@ -21,7 +21,7 @@ LABELLED = 6
 """Number of held-out digits whose labels are predicted. They are first written as image files."""
 NEXT_STEPS = """
 To use your own images, put them in one folder per class and run:
-  shvit train my_images --model shvit_s1 --out runs/mine
+  shvit train my_images --out runs/mine
   shvit eval runs/mine/best.safetensors my_images
   shvit predict runs/mine/best.safetensors new_image.jpg
   shvit export runs/mine/best.safetensors --format onnx --calibrate my_images"""
