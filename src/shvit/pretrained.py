@@ -281,7 +281,7 @@ def default_preprocess(model: Model, image_size: int | None = None) -> Preproces
     cfg = model.pretrained_cfg
     interpolation = cfg["interpolation"] if cfg["interpolation"] in INTERPOLATIONS else "bicubic"
     fits = {mode: fit for fit, mode in CROP_MODES.items()} if cfg["crop_pct"] == 1 else {}
-    fit = fits.get(cfg.get("crop_mode"), "crop")
+    fit = fits.get(cfg.get("crop_mode", "center"), "crop")
     return Preprocess(image_size or model.image_size, cfg["crop_pct"], interpolation, cfg["mean"], cfg["std"], fit)
 
 

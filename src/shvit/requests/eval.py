@@ -34,7 +34,8 @@ class EvalRequest:
     model's training, or all images if the model was trained on other data. auto and val exclude the model's training
     images, which are recognized by content."""
     fit: Annotated[Literal["crop", "letterbox", "stretch"] | None, Parameter(converter=with_current_fit)] = None
-    """How images fit the square input of a classifier; see shvit train. Default: the setting in the model file."""
+    """How images fit the square input of a classifier. crop: center crop. letterbox: the whole image in its aspect
+    ratio, padded. stretch: the whole image, resized to the square. Default: the setting in the model file."""
     out: Path | None = None
     """Folder for metrics.json, per_class.csv and, for classifiers, confusion.csv and confusion.png."""
     raw_cells: RawCells = False

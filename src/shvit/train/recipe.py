@@ -195,7 +195,8 @@ class Recipe:
         known.pop("effective_lr", None)
         if isinstance(frozen := known.get("frozen_norms"), bool):
             known["frozen_norms"] = "all" if frozen else "none"
-        known["fit"] = OLD_FITS.get(known.get("fit"), known.get("fit"))
+        if (old := known.get("fit")) in OLD_FITS:
+            known["fit"] = OLD_FITS[old]
         return cls(**known)
 
 
