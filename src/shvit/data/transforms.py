@@ -98,9 +98,8 @@ class Preprocess:
         Raises InputError for missing, unknown or impossible entries.
         """
         try:
-            fit = data.get("fit", cls.fit)
-            known = {"mean": tuple(data["mean"]), "std": tuple(data["std"]), "fit": OLD_FITS.get(fit, fit)}
-            return cls(**{**data, **known})
+            known = {"fit": cls.fit, **data, "mean": tuple(data["mean"]), "std": tuple(data["std"])}
+            return cls(**{**known, "fit": OLD_FITS.get(known["fit"], known["fit"])})
         except (TypeError, KeyError) as error:
             raise InputError(f"not a description of preprocessing: {error}") from None
 
