@@ -33,10 +33,11 @@ from typing import Any
 import torch
 from timm.data import auto_augment, create_dataset, create_loader
 
+from shvit.data.augmentation import TrainReader, posterize_to_black
 from shvit.data.loader import Loader
 from shvit.data.reduced import SIMPLEJPEG
 from shvit.data.sources import open_source
-from shvit.data.transforms import Normalize, Preprocess, TrainReader, posterize_to_black
+from shvit.data.transforms import Normalize, Preprocess
 from shvit.provenance import facts
 
 AUGMENTATIONS = {

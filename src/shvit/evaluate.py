@@ -11,7 +11,7 @@ from .data.dataset import Dataset
 from .data.loader import Loader, worker_death_as_failure
 from .engines import Runnable
 from .engines.base import Engine
-from .errors import InputError
+from .errors import InputError, notice
 from .files import check_folder, write_csv, write_json
 from .pretrained import load
 from .requests.eval import EvalRequest
@@ -46,11 +46,19 @@ class Report:
 
 
 def with_fit(model: Runnable, fit: str | None) -> Runnable:
-    """The model with this `Preprocess.fit`; unchanged for None. Raises InputError if the task forbids this fit."""
+    """The model with this `Preprocess.fit`; unchanged for None. If the model's own fit differs, a notice says so.
+
+    Raises InputError if the task forbids this fit.
+    """
     if fit is None:
         return model
     if fit not in (fits := kind_of(model.task).fits):
         raise InputError(f"for task {model.task}, fit must be {' or '.join(fits)}, got {fit}: change or remove --fit")
+    if fit != (own := model.preprocess.fit):
+        notice(
+            f"the model was made for fit {own}: with fit {fit}, it sees images unlike those it was trained on and may "
+            f"be less accurate (shvit train --fit {fit} trains for it)"
+        )
     return replace(model, preprocess=replace(model.preprocess, fit=fit))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from . import engines
 from .classnames import imagenet_classes
-from .data.transforms import INTERPOLATIONS, Preprocess
+from .data.transforms import CROP_MODES, INTERPOLATIONS, Preprocess
 from .engines import Exported, Runnable
 from .errors import InputError, counted, one_line
 from .model.architecture import TIMM_PREFIX, Architecture, Model, is_network, variant_config
@@ -302,7 +302,8 @@ def default_preprocess(model: Model, image_size: int | None = None) -> Preproces
         return Preprocess(image_size or model.image_size)
     cfg = model.pretrained_cfg
     interpolation = cfg["interpolation"] if cfg["interpolation"] in INTERPOLATIONS else "bicubic"
-    fit = "squash" if cfg.get("crop_mode") == "squash" and cfg["crop_pct"] == 1 else "crop"
+    fits = {mode: fit for fit, mode in CROP_MODES.items()} if cfg["crop_pct"] == 1 else {}
+    fit = fits.get(cfg.get("crop_mode", "center"), "crop")
     return Preprocess(image_size or model.image_size, cfg["crop_pct"], interpolation, cfg["mean"], cfg["std"], fit)
 
 

@@ -231,18 +231,19 @@ def test_whole_images_or_their_centre_are_judged_as_the_file_or_the_flag_says(ru
             pixels[:, :15] = pixels[:, 45:] = grey
             Image.fromarray(pixels).save(tmp_path / "data" / label / f"{number}.png")
     network = by_brightness()
-    crop, squash = tmp_path / "crop.safetensors", tmp_path / "squash.safetensors"
+    crop, stretch = tmp_path / "crop.safetensors", tmp_path / "stretch.safetensors"
     shvit.save(ModelFile(network, ("dark", "light"), Preprocess(32)), crop)
-    shvit.save(ModelFile(network, ("dark", "light"), Preprocess(32, fit="squash")), squash)
+    shvit.save(ModelFile(network, ("dark", "light"), Preprocess(32, fit="stretch")), stretch)
 
     def top1(model, *flags):
         code, text, _ = run("eval", model, tmp_path / "data", "--engine", "torch", "--json", "--workers", 0, *flags)
         assert code == 0
         return json.loads(text)["top1"], json.loads(text)["fit"]
 
-    assert top1(crop) == top1(squash, "--fit", "crop") == (0.5, "crop")
-    assert top1(squash) == top1(crop, "--fit", "squash") == (1.0, "squash")
-    _, text, _ = run("predict", squash, tmp_path / "data", "--engine", "torch", "--json", "--top-k", 1)
+    assert top1(crop) == top1(stretch, "--fit", "crop") == (0.5, "crop")
+    assert top1(stretch) == top1(crop, "--fit", "squash") == (1.0, "stretch")
+    assert top1(crop, "--fit", "letterbox") == (1.0, "letterbox")
+    _, text, _ = run("predict", stretch, tmp_path / "data", "--engine", "torch", "--json", "--top-k", 1)
     assert [row["labels"] for row in json.loads(text)["predictions"]] == [["dark"]] * 3 + [["light"]] * 3
 
 
@@ -251,7 +252,7 @@ def test_an_export_at_another_size_reads_images_as_the_model_does(run, tiny, tmp
         raise InputError(f"the preprocess is {model_file.preprocess}")
 
     monkeypatch.setattr("shvit.export.export.export_model", refuse)
-    for fit in ("crop", "squash"):
+    for fit in ("crop", "letterbox", "stretch"):
         shvit.save(replace(tiny, preprocess=Preprocess(32, fit=fit)), tmp_path / "m.safetensors")
         _, _, err = run("export", tmp_path / "m.safetensors", "--format", "onnx", "--image-size", 64)
         assert f"fit='{fit}'" in err

@@ -367,7 +367,8 @@ def test_a_lack_of_memory_is_a_bad_image(tmp_path):
         """
 import resource
 from shvit.data.decode import BadImage
-from shvit.data.transforms import EvalReader, Preprocess, TrainReader, fast_eval_decoder
+from shvit.data.augmentation import TrainReader
+from shvit.data.transforms import EvalReader, Preprocess, fast_eval_decoder
 size = Preprocess(32)
 readers = [EvalReader(size), fast_eval_decoder(size), TrainReader(32, crop_scale=(1, 1))]
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -23,7 +23,8 @@ import json
 from pathlib import Path
 from shvit.data.decode import BadImage
 from shvit.data.letterbox import read_whole
-from shvit.data.transforms import EvalReader, Preprocess, TrainReader, fast_eval_decoder
+from shvit.data.augmentation import TrainReader
+from shvit.data.transforms import EvalReader, Preprocess, fast_eval_decoder
 size, whole = Preprocess(224), Preprocess(256, fit="whole")
 readers = fast_eval_decoder(size), EvalReader(size), TrainReader(224), lambda path: read_whole(path, whole)
 def reason(read, path):

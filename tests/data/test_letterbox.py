@@ -186,7 +186,7 @@ def test_what_a_detector_cannot_take():
         check_fit(Preprocess(100, fit="whole"))
     with pytest.raises(InputError, match="fit must be 'whole' or 'shorter'"):
         check_fit(Preprocess(128))
-    with pytest.raises(InputError, match="fit must be one of crop, squash, whole, shorter, got 'wide'"):
+    with pytest.raises(InputError, match="fit must be one of crop, letterbox, stretch, whole, shorter, got 'wide'"):
         Preprocess(128, fit="wide")
 
 

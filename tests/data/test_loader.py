@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from conftest import picture
+from shvit.data.augmentation import TrainReader
 from shvit.data.loader import WINDOW, Loader, draw_some, probe, seeded, worker_death_as_failure
 from shvit.data.sources import open_source
-from shvit.data.transforms import EvalReader, Preprocess, TrainReader
+from shvit.data.transforms import EvalReader, Preprocess
 from shvit.errors import Failure, InputError
 
 TRANSFORM = TrainReader(32, color_jitter=0.4)

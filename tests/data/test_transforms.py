@@ -2,33 +2,27 @@
 
 import io
 import math
-import pickle
-import random
 
 import numpy as np
 import pytest
-import timm.data
 import torch
 from PIL import Image
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data import create_transform
 from torchvision.transforms.v2 import InterpolationMode, Resize
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 from conftest import memory_taken, picture
-from shvit.data.decode import BadImage, decode
-from shvit.data.loader import seeded
+from shvit.data.decode import BadImage
 from shvit.data.transforms import (
+    MARGIN,
     SHRINK_UNTIL,
     EvalReader,
     Normalize,
     Preprocess,
-    TrainReader,
-    draw_crop,
     fast_eval_decoder,
-    posterize_to_black,
+    letterboxed,
 )
-
-PAPER = "rand-m9-mstd0.5-inc1"
+from shvit.errors import InputError
 
 
 def difference(source, preprocess):
@@ -70,13 +64,17 @@ def test_long_images_are_cropped_first_and_keep_their_pixels(size, crop, interpo
 
 THIN = """
 import torch
+from shvit.data.augmentation import TrainReader
 from shvit.data.letterbox import read_whole
 from shvit.data.loader import seeded
-from shvit.data.transforms import EvalReader, Preprocess, TrainReader, fast_eval_decoder
-crop, squash, whole, shorter = (Preprocess(256, fit=fit) for fit in ("crop", "squash", "whole", "shorter"))
-readers = [*(EvalReader(one) for one in (crop, squash)), *map(fast_eval_decoder, (crop, squash))]
-readers += [TrainReader(256, rand_augment="rand-m9-mstd0.5-inc1"), lambda path: read_whole(path, whole)[0]]
-readers += [lambda path: read_whole(path, shorter)[0], fast_eval_decoder(Preprocess(256, 0.1))]
+from shvit.data.augmentation import TrainReader
+from shvit.data.transforms import EvalReader, Preprocess, fast_eval_decoder
+fits = "crop", "letterbox", "stretch"
+seen = [Preprocess(256, fit=fit) for fit in fits]
+readers = [*map(EvalReader, seen), *map(fast_eval_decoder, seen), fast_eval_decoder(Preprocess(256, 0.1))]
+readers += [TrainReader(256, rand_augment="rand-m9-mstd0.5-inc1", fit=fit) for fit in fits]
+whole, shorter = (Preprocess(256, fit=fit) for fit in ("whole", "shorter"))
+readers += [lambda path: read_whole(path, whole)[0], lambda path: read_whole(path, shorter)[0]]
 print([tuple(read(path).shape) for path in sys.argv[1:] for read in readers])
 """
 
@@ -87,14 +85,14 @@ def test_thin_images_take_bounded_memory(tmp_path):
         Image.new("L", size, 90).save(tmp_path / f"{number}.png")
     Image.new("RGB", (65_000, 1), (90, 90, 90)).save(tmp_path / "4.jpg")
     taken, printed = memory_taken(THIN, *sorted(tmp_path.iterdir()))
-    assert printed.count("(3, 256, 256)") == 4 * 7
+    assert printed.count("(3, 256, 256)") == 4 * 11
     assert taken < 250
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 200), (1000, 40), (37, 38), (500, 333)])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_squashed_images_are_whole_and_resized_to_the_square(size, interpolation):
-    preprocess = Preprocess(64, 0.875, interpolation, fit="squash")
+def test_stretched_images_are_whole_and_resized_to_the_square(size, interpolation):
+    preprocess = Preprocess(64, 0.875, interpolation, fit="stretch")
     image = picture(100, size=size)
     resize = Resize((64, 64), InterpolationMode(interpolation))
     expected = torch.from_numpy(np.array(resize(image))).permute(2, 0, 1)
@@ -105,9 +103,97 @@ def test_squashed_images_are_whole_and_resized_to_the_square(size, interpolation
         assert most <= 2
 
 
-def test_large_photographs_are_squashed_fast_to_nearly_the_same_pixels():
+def test_large_photographs_are_stretched_fast_to_nearly_the_same_pixels():
     smooth = picture(110, size=(9, 12)).resize((1600, 900), Image.Resampling.BICUBIC)
-    assert difference(jpeg(smooth), Preprocess(64, fit="squash"))[0] < 1
+    assert difference(jpeg(smooth), Preprocess(64, fit="stretch"))[0] < 1
+
+
+def boxed(image, side, height, width, method):
+    """The image resized to this size in the middle of a square, by Pillow alone."""
+    square = Image.new("RGB", (side, side), MARGIN)
+    square.paste(image.resize((width, height), method), ((side - width) // 2, (side - height) // 2))
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized"),
+    [
+        ((64, 64), (64, 64)),
+        ((65, 200), (21, 64)),
+        ((200, 65), (64, 21)),
+        ((1000, 40), (64, 3)),
+        ((37, 38), (62, 64)),
+        ((3, 128), (2, 64)),  # 1.5 and 2.5 are rounded to the even 2
+        ((5, 128), (2, 64)),
+        ((12, 5), (64, 27)),
+        ((1, 200), (1, 64)),
+        ((200, 1), (64, 1)),
+        ((1, 1), (64, 64)),
+        ((500, 333), (64, 43)),
+    ],
+)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_letterboxed_images_are_whole_and_padded_evenly(size, resized, interpolation):
+    """`crop` has no effect. An odd margin has its additional pixel at the bottom or at the right."""
+    preprocess, image = Preprocess(64, 0.875, interpolation, fit="letterbox"), picture(100, size=size)
+    expected = boxed(image, 64, *resized, Image.Resampling[interpolation.upper()])
+    assert torch.equal(EvalReader(preprocess)(image), expected)
+    for source in (image, jpeg(image)):
+        mean, most = difference(source, preprocess)
+        assert mean < 0.3
+        assert most <= 2
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "lanczos"])
+def test_every_interpolation_is_letterboxed(interpolation):
+    image, preprocess = picture(100, size=(90, 60)), Preprocess(33, 0.5, interpolation, fit="letterbox")
+    expected = boxed(image, 33, 33, 22, Image.Resampling[interpolation.upper()])
+    for read in (EvalReader(preprocess), fast_eval_decoder(preprocess)):
+        assert torch.equal(read(image), expected)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 200), (200, 65), (37, 38), (90, 61)])
+def test_letterboxed_pixels_are_those_of_timms_border_mode(size):
+    image, preprocess = picture(100, size=size), Preprocess(64, fit="letterbox")
+    timms = create_transform(64, interpolation="bicubic", crop_pct=1.0, crop_mode="border", use_prefetcher=True)
+    assert torch.equal(EvalReader(preprocess)(image), timms(image))
+
+
+def test_letterboxed_sides_never_exceed_the_square_or_vanish():
+    random = np.random.default_rng(0)
+    for height, width, side in random.integers(1, [1500, 1500, 600], (5000, 3)).tolist():
+        new = letterboxed(height, width, side)
+        assert max(new) == side
+        exact = side * min(height, width) / max(height, width)
+        assert min(new) >= 1
+        assert abs(min(new) - exact) <= 0.5 or min(new) == 1 > exact
+
+
+@pytest.mark.parametrize("fit", ["letterbox", "stretch"])
+def test_whole_images_show_both_ends(fit):
+    """A red and a blue end, a tenth of a long image each, in the readers that ignore and that use reduced JPEGs."""
+    image = Image.new("RGB", (2000, 250), "gray")
+    image.paste("red", (0, 0, 200, 250))
+    image.paste("blue", (1800, 0, 2000, 250))
+    for source in (image, jpeg(image), jpeg(image.transpose(Image.Transpose.ROTATE_90))):
+        for read in (EvalReader(Preprocess(64, fit=fit)), fast_eval_decoder(Preprocess(64, fit=fit))):
+            red, _, blue = read(source).float()
+            assert (red - blue).amax() > 200 < (blue - red).amax()
+
+
+def test_large_photographs_are_letterboxed_fast_to_nearly_the_same_pixels():
+    smooth = picture(110, size=(9, 12)).resize((1603, 902), Image.Resampling.BICUBIC)
+    assert difference(jpeg(smooth), Preprocess(64, fit="letterbox"))[0] < 1
+
+
+def test_fits_are_read_under_their_old_names():
+    old = Preprocess(64, fit="stretch").to_dict() | {"fit": "squash"}
+    assert Preprocess.from_dict(old) == Preprocess(64, fit="stretch")
+    del old["fit"]
+    assert Preprocess.from_dict(old) == Preprocess(64)
+    for wrong in ("squish", None, []):
+        with pytest.raises(InputError):
+            Preprocess.from_dict(old | {"fit": wrong})
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "lanczos"])
@@ -139,163 +225,6 @@ def test_large_photographs_decoded_at_a_part_of_their_size(photos, orientation, 
 def test_bad_images():
     with pytest.raises(BadImage, match="no such file"):
         fast_eval_decoder(Preprocess())("nowhere.jpg")
-
-
-def timms_training(reader):
-    return timm.data.create_transform(
-        reader.image_size,
-        is_training=True,
-        scale=reader.crop_scale,
-        hflip=reader.flip,
-        color_jitter=reader.color_jitter,
-        auto_augment=reader.rand_augment,
-        interpolation=reader.interpolation,
-        use_prefetcher=True,
-    )
-
-
-def training_difference(source, reader, seed):
-    """Mean and greatest, in levels of 255, with the same random choices."""
-    with seeded(seed):
-        fast = reader(source)
-    with seeded(seed):
-        exact = timms_training(reader)(decode(source))
-    assert fast.shape == exact.shape == (3, reader.image_size, reader.image_size)
-    assert fast.dtype == torch.uint8
-    levels = (fast.int() - exact.int()).abs().float()
-    return float(levels.mean()), float(levels.max())
-
-
-@pytest.mark.parametrize("size", [(64, 64), (8, 8), (90, 61), (1000, 40), (37, 300)])
-@pytest.mark.parametrize("form", ["file", "array", "image"])
-def test_training_pixels_are_those_of_timms_transform(size, form):
-    image = picture(110, size=size)
-    source = {"file": jpeg(image), "array": np.asarray(image), "image": image}[form]
-    for seed in range(6):
-        mean, most = training_difference(source, TrainReader(64), seed)
-        assert mean < 0.3
-        assert most <= 2
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_crops_and_randaugment_resample_as_asked(interpolation):
-    reader = TrainReader(64, interpolation=interpolation, rand_augment=PAPER)
-    crop, _, augment = timms_training(reader).transforms[:3]
-    assert crop.interpolation.value == interpolation
-    assert [change.hparams for change in reader.changes[0].ops] == [change.hparams for change in augment.ops]
-    assert {change.kwargs["resample"] for change in reader.changes[0].ops} == {Image.Resampling[interpolation.upper()]}
-    image = picture(110, size=(90, 61))
-    for seed in range(6):
-        mean, most = training_difference(image, TrainReader(64, interpolation=interpolation), seed)
-        assert mean < 0.3
-        assert most <= 2
-
-
-def test_grey_arrays_are_read_for_training():
-    digit = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
-    mean, most = training_difference(digit, TrainReader(32, crop_scale=(0.35, 1.0)), 1)
-    assert mean < 0.3
-    assert most <= 2
-
-
-@pytest.mark.parametrize("reader", [TrainReader(64, flip=0.0), TrainReader(64, flip=1.0)], ids=["never", "always"])
-def test_mirroring_is_as_often_as_asked(reader):
-    ramp = np.linspace(0, 255, 100, dtype=np.uint8)[None].repeat(80, 0)
-    for seed in range(5):
-        with seeded(seed):
-            tensor = reader(ramp).float()
-        assert (tensor[..., 0].mean() > tensor[..., -1].mean()) == (reader.flip == 1.0)
-
-
-@pytest.mark.parametrize("reader", [TrainReader(48, rand_augment=PAPER), TrainReader(48, color_jitter=0.4)])
-def test_training_changes_are_timms(reader):
-    """Not so pixel by pixel: equalize and the like make much of one level."""
-    image = Image.fromarray(np.asarray(picture(110, size=(7, 9)).resize((120, 90), Image.Resampling.BICUBIC)))
-    means = [training_difference(image, reader, seed)[0] for seed in range(24)]
-    assert sorted(means)[20] < 1
-    assert max(means) < 4
-    unchanged = TrainReader(48)
-    with seeded(3):
-        one = reader(image)
-    with seeded(3):
-        assert not torch.equal(one, unchanged(image))
-
-
-def test_posterizing_to_no_bits_is_black():
-    assert np.asarray(posterize_to_black(picture(110), 0)).max() == 0
-    assert np.asarray(posterize_to_black(picture(110), 8)).max() > 0
-    assert posterize_to_black in {change.aug_fn for change in TrainReader(32, rand_augment=PAPER).changes[0].ops}
-
-
-@pytest.mark.parametrize("size", [(375, 500), (160, 160), (40, 400)])
-@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.35, 1.0)])
-def test_crops_are_drawn_as_timm_draws_them(size, scale):
-    timms = RandomResizedCropAndInterpolation(64, scale)
-    image = Image.new("L", size[::-1])
-    random.seed(1)
-    expected = [timms.get_params(image, timms.scale, timms.ratio) for _ in range(200)]
-    random.seed(1)
-    boxes = [draw_crop(*size, scale) for _ in range(200)]
-    assert boxes == expected
-    shares = [box.height * box.width / (size[0] * size[1]) for box in boxes]
-    if max(size) < 2 * min(size):
-        assert min(shares) > scale[0] - 0.01
-        assert abs(np.mean(shares) - np.mean(scale)) < 0.1
-        assert 0.74 < min(box.width / box.height for box in boxes) < 0.85
-        assert 1.2 < max(box.width / box.height for box in boxes) < 1.35
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 50), (50, 1)])
-def test_crops_of_the_tiniest_images_have_pixels(size):
-    for seed in range(30):
-        random.seed(seed)
-        box = draw_crop(*size, (0.08, 1.0))
-        assert 0 <= box.top < box.top + box.height <= size[0]
-        assert 0 <= box.left < box.left + box.width <= size[1]
-        assert TrainReader(32)(np.full(size, 9, np.uint8)).unique().tolist() == [9]
-
-
-@pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_training_images_decoded_at_a_part_of_their_size(orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    smooth = picture(110, size=(9, 12)).resize((1200, 900), Image.Resampling.BICUBIC)
-    smooth.paste((250, 10, 10), (0, 0, 600, 450))
-    data = jpeg(smooth, quality=92, exif=exif)
-    for seed in range(8):
-        mean, _ = training_difference(data, TrainReader(48), seed)
-        assert mean < 2  # edges that lie between the smaller image's pixels; it would be 40 and more the wrong way up
-
-
-def test_training_decodes_no_smaller_than_its_result():
-    """A part of 127 pixels at half its size would have one pixel less than the result."""
-    noise = jpeg(picture(128, size=(127, 127)), quality=100, subsampling=0)
-    with seeded(0):
-        exact = TrainReader(64, crop_scale=(1.0, 1.0))(noise)
-    with seeded(0):
-        assert torch.equal(TrainReader(64, crop_scale=(1.0, 1.0))(np.asarray(decode(noise))), exact)
-
-
-@pytest.mark.parametrize("data", [b"", b"hello", jpeg(picture(110, size=(64, 64)))[:900]], ids=["empty", "text", "cut"])
-def test_bad_training_images(data):
-    with pytest.raises(BadImage) as reason:
-        TrainReader(32)(data)
-    with pytest.raises(BadImage) as expected:
-        decode(data)
-    assert str(reason.value) == str(expected.value)
-
-
-def test_training_images_beyond_the_limit():
-    with pytest.raises(BadImage, match="64x64 is more than the limit of 100 pixels"):
-        TrainReader(32, max_pixels=100)(jpeg(picture(110, size=(64, 64))))
-
-
-def test_readers_go_to_workers_as_they_are():
-    reader = TrainReader(32, rand_augment=PAPER)
-    with seeded(4):
-        expected = reader(picture(110))
-    with seeded(4):
-        assert torch.equal(pickle.loads(pickle.dumps(reader))(picture(110)), expected)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

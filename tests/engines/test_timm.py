@@ -5,13 +5,13 @@ import json
 import pytest
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import create_transform, resolve_model_data_config
 
 import shvit
-from conftest import plain_outputs, random_images, tiny_architecture, trained_looking
+from conftest import picture, plain_outputs, random_images, tiny_architecture, trained_looking
 from shvit import engines
 from shvit.cli.main import app
-from shvit.data.transforms import Preprocess
+from shvit.data.transforms import EvalReader, Preprocess
 from shvit.engines.base import ExportJob, Shapes
 from shvit.engines.exported import EngineError
 from shvit.export.export import export_model
@@ -55,8 +55,11 @@ def test_timm_computes_the_same(distilled, tmp_path):
 
 
 def test_names_of_timm_and_of_the_variants(tmp_path):
-    for name, base in (("timm/mobilenetv3_small_050", "mobilenetv3_small_050"), ("shvit_s1", "shvit_s1")):
-        model_file = ModelFile(trained_looking(Architecture(name, 2).build()), ("a", "b"), Preprocess(64, fit="squash"))
+    for name, base, fit, mode in (
+        ("timm/mobilenetv3_small_050", "mobilenetv3_small_050", "letterbox", "border"),
+        ("shvit_s1", "shvit_s1", "stretch", "squash"),
+    ):
+        model_file = ModelFile(trained_looking(Architecture(name, 2).build()), ("a", "b"), Preprocess(64, fit=fit))
         engines.FORMATS["timm"].export(ExportJob(model_file, tmp_path / base, "fp32"))
         config = json.loads((tmp_path / base / "config.json").read_text())
         assert (config["architecture"], config["model_args"]) == (base, {})
@@ -64,7 +67,10 @@ def test_names_of_timm_and_of_the_variants(tmp_path):
         network, logits = by_timm(tmp_path / base, model_file, images)
         torch.testing.assert_close(logits, plain_outputs(model_file, images), rtol=1e-5, atol=1e-5)
         data = resolve_model_data_config(network)
-        assert (data["crop_mode"], data["crop_pct"]) == ("squash", 1.0)
+        assert (data["crop_mode"], data["crop_pct"]) == (mode, 1.0)
+        image = picture(100, size=(40, 90))
+        as_timm = create_transform(**data, use_prefetcher=True)(image)
+        assert torch.equal(torch.as_tensor(as_timm), EvalReader(model_file.preprocess)(image))
 
 
 def test_what_timm_cannot_build_is_refused(tiny, tmp_path):

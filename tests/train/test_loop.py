@@ -141,17 +141,16 @@ def test_stopped_and_resumed_equals_uninterrupted(folder, start, tmp_path, monke
 @pytest.mark.parametrize(
     ("recipe", "chosen", "fit"),
     [
-        ("highres", None, "squash"),
+        ("highres", None, "stretch"),
         ("highres", "crop", "crop"),
         ("finetune", None, "crop"),
-        ("finetune", "squash", "squash"),
+        ("finetune", "stretch", "stretch"),
+        ("scratch", "letterbox", "letterbox"),
     ],
 )
-def test_the_model_file_records_how_images_are_resized_for_evaluation(
-    folder, start, tmp_path, monkeypatch, recipe, chosen, fit
-):
+def test_the_model_file_records_how_images_fit(folder, start, tmp_path, monkeypatch, recipe, chosen, fit):
     monkeypatch.setattr(loop.Trainer, "train_step", lambda *_: None)
-    settings = {"epochs": 1, "batch_size": 8, "image_size": 32, "eval_fit": chosen}
+    settings = {"epochs": 1, "batch_size": 8, "image_size": 32, "fit": chosen}
     train(
         TrainRequest(
             folder, out=tmp_path / "run", model=start, recipe=recipe, device="cpu", workers=0, settings=settings
@@ -166,7 +165,7 @@ def test_the_model_file_records_how_images_are_resized_for_evaluation(
             model=str(trained),
             device="cpu",
             workers=0,
-            settings=settings | {"eval_fit": None},
+            settings=settings | {"fit": None},
         )
     )
     assert shvit.load(tmp_path / "more" / "best.safetensors").preprocess.fit == fit

@@ -8,7 +8,8 @@ import pytest
 
 from conftest import tiny_architecture
 from shvit.cli.main import app
-from shvit.data.transforms import Preprocess, TrainReader
+from shvit.data.augmentation import TrainReader
+from shvit.data.transforms import Preprocess
 from shvit.modelfile import ModelFile, save
 from shvit.requests.train import TrainRequest
 from shvit.train.bad_images import TrainError

@@ -58,7 +58,8 @@ def _show_model(console: Console, facts: dict[str, Any]) -> None:
         runs = f"{file['engine']} {file['precision']} · " if "engine" in file else ""
         classes = file["classes"]
         shown = "; ".join(classes[:3]) + ("; …" if len(classes) > 3 else "")
-        say(console, f"{runs}task: {file['task']} · {counted(len(classes), 'class', 'classes')}: {shown}")
+        about = f"{runs}task: {file['task']} · fit: {file['preprocess']['fit']}"
+        say(console, f"{about} · {counted(len(classes), 'class', 'classes')}: {shown}")
         say(console, " · ".join([*_origin(file), "--json prints the rest"]))
 
 

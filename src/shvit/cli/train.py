@@ -13,6 +13,7 @@ from rich.console import Console
 from ..console import BESIDE, METRICS, say, show_table
 from ..errors import InputError, counted, notice
 from ..redact import redacted
+from ..requests import with_current_fit
 from ..requests.train import TrainRequest
 from ..train.recipe import OLD_NAMES, Recipe
 from .app import INTERRUPTED, NONE_TYPED, RESUME_ME, Flags, Json, console_for, finish
@@ -28,7 +29,8 @@ def _flags() -> list[tuple[str, Any, None]]:
     flags |= {old: flags[name] for old, name in OLD_NAMES.items() if name in flags}
 
     def shown(flag: str, entry: Field[Any]) -> Parameter:
-        return Parameter(help=entry.metadata["help"], show=flag == entry.name, show_default=False)
+        converter = with_current_fit if entry.name == "fit" else None
+        return Parameter(converter=converter, help=entry.metadata["help"], show=flag == entry.name, show_default=False)
 
     return [(flag, Annotated[entry.type | None, shown(flag, entry)], None) for flag, entry in flags.items()]  # pyright: ignore
 

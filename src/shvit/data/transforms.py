@@ -1,31 +1,30 @@
-"""Transforms from an image to a uint8 tensor for the network: timm's transforms, and faster equivalents."""
+"""Transforms from an image to a uint8 tensor for the network: timm's for evaluation, and faster equivalents."""
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-from timm.data.auto_augment import posterize
-from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import Compose
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ..errors import InputError
+from ..requests import OLD_FITS
 from .decode import ImageInput, decode
 from .image_file import MAX_PIXELS, within_memory
-from .opencv import FASTER
-from .reduced import OpenedImage, Pixels, open_small
+from .reduced import Pixels, open_small
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
-FITS = ("crop", "squash", "whole", "shorter")
+FITS = ("crop", "letterbox", "stretch", "whole", "shorter")
+CROP_MODES = {"crop": "center", "letterbox": "border", "stretch": "squash"}
+"""timm's names for how images fit, as `crop_mode` in a network's `pretrained_cfg`."""
 MAX_IMAGE_SIZE, MIN_CROP, MIN_STD = 8192, 0.1, 1e-6
 """Limits for values in model files, because a file may be damaged. Sensible values are far from these limits."""
 COARSEST = 64
@@ -64,9 +63,10 @@ class Preprocess:
     """Mean of each channel, for values from 0 to 1."""
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     fit: str = "crop"
-    """For classifiers: `crop` takes the center square; `squash` resizes the whole image to the square, ignoring `crop`
-    and the aspect ratio. For detectors, which see whole images: `whole` makes the longer side `image_size`; `shorter`
-    makes the shorter side `image_size`, or less if the longer side would exceed 5/3 of `image_size`."""
+    """For classifiers: `crop` takes the center square. The other two see whole images and ignore the field `crop`:
+    `letterbox` makes the longer side `image_size` and pads the shorter side evenly; `stretch` makes both sides
+    `image_size`. For detectors, which see whole images: `whole` makes the longer side `image_size`; `shorter` makes
+    the shorter side `image_size`, or less if the longer side would exceed 5/3 of `image_size`."""
 
     def __post_init__(self) -> None:
         if type(self.image_size) is not int or not 32 <= self.image_size <= MAX_IMAGE_SIZE:
@@ -93,9 +93,13 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Preprocess":
-        """Inverse of `to_dict`. Raises InputError for missing, unknown or impossible entries."""
+        """Inverse of `to_dict`. Also accepts `OLD_FITS`.
+
+        Raises InputError for missing, unknown or impossible entries.
+        """
         try:
-            return cls(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+            known = {"fit": cls.fit, **data, "mean": tuple(data["mean"]), "std": tuple(data["std"])}
+            return cls(**{**known, "fit": OLD_FITS.get(known["fit"], known["fit"])})
         except (TypeError, KeyError) as error:
             raise InputError(f"not a description of preprocessing: {error}") from None
 
@@ -112,6 +116,14 @@ def on_canvas(
     canvas = torch.tensor(MARGIN, dtype=torch.uint8).repeat(height, width, 1).permute(2, 0, 1)
     canvas[:, top : top + image.shape[1], left : left + image.shape[2]] = image
     return canvas
+
+
+def _padded(image: UInt8[Tensor, "3 h w"], side: int) -> UInt8[Tensor, "3 side side"]:
+    """Pad an image evenly to a square. If this is not possible, the bottom or right margin is one pixel wider."""
+    height, width = image.shape[1:]
+    if height == width == side:
+        return image
+    return on_canvas(image, side, side, (side - height) // 2, (side - width) // 2)
 
 
 class Normalize(nn.Module):
@@ -145,8 +157,11 @@ def per_channel(values: tuple[float, ...]) -> Float[Tensor, "1 c 1 1"]:
 class EvalReader:
     """timm's evaluation transform, with antialiasing.
 
-    Resizes the shorter side to `image_size / crop` and takes the center square; with fit `squash`, resizes both sides
-    to `image_size`. For a very long image, only the center square is resized, with the same result.
+    With fit `crop`, resizes the shorter side to `image_size / crop` and takes the center square. With fit `letterbox`,
+    resizes the longer side to `image_size` and pads the image to a square (timm's crop_mode `border`). With fit
+    `stretch`, resizes both sides to `image_size` (timm's `squash`).
+
+    If a very long image is cropped, only the center square is resized, with the same result.
     """
 
     preprocess: Preprocess
@@ -154,12 +169,10 @@ class EvalReader:
 
     @cached_property
     def _timms(self) -> Any:
-        squash = self.preprocess.fit == "squash"
         to_pixels: Any = create_transform(
             self.preprocess.image_size,
             interpolation=self.preprocess.interpolation,
-            crop_pct=1.0 if squash else self.preprocess.crop,
-            crop_mode="squash" if squash else "center",
+            crop_pct=self.preprocess.crop,
             use_prefetcher=True,
         )
         return Compose([to_pixels, torch.as_tensor])
@@ -168,21 +181,35 @@ class EvalReader:
         """Read an image. Raises BadImage as `decode` does."""
         image = decode(source, self.max_pixels)
         height, width = resized_sides(image.height, image.width, self.preprocess)
+        side, method = self.preprocess.image_size, _method(self.preprocess)
         with within_memory():
-            if max(height, width) > THIN * self.preprocess.image_size:
+            if max(height, width) > THIN * side:
                 return _center(image.crop, (image.height, image.width), image.height, image.width, self.preprocess)
             if image.height > TALL * height:
-                image = image.resize((image.width, height), _method(self.preprocess))
-            return self._timms(image)
+                image = image.resize((image.width, height), method)
+            if self.preprocess.fit == "crop":
+                return self._timms(image)
+            return _padded(pil_to_tensor(image.resize((width, height), method)), side)
 
 
 def resized_sides(height: float, width: float, preprocess: Preprocess) -> tuple[int, int]:
-    """Height and width after resizing, before cropping, rounded as timm and torchvision do."""
+    """Height and width after resizing, before cropping or padding, rounded as timm and torchvision do."""
     side = preprocess.image_size
-    if preprocess.fit == "squash":
+    if preprocess.fit == "stretch":
         return side, side
+    if preprocess.fit == "letterbox":
+        return letterboxed(height, width, side)
     shorter = math.floor(side / preprocess.crop)
     return int(shorter * height / min(height, width)), int(shorter * width / min(height, width))
+
+
+def letterboxed(height: float, width: float, side: int) -> tuple[int, int]:
+    """Height and width of an image whose longer side is resized to `side`.
+
+    The shorter side is rounded to the nearest number of pixels (a half to the nearest even number), and at least one.
+    """
+    longer = max(height, width)
+    return max(1, round(side * height / longer)), max(1, round(side * width / longer))
 
 
 def _center(
@@ -224,23 +251,26 @@ def fast_eval_decoder(preprocess: Preprocess) -> Reader:
     """
     if preprocess.interpolation not in ("bicubic", "bilinear"):
         return EvalReader(preprocess)
-    side = preprocess.image_size
-    squash = preprocess.fit == "squash"
-    resize = partial(interpolate, mode=preprocess.interpolation, antialias=True)
 
     def to_pixels(source: ImageInput) -> UInt8[Tensor, "3 h w"]:
         image = open_small(source)
-        shorter = min(resized_sides(image.height, image.width, preprocess))
+        size = resized_sides(image.height, image.width, preprocess)
         with image.in_turn():
-            pixels = image.decode(min(image.height, image.width) / (SHRINK_UNTIL * shorter))
-            if not squash:
+            pixels = image.decode(min(image.height, image.width) / (SHRINK_UNTIL * min(size)))
+            if preprocess.fit == "crop":
                 return _resize_crop(pixels, preprocess)
-            values = channels_first(pixels)
-            if pixels.height > TALL * side:
-                values = resize(values, (side, values.shape[3]))
-            return resize(values, (side, side))[0]
+            return _padded(resized(channels_first(pixels), size, preprocess.interpolation), preprocess.image_size)
 
     return to_pixels
+
+
+def resized(image: UInt8[Tensor, "1 3 h w"], size: tuple[int, int], interpolation: str) -> UInt8[Tensor, "3 h2 w2"]:
+    """Resize with antialiasing. torch resizes horizontally first, but a tall image that becomes wider is shortened
+    before, to save memory."""
+    resize = partial(interpolate, mode=interpolation, antialias=True)
+    if image.shape[2] > TALL * size[0] and image.shape[3] < size[1]:
+        image = resize(image, (size[0], image.shape[3]))
+    return resize(image, size)[0]
 
 
 def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"]:
@@ -263,100 +293,3 @@ def _resize_crop(image: Pixels, preprocess: Preprocess) -> UInt8[Tensor, "3 h w"
 def channels_first(image: Pixels) -> UInt8[Tensor, "1 3 h w"]:
     """A view of the pixels as a batch of one image in channels_last."""
     return torch.from_numpy(image.values)[None].permute(0, 3, 1, 2)  # NumPy's [None] gives slower strides
-
-
-@dataclass(frozen=True)
-class TrainReader:
-    """timm's training transform: resize a random crop, flip it at random, and apply color jitter or RandAugment.
-
-    With the same seeds, it makes the same random choices as timm, and pixels differ only by rounding. If the crop is at
-    least twice as large as the result, a JPEG is decoded at a reduced size, and the edges of the crop are rounded to
-    pixels of the reduced image. The tensor is in channels_last.
-
-    The random choices use the global generators: call the reader within `loader.seeded`.
-    """
-
-    image_size: int
-    """Side of the square result, in pixels."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Minimum and maximum area of the crop, as a share of the image's area."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    color_jitter: float = 0.0
-    """Strength of color jitter; used only without RandAugment, as in DeiT."""
-    rand_augment: str | None = None
-    """timm's description of RandAugment, such as `rand-m9-mstd0.5-inc1`; None to disable RandAugment."""
-    max_pixels: int = MAX_PIXELS
-    interpolation: str = "random"
-    """For the crop and RandAugment: `bilinear`, `bicubic`, or `random`, which chooses one of them for each image."""
-
-    @cached_property
-    def changes(self) -> list[Callable[[Image.Image], Image.Image]]:
-        """timm's augmentations, applied to the resized crop."""
-        if not self.color_jitter and not self.rand_augment:
-            return []
-        _, changes, _ = create_transform(  # pyright: ignore[reportGeneralTypeIssues]: three, as they are separate
-            self.image_size,
-            is_training=True,
-            color_jitter=self.color_jitter,
-            auto_augment=self.rand_augment,
-            interpolation=self.interpolation,
-            use_prefetcher=True,
-            separate=True,
-        )
-        for operation in getattr(changes.transforms[0], "ops", []):  # only RandAugment has these
-            operation.aug_fn = SAME.get(operation.aug_fn, operation.aug_fn)
-        return changes.transforms
-
-    def __call__(self, source: ImageInput) -> UInt8[Tensor, "3 h w"]:
-        """Read an image. Raises BadImage as `decode` does."""
-        image = open_small(source, self.max_pixels)
-        box = draw_crop(image.height, image.width, self.crop_scale)
-        random_one = self.interpolation == "random"
-        interpolation = random.choice(("bilinear", "bicubic")) if random_one else self.interpolation
-        with image.in_turn():
-            part = _cropped(image, box, min(box.height, box.width) / self.image_size)
-            tensor = interpolate(part, (self.image_size, self.image_size), mode=interpolation, antialias=True)[0]
-            del part
-        if self.flip and torch.rand(()) < self.flip:
-            tensor = tensor.flip(2)
-        if not self.changes:
-            return tensor
-        changed = Image.fromarray(tensor.permute(1, 2, 0).numpy())
-        for change in self.changes:
-            changed = change(changed)
-        return pil_to_tensor(changed)
-
-
-def posterize_to_black(image: Image.Image, bits: int, **options: Any) -> Image.Image:
-    """timm's posterize, but 0 bits give a black image. timm sometimes requests 0 bits, and Pillow 13 refuses them."""
-    return posterize(image, bits, **options) if bits else Image.new("RGB", image.size)
-
-
-SAME = {**FASTER, posterize: posterize_to_black}
-"""timm's operations that are replaced, and their replacements."""
-
-
-class Box(NamedTuple):
-    """A rectangle in an image, in whole pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def draw_crop(height: int, width: int, scale: tuple[float, float]) -> Box:
-    """Draw a random crop as timm does, with at least one row and one column."""
-    image: Any = torch.empty(height, width, device="meta")
-    top, left, *sides = RandomResizedCropAndInterpolation.get_params(image, scale, (3 / 4, 4 / 3))
-    return Box(min(top, height - 1), min(left, width - 1), *(max(1, side) for side in sides))
-
-
-def _cropped(image: OpenedImage, box: Box, at_most: float) -> UInt8[Tensor, "1 3 h w"]:
-    """Decode an image, reduced by a factor of at most `at_most`, and return a view of the crop."""
-    pixels = image.decode(at_most, box.top + box.height)
-    down, across = pixels.height / image.height, pixels.width / image.width
-    rows = slice(round(down * box.top), round(down * (box.top + box.height)))
-    columns = slice(round(across * box.left), round(across * (box.left + box.width)))
-    return channels_first(pixels)[..., rows, columns]

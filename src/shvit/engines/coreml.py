@@ -155,11 +155,13 @@ def _input_description(preprocess: Preprocess) -> str:
     side, resized = preprocess.image_size, math.floor(preprocess.image_size / preprocess.crop)
     if preprocess.fit == "whole":
         return f"A whole image whose longer side was resized to {side} pixels, in the upper left corner of a square"
-    if preprocess.fit == "squash":
-        return f"A whole image, resized to {side} x {side} pixels ({preprocess.interpolation}, with antialiasing)"
+    method = f"{preprocess.interpolation}, with antialiasing"
+    if preprocess.fit == "stretch":
+        return f"A whole image, resized to {side} x {side} pixels ({method})"
+    if preprocess.fit == "letterbox":
+        return f"A whole image whose longer side was resized to {side} pixels ({method}), in the center of a square"
     return (
-        f"The central {side} x {side} pixels of an image whose shorter side was resized to {resized} pixels "
-        f"({preprocess.interpolation}, with antialiasing)"
+        f"The central {side} x {side} pixels of an image whose shorter side was resized to {resized} pixels ({method})"
     )
 
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data.transforms import Normalize
+from ..data.transforms import CROP_MODES, Normalize
 from ..files import write_json
 from ..header import parsed
 from ..model.architecture import TIMM_PREFIX, Architecture
@@ -144,13 +144,13 @@ def _pretrained_cfg(name: str, model_file: ModelFile) -> dict[str, Any]:
 
     preprocess, published = model_file.preprocess, timm.get_pretrained_cfg(name)
     record = {} if published is None else published.to_dict()
-    side, squash = preprocess.image_size, preprocess.fit == "squash"
+    side, fit = preprocess.image_size, preprocess.fit
     return {
         **{key: value for key, value in record.items() if key not in SOURCES},
         "num_classes": model_file.architecture.num_classes,
         "input_size": [model_file.architecture.in_channels, side, side],
-        "crop_pct": 1.0 if squash else preprocess.crop,
-        "crop_mode": "squash" if squash else "center",
+        "crop_pct": preprocess.crop if fit == "crop" else 1.0,
+        "crop_mode": CROP_MODES[fit],
         "interpolation": preprocess.interpolation,
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),

@@ -1,8 +1,11 @@
 """The options of the verbs, as frozen dataclasses. Field docstrings are the flags' help. Imports no torch."""
 
-from typing import Annotated, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token, convert
+
+from ..errors import notice
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True)]
@@ -19,4 +22,13 @@ RawCells = Annotated[
         help="Do not escape CSV cells. By default, cells that spreadsheets run as formulas get a leading apostrophe."
     ),
 ]
+OLD_FITS = {"squash": "stretch"}
+"""Former values of fit, in flags and in files, with the current values."""
 Workers = Annotated[int, Parameter(help="Worker processes that decode images. 0: decode in the main process.")]
+
+
+def with_current_fit(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert the value of `--fit`, also from an old name. Cyclopts calls this."""
+    for old in (token.value for token in tokens if token.value in OLD_FITS):
+        notice(f"fit {old} has been renamed to {OLD_FITS[old]}; the old name will be removed in the next release")
+    return convert(kind, [token.evolve(value=OLD_FITS.get(token.value, token.value)) for token in tokens])

@@ -2,11 +2,11 @@
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from . import Device, EngineName, ModelName, RawCells, Workers
+from . import Device, EngineName, ModelName, RawCells, Workers, with_current_fit
 
 
 @Parameter(name="*")
@@ -33,9 +33,9 @@ class EvalRequest:
     """Which images to evaluate. auto: the validation images. Without splits, auto means the images held out in the
     model's training, or all images if the model was trained on other data. auto and val exclude the model's training
     images, which are recognized by content."""
-    fit: Literal["crop", "squash"] | None = None
-    """How images are resized for a classifier. crop: center crop. squash: resize the whole image to a square, as the
-    authors do for fine-tuned networks. Default: the setting in the model file."""
+    fit: Annotated[Literal["crop", "letterbox", "stretch"] | None, Parameter(converter=with_current_fit)] = None
+    """How images fit the square input of a classifier. crop: center crop. letterbox: the whole image in its aspect
+    ratio, padded. stretch: the whole image, resized to the square. Default: the setting in the model file."""
     out: Path | None = None
     """Folder for metrics.json, per_class.csv and, for classifiers, confusion.csv and confusion.png."""
     raw_cells: RawCells = False

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..classnames import unique_names
+from ..data.augmentation import TrainReader
 from ..data.dataset import Dataset, DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.letterbox import Letterbox
 from ..data.loader import Batch
 from ..data.sources import open_source
-from ..data.transforms import EvalReader, Preprocess, TrainReader, fast_eval_decoder
+from ..data.transforms import EvalReader, Preprocess, fast_eval_decoder
 from ..errors import Failure, counted
 from .base import Gather, Predict, Prediction, Task, alone
 from .classify_evaluation import ClassifyEvaluation, Outputs
@@ -66,7 +67,7 @@ class Classify(Task):
     headline = "top1"
     output = "logits"
     labels_images = True
-    fits = ("crop", "squash")
+    fits = ("crop", "letterbox", "stretch")
     any_size = True
     eval_batch_size = 64
     predict_batch_size = 16
@@ -101,7 +102,7 @@ class Classify(Task):
         return open_source(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainReader:
-        """A reader of random crops, with RandAugment or color jitter."""
+        """A reader of randomly cropped or resized images, with RandAugment or color jitter."""
         random_changes = f"rand-m{recipe.rand_augment}-mstd0.5-inc1" if recipe.rand_augment else None
         return TrainReader(
             preprocess.image_size,
@@ -111,6 +112,7 @@ class Classify(Task):
             random_changes,
             recipe.max_pixels,
             recipe.interpolation,
+            recipe.train_fit or preprocess.fit,
         )
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> EvalReader:

@@ -99,7 +99,8 @@ class LogitsCache:
             flags = " ".join(f"--{name.replace('_', '-')} {required[name]}" for name in changing)
             raise InputError(f"--teacher-cache requires {flags}: otherwise every step sees different images")
         fields = {name: getattr(recipe, name) for name in CHANGES_IMAGES.split()}
-        text = json.dumps({**fields, **preprocess.to_dict(), **about, "images": images}, indent=2, sort_keys=True)
+        fields |= {**preprocess.to_dict(), "fit": recipe.train_fit or preprocess.fit}
+        text = json.dumps({**fields, **about, "images": images}, indent=2, sort_keys=True)
         self._folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._shape = images, len(about["classes"])
         self._view, self._logits = -1, np.empty((0, 0), np.float16)

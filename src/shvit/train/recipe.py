@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any, Literal, get_args
 
 from ..errors import InputError, counted
+from ..requests import OLD_FITS
 
 CLASSIFY, OBJECT_TASKS = ("classify",), ("detect", "segment")
 
@@ -76,13 +77,24 @@ class Recipe:
         "Warm up the EMA: at step n the decay is at most 1 - n^(-2/3). Without the warm-up, the decay is --ema from "
         "the first step. On by default for small datasets; --ema-warmup=false turns it off.",
     )
-    eval_fit: Literal["crop", "squash"] | None = _setting(
+    fit: Literal["crop", "letterbox", "stretch"] | None = _setting(
         None,
-        "How images are resized for evaluation. crop: center crop. squash: resize the whole image to a square. "
-        "Default: the setting of the starting weights, or crop for random weights.",
+        "How images fit the square input. crop: center crop. letterbox: the whole image in its aspect ratio, padded. "
+        "stretch: the whole image, resized to the square. Default: the setting of the starting weights, or crop for "
+        "random weights.",
         tasks=CLASSIFY,
     )
-    crop_min: float = _setting(0.08, "Smallest area of a training crop, as a fraction of the image.", 0, 1, CLASSIFY)
+    train_fit: Literal["crop", "letterbox", "stretch"] | None = _setting(
+        None, "How training images fit the square, if not as --fit; docs/training.md says when.", tasks=CLASSIFY
+    )
+    crop_min: float = _setting(
+        0.08,
+        "Smallest area of a training crop, as a fraction of the image. letterbox crops nothing, but makes the whole "
+        "image smaller, down to this fraction of its letterboxed area.",
+        0,
+        1,
+        CLASSIFY,
+    )
     interpolation: Literal["random", "bilinear", "bicubic"] = _setting(
         "bicubic",
         "Interpolation of training crops and RandAugment. random: bilinear or bicubic, chosen anew for each image.",
@@ -183,10 +195,12 @@ class Recipe:
         known.pop("effective_lr", None)
         if isinstance(frozen := known.get("frozen_norms"), bool):
             known["frozen_norms"] = "all" if frozen else "none"
+        if (old := known.get("fit")) in OLD_FITS:
+            known["fit"] = OLD_FITS[old]
         return cls(**known)
 
 
-BEFORE = {"schedule_by": "step", "ema_warmup": True, "interpolation": "random"}
+BEFORE = {"schedule_by": "step", "ema_warmup": True, "interpolation": "random", "train_fit": "crop"}
 """Values for fields that recipe.json lacks because the run began before the fields existed."""
 
 OLD_NAMES = {
@@ -195,6 +209,7 @@ OLD_NAMES = {
     "min_rate": "min_lr",
     "warmup_rate": "warmup_lr",
     "regions": "proposals",
+    "eval_fit": "fit",
     "effective_rate": "effective_lr",
 }
 """Former names of flags and of fields in files, with the current names."""

@@ -49,7 +49,8 @@ def highres(model: str = "shvit_s1") -> Recipe:
 
     The authors published two sets of settings. This recipe uses the arguments that they posted with their network for
     512 pixels. The posted learning rates are used as effective ones. The schedule is that of `scratch`, over 30 epochs.
-    `highres_paper` uses the other set. Evaluation resizes the whole image to a square (`--eval-fit squash`).
+    `highres_paper` uses the other set. Evaluation resizes the whole image to a square (`--fit stretch`), but training
+    uses crops in their own aspect ratio, as in the authors' code (`--train-fit crop`).
 
     Published top-1: 82.0 % for S4 at 512. Not yet run here at that scale. On imagenette160, an S1 trained at 160
     pixels gained 1.0 points when evaluated at 224 pixels, with or without fine-tuning (docs/benchmarks.md).
@@ -68,7 +69,13 @@ def highres_paper(model: str = "shvit_s1") -> Recipe:
     It is not known which of the two recipes the authors used. Cost and outcome: see `highres`. Not yet run here.
     """
     return replace(
-        scratch(model), name="highres-paper", epochs=30, image_size=384, weight_decay=1e-8, eval_fit="squash"
+        scratch(model),
+        name="highres-paper",
+        epochs=30,
+        image_size=384,
+        weight_decay=1e-8,
+        fit="stretch",
+        train_fit="crop",
     )
 
 
@@ -194,6 +201,8 @@ def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str 
         share = min(1.0, settings["epochs"] / base.epochs)
         shorter = {key: getattr(base, key) * share for key in ("warmup_epochs", "cooldown_epochs")}
     draft = replace(base, **{**shorter, **settings})
+    if draft.fit != base.fit and "train_fit" not in settings:
+        draft = replace(draft, train_fit=None)
     if "lr_batch" in settings and "lr" not in settings:  # keep the effective learning rate
         return replace(draft, lr=base.lr * draft.lr_batch / base.lr_batch)
     return draft

@@ -97,7 +97,7 @@ def _classifier(task: str, model: str, source: Dataset | CocoDataset, recipe: Re
     else:
         network = create_model(model, count, distilled=recipe.teacher is not None and not model.startswith(TIMM_PREFIX))
         preprocess = default_preprocess(network, recipe.image_size)
-    preprocess = replace(preprocess, fit=recipe.eval_fit or preprocess.fit)
+    preprocess = replace(preprocess, fit=recipe.fit or preprocess.fit)
     cost(network, (preprocess.image_size, preprocess.image_size))  # raises InputError if the size is unsupported
     return ModelFile(network, source.classes, preprocess, task, provenance=provenance)
 
