@@ -140,17 +140,17 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
         warnings.append(f"{counted(len(missing), 'class', 'classes')} without objects, such as {missing[0]}")
     fingerprint = fingerprint_of(classes, splits.values(), _contents)
     drawn = "val" not in splits
-    train, val = holdout.divide(*splits.values()) if drawn else (splits["train"], splits["val"])
-    test, problems = _read_test(test_file, root, categories, seen) if test_file else (None, [])
+    train, val = holdout.divide(splits.get("all") or splits["train"]) if drawn else (splits["train"], splits["val"])
+    test, problems = _read_test(test_file, root, categories, _labels(*splits.values())) if test_file else (None, [])
     return CocoDataset(
         str(data), classes, train, val, drawn, fingerprint, (*warnings, *problems), categories=ids, test=test
     )
 
 
 def _read_test(
-    path: Path, root: Path, categories: dict[int, str], seen: set[int]
+    path: Path, root: Path, categories: dict[int, str], known: set[int]
 ) -> tuple[CocoSplit | None, list[str]]:
-    """The test split and its warnings; None if the file cannot be used. `seen` has the labels of the other splits."""
+    """The test split and its warnings; None if the file cannot be used. `known` has the labels of the other splits."""
     try:
         read = _read(path, root)
         common_categories([categories, read.categories], root)
@@ -158,12 +158,16 @@ def _read_test(
         return None, [f"not used: the test split, because {error}"]
     split = read.split({id_: label for label, id_ in enumerate(categories)})
     warnings = [f"{path.name}: {line}" for line in read.problems.lines()]
-    tested = {label for one in split.objects for label in one.labels[~one.crowd].tolist()}
-    if not tested:
+    if not (tested := _labels(split)):
         return None, [*warnings, f"not used: the test split, because no image in {path} has an object"]
-    if new := [name for label, name in enumerate(categories.values()) if label in tested - seen]:
-        warnings.append(f"test images have objects of classes that the other splits do not have: {few(new)}")
-    return split, [*warnings, *untested(tuple(categories.values()), seen, tested)]
+    if new := [name for label, name in enumerate(categories.values()) if label in tested - known]:
+        warnings.append(f"only the test split has objects of {few(new)}")
+    return split, [*warnings, *untested(tuple(categories.values()), known, tested)]
+
+
+def _labels(*splits: CocoSplit) -> set[int]:
+    """The labels of the objects, except crowds."""
+    return {label for split in splits for one in split.objects for label in one.labels[~one.crowd].tolist()}
 
 
 class _Problems:

@@ -195,13 +195,15 @@ class Holdout:
     by: DrawnBy = "hash"
 
     def arrange(self, splits: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
-        """The same splits, except that those of earlier versions may use `test` as `val`. A warning says what is used
-        for validation if there is a test split, but no validation split."""
+        """The splits that are used, and a warning if there is a test split, but no validation split.
+
+        If `by` is that of an earlier version, the test split is then the validation split.
+        """
         if not splits.get("test") or splits.get("val"):
             return dict(splits), []
         if self.by != "hash":
             rest = {name: split for name, split in splits.items() if name != "test"}
-            text = "the test split is used for validation, as in the earlier version of shvit that this run or model is from"
+            text = "the test split is used for validation, as in the earlier version of shvit that trained this model"
             return {**rest, "val": splits["test"]}, [text]
         text = (
             f"no validation split: {self.share:.0%} of the training images are held out for validation. The test split "
@@ -271,12 +273,12 @@ def dataset_of(
 ) -> Dataset:
     """Make a dataset from the splits `train`, `val` and `test`, or from the split `all`.
 
-    Without `val`, validation images are drawn from the others except `test`. `contents` yields, for a split, the bytes
-    that the fingerprint covers.
+    Validation images are drawn from `all`; or from `train`, if there is `test` but no `val`. `contents` yields, for a
+    split, the bytes that the fingerprint covers.
     """
     train, val, test = (splits.get(name, EMPTY) for name in ("train", "val", "test"))
     whole = splits.get("all", train)
-    if drawn := "all" in splits or len(whole) > 0 == len(val):
+    if drawn := "all" in splits or bool(len(train) and len(test) and not len(val)):
         train, val = holdout.divide(whole, whole.labels)
     fingerprint = fingerprint_of(classes, (split for key, split in splits.items() if key != "test"), contents)
     test_fingerprint = fingerprint_of(classes, [test], contents) if len(test) else ""

@@ -96,7 +96,8 @@ def open_hub(data: str, holdout: Holdout) -> Dataset:
         loaded, roots = _load(data), _roots(data)
         known = {"train": TRAIN_NAMES, "val": VAL_NAMES, "test": TEST_NAMES}
         found = {split: next((n for n in names if n in loaded), None) for split, names in known.items()}
-        named, warnings = holdout.arrange(found)
+        only_train = found["train"] and not (found["val"] or found["test"])
+        named, warnings = holdout.arrange({"all": found["train"]} if only_train else found)
         if not (first := next(filter(None, named.values()), None)):
             raise DataError(f"{data} has the splits {', '.join(map(str, loaded))}: expected train, validation or test")
         features = loaded[first].features

@@ -71,10 +71,11 @@ def choose_split(model: Described, source: Dataset | CocoDataset, which: Which =
         trained_here = model.provenance.get("data_fingerprint") == source.fingerprint
         given = trained_here or not source.drawn or source.test is not None
         split = "val" if given and "val" in splits else "all"
-    images = source.whole() if split == "all" else splits.get(split, ())
-    if not (count := len(images)):
+    images = source.whole() if split == "all" else splits.get(split)
+    if not images:
         only = "; evaluate its test images with --split test" if splits.keys() == {"test"} else ""
         raise InputError(f"{source.name} has no images in its split {split!r}; it has {few(list(splits))}{only}")
+    count = len(images)
     if known is None:
         if which == "auto" and split == "all" and "data_fingerprint" in model.provenance:
             notice(
