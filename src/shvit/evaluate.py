@@ -74,7 +74,7 @@ def evaluate(request: EvalRequest) -> Report:
     elif request.raw_cells:
         raise InputError("--raw-cells has no effect without --out: remove it")
     model_file = with_fit(load(request.model), request.fit)
-    source = open_as_trained(request.data, model_file)
+    source = open_as_trained(request.data, model_file, request.split)
     precision = request.precision or ("auto" if isinstance(model_file, engines.Exported) else "fp32")
     engine = engines.load(model_file, request.engine, precision, request.device, request.threads)
     batch_size = kind_of(model_file).eval_batch_size if request.batch_size is None else request.batch_size

@@ -96,7 +96,7 @@ PROVENANCE = {
     "date": _text,
     "source": _text,
     "data_fingerprint": _text,
-    "drawn_by": ("content", "position").__contains__,
+    "drawn_by": ("hash", "content", "position").__contains__,
     "architecture": lambda value: isinstance(value, dict),
 }
 RECIPE = {

@@ -278,9 +278,7 @@ def test_files_that_are_not_there_or_disagree(tmp_path):
         open_coco(tmp_path)
     (tmp_path / "annotations" / "instances_train2014.json").unlink()
     write_coco(tmp_path, splits=["test2017"])
-    assert open_coco(tmp_path).warnings == (
-        "not used: annotations/instances_more2017.json, annotations/instances_test2017.json",
-    )
+    assert open_coco(tmp_path).warnings == ("not used: annotations/instances_more2017.json",)
     write_coco(tmp_path, changed(lambda file: file["categories"].append({"id": 9, "name": "dog"})), ["val2017"])
     with pytest.raises(DataError, match="disagree on the categories, for example on 9: dog"):
         open_coco(tmp_path)

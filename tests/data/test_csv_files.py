@@ -82,11 +82,10 @@ def test_columns_that_are_not_read_are_said(tmp_path):
         ("split", "train", "val"),
         ("split", "Training", "dev"),
         ("set", "train", "valid"),
-        ("Data Set", "train", "test"),
+        ("Data Set", "train", "valid"),
         ("is_valid", "False", "True"),
         ("is_valid", "0", "1"),
         ("is_train", "1.0", "0.0"),
-        ("is_test", "0", "1"),
     ],
 )
 def test_words_for_splits(tmp_path, header, train, val):
@@ -102,8 +101,9 @@ def test_test_rows_do_not_join_validation(tmp_path, run):
     path = write(tmp_path, text)
     source = open_source(path)
     assert [path.name for path in source.val.images] == ["007.png", "009.png"]
-    assert (len(source.train), source.warnings) == (6, ("not used: 2 rows of the test split",))
-    assert "not used: 2 rows of the test split" in run("info", path)[1]
+    assert [path.name for path in source.test.images] == ["006.png", "008.png"]
+    assert (len(source.train), source.drawn) == (6, False)
+    assert json.loads(run("info", path, "--json")[1])["splits"]["test"]["images"] == 2
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_test_rows_do_not_join_validation(tmp_path, run):
         ("path,label\n" + "x" * 5000 + ",a\n", "0 of 1 image found"),
         ("path,label\n000.png,a,b\n", "line 2: expected path,label, got ['000.png', 'a', 'b']"),
         ("path,label\n000.png\n", "line 2: expected path,label, got ['000.png']"),
-        ("path,label,split\n000.png,a,0\n001.png,b,1\n", "line 2: split must be train or val, got '0'"),
+        ("path,label,split\n000.png,a,0\n001.png,b,1\n", "line 2: split must be train, val or test, got '0'"),
         ("path,label,is_valid\n000.png,a,train\n", "line 2: is_valid must be 0 or 1, got 'train'"),
         ("path,label\n", "has no rows"),
     ],

@@ -38,10 +38,10 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize(
     ("train", "val"),
     [
-        ("Training", "Testing"),
-        ("seg_train/seg_train", "seg_test/seg_test"),
-        ("training_set", "test_set"),
-        ("training_set/training_set", "test_set/test_set"),
+        ("Training", "Validation"),
+        ("seg_train/seg_train", "seg_val/seg_val"),
+        ("training_set", "validation_set"),
+        ("training_set/training_set", "dev_set/dev_set"),
         ("trainset", "valset"),
         ("train_images", "val_images"),
         ("TrainImages", "ValImages"),
@@ -57,7 +57,7 @@ def test_splits_are_found_whatever_they_are_called(tmp_path, train, val):
     source.check_trainable()
     assert (source.classes, len(source.train), len(source.val), source.drawn) == (("cat", "dog"), 6, 6, False)
     assert all(path.is_relative_to(tmp_path / train) for path in source.train.images)
-    assert source.warnings == ()
+    assert (source.warnings, source.test) == ((), None)
 
 
 def test_names_of_splits():
@@ -139,8 +139,9 @@ def test_classes_may_be_called_as_splits(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "warning"),
     [
-        (["train", "val", "test"], "not used: test; only train and val of DATA are read"),
-        (["train", "dev", "test"], "not used: test; only train and dev of DATA are read"),
+        (["train", "val", "test/"], "not used: test; only train and val of DATA are read"),
+        (["train", "dev", "test/images/"], "not used: test; only train and dev of DATA are read"),
+        (["train", "val", "test", "testing"], "not used: testing; only train and val and test of DATA are read"),
         (["train", "val", "test/", "more"], "not used: more, test; only train and val of DATA are read"),
         (["train", "val", "train/bird/a.txt"], "no images in DATA/train/bird"),
         (["", "bird/a.txt"], "no images in DATA/bird"),

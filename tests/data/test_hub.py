@@ -71,6 +71,7 @@ def test_a_folder_of_parquet_files(saved, capfd, monkeypatch):
     assert [source.train.source(i) for i in range(20)] == [png(i) for i in range(20)]
     assert [source.val.source(i) for i in range(6)] == [png(i) for i in range(20, 26)]
     assert list(source.val.labels) == [0, 1] * 3
+    assert [source.test.source(i) for i in range(3)] == [png(i) for i in range(30, 33)]
     assert source.val.names[2] == "validation/2"
     assert open_source(f"hf://{saved}").fingerprint == source.fingerprint
 
@@ -93,8 +94,10 @@ def test_one_pile_is_divided(saved):
 
 def test_validation_alone(tmp_path):
     save_pictures(tmp_path, "test", range(4))
+    source = open_source(f"hf://{tmp_path}", drawn_by="content")
+    assert (len(source.train), len(source.val), source.test) == (0, 4, None)
     source = open_source(f"hf://{tmp_path}")
-    assert (len(source.train), len(source.val)) == (0, 4)
+    assert (len(source.train), len(source.val), len(source.test)) == (0, 0, 4)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -20,7 +20,7 @@ def refused(data, **options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("val_name", ["val", "validation", "valid", "test", "Val"])
+@pytest.mark.parametrize("val_name", ["val", "validation", "valid", "Val"])
 def test_train_and_val_folders(folder, val_name):
     (folder / "val").rename(folder / val_name)
     source = open_source(folder)
@@ -95,7 +95,7 @@ def test_csv_with_and_without_header(tmp_path):
 
 def test_csv_with_splits(tmp_path):
     rows = "path,label,split\n" + "".join(
-        f"{i:03}.png,{'ab'[i % 2]},{'train' if i < 6 else 'test'}\n" for i in range(10)
+        f"{i:03}.png,{'ab'[i % 2]},{'train' if i < 6 else 'valid'}\n" for i in range(10)
     )
     source = open_source(write_csv(tmp_path, rows))
     source.check_trainable()
@@ -110,7 +110,7 @@ def test_csv_with_splits(tmp_path):
         ("000.png\n", "line 1: expected path,label"),
         ("000.png,a\n001.png,\n", "line 2: expected path,label"),
         ("000.png,a,b,c\n", "line 1: expected path,label"),
-        ("000.png,a,elsewhere\n", "split must be train or val, got 'elsewhere'"),
+        ("000.png,a,elsewhere\n", "split must be train, val or test, got 'elsewhere'"),
         ("000.png,a,train\n001.png,b,\n", "give every row a split, or none"),
     ],
 )

@@ -37,7 +37,7 @@ def evaluate(request: EvalRequest, *, json: Json = False) -> dict[str, Any]:
 def show(console: Console, report: "Report") -> None:
     """Print the accuracy, the tables of the task, and the paths of the written files."""
     evaluation, engine, speed = report.evaluation, report.engine, report.to_dict()["images_per_second"]
-    of_split = {"val": "validation ", "train": "training "}.get(report.chosen.split, "")
+    of_split = {"val": "validation ", "train": "training ", "test": "test "}.get(report.chosen.split, "")
     images = counted(evaluation.images, f"{of_split}image")
     say(console, f"{evaluation.summary()} on {images} ({engine.name}, {engine.precision}, {speed:.0f} images/s)")
     if evaluation.bad:

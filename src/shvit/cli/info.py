@@ -90,10 +90,10 @@ def _show_dataset(console: Console, facts: dict[str, Any]) -> None:
         rows.append([f"{key}: minimum / median / maximum", *sizes])
     show_table(console, ["", *facts["splits"]], rows)
     classes = sorted(facts["classes"], key=lambda row: -row["train"])
-    table = [[row["name"], f"{row['train']:,}", f"{row['val']:,}"] for row in classes]
+    table = [[row["name"], *(f"{row[split]:,}" for split in facts["splits"])] for row in classes]
     if hidden := max(0, len(table) - SHOWN_CLASSES):
         half = SHOWN_CLASSES // 2
-        table[half : half + hidden] = [[f"… {hidden} more (--json prints all)", "", ""]]
+        table[half : half + hidden] = [[f"… {hidden} more (--json prints all)", *[""] * len(facts["splits"])]]
     unit = "objects" if "objects" in counts else "images"
     show_table(console, [f"{unit} per class", *facts["splits"]], table)
     for line in facts["problems"]:

@@ -20,7 +20,7 @@ def shard(request: ShardRequest, *, json: Json = False) -> None:
 
     To continue a stopped run, start the same command again. If the folder is complete, its checksums are verified.
     """
-    from ..data.shards.writer import write_shards
+    from ..data.shards.writer import drawn_by, write_shards
     from ..data.sources import open_source
 
     console = console_for(json)
@@ -28,7 +28,7 @@ def shard(request: ShardRequest, *, json: Json = False) -> None:
     try:
         with images_progress(shown=True) as progress:
             bar = progress.add_task("", total=None)
-            dataset = open_source(request.data, request.seed, request.drawn_share)
+            dataset = open_source(request.data, request.seed, request.drawn_share, drawn_by(request.out))
             report = write_shards(
                 dataset, request, lambda done, total: progress.update(bar, completed=done, total=total)
             )

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from ..errors import DataError, counted
+from ..errors import DataError, counted, few
 from .coco_files import annotation_files, files_by_split, image_folder, located
 from .coco_rows import common_categories, file_name, is_crowd, read_categories, read_document, whole_number
-from .dataset import AnyDataset, DrawnBy, Holdout, Samples, fingerprint_of
+from .dataset import AnyDataset, DrawnBy, Holdout, Samples, fingerprint_of, untested
 from .folders import find_coco, refuse_format
 from .image_file import BadImage, read_size
 from .segments import Mask, enclosed, numbers, plausible, read_segment
@@ -104,40 +104,70 @@ class CocoDataset(AnyDataset[CocoSplit]):
                 raise DataError(f"{self.name}: no {kind} image has a mask, which segmentation needs")
 
 
-def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoDataset:
+def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> CocoDataset:
     """Open a COCO folder. Images and annotations that cannot be used are left out and counted in the warnings.
 
     Args:
         data: A folder in COCO's or Roboflow's layout. COCO's has `annotations/instances_train*.json`, `…_val*.json`
-            (also named `…_valid*` or `…_test*`), and folders for images, such as `train*/` or `images/`. Roboflow's
-            has `train/` and `valid/`, each with its images and `_annotations.coco.json`. If there is only one
-            annotation file, validation images are drawn from its images.
+            (also named `…_valid*`) and `…_test*`, and folders for images, such as `train*/` or `images/`. Roboflow's
+            has `train/`, `valid/` and `test/`, each with its images and `_annotations.coco.json`. Without a file for
+            validation, validation images are drawn from the training images, or from those of a single file.
         seed, val_share, drawn_by: As in `open_source`.
 
     Raises:
-        DataError: There are no annotation files, one of them is not a COCO file, or the categories differ by file.
+        DataError: There are no annotation files, one of them is not a COCO file, or the categories differ by file. For
+            the test split, these are warnings, and the split is not used.
     """
+    holdout = Holdout(seed, val_share, drawn_by)
     root = find_coco(Path(data))
     if root is None:
         if Path(data).is_dir():
             refuse_format(Path(data))
         expected = f"{data}/annotations/instances_train….json and …_val….json"
         raise DataError(f"{data} is not a COCO folder: expected {expected}")
-    files = files_by_split(root)
+    files, warnings = holdout.arrange(files_by_split(root))
+    test_file = files.pop("test", None)
     read = {split: _read(path, root) for split, path in files.items()}
     categories = common_categories([one.categories for one in read.values()], root)
     classes, ids = tuple(categories.values()), tuple(categories)
     splits = {split: one.split({id_: label for label, id_ in enumerate(ids)}) for split, one in read.items()}
-    warnings = [f"{files[split].name}: {line}" for split, one in read.items() for line in one.problems.lines()]
-    if unused := [str(path.relative_to(root)) for path in annotation_files(root) if path not in files.values()]:
+    warnings += [f"{files[split].name}: {line}" for split, one in read.items() for line in one.problems.lines()]
+    known = {*files.values(), test_file}
+    if unused := [str(path.relative_to(root)) for path in annotation_files(root) if path not in known]:
         warnings.append(f"not used: {', '.join(unused)}")
     seen = {label for split in splits.values() for one in split.objects for label in one.labels.tolist()}
     if missing := [name for label, name in enumerate(classes) if label not in seen]:
         warnings.append(f"{counted(len(missing), 'class', 'classes')} without objects, such as {missing[0]}")
     fingerprint = fingerprint_of(classes, splits.values(), _contents)
-    drawn = "all" in splits
-    train, val = Holdout(seed, val_share, drawn_by).divide(splits["all"]) if drawn else (splits["train"], splits["val"])
-    return CocoDataset(str(data), classes, train, val, drawn, fingerprint, tuple(warnings), ids)
+    drawn = "val" not in splits
+    train, val = holdout.divide(splits.get("all") or splits["train"]) if drawn else (splits["train"], splits["val"])
+    test, problems = _read_test(test_file, root, categories, _labels(*splits.values())) if test_file else (None, [])
+    return CocoDataset(
+        str(data), classes, train, val, drawn, fingerprint, (*warnings, *problems), categories=ids, test=test
+    )
+
+
+def _read_test(
+    path: Path, root: Path, categories: dict[int, str], known: set[int]
+) -> tuple[CocoSplit | None, list[str]]:
+    """The test split and its warnings; None if the file cannot be used. `known` has the labels of the other splits."""
+    try:
+        read = _read(path, root)
+        common_categories([categories, read.categories], root)
+    except DataError as error:
+        return None, [f"not used: the test split, because {error}"]
+    split = read.split({id_: label for label, id_ in enumerate(categories)})
+    warnings = [f"{path.name}: {line}" for line in read.problems.lines()]
+    if not (tested := _labels(split)):
+        return None, [*warnings, f"not used: the test split, because no image in {path} has an object"]
+    if new := [name for label, name in enumerate(categories.values()) if label in tested - known]:
+        warnings.append(f"only the test split has objects of {few(new)}")
+    return split, [*warnings, *untested(tuple(categories.values()), known, tested)]
+
+
+def _labels(*splits: CocoSplit) -> set[int]:
+    """The labels of the objects, except crowds."""
+    return {label for split in splits for one in split.objects for label in one.labels[~one.crowd].tolist()}
 
 
 class _Problems:

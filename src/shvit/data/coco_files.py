@@ -4,7 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError
-from .splits import TRAIN_NAMES, VAL_NAMES, split_of, splits_within
+from .splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, split_of, splits_within
 from .walk import folders_in, is_file
 
 ROBOFLOW = "_annotations.coco.json"
@@ -35,20 +35,24 @@ def is_annotations(path: Path) -> bool:
 
 
 def files_by_split(root: Path) -> dict[str, Path]:
-    """The annotation files by split: `train` and `val`, or `all` for a single file. Raises DataError if ambiguous."""
+    """The annotation files by split: `train`, `val` and `test`, or `all` for a single file. `val` or `test` may lack.
+
+    Raises:
+        DataError: The split of a file is ambiguous.
+    """
     files = annotation_files(root)
     if len(files) == 1:
         return {"all": files[0]}
-    by_split = {}
-    for split, names, kinds in (("train", TRAIN_NAMES, ("train",)), ("val", VAL_NAMES, ("val", "test"))):
+    named: dict[str, list[Path]] = {}
+    for split, names in (("train", TRAIN_NAMES), ("val", VAL_NAMES), ("test", TEST_NAMES)):
         groups = [[path for path in files if _about(path).lower().startswith(name)] for name in names]
-        groups += [[path for path in files if splits_within(_about(path)) == {kind}] for kind in kinds]
-        group = next(filter(None, groups), [])
-        if len(group) != 1:
-            listed = ", ".join(str(path.relative_to(root)) for path in files)
-            raise DataError(f"{root} must have one file named train and one named val, or a single file; got {listed}")
-        by_split[split] = group[0]
-    return by_split
+        groups.append([path for path in files if splits_within(_about(path)) == {split}])
+        named[split] = next(filter(None, groups), [])
+    train, val, test = map(len, named.values())
+    if train != 1 or (val or test) != 1:
+        listed = ", ".join(str(path.relative_to(root)) for path in files)
+        raise DataError(f"{root} must have one file named train and one named val, or a single file; got {listed}")
+    return {split: group[0] for split, group in named.items() if len(group) == 1}
 
 
 def image_folder(names: list[str], path: Path, root: Path) -> Path:

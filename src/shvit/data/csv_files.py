@@ -59,7 +59,7 @@ def read_csv(path: Path) -> Listing:
 
     Columns are separated by commas, semicolons, tabs or vertical bars, and are found by the names in the first row.
     Without a header row, the order is path, label and optionally split. The text is UTF-8, or UTF-16 with a byte order
-    mark. Rows of a test split are left out if there is a validation split.
+    mark.
 
     Raises:
         DataError: The file cannot be read, a row is incomplete, or none of the images exists.
@@ -78,12 +78,8 @@ def read_csv(path: Path) -> Listing:
     _check_files(path, everything, [row[columns.path] for _, row in rows], columns)
     if 0 < len(unsplit) < len(everything):
         raise DataError(f"{path}: {counted(len(unsplit), 'row')} without a split: give every row a split, or none")
-    warnings = list(_warnings(columns, everything))
-    if unsplit:
-        return Listing({"all": unsplit}, tuple(warnings))
-    if val and test:
-        warnings.append(f"not used: {counted(len(test), 'row')} of the test split")
-    return Listing({"train": train, "val": val or test}, tuple(warnings))
+    splits = {"all": unsplit} if unsplit else {"train": train, "val": val, "test": test}
+    return Listing(splits, tuple(_warnings(columns, everything)))
 
 
 def _text(path: Path) -> str:
@@ -156,7 +152,7 @@ def _read(path: Path, number: int, row: list[str], columns: _Columns) -> tuple[s
             raise DataError(f"{path} line {number}: {columns.flag} must be 0 or 1, got {word!r}")
         return FLAG_COLUMNS[columns.flag][flag], cell, from_cell(label)
     if (split := split_of(word) if word else "") is None:
-        raise DataError(f"{path} line {number}: split must be train or val, got {word!r}")
+        raise DataError(f"{path} line {number}: split must be train, val or test, got {word!r}")
     return split, cell, from_cell(label)
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ..errors import DataError, few
+from ..errors import DataError, counted, few
 from ..files import check_regular
 from ..redact import redacted
 from .identity import BYTES, READERS, identities
@@ -23,9 +24,11 @@ from .image_file import MAX_BYTES, BadImage
 from .sequences import Lazy, join, pick
 from .transforms import Reader
 
-DrawnBy = Literal["content", "position"]
-"""How validation images are drawn. `content`: by a hash of each image's content. `position`: by each image's index, as
-in earlier versions of shvit; runs and models of those versions still need it to keep the same split."""
+DrawnBy = Literal["hash", "content", "position"]
+"""How validation images are drawn if there is no validation split. `hash`: by a hash of each image's content; a test
+split is never used for validation. The others are those of earlier versions, whose runs and models keep their splits:
+with both, a test split is used for validation; otherwise, `content` draws like `hash`, and `position` draws by each
+image's index."""
 
 
 class Stored(Protocol):
@@ -122,32 +125,41 @@ class Split(Samples):
 
 EMPTY = Split([], [], [])
 S = TypeVar("S", bound=Samples)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class AnyDataset(Generic[S]):
-    """A training and a validation split. Base class of `Dataset` and `CocoDataset`."""
+    """A training, a validation and possibly a test split. Base class of `Dataset` and `CocoDataset`."""
 
     name: str
     classes: tuple[str, ...]
     train: S
     val: S
     drawn: bool = False
-    """Whether shvit drew the validation images, because the data came without splits."""
+    """Whether shvit drew the validation images, because the data has no validation split."""
     fingerprint: str = field(default="", compare=False)
-    """Hash of the dataset before validation images are drawn. It shows whether two runs used the same data."""
+    """Hash of the dataset before validation images are drawn, without the test split. It shows whether two runs used
+    the same data."""
     warnings: tuple[str, ...] = ()
     """Problems with the data, one line each."""
     test: S | None = field(default=None, kw_only=True)
     """Images for the final evaluation, never used to choose anything. None if the data has no test split."""
+    test_fingerprint: str = field(default="", compare=False, kw_only=True)
+    """Hash of the test split; empty if there is none."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", redacted(self.name))
         object.__setattr__(self, "warnings", redacted(self.warnings))
 
     def whole(self) -> S:
-        """The images of both splits."""
+        """The training and validation images."""
         return self.train.joined(self.val)
+
+    def splits(self) -> dict[str, S]:
+        """The splits that have images, by name."""
+        every = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in every.items() if split is not None and len(split)}
 
 
 @dataclass(frozen=True)
@@ -175,12 +187,29 @@ class Dataset(AnyDataset[Split]):
 
 @dataclass(frozen=True)
 class Holdout:
-    """How to draw validation images from a dataset without splits."""
+    """How to draw validation images from a dataset without a validation split."""
 
     seed: int
     share: float
     """Share of the images to draw, between 0 and 1."""
-    by: DrawnBy = "content"
+    by: DrawnBy = "hash"
+
+    def arrange(self, splits: Mapping[str, T]) -> tuple[dict[str, T], list[str]]:
+        """The splits that are used, and a warning if there is a test split, but no validation split.
+
+        If `by` is that of an earlier version, the test split is then the validation split.
+        """
+        if not splits.get("test") or splits.get("val"):
+            return dict(splits), []
+        if self.by != "hash":
+            rest = {name: split for name, split in splits.items() if name != "test"}
+            text = "the test split is used for validation, as in the earlier version of shvit that trained this model"
+            return {**rest, "val": splits["test"]}, [text]
+        text = (
+            f"no validation split: {self.share:.0%} of the training images are held out for validation. The test split "
+            "is only for the final evaluation (earlier versions used it for validation)"
+        )
+        return dict(splits), [text] if splits.get("train") else []
 
     def divide(self, split: S, labels: Sequence[int] | np.ndarray | None = None) -> tuple[S, S]:
         """Training and validation samples. With `labels`, each class is divided separately."""
@@ -231,7 +260,7 @@ def _indices_by_class(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]
 
 def drawn_before(record: Mapping[str, Any]) -> DrawnBy:
     """The `DrawnBy` of a run whose record does not contain it: `position`, or the default if the record is empty."""
-    return "position" if record else "content"
+    return "position" if record else "hash"
 
 
 def dataset_of(
@@ -242,16 +271,55 @@ def dataset_of(
     contents: Callable[[Split], Iterable[bytes]],
     warnings: Sequence[str] = (),
 ) -> Dataset:
-    """Make a dataset from the splits `train` and `val`; or from the split `all`, by drawing validation images.
+    """Make a dataset from the splits `train`, `val` and `test`, or from the split `all`.
 
-    `contents` yields, for a split, the bytes that the fingerprint covers.
+    Validation images are drawn from `all`; or from `train`, if there is `test` but no `val`. `contents` yields, for a
+    split, the bytes that the fingerprint covers.
     """
-    if drawn := "all" in splits:
-        train, val = holdout.divide(splits["all"], splits["all"].labels)
-    else:
-        train, val = (splits.get(name, EMPTY) for name in ("train", "val"))
-    fingerprint = fingerprint_of(classes, splits.values(), contents)
-    return Dataset(name, classes, train, val, drawn, fingerprint, tuple(warnings))
+    train, val, test = (splits.get(name, EMPTY) for name in ("train", "val", "test"))
+    whole = splits.get("all", train)
+    if drawn := "all" in splits or bool(len(train) and len(test) and not len(val)):
+        train, val = holdout.divide(whole, whole.labels)
+    fingerprint = fingerprint_of(classes, (split for key, split in splits.items() if key != "test"), contents)
+    test_fingerprint = fingerprint_of(classes, [test], contents) if len(test) else ""
+    known, problems = _with_known_classes(test, train.usable_labels() | val.usable_labels(), classes)
+    return Dataset(
+        name,
+        classes,
+        train,
+        val,
+        drawn,
+        fingerprint,
+        (*warnings, *problems),
+        test=known,
+        test_fingerprint=test_fingerprint,
+    )
+
+
+def _with_known_classes(test: Split, known: set[int], classes: Sequence[str]) -> tuple[Split | None, list[str]]:
+    """The test images whose class is `known` from the other splits, or None if there are none; and warnings.
+
+    If no class is known, because there are no other splits, all test images are kept.
+    """
+    if not len(test) or not known:
+        return (test if len(test) else None), []
+    unusable = "not used: the test split, because it has no usable image of a class that the other splits have"
+    labels = np.asarray(test.labels, np.int64)
+    unknown = np.flatnonzero(~np.isin(labels, [*known, -1])).tolist()
+    if not (tested := test.usable_labels() & known):
+        return None, [unusable]
+    warnings = []
+    if unknown:
+        images = f"{counted(len(unknown), 'test image')} of classes that the other splits do not have"
+        warnings.append(f"not used: {images}, such as {test.names[unknown[0]]}")
+        test = test.subset(np.delete(np.arange(len(test)), unknown).tolist())
+    return test, [*warnings, *untested(classes, known, tested)]
+
+
+def untested(classes: Sequence[str], known: set[int], tested: set[int]) -> list[str]:
+    """A warning about classes that are known from other splits, but do not occur in the test split, if any."""
+    missing = [classes[label] for label in sorted(known - tested)]
+    return [f"no test images of {few(missing)}: metrics of the test split leave them out"] if missing else []
 
 
 def fingerprint_of(classes: Sequence[str], splits: Iterable[S], contents: Callable[[S], Iterable[bytes]]) -> str:
@@ -281,6 +349,18 @@ def duplicates(one: Samples, other: Samples) -> list[tuple[list[str], list[str]]
         for index, key in keys[side].items():
             names[key][side].append(split.names[index])
     return list(names.values())
+
+
+def shared_files(dataset: AnyDataset[Any]) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Identical files in different splits: for each two splits, each name in the second and one name in the first.
+
+    Splits without common files are left out.
+    """
+    found = {
+        (one, other): [(names[0], name) for names, copies in duplicates(some, others) for name in copies]
+        for (one, some), (other, others) in combinations(dataset.splits().items(), 2)
+    }
+    return {splits: files for splits, files in found.items() if files}
 
 
 def _in_both(keys: list[dict[int, Any]]) -> list[dict[int, Any]]:

@@ -10,7 +10,7 @@ from typing import NoReturn
 from ..errors import DataError, counted, few
 from .coco_files import annotation_files, is_annotations
 from .images import Skipped, is_image
-from .splits import TRAIN_NAMES, VAL_NAMES, Kind, Listing, split_of
+from .splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Kind, Listing, split_of
 from .walk import files_below, folders_in, is_hidden
 
 PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", "pictures"})
@@ -28,7 +28,7 @@ UNSUPPORTED = {
 
 
 def read_folder(path: Path) -> Listing:
-    """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and `path/val/<class>/**`.
+    """Find the images in `path/<class>/**`, or in `path/train/<class>/**` and likewise `path/val` and `path/test`.
 
     If a folder contains only one folder and no images, the inner folder is read instead. A folder with a name that
     `split_of` knows is a split if it contains class folders; otherwise it is a class if other classes exist.
@@ -83,14 +83,14 @@ def _read_splits(root: Path, named: list[Path], skipped: Skipped) -> Listing:
         by_kind[split_of(child.name)].append(child)
     train = _chosen(root, by_kind["train"], TRAIN_NAMES)
     val = _chosen(root, by_kind["val"], VAL_NAMES)
-    val = val or _chosen(root, [child for child in by_kind["test"] if _has_classes(child)], VAL_NAMES)
+    test = _chosen(root, [child for child in by_kind["test"] if _has_classes(child)], TEST_NAMES)
     if flat := [child for child in (train, val) if child and not _has_classes(child)]:
         _refuse_flat(root, [root, *named], flat)
     splits, warnings = {}, []
-    for kind, child in (("train", train), ("val", val)):
+    for kind, child in (("train", train), ("val", val), ("test", test)):
         splits[kind] = _read_classes(_base(child), skipped, warnings) if child else []
-    if unused := [child.name for child in folders_in(root) if child not in (train, val) and _holds_images(child)]:
-        used = " and ".join(child.name for child in (train, val) if child)
+    if unused := [child.name for child in folders_in(root) if child not in (train, val, test) and _holds_images(child)]:
+        used = " and ".join(child.name for child in (train, val, test) if child)
         warnings.append(f"not used: {few(unused)}; only {used} of {root} are read")
     return Listing(splits, tuple(warnings))
 

@@ -17,7 +17,7 @@ from .dataset import Dataset, Holdout, Split, dataset_of
 from .identity import of_bytes, of_file, of_name
 from .image_file import MAX_BYTES, BadImage
 from .sequences import Computed, Lazy
-from .splits import TRAIN_NAMES, VAL_NAMES
+from .splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES
 
 if TYPE_CHECKING:
     from datasets import Dataset as HubDataset
@@ -94,9 +94,11 @@ def open_hub(data: str, holdout: Holdout) -> Dataset:
         ) from None
     with _without_warnings():
         loaded, roots = _load(data), _roots(data)
-        train, val = (next((n for n in names if n in loaded), None) for names in (TRAIN_NAMES, VAL_NAMES))
-        named = {"train" if val else "all": train, "val": val}
-        if not (first := train or val):
+        known = {"train": TRAIN_NAMES, "val": VAL_NAMES, "test": TEST_NAMES}
+        found = {split: next((n for n in names if n in loaded), None) for split, names in known.items()}
+        only_train = found["train"] and not (found["val"] or found["test"])
+        named, warnings = holdout.arrange({"all": found["train"]} if only_train else found)
+        if not (first := next(filter(None, named.values()), None)):
             raise DataError(f"{data} has the splits {', '.join(map(str, loaded))}: expected train, validation or test")
         features = loaded[first].features
         image, label = (_only(data, features, kind) for kind in (datasets.Image, datasets.ClassLabel))
@@ -108,7 +110,7 @@ def open_hub(data: str, holdout: Holdout) -> Dataset:
                 bad = dict.fromkeys(np.flatnonzero(labels < 0).tolist(), "the row has no label")
                 names = Computed(len(rows), f"{name}/{{}}".format)
                 splits[split] = Split(HubImages(rows, roots), labels, names, bad=bad)
-    return dataset_of(data, tuple(features[label].names), splits, holdout, _contents)
+    return dataset_of(data, tuple(features[label].names), splits, holdout, _contents, warnings)
 
 
 def _load(data: str) -> "DatasetDict":

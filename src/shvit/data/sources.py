@@ -15,21 +15,22 @@ from .shards.index import INDEX, UNFINISHED, open_shards
 from .splits import Listing
 
 
-def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Dataset:
+def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> Dataset:
     """Open a classification dataset.
 
     Args:
         data: One of these:
-            - a folder with `<class>/…`, or with `train/<class>/…` and `val/<class>/…`; see `folders.read_folder`;
+            - a folder with `<class>/…`, or with `train/<class>/…`, `val/<class>/…` and `test/<class>/…`; see
+              `folders.read_folder`;
             - a CSV or TSV file with the columns path, label and optionally split; see `csv_files.read_csv`;
             - WebDataset shards (see `shvit.data.shards`): a folder of shards, a `shards.json` file, or `.tar` files
               with braces for numbers. Files may be URLs, such as `https://host/data-{000..127}.tar`;
             - a Hugging Face dataset: from the hub (`hf://name`, `hf://name/config`) or local (`hf://./folder`);
             - `digits`: the digits of scikit-learn (for a folder of that name write `./digits`).
-        seed: Seed for drawing the validation images if the data has no splits; see `Holdout`.
+        seed: Seed for drawing the validation images if the data has no validation split; see `Holdout`.
         val_share: Share of the images to draw for validation, between 0 and 1. Every class with two or more images has
             at least one in each split.
-        drawn_by: `position` reproduces the split that earlier versions made.
+        drawn_by: `content` and `position` reproduce the splits that earlier versions made.
 
     Raises:
         DataError: The data does not exist, or is none of the above.
@@ -89,13 +90,15 @@ def _digits(holdout: Holdout) -> Dataset:
 
 def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
     """Make a dataset from images that are separate files."""
-    classes = tuple(sorted({label for rows in listing.splits.values() for _, label in rows}))
-    label_of = {name: label for label, name in enumerate(classes)}
+    listed, problems = holdout.arrange(listing.splits)
+    tested = {label for _, label in listed.get("test", ())}
+    classes = tuple(sorted({label for split, rows in listed.items() if split != "test" for _, label in rows} or tested))
+    label_of = {name: label for label, name in enumerate([*classes, *sorted(tested.difference(classes))])}
     splits = {
         split: Split([path for path, _ in rows], [label_of[name] for _, name in rows], [str(path) for path, _ in rows])
-        for split, rows in listing.splits.items()
+        for split, rows in listed.items()
     }
-    return dataset_of(name, classes, splits, holdout, _contents, listing.warnings)
+    return dataset_of(name, classes, splits, holdout, _contents, [*problems, *listing.warnings])
 
 
 def _contents(split: Split) -> Iterator[bytes]:

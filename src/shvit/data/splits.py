@@ -7,7 +7,8 @@ from typing import Literal
 
 Kind = Literal["train", "val", "test"]
 TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "validation", "valid", "test")
+VAL_NAMES = ("val", "validation", "valid")
+TEST_NAMES = ("test", "testing")
 """Exact names of split folders. If several folders of one split exist, the first in this order is used."""
 KIND_OF: dict[str, Kind] = {
     **dict.fromkeys((*TRAIN_NAMES, "trn"), "train"),
@@ -15,13 +16,15 @@ KIND_OF: dict[str, Kind] = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
 """The split that a word stands for."""
+SPLIT_ADJECTIVES: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
+"""How messages name the images of a split."""
 FILLER = re.compile("sets?|seg|split|data|dataset|images?|imgs?|photos|pictures|folder")
 """Words that may be combined with the name of a split, as in seg_train, training_set and train_images."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Images and their class names, by split: `train` and `val`; or `all` if the data has no splits."""
+    """Images and their class names, by split: `train`, `val` and `test`; or `all` if the data has no splits."""
 
     splits: dict[str, list[tuple[Path, str]]]
     warnings: tuple[str, ...] = ()

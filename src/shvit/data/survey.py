@@ -11,12 +11,13 @@ import numpy as np
 from ..errors import counted
 from ..redact import redacted
 from .coco import MEDIUM, NOTHING, SMALL, CocoSplit, open_coco
-from .dataset import Split, duplicates
+from .dataset import Split, shared_files
 from .folders import find_coco
 from .image_file import BadImage
 from .letterbox import open_as
 from .loader import draw_some, probe
 from .sources import open_source
+from .splits import SPLIT_ADJECTIVES
 
 SAMPLED = 512
 """Maximum number of images of each split that are decoded, to find image sizes and bad images."""
@@ -32,20 +33,21 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
     Returns:
         A dict with the keys `data`; `task` (`detect` for COCO folders, which can also be used for segmentation);
         `drawn` (whether validation images were drawn); `classes` (for each class: its name, and its numbers of images
-        or objects in `train` and `val`); `splits` (counts, and sizes in pixels); and `problems` (lines of text).
+        or objects in `train`, `val` and, if there is a test split, `test`); `splits` (counts, and sizes in pixels); and
+        `problems` (lines of text).
 
     Raises:
         DataError: The data does not exist, or none of it can be used.
     """
-    shared = []
     if find_coco(Path(data)):
-        task, dataset = "detect", open_coco(data, seed, val_share)
-        parts = {"train": _of_objects(dataset.train, seed), "val": _of_objects(dataset.val, seed)}
+        task, describe, dataset = "detect", _of_objects, open_coco(data, seed, val_share)
     else:
-        task, dataset = "classify", open_source(data, seed, val_share)
-        parts = {"train": _of_images(dataset.train, seed), "val": _of_images(dataset.val, seed)}
-        if names := [name for _, val in duplicates(dataset.train, dataset.val) for name in val]:
-            shared = [f"{counted(len(names), 'validation image')} also in the training split, such as {names[0]}"]
+        task, describe, dataset = "classify", _of_images, open_source(data, seed, val_share)
+    splits: dict[str, Any] = {"train": dataset.train, "val": dataset.val}
+    if dataset.test is not None:
+        splits["test"] = dataset.test
+    parts = {name: describe(split, seed) for name, split in splits.items()}
+    shared = shared_files(dataset) if task == "classify" else {}
     counts = {split: np.bincount(part.labels, minlength=len(dataset.classes)) for split, part in parts.items()}
     return {
         "data": redacted(str(data)),
@@ -59,7 +61,11 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
         "problems": [
             *dataset.warnings,
             *(f"{split}: {line}" for split, part in parts.items() for line in part.problems),
-            *shared,
+            *(
+                f"{counted(len(files), f'{SPLIT_ADJECTIVES[other]} image')} also in the {SPLIT_ADJECTIVES[one]} split, "
+                f"such as {files[0][1]}"
+                for (one, other), files in shared.items()
+            ),
         ],
     }
 

@@ -29,10 +29,11 @@ class EvalRequest:
     batch_size: int | None = None
     """Images per batch. Default: 64 for classifiers, 8 for detectors."""
     workers: Workers = 2
-    split: Literal["auto", "train", "val", "all"] = "auto"
+    split: Literal["auto", "train", "val", "test", "all"] = "auto"
     """Which images to evaluate. auto: the validation images. Without splits, auto means the images held out in the
-    model's training, or all images if the model was trained on other data. auto and val exclude the model's training
-    images, which are recognized by content."""
+    model's training, or all images if the model was trained on other data. all: the training and validation images.
+    The test images are evaluated only with --split test. auto, val and test exclude the model's training images, which
+    are recognized by content."""
     fit: Annotated[Literal["crop", "letterbox", "stretch"] | None, Parameter(converter=with_current_fit)] = None
     """How images fit the square input of a classifier. crop: center crop. letterbox: the whole image in its aspect
     ratio, padded. stretch: the whole image, resized to the square. Default: the setting in the model file."""

@@ -19,7 +19,7 @@ class ShardRequest:
     """Labelled images: a folder, CSV file, shards, hf://NAME or digits, as for shvit train."""
     _: KW_ONLY
     out: Path
-    """New folder (or folder of an unfinished run) for train-000000.tar, …, val-000000.tar, … and shards.json."""
+    """New folder (or folder of an unfinished run) for train-000000.tar, …, val-…, test-… and shards.json."""
     size: int = 512
     """Maximum shorter side of the stored images, in pixels. Larger images are resized. Smaller JPEGs are copied."""
     per_shard: int = 1000
@@ -28,7 +28,8 @@ class ShardRequest:
     """Quality of JPEGs that are re-encoded, from 1 to 100."""
     workers: Workers = 2
     seed: int = 0
-    """Random seed for the order of the training images. If the data has no splits: also for the split."""
+    """Random seed for the order of the training images. If the data has no validation split: also for
+    drawing it."""
     val_share: float | None = None
     """Fraction of the images held out for validation. Default: 0.2. Only for data without a validation split."""
     max_bad_share: float = 0.2
@@ -36,7 +37,7 @@ class ShardRequest:
 
     @property
     def drawn_share(self) -> float:
-        """Fraction of the images held out for validation if the data has no splits."""
+        """Fraction of the images held out for validation if the data has no validation split."""
         return 0.2 if self.val_share is None else self.val_share
 
     def check(self) -> None:

@@ -144,7 +144,7 @@ class Task(Protocol):
         return fit
 
     @staticmethod
-    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Any:
+    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> Any:
         """Open a dataset: its classes, splits, fingerprint and warnings. Raises DataError if it cannot be used."""
         ...
 

@@ -97,7 +97,7 @@ class Classify(Task):
         return cls(classes, recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing, device)
 
     @staticmethod
-    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> Dataset:
+    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> Dataset:
         """Open a dataset of labelled images; see `open_source`."""
         return open_source(data, seed, val_share, drawn_by)
 

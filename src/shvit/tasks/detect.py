@@ -70,7 +70,7 @@ class Detect(Task):
         return "whole"
 
     @staticmethod
-    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "content") -> CocoDataset:
+    def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> CocoDataset:
         """Open a COCO dataset; see `open_coco`."""
         return open_coco(data, seed, val_share, drawn_by)
 

@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ..classnames import match_classes
 from ..data.coco import CocoDataset, CocoSplit
-from ..data.dataset import Dataset, Split, drawn_before
+from ..data.dataset import Dataset, Holdout, Split, drawn_before
 from ..data.identity import TrainedOn
-from ..errors import InputError, counted, notice
+from ..errors import InputError, counted, few, notice
 from . import Described, task_of
 
-Which = Literal["auto", "train", "val", "all"]
+Which = Literal["auto", "train", "val", "test", "all"]
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,26 @@ class Chosen:
     """Number of evaluated images that the model was trained on. 0 unless the split is `train` or `all`."""
 
 
-def open_as_trained(data: str | Path, model: Described) -> Any:
-    """Open a dataset for the model's task. A dataset without splits is split as in the model's training.
+def open_as_trained(data: str | Path, model: Described, which: Which = "auto") -> Any:
+    """Open a dataset for the model's task. A dataset without a validation split is split as in the model's training.
+
+    If `which` is `test`, a test split is always kept apart, even if the model's training used it for validation. In
+    this case, a notice says so.
 
     Raises:
         InputError: There is no such dataset.
     """
     recipe = model.provenance.get("recipe", {})
     options = {key: recipe[key] for key in ("seed", "val_share") if key in recipe}
-    source = task_of(model).open(data, **options, drawn_by=model.provenance.get("drawn_by", drawn_before(recipe)))
+    drawn_by = model.provenance.get("drawn_by", drawn_before(recipe))
+    source = task_of(model).open(data, **options, drawn_by=Holdout.by if which == "test" else drawn_by)
     for text in source.warnings:
         notice(text)
+    if which == "test" and drawn_by != Holdout.by and source.drawn and source.test is not None:
+        notice(
+            f"an earlier version of shvit trained this model: if it trained on {source.name}, it used the test images "
+            "for validation, and their accuracy may be too high"
+        )
     return source
 
 
@@ -48,19 +57,25 @@ def choose_split(model: Described, source: Dataset | CocoDataset, which: Which =
     Args:
         model: The model. Its provenance identifies its training images by their content.
         source: Labelled images.
-        which: The split: `val`, `train` or `all`. `auto` is `all` if the dataset has no splits and the model was not
-            trained on it, otherwise `val`. `auto` and `val` leave out images that were used in training.
+        which: The split: `val`, `train`, `test` or `all` (training and validation images). `auto` is `all` if the
+            dataset has no splits and the model was not trained on it, otherwise `val`. `auto`, `val` and `test` leave
+            out images that were used in training.
 
     Raises:
-        InputError: The split has no images, or all of its images were used in training.
+        InputError: There is no such split, it has no images, or all of its images were used in training.
     """
-    split, known = which, TrainedOn.recorded(model.provenance)
+    if which not in get_args(Which):
+        raise InputError(f"unknown split {which!r}: choose from {', '.join(get_args(Which))}")
+    split, known, splits = which, TrainedOn.recorded(model.provenance), source.splits()
     if which == "auto":
         trained_here = model.provenance.get("data_fingerprint") == source.fingerprint
-        split = "all" if (source.drawn and not trained_here) or not len(source.val) else "val"
-    images = source.whole() if split == "all" else {"train": source.train, "val": source.val}[split]
-    if not (count := len(images)):
-        raise InputError(f"{source.name} has no images in its split {split!r}")
+        given = trained_here or not source.drawn or source.test is not None
+        split = "val" if given and "val" in splits else "all"
+    images = source.whole() if split == "all" else splits.get(split)
+    if not images:
+        only = "; evaluate its test images with --split test" if splits.keys() == {"test"} else ""
+        raise InputError(f"{source.name} has no images in its split {split!r}; it has {few(list(splits))}{only}")
+    count = len(images)
     if known is None:
         if which == "auto" and split == "all" and "data_fingerprint" in model.provenance:
             notice(

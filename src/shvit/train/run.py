@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.coco import CocoDataset
-from ..data.dataset import Dataset, DrawnBy, drawn_before, duplicates
+from ..data.dataset import Dataset, DrawnBy, drawn_before, shared_files
 from ..data.identity import TrainedOn
+from ..data.splits import SPLIT_ADJECTIVES
 from ..data.transforms import Preprocess
 from ..engines import pick_device
 from ..errors import InputError, check_at_least, counted
@@ -48,21 +49,24 @@ class TrainPlan:
     start: ModelFile
     choices: tuple[Choice, ...] = ()
     """Settings that differ from the published recipe."""
-    drawn_by: DrawnBy = "content"
+    drawn_by: DrawnBy = "hash"
     """How validation images are drawn, if the dataset has no validation split."""
     known: Mapping[str, Any] | None = None
     """The recorded `trained_on` of a resumed run. None for a new run."""
 
     def warnings(self) -> list[str]:
-        """A warning if the starting weights were, or may have been, trained on validation images."""
-        provenance, val = self.start.provenance, self.source.val
+        """Warnings if the starting weights were, or may have been, trained on validation or test images."""
+        provenance = self.start.provenance
         known = TrainedOn.recorded(provenance)
         if known is None:
             unknown = self.source.drawn and "data_fingerprint" in provenance
             text = "was written by an earlier version of shvit and does not list its training images: they may include"
             return [f"{self.model} {text} validation images"] if unknown else []
-        count, text = int(known.among(val.images).sum()), "validation images: the measured accuracy will be too high"
-        return [f"{self.model} was trained on {count:,} of the {len(val):,} {text}"] if count else []
+        splits = {SPLIT_ADJECTIVES[name]: split for name, split in self.source.splits().items() if name != "train"}
+        counts = {kind: int(known.among(split.images).sum()) for kind, split in splits.items()}
+        too_high = "images: the measured accuracy will be too high"
+        of = {kind: f"{count:,} of the {len(splits[kind]):,} {kind} {too_high}" for kind, count in counts.items()}
+        return [f"{self.model} was trained on {text}" for kind, text in of.items() if counts[kind]]
 
     def trained_on(self) -> Mapping[str, Any]:
         """Identities of the training images of this run and of its starting weights."""
@@ -200,7 +204,7 @@ def _resumed(request: TrainRequest, out: Path) -> TrainPlan:
     return TrainPlan(record["model"], recipe, source, start, changed, drawn_by, record.get("trained_on"))
 
 
-def _opened(data: str, task: str, recipe: Recipe, drawn_by: DrawnBy = "content") -> Dataset | CocoDataset:
+def _opened(data: str, task: str, recipe: Recipe, drawn_by: DrawnBy = "hash") -> Dataset | CocoDataset:
     kind = kind_of(task)
     source = kind.open(data, recipe.seed, recipe.val_share, drawn_by)
     source.check_trainable(**({"masks": True} if kind.has_masks else {}))
@@ -224,7 +228,7 @@ def _trainer(
 
 
 def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], reporter: Reporter) -> None:
-    """Write recipe.json, and warn about images that are in both splits."""
+    """Write recipe.json, and warn about images that are in several splits."""
     record = {
         "recipe": plan.recipe.to_dict(),
         "choices": [asdict(choice) for choice in plan.choices],
@@ -237,12 +241,14 @@ def _prepare(plan: TrainPlan, data: str, out: Path, about: dict[str, Any], repor
         **about,
     }
     write_json(out / RECORD, record)
-    if groups := duplicates(plan.source.train, plan.source.val):
-        rows = [(train[0], name) for train, val in groups for name in val]
-        write_csv(out / "duplicates.csv", ["train", "val"], rows)
+    if shared := shared_files(plan.source):
+        rows = [{one: name, other: copy} for (one, other), files in shared.items() for name, copy in files]
+        columns = [name for name in SPLIT_ADJECTIVES if any(name in row for row in rows)]
+        write_csv(out / "duplicates.csv", columns, [[row.get(name, "") for name in columns] for row in rows])
+    for (one, other), files in shared.items():
         reporter.warn(
-            f"{counted(len(rows), 'duplicate')} of training images in the validation split, such as {rows[0][1]}: the "
-            f"measured accuracy will be too high; {out / 'duplicates.csv'} lists them"
+            f"{counted(len(files), 'duplicate')} of {SPLIT_ADJECTIVES[one]} images in the {SPLIT_ADJECTIVES[other]} "
+            f"split, such as {files[0][1]}: the measured accuracy will be too high; {out / 'duplicates.csv'} lists them"
         )
 
 

@@ -107,7 +107,7 @@ def make_task(
     source: Dataset | CocoDataset,
     recipe: Recipe,
     device: str,
-    drawn_by: DrawnBy = "content",
+    drawn_by: DrawnBy = "hash",
     teacher_cache: Path | None = None,
 ) -> Task:
     """The task to train. If the recipe has a teacher, the task distills from it.
@@ -129,7 +129,7 @@ def make_task(
             "precision": str(dtype),
             "data": source.fingerprint,
             "classes": source.classes,
-            **({"drawn_by": drawn_by} if source.drawn and drawn_by != "position" else {}),
+            **({"drawn_by": "content"} if source.drawn and drawn_by != "position" else {}),
         }
         cache = LogitsCache(teacher_cache, recipe, start.preprocess, about, len(source.train))
     teacher = Teacher(trained, source.classes, start.preprocess, device, dtype, cache)

@@ -21,7 +21,7 @@ from ...redact import redacted
 from ..dataset import Dataset, Holdout, Split, dataset_of, fingerprint_of
 from ..identity import BYTES, of_name
 from ..sequences import Texts
-from ..splits import TRAIN_NAMES, VAL_NAMES
+from ..splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES
 from .download import FetchError, expand, is_remote, read_remote
 from .tar import Sample, ShardFile, Shards, StoredImages, scan
 
@@ -30,7 +30,7 @@ INDEX = "shards.json"
 UNFINISHED = ".unfinished"
 """Name of a folder beside the shards. This folder exists until all shards are written."""
 INDEX_VERSION = 1
-SPLIT_WORDS = TRAIN_NAMES, [name for name in VAL_NAMES if name != "test"], ["test"]
+SPLIT_WORDS = {"train": TRAIN_NAMES, "val": VAL_NAMES, "test": TEST_NAMES}
 """Words in the names of training, validation and test shards."""
 CLASSES_FILE = "classes.txt"
 """File with the names of the classes, one per line, beside shards that have no index."""
@@ -80,6 +80,7 @@ class Index:
     made: dict[str, Any]
     """The fingerprint of the original dataset, and the options that the shards were written with."""
     splits: dict[str, list[Record]]
+    """The shards of `train`, `val` and, if the dataset has one, the test split."""
 
     @property
     def records(self) -> list[Record]:
@@ -90,7 +91,7 @@ class Index:
         """The text of `shards.json`."""
         splits = {name: [vars(record) for record in records] for name, records in self.splits.items()}
         header = {"version": INDEX_VERSION, "classes": self.classes, "size": self.size}
-        document = {**header, "fingerprint": self._fingerprint(), "made": self.made, "splits": splits}
+        document = {**header, **self._fingerprints(), "made": self.made, "splits": splits}
         return json.dumps(document, separators=(",", ":")) + "\n"
 
     @classmethod
@@ -100,21 +101,27 @@ class Index:
             document = json.loads(text)
             if document["version"] != INDEX_VERSION:
                 raise ValueError(f"its version is {document['version']}, but this program reads {INDEX_VERSION}")
-            splits = {name: [Record(**record) for record in document["splits"][name]] for name in ("train", "val")}
+            names = ["train", "val", *(["test"] if "test" in document["splits"] else [])]
+            splits = {name: [Record(**record) for record in document["splits"][name]] for name in names}
             index = cls(tuple(document["classes"]), document["size"], document["made"], splits)
             for record in index.records:
                 record.check(len(index.classes))
-            fingerprint = index._fingerprint()
+            fingerprints = index._fingerprints()
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"it is not an index ({error})") from None
-        if fingerprint != document["fingerprint"]:
+        if any(document.get(name) != fingerprint for name, fingerprint in fingerprints.items()):
             raise ValueError("its fingerprint does not match its content")
         return index
 
-    def _fingerprint(self) -> str:
-        return fingerprint_of(self.classes, (_stored(records, "") for records in self.splits.values()), _contents)
+    def _fingerprints(self) -> dict[str, str]:
+        """The test split has its own fingerprint, because earlier versions read the index without it."""
+        stored = {name: _stored(records, "") for name, records in self.splits.items()}
+        parts = {"fingerprint": [stored["train"], stored["val"]]}
+        if "test" in stored:
+            parts["test_fingerprint"] = [stored["test"]]
+        return {name: fingerprint_of(self.classes, part, _contents) for name, part in parts.items()}
 
 
 def open_shards(data: str | Path, holdout: Holdout) -> Dataset:
@@ -123,7 +130,7 @@ def open_shards(data: str | Path, holdout: Holdout) -> Dataset:
     Args:
         data: A folder of shards, or the path or URL of a `shards.json` file or a tar file. Braces stand for several
             tar files. Tar files without an index are assigned to splits by `train`, `val` or `test` in their
-            names. If there are no validation shards, validation images are drawn.
+            names. If there are no validation shards, validation images are drawn from the training images.
 
     Raises:
         DataError: There are no shards, or none of them can be used.
@@ -144,8 +151,8 @@ def _indexed(name: str, path: str, holdout: Holdout) -> Dataset:
         raise DataError(f"{path} cannot be read: {error}") from None
     except ValueError as error:
         raise DataError(f"{path} cannot be used: {error}") from None
-    warnings: list[str] = []
-    splits = {split: _stored(records, path, warnings) for split, records in index.splits.items()}
+    shards, warnings = holdout.arrange(index.splits)
+    splits = {split: _stored(records, path, warnings) for split, records in shards.items()}
     return dataset_of(name, index.classes, splits, holdout, _contents, warnings)
 
 
@@ -232,11 +239,12 @@ def _unindexed(name: str, holdout: Holdout) -> Dataset:
         warnings.append(f"{counted(len(unusable), 'sample')} cannot be used, the first because {unusable[0]}")
     labels = [s.label for samples in scanned for s in samples if not s.bad]
     classes, numbers = _classes(name, labels, locations[0])
+    arranged, problems = holdout.arrange(_by_split([file.name for file in files], name))
     splits = {
         split: _scanned([files[i] for i in shards], [scanned[i] for i in shards], numbers)
-        for split, shards in _by_split([file.name for file in files], name).items()
+        for split, shards in arranged.items()
     }
-    return dataset_of(name, classes, splits, holdout, _contents, warnings)
+    return dataset_of(name, classes, splits, holdout, _contents, [*problems, *warnings])
 
 
 def _name(location: str) -> str:
@@ -304,14 +312,15 @@ def _listed_classes(first: str) -> tuple[str, ...]:
 
 
 def _by_split(names: Sequence[str], data: str) -> dict[str, list[int]]:
-    """Indices of the shards by split: `train` and `val`; or `all`, if no shard's name contains val or test."""
+    """Indices of the shards by split; or as `all`, if no shard's name contains val or test."""
     words_in = [set(re.findall(r"[a-z]+", name.lower())) for name in names]
-    train, val, test = ([i for i, has in enumerate(words_in) if not has.isdisjoint(words)] for words in SPLIT_WORDS)
-    everything = list(range(len(names)))
-    if not (val or test):
-        return {"all": everything}
-    if nowhere := set(everything).difference(train, val, test):
-        raise DataError(f"{data}: {names[min(nowhere)]} has neither train nor val in its name, but other shards do")
-    if both := set(train) & set(val or test):
-        raise DataError(f"{data}: {names[min(both)]} has both train and val in its name")
-    return {"train": train, "val": val or test} if train else {"val": val or test}
+    found = [[kind for kind, words in SPLIT_WORDS.items() if not has.isdisjoint(words)] for has in words_in]
+    by_split = {kind: [i for i, kinds in enumerate(found) if kind in kinds] for kind in SPLIT_WORDS}
+    if not (by_split["val"] or by_split["test"]):
+        return {"all": list(range(len(names)))}
+    for name, kinds in zip(names, found, strict=True):
+        if not kinds:
+            raise DataError(f"{data}: {name} has neither train nor val nor test in its name, but other shards do")
+        if len(kinds) > 1:
+            raise DataError(f"{data}: {name} has both {kinds[0]} and {kinds[1]} in its name")
+    return {kind: shards for kind, shards in by_split.items() if shards}

@@ -19,7 +19,7 @@ from PIL import Image
 from ...errors import Failure, InputError, counted
 from ...files import replacing, write_csv, write_json
 from ...requests.shard import ShardRequest
-from ..dataset import Dataset, Split
+from ..dataset import Dataset, DrawnBy, Holdout, Split
 from ..decode import decode
 from ..identity import of_image
 from ..image_file import BadImage, is_plain_jpeg
@@ -27,6 +27,8 @@ from .index import INDEX, UNFINISHED, Index, Record
 from .pool import work
 
 BAD = "bad_images.csv"
+PLAN = "plan.json"
+"""Name of the file in `UNFINISHED` with the data and the options of the run."""
 MAX_JPEG_SIDE = 65_535
 """Maximum side of a JPEG, in pixels."""
 
@@ -79,13 +81,15 @@ class ShardReport:
 def write_shards(
     dataset: Dataset, request: ShardRequest, on_update: Callable[[int, int], None] | None = None
 ) -> ShardReport:
-    """Write `train-000000.tar` …, `val-000000.tar` … and `shards.json`.
+    """Write `train-000000.tar` …, `val-000000.tar` …, `test-000000.tar` … and `shards.json`.
 
     Training images are shuffled. Within a split, the number of images per shard varies by at most one. A run that was
-    stopped continues when it is started again; shards whose checksums do not match are then written again.
+    stopped continues when it is started again; shards that are missing (such as those of the test split, if an earlier
+    version wrote the folder) or whose checksums do not match are then written.
 
     Args:
-        dataset: The result of `open_source` with the request's data, seed and share of validation images.
+        dataset: The result of `open_source` with the request's data, seed and share of validation images, and with
+            `drawn_by(request.out)`.
         on_update: Called with the number of finished images and the number of all images.
 
     Raises:
@@ -95,17 +99,20 @@ def write_shards(
     request.check()
     if request.val_share is not None and not dataset.drawn:
         raise InputError(f"val_share has no effect, because {request.data} has validation images: leave it out")
-    if not len(dataset.train) + len(dataset.val):
+    if not dataset.splits():
         raise InputError(f"{request.data} has no images")
     out = request.out
     made = {
         "data": dataset.fingerprint,
-        **({"val_share": request.drawn_share, "drawn_by": "content"} if dataset.drawn else {}),
+        **({"test": dataset.test_fingerprint} if dataset.test is not None else {}),
+        "drawn_by": drawn_by(out),
+        **({"val_share": request.drawn_share} if dataset.drawn else {}),
         **{key: getattr(request, key) for key in ("size", "per_shard", "quality", "seed")},
     }
     orders = {
         "train": np.random.default_rng(request.seed).permutation(len(dataset.train)),
         "val": np.arange(len(dataset.val)),
+        **({} if dataset.test is None else {"test": np.arange(len(dataset.test))}),
     }
     jobs = [
         ShardJob(split, number, indices)
@@ -124,7 +131,7 @@ def write_shards(
             if on_update:
                 on_update(done, total)
     known = _records(out)
-    splits = {split: [known[job.name] for job in jobs if job.split == split] for split in ("train", "val")}
+    splits = {split: [known[job.name] for job in jobs if job.split == split] for split in orders}
     index = Index(dataset.classes, request.size, made, splits)
     _check_bad(out, [row for record in index.records for row in record.bad], total, request.max_bad_share)
     if todo or not (out / INDEX).exists():
@@ -134,24 +141,37 @@ def write_shards(
     return ShardReport(out, index, len(jobs) - len(todo), len(todo), dataset.warnings)
 
 
-def _claim(out: Path, made: dict[str, Any]) -> None:
-    """Start a run in the folder, or check that the run in it has the same data and options. Raises InputError."""
-    plan = out / UNFINISHED / "plan.json"
-    begun = None
-    for path in (out / INDEX, plan):
+def drawn_by(out: Path) -> DrawnBy:
+    """How validation images are drawn for the shards in `out`: as in the version of shvit that began to write them."""
+    return Holdout.by if (begun := _begun(out)) is None else begun["drawn_by"]
+
+
+def _begun(out: Path) -> dict[str, Any] | None:
+    """The options of the run that began in the folder, if any. Raises InputError if they cannot be read."""
+    for path in (out / INDEX, out / UNFINISHED / PLAN):
         if path.exists():
             text = path.read_bytes()
             try:
-                begun = Index.from_json(text).made if path.name == INDEX else json.loads(text)["made"]
+                made = Index.from_json(text).made if path.name == INDEX else json.loads(text)["made"]
+                return {"drawn_by": "position" if "val_share" in made else "content", **made}  # earlier versions
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path} cannot be read, so the run cannot be continued: {error}") from None
-            break
+    return None
+
+
+def _claim(out: Path, made: dict[str, Any]) -> None:
+    """Start a run in the folder, or check that the run in it has the same data and options. Raises InputError."""
+    plan = out / UNFINISHED / PLAN
+    begun = _begun(out)
     if begun is None:
         if out.exists() and any(child.name != UNFINISHED for child in out.iterdir()):
             raise InputError(f"{out} is not empty and was not written by shvit shard: give another --out")
         plan.parent.mkdir(parents=True, exist_ok=True)
         write_json(plan, {"made": made}, indent=None)
-    elif begun != made:
+        return
+    if "test" in made:
+        begun.setdefault("test", made["test"])  # without it, the test shards are added
+    if begun != made:
         keys = [key for key in {**begun, **made} if begun.get(key) != made.get(key)]
         differing = ", ".join(f"{key} {begun.get(key)} instead of {made.get(key)}" for key in keys)
         raise InputError(f"{out} holds shards with {differing}: give another --out, or the same arguments")
