@@ -108,7 +108,7 @@ def calibrate_model(
         "trained_on": (TrainedOn.of(drawn.images) | TrainedOn.recorded(model_file.provenance)).to_dict(),
         "calibrated": {"from_image_size": model_file.preprocess.image_size, "images": seen, "seed": seed},
     }
-    metrics = {key: after[key] for key in ("top1", "top5", "loss", "images")}
+    metrics = {key: after[key] for key in ("top1", "top5", "balanced_accuracy", "macro_f1", "loss", "images")}
     return Calibration(replace(calibrated, metrics=metrics, provenance=provenance), before, after, seen)
 
 

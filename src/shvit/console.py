@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -11,10 +11,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
-METRICS = {"top1": "top-1", "AP": "AP"}
-"""The metrics by which models are compared, and their display names."""
-BESIDE = {"AP": ("AP50",)}
-"""For a metric, the additional metrics that are shown next to it."""
+METRICS = {
+    "top1": "top-1",
+    "AP": "AP",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "top5": "top-5",
+}
+"""Display names of metrics. Other metrics are shown by their key."""
+BESIDE = {"top1": ("balanced_accuracy", "macro_f1"), "AP": ("AP50",)}
+"""The metrics by which models are compared, each with the metrics that are shown next to it."""
+LOSSES = frozenset({"loss"})
+"""The metrics that are not percentages."""
 
 PLAIN = str.maketrans(
     {"·": "-", "–": "-", "—": "-", "−": "-", "×": "x", "…": "...", "→": "->", "“": '"', "”": '"', "µ": "u", "†": "+"}
@@ -32,6 +40,18 @@ def _in_plain(error: UnicodeError) -> tuple[str, int]:
 
 
 codecs.register_error("shvit-plain", _in_plain)
+
+
+def metric_text(key: str, value: float, of: str = "") -> str:
+    """A metric with its name, and `of` after the name: "top-1 93.10%"."""
+    return f"{METRICS.get(key, key)}{of} " + (f"{value:.4f}" if key in LOSSES else f"{value:.2%}")
+
+
+def main_metrics(metrics: Mapping[str, Any], first: str | None = None) -> str:
+    """The metric by which models are compared and those next to it as text, after the metric `first`."""
+    main = next((key for key in BESIDE if key in metrics), "")
+    keys = dict.fromkeys([first or main, main, *BESIDE.get(main, ())])
+    return ", ".join(metric_text(key, metrics[key]) for key in keys if key in metrics)
 
 
 def takes_all(stream: Any) -> None:

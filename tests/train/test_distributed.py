@@ -269,6 +269,22 @@ def test_torchrun_is_stopped_and_started_again(torchrun, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_stop_early_together(torchrun, tmp_path):
+    """At a learning rate of 0, weights and BatchNorm statistics soon give the same accuracy in every epoch."""
+    still = ["--lr", "0", "--ema", "0", "--patience", "2", "--balance", "sampling", "--json"]
+    process = torchrun(tmp_path / "run", *still, length=["--epochs", "500", "--workers", "0"])
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert result["stopped_early"]
+    assert result["epochs"] == result["epoch"] + 2 == len(read_metrics(tmp_path / "run"))
+    resumed = torchrun(tmp_path / "run", "--resume", length=["--workers", "0"])
+    out, err = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, err
+    assert "is complete" in out
+
+
+@pytest.mark.slow
 def test_two_processes_and_one_that_accumulates_see_the_same_images(torchrun, train, tmp_path):
     """Norms get the same halves of a batch. Uses SGD: Adam turns rounding errors into steps."""
     calm = ["--crop-min", "1", "--flip", "0", "--color-jitter", "0", "--ema", "0", "--clip", "0", "--optimizer", "sgd"]

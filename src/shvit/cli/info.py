@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..console import METRICS, say, show_table
+from ..console import main_metrics, say, show_table
 from ..errors import counted
 from .app import NONE_TYPED, Flags, Json, console_for, finish
 from .eval import SHOWN_CLASSES
@@ -66,10 +66,10 @@ def _show_model(console: Console, facts: dict[str, Any]) -> None:
 def _origin(file: dict[str, Any]) -> Iterator[str]:
     """Accuracy, recipe, training date and source of a model file, as far as its header has them."""
     metrics, provenance = file["metrics"], file["provenance"]
-    names = {**METRICS, "published_top1": "published top-1"}
-    scores = [f"{name} {metrics[key]:.2%}" for key, name in names.items() if key in metrics]
-    if scores:
-        yield scores[0] + (f" on {counted(metrics['images'], 'image')}" if "images" in metrics else "")
+    if scores := main_metrics(metrics):
+        yield scores + (f" on {counted(metrics['images'], 'image')}" if "images" in metrics else "")
+    elif "published_top1" in metrics:
+        yield f"published top-1 {metrics['published_top1']:.2%}"
     if {"name", "epochs"} <= set(provenance.get("recipe", ())):
         yield f"recipe {provenance['recipe']['name']}, {counted(provenance['recipe']['epochs'], 'epoch')}"
     if "date" in provenance:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from ..console import BESIDE, METRICS, say, show_table
+from ..console import main_metrics, say, show_table
 from ..errors import InputError, counted, notice
 from ..redact import redacted
 from ..requests import with_current_fit
@@ -110,9 +110,8 @@ def _show_result(console: Console, result: "TrainResult", data: str) -> None:
     if result.interrupted:
         say(console, f"stopped in epoch {result.epochs + 1}; {how_to_resume(data, result.out)}")
     if result.best:
-        key = next(key for key in METRICS if key in result.best)
-        beside = "".join(f", {name} {result.best[name]:.2%}" for name in BESIDE.get(key, ()) if name in result.best)
-        say(console, f"best {METRICS[key]} {result.best[key]:.2%}{beside} in epoch {result.best['epoch']}: {best}")
+        shown = main_metrics(result.best, first=result.selected_by)
+        say(console, f"best {shown} in epoch {result.best['epoch']}: {best}")
         say(console, f"try it: shvit predict {best} IMAGES…")
 
 

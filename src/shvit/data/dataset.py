@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from ..errors import DataError, counted, few
@@ -119,8 +119,11 @@ class Split(Samples):
 
     def usable_labels(self) -> set[int]:
         """The labels that occur among the usable images."""
-        labels = np.asarray(self.labels, np.int64)
-        return set(np.unique(np.delete(labels, list(self.bad))).tolist())
+        return set(np.flatnonzero(self.class_counts()).tolist())
+
+    def class_counts(self, classes: int = 0) -> Int64[np.ndarray, " classes"]:
+        """Number of usable images of each class; `classes` is the minimum length."""
+        return np.bincount(np.delete(np.asarray(self.labels, np.int64), list(self.bad)), minlength=classes)
 
 
 EMPTY = Split([], [], [])

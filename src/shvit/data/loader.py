@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
@@ -54,7 +54,8 @@ class Batch:
     bad: dict[int, str]
     """Index of each skipped image, and the reason why it was skipped."""
     view: int = 0
-    """Number of the augmented version: the epoch, modulo the number of views if views are limited."""
+    """Number of the augmented version: the epoch, modulo the number of views if views are limited. With `strata`, it
+    differs between images, and this is the number of the first one."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -150,7 +151,11 @@ class EpochSampler(Sampler[list[SampleKey]]):
 
     Source: M. Berman et al., "MultiGrain", 2019; also used by DeiT."""
     views: int | None = None
-    """Number of augmented versions of each image; None for a new version in every epoch."""
+    """Number of augmented versions of each image; None for a new version each time the image is drawn."""
+    strata: Int64[np.ndarray, " n"] | None = None
+    """Group of each image, such as its class. Each group is drawn equally often, and so are the images of a group. An
+    epoch has the same number of batches as without groups. None: each image is drawn once per epoch. Needs `shuffle`.
+    """
     epoch: int = field(default=0, init=False)
     start: int = field(default=0, init=False)
     """Number of batches at the beginning of the epoch to skip, because training resumes after them."""
@@ -172,25 +177,53 @@ class EpochSampler(Sampler[list[SampleKey]]):
         return (self.batches - self.start) * self.share.pieces
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = self._order()
+        images, views = self._draws()
+        if self.views:
+            views = views % self.views
+        order = self._order(images)
+        images, views = images[order], views[order]
         copies = np.arange(len(order)) % self.repeats
-        view = self.epoch % self.views if self.views else self.epoch
         for batch in range(self.start, self.batches):
             positions = np.arange(batch * self.batch_size, min((batch + 1) * self.batch_size, len(order)))
             for piece in self.share.of(positions):
-                yield [(view, int(order[position]), int(copies[position])) for position in piece]
+                yield [(int(views[place]), int(images[place]), int(copies[place])) for place in piece]
 
-    def _order(self) -> np.ndarray:
+    def _draws(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images of this epoch, and the view of each.
+
+        With groups, draws are numbered over all epochs, and the groups take turns. A group's images are drawn in a
+        random order; after all of them have been drawn, the next round begins with a new order. The view of a drawn
+        image is the number of its group's round.
+        """
+        if self.strata is None:
+            return self.allowed, np.full(len(self.allowed), self.epoch)
+        groups = self.strata[self.allowed]
+        ends = np.unique(groups, return_counts=True)[1].cumsum()
+        members = np.split(self.allowed[np.argsort(groups, kind="stable")], ends[:-1])
+        count = -(-self.batches * self.batch_size // self.repeats)
+        images, views = [], []
+        for turn, group in enumerate(members):
+            first, last = (-(-(epoch * count - turn) // len(members)) for epoch in (self.epoch, self.epoch + 1))
+            rounds, places = np.divmod(np.arange(first, last), len(group))
+            for each in {*rounds[:1].tolist(), *rounds[-1:].tolist()}:  # all other rounds are complete
+                order = np.random.default_rng((self.seed, turn, each)).permutation(len(group))
+                places[rounds == each] = order[places[rounds == each]]
+            images.append(group[places])
+            views.append(rounds)
+        return np.concatenate(images), np.concatenate(views)
+
+    def _order(self, images: np.ndarray) -> np.ndarray:
+        """The order of these images, as positions. With `repeats`, each position is repeated, and the rest cut off."""
         if not self.shuffle:
-            return self.allowed
+            return np.arange(len(images))
         generator = np.random.default_rng((self.seed, self.epoch))
         if self.split.shards is None:
-            order = generator.permutation(self.allowed)
+            order = generator.permutation(len(images))
         else:
-            shards = self.split.shards[self.allowed]
+            shards = self.split.shards[images]
             turns = generator.permutation(int(shards.max(initial=0)) + 1) // WINDOW
-            order = self.allowed[np.lexsort((generator.random(len(shards)), turns[shards]))]
-        return order.repeat(self.repeats)[: len(order)]
+            order = np.lexsort((generator.random(len(shards)), turns[shards]))
+        return order.repeat(self.repeats)[: self.batches * self.batch_size]
 
 
 class Loader:
@@ -216,11 +249,12 @@ class Loader:
         share: Share | None = None,
         repeats: int = 1,
         views: int | None = None,
+        strata: np.ndarray | None = None,
         pinned: bool = False,
     ) -> None:
         check_at_least(1, batch_size=batch_size)
         check_at_least(0, workers=workers)
-        self.sampler = EpochSampler(split, batch_size, seed, shuffle, share or Share(), repeats, views)
+        self.sampler = EpochSampler(split, batch_size, seed, shuffle, share or Share(), repeats, views, strata)
         self._loader = DataLoader(
             ImageDataset(split, read, seed),
             batch_sampler=self.sampler,  # pyright: ignore[reportArgumentType]: keys are (view, index, copy) here

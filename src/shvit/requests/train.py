@@ -40,7 +40,8 @@ class TrainRequest:
     save_every: int = 500
     """Steps between checkpoints. Each epoch also ends with a checkpoint."""
     teacher_cache: Path | None = None
-    """Cache teacher logits in this folder. Requires --mixup 0 --cutmix 0 --random-erasing 0 --repeats 1.
+    """Cache teacher logits in this folder. Requires --mixup 0 --cutmix 0 --random-erasing 0 --repeats 1
+    --balance none.
     Recommended with --views, because later epochs then reuse the logits."""
     track: Literal["tensorboard"] | None = None
     """tensorboard: also write TensorBoard curves to the subfolder tensorboard of --out."""

@@ -1,11 +1,13 @@
 """The interface of a task: its properties, data, loss, evaluation and results."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from jaxtyping import UInt8
+import numpy as np
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from ..data.dataset import DrawnBy
@@ -65,6 +67,21 @@ class Prediction:
         )
 
 
+@dataclass(frozen=True)
+class Criterion:
+    """A metric by which weights are compared."""
+
+    metric: str
+    """A key of `Evaluation.metrics`."""
+    lower: bool = False
+    """Whether lower is better."""
+
+    def score(self, metrics: Mapping[str, Any]) -> float:
+        """The metric, or its negative if lower is better. -infinity if it is NaN or missing."""
+        value = float(metrics.get(self.metric, math.nan))
+        return -math.inf if math.isnan(value) else -value if self.lower else value
+
+
 class Evaluation(Protocol):
     """The results of an evaluation on a set of images."""
 
@@ -107,6 +124,8 @@ class Task(Protocol):
     """Name of the task whose recipes and training flags are used."""
     headline: ClassVar[str]
     """The metric that models are compared by. Higher is better."""
+    criteria: ClassVar[Mapping[str, Criterion]] = {}
+    """The values of `--select-by`. Without the flag, the criterion is `headline`."""
     output: ClassVar[str]
     """Name of the output in exported files."""
     labels_images: ClassVar[bool]
@@ -138,6 +157,11 @@ class Task(Protocol):
         """The task for training with this recipe on this device."""
         ...
 
+    @classmethod
+    def criterion(cls, select_by: str | None) -> Criterion:
+        """How to compare the epochs of a run, for a value of `--select-by`."""
+        return cls.criteria[select_by] if select_by else Criterion(cls.headline)
+
     @staticmethod
     def new_fit(fit: str) -> str:
         """The `Preprocess.fit` of a model after its image size is changed. By default, it stays the same."""
@@ -147,6 +171,16 @@ class Task(Protocol):
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> Any:
         """Open a dataset: its classes, splits, fingerprint and warnings. Raises DataError if it cannot be used."""
         ...
+
+    @staticmethod
+    def advice(source: Any) -> str | None:
+        """A setting that this dataset may need, as one line; None if there is none. By default None."""
+
+    def strata(self, split: Any) -> Int64[np.ndarray, " n"] | None:
+        """The group of each training image, if the recipe draws each group equally often. By default None."""
+
+    def weigh(self, split: Any, usable: Int64[np.ndarray, " m"]) -> None:
+        """Weight the loss, given the indices of the usable training images. By default, nothing is done."""
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> Any:
         """A reader of training images for the loader, with the recipe's augmentation."""

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
@@ -15,20 +15,34 @@ from torch.nn import functional as F
 
 from ..classnames import unique_names
 from ..data.augmentation import TrainReader
-from ..data.dataset import Dataset, DrawnBy
+from ..data.dataset import Dataset, DrawnBy, Split
 from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.letterbox import Letterbox
 from ..data.loader import Batch
 from ..data.sources import open_source
 from ..data.transforms import EvalReader, Preprocess, fast_eval_decoder
 from ..errors import Failure, counted
-from .base import Gather, Predict, Prediction, Task, alone
+from .base import Criterion, Gather, Predict, Prediction, Task, alone
 from .classify_evaluation import ClassifyEvaluation, Outputs
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
 AGREEMENT = 0.9
 """Minimum top-1 agreement with PyTorch. If the largest logits are almost equal, any of their labels is accepted."""
+
+
+IMBALANCE = 10
+"""Ratio of the sizes of the largest and the smallest class from which training suggests `--balance`."""
+
+
+def class_weights(labels: Int64[np.ndarray, " n"], classes: int) -> Float[Tensor, " classes"]:
+    """Weight of each class, inversely proportional to its number of images. The mean over all images is 1.
+
+    A class without images has weight 0.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(1, counts)) * (counts > 0)
+    return torch.from_numpy(weights).float()
 
 
 def _in_order(batches: Sequence[tuple[np.ndarray, ...]]) -> Outputs:
@@ -60,11 +74,17 @@ class Classify(Task):
         cutmix: Strength (alpha) of pasting a part of one image into another; 0 turns it off.
         random_erasing: Probability of filling a rectangle of an image with noise.
         device: Device of the training images.
+        balance: How to compensate for classes of different sizes: `none`, `sampling` or `loss`; see `Recipe.balance`.
     """
 
     name = "classify"
     recipe_family = "classify"
     headline = "top1"
+    criteria: ClassVar[Mapping[str, Criterion]] = {
+        "top1": Criterion("top1"),
+        "balanced": Criterion("balanced_accuracy"),
+        "loss": Criterion("loss", lower=True),
+    }
     output = "logits"
     labels_images = True
     fits = ("crop", "letterbox", "stretch")
@@ -83,23 +103,49 @@ class Classify(Task):
         cutmix: float = 0.0,
         random_erasing: float = 0.0,
         device: str = "cpu",
+        balance: str = "none",
     ) -> None:
         self.classes = unique_names(classes)
-        self.label_smoothing = label_smoothing
-        self._mix = (
-            Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=len(classes)) if mixup or cutmix else None
-        )
+        self.balance, self._weights = balance, torch.ones(len(classes), device=device)
+        mixes = mixup or cutmix
+        smoothed = label_smoothing if mixes and balance != "loss" else 0.0  # weighted labels are smoothed after mixing
+        self._smoothing = label_smoothing - smoothed
+        self._mix = Mixup(mixup, cutmix, label_smoothing=smoothed, num_classes=len(classes)) if mixes else None
         self._erase = RandomErasing(random_erasing, mode="pixel", device=device) if random_erasing else None
 
     @classmethod
     def from_recipe(cls, classes: Sequence[str], recipe: Any, device: str) -> "Classify":
-        """The task for training, with the label smoothing, mixing and erasing of the recipe."""
-        return cls(classes, recipe.label_smoothing, recipe.mixup, recipe.cutmix, recipe.random_erasing, device)
+        """The task for training, with the label smoothing, mixing, erasing and class balance of the recipe."""
+        mixing = recipe.label_smoothing, recipe.mixup, recipe.cutmix
+        return cls(classes, *mixing, recipe.random_erasing, device, recipe.balance)
 
     @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> Dataset:
         """Open a dataset of labelled images; see `open_source`."""
         return open_source(data, seed, val_share, drawn_by)
+
+    @staticmethod
+    def advice(source: Dataset) -> str | None:
+        """Suggest `--balance` if the largest class has at least `IMBALANCE` times as many images as the smallest."""
+        counts = source.train.class_counts(len(source.classes))
+        largest, smallest = int(counts.argmax()), int(np.where(counts, counts, counts.max()).argmin())
+        if counts[largest] < IMBALANCE * counts[smallest]:
+            return None
+        images = counted(int(counts[largest]), "training image")
+        return (
+            f"class {source.classes[largest]} has {images}, class {source.classes[smallest]} only "
+            f"{counts[smallest]:,}: --balance sampling draws each class equally often"
+        )
+
+    def strata(self, split: Split) -> Int64[np.ndarray, " n"] | None:
+        """The classes, with `balance` sampling."""
+        return np.asarray(split.labels, np.int64) if self.balance == "sampling" else None
+
+    def weigh(self, split: Split, usable: Int64[np.ndarray, " m"]) -> None:
+        """Set the class weights, with `balance` loss."""
+        if self.balance == "loss":
+            weights = class_weights(np.asarray(split.labels, np.int64)[usable], len(self.classes))
+            self._weights = weights.to(self._weights.device)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> TrainReader:
         """A reader of randomly cropped or resized images, with RandAugment or color jitter."""
@@ -128,14 +174,21 @@ class Classify(Task):
         return 2 * min(batch_size, 128 * processes)
 
     def augment(self, images: Float[Tensor, "b 3 h w"], batch: Batch) -> tuple[Float[Tensor, "b 3 h w"], Any]:
-        """Erase parts of images, and mix images. The targets are probabilities (b, classes)."""
+        """Erase parts of images, and mix images. The targets are probabilities (b, classes).
+
+        With class weights, the target of each image is multiplied by the weight of its label. Label smoothing does not
+        change an image's weight. A mixed image is the sum of two images, each with its own share and weight.
+        """
         targets = batch.targets.to(images.device)
         if self._erase is not None:
             images = self._erase(images)
         if self._mix is not None:
-            return self._mix(images, targets)
-        one_hot = F.one_hot(targets, len(self.classes)).float()
-        return images, one_hot * (1 - self.label_smoothing) + self.label_smoothing / len(self.classes)
+            images, targets = self._mix(images, targets)
+        else:
+            targets = F.one_hot(targets, len(self.classes)).float()
+        targets = targets * self._weights
+        spread = targets.sum(1, keepdim=True) * (self._smoothing / len(self.classes))
+        return images, targets * (1 - self._smoothing) + spread
 
     def loss(self, network: Any, images: Float[Tensor, "b 3 h w"], targets: Any) -> Float[Tensor, ""]:
         """Mean cross-entropy."""

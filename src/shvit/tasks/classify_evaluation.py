@@ -1,14 +1,15 @@
 """The result of evaluating a classifier: metrics, tables and figures."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from ..classnames import unique_names
-from ..console import visible
+from ..console import BESIDE, metric_text, visible
 from ..errors import counted
 from ..figures import literal_text, new_figure, save_png
 from ..files import write_csv
@@ -24,6 +25,32 @@ class Outputs:
     labels: Int64[np.ndarray, " n"]
     """True class numbers."""
     logits: Float32[np.ndarray, "n classes"]
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How well each class is recognized, from 0 to 1. A number that is undefined is 0."""
+
+    images: Int64[np.ndarray, " classes"]
+    """Number of images of each class."""
+    predictions: Int64[np.ndarray, " classes"]
+    """Number of images for which each class was predicted."""
+    precision: Float64[np.ndarray, " classes"]
+    """Share of the predictions of a class that are right."""
+    recall: Float64[np.ndarray, " classes"]
+    """Share of the images of a class that are recognized: its top-1 accuracy."""
+    f1: Float64[np.ndarray, " classes"]
+    """Harmonic mean of precision and recall."""
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that have images."""
+        return float(self.recall[self.images > 0].mean())
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that have images or predictions."""
+        return float(self.f1[self.images + self.predictions > 0].mean())
 
 
 @dataclass(frozen=True)
@@ -51,38 +78,54 @@ class ClassifyEvaluation:
         """Share of the images whose most probable class is the true one."""
         return float(np.trace(self.confusion)) / self.images
 
+    def scores(self) -> ClassScores:
+        """Precision, recall and F1 of each class."""
+        images, predictions, right = self.confusion.sum(axis=1), self.confusion.sum(axis=0), self.confusion.diagonal()
+        precision, recall = right / np.maximum(1, predictions), right / np.maximum(1, images)
+        return ClassScores(images, predictions, precision, recall, 2 * right / np.maximum(1, images + predictions))
+
     def per_class(self) -> dict[str, float | None]:
         """Top-1 accuracy of each class; None for a class without images."""
-        counts = self.confusion.sum(axis=1)
-        return {
-            name: float(self.confusion[index, index] / counts[index]) if counts[index] else None
-            for index, name in enumerate(self.classes)
-        }
+        scores = self.scores()
+        pairs = zip(scores.recall.tolist(), scores.images, strict=True)
+        return {name: share if count else None for name, (share, count) in zip(self.classes, pairs, strict=True)}
 
     def metrics(self) -> dict[str, Any]:
         """Accuracies from 0 to 1, the loss, and numbers of images."""
+        scores = self.scores()
         return {
             "top1": self.top1,
             "top5": self.top5_correct / self.images,
+            "balanced_accuracy": scores.balanced_accuracy,
+            "macro_f1": scores.macro_f1,
             "loss": self.loss,
             "images": self.images,
             "bad_images": len(self.bad),
         }
 
     def summary(self) -> str:
-        """Top-1 and top-5 accuracy as text."""
-        return f"top-1 {self.top1:.2%}, top-5 {self.top5_correct / self.images:.2%}"
+        """Top-1 and top-5 accuracy, balanced accuracy and macro F1 as text."""
+        metrics = self.metrics()
+        return ", ".join(metric_text(key, metrics[key]) for key in ("top1", "top5", *BESIDE["top1"]))
+
+    def _rows(self) -> Iterator[tuple[str, int, float, float, float]]:
+        """Name, number of images, precision, recall and F1 of each class that has images."""
+        scores = self.scores()
+        columns = (column.tolist() for column in (scores.images, scores.precision, scores.recall, scores.f1))
+        return (row for row in zip(self.classes, *columns, strict=True) if row[1])
 
     def tables(self) -> list[TextTable]:
-        """Top-1 accuracy by class."""
-        rows = [[name, f"{share:.1%}"] for name, share in self.per_class().items() if share is not None]
-        return [(["class", "top-1"], rows)]
+        """Images, precision, recall (top-1 accuracy) and F1 by class."""
+        rows = [[name, f"{images:,}", *(f"{share:.1%}" for share in shares)] for name, images, *shares in self._rows()]
+        return [(["class", "images", "precision", "recall", "F1"], rows)]
 
     def write(self, out: Path, raw_cells: bool) -> list[Path]:
         """Write per_class.csv, confusion.csv and confusion.png."""
-        counts, shares = self.confusion.sum(axis=1), self.per_class()
-        rows = [[name, int(counts[i]), f"{shares[name]:.6f}"] for i, name in enumerate(self.classes) if counts[i]]
-        write_csv(out / "per_class.csv", ["class", "images", "top1"], rows, raw_cells)
+        rows = [
+            [name, images, *(f"{share:.6f}" for share in (recall, precision, recall, f1))]
+            for name, images, precision, recall, f1 in self._rows()
+        ]
+        write_csv(out / "per_class.csv", ["class", "images", "top1", "precision", "recall", "f1"], rows, raw_cells)
         matrix = [[name, *row] for name, row in zip(self.classes, self.confusion.tolist(), strict=True)]
         write_csv(out / "confusion.csv", ["true \\ predicted", *self.classes], matrix, raw_cells)
         draw_confusion(self, out / "confusion.png")

@@ -44,9 +44,8 @@ class Checkpoint:
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     """State of the loss scaler in fp16; otherwise empty."""
-    best: float
-    """Best headline metric so far; -1 before the first evaluation."""
     best_metrics: dict[str, Any]
+    """Metrics of best.safetensors, and its `epoch`. Empty before the first evaluation."""
     bad_images: dict[int, str]
     """Bad training images: index and reason."""
     bad_val: dict[int, str]
@@ -104,6 +103,7 @@ class Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
             if content.pop("digest") != _digest(content):
                 raise ValueError("its checksum does not match")
+            content.pop("best", None)  # earlier versions repeated one of best_metrics
             return cls(**content)
         except DAMAGE as error:
             raise CheckpointError(f"{path} is damaged ({one_line(error, first=True)})") from None

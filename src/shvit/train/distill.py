@@ -94,7 +94,7 @@ class LogitsCache:
     def __init__(
         self, folder: Path, recipe: Recipe, preprocess: Preprocess, about: dict[str, Any], images: int
     ) -> None:
-        required = {"mixup": 0, "cutmix": 0, "random_erasing": 0, "repeats": 1}
+        required = {"mixup": 0, "cutmix": 0, "random_erasing": 0, "repeats": 1, "balance": "none"}
         if changing := [name for name, value in required.items() if getattr(recipe, name) != value]:
             flags = " ".join(f"--{name.replace('_', '-')} {required[name]}" for name in changing)
             raise InputError(f"--teacher-cache requires {flags}: otherwise every step sees different images")

@@ -11,6 +11,7 @@ def refuse_idle(recipe: Recipe, named: Collection[str], drawn: bool = True) -> N
 
     `drawn` says whether some of the training images are held out for validation.
     """
+    evaluations = -(-recipe.epochs // recipe.eval_every)
     rules = (  # fields, whether they have no effect, and the reason
         ("min_lr cooldown_epochs schedule_by", recipe.schedule == "step", "with --schedule step"),
         ("min_lr", recipe.min_lr > recipe.effective_lr, "above the effective learning rate"),
@@ -20,6 +21,11 @@ def refuse_idle(recipe: Recipe, named: Collection[str], drawn: bool = True) -> N
         ("temperature", recipe.distillation == "hard", "with --distillation hard"),
         ("ema_warmup", not recipe.ema, "with --ema 0"),
         ("color_jitter", recipe.color_jitter and recipe.rand_augment, "with RandAugment: add --rand-augment 0"),
+        (
+            "patience",
+            recipe.patience and recipe.patience + 1 >= evaluations,
+            f"with at most {evaluations} evaluations",
+        ),
         ("val_share", not drawn, "on a dataset with its own validation split"),
     )
     for names, is_idle, where in rules:

@@ -20,7 +20,6 @@ from ..data.transforms import Normalize
 from ..engines.torch import DTYPES
 from ..errors import counted
 from ..files import sweep
-from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Task
 from .bad_images import BadImages, TrainError
@@ -34,7 +33,9 @@ from .precision import check_norms, pick_training_precision, picks_compile
 from .progress import Progress, Reporter, TrainResult
 from .recipe import Recipe
 from .remaining import TimeLeft
+from .selection import Selection
 from .signals import on_stop_signal
+from .validation import Validator
 
 LOSSES_KEPT = 20
 """Number of steps between checks of the loss on GPUs. Checking every step would make the GPU wait for the CPU."""
@@ -82,14 +83,15 @@ class Trainer:
         self.ema = ModelEmaV3(self.model, decay=recipe.ema, use_warmup=recipe.ema_warmup) if recipe.ema else None
         self.optimizer = make_optimizer(self.model, recipe)
         self.schedule = make_schedule(self.optimizer, recipe, self.steps_per_epoch)
-        self.train_loader, self.val_loader = self._loaders(workers)
+        self.train_loader, val_loader = self._loaders(workers)
         self.bad = BadImages(source, out, recipe.max_bad_share, self.group.is_main)
+        self.validate = Validator(task, val_loader, self.normalize, self.autocast, self.group, self.bad)
         self.epoch = self.step = 0
-        self.best = -1.0
-        self.best_metrics: dict[str, Any] = {}
+        self.selection = Selection(task, recipe)
         self.loss_sum = self.seconds = 0.0
         self._losses: list[torch.Tensor] = []
         self.stopped_by: signal.Signals | None = None
+        self._exclude(set(self.bad.train))
 
     def _loaders(self, workers: int) -> tuple[Loader, Loader]:
         recipe, preprocess, group = self.recipe, self.start.preprocess, self.group
@@ -103,6 +105,7 @@ class Trainer:
             share=Share(group.rank, group.size, recipe.accumulate),
             repeats=recipe.repeats,
             views=recipe.views,
+            strata=self.task.strata(self.source.train),
             pinned=self.device.type == "cuda",
         )
         val = Loader(
@@ -128,9 +131,9 @@ class Trainer:
             self.bad.train, self.bad.val = self.group.on_main(self._probe)
             self._exclude(set(self.bad.train))
             self._save_checkpoint()
-        if self.epoch == self.recipe.epochs:
-            self.reporter.finished(self.out, self.epoch)
-            return TrainResult(self.out, self.epoch, self.best_metrics, None, self.seconds, 0.0)
+        if self.selection.ends(self.epoch):
+            self.reporter.finished(self.out, self.epoch, self.recipe.epochs)
+            return self._result(None, 0.0)
         if len(self.train_loader) == 0:
             usable = counted(self.train_loader.images, "usable training image")
             raise TrainError(f"batch_size {self.recipe.batch_size} is more than the {usable}")
@@ -139,7 +142,7 @@ class Trainer:
         left = TimeLeft(self.recipe.epochs, len(self.train_loader), self.recipe.eval_every, eval_steps, self.compiled)
         watched = self.reporter.training(self._plan(), self.progress(), left, self._faster())
         with worker_death_as_failure(), on_stop_signal(self._stop), watched:
-            while self.epoch < self.recipe.epochs:
+            while not self.selection.ends(self.epoch):
                 done, seconds, wait = self._train_epoch()
                 images_done, train_seconds = images_done + done, train_seconds + seconds
                 if self.step < len(self.train_loader):
@@ -147,9 +150,15 @@ class Trainer:
                     break
                 self._end_epoch(done / seconds, wait / seconds)
         speed = images_done / train_seconds if train_seconds else 0.0
-        finished = self.epoch == self.recipe.epochs
-        stopped_by = None if finished else self.stopped_by or signal.SIGTERM  # another process may have received it
-        return TrainResult(self.out, self.epoch, self.best_metrics, stopped_by, self.seconds, speed)
+        stopped_by = self.stopped_by or signal.SIGTERM  # another process may have received it
+        return self._result(None if self.selection.ends(self.epoch) else stopped_by, speed)
+
+    def _result(self, stopped_by: signal.Signals | None, speed: float) -> TrainResult:
+        early = stopped_by is None and self.epoch < self.recipe.epochs
+        metric, best = self.selection.metrics[0], self.selection.best
+        if early:
+            self.reporter.stopped_early(metric, self.recipe.patience, best["epoch"])
+        return TrainResult(self.out, self.epoch, best, stopped_by, self.seconds, speed, metric, early)
 
     def _train_epoch(self) -> tuple[int, float, float]:
         """Run the remaining steps of this epoch. Returns image count, seconds, and seconds spent waiting for data."""
@@ -228,7 +237,7 @@ class Trainer:
 
     def _end_epoch(self, speed: float, wait_share: float) -> None:
         """Evaluate, write the files, and prepare the next epoch."""
-        started, headline = time.perf_counter(), self.task.headline
+        started = time.perf_counter()
         if not all(value.isfinite().all() for value in self.model.state_dict().values()):
             raise self._diverged("the weights became infinite or NaN")
         self._gather_bad()
@@ -236,14 +245,14 @@ class Trainer:
         row: dict[str, Any] = {"epoch": self.epoch + 1, "train_loss": self.mean_loss, "lr": self._lr}
         candidates = self._candidates()
         self.group.share_buffers(*candidates.values())
-        due = (self.epoch + 1) % self.recipe.eval_every == 0 or self.epoch + 1 == self.recipe.epochs
-        scores = {name: self._evaluate(network) if due else {} for name, network in candidates.items()}
-        row |= {f"{name}_{headline}": metrics[headline] for name, metrics in scores.items() if metrics}
-        better = max(scores, key=lambda name: scores[name].get(headline, 0.0))
+        due = self.recipe.evaluates(self.epoch + 1)
+        scores = {name: self.validate(network) if due else {} for name, network in candidates.items()}
+        for key in self.selection.metrics:
+            row |= {f"{name}_{key}": metrics[key] for name, metrics in scores.items() if metrics}
+        better = self.selection.better(scores)
         saved = {**scores[better], "weights": better, "epoch": self.epoch + 1}
         self._save_model("last", candidates[better], saved)
-        if due and saved[headline] > self.best:
-            self.best, self.best_metrics = saved[headline], saved
+        if due and self.selection.improves(saved):
             self._save_model("best", candidates[better], saved)
         self.seconds += time.perf_counter() - started
         row |= {**saved, "images_per_second": speed, "data_wait": wait_share, "seconds": self.seconds}
@@ -251,32 +260,19 @@ class Trainer:
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         self._exclude(set(self.bad.train))
         self._save_checkpoint()
-        self.reporter.epoch(self.progress(), row, headline)
-
-    def _evaluate(self, network: torch.nn.Module) -> dict[str, Any]:
-        fused: Any = fuse(network).to(memory_format=torch.channels_last)  # pyright: ignore
-
-        @torch.inference_mode()
-        def predict(images: torch.Tensor) -> torch.Tensor:
-            with self.autocast:
-                return fused(self.normalize(images))
-
-        evaluation = self.task.evaluate(predict, self.val_loader, self.group.gather)
-        self.bad.val |= evaluation.bad
-        self.bad.check("val")
-        return evaluation.metrics()
+        self.reporter.epoch(self.progress(), row, *self.selection.metrics)
 
     def _candidates(self) -> dict[str, torch.nn.Module]:
         """The weights to evaluate.
 
-        With an EMA, these are the EMA weights. The model's own weights are evaluated as well in the last epoch and,
-        if evaluation is cheap, in every epoch.
+        With an EMA, these are the EMA weights. The model's own weights are evaluated as well if the run may end after
+        this epoch and, if evaluation is cheap, in every epoch.
         """
         if self.ema is None:
             return {"model": self.model}
         both = {"ema": self.ema.module, "model": self.model}
         forward_share = len(self.source.val) / (3 * len(self.source.train))  # a step costs three forward passes
-        last = self.epoch + 1 == self.recipe.epochs
+        last = self.selection.ends(self.epoch + 1)
         return both if last or forward_share < 0.1 else {"ema": self.ema.module}
 
     def _save_model(self, name: str, network: Any, metrics: dict[str, Any]) -> None:
@@ -289,7 +285,7 @@ class Trainer:
     def _write_row(self, row: dict[str, Any]) -> None:
         if self.group.is_main:
             self.bad.write()
-            append_row(self.out, row, self.task.headline)
+            append_row(self.out, row, self.selection.metrics[0])
 
     def _save_checkpoint(self) -> None:
         """Write a checkpoint. All processes must call this method, but only the main process writes."""
@@ -306,8 +302,7 @@ class Trainer:
             ema=self.ema.module.state_dict() if self.ema is not None else None,
             optimizer=self.optimizer.state_dict(),
             scaler=self.scaler.state_dict(),
-            best=self.best,
-            best_metrics=self.best_metrics,
+            best_metrics=self.selection.best,
             bad_images=self.bad.train,
             bad_val=self.bad.val,
             excluded=sorted(self.bad.excluded),
@@ -337,7 +332,7 @@ class Trainer:
         if checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
-        self.best, self.best_metrics = checkpoint.best, checkpoint.best_metrics
+        self.selection.best = checkpoint.best_metrics
         self.bad.train, self.bad.val = checkpoint.bad_images, checkpoint.bad_val
         self.loss_sum, self.seconds = checkpoint.loss_sum, checkpoint.seconds
         self._exclude(set(checkpoint.excluded))
@@ -355,6 +350,7 @@ class Trainer:
     def _exclude(self, bad: set[int]) -> None:
         self.bad.excluded = bad
         self.train_loader.sampler.exclude(bad)
+        self.task.weigh(self.source.train, self.train_loader.sampler.allowed)
 
     def _gather_bad(self) -> None:
         for known in self.group.gather(self.bad.train):

@@ -5,17 +5,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..console import LOSSES, METRICS
 from ..figures import new_figure, plot_style, save_png
 from ..files import replacing, writing
 from .recipe import with_current_names
 
 
-def append_row(out: Path, row: dict[str, Any], headline: str) -> None:
+def append_row(out: Path, row: dict[str, Any], metric: str) -> None:
     """Add a line to metrics.jsonl and redraw curves.png."""
     path = out / "metrics.jsonl"
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    draw_curves(out, headline)
+    draw_curves(out, metric)
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
@@ -37,23 +38,24 @@ def remove_rows_after(out: Path, epoch: int) -> None:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def draw_curves(out: Path, headline: str) -> None:
-    """Draw curves.png: loss and headline metric by epoch."""
+def draw_curves(out: Path, metric: str) -> None:
+    """Draw curves.png: the losses, and the metric that decides which epoch is the best, by epoch."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     rows = read_metrics(out)
     figure, [[loss_axis, metric_axis]] = new_figure(9, 3.6, 1, 2)
     plot_style(loss_axis, "epoch", "loss")
-    plot_style(metric_axis, "epoch", f"validation {headline}")
+    plot_style(metric_axis, "epoch", f"validation {METRICS.get(metric, metric)}")
     for axis, key, label in (
         (loss_axis, "train_loss", "training (augmented)"),
         (loss_axis, "loss", "validation"),
-        (metric_axis, f"model_{headline}", "weights"),
-        (metric_axis, f"ema_{headline}", "EMA weights"),
+        (metric_axis, f"model_{metric}", "weights"),
+        (metric_axis, f"ema_{metric}", "EMA weights"),
     ):
         if points := [(row["epoch"], row[key]) for row in rows if key in row]:
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
-    metric_axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if metric not in LOSSES:
+        metric_axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axis in (loss_axis, metric_axis):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.get_legend_handles_labels()[0]:

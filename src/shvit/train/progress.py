@@ -12,7 +12,7 @@ from typing import Any
 from rich import progress as bars
 from rich.console import Console
 
-from ..console import BESIDE, say, takes_all
+from ..console import BESIDE, METRICS, metric_text, say, takes_all
 from ..errors import counted
 from .budget import Choice
 from .remaining import TimeLeft
@@ -66,6 +66,10 @@ class TrainResult:
     seconds: float
     images_per_second: float
     """Training throughput over all processes since the run was started or resumed. Includes waiting for data."""
+    selected_by: str
+    """Key of `best`: the metric that decides which epoch is the best."""
+    stopped_early: bool = False
+    """Whether the run ended before its last epoch because of `Recipe.patience`."""
     choices: tuple[Choice, ...] = ()
     """Settings that were adapted to the dataset or the number of epochs."""
 
@@ -78,7 +82,9 @@ class TrainResult:
         """The result as a dictionary for JSON, without the folder."""
         return {
             **self.best,
+            "selected_by": self.selected_by,
             "epochs": self.epochs,
+            "stopped_early": self.stopped_early,
             "interrupted": self.interrupted,
             "stopped_by": self.stopped_by and self.stopped_by.name,
             "seconds": self.seconds,
@@ -164,17 +170,21 @@ class Reporter:
             keys = "loss", "lr", "images_per_second", "data_wait"
             self._add_points("step", {key: getattr(progress, key) for key in keys}, progress)
 
-    def epoch(self, progress: Progress, row: dict[str, Any], headline: str) -> None:
-        """Called after each epoch. `row` is the epoch's line of metrics.jsonl."""
-        names = {f"model_{headline}": headline, f"ema_{headline}": f"{headline} of the EMA weights"}
-        names |= {key: key for key in BESIDE.get(headline, ())}
+    def epoch(self, progress: Progress, row: dict[str, Any], *metrics: str) -> None:
+        """Called after each epoch. `row` is the epoch's line of metrics.jsonl, with each of `metrics` for all weights.
+
+        The last of `metrics` is the one by which models are compared.
+        """
+        names = {f"{of}_{key}": key for key in metrics for of in ("model", "ema")}
+        names |= {key: key for key in BESIDE.get(metrics[-1], ())[:1] if key not in metrics}
+        weights = {f"ema_{key}": " of the EMA weights" for key in metrics}
         if self._left is not None:
             self._left.end(row["epoch"])
             self._estimate(progress)
         parts = [
             f"epoch {row['epoch']}/{progress.epochs}",
             f"loss {row['train_loss']:.3f}",
-            *(f"{name} {row[key]:.2%}" for key, name in names.items() if key in row),
+            *(metric_text(name, row[key], weights.get(key, "")) for key, name in names.items() if key in row),
             f"{row['images_per_second']:.0f} images/s",
             f"data wait {row['data_wait']:.0%}",
             ", ".join(filter(None, [_duration(row["seconds"]), self._time_left(progress)])),
@@ -212,9 +222,14 @@ class Reporter:
         """Print a warning."""
         say(self.console, message, style="yellow")
 
-    def finished(self, out: Path, epochs: int) -> None:
+    def finished(self, out: Path, epoch: int, epochs: int) -> None:
         """Called instead of `training` if a resumed run is already complete."""
-        say(self.console, f"nothing to resume: the run in {out} is complete ({epochs} of {epochs} epochs)")
+        say(self.console, f"nothing to resume: the run in {out} is complete ({epoch} of {epochs} epochs)")
+
+    def stopped_early(self, metric: str, patience: int, best: int) -> None:
+        """Called at the end of a run that ends before its last epoch. `best` is the best epoch."""
+        name, evaluations = METRICS.get(metric, metric), counted(patience, "evaluation")
+        say(self.console, f"stopped early: no improvement of {name} in {evaluations} (best in epoch {best})")
 
     def fitted(self, choices: Sequence[Choice], images: int, epochs: int) -> None:
         """Print the settings that differ from the published ones, grouped by reason."""

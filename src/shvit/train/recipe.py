@@ -114,6 +114,12 @@ class Recipe:
         1,
         tasks=CLASSIFY,
     )
+    balance: Literal["none", "sampling", "loss"] = _setting(
+        "none",
+        "How to compensate for classes of different sizes. sampling: draw each class equally often; an epoch keeps its "
+        "number of steps. loss: weight each image's loss by the inverse of the size of its class.",
+        tasks=CLASSIFY,
+    )
     teacher: str | None = _setting(
         None, "Teacher for distillation: a model file, or published weights such as timm/NAME.", tasks=CLASSIFY
     )
@@ -137,6 +143,14 @@ class Recipe:
         0.2, "Fraction of the images held out for validation, if the dataset has no validation split.", 0, 1
     )
     eval_every: int = _setting(1, "Epochs between evaluations. The last epoch is always evaluated.", 1)
+    select_by: Literal["top1", "balanced", "loss"] | None = _setting(
+        None,
+        "Validation metric that decides which epoch is the best: top-1, balanced accuracy or loss. Default: top1.",
+        tasks=CLASSIFY,
+    )
+    patience: int = _setting(
+        0, "Stop after this many evaluations without a new best epoch. 0: train for all epochs.", 0
+    )
     max_bad_share: float = _setting(0.2, "Stop if more than this fraction of a split's images cannot be used.", 0, 1)
     max_pixels: int = _setting(89_478_485, "Do not decode images with more pixels than this.", 1)
     scale_min: float = _setting(1.0, "Smallest random scale factor of training images.", 0.1, 10, OBJECT_TASKS)
@@ -165,6 +179,11 @@ class Recipe:
                 f"warmup_epochs {self.warmup_epochs:g} plus cooldown_epochs {self.cooldown_epochs:g} must be at most "
                 f"epochs {self.epochs}"
             )
+        if self.teacher is not None and self.balance == "loss":
+            raise InputError(
+                "balance loss does not weight the teacher's part of the loss: use --balance sampling, or remove "
+                "--teacher"
+            )
 
     def check_divisible(self, processes: int) -> None:
         """Raises InputError if a batch cannot be split evenly. With mixup or CutMix, each part must also be even."""
@@ -178,6 +197,10 @@ class Recipe:
         if each % 2 and (self.mixup or self.cutmix):
             where = " per process and micro-batch" if pieces > 1 else ""
             raise InputError(f"mixup and cutmix mix pairs of images: the batch size must be even, got {each}{where}")
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether the network is evaluated after this epoch, counted from 1."""
+        return epoch % self.eval_every == 0 or epoch == self.epochs
 
     @property
     def effective_lr(self) -> float:

@@ -53,9 +53,14 @@ class TrainPlan:
     """How validation images are drawn, if the dataset has no validation split."""
     known: Mapping[str, Any] | None = None
     """The recorded `trained_on` of a resumed run. None for a new run."""
+    advice: str | None = None
+    """A setting that the dataset may need."""
 
     def warnings(self) -> list[str]:
-        """Warnings if the starting weights were, or may have been, trained on validation or test images."""
+        """The advice, and warnings if the starting weights may have been trained on validation or test images."""
+        return [*([self.advice] if self.advice else []), *self._seen_before()]
+
+    def _seen_before(self) -> list[str]:
         provenance = self.start.provenance
         known = TrainedOn.recorded(provenance)
         if known is None:
@@ -162,7 +167,8 @@ def _planned(request: TrainRequest) -> TrainPlan:
     recipe = fit(draft, images, frozenset(named), start.preprocess.image_size)
     refuse_idle(recipe, named, source.drawn)
     changed = choices(make_recipe(recipe.name, variant, {}, family), recipe, images, named)
-    return TrainPlan(model, recipe, source, start, changed)
+    advice = None if "balance" in named else kind_of(task).advice(source)
+    return TrainPlan(model, recipe, source, start, changed, advice=advice)
 
 
 def _model_and_recipe(request: TrainRequest, family: str) -> tuple[str, str]:
