@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import engines
-from .confidence import Calibration
+from .confidence import UNCALIBRATED
 from .data.dataset import Dataset
 from .data.identity import TrainedOn
 from .data.loader import Batch, Loader, worker_death_as_failure
@@ -99,7 +99,7 @@ def calibrate_model(
     loader = Loader(drawn, reader, batch_size, workers)
     with worker_death_as_failure():
         network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)
-    calibrated = replace(resized, model=network, calibration=Calibration())  # fitted for other logits
+    calibrated = replace(resized, model=network, calibration=UNCALIBRATED)  # fitted for other logits
     before, after = (
         evaluate_model(each, engines.load(each, "torch", "fp32", picked), source, "val", batch_size, workers).to_dict()
         for each in (resized, calibrated)

@@ -53,15 +53,14 @@ class Calibration:
     """Share of the images with at least this score, among the same images."""
 
     def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("temperature", self.temperature, MIN_TEMPERATURE, MAX_TEMPERATURE),
-            *((each.name, getattr(self, each.name), 0.0, 1.0) for each in fields(self)[2:]),
-        ):
-            optional = value is None and name != "temperature"
-            if not optional and not (type(value) in (int, float) and low <= value <= high):
-                raise ValueError(f"calibration has an invalid {name}: {value!r:.60}")
+        if not _between(self.temperature, MIN_TEMPERATURE, MAX_TEMPERATURE):
+            raise ValueError(f"calibration has an invalid temperature: {self.temperature!r:.60}")
         if type(self.images) is not int or not 0 <= self.images <= 10**10:
             raise ValueError(f"calibration has an invalid images: {self.images!r:.60}")
+        for name in ("ece_before", "ece_after", "threshold", "target_accuracy", "accuracy", "coverage"):
+            value = getattr(self, name)
+            if value is not None and not _between(value, 0, 1):
+                raise ValueError(f"calibration has an invalid {name}: {value!r:.60}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, for JSON."""
@@ -73,6 +72,13 @@ class Calibration:
         if not isinstance(data, Mapping):
             raise ValueError(f"calibration must be a dict, got {data!r:.60}")
         return cls(**{each.name: data[each.name] for each in fields(cls) if each.name in data})
+
+
+def _between(value: Any, low: float, high: float) -> bool:
+    return type(value) in (int, float) and low <= value <= high  # false for NaN
+
+
+UNCALIBRATED = Calibration()
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float | None:
 
 
 def fitted_calibration(logits: Logits, labels: Labels) -> Calibration | None:
-    """The temperature fitted on these images, and the calibration error before and after. None: see `fit_temperature`."""
+    """The temperature fitted on these images, and the error before and after. None: see `fit_temperature`."""
     temperature = fit_temperature(logits, labels)
     if temperature is None:
         return None

@@ -114,7 +114,7 @@ def _check_confidence(request: EvalRequest, model: Runnable, stored: Runnable) -
         raise InputError(f"--store needs a model file (.safetensors) to write into, but MODEL is {request.model}")
     if request.split not in ("auto", "val", "all"):
         raise InputError(
-            f"--store needs images that the model was not trained or tested on, not --split {request.split}"
+            f"--store needs images that are used neither for training nor for the test, not --split {request.split}"
         )
     if model != stored:
         raise InputError("--store fits the temperature for the fit in the model file: leave out --fit")
@@ -124,8 +124,8 @@ def with_confidence(report: Report, request: EvalRequest) -> Report:
     """The report with the threshold for the target accuracy. With `store`, also writes the calibration into MODEL.
 
     Raises:
-        InputError: With `store`: images were used in training, the temperature cannot be fitted, or no score reaches the
-            target accuracy. Nothing was written.
+        InputError: With `store`: images were used in training, the temperature cannot be fitted, or no score reaches
+            the target accuracy. Nothing was written.
     """
     if request.target_accuracy is None and not request.store:
         return report
@@ -152,8 +152,8 @@ def with_confidence(report: Report, request: EvalRequest) -> Report:
 def unreached(target: float, images: int) -> str:
     """Says that no score reaches the target accuracy, and what to do."""
     return (
-        f"no score reaches an accuracy of {target:.2%} with 95 % confidence on {counted(images, 'image')}: evaluate more "
-        "images, or lower --target-accuracy"
+        f"no score reaches an accuracy of {target:.2%} with 95 % confidence on {counted(images, 'image')}: evaluate "
+        "more images, or lower --target-accuracy"
     )
 
 
@@ -166,16 +166,13 @@ def _fitted(report: Report, outputs: Outputs) -> Calibration:
         )
     fitted = fitted_calibration(outputs.logits, outputs.labels)
     if fitted is None:
-        raise InputError(f"{unfitted(len(outputs.labels))}. Nothing was stored")
+        raise InputError(f"{unfitted(counted(len(outputs.labels), 'image'))}. Nothing was stored")
     return fitted
 
 
-def unfitted(images: int) -> str:
+def unfitted(images: str) -> str:
     """Says that the temperature cannot be fitted, and why."""
-    return (
-        f"the temperature cannot be fitted on {counted(images, 'image')}: all are classified correctly, or no better "
-        "than by chance"
-    )
+    return f"the temperature cannot be fitted on {images}: all are classified correctly, or no better than by chance"
 
 
 def _store(calibration: Calibration, path: Path) -> None:
@@ -183,8 +180,8 @@ def _store(calibration: Calibration, path: Path) -> None:
     before = modelfile.load(path)
     if before.calibration.threshold is not None and calibration.threshold is None:
         notice(
-            f"the threshold {before.calibration.threshold:g} was chosen for the previous temperature and is removed: give "
-            "--target-accuracy to store a new one"
+            f"the threshold {before.calibration.threshold:g} was chosen for the previous temperature and is removed: "
+            "give --target-accuracy to store a new one"
         )
     modelfile.save(replace(before, calibration=calibration), path.resolve())
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from .confidence import Calibration
+from .confidence import UNCALIBRATED, Calibration
 from .redact import redacted
 
 MAX_NESTING = 32
@@ -32,7 +32,9 @@ def parsed(text: str | bytes, depth: int = MAX_NESTING) -> Any:
 
 
 def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The classes, task, metrics, provenance and calibration of a header. Secrets are removed, since old versions stored them.
+    """The classes, task, metrics, provenance and calibration of a header.
+
+    Secrets are removed, since old versions stored them.
 
     Raises:
         KeyError: One of these fields, except calibration, is missing.
@@ -55,7 +57,7 @@ def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
     ids = provenance.get("categories", [0] * len(classes))
     if not isinstance(ids, list) or len(ids) != len(classes) or not all(_whole(one, -(2**62), 2**62) for one in ids):
         raise ValueError(f"categories must be a list with one id per class, got {ids!r:.60}")
-    calibration = Calibration.from_dict(header["calibration"]) if "calibration" in header else Calibration()
+    calibration = Calibration.from_dict(header["calibration"]) if "calibration" in header else UNCALIBRATED
     return {**facts, "classes": tuple(classes), "provenance": redacted(provenance), "calibration": calibration}
 
 

@@ -59,7 +59,21 @@ def _show_model(console: Console, facts: dict[str, Any]) -> None:
         classes = file["classes"]
         shown = "; ".join(classes[:3]) + ("; …" if len(classes) > 3 else "")
         say(console, f"{runs}task: {file['task']} · {counted(len(classes), 'class', 'classes')}: {shown}")
+        if shown := " · ".join(_confidence(file["calibration"])):
+            say(console, shown)
         say(console, " · ".join([*_origin(file), "--json prints the rest"]))
+
+
+def _confidence(calibration: dict[str, Any]) -> Iterator[str]:
+    """Temperature, calibration error and threshold, as far as the file has them."""
+    if calibration["images"]:
+        yield (
+            f"temperature {calibration['temperature']:.3f}, expected calibration error {calibration['ece_after']:.2%} on "
+            f"the {counted(calibration['images'], 'image')} that it was fitted on"
+        )
+    if "threshold" in calibration:
+        target = f" for an accuracy of {calibration['target_accuracy']:.2%}" if "target_accuracy" in calibration else ""
+        yield f"predictions with a score below {calibration['threshold']:g} are uncertain{target}"
 
 
 def _origin(file: dict[str, Any]) -> Iterator[str]:

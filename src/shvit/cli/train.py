@@ -106,7 +106,8 @@ def how_to_resume(data: str, out: Path) -> str:
 def _show_result(console: Console, result: "TrainResult", data: str) -> None:
     best = quote(str(result.out / "best.safetensors"))
     if result.interrupted:
-        say(console, f"stopped in epoch {result.epochs + 1}; {how_to_resume(data, result.out)}")
+        where = "after the last epoch" if result.trained else f"in epoch {result.epochs + 1}"
+        say(console, f"stopped {where}; {how_to_resume(data, result.out)}")
     if result.best:
         key = next(key for key in METRICS if key in result.best)
         beside = "".join(f", {name} {result.best[name]:.2%}" for name in BESIDE.get(key, ()) if name in result.best)

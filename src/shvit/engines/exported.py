@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..confidence import Calibration
+from ..confidence import UNCALIBRATED, Calibration
 from ..data.transforms import Preprocess
 from ..errors import Failure, InputError, counted, one_line
 from ..header import checked_facts, parsed
@@ -59,7 +59,7 @@ class Exported:
     task: str = "classify"
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Calibration = Calibration()
+    calibration: Calibration = UNCALIBRATED
     """As in `ModelFile`. Its temperature is 1 if the network already divides its logits by the temperature."""
     sealed: bool = True
     """Whether the file must contain its digest: true since version 2 of the metadata."""
@@ -76,7 +76,7 @@ class Exported:
             "task": self.task,
             "metrics": dict(self.metrics),
             "provenance": redacted(dict(self.provenance)),
-            **({} if self.calibration == Calibration() else {"calibration": self.calibration.to_dict()}),
+            **({} if self.calibration == UNCALIBRATED else {"calibration": self.calibration.to_dict()}),
         }
 
     @classmethod

@@ -20,7 +20,7 @@ def with_folded_temperature(model_file: ModelFile) -> ModelFile:
     if temperature == 1:
         return model_file
     network: Any = copy.deepcopy(model_file.model)
-    inner = network.network if isinstance(network, TimmModel) else network
+    inner: Any = network.network if isinstance(network, TimmModel) else network
     names = inner.pretrained_cfg["classifier"]
     for name in (names,) if isinstance(names, str) else names:  # two layers, whose mean is the output, if distilled
         for weights in inner.get_submodule(name).parameters():

@@ -46,8 +46,8 @@ class Predictor:
         batch_size: Images per batch.
         top_k: Labels per image of a classifier.
         threshold: Minimum score of a detector's objects. Exported Mask R-CNN files need at least 0.05.
-        min_score: For classifiers: images whose highest score is lower are `uncertain`. None: the threshold in the model
-            file, if it has one. 0: no image is uncertain.
+        min_score: For classifiers: images whose highest score is lower are `uncertain`. None: the threshold in the
+            model file, if it has one. 0: no image is uncertain.
         threads: CPU threads per batch. None: run several batches at once on few threads each, if the engine can do so.
         workers: Threads that decode images. None: one per core.
 

@@ -40,8 +40,9 @@ def table_writer(
     """Return a function that writes predictions to a file atomically. The suffix of the path sets the format.
 
     CSV has the columns `Task.csv_header`; for `raw_cells`, see `files.to_cell`. JSON lines and Parquet have path,
-    labels, scores, error and, for classifiers, uncertain; for detectors, boxes and masks. JSON is COCO's results format. It is only for detectors
-    and needs `ids`. Bytes of a file name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
+    labels, scores and error; for classifiers uncertain, and for detectors boxes and masks. JSON is COCO's results
+    format. It is only for detectors and needs `ids`. `judged`: a classifier's images can be uncertain. Bytes of a file
+    name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
 
     Raises:
         InputError: The suffix is not supported, or pyarrow is needed but not installed.

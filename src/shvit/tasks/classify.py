@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..classnames import unique_names
-from ..confidence import Calibration
+from ..confidence import UNCALIBRATED, Calibration
 from ..data.dataset import Dataset, DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.letterbox import Letterbox
@@ -180,7 +180,7 @@ class Classify(Task):
         letterboxes: Sequence[Letterbox | None] = (),
         top_k: int = 5,
         threshold: float = 0.0,
-        calibration: Calibration = Calibration(),  # noqa: B008 (it is immutable)
+        calibration: Calibration = UNCALIBRATED,
     ) -> Iterator[Prediction]:
         """The most probable classes of each image, with calibrated softmax probabilities over all classes."""
         calibrated, least = outputs.float() / calibration.temperature, calibration.threshold or 0.0

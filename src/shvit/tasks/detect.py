@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from ..confidence import Calibration
+from ..confidence import UNCALIBRATED, Calibration
 from ..data.coco import CocoDataset, open_coco
 from ..data.dataset import DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
@@ -160,7 +160,7 @@ class Detect(Task):
         letterboxes: Sequence[Letterbox | None],
         top_k: int = 5,
         threshold: float = 0.3,
-        calibration: Calibration = Calibration(),  # noqa: B008 (it is immutable)
+        calibration: Calibration = UNCALIBRATED,
     ) -> Iterator[Prediction]:
         for found in self.decode(outputs, letterboxes, threshold):
             labels = tuple(self.classes[label] for label in found.labels.tolist())

@@ -128,7 +128,6 @@ class Trainer:
             self._exclude(set(self.bad.train))
             self._save_checkpoint()
         if self.epoch == self.recipe.epochs:
-            self.reporter.finished(self.out, self.epoch)
             return TrainResult(self.out, self.epoch, self.best_metrics, None, self.seconds, 0.0)
         if len(self.train_loader) == 0:
             usable = counted(self.train_loader.images, "usable training image")

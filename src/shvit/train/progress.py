@@ -12,6 +12,7 @@ from typing import Any
 from rich import progress as bars
 from rich.console import Console
 
+from ..confidence import Calibration
 from ..console import BESIDE, say, takes_all
 from ..errors import counted
 from .budget import Choice
@@ -58,12 +59,16 @@ class TrainResult:
     epochs: int
     """Completed epochs, including those before the run was resumed."""
     best: dict[str, Any]
-    """Metrics of best.safetensors. Empty before the first evaluation."""
+    """Metrics of best.safetensors. Empty before the first evaluation. `test` has the metrics on the test images."""
     stopped_by: signal.Signals | None
     """The signal that stopped the run: SIGINT (Ctrl-C) or SIGTERM. None if the run was not stopped."""
     seconds: float
     images_per_second: float
     """Training throughput over all processes since the run was started or resumed. Includes waiting for data."""
+    trained: bool = False
+    """Whether a stopped run was stopped after its last epoch."""
+    calibration: Calibration | None = None
+    """The temperature of best.safetensors. None for detectors, and if the run is not finished."""
     choices: tuple[Choice, ...] = ()
     """Settings that were adapted to the dataset or the number of epochs."""
 
@@ -76,6 +81,8 @@ class TrainResult:
         """The result as a dictionary for JSON, without the folder."""
         return {
             **self.best,
+            "test": self.best.get("test"),
+            "calibration": self.calibration and self.calibration.to_dict(),
             "epochs": self.epochs,
             "interrupted": self.interrupted,
             "stopped_by": self.stopped_by and self.stopped_by.name,
@@ -186,8 +193,12 @@ class Reporter:
         say(self.console, message, style="yellow")
 
     def finished(self, out: Path, epochs: int) -> None:
-        """Called instead of `training` if a resumed run is already complete."""
+        """Called if a resumed run is already complete."""
         say(self.console, f"nothing to resume: the run in {out} is complete ({epochs} of {epochs} epochs)")
+
+    def result(self, line: str) -> None:
+        """Print a result of the finished run."""
+        say(self.console, line)
 
     def fitted(self, choices: Sequence[Choice], images: int, epochs: int) -> None:
         """Print the settings that differ from the published ones, grouped by reason."""
