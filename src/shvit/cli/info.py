@@ -67,13 +67,12 @@ def _show_model(console: Console, facts: dict[str, Any]) -> None:
 def _confidence(calibration: dict[str, Any]) -> Iterator[str]:
     """Temperature, calibration error and threshold, as far as the file has them."""
     if calibration["images"]:
-        yield (
-            f"temperature {calibration['temperature']:.3f}, expected calibration error {calibration['ece_after']:.2%} on "
-            f"the {counted(calibration['images'], 'image')} that it was fitted on"
-        )
+        yield f"temperature {calibration['temperature']:.3f}, fitted on {counted(calibration['images'], 'image')}"
+    if "ece_after" in calibration:
+        yield f"expected calibration error {calibration['ece_after']:.2%} on these images"
     if "threshold" in calibration:
-        target = f" for an accuracy of {calibration['target_accuracy']:.2%}" if "target_accuracy" in calibration else ""
-        yield f"predictions with a score below {calibration['threshold']:g} are uncertain{target}"
+        target = f" (for an accuracy of {calibration['target_accuracy']:.2%})" if "target_accuracy" in calibration else ""
+        yield f"scores below {calibration['threshold']:g} are uncertain{target}"
 
 
 def _origin(file: dict[str, Any]) -> Iterator[str]:
