@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import engines
+from .confidence import UNCALIBRATED
 from .data.dataset import Dataset
 from .data.identity import TrainedOn
 from .data.loader import Batch, Loader, worker_death_as_failure
@@ -30,7 +31,7 @@ MIN_NORM_BATCH = 2
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibratedNorms:
     """A model calibrated for a new image size, and its metrics before and after."""
 
     model_file: ModelFile
@@ -48,7 +49,7 @@ class Calibration:
         return {"image_size": size, "images": self.images, "before": self.before, "after": self.after}
 
 
-def calibrate_bn(request: CalibrateRequest) -> Calibration:
+def calibrate_bn(request: CalibrateRequest) -> CalibratedNorms:
     """Adapt a model to the requested image size, and write the new model file. Raises like `calibrate_model`."""
     model_file = load_model(request.model)
     source, size = open_as_trained(request.data, model_file), request.image_size
@@ -69,7 +70,7 @@ def calibrate_model(
     workers: int = 0,
     device: str = "auto",
     seed: int = 0,
-) -> Calibration:
+) -> CalibratedNorms:
     """Measure the BatchNorm statistics of a trained network at another image size.
 
     Training images are processed as in evaluation, except that each BatchNorm uses the statistics of its batch. The new
@@ -98,7 +99,7 @@ def calibrate_model(
     loader = Loader(drawn, reader, batch_size, workers)
     with worker_death_as_failure():
         network, seen = with_statistics_of(model_file.model, resized.preprocess, loader, picked)
-    calibrated = replace(resized, model=network)
+    calibrated = replace(resized, model=network, calibration=UNCALIBRATED)  # fitted for other logits
     before, after = (
         evaluate_model(each, engines.load(each, "torch", "fp32", picked), source, "val", batch_size, workers).to_dict()
         for each in (resized, calibrated)
@@ -109,7 +110,7 @@ def calibrate_model(
         "calibrated": {"from_image_size": model_file.preprocess.image_size, "images": seen, "seed": seed},
     }
     metrics = {key: after[key] for key in ("top1", "top5", "balanced_accuracy", "macro_f1", "loss", "images")}
-    return Calibration(replace(calibrated, metrics=metrics, provenance=provenance), before, after, seen)
+    return CalibratedNorms(replace(calibrated, metrics=metrics, provenance=provenance), before, after, seen)
 
 
 @torch.no_grad()

@@ -5,18 +5,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import engines
+from . import engines, modelfile
+from .confidence import Calibration, Threshold, calibration_error, choose_threshold, fitted_calibration, top1_scores
 from .data.coco import CocoDataset
 from .data.dataset import Dataset
 from .data.loader import Loader, worker_death_as_failure
 from .engines import Runnable
 from .engines.base import Engine
-from .errors import InputError, notice
+from .errors import InputError, counted, few, notice
 from .files import check_folder, write_csv, write_json
+from .modelfile import ModelFile
 from .pretrained import load
 from .requests.eval import EvalRequest
-from .tasks import kind_of, task_of
+from .tasks import kind_of, need_classifier, task_of
 from .tasks.base import Evaluation
+from .tasks.classify_evaluation import Outputs
 from .tasks.labelled_data import Chosen, Which, choose_split, open_as_trained, relabel_for
 
 
@@ -32,17 +35,38 @@ class Report:
     engine: Engine
     files: tuple[Path, ...] = ()
     """The written files; see `EvalRequest.out`."""
+    target_accuracy: float | None = None
+    threshold: Threshold | None = None
+    """The score threshold for the target accuracy; None if no score reaches it."""
+    stored: Calibration | None = None
+    """The calibration that was written into the model file; see `EvalRequest.store`."""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data: metrics, numbers of images, and throughput in images/s, which includes decoding."""
         return {
             **self.evaluation.metrics(),
+            **self.confidence(),
             "per_class": {name: value for name, value in self.evaluation.per_class().items() if value is not None},
             "split": self.chosen.split,
             "left_out": self.chosen.left_out,
             "trained_on": self.chosen.trained_on,
             "images_per_second": self.evaluation.images / self.seconds,
         }
+
+    def confidence(self) -> dict[str, Any]:
+        """The calibration error of a classifier with its temperature (`ece`) and without (`ece_uncalibrated`). Then the
+        threshold of the target accuracy, if there is one."""
+        outputs = getattr(self.evaluation, "outputs", None)
+        if outputs is None:
+            return {}
+        temperature = self.model_file.calibration.temperature
+        found: dict[str, Any] = {"ece": calibration_error(outputs.logits, outputs.labels, temperature)}
+        if isinstance(self.model_file, ModelFile):  # the network of an exported file contains the temperature
+            found["ece_uncalibrated"] = calibration_error(outputs.logits, outputs.labels)
+        if self.target_accuracy is not None:
+            found["target_accuracy"] = self.target_accuracy
+            found["threshold"] = self.threshold and self.threshold.to_dict()
+        return {**found, **({"stored": self.stored.to_dict()} if self.stored else {})}
 
 
 def with_fit(model: Runnable, fit: str | None) -> Runnable:
@@ -73,13 +97,101 @@ def evaluate(request: EvalRequest) -> Report:
         check_folder(request.out)
     elif request.raw_cells:
         raise InputError("--raw-cells has no effect without --out: remove it")
-    model_file = with_fit(load(request.model), request.fit)
+    stored = load(request.model)
+    model_file = with_fit(stored, request.fit)
+    _check_confidence(request, model_file, stored)
     source = open_as_trained(request.data, model_file, request.split)
     precision = request.precision or ("auto" if isinstance(model_file, engines.Exported) else "fp32")
     engine = engines.load(model_file, request.engine, precision, request.device, request.threads)
     batch_size = kind_of(model_file).eval_batch_size if request.batch_size is None else request.batch_size
     report = evaluate_model(model_file, engine, source, request.split, batch_size, request.workers)
+    report = with_confidence(report, request)
     return replace(report, files=write_report(report, request.out, request.raw_cells)) if request.out else report
+
+
+def _check_confidence(request: EvalRequest, model: Runnable, stored: Runnable) -> None:
+    """Check --target-accuracy and --store. `stored` is the model in the file, `model` has the request's fit."""
+    for flag, given in (("--target-accuracy", request.target_accuracy is not None), ("--store", request.store)):
+        if given:
+            need_classifier(model, flag)
+    if request.target_accuracy is not None and not 0 < request.target_accuracy < 1:
+        raise InputError(f"--target-accuracy must be above 0 and below 1, such as 0.99; got {request.target_accuracy}")
+    if not request.store:
+        return
+    if isinstance(stored, engines.Exported) or not Path(request.model).is_file():
+        raise InputError(f"--store needs a model file (.safetensors) to write into, but MODEL is {request.model}")
+    if request.split not in ("auto", "val", "all"):
+        raise InputError(
+            f"--store needs images that are used neither for training nor for the test, not --split {request.split}"
+        )
+    if model != stored:
+        raise InputError("--store fits the temperature for the fit in the model file: leave out --fit")
+
+
+def with_confidence(report: Report, request: EvalRequest) -> Report:
+    """The report with the threshold for the target accuracy. With `store`, also writes the calibration into MODEL.
+
+    Raises:
+        InputError: With `store`: images were used in training, the temperature cannot be fitted, or no score reaches
+            the target accuracy. Nothing was written.
+    """
+    if request.target_accuracy is None and not request.store:
+        return report
+    if absent := [name for name, share in report.evaluation.per_class().items() if share is None]:
+        notice(f"none of the evaluated images shows {few(absent)}: their confidence is not measured")
+    outputs: Outputs = getattr(report.evaluation, "outputs")  # noqa: B009
+    calibration = _fitted(report, outputs) if request.store else report.model_file.calibration
+    report = replace(report, target_accuracy=request.target_accuracy)
+    if request.target_accuracy is not None:
+        scores = top1_scores(outputs.logits, outputs.labels, calibration.temperature)
+        report = replace(report, threshold=choose_threshold(*scores, request.target_accuracy))
+    if not request.store:
+        return report
+    if report.threshold is not None:
+        chosen = {"threshold": report.threshold.score, "target_accuracy": request.target_accuracy}
+        measured = {"accuracy": report.threshold.accuracy, "coverage": report.threshold.coverage}
+        calibration = replace(calibration, **chosen, **measured)
+    elif request.target_accuracy is not None:
+        raise InputError(f"{unreached(request.target_accuracy, len(outputs.labels))}. Nothing was stored")
+    _store(calibration, Path(request.model))
+    return replace(report, stored=calibration)
+
+
+def unreached(target: float, images: int) -> str:
+    """Says that no score reaches the target accuracy, and what to do."""
+    return (
+        f"no score reaches an accuracy of {target:.2%} with 95 % confidence on {counted(images, 'image')}: evaluate "
+        "more images, or lower --target-accuracy"
+    )
+
+
+def _fitted(report: Report, outputs: Outputs) -> Calibration:
+    """The temperature fitted on images that the model was not trained on. Raises InputError if it cannot be fitted."""
+    if report.chosen.trained_on:
+        raise InputError(
+            f"--store needs images that the model was not trained on, but {report.chosen.trained_on:,} of these were "
+            "used in training. Nothing was stored"
+        )
+    fitted = fitted_calibration(outputs.logits, outputs.labels)
+    if fitted is None:
+        raise InputError(f"{unfitted(counted(len(outputs.labels), 'image'))}. Nothing was stored")
+    return fitted
+
+
+def unfitted(images: str) -> str:
+    """Says that the temperature cannot be fitted, and why."""
+    return f"the temperature cannot be fitted on {images}: all are classified correctly, or no better than by chance"
+
+
+def _store(calibration: Calibration, path: Path) -> None:
+    """Replace the calibration in a model file. The file is read again, so nothing else changes."""
+    before = modelfile.load(path)
+    if before.calibration.threshold is not None and calibration.threshold is None:
+        notice(
+            f"the threshold {before.calibration.threshold:g} was chosen for the previous temperature and is removed: "
+            "give --target-accuracy to store a new one"
+        )
+    modelfile.save(replace(before, calibration=calibration), path.resolve())
 
 
 def evaluate_model(
@@ -108,7 +220,7 @@ def evaluate_model(
     loader = Loader(split, task.eval_reader(model_file.preprocess), batch_size, workers)
     started = time.perf_counter()
     with worker_death_as_failure():
-        evaluation = task.evaluate(engine, loader)
+        evaluation = task.evaluate(engine, loader, keep=task.labels_images)
     return Report(evaluation, chosen, time.perf_counter() - started, model_file, engine)
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from .confidence import UNCALIBRATED, Calibration
 from .redact import redacted
 
 MAX_NESTING = 32
@@ -31,10 +32,12 @@ def parsed(text: str | bytes, depth: int = MAX_NESTING) -> Any:
 
 
 def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The classes, task, metrics and provenance of a header. Secrets are removed, since old versions stored them.
+    """The classes, task, metrics, provenance and calibration of a header.
+
+    Secrets are removed, since old versions stored them.
 
     Raises:
-        KeyError: One of these fields is missing.
+        KeyError: One of these fields, except calibration, is missing.
         ValueError: One of these fields is invalid.
     """
     facts = {key: header[key] for key in ("classes", "task", "metrics", "provenance")}
@@ -54,7 +57,8 @@ def checked_facts(header: Mapping[str, Any]) -> dict[str, Any]:
     ids = provenance.get("categories", [0] * len(classes))
     if not isinstance(ids, list) or len(ids) != len(classes) or not all(_whole(one, -(2**62), 2**62) for one in ids):
         raise ValueError(f"categories must be a list with one id per class, got {ids!r:.60}")
-    return {**facts, "classes": tuple(classes), "provenance": redacted(provenance)}
+    calibration = Calibration.from_dict(header["calibration"]) if "calibration" in header else UNCALIBRATED
+    return {**facts, "classes": tuple(classes), "provenance": redacted(provenance), "calibration": calibration}
 
 
 def _check_metrics(metrics: Any) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from .confidence import UNCALIBRATED, Calibration
 from .data.transforms import Preprocess
 from .errors import InputError, counted, one_line
 from .files import in_utf8, replacing
@@ -44,6 +45,8 @@ class ModelFile:
     """Metrics of these weights, such as {"top1": 0.93}."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """How the weights were made: recipe, data fingerprint, versions, commit."""
+    calibration: Calibration = UNCALIBRATED
+    """Turns the logits of a classifier into probabilities: softmax(logits / calibration.temperature)."""
 
     def __post_init__(self) -> None:
         if self.model.architecture is None:
@@ -55,6 +58,8 @@ class ModelFile:
             raise InputError(
                 f"{counted(len(self.classes), 'class name')} for a network with {counted(count, 'class', 'classes')}"
             )
+        if self.model.architecture.detector and self.calibration != UNCALIBRATED:
+            raise InputError("only classifiers can have a calibration, but the network is a detector")
 
     @property
     def architecture(self) -> Architecture:
@@ -81,6 +86,8 @@ def save(model_file: ModelFile, path: str | Path) -> None:
         "metrics": dict(model_file.metrics),
         "provenance": redacted(dict(model_file.provenance)),
     }
+    if model_file.calibration != UNCALIBRATED:
+        header["calibration"] = model_file.calibration.to_dict()
     header["digest"] = _digest(header, weights)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:

@@ -24,9 +24,9 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
     Returns:
         A dictionary with name, image_size, params, macs and activations (of the model before `fuse`, for one image) and
         stages (the costs of each stage; empty for timm models and detectors). For a file, the dictionary also has
-        `file`: task, classes, preprocess, metrics, provenance and, if exported, engine and precision. Costs are None if
-        an exported file does not name its architecture. For an exported Mask R-CNN, macs and activations are None,
-        because they depend on the image.
+        `file`: task, classes, preprocess, metrics, provenance, calibration and, if exported, engine and precision.
+        Costs are None if an exported file does not name its architecture. For an exported Mask R-CNN, macs and
+        activations are None, because they depend on the image.
 
     Raises:
         InputError: The model does not exist, or its file is not usable.
@@ -82,4 +82,5 @@ def _header(runnable: Runnable) -> dict[str, Any]:
         "preprocess": runnable.preprocess.to_dict(),
         "metrics": dict(runnable.metrics),
         "provenance": in_short(runnable.provenance),
+        "calibration": runnable.calibration.to_dict(),
     }

@@ -1,5 +1,6 @@
 """`shvit eval`."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -40,6 +41,8 @@ def show(console: Console, report: "Report") -> None:
     of_split = {"val": "validation ", "train": "training ", "test": "test "}.get(report.chosen.split, "")
     images = counted(evaluation.images, f"{of_split}image")
     say(console, f"{evaluation.summary()} on {images} ({engine.name}, {engine.precision}, {speed:.0f} images/s)")
+    for line in confidence_lines(report):
+        say(console, line)
     if evaluation.bad:
         listed = "" if report.files else "; --out saves a list"
         say(console, f"{counted(len(evaluation.bad), 'image')} could not be used{listed}")
@@ -48,3 +51,30 @@ def show(console: Console, report: "Report") -> None:
             show_table(console, header, rows)
     for path in report.files:
         say(console, f"wrote {path}")
+
+
+def confidence_lines(report: "Report") -> Iterator[str]:
+    """Calibration error, threshold for the target accuracy, and what was stored in the model file."""
+    from ..evaluate import unreached
+
+    confidence, stored, threshold = report.confidence(), report.stored, report.threshold
+    if stored:
+        yield (
+            f"temperature {stored.temperature:.3f}, fitted on these images: expected calibration error "
+            f"{stored.ece_before:.2%} before, {stored.ece_after:.2%} after (measured on the same images)"
+        )
+    elif confidence:
+        temperature = report.model_file.calibration.temperature
+        before = f", {confidence['ece_uncalibrated']:.2%} without the temperature {temperature:.3f}"
+        yield f"expected calibration error {confidence['ece']:.2%}" + (before if temperature != 1 else "")
+    if threshold:
+        (low, high), (least, most) = (threshold.to_dict()[f"{key}_interval"] for key in ("accuracy", "coverage"))
+        yield (
+            f"score {threshold.score:g} or more: accuracy {threshold.accuracy:.2%} ({low:.2%} to {high:.2%}) on "
+            f"{threshold.coverage:.1%} of the images ({least:.1%} to {most:.1%}); chosen so that the accuracy on new "
+            f"images is, with 95 % confidence, at least {report.target_accuracy:.2%}"
+        )
+    elif report.target_accuracy is not None:
+        yield unreached(report.target_accuracy, report.evaluation.images)
+    if stored:
+        yield "stored in the model file: temperature" + (" and threshold" if threshold else "")

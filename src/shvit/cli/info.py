@@ -60,7 +60,22 @@ def _show_model(console: Console, facts: dict[str, Any]) -> None:
         shown = "; ".join(classes[:3]) + ("; …" if len(classes) > 3 else "")
         about = f"{runs}task: {file['task']} · fit: {file['preprocess']['fit']}"
         say(console, f"{about} · {counted(len(classes), 'class', 'classes')}: {shown}")
+        if shown := " · ".join(_confidence(file["calibration"])):
+            say(console, shown)
         say(console, " · ".join([*_origin(file), "--json prints the rest"]))
+
+
+def _confidence(calibration: dict[str, Any]) -> Iterator[str]:
+    """Temperature, calibration error and threshold, as far as the file has them."""
+    if calibration["images"]:
+        yield f"temperature {calibration['temperature']:.3f}, fitted on {counted(calibration['images'], 'image')}"
+    if "ece_after" in calibration:
+        yield f"expected calibration error {calibration['ece_after']:.2%} on these images"
+    if "threshold" in calibration:
+        target = (
+            f" (for an accuracy of {calibration['target_accuracy']:.2%})" if "target_accuracy" in calibration else ""
+        )
+        yield f"scores below {calibration['threshold']:g} are uncertain{target}"
 
 
 def _origin(file: dict[str, Any]) -> Iterator[str]:

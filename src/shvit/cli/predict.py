@@ -24,7 +24,7 @@ def predict(request: PredictRequest, *, json: Json = False, typed: Flags = NONE_
     """Predict the labels of images, or the objects in them. An image that cannot be read gets a row with the reason."""
     from ..files import check_folder
     from ..predict.journal import check_partial, journal
-    from ..predict.predictor import Predictor
+    from ..predict.predictor import Predictor, min_score_of
     from ..predict.writers import result_ids, table_writer
     from ..pretrained import load
     from ..tasks import kind_of
@@ -34,18 +34,19 @@ def predict(request: PredictRequest, *, json: Json = False, typed: Flags = NONE_
     model = load(request.model)
     task = kind_of(model)
     refuse_flags(request, task, typed)
-    ids = None
+    ids, judged = None, min_score_of(model, request.min_score) is not None
     if "annotations" in task.predict_flags and out and out.suffix.lower() == ".json":
         images, ids = result_ids(request.annotations, images, model)
     if draw:
         check_folder(draw, "--draw", new=not request.resume)
     if out:
         check_partial(out, request.resume)
-    write_table = table_writer(out, task, request.top_k, ids, request.raw_cells) if out else None
+    write_table = table_writer(out, task, request.top_k, ids, request.raw_cells, judged) if out else None
     size = task.predict_batch_size if request.batch_size is None else request.batch_size
     where = request.engine, request.precision, request.device
-    options = {"batch_size": size, "top_k": request.top_k, "threshold": request.threshold}
-    predictor = Predictor(model, *where, **options, threads=request.threads, workers=request.workers)
+    scores = {"threshold": request.threshold, "min_score": request.min_score}
+    options = {"batch_size": size, "top_k": request.top_k, "threads": request.threads, "workers": request.workers}
+    predictor = Predictor(model, *where, **options, **scores)
     if draw:
         draw.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -58,14 +59,18 @@ def predict(request: PredictRequest, *, json: Json = False, typed: Flags = NONE_
     begun_with = arguments_of(request, task, model, images, predictor)
     writes = out and write_table and journal(out, begun_with, len(images), size, request.resume, write_table)
     with writes or nullcontext() as kept, images_progress(shown=bool(out) or not console.is_terminal) as progress:
-        errors, speed = run(request, predictor, model.classes, images, kept, show, progress.track)
+        errors, uncertain, speed = run(request, predictor, model.classes, images, kept, show, progress.track)
     bad, engine = len(errors), predictor.engine
     say(
         console,
-        f"predicted {counted(len(images) - bad, 'image')}, {bad} could not be read · {engine.name} {engine.precision}"
-        f" · {speed:.0f} images/s" + "".join(f" · wrote {path}" for path in (out, draw) if path),
+        f"predicted {counted(len(images) - bad, 'image')}, "
+        + (f"{uncertain} uncertain (score below {predictor.min_score:g}), " if judged else "")
+        + f"{bad} could not be read · {engine.name} {engine.precision} · {speed:.0f} images/s"
+        + "".join(f" · wrote {path}" for path in (out, draw) if path),
     )
     summary = {"images": len(images), "bad_images": bad, "out": str(out) if out else None, "images_per_second": speed}
+    if judged:
+        summary |= {"min_score": predictor.min_score, "uncertain": uncertain}
     finish(json, summary if out else {**summary, "predictions": rows})
     if bad == len(images):
         raise Failure(f"no image could be read: {errors[0]}")
@@ -108,6 +113,7 @@ def arguments_of(
     from ..predict.journal import of_images, of_model
 
     values = {"top-k": request.top_k, "threshold": request.threshold, "draw": request.draw and str(request.draw)}
+    values["min-score"] = predictor.min_score
     engine = predictor.engine
     return {
         "model": of_model(model),
@@ -126,21 +132,23 @@ def run(
     kept: "Journal | None",
     show: "Callable[[Prediction], None]",
     track: Callable[..., Any],
-) -> tuple[list[str], float]:
+) -> tuple[list[str], int, float]:
     """Predict all images except those already in the journal `kept`, and add the predictions to the journal.
 
     Without a journal, `show` is called with each prediction. `track` wraps the predictions to show progress.
 
     Returns:
-        The errors of the images that could not be read, and the speed in images per second.
+        The errors of the images that could not be read, the number of uncertain images, and the speed in images per
+        second.
     """
     from ..predict.drawing import draw_file, free_name
 
     errors: list[str] = []
     names: set[str] = set()
-    done, started = kept.done if kept else 0, time.perf_counter()
+    done, uncertain, started = kept.done if kept else 0, 0, time.perf_counter()
     with closing(predictor.stream(images[done:], min(predictor.batch_size, len(images)))) as stream:
         for index, prediction in enumerate(track(chain(kept or (), stream), len(images))):
+            uncertain += prediction.uncertain
             if prediction.error is not None:
                 errors.append(prediction.error)
             elif request.draw:
@@ -151,4 +159,4 @@ def run(
                 show(prediction)
             elif index >= done:
                 kept.write(prediction)
-    return errors, (len(images) - done) / (time.perf_counter() - started)
+    return errors, uncertain, (len(images) - done) / (time.perf_counter() - started)

@@ -108,7 +108,8 @@ def how_to_resume(data: str, out: Path) -> str:
 def _show_result(console: Console, result: "TrainResult", data: str) -> None:
     best = quote(str(result.out / "best.safetensors"))
     if result.interrupted:
-        say(console, f"stopped in epoch {result.epochs + 1}; {how_to_resume(data, result.out)}")
+        where = "after the last epoch" if result.trained else f"in epoch {result.epochs + 1}"
+        say(console, f"stopped {where}; {how_to_resume(data, result.out)}")
     if result.best:
         shown = main_metrics(result.best, first=result.selected_by)
         say(console, f"best {shown} in epoch {result.best['epoch']}: {best}")

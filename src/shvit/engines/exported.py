@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..confidence import UNCALIBRATED, Calibration
 from ..data.transforms import Preprocess
 from ..errors import Failure, InputError, counted, one_line
 from ..header import checked_facts, parsed
@@ -58,6 +59,8 @@ class Exported:
     task: str = "classify"
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration = UNCALIBRATED
+    """As in `ModelFile`. Its temperature is 1 if the network already divides its logits by the temperature."""
     sealed: bool = True
     """Whether the file must contain its digest: true since version 2 of the metadata."""
 
@@ -73,6 +76,7 @@ class Exported:
             "task": self.task,
             "metrics": dict(self.metrics),
             "provenance": redacted(dict(self.provenance)),
+            **({} if self.calibration == UNCALIBRATED else {"calibration": self.calibration.to_dict()}),
         }
 
     @classmethod
@@ -117,6 +121,7 @@ def described(model_file: ModelFile, path: Path, engine: str, precision: str) ->
         model_file.task,
         model_file.metrics,
         {**model_file.provenance, "architecture": model_file.architecture.to_dict()},
+        model_file.calibration,
     )
 
 

@@ -29,6 +29,7 @@ from ..tasks.base import Task
 from ..tasks.labelled_data import choose_split, open_as_trained, relabel_for
 from .accuracy_floor import Judge
 from .parity import prove
+from .temperature import with_folded_temperature
 
 MAX_DROP = 0.5
 """Points of top-1 or AP that int8 may lose by default."""
@@ -76,6 +77,8 @@ def export_model(
 ) -> dict[str, Any]:
     """Write `out`, and the report `OUT.parity.json` beside it. A file that fails a check is not kept.
 
+    The logits in the file are divided by the temperature of the model, so softmax gives calibrated probabilities.
+
     Args:
         model_file: The model to export.
         engine: The format: a key of `FORMATS`.
@@ -110,7 +113,8 @@ def export_model(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder, writing(out):
         file = Path(folder) / out.name
         log(f"writing {out.name}")
-        kind.export(ExportJob(model_file, file, precision, shapes, samples.calibration, judge, threads))
+        written = with_folded_temperature(model_file)
+        kind.export(ExportJob(written, file, precision, shapes, samples.calibration, judge, threads))
         if precision == "int8":
             report["floor"] = _judged(judge, model_file, file, threads)
         report["bytes"] = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())

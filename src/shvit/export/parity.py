@@ -29,6 +29,8 @@ def prove(
 ) -> dict[str, Any]:
     """Compare an exported file with PyTorch on real images, or check its specification if its runtime is not available.
 
+    The logits of the file must be those of PyTorch, divided by the temperature of `model_file`.
+
     `batch` is the number of images per call. `threads` is the number of CPU threads; None lets the engines choose.
 
     Returns:
@@ -52,7 +54,7 @@ def prove(
         with np.load(result) as found:
             outputs, milliseconds = torch.from_numpy(found["outputs"]), float(found["latency"])
     torch_engine = engines.load(model_file, "torch", "fp32", "cpu", threads)
-    expected = run_all(torch_engine, images, task.eval_batch(16, 1))
+    expected = run_all(torch_engine, images, task.eval_batch(16, 1)) / model_file.calibration.temperature
     numbers, fault = task.compare(outputs, expected, precision, images.shape[-1])
     if fault:
         raise ExportError(f"{file.name} is not kept: {fault}")

@@ -144,6 +144,8 @@ def of_images(paths: Sequence[Path]) -> str:
 def of_model(model: Runnable) -> str:
     """A digest of everything in a model that predictions depend on."""
     digest = hashlib.sha256(repr((model.task, model.classes, model.preprocess)).encode())
+    if model.calibration.temperature != 1:
+        digest.update(repr(model.calibration.temperature).encode())
     if not isinstance(model, Exported):
         digest.update(digest_of(model).encode())
         return digest.hexdigest()

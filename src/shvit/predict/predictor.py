@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from .. import engines
+from ..confidence import Calibration
 from ..data.decode import BadImage, ImageInput
 from ..data.images import Skipped
 from ..data.letterbox import Letterbox
@@ -27,7 +28,7 @@ from ..data.walk import exists, is_hidden
 from ..engines import Exported, Runnable
 from ..errors import InputError, check_at_least
 from ..pretrained import load
-from ..tasks import task_of
+from ..tasks import kind_of, need_classifier, task_of
 from ..tasks.base import Prediction
 
 DecodedImage = tuple[Letterbox | None, UInt8[Tensor, "3 h w"] | None]
@@ -45,6 +46,8 @@ class Predictor:
         batch_size: Images per batch.
         top_k: Labels per image of a classifier.
         threshold: Minimum score of a detector's objects. Exported Mask R-CNN files need at least 0.05.
+        min_score: For classifiers: images whose highest score is lower are `uncertain`. None: the threshold in the
+            model file, if it has one. 0: no image is uncertain.
         threads: CPU threads per batch. None: run several batches at once on few threads each, if the engine can do so.
         workers: Threads that decode images. None: one per core.
 
@@ -65,6 +68,7 @@ class Predictor:
         batch_size: int = 16,
         top_k: int = 5,
         threshold: float = 0.3,
+        min_score: float | None = None,
         threads: int | None = None,
         workers: int | None = None,
     ) -> None:
@@ -73,6 +77,8 @@ class Predictor:
             raise InputError(f"threshold must be between 0 and 1, got {threshold}")
         if isinstance(model_file, str | Path):
             model_file = load(model_file)
+        self.min_score = min_score_of(model_file, min_score)
+        self._calibration = Calibration(model_file.calibration.temperature, threshold=self.min_score)
         self.batch_size = batch_size
         self.top_k = top_k
         self.workers = workers or cores()
@@ -171,10 +177,24 @@ class Predictor:
                 outputs = self.engine(torch.from_numpy(images).permute(0, 3, 1, 2))
                 outputs = outputs if len(good) == len(outputs) else outputs[list(good)]
             letterboxes = [letterbox for letterbox, _ in good.values()]
-            results = self._task.predictions(outputs, letterboxes, self.top_k, self.threshold)
+            results = self._task.predictions(outputs, letterboxes, self.top_k, self.threshold, self._calibration)
             for index, result in zip(good, results, strict=True):
                 predictions[index] = replace(result, path=paths[index])
         return predictions
+
+
+def min_score_of(model: Runnable, min_score: float | None) -> float | None:
+    """The score below which an image is uncertain: `min_score`, or for None the threshold of the model. None: no image.
+
+    Raises:
+        InputError: The score is not between 0 and 1, or the model is a detector.
+    """
+    if min_score is None:
+        return model.calibration.threshold if kind_of(model).labels_images else None
+    need_classifier(model, "min_score")
+    if not 0 <= min_score <= 1:
+        raise InputError(f"min_score must be between 0 and 1, got {min_score}")
+    return min_score or None
 
 
 def cores() -> int:

@@ -30,13 +30,19 @@ class ResultIds:
 
 
 def table_writer(
-    path: Path, task: type[Task], top_k: int, ids: ResultIds | None = None, raw_cells: bool = False
+    path: Path,
+    task: type[Task],
+    top_k: int,
+    ids: ResultIds | None = None,
+    raw_cells: bool = False,
+    judged: bool = False,
 ) -> Write:
     """Return a function that writes predictions to a file atomically. The suffix of the path sets the format.
 
     CSV has the columns `Task.csv_header`; for `raw_cells`, see `files.to_cell`. JSON lines and Parquet have path,
-    labels, scores, error and, for detectors, boxes and masks. JSON is COCO's results format. It is only for detectors
-    and needs `ids`. Bytes of a file name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
+    labels, scores and error; for classifiers uncertain, and for detectors boxes and masks. JSON is COCO's results
+    format. It is only for detectors and needs `ids`. `judged`: a classifier's images can be uncertain. Bytes of a file
+    name that are not valid UTF-8 are written as \\udcff; see `files.escaped`.
 
     Raises:
         InputError: The suffix is not supported, or pyarrow is needed but not installed.
@@ -53,7 +59,7 @@ def table_writer(
 
     def write(predictions: Iterable[Prediction]) -> None:
         if suffix == ".csv":
-            header, tables = task.csv_header(top_k), map(task.csv_rows, predictions)
+            header, tables = task.csv_header(top_k, judged), (task.csv_rows(each, judged) for each in predictions)
             rows = (row + [""] * (len(header) - len(row)) for table in tables for row in table)
             write_csv(path.resolve(), header, rows, raw_cells)
             return
@@ -143,6 +149,8 @@ def _parquet(path: Path, predictions: Iterable[Prediction], with_objects: bool) 
     if with_objects:
         mask = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
         columns += [("boxes", pa.list_(pa.list_(pa.float32()))), ("masks", pa.list_(mask))]
+    else:
+        columns.append(("uncertain", pa.bool_()))
     schema = pa.schema(columns)
     with path.open("wb") as file, ParquetWriter(file, schema) as writer:
         rows = iter(predictions)

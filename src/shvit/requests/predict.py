@@ -27,6 +27,10 @@ class PredictRequest:
     """Number of labels per image, for classifiers."""
     threshold: float = 0.3
     """Minimum score of an object, for detectors."""
+    min_score: float | None = None
+    """Minimum score of the most probable class, for classifiers. Images below it are marked as uncertain: in CSV, their
+    label is `uncertain`, and the column best_label has the class. Default: the threshold stored in the model by
+    shvit eval --store, if any. 0: no image is uncertain."""
     draw: Path | None = None
     """New folder for copies of the images with boxes, masks, classes and scores drawn on them."""
     resume: bool = False

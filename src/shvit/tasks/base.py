@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from ..confidence import Calibration
 from ..data.dataset import DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.letterbox import Letterbox
@@ -48,10 +49,16 @@ class Prediction:
     """For each object: left, top, right, bottom in pixels of the upright image. None for a classifier."""
     masks: tuple[RunLengths, ...] | None = None
     """The mask of each object; None if the model has no masks."""
+    uncertain: bool = False
+    """Whether the score of a classifier's most probable class is below the minimum score. Always false without one."""
 
     def to_dict(self) -> dict[str, Any]:
-        """A dict of path, labels, scores and error. Boxes and masks are included if they are not None."""
-        return {key: value for key, value in asdict(self).items() if value is not None or key == "error"}
+        """A dict of path, labels, scores and error. Boxes and masks are included if they are not None, and `uncertain`
+        for images that a classifier could use."""
+        found = {key: value for key, value in asdict(self).items() if value is not None or key == "error"}
+        if self.boxes is not None or self.error is not None:
+            del found["uncertain"]
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Prediction":
@@ -64,6 +71,7 @@ class Prediction:
             data["error"],
             None if boxes is None else tuple(tuple(box) for box in boxes),
             None if masks is None else tuple(masks),
+            data.get("uncertain", False),
         )
 
 
@@ -228,10 +236,15 @@ class Task(Protocol):
         ...
 
     def predictions(
-        self, outputs: Tensor, letterboxes: Sequence[Letterbox | None], top_k: int, threshold: float
+        self,
+        outputs: Tensor,
+        letterboxes: Sequence[Letterbox | None],
+        top_k: int,
+        threshold: float,
+        calibration: Calibration = ...,
     ) -> Iterator[Prediction]:
-        """The results of a batch, without paths: `top_k` labels per image, or the objects with scores of at least
-        `threshold`."""
+        """The results of a batch, without paths: `top_k` labels per image with calibrated probabilities, or the objects
+        with scores of at least `threshold`."""
         ...
 
     def compare(
@@ -254,12 +267,12 @@ class Task(Protocol):
         ...
 
     @staticmethod
-    def csv_header(top_k: int) -> list[str]:
-        """The columns of predictions in a CSV file."""
+    def csv_header(top_k: int, judged: bool = False) -> list[str]:
+        """The columns of predictions in a CSV file. `judged`: a classifier's images can be uncertain."""
         ...
 
     @staticmethod
-    def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
+    def csv_rows(prediction: Prediction, judged: bool = False) -> Iterator[list[str]]:
         """The rows of one image in a CSV file. A row may be shorter than the header; missing cells are empty."""
         ...
 

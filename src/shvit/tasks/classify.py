@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..classnames import unique_names
+from ..confidence import UNCALIBRATED, Calibration
 from ..data.augmentation import TrainReader
 from ..data.dataset import Dataset, DrawnBy, Split
 from ..data.decode import MAX_PIXELS, ImageInput
@@ -27,6 +28,8 @@ from .classify_evaluation import ClassifyEvaluation, Outputs
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
+UNCERTAIN = "uncertain"
+"""Stands in for the class of an image whose score is too low."""
 AGREEMENT = 0.9
 """Minimum top-1 agreement with PyTorch. If the largest logits are almost equal, any of their labels is accepted."""
 
@@ -93,7 +96,7 @@ class Classify(Task):
     predict_batch_size = 16
     parity_images = 64
     ranking_images = 64
-    predict_flags = ("top-k",)
+    predict_flags = ("top-k", "min-score")
 
     def __init__(
         self,
@@ -232,11 +235,14 @@ class Classify(Task):
         letterboxes: Sequence[Letterbox | None] = (),
         top_k: int = 5,
         threshold: float = 0.0,
+        calibration: Calibration = UNCALIBRATED,
     ) -> Iterator[Prediction]:
-        """The most probable classes of each image, with softmax probabilities over all classes."""
-        probabilities, indices = outputs.float().softmax(dim=1).topk(min(top_k, len(self.classes)))
+        """The most probable classes of each image, with calibrated softmax probabilities over all classes."""
+        calibrated, least = outputs.float() / calibration.temperature, calibration.threshold or 0.0
+        probabilities, indices = calibrated.softmax(dim=1).topk(min(top_k, len(self.classes)))
         for row, scores in zip(indices.tolist(), probabilities.tolist(), strict=True):
-            yield Prediction("", tuple(self.classes[index] for index in row), tuple(scores))
+            names = tuple(self.classes[index] for index in row)
+            yield Prediction("", names, tuple(scores), uncertain=scores[0] < least)
 
     def compare(
         self, outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], precision: str, side: int
@@ -265,20 +271,22 @@ class Classify(Task):
         )
 
     @staticmethod
-    def csv_header(top_k: int) -> list[str]:
-        """path, label, score, error, then label_2, score_2, and so on up to `top_k`."""
+    def csv_header(top_k: int, judged: bool = False) -> list[str]:
+        """path, label, score, error, then label_2, score_2, and so on up to `top_k`. If `judged`, best_label follows
+        error: the most probable class, also of uncertain images, whose label is `uncertain`."""
         more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "score")]
-        return ["path", "label", "score", "error", *more]
+        return ["path", "label", "score", "error", *(["best_label"] if judged else []), *more]
 
     @staticmethod
-    def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
+    def csv_rows(prediction: Prediction, judged: bool = False) -> Iterator[list[str]]:
         """One row per image."""
         pairs = zip(prediction.labels, prediction.scores, strict=True)
-        ranked = [cell for label, score in pairs for cell in (label, f"{score:.6f}")]
-        yield [prediction.path, *(ranked[:2] or ["", ""]), prediction.error or "", *ranked[2:]]
+        best, score, *more = [cell for label, score in pairs for cell in (label, f"{score:.6f}")] or ["", ""]
+        label = UNCERTAIN if prediction.uncertain else best
+        yield [prediction.path, label, score, prediction.error or "", *([best] if judged else []), *more]
 
     @staticmethod
     def line(prediction: Prediction) -> str:
-        return "  ".join(
-            f"{name} {score:.1%}" for name, score in zip(prediction.labels, prediction.scores, strict=True)
-        )
+        pairs = zip(prediction.labels, prediction.scores, strict=True)
+        labels = "  ".join(f"{name} {score:.1%}" for name, score in pairs)
+        return f"{UNCERTAIN}: {labels}" if prediction.uncertain else labels

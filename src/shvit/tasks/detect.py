@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from ..confidence import UNCALIBRATED, Calibration
 from ..data.coco import CocoDataset, open_coco
 from ..data.dataset import DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
@@ -159,6 +160,7 @@ class Detect(Task):
         letterboxes: Sequence[Letterbox | None],
         top_k: int = 5,
         threshold: float = 0.3,
+        calibration: Calibration = UNCALIBRATED,
     ) -> Iterator[Prediction]:
         for found in self.decode(outputs, letterboxes, threshold):
             labels = tuple(self.classes[label] for label in found.labels.tolist())
@@ -185,12 +187,12 @@ class Detect(Task):
         )
 
     @staticmethod
-    def csv_header(top_k: int) -> list[str]:
+    def csv_header(top_k: int, judged: bool = False) -> list[str]:
         """path, label, score, left, top, right, bottom, error. Boxes are in pixels."""
         return ["path", "label", "score", "left", "top", "right", "bottom", "error"]
 
     @staticmethod
-    def csv_rows(prediction: Prediction) -> Iterator[list[str]]:
+    def csv_rows(prediction: Prediction, judged: bool = False) -> Iterator[list[str]]:
         """One row per object, or one row without a label if there are no objects."""
         for label, score, box in zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True):
             yield [prediction.path, label, f"{score:.6f}", *(f"{side:.2f}" for side in box), ""]

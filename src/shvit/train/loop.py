@@ -132,7 +132,6 @@ class Trainer:
             self._exclude(set(self.bad.train))
             self._save_checkpoint()
         if self.selection.ends(self.epoch):
-            self.reporter.finished(self.out, self.epoch, self.recipe.epochs)
             return self._result(None, 0.0)
         if len(self.train_loader) == 0:
             usable = counted(self.train_loader.images, "usable training image")

@@ -12,6 +12,7 @@ from typing import Any
 from rich import progress as bars
 from rich.console import Console
 
+from ..confidence import Calibration
 from ..console import BESIDE, METRICS, metric_text, say, takes_all
 from ..errors import counted
 from .budget import Choice
@@ -60,7 +61,7 @@ class TrainResult:
     epochs: int
     """Completed epochs, including those before the run was resumed."""
     best: dict[str, Any]
-    """Metrics of best.safetensors. Empty before the first evaluation."""
+    """Metrics of best.safetensors. Empty before the first evaluation. `test` has the metrics on the test images."""
     stopped_by: signal.Signals | None
     """The signal that stopped the run: SIGINT (Ctrl-C) or SIGTERM. None if the run was not stopped."""
     seconds: float
@@ -70,6 +71,10 @@ class TrainResult:
     """Key of `best`: the metric that decides which epoch is the best."""
     stopped_early: bool = False
     """Whether the run ended before its last epoch because of `Recipe.patience`."""
+    trained: bool = False
+    """Whether a stopped run was stopped after its last epoch."""
+    calibration: Calibration | None = None
+    """The temperature of best.safetensors. None for detectors, and if the run is not finished."""
     choices: tuple[Choice, ...] = ()
     """Settings that were adapted to the dataset or the number of epochs."""
 
@@ -83,6 +88,8 @@ class TrainResult:
         return {
             **self.best,
             "selected_by": self.selected_by,
+            "test": self.best.get("test"),
+            "calibration": self.calibration and self.calibration.to_dict(),
             "epochs": self.epochs,
             "stopped_early": self.stopped_early,
             "interrupted": self.interrupted,
@@ -223,13 +230,17 @@ class Reporter:
         say(self.console, message, style="yellow")
 
     def finished(self, out: Path, epoch: int, epochs: int) -> None:
-        """Called instead of `training` if a resumed run is already complete."""
+        """Called if a resumed run is already complete."""
         say(self.console, f"nothing to resume: the run in {out} is complete ({epoch} of {epochs} epochs)")
 
     def stopped_early(self, metric: str, patience: int, best: int) -> None:
         """Called at the end of a run that ends before its last epoch. `best` is the best epoch."""
         name, evaluations = METRICS.get(metric, metric), counted(patience, "evaluation")
         say(self.console, f"stopped early: no improvement of {name} in {evaluations} (best in epoch {best})")
+
+    def result(self, line: str) -> None:
+        """Print a result of the finished run."""
+        say(self.console, line)
 
     def fitted(self, choices: Sequence[Choice], images: int, epochs: int) -> None:
         """Print the settings that differ from the published ones, grouped by reason."""

@@ -1,0 +1,125 @@
+"""The end of a training run: fit the temperature of the best weights, and evaluate them once on the test images."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .. import modelfile
+from ..confidence import UNCALIBRATED, Calibration, calibration_error, fitted_calibration
+from ..data.loader import Batch, Loader, worker_death_as_failure
+from ..errors import counted, few
+from ..evaluate import unfitted
+from ..model.fuse import fuse
+from ..modelfile import ModelFile
+from ..tasks.base import Evaluation, Predict
+from .loop import Trainer
+from .progress import TrainResult
+from .signals import on_stop_signal
+
+BEST = "best.safetensors"
+
+
+class _Stopped(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+def finish(trainer: Trainer, result: TrainResult, workers: int = 0) -> TrainResult:
+    """Complete best.safetensors after the last epoch. Every process must call this; the main process does the work.
+
+    A classifier gets the temperature that fits the validation images. The metrics get `ece` and `ece_uncalibrated`, and
+    with a test split `test`: its metrics, measured once, after everything was chosen on the validation images. The file
+    is written once, at the end. If it is already complete, or if the run was stopped, nothing happens.
+    """
+    if result.interrupted:
+        return result
+
+    def stop(by: signal.Signals) -> None:
+        trainer.stopped_by = by
+
+    with on_stop_signal(stop), worker_death_as_failure():
+        return trainer.group.on_main(lambda: _finished(trainer, result, workers))
+
+
+def _finished(trainer: Trainer, result: TrainResult, workers: int) -> TrainResult:
+    path = trainer.out / BEST
+    if not path.exists():  # no evaluation was better than none, as for a detector without objects
+        return result
+    best = modelfile.load(path)
+    calibrates, tests = trainer.task.labels_images, trainer.source.test is not None
+    to_calibrate, to_test = calibrates and "ece" not in best.metrics, tests and "test" not in best.metrics
+    if not (to_calibrate or to_test):
+        if not result.images_per_second:  # no epoch was trained either
+            trainer.reporter.finished(trainer.out, trainer.epoch, trainer.recipe.epochs)
+    else:
+        try:
+            if to_calibrate:
+                best = _calibrated(trainer, best, workers)
+            if to_test:
+                best = _tested(trainer, best, workers)
+        except _Stopped:
+            return replace(result, stopped_by=trainer.stopped_by, trained=True)
+        modelfile.save(best, path)
+    return replace(result, best=dict(best.metrics), calibration=best.calibration if calibrates else None)
+
+
+def _calibrated(trainer: Trainer, best: ModelFile, workers: int) -> ModelFile:
+    """The model with the temperature fitted on the validation images."""
+    evaluation: Any = _evaluated(trainer, best, trainer.source.val, workers)
+    if absent := [name for name, share in evaluation.per_class().items() if share is None]:
+        trainer.reporter.warn(f"no validation image shows {few(absent)}: their confidence is not calibrated")
+    logits, labels = evaluation.outputs.logits, evaluation.outputs.labels
+    fitted = fitted_calibration(logits, labels)
+    before = calibration_error(logits, labels)
+    images = counted(len(labels), "validation image")
+    trainer.reporter.result(
+        f"{unfitted(images)}; expected calibration error {before:.2%}"
+        if fitted is None
+        else f"temperature {fitted.temperature:.3f}, fitted on {images}: expected calibration error {before:.2%} "
+        f"before, {fitted.ece_after:.2%} after (measured on the same images)"
+    )
+    found = {"ece": before if fitted is None else fitted.ece_after, "ece_uncalibrated": before}
+    return replace(best, calibration=fitted or UNCALIBRATED, metrics={**best.metrics, **found})
+
+
+def _tested(trainer: Trainer, best: ModelFile, workers: int) -> ModelFile:
+    """The model with its metrics on the test images."""
+    evaluation: Any = _evaluated(trainer, best, trainer.source.test, workers)
+    metrics, line = evaluation.metrics(), evaluation.summary()
+    if trainer.task.labels_images:
+        metrics |= _errors(evaluation.outputs, best.calibration)
+        line += f", expected calibration error {metrics['ece']:.2%}"
+    trainer.reporter.result(f"test: {line} on {counted(evaluation.images, 'test image')}, evaluated once")
+    return replace(best, metrics={**best.metrics, "test": metrics})
+
+
+def _errors(outputs: Any, calibration: Calibration) -> dict[str, float]:
+    temperatures = {"ece": calibration.temperature, "ece_uncalibrated": 1.0}
+    return {key: calibration_error(outputs.logits, outputs.labels, each) for key, each in temperatures.items()}
+
+
+def _evaluated(trainer: Trainer, best: ModelFile, split: Any, workers: int) -> Evaluation:
+    """The evaluation of the best weights, in the precision of training."""
+    task, recipe = trainer.task, trainer.recipe
+    reader, batch = task.eval_reader(best.preprocess, recipe.max_pixels), task.eval_batch(recipe.batch_size, 1)
+
+    def batches() -> Iterator[Batch]:
+        for each in Loader(split, reader, batch, workers):
+            if trainer.stopped_by is not None:
+                raise _Stopped
+            yield each
+
+    return task.evaluate(_predictor(trainer, best.model), batches(), keep=task.labels_images)
+
+
+def _predictor(trainer: Trainer, model: Any) -> Predict:
+    network = fuse(model).to(trainer.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        with trainer.autocast:
+            return network(trainer.normalize(images))
+
+    return predict
