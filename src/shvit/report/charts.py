@@ -1,0 +1,212 @@
+"""Charts as SVG elements whose colors are those of the page, light or dark."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from ..console import visible
+from .blocks import Chart
+
+WIDTH, HEIGHT = 460, 270
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 40
+"""Size of a chart and of its margins, in units of the SVG. The text is 12 units high."""
+Points = Sequence[tuple[float, float]]
+Format = Callable[[float], str]
+
+
+def percent(value: float) -> str:
+    """A fraction as a percentage without needless digits: `80 %`, `99.5 %`."""
+    return f"{100 * value:.3g} %"
+
+
+def plain(value: float) -> str:
+    """A number without needless digits."""
+    return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The range of an axis, its label and the format of its numbers."""
+
+    label: str
+    low: float
+    high: float
+    show: Format = plain
+    whole: bool = False
+    """Whether only whole numbers get a tick."""
+
+    @classmethod
+    def around(cls, label: str, values: Sequence[float], show: Format = plain, whole: bool = False) -> "Axis":
+        """An axis that holds all values, with round ends."""
+        low, high = min(values), max(values)
+        if low == high:
+            low, high = (low - 1, high + 1) if whole else (low - abs(low) / 10 - 1e-9, high + abs(high) / 10 + 1e-9)
+        if whole:
+            return cls(label, low, high, show, True)
+        step = tick_step(low, high)
+        return cls(label, math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, show)
+
+    def share(self, value: float) -> float:
+        """Position of a value between the ends, from 0 to 1."""
+        return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        """Round numbers between the ends, at most seven."""
+        step = tick_step(self.low, self.high)
+        step = max(1, math.ceil(step)) if self.whole else step
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def tick_step(low: float, high: float, most: int = 6) -> float:
+    """The smallest step of 1, 2 or 5 times a power of ten that divides the range into at most `most` parts."""
+    rough = (high - low) / most
+    power = 10 ** math.floor(math.log10(rough))
+    return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line through points."""
+
+    name: str
+    points: Points
+    color: str = "s0"
+    """A CSS class: `s0` to `s3`, or `faint`."""
+    band: Sequence[tuple[float, float, float]] = ()
+    """A shaded area around the line: x, lower and upper end."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A marked point with a label."""
+
+    x: float
+    y: float
+    text: str
+
+
+def line_chart(
+    title: str, series: Sequence[Series], x: Axis, y: Axis, spots: Sequence[Spot] = (), caption: str = ""
+) -> Chart:
+    """Draw lines. The legend names those that are not faint, if there are several."""
+    drawing = _Drawing(x, y)
+    for one in series:
+        if one.band:
+            upper, lower = [(at, high) for at, _, high in one.band], [(at, low) for at, low, _ in one.band]
+            drawing.add(f'<path class="band {one.color}" d="{drawing.path([*upper, *lower[::-1]])}Z"/>')
+    for one in series:
+        if one.points:
+            name = f"<title>{_text(one.name)}</title>"
+            drawing.add(f'<path class="line {one.color}" d="{drawing.path(one.points)}">{name}</path>')
+        if 0 < len(one.points) <= 40 and one.color != "faint":
+            for across, up in one.points:
+                drawing.dot(across, up, one.color, f"{one.name}: {x.show(across)}, {y.show(up)}")
+    for spot in spots:
+        drawing.spot(spot)
+    named = [(one.name, one.color) for one in series if one.color != "faint"]
+    return Chart(title, drawing.svg(title), caption, tuple(named) if len(named) > 1 else ())
+
+
+@dataclass(frozen=True)
+class Bin:
+    """A bin of a reliability diagram."""
+
+    low: float
+    high: float
+    confidence: float
+    """Mean confidence of the images in the bin."""
+    accuracy: float
+    count: int
+
+
+def reliability_chart(title: str, bins: Sequence[Bin], caption: str = "") -> Chart:
+    """Draw accuracy by confidence, the gap to the diagonal, and below it the share of the images in each bin."""
+    drawing = _Drawing(Axis("confidence", 0, 1, percent), Axis("accuracy", 0, 1, percent), foot=46)
+    most, total = max(each.count for each in bins), sum(each.count for each in bins)
+    for each in bins:
+        if not each.count:
+            continue
+        text = (
+            f"confidence {percent(each.low)} to {percent(each.high)}: {each.count:,} images, "
+            f"mean confidence {percent(each.confidence)}, accuracy {percent(each.accuracy)}"
+        )
+        lower, upper = sorted((each.accuracy, each.confidence))
+        drawing.bar(each.low, each.high, 0, each.accuracy, "s0", text)
+        drawing.bar(each.low, each.high, lower, upper, "gap", text)
+        drawing.below(each.low, each.high, each.count / most, f"{each.count:,} of {total:,} images")
+    drawing.add(f'<path class="refer" d="{drawing.path([(0, 0), (1, 1)])}"/>')
+    legend = ("accuracy", "s0"), ("gap to the confidence", "gap"), ("images", "faint")
+    return Chart(title, drawing.svg(title), caption, legend)
+
+
+class _Drawing:
+    """Collects SVG elements in the coordinates of two axes."""
+
+    def __init__(self, x: Axis, y: Axis, foot: int = 0) -> None:
+        """`foot` is the height of an area between the chart and the labels of the x axis."""
+        self.x, self.y, self.foot = x, y, foot
+        self.parts: list[str] = []
+        for value in y.ticks():
+            at = self._down(value)
+            kind = "base" if value == y.low else "grid"
+            self.add(f'<path class="{kind}" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
+            self.add(f'<text x="{LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_text(y.show(value))}</text>')
+        for value in x.ticks():
+            at = self._across(value)
+            self.add(f'<text x="{at:.1f}" y="{HEIGHT + foot - BOTTOM + 18}" text-anchor="middle">{_text(x.show(value))}</text>')
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        self.add(f'<text x="{middle}" y="{HEIGHT + foot - 4}" text-anchor="middle">{_text(x.label)}</text>')
+
+    def _across(self, value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * self.x.share(value)
+
+    def _down(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * self.y.share(value)
+
+    def add(self, part: str) -> None:
+        self.parts.append(part)
+
+    def path(self, points: Points) -> str:
+        return "M" + "L".join(f"{self._across(across):.1f} {self._down(up):.1f}" for across, up in points)
+
+    def dot(self, across: float, up: float, color: str, text: str, radius: float = 3.5) -> None:
+        at = f'cx="{self._across(across):.1f}" cy="{self._down(up):.1f}" r="{radius}"'
+        self.add(f'<circle class="dot {color}" {at}><title>{_text(text)}</title></circle>')
+
+    def spot(self, spot: Spot) -> None:
+        """Mark a point, with its label on the side that has room."""
+        at, down = self._across(spot.x), self._down(spot.y)
+        self.add(f'<path class="refer" d="M{at:.1f} {HEIGHT - BOTTOM}V{down:.1f}"/>')
+        self.dot(spot.x, spot.y, "s1", spot.text, 5)
+        right = at < WIDTH / 2
+        side = f'x="{at + (9 if right else -9):.1f}" text-anchor="{"start" if right else "end"}"'
+        below = down + 22 if down < HEIGHT - BOTTOM - 30 else down - 10
+        self.add(f'<text class="on" {side} y="{below:.1f}">{_text(spot.text)}</text>')
+
+    def bar(self, left: float, right: float, low: float, high: float, color: str, text: str) -> None:
+        x, width = self._across(left) + 1, self._across(right) - self._across(left) - 2
+        y, height = self._down(high), self._down(low) - self._down(high)
+        self.add(
+            f'<rect class="bar {color}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">'
+            f"<title>{_text(text)}</title></rect>"
+        )
+
+    def below(self, left: float, right: float, share: float, text: str) -> None:
+        """A bar in the foot of the chart that hangs from its base line."""
+        x, width = self._across(left) + 1, self._across(right) - self._across(left) - 2
+        height = max(1.0, share * (self.foot - 8))
+        self.add(
+            f'<rect class="bar soft" x="{x:.1f}" y="{HEIGHT - BOTTOM + 4}" width="{width:.1f}" height="{height:.1f}">'
+            f"<title>{_text(text)}</title></rect>"
+        )
+
+    def svg(self, title: str) -> str:
+        label = escape(visible(title))
+        size = f'viewBox="0 0 {WIDTH} {HEIGHT + self.foot}"'
+        return f'<svg {size} role="img" aria-label="{label}">{"".join(self.parts)}</svg>'
+
+
+def _text(text: str) -> str:
+    return escape(visible(text))
