@@ -65,7 +65,9 @@ class Table:
     @property
     def textual(self) -> list[bool]:
         """Whether each column, except the first, has text rather than numbers."""
-        return [index > 0 and any(isinstance(row[index], str) for row in self.rows) for index in range(len(self.columns))]
+        return [
+            index > 0 and any(isinstance(row[index], str) for row in self.rows) for index in range(len(self.columns))
+        ]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Box:
+class Mark:
     """A rectangle over a picture."""
 
     area: tuple[float, float, float, float]
@@ -125,7 +127,7 @@ class Picture:
     mime: str = "image/jpeg"
     labels: tuple[Label, ...] = ()
     """Class names above the caption."""
-    boxes: tuple[Box, ...] = ()
+    boxes: tuple[Mark, ...] = ()
     overlay: bytes | None = None
     """A PNG with transparency that is stretched over the picture. The reader can switch it on and off."""
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from ..confidence import ReliabilityBin
 from ..console import visible
 from .blocks import Chart
 
@@ -109,33 +110,19 @@ def line_chart(
     return Chart(title, drawing.svg(title), caption, tuple(named) if len(named) > 1 else ())
 
 
-@dataclass(frozen=True)
-class Bin:
-    """A bin of a reliability diagram."""
-
-    low: float
-    high: float
-    confidence: float
-    """Mean confidence of the images in the bin."""
-    accuracy: float
-    count: int
-
-
-def reliability_chart(title: str, bins: Sequence[Bin], caption: str = "") -> Chart:
+def reliability_chart(title: str, bins: Sequence[ReliabilityBin], caption: str = "") -> Chart:
     """Draw accuracy by confidence, the gap to the diagonal, and below it the share of the images in each bin."""
     drawing = _Drawing(Axis("confidence", 0, 1, percent), Axis("accuracy", 0, 1, percent), foot=46)
-    most, total = max(each.count for each in bins), sum(each.count for each in bins)
+    most, total = max(each.images for each in bins), sum(each.images for each in bins)
     for each in bins:
-        if not each.count:
-            continue
         text = (
-            f"confidence {percent(each.low)} to {percent(each.high)}: {each.count:,} images, "
+            f"confidence {percent(each.low)} to {percent(each.high)}: {each.images:,} images, "
             f"mean confidence {percent(each.confidence)}, accuracy {percent(each.accuracy)}"
         )
         lower, upper = sorted((each.accuracy, each.confidence))
         drawing.bar(each.low, each.high, 0, each.accuracy, "s0", text)
         drawing.bar(each.low, each.high, lower, upper, "gap", text)
-        drawing.below(each.low, each.high, each.count / most, f"{each.count:,} of {total:,} images")
+        drawing.below(each.low, each.high, each.images / most, f"{each.images:,} of {total:,} images")
     drawing.add(f'<path class="refer" d="{drawing.path([(0, 0), (1, 1)])}"/>')
     legend = ("accuracy", "s0"), ("gap to the confidence", "gap"), ("images", "faint")
     return Chart(title, drawing.svg(title), caption, legend)
@@ -155,7 +142,9 @@ class _Drawing:
             self.add(f'<text x="{LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_text(y.show(value))}</text>')
         for value in x.ticks():
             at = self._across(value)
-            self.add(f'<text x="{at:.1f}" y="{HEIGHT + foot - BOTTOM + 18}" text-anchor="middle">{_text(x.show(value))}</text>')
+            self.add(
+                f'<text x="{at:.1f}" y="{HEIGHT + foot - BOTTOM + 18}" text-anchor="middle">{_text(x.show(value))}</text>'
+            )
         middle = (LEFT + WIDTH - RIGHT) / 2
         self.add(f'<text x="{middle}" y="{HEIGHT + foot - 4}" text-anchor="middle">{_text(x.label)}</text>')
 

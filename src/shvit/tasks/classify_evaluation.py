@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from ..classnames import unique_names
 from ..console import visible
@@ -24,6 +24,32 @@ class Outputs:
     labels: Int64[np.ndarray, " n"]
     """True class numbers."""
     logits: Float32[np.ndarray, "n classes"]
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How well each class is recognized, from 0 to 1. A number that is undefined is 0."""
+
+    images: Int64[np.ndarray, " classes"]
+    """Number of images of each class."""
+    predictions: Int64[np.ndarray, " classes"]
+    """Number of images for which each class was predicted."""
+    precision: Float64[np.ndarray, " classes"]
+    """Share of the predictions of a class that are right."""
+    recall: Float64[np.ndarray, " classes"]
+    """Share of the images of a class that are recognized: its top-1 accuracy."""
+    f1: Float64[np.ndarray, " classes"]
+    """Harmonic mean of precision and recall."""
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that have images."""
+        return float(self.recall[self.images > 0].mean())
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that have images or predictions."""
+        return float(self.f1[self.images + self.predictions > 0].mean())
 
 
 @dataclass(frozen=True)
@@ -50,6 +76,12 @@ class ClassifyEvaluation:
     def top1(self) -> float:
         """Share of the images whose most probable class is the true one."""
         return float(np.trace(self.confusion)) / self.images
+
+    def scores(self) -> ClassScores:
+        """Precision, recall and F1 of each class."""
+        images, predictions, right = self.confusion.sum(axis=1), self.confusion.sum(axis=0), self.confusion.diagonal()
+        precision, recall = right / np.maximum(1, predictions), right / np.maximum(1, images)
+        return ClassScores(images, predictions, precision, recall, 2 * right / np.maximum(1, images + predictions))
 
     def per_class(self) -> dict[str, float | None]:
         """Top-1 accuracy of each class; None for a class without images."""
