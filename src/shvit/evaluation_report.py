@@ -16,7 +16,7 @@ from .provenance import facts, hardware_in_words
 from .report.blocks import Column, Command, Headline, Section, Table
 from .report.page import Page, save_page
 from .tasks import kind_of, task_of
-from .tasks.base import Evaluation, Subject, TaskReport
+from .tasks.base import Evaluation, Subject
 
 PAGE = "report.html"
 SAMPLE_SECONDS, MIN_CALLS, MAX_CALLS = 0.5, 5, 200
@@ -36,7 +36,7 @@ def write_evaluation_report(
     images = counted(evaluation.images, f"{split_in_words(split)} image".strip())
     page = Page(
         title=f"{name_of(model)} on {Path(data).name or data}",
-        lead=f"Evaluated at {model.preprocess.image_size} pixels on {images} of {data}, with {_engine_in_words(engine)}.",
+        lead=f"Evaluated on {images} at {model.preprocess.image_size} pixels, with {_engine_in_words(engine)}.",
         findings=part.findings,
         sections=(*part.sections, speed_section(model, engine), use_section(model, subject.path)),
         about=facts(),

@@ -1,47 +1,61 @@
-"""Where a classifier looks: class activation maps over its last feature map.
+"""Where a classifier looks, by LayerCAM.
 
-Source: R. R. Selvaraju et al., "Grad-CAM: visual explanations from deep networks via gradient-based localization", 2017.
+Source: P.-T. Jiang et al., "LayerCAM: exploring hierarchical class activation maps for localization", 2021.
 """
 
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+MAPS = 2
+"""Number of feature maps that are combined: the last, which decides, and the one before, which is finer."""
 
 
-def activation_maps(
-    model: Any, images: Float[Tensor, "b 3 h w"], classes: Int64[Tensor, " b"]
+def layer_cam(
+    model: nn.Module, images: Float[Tensor, "b 3 h w"], classes: Int64[Tensor, " b"]
 ) -> Float[Tensor, "b h2 w2"] | None:
-    """How much each place of the last feature map speaks for a class: 0 for nothing or against it.
+    """How much each place in an image speaks for a class, from 0 to 1.
 
-    For a network that averages the map and applies a linear layer, such as SHViT, the mean of the map before negative
-    values are set to 0 is the logit, up to a constant: the map then shows exactly what the logit is made of.
+    A place counts by its positive activations, each weighted by the positive part of the logit's gradient. The result is
+    the mean over the last `MAPS` feature maps, each divided by its maximum, at the size of the finest of them.
 
     Args:
-        model: A network of `create_model`, with weights that are not folded.
+        model: A network from `create_model`, not folded. It is not changed.
         images: Normalized images.
         classes: The class of each image to explain.
 
     Returns:
-        The maps, not normalized; None if the network has no last feature map, as plain transformers.
+        None if the network's features are not maps, as in plain transformers.
     """
-    network = getattr(model, "network", model)  # timm's network inside a `TimmModel`
-    if not (hasattr(network, "forward_features") and hasattr(network, "forward_head")):
-        return None
-    training = model.training
+    network: Any = getattr(model, "network", model)  # timm's network inside a `TimmModel`
+    features, handles, training = [], [], model.training
     try:
+        for row in list(getattr(network, "feature_info", None) or ())[-MAPS:]:
+            module = network.get_submodule(row["module"])
+            handles.append(module.register_forward_hook(lambda _, __, output: features.append(output)))
         model.eval()
-        with torch.no_grad():
-            features = network.forward_features(images)
-        if not isinstance(features, Tensor) or features.ndim != 4:
-            return None
         with torch.enable_grad():
-            features = features.detach().requires_grad_()
-            logits = network.forward_head(features)
-            [gradient] = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
+            logits = model(images.clone().requires_grad_())
+            if not features or not all(isinstance(each, Tensor) and each.ndim == 4 for each in features):
+                return None
+            gradients = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
+    except AttributeError:  # timm names a part that is no module
+        return None
     finally:
+        for handle in handles:
+            handle.remove()
         model.train(training)
     channel = 3 if getattr(network, "output_fmt", "NCHW") == "NHWC" else 1
-    places = (1, 2) if channel == 3 else (2, 3)
-    return (gradient.mean(places, keepdim=True) * features.detach()).sum(channel).relu()
+    maps = [
+        (gradient.relu() * each.detach()).sum(channel).relu()
+        for each, gradient in zip(features, gradients, strict=True)
+    ]
+    size = max(tuple(each.shape[1:]) for each in maps)
+    return sum(interpolate(_normalized(each)[:, None], size, mode="bilinear")[:, 0] for each in maps) / len(maps)  # pyright: ignore
+
+
+def _normalized(maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+    return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)

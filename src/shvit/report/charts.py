@@ -111,20 +111,19 @@ def line_chart(
 
 
 def reliability_chart(title: str, bins: Sequence[ReliabilityBin], caption: str = "") -> Chart:
-    """Draw accuracy by confidence, the gap to the diagonal, and below it the share of the images in each bin."""
-    drawing = _Drawing(Axis("confidence", 0, 1, percent), Axis("accuracy", 0, 1, percent), foot=46)
+    """Draw accuracy and mean confidence of each bin, and below them the number of images in the bin."""
+    drawing = _Drawing(Axis("confidence", 0, 1, percent), Axis("", 0, 1, percent), foot=46)
     most, total = max(each.images for each in bins), sum(each.images for each in bins)
+    drawing.add(f'<path class="refer" d="{drawing.path([(0, 0), (1, 1)])}"/>')
     for each in bins:
         text = (
-            f"confidence {percent(each.low)} to {percent(each.high)}: {each.images:,} images, "
+            f"confidence {percent(each.low)} to {percent(each.high)}: {each.images:,} of {total:,} images, "
             f"mean confidence {percent(each.confidence)}, accuracy {percent(each.accuracy)}"
         )
-        lower, upper = sorted((each.accuracy, each.confidence))
-        drawing.bar(each.low, each.high, 0, each.accuracy, "s0", text)
-        drawing.bar(each.low, each.high, lower, upper, "gap", text)
-        drawing.below(each.low, each.high, each.images / most, f"{each.images:,} of {total:,} images")
-    drawing.add(f'<path class="refer" d="{drawing.path([(0, 0), (1, 1)])}"/>')
-    legend = ("accuracy", "s0"), ("gap to the confidence", "gap"), ("images", "faint")
+        drawing.bar(each.low, each.high, each.accuracy, "s0", text)
+        drawing.level(each.low, each.high, each.confidence, "s1")
+        drawing.below(each.low, each.high, each.images / most, text)
+    legend = ("accuracy", "s0"), ("mean confidence", "s1"), ("images", "faint")
     return Chart(title, drawing.svg(title), caption, legend)
 
 
@@ -165,29 +164,30 @@ class _Drawing:
         self.add(f'<circle class="dot {color}" {at}><title>{_text(text)}</title></circle>')
 
     def spot(self, spot: Spot) -> None:
-        """Mark a point, with its label on the side that has room."""
-        at, down = self._across(spot.x), self._down(spot.y)
-        self.add(f'<path class="refer" d="M{at:.1f} {HEIGHT - BOTTOM}V{down:.1f}"/>')
+        """Mark a point, with its label below it, on the side that has more room."""
+        at, base = self._across(spot.x), HEIGHT - BOTTOM
+        self.add(f'<path class="refer" d="M{at:.1f} {base}V{self._down(spot.y):.1f}"/>')
         self.dot(spot.x, spot.y, "s1", spot.text, 5)
-        right = at < WIDTH / 2
-        side = f'x="{at + (9 if right else -9):.1f}" text-anchor="{"start" if right else "end"}"'
-        below = down + 22 if down < HEIGHT - BOTTOM - 30 else down - 10
-        self.add(f'<text class="on" {side} y="{below:.1f}">{_text(spot.text)}</text>')
+        x, anchor = (at + 8, "start") if spot.x < 0.5 else (at - 8, "end")
+        self.add(f'<text class="on" x="{x:.1f}" y="{base - 10}" text-anchor="{anchor}">{_text(spot.text)}</text>')
 
-    def bar(self, left: float, right: float, low: float, high: float, color: str, text: str) -> None:
-        x, width = self._across(left) + 1, self._across(right) - self._across(left) - 2
-        y, height = self._down(high), self._down(low) - self._down(high)
-        self.add(
-            f'<rect class="bar {color}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">'
-            f"<title>{_text(text)}</title></rect>"
-        )
+    def bar(self, left: float, right: float, high: float, color: str, text: str) -> None:
+        """A bar from the base line up to `high`."""
+        self._box(left, right, self._down(high), HEIGHT - BOTTOM - self._down(high), color, text)
 
     def below(self, left: float, right: float, share: float, text: str) -> None:
-        """A bar in the foot of the chart that hangs from its base line."""
+        """A bar that hangs from the base line into the foot, by a share of its height."""
+        self._box(left, right, HEIGHT - BOTTOM + 4, max(1.0, share * (self.foot - 8)), "faint", text)
+
+    def level(self, left: float, right: float, value: float, color: str) -> None:
+        """A short horizontal line."""
+        start, end = self._across(left) + 1, self._across(right) - 1
+        self.add(f'<path class="level {color}" d="M{start:.1f} {self._down(value):.1f}H{end:.1f}"/>')
+
+    def _box(self, left: float, right: float, top: float, height: float, color: str, text: str) -> None:
         x, width = self._across(left) + 1, self._across(right) - self._across(left) - 2
-        height = max(1.0, share * (self.foot - 8))
         self.add(
-            f'<rect class="bar soft" x="{x:.1f}" y="{HEIGHT - BOTTOM + 4}" width="{width:.1f}" height="{height:.1f}">'
+            f'<rect class="bar {color}" x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}">'
             f"<title>{_text(text)}</title></rect>"
         )
 

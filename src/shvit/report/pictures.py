@@ -10,9 +10,8 @@ SIDE = 256
 """Side of a photograph on a page, in pixels."""
 FINE = 96
 """Side of a heat map's picture. The browser stretches it over the photograph."""
-HOT = np.array([(24, 20, 60), (120, 28, 109), (214, 62, 62), (251, 155, 6), (252, 240, 150)], np.float32)
-"""Colors of a heat map, from its smallest to its largest value."""
-OPACITY = 0.6
+HOT = np.array([(20, 24, 40, 165), (20, 24, 40, 110), (200, 50, 40, 110), (245, 120, 20, 130), (255, 190, 40, 150)])
+"""Colors and opacities (RGBA) of a heat map at equal steps from 0 to its largest value: dark, then warm."""
 
 
 def jpeg(pixels: UInt8[np.ndarray, "h w 3"], quality: int = 82) -> bytes:
@@ -29,8 +28,7 @@ def heat_png(values: Float[np.ndarray, "h w"]) -> bytes | None:
     shares = Image.fromarray((values / values.max()).astype(np.float32))
     fine = np.asarray(shares.resize((FINE, FINE), Image.Resampling.BICUBIC)).clip(0, 1)
     stops = np.linspace(0, 1, len(HOT))
-    colors = [np.interp(fine, stops, HOT[:, channel]) for channel in range(3)]
-    pixels = np.stack([*colors, np.full_like(fine, 255 * OPACITY)], axis=2).round().astype(np.uint8)
+    pixels = np.stack([np.interp(fine, stops, column) for column in HOT.T], axis=2).round().astype(np.uint8)
     buffer = BytesIO()
     Image.fromarray(pixels, "RGBA").save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

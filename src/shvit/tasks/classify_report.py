@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..confidence import (
 from ..data.image_file import BadImage
 from ..data.transforms import Normalize
 from ..errors import counted
-from ..model.cam import activation_maps
+from ..model.cam import layer_cam
 from ..modelfile import ModelFile
 from ..report.blocks import Card, Chart, Column, Gallery, Label, Matrix, Picture, Section, Table
 from ..report.charts import Axis, Series, Spot, line_chart, percent, reliability_chart
@@ -159,7 +160,7 @@ def _confusions(confusion: np.ndarray, names: tuple[str, ...]) -> Section:
     pairs, totals = _pairs(confusion), confusion.sum(axis=1)
     rows: list[list[Any]] = [
         [names[true], names[predicted], count, count / int(totals[true])]
-        for true, predicted in pairs[:PAIRS]
+        for true, predicted in pairs[: PAIRS if matrix is None else PAIRS // 2]
         for count in [int(confusion[true, predicted])]
     ]
     columns = (
@@ -269,12 +270,12 @@ class _Looks:
             )
         pictures = list(islice(self._pictures(rows), RIGHT))
         if self.grid is None:
-            reason = "This network has no map of features to look at." if pictures else "No picture to show."
+            reason = "The features of this network are not maps." if pictures else "No picture to show."
             return Section(title, (reason,))
         text = (
-            "Bright places speak for the predicted class (Grad-CAM over the last feature map of "
-            f"{self.grid[0]}×{self.grid[1]} cells). Light on the background instead of the object is a warning: the network "
-            "may have learned the surroundings.",
+            "Warm colors mark the places that speak for the predicted class (LayerCAM over the last two feature maps, "
+            f"{self.grid[0]}×{self.grid[1]} cells). If they lie beside the object, the network may have learned the "
+            "surroundings.",
         )
         return Section(
             title, text, galleries=(Gallery("Right predictions, chosen at random", pictures, overlaid=True),)
@@ -293,11 +294,13 @@ class _Looks:
                 continue
             true, predicted = int(self.outputs.labels[row]), int(self.predicted[row])
             tone = "right" if true == predicted else "wrong"
-            labels = [Label("predicted", self.names[predicted], tone, float(self.confidence[row]))]
+            labels = [Label("", self.names[predicted], tone, float(self.confidence[row]))]
             if true != predicted:
                 labels.append(Label("true", self.names[true]))
             image = jpeg(pixels.permute(1, 2, 0).numpy())
-            yield Picture(image, str(images.names[index]), labels=tuple(labels), overlay=overlay)
+            yield Picture(
+                image, "/".join(Path(str(images.names[index])).parts[-2:]), labels=tuple(labels), overlay=overlay
+            )
 
     def _map(self, index: int, predicted: int) -> bytes | None:
         """A heat map of the places that speak for the predicted class."""
@@ -305,7 +308,7 @@ class _Looks:
         preprocess, device = self.subject.model.preprocess, next(self.network.parameters()).device
         pixels, _ = self.subject.images.example(index, self.task.eval_reader(preprocess))
         images = Normalize(preprocess).to(device)(pixels[None])
-        maps = activation_maps(self.network, images, torch.tensor([predicted], device=device))
+        maps = layer_cam(self.network, images, torch.tensor([predicted], device=device))
         if maps is None:
             return None
         self.grid = maps.shape[1], maps.shape[2]
