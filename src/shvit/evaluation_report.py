@@ -83,7 +83,7 @@ def speed_section(model: Runnable, engine: Engine) -> Section:
     where = hardware_in_words(hardware)
     used = counted(threads or torch.get_num_threads(), "thread") if device == "cpu" else "GPU"
     text = (
-        f"{_engine_in_words(engine).capitalize()} on {where}, {used}, at {side} pixels. Decoding the images is not included.",
+        f"{_engine_in_words(engine).capitalize()} on {where}, {used}, at {side} pixels, without decoding.",
         "A short measurement on a machine that may be busy. For exact numbers, use shvit bench.",
     )
     return Section("Speed on this machine", text, (Table("speed", "Speed of the network", columns, rows),))

@@ -19,8 +19,8 @@ def layer_cam(
 ) -> Float[Tensor, "b h2 w2"] | None:
     """How much each place in an image speaks for a class, from 0 to 1.
 
-    A place counts by its positive activations, each weighted by the positive part of the logit's gradient. The result is
-    the mean over the last `MAPS` feature maps, each divided by its maximum, at the size of the finest of them.
+    A place counts by its activations, each weighted by the positive part of the logit's gradient. The result is the
+    mean over the last `MAPS` feature maps, each divided by its maximum, at the size of the finest of them.
 
     Args:
         model: A network from `create_model`, not folded. It is not changed.

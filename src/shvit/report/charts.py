@@ -141,9 +141,8 @@ class _Drawing:
             self.add(f'<text x="{LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_text(y.show(value))}</text>')
         for value in x.ticks():
             at = self._across(value)
-            self.add(
-                f'<text x="{at:.1f}" y="{HEIGHT + foot - BOTTOM + 18}" text-anchor="middle">{_text(x.show(value))}</text>'
-            )
+            place = f'x="{at:.1f}" y="{HEIGHT + foot - BOTTOM + 18}" text-anchor="middle"'
+            self.add(f"<text {place}>{_text(x.show(value))}</text>")
         middle = (LEFT + WIDTH - RIGHT) / 2
         self.add(f'<text x="{middle}" y="{HEIGHT + foot - 4}" text-anchor="middle">{_text(x.label)}</text>')
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from jaxtyping import UInt8
+import numpy as np
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from ..data.dataset import DrawnBy
@@ -255,6 +256,11 @@ class Task(Protocol):
     @staticmethod
     def line(prediction: Prediction) -> str:
         """One line of text for a successful prediction (`error` is None)."""
+        ...
+
+    @staticmethod
+    def class_counts(split: Any, classes: int) -> tuple[str, Int64[np.ndarray, " classes"]]:
+        """What is counted in a split (`images` or `objects`), and how many there are of each class."""
         ...
 
     @staticmethod

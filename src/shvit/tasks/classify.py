@@ -231,6 +231,11 @@ class Classify(Task):
         )
 
     @staticmethod
+    def class_counts(split: Any, classes: int) -> tuple[str, np.ndarray]:
+        labels = np.asarray(split.labels, np.int64)
+        return "images", np.bincount(labels[labels >= 0], minlength=classes)  # a bad image may have no label
+
+    @staticmethod
     def cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
         return class_cards(metrics)
 

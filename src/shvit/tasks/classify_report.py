@@ -36,7 +36,7 @@ from .intervals import balanced_accuracy_interval, macro_f1_interval
 MATRIX_CLASSES = 40
 """Largest number of classes whose confusion matrix is shown. For more classes, the most confused pairs are shown."""
 PAIRS = 20
-MISTAKES, RIGHT = 18, 12
+MISTAKES, RIGHT = 20, 10
 """Number of pictures in the galleries."""
 LONGEST_NAME = 60
 CURVE_POINTS = 160
@@ -110,7 +110,7 @@ def _about_classes(scores: ClassScores, confusion: np.ndarray, names: tuple[str,
     worst = seen[np.argsort(scores.recall[seen], kind="stable")][:3]
     found = []
     if len(seen) > 1 and scores.recall[worst[0]] < 1:
-        listed = ", ".join(f"{names[index]} ({percent(scores.recall[index])})" for index in worst)
+        listed = ", ".join(f"{names[index]} ({percent(float(scores.recall[index]))})" for index in worst)
         found.append(f"Lowest recall: {listed}.")
     for true, predicted in _pairs(confusion)[:1]:
         count = int(confusion[true, predicted])
@@ -143,7 +143,8 @@ def _per_class(scores: ClassScores, confusion: np.ndarray, names: tuple[str, ...
         Column("most often predicted instead"),
     )
     text = [
-        "Recall: the share of a class's images that are recognized. Precision: the share of its predictions that are right."
+        "Recall: the share of a class's images that are recognized. Precision: the share of its predictions that are "
+        "right."
     ]
     if missing := len(names) - len(seen):
         text.append(
@@ -205,8 +206,8 @@ def _trust(
         limit = chosen.score if stored is None else stored
         spots.append(Spot(chosen.coverage, chosen.accuracy, f"confidence ≥ {limit:.3g}"))
         found.append(
-            f"{'P' if stored is None else 'The stored threshold: p'}redictions with a confidence of at least {limit:.3g} "
-            f"cover {percent(chosen.coverage)} of the images; {percent(chosen.accuracy)} of them are right."
+            f"{'P' if stored is None else 'The stored threshold: p'}redictions with a confidence of at least "
+            f"{limit:.3g} cover {percent(chosen.coverage)} of the images; {percent(chosen.accuracy)} of them are right."
         )
     caption = "The band is the 95 % confidence interval."
     if chosen and stored is None:
@@ -257,7 +258,7 @@ class _Looks:
         pictures = list(islice(self._pictures(rows), MISTAKES))
         text = (
             f"{counted(len(rows), 'prediction')} of {len(self.predicted):,} {'is' if len(rows) == 1 else 'are'} wrong. "
-            "Confident mistakes often show wrong labels, images with several classes, or classes that need more images.",
+            "Confident mistakes often show wrong labels, images of several classes, or classes that need more images.",
         )
         return Section("Mistakes", text, galleries=(Gallery("Most confident mistakes", pictures),))
 

@@ -7,20 +7,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .. import engines
 from ..data.coco import CocoDataset
 from ..data.dataset import Dataset, DrawnBy, drawn_before, duplicates
 from ..data.identity import TrainedOn
+from ..data.loader import Loader
 from ..data.transforms import Preprocess
 from ..engines import pick_device
 from ..errors import InputError, check_at_least, counted
 from ..files import check_folder, locked, read_json, write_csv, write_json
 from ..model.architecture import Architecture
 from ..model.config import VARIANTS
-from ..modelfile import ModelFile
+from ..modelfile import ModelFile, load
 from ..provenance import facts
 from ..redact import redacted
 from ..requests.train import TrainRequest
-from ..tasks import kind_of
+from ..tasks import kind_of, task_of
 from .budget import Choice, choices, fit
 from .checkpoint import NAMES as CHECKPOINTS
 from .distributed import ProcessGroup
@@ -31,6 +33,7 @@ from .progress import Reporter, TrainResult
 from .recipe import OLD_NAMES, Recipe
 from .recipes import NEEDS_TRAINED_WEIGHTS, TASK_RECIPES, make_recipe
 from .start import is_trained, make_task, starting_point, variant_of
+from .training_report import write_training_report
 
 RECORD = "recipe.json"
 """File in a run's folder that records the settings with which the run began."""
@@ -105,7 +108,23 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
                 if group.is_main:
                     group.mark_begun(run)
                 group.on_main(lambda: _prepare(plan, request.data, out, trainer.facts, reporter))
-            return replace(trainer.run(resume), choices=plan.choices)
+            result = replace(trainer.run(resume), choices=plan.choices)
+            if group.is_main and result.stopped_by is None:
+                _report(out, plan, device)
+            return result
+
+
+def _report(out: Path, plan: TrainPlan, device: str) -> None:
+    """Write report.html of the best weights."""
+    model_file = load(out / "best.safetensors")
+    task = task_of(model_file)
+    engine = engines.load(model_file, "torch", "fp32", device)
+    batches = Loader(
+        plan.source.val, task.eval_reader(model_file.preprocess, plan.recipe.max_pixels), task.eval_batch_size
+    )
+    write_training_report(
+        out, model_file, task.evaluate(engine, batches, keep=True), plan.source.val, plan.source, device
+    )
 
 
 def profile(request: TrainRequest) -> Profile:
