@@ -107,7 +107,7 @@ def _pairs(confusion: Int64[np.ndarray, "classes classes"]) -> list[tuple[int, i
 
 def _about_classes(scores: ClassScores, confusion: np.ndarray, names: tuple[str, ...]) -> list[str]:
     seen = np.flatnonzero(scores.images)
-    worst = seen[np.argsort(scores.recall[seen], kind="stable")][:3]
+    worst = seen[np.argsort(scores.recall[seen], kind="stable")][: max(1, min(3, len(seen) // 2))]
     found = []
     if len(seen) > 1 and scores.recall[worst[0]] < 1:
         listed = ", ".join(f"{names[index]} ({percent(float(scores.recall[index]))})" for index in worst)

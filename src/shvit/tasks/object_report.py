@@ -35,19 +35,20 @@ FOUND, IGNORED, FALSE = 1, 0, -1
 
 def object_cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
     """The headline numbers of a detector."""
-    cards = []
-    for kind, name in (("segm", "masks"), ("bbox", "boxes")):
-        numbers = metrics.get(kind) or {}
-        beside = f"of {name}" if "segm" in metrics else ""
-        notes = {
-            "AP": "mean over IoU 0.50 to 0.95",
-            "AP50": "at IoU 0.50",
-            "AP75": "at IoU 0.75",
-            "AR100": "average recall",
-        }
-        for key, note in notes.items():
-            if numbers.get(key, -1) >= 0 and (key == "AP" or kind == next(k for k in ("segm", "bbox") if k in metrics)):
-                cards.append(Card(f"{key} {beside}".strip(), f"{100 * numbers[key]:.1f} %", note=note))
+    names = {"segm": "masks", "bbox": "boxes"}
+    kinds = [kind for kind in names if kind in metrics]
+    notes = {
+        "AP": "mean over IoU 0.50 to 0.95",
+        "AP50": "at IoU 0.50",
+        "AP75": "at IoU 0.75",
+        "AR100": "average recall",
+    }
+    cards = [
+        Card(f"{key} of {names[kind]}", f"{100 * metrics[kind][key]:.1f} %", note=note)
+        for kind in kinds
+        for key, note in notes.items()
+        if metrics[kind].get(key, -1) >= 0 and (kind == kinds[0] or key == "AP")
+    ]
     bad = metrics.get("bad_images", 0)
     note = f"{bad:,} more could not be used" if bad else ""
     return (*cards, Card("Images", f"{metrics['images']:,}", note=note))
@@ -63,8 +64,8 @@ def report_objects(evaluation: ObjectsEvaluation, subject: Subject) -> TaskRepor
         return TaskReport(cards, ("The images have no objects.",), (_classes(evaluation),))
     threshold, precision, recall = matched.best_threshold()
     findings = [
-        f"At the score with the best balance of precision and recall, {threshold:.2f}, {percent(recall)} of "
-        f"{counted(int(matched.objects.sum()), 'object')} are found, and {percent(precision)} of the detections are right."
+        f"At a score of {threshold:.2f}, where precision and recall are balanced best, {percent(recall)} of "
+        f"{counted(int(matched.objects.sum()), 'object')} are found, and {percent(precision)} of detections are right."
     ]
     if worst := sorted((values["bbox"], name) for name, values in evaluation.per_class().items())[:3]:
         findings.append(f"Lowest AP: {', '.join(f'{name} ({percent(max(0.0, value))})' for value, name in worst)}.")
@@ -251,7 +252,8 @@ class _Pictures:
         )
         text = (
             f"{counted(sum(map(len, self.missed.values())), 'object')} missed, "
-            f"{counted(len(self.alarms), 'false alarm')}. Green: found. Red, dashed: missed. Amber: false alarm. Point at a box to see its class and score.",
+            f"{counted(len(self.alarms), 'false alarm')}. Green: found. Red, dashed: missed. Amber: false alarm. "
+            "Point at a box to see its class and score.",
         )
         return Section("Misses and false alarms", text, galleries=galleries)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import engines
+from ..console import METRICS
 from ..data.coco import CocoDataset, CocoSplit
 from ..data.dataset import Dataset, Split
 from ..errors import counted
@@ -102,7 +103,7 @@ def _curves(rows: Sequence[Mapping[str, Any]], best: int | None) -> tuple[Chart,
             max(row[key] for key in keys if key in row) for row in rows if row["epoch"] == best and set(keys) & set(row)
         ]
         spots = [Spot(float(best or 0), value, f"best epoch: {percent(value)}") for value in chosen]
-        charts.append(_curve(f"Validation {metric.replace('_', ' ')}", rows, keys, epochs, percent, spots))
+        charts.append(_curve(f"Validation {METRICS.get(metric, metric)}", rows, keys, epochs, percent, spots))
     charts.append(_curve("Learning rate", rows, {"lr": ("learning rate", "s0")}, epochs, plain))
     return tuple(filter(None, charts))
 
