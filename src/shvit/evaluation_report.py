@@ -19,7 +19,7 @@ from .tasks import kind_of, task_of
 from .tasks.base import Evaluation, Subject
 
 PAGE = "report.html"
-SAMPLE_SECONDS, MIN_CALLS, MAX_CALLS = 0.5, 5, 200
+SAMPLE_SECONDS, MIN_CALLS, MAX_CALLS = 0.3, 5, 200
 """A speed is the median of calls that take this long together, within these limits."""
 
 

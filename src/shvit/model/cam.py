@@ -17,7 +17,7 @@ MAPS = 2
 def layer_cam(
     model: nn.Module, images: Float[Tensor, "b 3 h w"], classes: Int64[Tensor, " b"]
 ) -> Float[Tensor, "b h2 w2"] | None:
-    """How much each place in an image speaks for a class, from 0 to 1.
+    """How much each place in an image speaks for a class, from 0 to 1 for the most important place.
 
     A place counts by its activations, each weighted by the positive part of the logit's gradient. The result is the
     mean over the last `MAPS` feature maps, each divided by its maximum, at the size of the finest of them.
@@ -54,7 +54,8 @@ def layer_cam(
         for each, gradient in zip(features, gradients, strict=True)
     ]
     size = max(tuple(each.shape[1:]) for each in maps)
-    return sum(interpolate(_normalized(each)[:, None], size, mode="bilinear")[:, 0] for each in maps) / len(maps)  # pyright: ignore
+    parts = [interpolate(_normalized(each)[:, None], size, mode="bilinear")[:, 0] for each in maps]
+    return _normalized(torch.stack(parts).sum(0))
 
 
 def _normalized(maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:

@@ -176,7 +176,7 @@ def _curves(evaluation: ObjectsEvaluation, matched: Matched, spot: Spot) -> Sect
     axes = Axis("recall", 0, 1, percent), Axis("precision", 0, 1, percent)
     caption = "Gray: single classes, by name under the pointer. Blue: their mean. "
     chart = line_chart(
-        "Precision and recall", series, *axes, (spot,), caption + "The marked score is that of all classes together."
+        f"At IoU {MIN_IOU:.2f}", series, *axes, (spot,), caption + "The marked score is that of all classes together."
     )
     text = (
         f"Boxes at IoU {MIN_IOU:.1f}. Recall: the share of the objects that are found. Precision: the share of the "
