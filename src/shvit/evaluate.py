@@ -7,18 +7,19 @@ from typing import Any
 
 from . import engines, modelfile
 from .confidence import Calibration, Threshold, calibration_error, choose_threshold, fitted_calibration, top1_scores
-from .data.coco import CocoDataset
-from .data.dataset import Dataset
+from .data.coco import CocoDataset, CocoSplit
+from .data.dataset import Dataset, Split
 from .data.loader import Loader, worker_death_as_failure
 from .engines import Runnable
 from .engines.base import Engine
 from .errors import InputError, counted, few, notice
+from .evaluation_report import write_evaluation_report
 from .files import check_folder, write_csv, write_json
 from .modelfile import ModelFile
 from .pretrained import load
 from .requests.eval import EvalRequest
 from .tasks import kind_of, need_classifier, task_of
-from .tasks.base import Evaluation
+from .tasks.base import Evaluation, Subject
 from .tasks.classify_evaluation import Outputs
 from .tasks.labelled_data import Chosen, Which, choose_split, open_as_trained, relabel_for
 
@@ -33,6 +34,8 @@ class Report:
     seconds: float
     model_file: Runnable
     engine: Engine
+    images: Split | CocoSplit
+    """The evaluated images, with labels that index the model's classes."""
     files: tuple[Path, ...] = ()
     """The written files; see `EvalRequest.out`."""
     target_accuracy: float | None = None
@@ -104,9 +107,12 @@ def evaluate(request: EvalRequest) -> Report:
     precision = request.precision or ("auto" if isinstance(model_file, engines.Exported) else "fp32")
     engine = engines.load(model_file, request.engine, precision, request.device, request.threads)
     batch_size = kind_of(model_file).eval_batch_size if request.batch_size is None else request.batch_size
-    report = evaluate_model(model_file, engine, source, request.split, batch_size, request.workers)
+    keep = request.out is not None
+    report = evaluate_model(model_file, engine, source, request.split, batch_size, request.workers, keep)
     report = with_confidence(report, request)
-    return replace(report, files=write_report(report, request.out, request.raw_cells)) if request.out else report
+    if request.out is None:
+        return report
+    return replace(report, files=write_report(report, request.out, request.raw_cells, request.model, source.name))
 
 
 def _check_confidence(request: EvalRequest, model: Runnable, stored: Runnable) -> None:
@@ -201,6 +207,7 @@ def evaluate_model(
     which: Which = "auto",
     batch_size: int = 64,
     workers: int = 0,
+    keep: bool = False,
 ) -> Report:
     """Evaluate a model on labelled images.
 
@@ -209,6 +216,7 @@ def evaluate_model(
         source: Labelled images, opened with the model's task. Classes are matched by name; see `match_classes`.
         which: Images to use; see `choose_split`.
         workers: Worker processes that decode images; 0 decodes in this process.
+        keep: Keep the outputs of each image, for report.html.
 
     Raises:
         InputError: The model does not know a class, or there are no images in the split.
@@ -220,14 +228,22 @@ def evaluate_model(
     loader = Loader(split, task.eval_reader(model_file.preprocess), batch_size, workers)
     started = time.perf_counter()
     with worker_death_as_failure():
-        evaluation = task.evaluate(engine, loader, keep=task.labels_images)
-    return Report(evaluation, chosen, time.perf_counter() - started, model_file, engine)
+        evaluation = task.evaluate(engine, loader, keep=keep or task.labels_images)
+    return Report(evaluation, chosen, time.perf_counter() - started, model_file, engine, split)
 
 
-def write_report(report: Report, out: Path, raw_cells: bool = False) -> tuple[Path, ...]:
-    """Write metrics.json, the files of the task, and bad_images.csv if there are bad images; return the paths.
+def write_report(
+    report: Report, out: Path, raw_cells: bool = False, model: str = "model.safetensors", data: str = "images"
+) -> tuple[Path, ...]:
+    """Write metrics.json, report.html, the files of the task, and bad_images.csv if there are bad images.
 
-    For `raw_cells`, see `raw` in `files.to_cell`.
+    Args:
+        raw_cells: See `raw` in `files.to_cell`.
+        model: Path of the model, for the commands on the page.
+        data: Name of the dataset.
+
+    Returns:
+        The paths.
     """
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", report.to_dict())
@@ -236,4 +252,6 @@ def write_report(report: Report, out: Path, raw_cells: bool = False) -> tuple[Pa
         bad = [[report.chosen.images.names[index], reason] for index, reason in sorted(report.evaluation.bad.items())]
         write_csv(out / "bad_images.csv", ["image", "reason"], bad, raw_cells)
         files.append(out / "bad_images.csv")
+    subject = Subject(report.model_file, report.images, model)
+    files.append(write_evaluation_report(out, report.evaluation, subject, report.engine, report.chosen.split, data))
     return tuple(files)

@@ -42,8 +42,10 @@ class Balanced(Classify):
     eval_batch_size: ClassVar[int] = 5
     parity_images: ClassVar[int] = 6
 
-    def evaluate(self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone) -> BalancedEvaluation:
-        return BalancedEvaluation(**vars(super().evaluate(predict, batches, gather)))
+    def evaluate(
+        self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone, keep: bool = False
+    ) -> BalancedEvaluation:
+        return BalancedEvaluation(**vars(super().evaluate(predict, batches, gather, keep)))
 
 
 @pytest.fixture

@@ -1,11 +1,35 @@
-"""The parts of a report: tables, figures, galleries and sections."""
+"""The parts of a report: headline numbers, tables, charts, figures, galleries, commands and sections."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Cell = str | float | int | None
+Tone = Literal["", "right", "wrong", "doubt"]
+"""The color of a label or box: none, green, red or amber."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A headline number."""
+
+    label: str
+    value: str
+    interval: tuple[float, float] | None = None
+    """95 % confidence interval of a value between 0 and 1."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A row of headline numbers. The title is needed only if a page has several rows."""
+
+    cards: tuple[Card, ...]
+    title: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -14,6 +38,8 @@ class Column:
 
     name: str
     form: str = "{}"
+    bar: bool = False
+    """Whether to draw a bar beside each number, which must be between 0 and 1."""
 
     def show(self, cell: Cell) -> str:
         """Format a cell as text. None becomes a dash."""
@@ -36,14 +62,58 @@ class Table:
         """The rows, with each cell as text."""
         return [[column.show(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
 
+    @property
+    def textual(self) -> list[bool]:
+        """Whether each column, except the first, has text rather than numbers."""
+        return [
+            index > 0 and any(isinstance(row[index], str) for row in self.rows) for index in range(len(self.columns))
+        ]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Counts of true (rows) and predicted classes (columns). Each cell is shaded by its share of the row."""
+
+    names: Sequence[str]
+    counts: Sequence[Sequence[int]]
+
+    @property
+    def rows(self) -> list[tuple[str, list[tuple[int, float]]]]:
+        """For each row, its name and its cells: count and share of the row."""
+        totals = [max(1, sum(row)) for row in self.counts]
+        cells = [[(count, count / total) for count in row] for row, total in zip(self.counts, totals, strict=True)]
+        return list(zip(self.names, cells, strict=True))
+
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, its caption, and the name of its PNG file without .png."""
+    """A figure of matplotlib, its caption, and the name of its PNG file without .png."""
 
     name: str
-    figure: Figure
+    figure: "Figure"
     caption: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """A class name below a picture."""
+
+    role: str
+    """What the name stands for: `true`, `predicted`."""
+    text: str
+    tone: Tone = ""
+    score: float | None = None
+    """Probability of the class."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A rectangle over a picture."""
+
+    area: tuple[float, float, float, float]
+    """Left, top, right and bottom, as fractions of the picture's width and height."""
+    text: str
+    tone: Tone = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +125,11 @@ class Picture:
     caption: str
     """Text below the picture. Lines are separated by newlines."""
     mime: str = "image/jpeg"
+    labels: tuple[Label, ...] = ()
+    """Class names above the caption."""
+    boxes: tuple[Mark, ...] = ()
+    overlay: bytes | None = None
+    """A PNG with transparency that is stretched over the picture. The reader can switch it on and off."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +139,38 @@ class Gallery:
     title: str
     pictures: Sequence[Picture]
     note: str = ""
+    overlaid: bool = False
+    """Whether overlays are shown at first."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Text to copy: a shell command, or code."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing made by `report.charts`, which follows the colors of the page."""
+
+    title: str
+    svg: str
+    caption: str = ""
+    legend: tuple[tuple[str, str], ...] = ()
+    """Name and CSS class of each series."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a report: text, then figures, then pictures, then tables."""
+    """A section of a report: text, then charts, figures, the matrix, galleries, tables and commands."""
 
     title: str
     text: Sequence[str] = ()
     tables: tuple[Table, ...] = ()
     pictures: tuple[Plot, ...] = ()
     galleries: tuple[Gallery, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    matrix: Matrix | None = None
+    commands: tuple[Command, ...] = ()

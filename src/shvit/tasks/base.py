@@ -16,6 +16,7 @@ from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.letterbox import Letterbox
 from ..data.loader import Batch
 from ..data.transforms import Preprocess
+from ..report.blocks import Card, Section
 
 Predict = Callable[[UInt8[Tensor, "b 3 h w"]], Any]
 """A function from uint8 images to the raw outputs of the task: an engine, or a network during training."""
@@ -122,6 +123,28 @@ class Evaluation(Protocol):
     def write(self, out: Path, raw_cells: bool) -> list[Path]:
         """Write the tables and figures of the report into a folder, and return their paths."""
         ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the report of an evaluation is about."""
+
+    model: Any
+    """The model file, or the exported file."""
+    images: Any
+    """The evaluated split. Its labels are indices of the model's classes."""
+    path: str
+    """Path of the model as the user gave it, for commands to copy."""
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """A task's part of a report."""
+
+    cards: tuple[Card, ...] = ()
+    """Headline numbers."""
+    findings: tuple[str, ...] = ()
+    sections: tuple[Section, ...] = ()
 
 
 class Task(Protocol):
@@ -280,3 +303,20 @@ class Task(Protocol):
     def line(prediction: Prediction) -> str:
         """One line of text for a successful prediction (`error` is None)."""
         ...
+
+    @staticmethod
+    def class_counts(split: Any, classes: int) -> tuple[str, Int64[np.ndarray, " classes"]]:
+        """What is counted in a split (`images` or `objects`), and how many there are of each class."""
+        ...
+
+    @staticmethod
+    def cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
+        """Headline numbers of a report, from the metrics of a model file. By default, there are none."""
+        return ()
+
+    def report(self, evaluation: Any, subject: Subject) -> TaskReport:
+        """The task's part of the report of an evaluation. By default, the headline numbers alone.
+
+        Sections about single images need an evaluation with `outputs`.
+        """
+        return TaskReport(self.cards(evaluation.metrics()))

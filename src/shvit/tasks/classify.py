@@ -23,8 +23,10 @@ from ..data.loader import Batch
 from ..data.sources import open_source
 from ..data.transforms import EvalReader, Preprocess, fast_eval_decoder
 from ..errors import Failure, counted
-from .base import Criterion, Gather, Predict, Prediction, Task, alone
+from ..report.blocks import Card
+from .base import Criterion, Gather, Predict, Prediction, Subject, Task, TaskReport, alone
 from .classify_evaluation import ClassifyEvaluation, Outputs
+from .classify_report import class_cards, report_classes
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
@@ -290,3 +292,16 @@ class Classify(Task):
         pairs = zip(prediction.labels, prediction.scores, strict=True)
         labels = "  ".join(f"{name} {score:.1%}" for name, score in pairs)
         return f"{UNCERTAIN}: {labels}" if prediction.uncertain else labels
+
+    @staticmethod
+    def class_counts(split: Any, classes: int) -> tuple[str, np.ndarray]:
+        labels = np.asarray(split.labels, np.int64)
+        return "images", np.bincount(labels[labels >= 0], minlength=classes)  # a bad image may have no label
+
+    @staticmethod
+    def cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
+        return class_cards(metrics)
+
+    def report(self, evaluation: ClassifyEvaluation, subject: Subject) -> TaskReport:
+        """Scores of each class, confusions, mistakes, calibration, and where the network looks."""
+        return report_classes(self, evaluation, subject)

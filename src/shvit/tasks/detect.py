@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ from ..data.loader import Batch
 from ..data.transforms import Preprocess
 from ..errors import Failure, counted
 from ..model.detector import Target
+from ..report.blocks import Card
 from . import object_parity
-from .base import Gather, Predict, Prediction, Task, alone
-from .objects import THRESHOLD, Detections, ObjectsEvaluation, check_tools, judge
+from .base import Gather, Predict, Prediction, Subject, Task, TaskReport, alone
+from .object_report import object_cards, report_objects
+from .objects import THRESHOLD, Detections, ObjectOutputs, ObjectsEvaluation, check_tools, judge
 
 OVERLAP, LIMIT = 0.5, 100
 """IoU threshold of non-maximum suppression, and maximum number of objects per image: the usual values for COCO."""
@@ -116,14 +119,15 @@ class Detect(Task):
     def evaluate(
         self, predict: Predict, batches: Iterable[Batch], gather: Gather = alone, keep: bool = False
     ) -> ObjectsEvaluation:
-        truths, found, bad = [], [], {}
+        truths, found, indices, bad = [], [], [], {}
         for batch in batches:
             bad |= batch.bad
             if len(batch):
                 truths += batch.targets
+                indices += batch.indices
                 found += self.decode(predict(batch.images), [truth.letterbox for truth in batch.targets])
-        all_truths, all_found, all_bad = zip(*gather((truths, found, bad)), strict=True)
-        truths, found = list(chain(*all_truths)), list(chain(*all_found))
+        *columns, all_bad = zip(*gather((truths, found, indices, bad)), strict=True)
+        truths, found, indices = (list(chain(*column)) for column in columns)
         bad = {index: reason for part in all_bad for index, reason in part.items()}
         if not truths:
             raise Failure(f"none of {counted(len(bad), 'image')} could be used")
@@ -134,6 +138,7 @@ class Detect(Task):
             {kind: by_class for kind, (_, by_class) in judged.items()},
             len(truths),
             bad,
+            ObjectOutputs(indices, truths, found) if keep else None,
         )
 
     def decode(
@@ -204,6 +209,20 @@ class Detect(Task):
         found = zip(prediction.labels, prediction.scores, prediction.boxes or (), strict=True)
         objects = [f"{name} {score:.0%} ({', '.join(f'{side:.0f}' for side in box)})" for name, score, box in found]
         return "  ".join(objects) or "no objects"
+
+    @staticmethod
+    def class_counts(split: Any, classes: int) -> tuple[str, np.ndarray]:
+        """Objects, without crowds."""
+        labels = [one.labels[~one.crowd] for one in split.objects]
+        return "objects", np.bincount(np.concatenate([np.empty(0, np.int64), *labels]), minlength=classes)
+
+    @staticmethod
+    def cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
+        return object_cards(metrics)
+
+    def report(self, evaluation: ObjectsEvaluation, subject: Subject) -> TaskReport:
+        """Precision and recall, scores of each class, misses and false alarms."""
+        return report_objects(evaluation, subject)
 
 
 def _target(targets: DetectionTargets) -> Target:

@@ -43,6 +43,16 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class ObjectOutputs:
+    """The ground truth of evaluated images, and what was found in them."""
+
+    indices: Sequence[int]
+    """Index of each image in its split."""
+    truths: Sequence[GroundTruth]
+    found: Sequence[Detections]
+
+
+@dataclass(frozen=True)
 class ObjectsEvaluation:
     """COCO's metrics on a set of images, from 0 to 1. A metric is -1 if there are no objects to measure it on."""
 
@@ -54,6 +64,8 @@ class ObjectsEvaluation:
     images: int
     bad: dict[int, str] = field(default_factory=dict)
     """The reason why an image could not be used, by image index."""
+    outputs: ObjectOutputs | None = None
+    """The results of each image, if they were kept."""
 
     @property
     def _main(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The end of a training run: fit the temperature of the best weights, and evaluate them once on the test images."""
+"""The end of a run: fit the temperature of the best weights, evaluate them on the test images, write report.html."""
 
 import signal
 from collections.abc import Iterator
@@ -12,12 +12,14 @@ from ..confidence import UNCALIBRATED, Calibration, calibration_error, fitted_ca
 from ..data.loader import Batch, Loader, worker_death_as_failure
 from ..errors import counted, few
 from ..evaluate import unfitted
+from ..evaluation_report import PAGE
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Evaluation, Predict
 from .loop import Trainer
 from .progress import TrainResult
 from .signals import on_stop_signal
+from .training_report import write_training_report
 
 BEST = "best.safetensors"
 
@@ -31,7 +33,7 @@ def finish(trainer: Trainer, result: TrainResult, workers: int = 0) -> TrainResu
 
     A classifier gets the temperature that fits the validation images. The metrics get `ece` and `ece_uncalibrated`, and
     with a test split `test`: its metrics, measured once, after everything was chosen on the validation images. The file
-    is written once, at the end. If it is already complete, or if the run was stopped, nothing happens.
+    is written once, at the end, and then report.html. If both are complete, or if the run was stopped, nothing happens.
     """
     if result.interrupted:
         return result
@@ -50,24 +52,26 @@ def _finished(trainer: Trainer, result: TrainResult, workers: int) -> TrainResul
     best = modelfile.load(path)
     calibrates, tests = trainer.task.labels_images, trainer.source.test is not None
     to_calibrate, to_test = calibrates and "ece" not in best.metrics, tests and "test" not in best.metrics
-    if not (to_calibrate or to_test):
+    if not (to_calibrate or to_test) and (trainer.out / PAGE).exists():
         if not result.images_per_second:  # no epoch was trained either
             trainer.reporter.finished(trainer.out, trainer.epoch, trainer.recipe.epochs)
     else:
         try:
+            evaluation = _evaluated(trainer, best, trainer.source.val, workers)
             if to_calibrate:
-                best = _calibrated(trainer, best, workers)
+                best = _calibrated(trainer, best, evaluation)
             if to_test:
                 best = _tested(trainer, best, workers)
         except _Stopped:
             return replace(result, stopped_by=trainer.stopped_by, trained=True)
         modelfile.save(best, path)
+        device = str(trainer.device)
+        write_training_report(trainer.out, best, evaluation, trainer.source.val, trainer.source, device)
     return replace(result, best=dict(best.metrics), calibration=best.calibration if calibrates else None)
 
 
-def _calibrated(trainer: Trainer, best: ModelFile, workers: int) -> ModelFile:
+def _calibrated(trainer: Trainer, best: ModelFile, evaluation: Any) -> ModelFile:
     """The model with the temperature fitted on the validation images."""
-    evaluation: Any = _evaluated(trainer, best, trainer.source.val, workers)
     if absent := [name for name, share in evaluation.per_class().items() if share is None]:
         trainer.reporter.warn(f"no validation image shows {few(absent)}: their confidence is not calibrated")
     logits, labels = evaluation.outputs.logits, evaluation.outputs.labels
@@ -111,7 +115,7 @@ def _evaluated(trainer: Trainer, best: ModelFile, split: Any, workers: int) -> E
                 raise _Stopped
             yield each
 
-    return task.evaluate(_predictor(trainer, best.model), batches(), keep=task.labels_images)
+    return task.evaluate(_predictor(trainer, best.model), batches(), keep=True)
 
 
 def _predictor(trainer: Trainer, model: Any) -> Predict:
