@@ -49,7 +49,7 @@ def undrawn(request, monkeypatch):
     """Tests of training draw no curves and pages, which take longer than their epochs, but those marked `drawn`."""
     if request.path.parent.name == "train" and "drawn" not in request.keywords:
         monkeypatch.setattr("shvit.train.metrics.draw_curves", lambda *_: None)
-        monkeypatch.setattr("shvit.train.run.write_training_report", lambda *_: None)
+        monkeypatch.setattr("shvit.train.finish.write_training_report", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -170,11 +170,13 @@ def test_every_change_by_fit_has_a_reason(images):
             assert {choice.field for choice in choices(published, recipe, images)} == changed, (task, name)
 
 
-def test_fine_tuning_is_gentler():
-    assert (
-        fit(finetune(), 5000).effective_lr
-        < fit(replace(scratch(), epochs=20, warmup_epochs=1, cooldown_epochs=0), 5000).effective_lr / 5
+def test_fine_tuning_has_half_the_learning_rate_of_adamw_from_scratch():
+    from_scratch = fit(
+        replace(scratch(), epochs=20, warmup_epochs=1, cooldown_epochs=0, optimizer="adamw"),
+        5000,
+        frozenset({"optimizer"}),
     )
+    assert fit(finetune(), 5000).effective_lr == pytest.approx(from_scratch.effective_lr / 2)
 
 
 @pytest.mark.parametrize(
@@ -257,3 +259,12 @@ def test_every_field_except_the_name_has_a_help_text():
 def test_recipes_need_no_torch():
     code = "import sys, shvit.cli.train, shvit.train.budget, shvit.train.idle; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_fine_tuning_of_many_images_takes_fewer_epochs():
+    for images, epochs in ((244, 20), (50_000, 20), (100_000, 10), (1_281_167, 5)):
+        assert fit(finetune(), images).epochs == epochs
+    named = fit(replace(finetune(), epochs=12), 1_281_167, frozenset({"epochs"}))
+    assert named.epochs == 12
+    [choice] = [one for one in choices(finetune(), fit(finetune(), 100_000), 100_000) if one.field == "epochs"]
+    assert (choice.published, choice.used) == (20, 10)

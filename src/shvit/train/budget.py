@@ -23,6 +23,8 @@ MUON_EPOCHS, MUON_SIZE = 30, 128
 
 The cost of a Muon step does not depend on the image size, so it is relatively high for small images.
 """
+TUNING_IMAGES, MIN_TUNING_EPOCHS = 1_000_000, 5
+"""Fine-tuning has as many epochs as give this many images in all, from `MIN_TUNING_EPOCHS` to those of the recipe."""
 EMA_SHARE = 0.02
 """Fraction of the run that the EMA averages over."""
 
@@ -41,8 +43,19 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
     if any(recipe.name in TASK_RECIPES[task] for task in OBJECT_TASKS):
         changes = _fit_objects(recipe, images, named)
     else:
+        recipe = replace(recipe, **_fewer_epochs(recipe, images, named))
         changes = _fit_labels(recipe, images, named, recipe.image_size or image_size or MUON_SIZE)
     return replace(recipe, **{key: value for key, value in changes.items() if key not in named})
+
+
+def _fewer_epochs(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
+    """Fewer epochs for fine-tuning on many images."""
+    epochs = max(MIN_TUNING_EPOCHS, round(TUNING_IMAGES / max(1, images)))
+    if recipe.name != "finetune" or "epochs" in named or epochs >= recipe.epochs:
+        return {}
+    share = epochs / recipe.epochs
+    shorter = {key: getattr(recipe, key) * share for key in ("warmup_epochs", "cooldown_epochs") if key not in named}
+    return {"epochs": epochs, **shorter}
 
 
 def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
@@ -163,6 +176,7 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> dict[str, str]:
     muon = f"Muon with a linear schedule beats AdamW in runs of up to {MUON_EPOCHS} epochs from random weights"
     augmentation = "repeats crop_min interpolation rand_augment color_jitter mixup cutmix random_erasing"
     return {
+        "epochs": f"{counted(images, 'image')}: fine-tuning needs about a million images in all",
         "batch_size": f"{budget} give {counted(steps, 'step')} of {published.batch_size:,} images; halved {halved}",
         "optimizer schedule": muon,
         "effective_lr": f"proportional to the square root of the batch size; --lr is for a batch of {fitted.lr_batch}",
