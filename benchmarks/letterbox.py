@@ -76,7 +76,7 @@ def top1(data: Path, out: Path, fit: str, settings: dict[str, Any]) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--train-images", type=int, default=200, help="training images per class")
     parser.add_argument("--val-images", type=int, default=50, help="validation images per class")

@@ -30,7 +30,7 @@ from shvit.train.recipe import with_current_names
 
 STUDENT = ["--model", "shvit_s1", "--image-size", "128", "--epochs", "5"]
 SOFT = ["--recipe", "distill", "--distillation", "soft", "--temperature", "2"]
-HIGHRES = ["--recipe", "highres", "--image-size", "224", "--epochs", "2", "--eval-fit", "crop"]
+HIGHRES = ["--recipe", "highres", "--image-size", "224", "--epochs", "2", "--fit", "crop"]
 
 
 def train(data: str, out: Path, flags: list[str]) -> dict[str, Any]:
