@@ -301,8 +301,10 @@ def test_coco_folders(tmp_path):
     assert [path.parent.name for path in source.test.images] == ["test2017", "test2017"]
     assert (source.drawn, source.warnings, len(source.val)) == (False, (), 2)
     assert [one.labels.tolist() for one in source.test.objects] == [one.labels.tolist() for one in source.val.objects]
+    assert source.test_fingerprint
     (tmp_path / "annotations" / "instances_test2017.json").unlink()
-    assert (open_coco(tmp_path).test, open_coco(tmp_path).fingerprint) == (None, source.fingerprint)
+    alone = open_coco(tmp_path)
+    assert (alone.test, alone.test_fingerprint, alone.fingerprint) == (None, "", source.fingerprint)
 
 
 def test_roboflow_folders(tmp_path):

@@ -143,7 +143,16 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
     train, val = holdout.divide(splits.get("all") or splits["train"]) if drawn else (splits["train"], splits["val"])
     test, problems = _read_test(test_file, root, categories, _labels(*splits.values())) if test_file else (None, [])
     return CocoDataset(
-        str(data), classes, train, val, drawn, fingerprint, (*warnings, *problems), categories=ids, test=test
+        str(data),
+        classes,
+        train,
+        val,
+        drawn,
+        fingerprint,
+        (*warnings, *problems),
+        categories=ids,
+        test=test,
+        test_fingerprint=fingerprint_of(classes, [test], _contents) if test else "",
     )
 
 

@@ -40,14 +40,14 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
         DataError: The data does not exist, or none of it can be used.
     """
     if find_coco(Path(data)):
-        task, describe, dataset = "detect", _of_objects, open_coco(data, seed, val_share)
+        task, describe, dataset, shared = "detect", _of_objects, open_coco(data, seed, val_share), {}
     else:
         task, describe, dataset = "classify", _of_images, open_source(data, seed, val_share)
+        shared = shared_files(dataset)
     splits: dict[str, Any] = {"train": dataset.train, "val": dataset.val}
     if dataset.test is not None:
         splits["test"] = dataset.test
     parts = {name: describe(split, seed) for name, split in splits.items()}
-    shared = shared_files(dataset) if task == "classify" else {}
     counts = {split: np.bincount(part.labels, minlength=len(dataset.classes)) for split, part in parts.items()}
     return {
         "data": redacted(str(data)),

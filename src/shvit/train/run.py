@@ -68,11 +68,12 @@ class TrainPlan:
             unknown = self.source.drawn and "data_fingerprint" in provenance
             text = "was written by an earlier version of shvit and does not list its training images: they may include"
             return [f"{self.model} {text} validation images"] if unknown else []
-        splits = {SPLIT_ADJECTIVES[name]: split for name, split in self.source.splits().items() if name != "train"}
-        counts = {kind: int(known.among(split.images).sum()) for kind, split in splits.items()}
-        too_high = "images: the measured accuracy will be too high"
-        of = {kind: f"{count:,} of the {len(splits[kind]):,} {kind} {too_high}" for kind, count in counts.items()}
-        return [f"{self.model} was trained on {text}" for kind, text in of.items() if counts[kind]]
+        lines = []
+        for name, split in self.source.splits().items():
+            if name != "train" and (count := int(known.among(split.images).sum())):
+                text = f"{SPLIT_ADJECTIVES[name]} images: the measured accuracy will be too high"
+                lines.append(f"{self.model} was trained on {count:,} of the {len(split):,} {text}")
+        return lines
 
     def trained_on(self) -> Mapping[str, Any]:
         """Identities of the training images of this run and of its starting weights."""

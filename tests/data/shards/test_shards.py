@@ -755,6 +755,14 @@ def test_labels_that_cannot_be_read_are_told(tmp_path, label, words):
     assert words in warning
 
 
+def test_a_word_for_test_in_the_names_of_other_shards(bare):
+    before = open_source(bare)
+    for path in list(bare.glob("*.tar")):
+        path.rename(bare / f"my-test-{path.name}")
+    source = open_source(bare)
+    assert (len(source.train), len(source.val), source.test) == (len(before.train), len(before.val), None)
+
+
 def test_names_of_shards_that_do_not_go_together(bare):
     (bare / "train-000000.tar").rename(bare / "more-000000.tar")
     with pytest.raises(DataError, match=r"more-000000.tar has neither train nor val"):

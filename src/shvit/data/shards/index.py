@@ -315,6 +315,8 @@ def _by_split(names: Sequence[str], data: str) -> dict[str, list[int]]:
     """Indices of the shards by split; or as `all`, if no shard's name contains val or test."""
     words_in = [set(re.findall(r"[a-z]+", name.lower())) for name in names]
     found = [[kind for kind, words in SPLIT_WORDS.items() if not has.isdisjoint(words)] for has in words_in]
+    if any("val" in kinds for kinds in found):  # `test` may then be part of another name, as in my-test-train-000.tar
+        found = [[kind for kind in kinds if kind != "test"] or kinds for kinds in found]
     by_split = {kind: [i for i, kinds in enumerate(found) if kind in kinds] for kind in SPLIT_WORDS}
     if not (by_split["val"] or by_split["test"]):
         return {"all": list(range(len(names)))}

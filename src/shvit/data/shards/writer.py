@@ -109,17 +109,7 @@ def write_shards(
         **({"val_share": request.drawn_share} if dataset.drawn else {}),
         **{key: getattr(request, key) for key in ("size", "per_shard", "quality", "seed")},
     }
-    orders = {
-        "train": np.random.default_rng(request.seed).permutation(len(dataset.train)),
-        "val": np.arange(len(dataset.val)),
-        **({} if dataset.test is None else {"test": np.arange(len(dataset.test))}),
-    }
-    jobs = [
-        ShardJob(split, number, indices)
-        for split, order in orders.items()
-        if len(order)
-        for number, indices in enumerate(np.array_split(order, -(-len(order) // request.per_shard)))
-    ]
+    jobs = _jobs(dataset, request)
     _claim(out, made)
     known = _records(out)
     todo = [job for job in jobs if not _intact(out, known.get(job.name))]
@@ -131,7 +121,8 @@ def write_shards(
             if on_update:
                 on_update(done, total)
     known = _records(out)
-    splits = {split: [known[job.name] for job in jobs if job.split == split] for split in orders}
+    names = ("train", "val") if dataset.test is None else ("train", "val", "test")
+    splits = {split: [known[job.name] for job in jobs if job.split == split] for split in names}
     index = Index(dataset.classes, request.size, made, splits)
     _check_bad(out, [row for record in index.records for row in record.bad], total, request.max_bad_share)
     if todo or not (out / INDEX).exists():
@@ -139,6 +130,18 @@ def write_shards(
             temporary.write_text(index.to_json(), encoding="utf-8")
     _clean(out)
     return ShardReport(out, index, len(jobs) - len(todo), len(todo), dataset.warnings)
+
+
+def _jobs(dataset: Dataset, request: ShardRequest) -> list[ShardJob]:
+    """The shards of all splits. Training images are in random order."""
+    orders = {split: np.arange(len(images)) for split, images in dataset.splits().items()}
+    if "train" in orders:
+        orders["train"] = np.random.default_rng(request.seed).permutation(orders["train"])
+    return [
+        ShardJob(split, number, indices)
+        for split, order in orders.items()
+        for number, indices in enumerate(np.array_split(order, -(-len(order) // request.per_shard)))
+    ]
 
 
 def drawn_by(out: Path) -> DrawnBy:
