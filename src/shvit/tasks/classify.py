@@ -28,8 +28,6 @@ BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
 AGREEMENT = 0.9
 """Minimum top-1 agreement with PyTorch. If the largest logits are almost equal, any of their labels is accepted."""
-
-
 IMBALANCE = 10
 """Ratio of the sizes of the largest and the smallest class from which training suggests `--balance`."""
 
