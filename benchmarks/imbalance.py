@@ -14,6 +14,7 @@ Runs are kept in --runs: finished runs are read, stopped runs are resumed.
 import argparse
 import json
 import random
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -78,12 +79,18 @@ def run(args: argparse.Namespace, seed: int, balance: str) -> dict[str, Any]:
     part, out = args.runs / f"data-{seed}", args.runs / f"{balance}-{seed}"
     rare = draw(args.data, part, (args.images, args.images // args.ratio), args.held_out, seed)
     settings = {
-        **{key: getattr(args, key) for key in ("epochs", "image_size", "batch_size", "lr") if getattr(args, key)},
+        **{
+            key: getattr(args, key)
+            for key in ("epochs", "image_size", "batch_size", "lr", "optimizer")
+            if getattr(args, key)
+        },
         **{"balance": balance, "seed": seed, "ema": 0.0, "eval_every": 10_000, "compile": args.compile},
     }
     resume = (out / "recipe.json").exists()
     options = {"device": "cpu", "workers": args.workers, "resume": resume, "settings": settings}
     result = train(TrainRequest(str(part), out=out, model=args.model, recipe=args.recipe, **options))
+    if result.interrupted:
+        sys.exit(f"stopped in {out}: repeat the command to continue")
     last = out / "last.safetensors"
     found = {
         "seed": seed,
@@ -118,6 +125,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--optimizer")
     parser.add_argument("--compile", default="off")
     parser.add_argument("--balances", nargs="+", default=BALANCES, choices=BALANCES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -34,8 +34,6 @@ UNCERTAIN = "uncertain"
 """Stands in for the class of an image whose score is too low."""
 AGREEMENT = 0.9
 """Minimum top-1 agreement with PyTorch. If the largest logits are almost equal, any of their labels is accepted."""
-
-
 IMBALANCE = 10
 """Ratio of the sizes of the largest and the smallest class from which training suggests `--balance`."""
 
