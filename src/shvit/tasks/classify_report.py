@@ -24,7 +24,7 @@ from ..confidence import (
 from ..data.image_file import BadImage
 from ..data.transforms import Normalize
 from ..errors import counted
-from ..model.cam import layer_cam
+from ..model.cam import activation_maps
 from ..modelfile import ModelFile
 from ..report.blocks import Card, Chart, Column, Gallery, Label, Matrix, Picture, Section, Table
 from ..report.charts import Axis, Series, Spot, line_chart, percent, reliability_chart
@@ -274,7 +274,7 @@ class _Looks:
             reason = "The features of this network are not maps." if pictures else "No picture to show."
             return Section(title, (reason,))
         text = (
-            "Warm colors mark the places that speak for the predicted class (LayerCAM over the last two feature maps, "
+            "Warm colors mark the places that speak for the predicted class (HiResCAM over the last two feature maps, "
             f"{self.grid[0]}×{self.grid[1]} cells). If they lie beside the object, the network may have learned the "
             "surroundings.",
         )
@@ -309,7 +309,7 @@ class _Looks:
         preprocess, device = self.subject.model.preprocess, next(self.network.parameters()).device
         pixels, _ = self.subject.images.example(index, self.task.eval_reader(preprocess))
         images = Normalize(preprocess).to(device)(pixels[None])
-        maps = layer_cam(self.network, images, torch.tensor([predicted], device=device))
+        maps = activation_maps(self.network, images, torch.tensor([predicted], device=device))
         if maps is None:
             return None
         self.grid = maps.shape[1], maps.shape[2]
