@@ -30,7 +30,7 @@ MIN_NORM_BATCH = 2
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibratedNorms:
     """A model calibrated for a new image size, and its metrics before and after."""
 
     model_file: ModelFile
@@ -48,7 +48,7 @@ class Calibration:
         return {"image_size": size, "images": self.images, "before": self.before, "after": self.after}
 
 
-def calibrate_bn(request: CalibrateRequest) -> Calibration:
+def calibrate_bn(request: CalibrateRequest) -> CalibratedNorms:
     """Adapt a model to the requested image size, and write the new model file. Raises like `calibrate_model`."""
     model_file = load_model(request.model)
     source, size = open_as_trained(request.data, model_file), request.image_size
@@ -69,7 +69,7 @@ def calibrate_model(
     workers: int = 0,
     device: str = "auto",
     seed: int = 0,
-) -> Calibration:
+) -> CalibratedNorms:
     """Measure the BatchNorm statistics of a trained network at another image size.
 
     Training images are processed as in evaluation, except that each BatchNorm uses the statistics of its batch. The new
@@ -109,7 +109,7 @@ def calibrate_model(
         "calibrated": {"from_image_size": model_file.preprocess.image_size, "images": seen, "seed": seed},
     }
     metrics = {key: after[key] for key in ("top1", "top5", "loss", "images")}
-    return Calibration(replace(calibrated, metrics=metrics, provenance=provenance), before, after, seen)
+    return CalibratedNorms(replace(calibrated, metrics=metrics, provenance=provenance), before, after, seen)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from .files import check_folder, write_csv, write_json
 from .pretrained import load
 from .requests.eval import EvalRequest
 from .tasks import kind_of, task_of
-from .tasks.base import Evaluation, Subject
+from .tasks.base import Evaluation, ReportSubject
 from .tasks.labelled_data import Chosen, Which, choose_split, open_as_trained, relabel_for
 
 
@@ -132,6 +132,6 @@ def write_report(
         bad = [[report.chosen.images.names[index], reason] for index, reason in sorted(report.evaluation.bad.items())]
         write_csv(out / "bad_images.csv", ["image", "reason"], bad, raw_cells)
         files.append(out / "bad_images.csv")
-    subject = Subject(report.model_file, report.images, model)
+    subject = ReportSubject(report.model_file, report.images, model)
     files.append(write_evaluation_report(out, report.evaluation, subject, report.engine, report.chosen.split, data))
     return tuple(files)

@@ -13,7 +13,7 @@ from shvit.data.transforms import Preprocess
 from shvit.engines.exported import Exported
 from shvit.modelfile import ModelFile
 from shvit.report.blocks import Section
-from shvit.tasks.base import Subject
+from shvit.tasks.base import ReportSubject
 from shvit.tasks.classify import Classify
 from shvit.tasks.classify_evaluation import ClassifyEvaluation, Outputs
 from shvit.tasks.intervals import balanced_accuracy_interval, macro_f1_interval
@@ -38,14 +38,14 @@ def drawn(count: int, images: int, seed: int = 0):
     return labels, logits
 
 
-def subject(tmp_path, evaluation, **changes) -> Subject:
+def subject(tmp_path, evaluation, **changes) -> ReportSubject:
     """The model, and a folder of pictures of which one is gone."""
     images = evaluation.images
     write_pictures(tmp_path / "pictures", 90, min(images, 60))
     paths = sorted((tmp_path / "pictures").iterdir())
     split = Split([paths[i % len(paths)] for i in range(images)], evaluation.outputs.labels, [*map(str, range(images))])
     model = ModelFile(tiny_architecture(len(evaluation.classes)).build().eval(), evaluation.classes, Preprocess(32))
-    return Subject(replace(model, **changes) if changes else model, split, "best.safetensors")
+    return ReportSubject(replace(model, **changes) if changes else model, split, "best.safetensors")
 
 
 def section(report, title) -> Section:

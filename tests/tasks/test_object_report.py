@@ -9,8 +9,8 @@ import torch
 from conftest import write_coco
 from shvit.data.coco import Objects, open_coco
 from shvit.data.letterbox import GroundTruth, Letterbox
-from shvit.tasks.base import Subject
-from shvit.tasks.object_report import FALSE, FOUND, IGNORED, Matched, object_cards, report_objects
+from shvit.tasks.base import ReportSubject
+from shvit.tasks.object_report import FALSE_ALARM, FOUND, IN_CROWD, Matched, object_cards, report_objects
 from shvit.tasks.objects import Detections, ObjectOutputs, ObjectsEvaluation, judge
 
 pytest.importorskip("faster_coco_eval")
@@ -60,12 +60,12 @@ def test_matches_by_hand():
     found = Detections(torch.tensor(places, dtype=torch.float32), scores, torch.tensor(labels))
     matched = Matched.of(2, [truth], [found])
     assert matched.objects.tolist() == [2, 0]
-    assert matched.verdicts.tolist() == [FOUND, FALSE, IGNORED, FALSE]
+    assert matched.verdicts.tolist() == [FOUND, FALSE_ALARM, IN_CROWD, FALSE_ALARM]
     assert matched.owners.tolist() == [0, -1, -1, -1]
     assert matched.best_threshold() == (pytest.approx(0.9), 1.0, 0.5)
 
 
-def evaluation_of(root: Path) -> tuple[ObjectsEvaluation, Subject]:
+def evaluation_of(root: Path) -> tuple[ObjectsEvaluation, ReportSubject]:
     """The image with a tree: the tree is missed, and a cat is a false alarm. The other image has nothing."""
     source = open_coco(write_coco(root))
     truths = [
@@ -81,7 +81,7 @@ def evaluation_of(root: Path) -> tuple[ObjectsEvaluation, Subject]:
     numbers, by_class = judge(source.classes, truths, found, "bbox")
     outputs = ObjectOutputs([0, 1], truths, found)
     evaluation = ObjectsEvaluation(source.classes, {"bbox": numbers}, {"bbox": by_class}, 2, {}, outputs)
-    return evaluation, Subject(None, source.val, "best.safetensors")
+    return evaluation, ReportSubject(None, source.val, "best.safetensors")
 
 
 def test_misses_and_false_alarms_are_drawn(tmp_path):

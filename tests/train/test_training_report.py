@@ -16,7 +16,7 @@ from shvit.train.training_report import _curves, _headlines
 
 @pytest.mark.drawn
 def test_a_run_has_a_page(folder, tmp_path, monkeypatch, tiny):
-    monkeypatch.setattr("shvit.evaluation_report.SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr("shvit.evaluation_report.TIMED_SECONDS", 0.01)
     from shvit.modelfile import save
 
     save(tiny, tmp_path / "start.safetensors")
