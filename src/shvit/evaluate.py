@@ -19,7 +19,7 @@ from .modelfile import ModelFile
 from .pretrained import load
 from .requests.eval import EvalRequest
 from .tasks import kind_of, need_classifier, task_of
-from .tasks.base import Evaluation, Subject
+from .tasks.base import Evaluation, ReportSubject
 from .tasks.classify_evaluation import Outputs
 from .tasks.labelled_data import Chosen, Which, choose_split, open_as_trained, relabel_for
 
@@ -252,6 +252,6 @@ def write_report(
         bad = [[report.chosen.images.names[index], reason] for index, reason in sorted(report.evaluation.bad.items())]
         write_csv(out / "bad_images.csv", ["image", "reason"], bad, raw_cells)
         files.append(out / "bad_images.csv")
-    subject = Subject(report.model_file, report.images, model)
+    subject = ReportSubject(report.model_file, report.images, model)
     files.append(write_evaluation_report(out, report.evaluation, subject, report.engine, report.chosen.split, data))
     return tuple(files)

@@ -16,15 +16,15 @@ from .provenance import facts, hardware_in_words
 from .report.blocks import Column, Command, Headline, Section, Table
 from .report.page import Page, save_page
 from .tasks import kind_of, task_of
-from .tasks.base import Evaluation, Subject
+from .tasks.base import Evaluation, ReportSubject
 
 PAGE = "report.html"
-SAMPLE_SECONDS, MIN_CALLS, MAX_CALLS = 0.3, 5, 200
+TIMED_SECONDS, MIN_CALLS, MAX_CALLS = 0.3, 5, 200
 """A speed is the median of calls that take this long together, within these limits."""
 
 
 def write_evaluation_report(
-    out: Path, evaluation: Evaluation, subject: Subject, engine: Engine, split: str, data: str
+    out: Path, evaluation: Evaluation, subject: ReportSubject, engine: Engine, split: str, data: str
 ) -> Path:
     """Write report.html of an evaluation, and return its path.
 
@@ -94,7 +94,7 @@ def _sample(call: Callable[[], Any]) -> list[float]:
     for _ in range(3):
         call()
     seconds: list[float] = []
-    while len(seconds) < MIN_CALLS or (sum(seconds) < SAMPLE_SECONDS and len(seconds) < MAX_CALLS):
+    while len(seconds) < MIN_CALLS or (sum(seconds) < TIMED_SECONDS and len(seconds) < MAX_CALLS):
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)

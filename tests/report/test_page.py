@@ -12,11 +12,11 @@ from shvit.report.blocks import (
     Card,
     Column,
     Command,
+    ConfusionMatrix,
     Gallery,
     Headline,
     Label,
     Mark,
-    Matrix,
     Picture,
     Plot,
     Section,
@@ -81,7 +81,7 @@ def full_page(names=HOSTILE) -> Page:
         (Plot("p", figure, first),),
         (Gallery(first, pictures, first),),
         (chart,),
-        Matrix(names, np.eye(len(names), dtype=int).tolist()),
+        ConfusionMatrix(names, np.eye(len(names), dtype=int).tolist()),
         tuple(Command(name, name) for name in names),
     )
     cards = tuple(Card(name, name, (0.1, 0.3), name) for name in names)

@@ -1,6 +1,7 @@
-"""Where a classifier looks, by LayerCAM.
+"""Where a classifier looks: class activation maps, in the form of HiResCAM.
 
-Source: P.-T. Jiang et al., "LayerCAM: exploring hierarchical class activation maps for localization", 2021.
+Source: R. L. Draelos, L. Carin, "Use HiResCAM instead of Grad-CAM for faithful explanations of convolutional neural
+networks", 2020. Over the last map of a network that ends with average pooling and a linear layer, it equals Grad-CAM.
 """
 
 from typing import Any
@@ -14,13 +15,13 @@ MAPS = 2
 """Number of feature maps that are combined: the last, which decides, and the one before, which is finer."""
 
 
-def layer_cam(
+def activation_maps(
     model: nn.Module, images: Float[Tensor, "b 3 h w"], classes: Int64[Tensor, " b"]
 ) -> Float[Tensor, "b h2 w2"] | None:
     """How much each place in an image speaks for a class, from 0 to 1 for the most important place.
 
-    A place counts by its activations, each weighted by the positive part of the logit's gradient. The result is the
-    mean over the last `MAPS` feature maps, each divided by its maximum, at the size of the finest of them.
+    A place counts by the sum of its activations, each weighted by the logit's gradient, if this sum is positive. The
+    result is the mean over the last `MAPS` feature maps, each divided by its maximum, at the size of the finest one.
 
     Args:
         model: A network from `create_model`, not folded. It is not changed.
@@ -49,10 +50,7 @@ def layer_cam(
             handle.remove()
         model.train(training)
     channel = 3 if getattr(network, "output_fmt", "NCHW") == "NHWC" else 1
-    maps = [
-        (gradient.relu() * each.detach()).sum(channel).relu()
-        for each, gradient in zip(features, gradients, strict=True)
-    ]
+    maps = [(gradient * each.detach()).sum(channel).relu() for each, gradient in zip(features, gradients, strict=True)]
     size = max(tuple(each.shape[1:]) for each in maps)
     parts = [interpolate(_normalized(each)[:, None], size, mode="bilinear")[:, 0] for each in maps]
     return _normalized(torch.stack(parts).sum(0))

@@ -71,7 +71,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class ConfusionMatrix:
     """Counts of true (rows) and predicted classes (columns). Each cell is shaded by its share of the row."""
 
     names: Sequence[str]
@@ -172,5 +172,5 @@ class Section:
     pictures: tuple[Plot, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     charts: tuple[Chart, ...] = ()
-    matrix: Matrix | None = None
+    matrix: ConfusionMatrix | None = None
     commands: tuple[Command, ...] = ()

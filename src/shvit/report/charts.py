@@ -9,8 +9,8 @@ from ..confidence import ReliabilityBin
 from ..console import visible
 from .blocks import Chart
 
-WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 12, 40
+CHART_WIDTH, CHART_HEIGHT = 460, 270
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 46, 14, 12, 40
 """Size of a chart and of its margins, in units of the SVG. The text is 12 units high."""
 Points = Sequence[tuple[float, float]]
 Format = Callable[[float], str]
@@ -137,20 +137,20 @@ class _Drawing:
         for value in y.ticks():
             at = self._down(value)
             kind = "base" if value == y.low else "grid"
-            self.add(f'<path class="{kind}" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
-            self.add(f'<text x="{LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_text(y.show(value))}</text>')
+            self.add(f'<path class="{kind}" d="M{MARGIN_LEFT} {at:.1f}H{CHART_WIDTH - MARGIN_RIGHT}"/>')
+            self.add(f'<text x="{MARGIN_LEFT - 7}" y="{at + 4:.1f}" text-anchor="end">{_text(y.show(value))}</text>')
         for value in x.ticks():
             at = self._across(value)
-            place = f'x="{at:.1f}" y="{HEIGHT + foot - BOTTOM + 18}" text-anchor="middle"'
+            place = f'x="{at:.1f}" y="{CHART_HEIGHT + foot - MARGIN_BOTTOM + 18}" text-anchor="middle"'
             self.add(f"<text {place}>{_text(x.show(value))}</text>")
-        middle = (LEFT + WIDTH - RIGHT) / 2
-        self.add(f'<text x="{middle}" y="{HEIGHT + foot - 4}" text-anchor="middle">{_text(x.label)}</text>')
+        middle = (MARGIN_LEFT + CHART_WIDTH - MARGIN_RIGHT) / 2
+        self.add(f'<text x="{middle}" y="{CHART_HEIGHT + foot - 4}" text-anchor="middle">{_text(x.label)}</text>')
 
     def _across(self, value: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * self.x.share(value)
+        return MARGIN_LEFT + (CHART_WIDTH - MARGIN_LEFT - MARGIN_RIGHT) * self.x.share(value)
 
     def _down(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * self.y.share(value)
+        return CHART_HEIGHT - MARGIN_BOTTOM - (CHART_HEIGHT - MARGIN_TOP - MARGIN_BOTTOM) * self.y.share(value)
 
     def add(self, part: str) -> None:
         self.parts.append(part)
@@ -164,7 +164,7 @@ class _Drawing:
 
     def spot(self, spot: Spot) -> None:
         """Mark a point, with its label below it, on the side that has more room."""
-        at, base = self._across(spot.x), HEIGHT - BOTTOM
+        at, base = self._across(spot.x), CHART_HEIGHT - MARGIN_BOTTOM
         self.add(f'<path class="refer" d="M{at:.1f} {base}V{self._down(spot.y):.1f}"/>')
         self.dot(spot.x, spot.y, "s1", spot.text, 5)
         x, anchor = (at + 8, "start") if spot.x < 0.5 else (at - 8, "end")
@@ -172,11 +172,11 @@ class _Drawing:
 
     def bar(self, left: float, right: float, high: float, color: str, text: str) -> None:
         """A bar from the base line up to `high`."""
-        self._box(left, right, self._down(high), HEIGHT - BOTTOM - self._down(high), color, text)
+        self._box(left, right, self._down(high), CHART_HEIGHT - MARGIN_BOTTOM - self._down(high), color, text)
 
     def below(self, left: float, right: float, share: float, text: str) -> None:
         """A bar that hangs from the base line into the foot, by a share of its height."""
-        self._box(left, right, HEIGHT - BOTTOM + 4, max(1.0, share * (self.foot - 8)), "faint", text)
+        self._box(left, right, CHART_HEIGHT - MARGIN_BOTTOM + 4, max(1.0, share * (self.foot - 8)), "faint", text)
 
     def level(self, left: float, right: float, value: float, color: str) -> None:
         """A short horizontal line."""
@@ -192,7 +192,7 @@ class _Drawing:
 
     def svg(self, title: str) -> str:
         label = escape(visible(title))
-        size = f'viewBox="0 0 {WIDTH} {HEIGHT + self.foot}"'
+        size = f'viewBox="0 0 {CHART_WIDTH} {CHART_HEIGHT + self.foot}"'
         return f'<svg {size} role="img" aria-label="{label}">{"".join(self.parts)}</svg>'
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-SIDE = 256
+PHOTO_SIDE = 256
 """Side of a photograph on a page, in pixels."""
 FINE = 96
 """Side of a heat map's picture. The browser stretches it over the photograph."""

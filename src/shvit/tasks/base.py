@@ -126,7 +126,7 @@ class Evaluation(Protocol):
 
 
 @dataclass(frozen=True)
-class Subject:
+class ReportSubject:
     """What the report of an evaluation is about."""
 
     model: Any
@@ -314,7 +314,7 @@ class Task(Protocol):
         """Headline numbers of a report, from the metrics of a model file. By default, there are none."""
         return ()
 
-    def report(self, evaluation: Any, subject: Subject) -> TaskReport:
+    def report(self, evaluation: Any, subject: ReportSubject) -> TaskReport:
         """The task's part of the report of an evaluation. By default, the headline numbers alone.
 
         Sections about single images need an evaluation with `outputs`.

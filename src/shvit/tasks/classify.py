@@ -24,7 +24,7 @@ from ..data.sources import open_source
 from ..data.transforms import EvalReader, Preprocess, fast_eval_decoder
 from ..errors import Failure, counted
 from ..report.blocks import Card
-from .base import Criterion, Gather, Predict, Prediction, Subject, Task, TaskReport, alone
+from .base import Criterion, Gather, Predict, Prediction, ReportSubject, Task, TaskReport, alone
 from .classify_evaluation import ClassifyEvaluation, Outputs
 from .classify_report import class_cards, report_classes
 
@@ -300,6 +300,6 @@ class Classify(Task):
     def cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
         return class_cards(metrics)
 
-    def report(self, evaluation: ClassifyEvaluation, subject: Subject) -> TaskReport:
+    def report(self, evaluation: ClassifyEvaluation, subject: ReportSubject) -> TaskReport:
         """Scores of each class, confusions, mistakes, calibration, and where the network looks."""
         return report_classes(self, evaluation, subject)

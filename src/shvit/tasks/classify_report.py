@@ -24,19 +24,19 @@ from ..confidence import (
 from ..data.image_file import BadImage
 from ..data.transforms import Normalize
 from ..errors import counted
-from ..model.cam import layer_cam
+from ..model.cam import activation_maps
 from ..modelfile import ModelFile
-from ..report.blocks import Card, Chart, Column, Gallery, Label, Matrix, Picture, Section, Table
+from ..report.blocks import Card, Chart, Column, ConfusionMatrix, Gallery, Label, Picture, Section, Table
 from ..report.charts import Axis, Series, Spot, line_chart, percent, reliability_chart
-from ..report.pictures import SIDE, heat_png, jpeg
-from .base import Subject, TaskReport
+from ..report.pictures import PHOTO_SIDE, heat_png, jpeg
+from .base import ReportSubject, TaskReport
 from .classify_evaluation import ClassifyEvaluation, ClassScores, Outputs
 from .intervals import balanced_accuracy_interval, macro_f1_interval
 
 MATRIX_CLASSES = 40
 """Largest number of classes whose confusion matrix is shown. For more classes, the most confused pairs are shown."""
 PAIRS = 20
-MISTAKES, RIGHT = 20, 10
+MISTAKE_PICTURES, RIGHT_PICTURES = 20, 10
 """Number of pictures in the galleries."""
 LONGEST_NAME = 60
 CURVE_POINTS = 160
@@ -65,26 +65,32 @@ def class_cards(metrics: Mapping[str, Any], evaluation: ClassifyEvaluation | Non
         for key, (name, note, interval) in averages.items()
         if key in metrics
     ]
+    if "ece" in metrics:
+        cards.append(Card("Calibration error", _score(metrics["ece"]), note="expected, of the confidence"))
     return (*cards, Card("Images", f"{images:,}", note=f"{bad:,} more could not be used" if bad else ""))
 
 
-def report_classes(task: Any, evaluation: ClassifyEvaluation, subject: Subject) -> TaskReport:
+def report_classes(task: Any, evaluation: ClassifyEvaluation, subject: ReportSubject) -> TaskReport:
     """The sections of a classifier's report. `task` is the model's `Classify`."""
     names, confusion, scores = _display_names(evaluation.classes), evaluation.confusion, evaluation.scores()
-    averages = {"balanced_accuracy": scores.balanced_accuracy, "macro_f1": scores.macro_f1}
-    cards = class_cards({**averages, **evaluation.metrics()}, evaluation)
+    metrics = {
+        "balanced_accuracy": scores.balanced_accuracy,
+        "macro_f1": scores.macro_f1,
+        **evaluation.metrics(),
+    }
     findings = _about_classes(scores, confusion, names)
     sections = [_per_class(scores, confusion, names), _confusions(confusion, names)]
     if evaluation.outputs is not None:
         outputs, calibration = evaluation.outputs, getattr(subject.model, "calibration", None)
         confidence, right = top1_scores(outputs.logits, outputs.labels, getattr(calibration, "temperature", 1.0))
-        card, more, trust = _trust(outputs, confidence, right, calibration)
+        metrics["ece"] = expected_calibration_error(confidence, right)
+        more, trust = _trust(outputs, confidence, right, calibration)
         looks = _Looks(task, subject, outputs, confidence, names)
         mistakes = np.flatnonzero(~right)[np.argsort(-confidence[~right], kind="stable")]
         others = np.random.default_rng(0).permutation(np.flatnonzero(right))
-        cards, findings = (*cards[:-1], card, cards[-1]), [*findings, *more]
-        sections = [*sections, looks.mistakes(mistakes), trust, looks.places(others)]
-    return TaskReport(cards, tuple(findings), tuple(sections))
+        findings += more
+        sections += [looks.mistakes(mistakes), trust, looks.places(others)]
+    return TaskReport(class_cards(metrics, evaluation), tuple(findings), tuple(sections))
 
 
 def _score(value: float) -> str:
@@ -157,7 +163,7 @@ def _confusions(confusion: np.ndarray, names: tuple[str, ...]) -> Section:
     seen = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1))
     matrix = None
     if len(seen) <= MATRIX_CLASSES:
-        matrix = Matrix([names[index] for index in seen], confusion[np.ix_(seen, seen)].tolist())
+        matrix = ConfusionMatrix([names[index] for index in seen], confusion[np.ix_(seen, seen)].tolist())
     pairs, totals = _pairs(confusion), confusion.sum(axis=1)
     rows: list[list[Any]] = [
         [names[true], names[predicted], count, count / int(totals[true])]
@@ -179,8 +185,8 @@ def _confusions(confusion: np.ndarray, names: tuple[str, ...]) -> Section:
 
 def _trust(
     outputs: Outputs, confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], calibration: Any
-) -> tuple[Card, list[str], Section]:
-    """Whether the confidence can be trusted: a headline number, sentences and a section."""
+) -> tuple[list[str], Section]:
+    """Whether the confidence can be trusted: sentences and a section."""
     error, temperature = expected_calibration_error(confidence, right), getattr(calibration, "temperature", 1.0)
     text = [
         "The confidence of a prediction is the probability of its class. If it can be trusted, predictions with a "
@@ -218,8 +224,7 @@ def _trust(
         reliability_chart("Accuracy by confidence", reliability(confidence, right)),
         _coverage_chart(curve, spots, caption),
     )
-    card = Card("Calibration error", _score(error), note="expected difference of confidence and accuracy")
-    return card, found, Section("Confidence", text, charts=charts)
+    return found, Section("Confidence", text, charts=charts)
 
 
 def _coverage_chart(curve: list[Threshold], spots: list[Spot], caption: str) -> Chart:
@@ -243,7 +248,7 @@ class _Looks:
     """Pictures of single images, and where the network looks in them."""
 
     def __init__(
-        self, task: Any, subject: Subject, outputs: Outputs, confidence: np.ndarray, names: tuple[str, ...]
+        self, task: Any, subject: ReportSubject, outputs: Outputs, confidence: np.ndarray, names: tuple[str, ...]
     ) -> None:
         self.task, self.subject, self.outputs, self.names = task, subject, outputs, names
         self.predicted, self.confidence = outputs.logits.argmax(axis=1), confidence
@@ -255,7 +260,7 @@ class _Looks:
         """The wrong predictions with the highest confidence. `rows` are all wrong predictions in this order."""
         if not len(rows):
             return Section("Mistakes", ("Every prediction is right.",))
-        pictures = list(islice(self._pictures(rows), MISTAKES))
+        pictures = list(islice(self._pictures(rows), MISTAKE_PICTURES))
         text = (
             f"{counted(len(rows), 'prediction')} of {len(self.predicted):,} {'is' if len(rows) == 1 else 'are'} wrong. "
             "Confident mistakes often show wrong labels, images of several classes, or classes that need more images.",
@@ -269,12 +274,12 @@ class _Looks:
             return Section(
                 title, ("An exported file has no gradients. Evaluate the model file to see where the network looks.",)
             )
-        pictures = list(islice(self._pictures(rows), RIGHT))
+        pictures = list(islice(self._pictures(rows), RIGHT_PICTURES))
         if self.grid is None:
             reason = "The features of this network are not maps." if pictures else "No picture to show."
             return Section(title, (reason,))
         text = (
-            "Warm colors mark the places that speak for the predicted class (LayerCAM over the last two feature maps, "
+            "Warm colors mark the places that speak for the predicted class (HiResCAM over the last two feature maps, "
             f"{self.grid[0]}×{self.grid[1]} cells). If they lie beside the object, the network may have learned the "
             "surroundings.",
         )
@@ -285,7 +290,7 @@ class _Looks:
     def _pictures(self, rows: Iterable[int]) -> Iterator[Picture]:
         """Pictures of the usable images among these rows of the outputs, as the network sees them, but sharper."""
         preprocess, images = self.subject.model.preprocess, self.subject.images
-        read = self.task.eval_reader(replace(preprocess, image_size=SIDE))
+        read = self.task.eval_reader(replace(preprocess, image_size=PHOTO_SIDE))
         for row in rows:
             index = int(self.outputs.indices[row])
             try:
@@ -309,7 +314,7 @@ class _Looks:
         preprocess, device = self.subject.model.preprocess, next(self.network.parameters()).device
         pixels, _ = self.subject.images.example(index, self.task.eval_reader(preprocess))
         images = Normalize(preprocess).to(device)(pixels[None])
-        maps = layer_cam(self.network, images, torch.tensor([predicted], device=device))
+        maps = activation_maps(self.network, images, torch.tensor([predicted], device=device))
         if maps is None:
             return None
         self.grid = maps.shape[1], maps.shape[2]

@@ -23,7 +23,7 @@ from ..errors import Failure, counted
 from ..model.detector import Target
 from ..report.blocks import Card
 from . import object_parity
-from .base import Gather, Predict, Prediction, Subject, Task, TaskReport, alone
+from .base import Gather, Predict, Prediction, ReportSubject, Task, TaskReport, alone
 from .object_report import object_cards, report_objects
 from .objects import THRESHOLD, Detections, ObjectOutputs, ObjectsEvaluation, check_tools, judge
 
@@ -220,7 +220,7 @@ class Detect(Task):
     def cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
         return object_cards(metrics)
 
-    def report(self, evaluation: ObjectsEvaluation, subject: Subject) -> TaskReport:
+    def report(self, evaluation: ObjectsEvaluation, subject: ReportSubject) -> TaskReport:
         """Precision and recall, scores of each class, misses and false alarms."""
         return report_objects(evaluation, subject)
 

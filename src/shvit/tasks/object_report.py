@@ -18,7 +18,7 @@ from ..errors import counted
 from ..report.blocks import Card, Column, Gallery, Mark, Picture, Section, Table, Tone
 from ..report.charts import Axis, Series, Spot, line_chart, percent
 from ..report.pictures import jpeg
-from .base import Subject, TaskReport
+from .base import ReportSubject, TaskReport
 from .objects import Detections, ObjectsEvaluation
 
 MIN_IOU = 0.5
@@ -27,10 +27,10 @@ RECALLS = np.linspace(0, 1, 101)
 """Recalls at which COCO reads the precision."""
 CURVES = 40
 """Number of classes with a curve of their own: those with the most objects."""
-PICTURES = 8
-SIDE = 320
+OBJECT_PICTURES = 8
+LONGEST_SIDE = 320
 """Longest side of a picture, in pixels."""
-FOUND, IGNORED, FALSE = 1, 0, -1
+FOUND, IN_CROWD, FALSE_ALARM = 1, 0, -1
 
 
 def object_cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
@@ -54,7 +54,7 @@ def object_cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
     return (*cards, Card("Images", f"{metrics['images']:,}", note=note))
 
 
-def report_objects(evaluation: ObjectsEvaluation, subject: Subject) -> TaskReport:
+def report_objects(evaluation: ObjectsEvaluation, subject: ReportSubject) -> TaskReport:
     """The sections of a detector's report."""
     cards = object_cards(evaluation.metrics())
     if evaluation.outputs is None:
@@ -91,7 +91,7 @@ class Matched:
     rows: Int64[np.ndarray, " n"]
     """Row of the detection in its image."""
     verdicts: Int64[np.ndarray, " n"]
-    """`FOUND`, `FALSE`, or `IGNORED` for a detection in a crowd."""
+    """`FOUND`, `FALSE_ALARM`, or `IN_CROWD` for a detection in a crowd."""
     owners: Int64[np.ndarray, " n"]
     """Index of the object found in its image; -1 for none."""
 
@@ -111,7 +111,7 @@ class Matched:
 
     def of_class(self, label: int) -> tuple[Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """For the detections of a class: whether each is right, and its score. Without ignored detections."""
-        chosen = (self.labels == label) & (self.verdicts != IGNORED)
+        chosen = (self.labels == label) & (self.verdicts != IN_CROWD)
         return self.verdicts[chosen] == FOUND, self.scores[chosen]
 
     def precisions(self, label: int) -> Float[np.ndarray, "101"]:
@@ -124,7 +124,7 @@ class Matched:
 
     def best_threshold(self) -> tuple[float, float, float]:
         """The score with the highest F1 over all objects, with its precision and recall."""
-        kept = self.verdicts != IGNORED
+        kept = self.verdicts != IN_CROWD
         right, scores, total = self.verdicts[kept] == FOUND, self.scores[kept], int(self.objects.sum())
         if not right.any():
             return 1.0, 0.0, 0.0
@@ -137,7 +137,7 @@ class Matched:
 def _match(truth: GroundTruth, found: Detections) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
     """For each detection of an image: its verdict, and the object that it finds."""
     objects, count = truth.objects, len(found)
-    verdicts, owners = np.full(count, FALSE), np.full(count, -1)
+    verdicts, owners = np.full(count, FALSE_ALARM), np.full(count, -1)
     if not count or not len(objects):
         return verdicts, owners
     boxes = torch.from_numpy(objects.boxes)
@@ -155,7 +155,7 @@ def _match(truth: GroundTruth, found: Detections) -> tuple[Int64[np.ndarray, " n
             verdicts[index], owners[index] = FOUND, best
             overlaps[:, best] = 0
         elif crowded[index]:
-            verdicts[index] = IGNORED
+            verdicts[index] = IN_CROWD
     return verdicts, owners
 
 
@@ -217,11 +217,13 @@ def _classes(evaluation: ObjectsEvaluation, matched: Matched | None = None, thre
 class _Pictures:
     """Pictures with the objects and detections of an image."""
 
-    def __init__(self, evaluation: ObjectsEvaluation, subject: Subject, matched: Matched, threshold: float) -> None:
+    def __init__(
+        self, evaluation: ObjectsEvaluation, subject: ReportSubject, matched: Matched, threshold: float
+    ) -> None:
         assert evaluation.outputs is not None
         self.classes, self.outputs, self.subject = evaluation.classes, evaluation.outputs, subject
         kept = matched.scores >= threshold
-        self.alarms = matched.images[kept & (matched.verdicts == FALSE)]
+        self.alarms = matched.images[kept & (matched.verdicts == FALSE_ALARM)]
         """The images with false alarms, that of the highest score first. An image occurs once per false alarm."""
         self.shown: dict[int, list[tuple[int, int, int]]] = {}
         """By image: row, verdict and owner of each detection with a sufficient score."""
@@ -244,10 +246,10 @@ class _Pictures:
             self.missed, key=lambda image: -max(self.outputs.truths[image].objects.areas[self.missed[image]])
         )
         galleries = (
-            Gallery("Largest missed objects", list(islice(self._draw(largest), PICTURES))),
+            Gallery("Largest missed objects", list(islice(self._draw(largest), OBJECT_PICTURES))),
             Gallery(
                 "False alarms with the highest scores",
-                list(islice(self._draw(dict.fromkeys(self.alarms.tolist())), PICTURES)),
+                list(islice(self._draw(dict.fromkeys(self.alarms.tolist())), OBJECT_PICTURES)),
             ),
         )
         text = (
@@ -263,7 +265,9 @@ class _Pictures:
             index, truth = self.outputs.indices[image], self.outputs.truths[image]
             size = truth.letterbox.height, truth.letterbox.width
             try:
-                canvas, letterbox = read_whole(self.subject.images.source(index), Preprocess(SIDE, fit="whole"), size)
+                canvas, letterbox = read_whole(
+                    self.subject.images.source(index), Preprocess(LONGEST_SIDE, fit="whole"), size
+                )
             except BadImage:  # the file was removed, or became unreadable, after the evaluation
                 continue
             height, width = (
@@ -286,13 +290,13 @@ class _Pictures:
         for index in self.missed.get(image, ()):
             yield mark(truth.objects.boxes[index], f"missed: {self.classes[truth.objects.labels[index]]}", "wrong")
         for row, verdict, _ in self.shown.get(image, ()):
-            if verdict != IGNORED:
+            if verdict != IN_CROWD:
                 text = f"{self.classes[int(found.labels[row])]} {float(found.scores[row]):.0%}"
                 right = verdict == FOUND
                 yield mark(found.boxes[row], text if right else f"false alarm: {text}", "right" if right else "doubt")
 
     def _summary(self, image: int) -> str:
         verdicts = [verdict for _, verdict, _ in self.shown.get(image, ())]
-        alarms, missed = verdicts.count(FALSE), len(self.missed.get(image, ()))
+        alarms, missed = verdicts.count(FALSE_ALARM), len(self.missed.get(image, ()))
         parts = (f"{verdicts.count(FOUND)} found", f"{missed} missed", counted(alarms, "false alarm") if alarms else "")
         return ", ".join(filter(None, parts))

@@ -17,17 +17,17 @@ from ..report.blocks import Chart, Column, Headline, Section, Table
 from ..report.charts import Axis, Series, Spot, line_chart, percent, plain
 from ..report.page import Page, save_page
 from ..tasks import task_of
-from ..tasks.base import Evaluation, Subject, Task
+from ..tasks.base import Evaluation, ReportSubject, Task
 from .metrics import read_metrics
 
-SETTINGS = (
+SHOWN_SETTINGS = (
     *("name", "model", "epochs", "image_size", "batch_size", "effective_lr", "schedule", "warmup_epochs", "optimizer"),
     *("weight_decay", "clip", "ema", "label_smoothing", "mixup", "cutmix", "rand_augment", "random_erasing", "teacher"),
     *("frozen_norms", "layout", "precision", "seed", "val_share", "balance", "select_by", "patience", "fit"),
 )
 """The settings on the page, in this order, if the recipe has them. recipe.json has all settings."""
-LOSSES = {"train_loss": "training (augmented)", "loss": "validation"}
-WEIGHTS = {"model": "weights", "ema": "EMA weights"}
+LOSS_NAMES = {"train_loss": "training (augmented)", "loss": "validation"}
+WEIGHT_NAMES = {"model": "weights", "ema": "EMA weights"}
 
 
 def write_training_report(
@@ -50,7 +50,7 @@ def write_training_report(
     """
     task, record, rows = task_of(model_file), _record(out), read_metrics(out)
     path = str(out / "best.safetensors")
-    part = task.report(evaluation, Subject(model_file, split, path))
+    part = task.report(evaluation, ReportSubject(model_file, split, path))
     engine = engines.load(model_file, "torch", "fp32", device)
     page = Page(
         title=f"{name_of(model_file)} on {Path(source.name).name or source.name}",
@@ -94,11 +94,11 @@ def _curves(rows: Sequence[Mapping[str, Any]], best: int | None) -> tuple[Chart,
     if not rows:
         return ()
     epochs = Axis.around("epoch", [row["epoch"] for row in rows], whole=True)
-    colors = dict(zip((*LOSSES, *WEIGHTS), ("s0", "s1", "s0", "s1"), strict=True))
-    charts = [_curve("Loss", rows, {key: (name, colors[key]) for key, name in LOSSES.items()}, epochs, plain)]
-    metrics = [key.partition("_")[2] for row in rows for key in row if key.partition("_")[0] in WEIGHTS]
+    colors = dict(zip((*LOSS_NAMES, *WEIGHT_NAMES), ("s0", "s1", "s0", "s1"), strict=True))
+    charts = [_curve("Loss", rows, {key: (name, colors[key]) for key, name in LOSS_NAMES.items()}, epochs, plain)]
+    metrics = [key.partition("_")[2] for row in rows for key in row if key.partition("_")[0] in WEIGHT_NAMES]
     for metric in dict.fromkeys(metrics):
-        keys = {f"{kind}_{metric}": (name, colors[kind]) for kind, name in WEIGHTS.items()}
+        keys = {f"{kind}_{metric}": (name, colors[kind]) for kind, name in WEIGHT_NAMES.items()}
         chosen = [
             max(row[key] for key in keys if key in row) for row in rows if row["epoch"] == best and set(keys) & set(row)
         ]
@@ -147,7 +147,7 @@ def _settings_section(model_file: ModelFile, record: Mapping[str, Any]) -> Secti
     recipe = {**model_file.provenance.get("recipe", {}), "model": record.get("model")}
     recipe["image_size"] = model_file.preprocess.image_size
     names = {"name": "recipe", "model": "start"}
-    rows = [[names.get(key, key), _shown(recipe[key])] for key in SETTINGS if recipe.get(key) is not None]
+    rows = [[names.get(key, key), _shown(recipe[key])] for key in SHOWN_SETTINGS if recipe.get(key) is not None]
     tables = [
         Table("settings", "Settings", (Column("setting"), Column("value")), rows, "recipe.json has all settings.")
     ]
