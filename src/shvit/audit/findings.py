@@ -79,8 +79,7 @@ class Finding:
     suggested: str = ""
     """For a probable label error: the class that the image probably shows."""
     score: float | None = None
-    """Severity. Probable label errors: probability of the suggested label minus probability of the given label.
-    Near-duplicates: similarity, at most 1."""
+    """Severity. Probable label errors: 1 minus the probability of the label. Near-duplicates: similarity, at most 1."""
     other_image: str = ""
     """The image of which a near-duplicate is a copy (or the original, since the direction is not known)."""
     index: int | None = None
@@ -109,11 +108,11 @@ def of_image(audited: AuditedImages, index: int, kind: str, reason: str, **more:
 
 def label_errors(audited: AuditedImages, suspects: Suspects) -> Iterator[Finding]:
     """A finding for each image with a suspicious label."""
-    columns = (suspects.indices, suspects.suggested, suspects.scores, suspects.probabilities)
-    for index, suggested, score, probability in zip(*(column.tolist() for column in columns), strict=True):
+    columns = (suspects.indices, suspects.suggested, suspects.probabilities, suspects.given)
+    for index, suggested, probability, given in zip(*(column.tolist() for column in columns), strict=True):
         name = audited.classes[suggested]
-        reason = f"probability {probability:.1%} for {name}, {probability - score:.1%} for {audited.label(index)}"
-        yield of_image(audited, index, "label_error", reason, suggested=name, score=score)
+        reason = f"probability {probability:.1%} for {name}, {given:.1%} for {audited.label(index)}"
+        yield of_image(audited, index, "label_error", reason, suggested=name, score=1 - given)
 
 
 def near_duplicates(audited: AuditedImages, pairs: Pairs) -> Iterator[Finding]:
@@ -143,7 +142,10 @@ def unusable_images(audited: AuditedImages, bad: Mapping[int, str]) -> Iterator[
 
 
 def odd_images(audited: AuditedImages, views: Views) -> Iterator[Finding]:
-    """A finding for each image that is blank, very dark, very bright, very small or very long, unless many images are."""
+    """A finding for each image that is blank, very dark, very bright, very small or very long.
+
+    A property that more than the share `RARE` of the images have is not odd.
+    """
     sizes, usable = views.sizes, views.usable
     shorter, longer = sizes.min(1), sizes.max(1)
     light = views.thumbnails.mean((1, 2, 3))
@@ -157,7 +159,10 @@ def odd_images(audited: AuditedImages, views: Views) -> Iterator[Finding]:
             (shorter < SMALL) & (shorter < SMALLER * median),
             lambda index: f"very small: {sizes[index][1]}x{sizes[index][0]} pixels, median shorter side {median:.0f}",
         ),
-        (longer > LONG * np.maximum(shorter, 1), lambda index: f"very long: {sizes[index][1]}x{sizes[index][0]} pixels"),
+        (
+            longer > LONG * np.maximum(shorter, 1),
+            lambda index: f"very long: {sizes[index][1]}x{sizes[index][0]} pixels",
+        ),
     )
     most = max(1, RARE * usable.sum())
     reasons = defaultdict[int, list[str]](list)

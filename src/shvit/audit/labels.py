@@ -5,7 +5,6 @@ Labels", 2021.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,29 +22,20 @@ CHUNK = 8192
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a linear probe says about each image that it was not fitted on."""
-
-    probabilities: Float32[np.ndarray, "n classes"]
-    distances: Float32[np.ndarray, " n"]
-    """Squared Mahalanobis distance to the nearest class."""
-
-
-@dataclass(frozen=True)
 class Suspects:
     """Images whose label is probably wrong, the most suspicious first."""
 
     indices: Int64[np.ndarray, " m"]
     suggested: Int64[np.ndarray, " m"]
-    """The class that the image probably shows."""
+    """The most probable class."""
     probabilities: Float32[np.ndarray, " m"]
     """Probability of the suggested class."""
-    scores: Float32[np.ndarray, " m"]
-    """Probability of the suggested class minus probability of the given class."""
+    given: Float32[np.ndarray, " m"]
+    """Probability of the class that is the label."""
 
     def only(self, chosen: Bool[np.ndarray, " m"]) -> "Suspects":
         """The chosen ones of these images."""
-        return Suspects(self.indices[chosen], self.suggested[chosen], self.probabilities[chosen], self.scores[chosen])
+        return Suspects(self.indices[chosen], self.suggested[chosen], self.probabilities[chosen], self.given[chosen])
 
 
 def assign_folds(
@@ -59,74 +49,86 @@ def assign_folds(
     return fold[member]
 
 
-def judge_labels(
+def out_of_fold(
     features: Float32[np.ndarray, "n d"], labels: Int64[np.ndarray, " n"], folds: Int64[np.ndarray, " n"], classes: int
-) -> Judgement:
-    """Fit a linear probe to all folds but one, apply it to that fold, and repeat this for each fold.
+) -> Float32[np.ndarray, "n classes"]:
+    """Class probabilities of each image, by a linear probe that was fitted to the other folds.
 
-    The probe is linear discriminant analysis of standardized features of unit length: Gaussian classes that share a
+    The probe is linear discriminant analysis of standardized features of equal length: Gaussian classes that share a
     covariance, which is shrunk towards a multiple of the identity. The probe has a closed form, and its sums over all
     folds but one are differences of sums, so that all fits together take little more time than one. Shrinkage and
-    scale of the logits are those with the lowest cross-entropy.
+    scale are those with the lowest cross-entropy.
     """
     x, y = _standardized(features), torch.from_numpy(labels)
     parts = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
     moments = [_Moments.of(x[part], y[part], classes) for part in parts]
-    total = _Moments(*(sum(column) for column in zip(*moments, strict=True)))  # pyright: ignore[reportArgumentType]
+    total = moments[0]
+    for part in moments[1:]:
+        total += part
 
     def applied(shrinkage: float, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Logits and distances of the chosen images."""
+        """The unscaled log likelihoods of the chosen images, and the log priors, which depend on the fold."""
         place = np.cumsum(chosen) - 1
-        logits, distances = torch.empty(chosen.sum(), classes), torch.empty(chosen.sum())
+        likelihoods, priors = torch.empty(2, chosen.sum(), classes)
         for part, left_out in zip(parts, moments, strict=True):
-            fitted = _Discriminant.of(total.without(left_out), shrinkage)
+            fitted = _Discriminant.of(total - left_out, shrinkage)
             rows = part[chosen[part]]
-            for chunk in np.array_split(rows, 1 + len(rows) // CHUNK):
-                logits[place[chunk]], distances[place[chunk]] = fitted(x[chunk])
-        return logits, distances
+            likelihoods[place[rows]], priors[place[rows]] = fitted(x[rows]), fitted.log_priors
+        return likelihoods, priors
 
     sample = np.zeros(len(labels), bool)
     sample[np.random.default_rng(0).permutation(len(labels))[:CALIBRATED]] = True
     trials = []
     for shrinkage in SHRINKAGES:
-        logits, _ = applied(shrinkage, sample)
-        trials += [(float(F.cross_entropy(scale * logits, y[sample])), shrinkage, scale) for scale in SCALES]
+        likelihoods, priors = applied(shrinkage, sample)
+        losses = [float(F.cross_entropy(scale * likelihoods + priors, y[sample])) for scale in SCALES]
+        trials += zip(losses, [shrinkage] * len(SCALES), SCALES, strict=True)
     _, shrinkage, scale = min(trials)
-    logits, distances = applied(shrinkage, np.ones(len(labels), bool))
-    return Judgement((scale * logits).softmax(1).numpy(), distances.numpy())
+    likelihoods, priors = applied(shrinkage, np.ones(len(labels), bool))
+    return likelihoods.mul_(scale).add_(priors).softmax(1).numpy()
 
 
 def find_suspects(probabilities: Float32[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]) -> Suspects:
     """Choose and rank the images whose label is probably wrong.
 
-    An image is suspicious if the most probable of the classes that reach their threshold is not its label. The
-    threshold of a class is the mean probability that the images with this label have for it.
+    Images are ranked by the probability of their label: those with the lowest probability come first. The number of
+    suspects is that of `estimated_errors`, but the label of a suspect is never the most probable class.
     """
-    rows = np.arange(len(labels))
-    given = probabilities[rows, labels]
+    most_probable = probabilities.argmax(1)
+    given = probabilities[np.arange(len(labels)), labels]
+    doubtful = np.flatnonzero(most_probable != labels)
+    indices = doubtful[np.argsort(given[doubtful], kind="stable")][: round(estimated_errors(probabilities, labels))]
+    suggested = most_probable[indices]
+    return Suspects(indices, suggested, probabilities[indices, suggested], given[indices])
+
+
+def estimated_errors(probabilities: Float32[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]) -> float:
+    """Estimate the number of wrong labels by the confident joint of Northcutt et al.
+
+    The threshold of a class is the mean probability that the images with this label have for it. An image is counted
+    if a class reaches its threshold; it counts as an error if the most probable of these classes is not its label. The
+    share of errors among the counted images with a label holds for all images with this label.
+    """
     images = np.bincount(labels, minlength=probabilities.shape[1])
+    given = probabilities[np.arange(len(labels)), labels]
     thresholds = np.where(images, np.bincount(labels, given, len(images)) / np.maximum(images, 1), np.inf)
-    best = np.concatenate([_best(chunk, thresholds) for chunk in np.array_split(probabilities, 1 + len(rows) // CHUNK)])
-    scores = probabilities[rows, best] - given
-    reaches = (probabilities[rows, best] >= thresholds[best]) & (best != labels)
-    indices = np.flatnonzero(reaches)
-    indices = indices[np.argsort(-scores[indices], kind="stable")]
-    return Suspects(indices, best[indices], probabilities[indices, best[indices]], scores[indices])
-
-
-def _best(probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """For each image, the most probable of the classes that reach their threshold."""
-    return np.where(probabilities >= thresholds, probabilities, -1).argmax(1)
+    chunks = np.array_split(probabilities, 1 + len(labels) // CHUNK)
+    best = np.concatenate([np.where(chunk >= thresholds, chunk, -1).argmax(1) for chunk in chunks])
+    counted = probabilities[np.arange(len(labels)), best] >= thresholds[best]
+    wrong = counted & (best != labels)
+    counts, errors = (np.bincount(labels[chosen], minlength=len(images)) for chosen in (counted, wrong))
+    return float((errors / np.maximum(counts, 1) * images).sum())
 
 
 def _standardized(features: Float32[np.ndarray, "n d"]) -> Float[Tensor, "n d"]:
-    """Each feature with mean 0 and variance 1, then each image's features with the length that this gives on average."""
+    """Features with mean 0 and variance 1, then scaled so that all images have the same length."""
     x = torch.from_numpy(features)
     x = (x - x.mean(0)) / x.std(0).clamp_min(1e-6)
     return F.normalize(x).mul_(x.shape[1] ** 0.5)
 
 
-class _Moments(NamedTuple):
+@dataclass(frozen=True)
+class _Moments:
     """Sums over images."""
 
     scatter: Float64[Tensor, "d d"]
@@ -144,17 +146,17 @@ class _Moments(NamedTuple):
             scatter += part.double().T @ part.double()
         return cls(scatter, sums, torch.bincount(y, minlength=classes).double())
 
-    def without(self, other: "_Moments") -> "_Moments":
-        """The sums over the images that are not among the others."""
-        return _Moments(*(mine - others for mine, others in zip(self, other, strict=True)))
+    def __add__(self, other: "_Moments") -> "_Moments":
+        return _Moments(self.scatter + other.scatter, self.sums + other.sums, self.images + other.images)
+
+    def __sub__(self, other: "_Moments") -> "_Moments":
+        return _Moments(self.scatter - other.scatter, self.sums - other.sums, self.images - other.images)
 
 
 @dataclass(frozen=True)
 class _Discriminant:
-    """Linear discriminant analysis: the log probability of each class, up to a constant of the image."""
+    """Linear discriminant analysis."""
 
-    factor: Float[Tensor, "d d"]
-    """Cholesky factor of the covariance."""
     weights: Float[Tensor, "d classes"]
     offsets: Float[Tensor, " classes"]
     log_priors: Float[Tensor, " classes"]
@@ -162,20 +164,15 @@ class _Discriminant:
 
     @classmethod
     def of(cls, moments: _Moments, shrinkage: float) -> "_Discriminant":
-        images = moments.images.clamp_min(1)[:, None]
-        means = moments.sums / images
+        """Fit the analysis, with a covariance that is scaled to a mean variance of 1."""
+        means = moments.sums / moments.images.clamp_min(1)[:, None]
         within = moments.scatter - means.T @ moments.sums
-        within.mul_((1 - shrinkage) / within.diagonal().sum())
-        within.diagonal().add_(shrinkage / len(within))
-        within *= len(within)  # a mean variance of 1
-        factor = torch.linalg.cholesky(within)
-        weights = torch.cholesky_solve(means.T, factor)
-        priors = (moments.images / moments.images.sum()).log()
+        within *= (1 - shrinkage) / within.diagonal().mean()
+        within.diagonal().add_(shrinkage)
+        weights = torch.cholesky_solve(means.T, torch.linalg.cholesky(within))
         offsets = -0.5 * (means.T * weights).sum(0)
-        return cls(factor.float(), weights.float(), offsets.float(), priors.float())
+        return cls(weights.float(), offsets.float(), (moments.images / moments.images.sum()).log().float())
 
-    def __call__(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n classes"], Float[Tensor, " n"]]:
-        """Logits, and the squared Mahalanobis distance to the nearest class."""
-        linear = x @ self.weights + self.offsets
-        length = torch.linalg.solve_triangular(self.factor, x.T, upper=False).square().sum(0)
-        return linear + self.log_priors, length - 2 * linear.where(self.log_priors.isfinite(), -torch.inf).amax(1)
+    def __call__(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+        """The log likelihood of each class, up to a constant of the image."""
+        return x @ self.weights + self.offsets

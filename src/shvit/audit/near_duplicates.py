@@ -1,8 +1,7 @@
 """Find near-duplicates: recompressed, resized or mirrored copies of an image.
 
 Every pair of images is compared by the lowest spatial frequencies of their thumbnails. Similar pairs are then verified
-on the pixels of the thumbnails. Unlike lookups by hash, this misses no similar pair. It takes about a minute for 100,000
-images on two CPU cores.
+on the pixels of the thumbnails. Unlike a lookup by hash, this misses no similar pair.
 """
 
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ FREQUENCIES = 8
 SIMILAR = 0.9
 """Minimum correlation of the frequencies. Copies reach 0.99; among 779,376 pairs of different photographs, the largest
 correlation was 0.88."""
-MAX_DIFFERENCE = 0.3
-"""Maximum difference of two thumbnails, relative to their contrast. Copies stay below 0.22. Different photographs with
-similar frequencies begin at 0.4."""
+MAX_DIFFERENCE = 0.25
+"""Maximum difference of two thumbnails, relative to their contrast. Copies stay below 0.22; among the 13,394 images of
+Imagenette, the smallest difference of two different pictures is 0.33."""
 MIN_CONTRAST = 3.0
 """Images with a lower standard deviation, in levels of 255, are not compared: nearly uniform images look alike."""
 PRIOR = 100
@@ -53,14 +52,13 @@ def find_pairs(thumbnails: UInt8[np.ndarray, "n s s 3"], usable: Bool[np.ndarray
     contrast = contrasts(thumbnails)
     indices = np.flatnonzero(usable & (contrast >= MIN_CONTRAST))
     even, odd = frequencies(thumbnails[indices])
-    found = [
-        _verified(thumbnails, contrast, *indices[torch.nonzero(similar).numpy().T + [[top], [left]]])
-        for top in range(0, len(indices), TILE)
-        for left in range(top, len(indices), TILE)
-        for similar in [_similar(even, odd, slice(top, top + TILE), slice(left, left + TILE))]
-    ]
-    columns = zip(*found, strict=True) if found else [np.zeros(0, kind) for kind in (np.int64, np.int64, np.float32, bool)]
-    return Pairs(*(np.concatenate(parts) if found else parts for parts in columns))
+    tiles = [slice(start, start + TILE) for start in range(0, len(indices), TILE)]
+    found = [_verified(thumbnails, contrast, *([np.zeros(0, np.int64)] * 2))]
+    for number, rows in enumerate(tiles):
+        for columns in tiles[number:]:
+            first, second = torch.nonzero(_similar(even, odd, rows, columns)).numpy().T
+            found.append(_verified(thumbnails, contrast, indices[first + rows.start], indices[second + columns.start]))
+    return Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 def contrasts(thumbnails: UInt8[np.ndarray, "n s s 3"]) -> Float32[np.ndarray, " n"]:

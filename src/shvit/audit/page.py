@@ -1,10 +1,10 @@
 """The page of an audit: the findings with their pictures."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..data.image_file import BadImage
 from ..data.reduced import open_small
@@ -20,15 +20,15 @@ SHOWN = {"label_error": 60, "duplicate_other_label": 40, "duplicate_across_split
 """Maximum number of findings of each kind that are shown as pictures."""
 LISTED = 100
 """Maximum number of rows of a table."""
-SIDE = 160
-"""Longer side of a picture, in pixels."""
+SIDE, GAP = 160, 6
+"""Longer side of an image in the pictures, and the space between two images, in pixels."""
 ADVICE = {
     "label_error": "The label of these images is probably wrong: a classifier that was fitted to the other images is "
     "confident that they belong to another class. Check them from the top; the share of real errors falls towards the "
     "end.",
     "duplicate_other_label": "The same picture has two labels, at least one of which is wrong. Correct one label, or "
     "remove both images.",
-    "duplicate_across_splits": "Copies of a picture are in two splits, so that the model is evaluated on images that it "
+    "duplicate_across_splits": "Copies of a picture are in two splits: a model would be evaluated on an image that it "
     "was trained on. Remove one of them.",
     "duplicate": "Copies of a picture are in the same split. They count twice.",
     "unusable": "These images cannot be read. All commands skip them.",
@@ -37,9 +37,7 @@ ADVICE = {
 }
 
 
-def audit_page(
-    request: AuditRequest, audited: AuditedImages, findings: Sequence[Finding], unchecked: str
-) -> Page:
+def audit_page(request: AuditRequest, audited: AuditedImages, findings: Sequence[Finding], unchecked: str) -> Page:
     """The page of an audit. `unchecked` is the reason why labels were not checked, if they were not."""
     by_kind = {kind: [finding for finding in findings if finding.kind == kind] for kind in KINDS}
     images = Counter(audited.splits)
@@ -52,20 +50,20 @@ def audit_page(
         "findings.",
         findings=(*sentences, *([unchecked[:1].upper() + unchecked[1:]] if unchecked else [])),
         sections=(
-            *(_section(audited, kind, found) for kind, found in by_kind.items() if found),
+            *(_section(audited, kind, found, request.data) for kind, found in by_kind.items() if found),
             *([_by_class(audited, by_kind["label_error"])] if by_kind["label_error"] else []),
         ),
         about=facts(),
     )
 
 
-def _section(audited: AuditedImages, kind: str, found: Sequence[Finding]) -> Section:
+def _section(audited: AuditedImages, kind: str, found: Sequence[Finding], folder: str) -> Section:
     title = f"{KINDS[kind][:1].upper()}{KINDS[kind][1:]}: {len(found):,}"
     if kind not in SHOWN:
         columns = (Column("image" if found[0].image else "class"), Column("split"), Column("reason"))
         rows = [[finding.image or finding.label, finding.split, finding.reason] for finding in found[:LISTED]]
         return Section(title, [ADVICE[kind]], (Table(kind, title, columns, rows, _rest(found, LISTED)),))
-    pictures = [picture for finding in found[: SHOWN[kind]] for picture in _pictures(audited, finding)]
+    pictures = [picture for finding in found[: SHOWN[kind]] for picture in _pictures(audited, finding, folder)]
     return Section(title, [ADVICE[kind]], galleries=(Gallery("", pictures, _rest(found, SHOWN[kind])),))
 
 
@@ -90,20 +88,37 @@ def _by_class(audited: AuditedImages, errors: Sequence[Finding]) -> Section:
     return Section(title, tables=(Table("by_class", title, columns, rows),))
 
 
-def _pictures(audited: AuditedImages, finding: Finding) -> list[Picture]:
+def _pictures(audited: AuditedImages, finding: Finding, folder: str) -> list[Picture]:
     """The image of a finding, beside the image that it is compared with. Empty if an image cannot be read any more."""
-    assert finding.index is not None
+    indices = [index for index in (finding.index, finding.other_index) if index is not None]
     try:
-        image = _small(audited, finding.index)
-        if finding.other_index is not None:
-            image = _beside(image, _small(audited, finding.other_index))
+        images = [_small(audited, index) for index in indices]
     except BadImage:
         return []
+    canvas = Image.new("RGB", (sum(image.width for image in images) + GAP * (len(images) - 1), SIDE), "white")
+    left = 0
+    for image in images:
+        canvas.paste(image, (left, 0))
+        left += image.width + GAP
     buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    given = f"{finding.split}: {finding.label}"
-    lines = {
-        "label_error": [f"given: {finding.label}", f"suggested: {finding.suggested}", finding.reason],
-        "odd": [given, finding.reason],
-    }.get(finding.kind, [given, finding.reason])
-    return [Picture(buffer.getvalue(), "\n".join([*lines, finding.image, *([finding.other_image] * bool(finding.other_image))]))]
+    canvas.crop((0, 0, canvas.width, max(image.height for image in images))).save(buffer, "JPEG", quality=80)
+    if finding.suggested:
+        lines = [f"{finding.label} → {finding.suggested}?", finding.reason, _short(audited, indices[0], folder)]
+    else:
+        ends = " | ".join(f"{audited.splits[index]}: {audited.label(index)}" for index in indices)
+        lines = [ends, finding.reason, *(_short(audited, index, folder) for index in indices)]
+    return [Picture(buffer.getvalue(), "\n".join(lines))]
+
+
+def _short(audited: AuditedImages, index: int, folder: str) -> str:
+    """The name of an image, without the folder of the dataset."""
+    return audited.images.names[index].removeprefix(f"{folder.rstrip('/')}/")
+
+
+def _small(audited: AuditedImages, index: int) -> Image.Image:
+    """The image, at most `SIDE` pixels wide and high. Raises BadImage."""
+    opened = open_small(audited.images.source(index))
+    with opened.in_turn():
+        image = Image.fromarray(opened.decode(max(opened.height, opened.width) / (2 * SIDE)).values)
+        scale = SIDE / max(image.size)
+        return image.resize([max(1, round(scale * side)) for side in image.size], Image.Resampling.BICUBIC)

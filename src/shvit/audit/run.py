@@ -23,10 +23,18 @@ from ..report.page import save_page
 from ..requests.audit import NO_MODEL, AuditRequest
 from ..tasks import need_classifier
 from .findings import (
-    CSV_HEADER, KINDS, AuditedImages, Finding, by_severity, label_errors, near_duplicates, odd_images, small_classes,
+    CSV_HEADER,
+    KINDS,
+    AuditedImages,
+    Finding,
+    by_severity,
+    label_errors,
+    near_duplicates,
+    odd_images,
+    small_classes,
     unusable_images,
 )  # fmt: skip
-from .labels import Suspects, assign_folds, find_suspects, judge_labels
+from .labels import Suspects, assign_folds, find_suspects, out_of_fold
 from .near_duplicates import find_pairs
 from .page import audit_page
 from .views import Views, view
@@ -124,8 +132,8 @@ def _warn_if_trained_on(name: str, model_file: ModelFile, audited: AuditedImages
     known = TrainedOn.recorded(model_file.provenance)
     if known is not None and (used := int(known.among(audited.images.images).sum())):
         notice(
-            f"{name} was trained on {used:,} of {counted(len(audited.images), 'image')}: its features fit their labels, "
-            "so that it overlooks label errors among them; other weights find more"
+            f"{name} was trained on {used:,} of {counted(len(audited.images), 'image')}: its features fit their labels, so "
+            "that it overlooks some errors among these labels"
         )
 
 
@@ -150,9 +158,8 @@ def _checked(
     pairs = find_pairs(views.thumbnails, views.usable)
     times.append(time.perf_counter())
     groups, labels = pairs.groups(total), audited.labels
-    distinct = np.bincount(
-        np.unique(np.stack([labels, groups])[:, views.usable], axis=1)[0], minlength=len(dataset.classes)
-    )
+    of_class = np.unique(np.stack([labels, groups])[:, views.usable], axis=1)[0]
+    distinct = np.bincount(of_class, minlength=len(dataset.classes))
     checkable = distinct >= request.folds
     unchecked, errors = "", []
     if views.features is None:
@@ -161,9 +168,9 @@ def _checked(
         unchecked = f"labels cannot be checked, because there is only the class {few(dataset.classes)}"
     elif checkable.sum() < 2:
         least = counted(request.folds, "different image")
-        unchecked = f"labels cannot be checked, because fewer than two classes have at least {least} (--folds)"
+        unchecked = f"labels cannot be checked, because fewer than two classes have {least}: try fewer --folds"
     else:
-        errors = label_errors(audited, _suspects(views, labels, groups, checkable, request))
+        errors = label_errors(audited, suspects_among(views, labels, groups, checkable, request))
     findings = by_severity(
         [
             *errors,
@@ -174,18 +181,17 @@ def _checked(
         ]
     )
     times.append(time.perf_counter())
-    seconds = {name: float(time) for name, time in zip(("images", "duplicates", "labels"), np.diff(times), strict=True)}
+    seconds = dict(zip(("images", "duplicates", "labels"), np.diff(times).tolist(), strict=True))
     return Audit(request, dataset, audited, findings, seconds, unchecked)
 
 
-def _suspects(
+def suspects_among(
     views: Views, labels: np.ndarray, groups: np.ndarray, checkable: np.ndarray, request: AuditRequest
 ) -> Suspects:
     """Check the labels of the usable images. Images of classes that are too small are used, but not checked."""
     assert views.features is not None
     used = np.flatnonzero(views.usable)
     folds = assign_folds(labels[used], groups[used], request.folds, request.seed)
-    judgement = judge_labels(views.features[used], labels[used], folds, len(checkable))
-    suspects = find_suspects(judgement.probabilities, labels[used])
+    suspects = find_suspects(out_of_fold(views.features[used], labels[used], folds, len(checkable)), labels[used])
     suspects = suspects.only(checkable[labels[used][suspects.indices]])
     return replace(suspects, indices=used[suspects.indices])

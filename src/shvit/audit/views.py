@@ -126,6 +126,7 @@ def feature_network(model_file: ModelFile, device: str) -> Portable:
 
     It computes in bf16 if the device has instructions for it. The linear probe does not notice the rounding.
     """
-    headless = replace(model_file.architecture, num_classes=0, distilled=False)
-    network = Portable(fuse(transfer(model_file.model, headless).eval()), model_file.preprocess).eval()
+    architecture = replace(model_file.architecture, num_classes=0, distilled=False)
+    headless: Any = transfer(model_file.model, architecture)
+    network = Portable(fuse(headless), model_file.preprocess).eval()
     return network.to(device, DTYPES["bf16" if has_bf16(device) else "fp32"]).to(memory_format=torch.channels_last)  # pyright: ignore

@@ -19,7 +19,7 @@ class AuditRequest:
     """Which dataset to check, and with which model."""
 
     data: str
-    """Labelled images: a folder, CSV file, shards, hf://NAME or digits, as for shvit train. Nothing in it is changed."""
+    """Labelled images, in any form that shvit train accepts. Nothing in it is changed."""
     _: KW_ONLY
     out: Path = Path("audit")
     """New folder for audit.csv and report.html."""
@@ -27,7 +27,7 @@ class AuditRequest:
     """Model whose features the labels are checked with: published weights (such as shvit_s1.in1k or timm/NAME) or a
     model file. Its classes do not matter. With none, labels are not checked, and no network runs."""
     folds: int = 5
-    """Number of parts of the dataset. The labels of each part are checked by a classifier that is fitted to the others."""
+    """Number of parts of the dataset. A classifier that is fitted to the other parts checks the labels of each part."""
     seed: int = 0
     """Random seed for the parts. If the data has no splits: also for the split, as in shvit train."""
     val_share: float | None = None
