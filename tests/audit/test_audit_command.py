@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 import shvit
 from conftest import picture, randomize_norms, tiny_architecture, write_coco, write_pictures
 from shvit.audit import views
+from shvit.audit.findings import KINDS
 from shvit.cli import main as cli
 from shvit.data.identity import TrainedOn
 from shvit.errors import InputError
@@ -101,10 +102,7 @@ def test_problems_of_each_kind_are_found(audit, folder, tmp_path):
     assert by_image[name["long"]]["reason"] == "very long: 200x20 pixels"
 
     kinds = [row["kind"] for row in rows]
-    assert kinds == sorted(
-        kinds,
-        key=["label_error", "duplicate_other_label", "duplicate_across_splits", "duplicate", "unusable", "odd"].index,
-    )
+    assert kinds == sorted(kinds, key=list(KINDS).index)
     scores = [float(row["score"]) for row in rows if row["kind"] == "label_error"]
     assert scores == sorted(scores, reverse=True)
     assert {kind: kinds.count(kind) for kind in set(kinds) - {"label_error"}} == {
@@ -226,10 +224,10 @@ def bad_inputs(tmp_path: Path, folder: Path, model: Path) -> dict[str, tuple[lis
         "COCO": ([tmp_path / "coco", *with_model], "audit supports only classification datasets, but"),
         "detector": (
             [folder, "--model", tmp_path / "detector.safetensors"],
-            "audit supports only classifiers, but the",
+            "audit supports only classifiers, but",
         ),
         "exported": ([folder, "--model", tmp_path / "m.onnx"], "is an exported file, which can only be run: give the"),
-        "no weights": ([folder, "--model", "shvit_s1"], "shvit_s1 is a network without weights: give a model file, or"),
+        "no weights": ([folder, "--model", "shvit_s1"], "shvit_s1 is a network without weights: give a model"),
         "no model": ([folder, "--model", "nothing"], "nothing is neither a file nor one of the names"),
         "folds": ([folder, *with_model, "--folds", 1], "folds must be at least 2, got 1"),
         "batch size": ([folder, *with_model, "--batch-size", 0], "batch_size must be at least 1, got 0"),

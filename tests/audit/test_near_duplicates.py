@@ -12,13 +12,14 @@ from shvit.audit.views import ViewReader
 
 
 def tiles() -> list[Image.Image]:
-    """Different parts of two photographs, 96x96 pixels."""
-    return [
-        Image.fromarray(photo[top : top + 96, left : left + 96])
+    """Different parts of two photographs, 96x96 pixels, without those that show only sky."""
+    parts = [
+        photo[top : top + 96, left : left + 96]
         for photo in load_sample_images().images
         for top in range(0, 320, 96)
         for left in range(0, 540, 96)
     ]
+    return [Image.fromarray(part) for part in parts if part.std() > 25]
 
 
 def recompressed(image: Image.Image, quality: int) -> Image.Image:

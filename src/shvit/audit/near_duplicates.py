@@ -18,6 +18,8 @@ correlation was 0.88."""
 MAX_DIFFERENCE = 0.25
 """Maximum difference of two thumbnails, relative to their contrast. Copies stay below 0.22; among the 13,394 images of
 Imagenette, the smallest difference of two different pictures is 0.33."""
+FAINT = 12.0
+"""Contrast that is assumed for images with less, because compression adds noise of one or two levels to any image."""
 MIN_CONTRAST = 3.0
 """Images with a lower standard deviation, in levels of 255, are not compared: nearly uniform images look alike."""
 PRIOR = 100
@@ -51,6 +53,9 @@ def find_pairs(thumbnails: UInt8[np.ndarray, "n s s 3"], usable: Bool[np.ndarray
     """All pairs of near-duplicates among the usable images."""
     contrast = contrasts(thumbnails)
     indices = np.flatnonzero(usable & (contrast >= MIN_CONTRAST))
+    if not len(indices):
+        nothing = np.zeros(0, np.int64)
+        return Pairs(nothing, nothing, nothing.astype(np.float32), nothing.astype(bool))
     even, odd = frequencies(thumbnails[indices])
     tiles = [slice(start, start + TILE) for start in range(0, len(indices), TILE)]
     found = [_verified(thumbnails, contrast, *([np.zeros(0, np.int64)] * 2))]
@@ -109,6 +114,6 @@ def _verified(
         one, other = (thumbnails[indices[chunk]].astype(np.float32) for indices in (first, second))
         for result, compared in ((direct, other), (mirrored, other[:, :, ::-1])):
             result[chunk] = np.sqrt(((one - compared) ** 2).mean((1, 2, 3)))
-    difference = np.minimum(direct, mirrored) / np.minimum(contrast[first], contrast[second])
+    difference = np.minimum(direct, mirrored) / np.minimum(contrast[first], contrast[second]).clip(FAINT)
     kept = difference <= MAX_DIFFERENCE
     return first[kept], second[kept], difference[kept], (mirrored < direct)[kept]

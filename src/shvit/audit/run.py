@@ -132,8 +132,8 @@ def _warn_if_trained_on(name: str, model_file: ModelFile, audited: AuditedImages
     known = TrainedOn.recorded(model_file.provenance)
     if known is not None and (used := int(known.among(audited.images.images).sum())):
         notice(
-            f"{name} was trained on {used:,} of {counted(len(audited.images), 'image')}: its features fit their labels, so "
-            "that it overlooks some errors among these labels"
+            f"{name} was trained on {used:,} of {counted(len(audited.images), 'image')}: its features fit their labels, "
+            "so it overlooks some errors among these labels"
         )
 
 
