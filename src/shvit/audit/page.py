@@ -37,8 +37,10 @@ ADVICE = {
 }
 
 
-def audit_page(request: AuditRequest, audited: AuditedImages, findings: Sequence[Finding], unchecked: str) -> Page:
-    """The page of an audit. `unchecked` is the reason why labels were not checked, if they were not."""
+def audit_page(
+    request: AuditRequest, audited: AuditedImages, findings: Sequence[Finding], notes: Sequence[str]
+) -> Page:
+    """The page of an audit. `notes` are sentences without the capital letter that follow the numbers of findings."""
     by_kind = {kind: [finding for finding in findings if finding.kind == kind] for kind in KINDS}
     images = Counter(audited.splits)
     parts = ", ".join(f"{split} {number:,}" for split, number in images.items())
@@ -48,7 +50,7 @@ def audit_page(request: AuditRequest, audited: AuditedImages, findings: Sequence
         lead=f"{counted(len(audited.splits), 'image')} ({parts}) of "
         f"{counted(len(audited.classes), 'class', 'classes')}. Nothing in the data was changed; audit.csv lists all "
         "findings.",
-        findings=(*sentences, *([unchecked[:1].upper() + unchecked[1:]] if unchecked else [])),
+        findings=(*sentences, *(f"{note[:1].upper()}{note[1:]}." for note in notes)),
         sections=(
             *(_section(audited, kind, found, request.data) for kind, found in by_kind.items() if found),
             *([_by_class(audited, by_kind["label_error"])] if by_kind["label_error"] else []),

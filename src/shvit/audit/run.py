@@ -50,6 +50,8 @@ class Audit:
     findings: tuple[Finding, ...]
     seconds: dict[str, float]
     """Duration of each stage: images, duplicates, labels."""
+    agreement: float | None = None
+    """Share of the labels with which the classifier agrees that was fitted to the other images."""
     unchecked: str = ""
     """Why labels were not checked; empty if they were."""
     files: tuple[Path, ...] = ()
@@ -60,6 +62,16 @@ class Audit:
         counts = Counter(finding.kind for finding in self.findings)
         return {kind: counts[kind] for kind in KINDS}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How far the check of the labels can be trusted, or why there was none."""
+        if self.agreement is None:
+            return (self.unchecked,)
+        return (
+            f"the classifier that checks the labels agrees with {self.agreement:.1%} of them; the lower this is, the more "
+            "of the suspects are right",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The audit as plain data."""
         return {
@@ -68,6 +80,7 @@ class Audit:
             "images": dict(Counter(self.audited.splits)),
             "drawn": self.dataset.drawn,
             "counts": self.counts,
+            "agreement": self.agreement,
             "labels_not_checked": self.unchecked or None,
             "findings": [dict(zip(CSV_HEADER, finding.row(), strict=True)) for finding in self.findings],
             "seconds": self.seconds,
@@ -102,7 +115,7 @@ def audit(request: AuditRequest, progress: Callable[[int, int], None] = lambda d
     if model_file is not None:
         _warn_if_trained_on(request.model, model_file, audited)
     result = _checked(request, dataset, audited, model_file, device, progress)
-    page = audit_page(result.request, audited, result.findings, result.unchecked)
+    page = audit_page(request, audited, result.findings, result.notes)
     request.out.mkdir(parents=True, exist_ok=True)
     table, report = request.out / "audit.csv", request.out / "report.html"
     write_csv(table, CSV_HEADER, [finding.row() for finding in result.findings], request.raw_cells)
@@ -132,8 +145,8 @@ def _warn_if_trained_on(name: str, model_file: ModelFile, audited: AuditedImages
     known = TrainedOn.recorded(model_file.provenance)
     if known is not None and (used := int(known.among(audited.images.images).sum())):
         notice(
-            f"{name} was trained on {used:,} of {counted(len(audited.images), 'image')}: its features fit their labels, "
-            "so it overlooks some errors among these labels"
+            f"{name} was trained on {used:,} of {counted(len(audited.images), 'image')}: its features fit their labels "
+            "and hide some of the errors"
         )
 
 
@@ -161,7 +174,7 @@ def _checked(
     of_class = np.unique(np.stack([labels, groups])[:, views.usable], axis=1)[0]
     distinct = np.bincount(of_class, minlength=len(dataset.classes))
     checkable = distinct >= request.folds
-    unchecked, errors = "", []
+    unchecked, errors, agreement = "", [], None
     if views.features is None:
         unchecked = f"labels are not checked with --model {NO_MODEL}"
     elif len(dataset.classes) < 2:
@@ -170,7 +183,8 @@ def _checked(
         least = counted(request.folds, "different image")
         unchecked = f"labels cannot be checked, because fewer than two classes have {least}: try fewer --folds"
     else:
-        errors = label_errors(audited, suspects_among(views, labels, groups, checkable, request))
+        suspects, agreement = _suspects(views, labels, groups, checkable, request)
+        errors = label_errors(audited, suspects)
     findings = by_severity(
         [
             *errors,
@@ -181,17 +195,23 @@ def _checked(
         ]
     )
     times.append(time.perf_counter())
-    seconds = dict(zip(("images", "duplicates", "labels"), np.diff(times).tolist(), strict=True))
-    return Audit(request, dataset, audited, findings, seconds, unchecked)
+    images, duplicates, checks = np.diff(times).tolist()
+    seconds = {"images": images, "duplicates": duplicates, "labels": checks}
+    return Audit(request, dataset, audited, findings, seconds, agreement, unchecked)
 
 
-def suspects_among(
+def _suspects(
     views: Views, labels: np.ndarray, groups: np.ndarray, checkable: np.ndarray, request: AuditRequest
-) -> Suspects:
-    """Check the labels of the usable images. Images of classes that are too small are used, but not checked."""
+) -> tuple[Suspects, float]:
+    """Check the labels of the usable images. Images of classes that are too small are used, but not checked.
+
+    Returns the suspects, and the share of the labels that are the most probable class.
+    """
     assert views.features is not None
     used = np.flatnonzero(views.usable)
     folds = assign_folds(labels[used], groups[used], request.folds, request.seed)
-    suspects = find_suspects(out_of_fold(views.features[used], labels[used], folds, len(checkable)), labels[used])
+    probabilities = out_of_fold(views.features[used], labels[used], folds, len(checkable))
+    suspects = find_suspects(probabilities, labels[used])
     suspects = suspects.only(checkable[labels[used][suspects.indices]])
-    return replace(suspects, indices=used[suspects.indices])
+    agreement = float((probabilities.argmax(1) == labels[used]).mean())
+    return replace(suspects, indices=used[suspects.indices]), agreement

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from ..console import images_progress, say, show_table
 from ..errors import counted
+from ..redact import redacted
 from ..requests.audit import NO_MODEL, AuditRequest
 from .app import NONE_TYPED, Flags, Json, console_for, finish
 
@@ -45,10 +46,10 @@ def show(console: Console, result: "Audit") -> None:
         show_table(console, ["", "findings"], rows)
     else:
         say(console, "no problems found")
-    if result.unchecked:
-        say(console, result.unchecked, style="yellow")
+    for note in result.notes:
+        say(console, note)
     for path in result.files:
         say(console, f"wrote {path}")
     if rows:
-        report = quote(str(result.files[-1]))
-        say(console, f"next: open {report}, correct or remove images, then shvit train {quote(result.request.data)}")
+        report, data = quote(str(result.files[-1])), quote(redacted(result.request.data))
+        say(console, f"next: open {report}, correct or remove images, then: shvit train {data} --out RUN")
