@@ -11,7 +11,7 @@ SOURCE = Path(shvit.__file__).parent
 
 ALLOWED = {
     # The command of a verb, and the function behind it, which does the work and returns numbers.
-    "bench", "calibrate_bn", "evaluate", "export", "train",
+    "audit", "bench", "calibrate_bn", "evaluate", "export", "train",
     # Opens what its module knows: a model file, an exported file, or either of them.
     "load",
     # Prints the result of its verb.

@@ -15,6 +15,7 @@ from ..console import say, takes_all, visible
 from ..errors import Failure, InputError, Notice, one_line
 from ..files import FULL
 from .app import INTERRUPTED, app, call
+from .audit import audit
 from .bench import bench
 from .calibrate_bn import calibrate_bn
 from .demo import demo
@@ -29,6 +30,7 @@ from .train import train
 
 VERBS = {
     "demo": demo,
+    "audit": audit,
     "train": train,
     "eval": evaluate,
     "predict": predict,
