@@ -68,8 +68,8 @@ class Audit:
         if self.agreement is None:
             return (self.unchecked,)
         return (
-            f"the classifier that checks the labels agrees with {self.agreement:.1%} of them; the lower this is, the more "
-            "of the suspects are right",
+            f"the classifier that checks the labels agrees with {self.agreement:.1%} of them; the lower this is, the "
+            "more of the suspects are right",
         )
 
     def to_dict(self) -> dict[str, Any]:
