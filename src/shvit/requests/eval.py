@@ -37,5 +37,5 @@ class EvalRequest:
     """How images are resized for a classifier. crop: center crop. squash: resize the whole image to a square, as the
     authors do for fine-tuned networks. Default: the setting in the model file."""
     out: Path | None = None
-    """Folder for metrics.json, per_class.csv and, for classifiers, confusion.csv and confusion.png."""
+    """Folder for report.html, metrics.json, per_class.csv and, for classifiers, confusion.csv and confusion.png."""
     raw_cells: RawCells = False
