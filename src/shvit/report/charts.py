@@ -10,7 +10,7 @@ from ..console import visible
 from .blocks import Chart
 
 CHART_WIDTH, CHART_HEIGHT = 460, 270
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 46, 14, 12, 40
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 22, 12, 40
 """Size of a chart and of its margins, in units of the SVG. The text is 12 units high."""
 Points = Sequence[tuple[float, float]]
 Format = Callable[[float], str]

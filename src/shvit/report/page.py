@@ -81,6 +81,7 @@ def render(page: Page) -> str:
         "markup": Markup,
         "data_url": _data_url,
         "cell_attributes": _cell_attributes,
+        "unbroken": lambda text: text.replace(" %", "\u00a0%"),
     }
     return environment.get_template("page.html").render(
         page=page,

@@ -38,7 +38,7 @@ class EvalRequest:
     """How images fit the square input of a classifier. crop: center crop. letterbox: the whole image in its aspect
     ratio, padded. stretch: the whole image, resized to the square. Default: the setting in the model file."""
     out: Path | None = None
-    """Folder for metrics.json, per_class.csv and, for classifiers, confusion.csv and confusion.png."""
+    """Folder for report.html, metrics.json, per_class.csv and, for classifiers, confusion.csv and confusion.png."""
     raw_cells: RawCells = False
     target_accuracy: float | None = None
     """For classifiers, such as 0.99: find the smallest score that reaches this accuracy on new images with 95 %

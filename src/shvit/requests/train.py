@@ -23,8 +23,8 @@ class TrainRequest:
     train/_annotations.coco.json and valid/ as exported by Roboflow."""
     _: KW_ONLY
     out: Path | None = None
-    """New folder for best.safetensors, last.safetensors, metrics.jsonl, curves.png and more. Required, except with
-    --profile."""
+    """New folder for best.safetensors, last.safetensors, report.html, metrics.jsonl, curves.png and more. Required,
+    except with --profile."""
     model: str | None = None
     """Published weights such as shvit_s1.in1k, or a model file to start from; or a network with random weights:
     shvit_s1 to shvit_s4, or timm/NAME. Default: shvit_s1.in1k for classify, otherwise shvit_s1."""

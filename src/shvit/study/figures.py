@@ -57,7 +57,7 @@ def stacks(rows: Sequence[str], parts: Mapping[str, Sequence[float]], label: str
         for index, length in enumerate(lengths):
             if length > 0.055 * longest:
                 text = f"{length:.0%}" if percent else f"{length:.2g}"
-                ink = "white" if sum(to_rgb(color)) < 1.9 else "black"
+                ink = "white" if sum(to_rgb(color)) < 1.9 else "#1a1a1a"  # black would follow a dark page
                 axes.text(left[index] + length / 2, index, text, ha="center", va="center", color=ink, fontsize=8)
         left += lengths
     axes.invert_yaxis()
