@@ -82,7 +82,7 @@ def frequencies(thumbnails: UInt8[np.ndarray, "n s s 3"]) -> tuple[torch.Tensor,
     side = thumbnails.shape[1]
     order, places = np.arange(FREQUENCIES), np.arange(side) + 0.5
     waves = np.cos(np.pi / side * order[:, None] * places).astype(np.float32)
-    gray = np.float32([0.299, 0.587, 0.114])
+    gray = np.array([0.299, 0.587, 0.114], np.float32)
     chunks = [thumbnails[start : start + VERIFIED] for start in range(0, len(thumbnails), VERIFIED)]
     values = np.concatenate([waves @ (chunk @ gray) @ waves.T for chunk in chunks])
     values *= np.hypot(order[:, None], order)  # amplitudes of photographs fall with 1/frequency
