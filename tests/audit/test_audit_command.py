@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 import shvit
 from conftest import picture, randomize_norms, tiny_architecture, write_coco, write_pictures
 from shvit.audit import views
-from shvit.audit.findings import KINDS
+from shvit.audit.findings import FINDING_KINDS
 from shvit.cli import main as cli
 from shvit.data.identity import TrainedOn
 from shvit.errors import InputError
@@ -102,7 +102,7 @@ def test_problems_of_each_kind_are_found(audit, folder, tmp_path):
     assert by_image[name["long"]]["reason"] == "very long: 200x20 pixels"
 
     kinds = [row["kind"] for row in rows]
-    assert kinds == sorted(kinds, key=list(KINDS).index)
+    assert kinds == sorted(kinds, key=list(FINDING_KINDS).index)
     scores = [float(row["score"]) for row in rows if row["kind"] == "label_error"]
     assert scores == sorted(scores, reverse=True)
     assert {kind: kinds.count(kind) for kind in set(kinds) - {"label_error"}} == {

@@ -14,7 +14,7 @@ from .labels import Suspects
 from .near_duplicates import MIN_CONTRAST, Pairs, contrasts
 from .views import Views
 
-KINDS = {
+FINDING_KINDS = {
     "label_error": "probable label errors",
     "duplicate_other_label": "near-duplicates with another label",
     "duplicate_across_splits": "near-duplicates in another split",
@@ -27,12 +27,12 @@ KINDS = {
 CSV_HEADER = ("kind", "image", "split", "label", "suggested_label", "score", "other_image", "reason")
 RARE = 0.02
 """Maximum share of the images that a property may have to be odd: if more have it, it belongs to the dataset."""
-DARK, BRIGHT = 12, 243
+DARK_LIGHT, BRIGHT = 12, 243
 """Mean brightness, of 255, below which an image is very dark, and above which it is very bright."""
-SMALL = 32
-"""Shorter side in pixels below which an image is very small, if it is also below `SMALLER` of the median."""
-SMALLER = 0.25
-LONG = 4.0
+SMALL_SIDE = 32
+"""Shorter side in pixels below which an image is very small, if it is also below `SMALL_SHARE` of the median."""
+SMALL_SHARE = 0.25
+LONG_RATIO = 4.0
 """Longer side divided by shorter side above which an image is very long."""
 MIN_IMAGES = 10
 """Classes with fewer different images are reported."""
@@ -70,7 +70,7 @@ class Finding:
     """A problem of an image or a class."""
 
     kind: str
-    """A key of `KINDS`."""
+    """A key of `FINDING_KINDS`."""
     image: str
     """Name of the image; empty for a class."""
     split: str
@@ -96,11 +96,11 @@ class Finding:
 
 def by_severity(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Sort findings by kind, then by score."""
-    order = {kind: number for number, kind in enumerate(KINDS)}
+    order = {kind: number for number, kind in enumerate(FINDING_KINDS)}
     return tuple(sorted(findings, key=lambda finding: (order[finding.kind], -(finding.score or 0))))
 
 
-def of_image(audited: AuditedImages, index: int, kind: str, reason: str, **more: Any) -> Finding:
+def image_finding(audited: AuditedImages, index: int, kind: str, reason: str, **more: Any) -> Finding:
     """A finding about one image."""
     names = {"image": audited.images.names[index], "split": audited.splits[index], "label": audited.label(index)}
     return Finding(kind, **names, reason=reason, index=index, **more)
@@ -112,7 +112,7 @@ def label_errors(audited: AuditedImages, suspects: Suspects) -> Iterator[Finding
     for index, suggested, probability, given in zip(*(column.tolist() for column in columns), strict=True):
         name = audited.classes[suggested]
         reason = f"probability {probability:.1%} for {name}, {given:.1%} for {audited.label(index)}"
-        yield of_image(audited, index, "label_error", reason, suggested=name, score=1 - given)
+        yield image_finding(audited, index, "label_error", reason, suggested=name, score=1 - given)
 
 
 def near_duplicates(audited: AuditedImages, pairs: Pairs) -> Iterator[Finding]:
@@ -132,13 +132,13 @@ def near_duplicates(audited: AuditedImages, pairs: Pairs) -> Iterator[Finding]:
         turned = "mirrored " if pairs.mirrored[pair] else ""
         reason = f"{turned}near-duplicate of an image of {audited.splits[first]} with label {audited.label(first)}"
         more = {"other_image": audited.images.names[first], "other_index": first}
-        yield of_image(audited, second, kind, reason, score=1 - float(pairs.differences[pair]), **more)
+        yield image_finding(audited, second, kind, reason, score=1 - float(pairs.differences[pair]), **more)
 
 
 def unusable_images(audited: AuditedImages, bad: Mapping[int, str]) -> Iterator[Finding]:
     """A finding for each image that cannot be used."""
     for index, reason in sorted(bad.items()):
-        yield of_image(audited, index, "unusable", reason)
+        yield image_finding(audited, index, "unusable", reason)
 
 
 def odd_images(audited: AuditedImages, views: Views) -> Iterator[Finding]:
@@ -153,14 +153,14 @@ def odd_images(audited: AuditedImages, views: Views) -> Iterator[Finding]:
     median = np.median(shorter[usable])
     tests = (
         (blank, lambda index: "nearly uniform"),
-        (~blank & (light < DARK), lambda index: f"very dark: mean brightness {light[index]:.0f} of 255"),
+        (~blank & (light < DARK_LIGHT), lambda index: f"very dark: mean brightness {light[index]:.0f} of 255"),
         (~blank & (light > BRIGHT), lambda index: f"very bright: mean brightness {light[index]:.0f} of 255"),
         (
-            (shorter < SMALL) & (shorter < SMALLER * median),
+            (shorter < SMALL_SIDE) & (shorter < SMALL_SHARE * median),
             lambda index: f"very small: {sizes[index][1]}x{sizes[index][0]} pixels, median shorter side {median:.0f}",
         ),
         (
-            longer > LONG * np.maximum(shorter, 1),
+            longer > LONG_RATIO * np.maximum(shorter, 1),
             lambda index: f"very long: {sizes[index][1]}x{sizes[index][0]} pixels",
         ),
     )
@@ -172,7 +172,7 @@ def odd_images(audited: AuditedImages, views: Views) -> Iterator[Finding]:
             for index in indices.tolist():
                 reasons[index].append(reason(index))
     for index, texts in sorted(reasons.items()):
-        yield of_image(audited, index, "odd", "; ".join(texts))
+        yield image_finding(audited, index, "odd", "; ".join(texts))
 
 
 def small_classes(audited: AuditedImages, distinct: Int64[np.ndarray, " classes"]) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from ..redact import redacted
 from ..report.blocks import Column, Gallery, Picture, Section, Table
 from ..report.page import Page
 from ..requests.audit import AuditRequest
-from .findings import KINDS, AuditedImages, Finding
+from .findings import FINDING_KINDS, AuditedImages, Finding
 
 SHOWN = {"label_error": 60, "duplicate_other_label": 40, "duplicate_across_splits": 40, "duplicate": 20, "odd": 40}
 """Maximum number of findings of each kind that are shown as pictures."""
@@ -41,10 +41,12 @@ def audit_page(
     request: AuditRequest, audited: AuditedImages, findings: Sequence[Finding], notes: Sequence[str]
 ) -> Page:
     """The page of an audit. `notes` are sentences without the capital letter that follow the numbers of findings."""
-    by_kind = {kind: [finding for finding in findings if finding.kind == kind] for kind in KINDS}
+    by_kind = {kind: [finding for finding in findings if finding.kind == kind] for kind in FINDING_KINDS}
     images = Counter(audited.splits)
     parts = ", ".join(f"{split} {number:,}" for split, number in images.items())
-    sentences = [f"{len(found):,} {KINDS[kind]}" for kind, found in by_kind.items() if found] or ["No problems found"]
+    sentences = [f"{len(found):,} {FINDING_KINDS[kind]}" for kind, found in by_kind.items() if found] or [
+        "No problems found"
+    ]
     return Page(
         title=f"Audit of {redacted(request.data)}",
         lead=f"{counted(len(audited.splits), 'image')} ({parts}) of "
@@ -60,7 +62,7 @@ def audit_page(
 
 
 def _section(audited: AuditedImages, kind: str, found: Sequence[Finding], folder: str) -> Section:
-    title = f"{KINDS[kind][:1].upper()}{KINDS[kind][1:]}: {len(found):,}"
+    title = f"{FINDING_KINDS[kind][:1].upper()}{FINDING_KINDS[kind][1:]}: {len(found):,}"
     if kind not in SHOWN:
         columns = (Column("image" if found[0].image else "class"), Column("split"), Column("reason"))
         rows = [[finding.image or finding.label, finding.split, finding.reason] for finding in found[:LISTED]]

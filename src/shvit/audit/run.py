@@ -24,7 +24,7 @@ from ..requests.audit import NO_MODEL, AuditRequest
 from ..tasks import need_classifier
 from .findings import (
     CSV_HEADER,
-    KINDS,
+    FINDING_KINDS,
     AuditedImages,
     Finding,
     by_severity,
@@ -60,7 +60,7 @@ class Audit:
     def counts(self) -> dict[str, int]:
         """Number of findings of each kind."""
         counts = Counter(finding.kind for finding in self.findings)
-        return {kind: counts[kind] for kind in KINDS}
+        return {kind: counts[kind] for kind in FINDING_KINDS}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ class Audit:
             return (self.unchecked,)
         return (
             f"the classifier that checks the labels agrees with {self.agreement:.1%} of them; the lower this is, the "
-            "more of the suspects are right",
+            "more of the listed labels are right",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,8 +195,7 @@ def _checked(
         ]
     )
     times.append(time.perf_counter())
-    images, duplicates, checks = np.diff(times).tolist()
-    seconds = {"images": images, "duplicates": duplicates, "labels": checks}
+    seconds = {name: times[i + 1] - times[i] for i, name in enumerate(("images", "duplicates", "labels"))}
     return Audit(request, dataset, audited, findings, seconds, agreement, unchecked)
 
 

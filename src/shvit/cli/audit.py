@@ -33,7 +33,7 @@ def audit(request: AuditRequest, *, json: Json = False, typed: Flags = NONE_TYPE
 
 def show(console: Console, result: "Audit") -> None:
     """Print the number of findings of each kind, the paths of the files, and the next step."""
-    from ..audit.findings import KINDS
+    from ..audit.findings import FINDING_KINDS
 
     splits = result.to_dict()["images"]
     parts = ", ".join(f"{split} {images:,}" for split, images in splits.items())
@@ -41,7 +41,7 @@ def show(console: Console, result: "Audit") -> None:
     classes = counted(len(result.dataset.classes), "class", "classes")
     images, speed = sum(splits.values()), sum(splits.values()) / sum(result.seconds.values())
     say(console, f"{counted(images, 'image')} ({parts}{drawn}), {classes}, {speed:.0f} images/s")
-    rows = [[KINDS[kind], f"{number:,}"] for kind, number in result.counts.items() if number]
+    rows = [[FINDING_KINDS[kind], f"{number:,}"] for kind, number in result.counts.items() if number]
     if rows:
         show_table(console, ["", "findings"], rows)
     else:

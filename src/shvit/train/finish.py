@@ -10,12 +10,13 @@ import torch
 from .. import modelfile
 from ..confidence import UNCALIBRATED, Calibration, calibration_error, fitted_calibration
 from ..data.loader import Batch, Loader, worker_death_as_failure
-from ..errors import counted, few
+from ..errors import Failure, InputError, counted, few
 from ..evaluate import unfitted
 from ..evaluation_report import PAGE
 from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..tasks.base import Evaluation, Predict
+from ..tasks.labelled_data import choose_split
 from .loop import Trainer
 from .progress import TrainResult
 from .signals import on_stop_signal
@@ -52,19 +53,18 @@ def _finished(trainer: Trainer, result: TrainResult, workers: int) -> TrainResul
     best = modelfile.load(path)
     calibrates, tests = trainer.task.labels_images, trainer.source.test is not None
     to_calibrate, to_test = calibrates and "ece" not in best.metrics, tests and "test" not in best.metrics
-    if not (to_calibrate or to_test) and (trainer.out / PAGE).exists():
-        if not result.images_per_second:  # no epoch was trained either
-            trainer.reporter.finished(trainer.out, trainer.epoch, trainer.recipe.epochs)
-    else:
+    completes = to_calibrate or to_test
+    if not (completes or result.images_per_second):  # no epoch was trained either
+        trainer.reporter.finished(trainer.out, trainer.epoch, trainer.recipe.epochs)
+    if completes or not (trainer.out / PAGE).exists():
         try:
             evaluation = _evaluated(trainer, best, trainer.source.val, workers)
-            if to_calibrate:
-                best = _calibrated(trainer, best, evaluation)
-            if to_test:
-                best = _tested(trainer, best, workers)
+            best = _calibrated(trainer, best, evaluation) if to_calibrate else best
+            best = _tested(trainer, best, workers) if to_test else best
         except _Stopped:
             return replace(result, stopped_by=trainer.stopped_by, trained=True)
-        modelfile.save(best, path)
+        if completes:
+            modelfile.save(best, path)
         device = str(trainer.device)
         write_training_report(trainer.out, best, evaluation, trainer.source.val, trainer.source, device)
     return replace(result, best=dict(best.metrics), calibration=best.calibration if calibrates else None)
@@ -89,8 +89,13 @@ def _calibrated(trainer: Trainer, best: ModelFile, evaluation: Any) -> ModelFile
 
 
 def _tested(trainer: Trainer, best: ModelFile, workers: int) -> ModelFile:
-    """The model with its metrics on the test images."""
-    evaluation: Any = _evaluated(trainer, best, trainer.source.test, workers)
+    """The model with its metrics on the test images; unchanged, with a warning, if none of them can be used."""
+    try:
+        images = choose_split(best, trainer.source, "test").images
+        evaluation: Any = _evaluated(trainer, best, images, workers)
+    except (InputError, Failure) as error:
+        trainer.reporter.warn(f"the test images were not evaluated: {error}")
+        return best
     metrics, line = evaluation.metrics(), evaluation.summary()
     if trainer.task.labels_images:
         metrics |= _errors(evaluation.outputs, best.calibration)
