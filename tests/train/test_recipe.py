@@ -262,9 +262,9 @@ def test_recipes_need_no_torch():
 
 
 def test_fine_tuning_of_many_images_takes_fewer_epochs():
-    for images, epochs in ((244, 20), (50_000, 20), (100_000, 10), (1_281_167, 5)):
+    for images, epochs in ((244, 15), (60_000, 15), (100_000, 10), (1_281_167, 5)):
         assert fit(finetune(), images).epochs == epochs
     named = fit(replace(finetune(), epochs=12), 1_281_167, frozenset({"epochs"}))
     assert named.epochs == 12
     [choice] = [one for one in choices(finetune(), fit(finetune(), 100_000), 100_000) if one.field == "epochs"]
-    assert (choice.published, choice.used) == (20, 10)
+    assert (choice.published, choice.used) == (15, 10)

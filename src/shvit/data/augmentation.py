@@ -28,7 +28,7 @@ class TrainReader:
 
     With fit `stretch`, crops have the image's aspect ratio, up to a factor of 4/3. With fit `letterbox`, the whole
     image is put on the square at a random position. Its size is drawn as that of a crop of the letterboxed image, so
-    area and aspect ratio vary as with the other fits. RandAugment then leaves out `MATRICES`, which would cut off parts.
+    area and aspect ratio vary as with the other fits. RandAugment then leaves out `MATRICES`, which cut off parts.
 
     With the same seeds, it makes the same random choices as timm, and pixels differ only by rounding. If the crop is at
     least twice as large as the result, a JPEG is decoded at a reduced size, and the edges of the crop are rounded to

@@ -83,14 +83,14 @@ def finetune(model: str = "shvit_s1") -> Recipe:
     """Fine-tuning of trained weights on new classes: fewer epochs, half of the learning rate, lighter augmentation.
 
     Flags: none, or `--model shvit_s4.in1k`. It is the default for trained weights. This recipe is ours, not the
-    authors'. The head starts at zero. `budget.fit` reduces the epochs for more than 50,000 images.
+    authors'. The head starts at zero. `budget.fit` reduces the epochs for more than 67,000 images.
 
     Cost and outcome: minutes on a CPU for hundreds of images (docs/benchmarks.md). Not yet run here at scale.
     """
     return replace(
         scratch(model),
         name="finetune",
-        epochs=20,
+        epochs=15,
         lr=5e-4,
         schedule_by="step",
         warmup_epochs=1.0,
