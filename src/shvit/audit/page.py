@@ -44,15 +44,13 @@ def audit_page(
     by_kind = {kind: [finding for finding in findings if finding.kind == kind] for kind in FINDING_KINDS}
     images = Counter(audited.splits)
     parts = ", ".join(f"{split} {number:,}" for split, number in images.items())
-    sentences = [f"{len(found):,} {FINDING_KINDS[kind]}" for kind, found in by_kind.items() if found] or [
-        "No problems found"
-    ]
+    numbers = [f"{len(found):,} {FINDING_KINDS[kind]}" for kind, found in by_kind.items() if found]
     return Page(
         title=f"Audit of {redacted(request.data)}",
         lead=f"{counted(len(audited.splits), 'image')} ({parts}) of "
         f"{counted(len(audited.classes), 'class', 'classes')}. Nothing in the data was changed; audit.csv lists all "
         "findings.",
-        findings=(*sentences, *(f"{note[:1].upper()}{note[1:]}." for note in notes)),
+        findings=(*(numbers or ["No problems found"]), *(f"{note[:1].upper()}{note[1:]}." for note in notes)),
         sections=(
             *(_section(audited, kind, found, request.data) for kind, found in by_kind.items() if found),
             *([_by_class(audited, by_kind["label_error"])] if by_kind["label_error"] else []),
