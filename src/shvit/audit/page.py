@@ -44,15 +44,13 @@ def audit_page(
     by_kind = {kind: [finding for finding in findings if finding.kind == kind] for kind in FINDING_KINDS}
     images = Counter(audited.splits)
     parts = ", ".join(f"{split} {number:,}" for split, number in images.items())
-    sentences = [f"{len(found):,} {FINDING_KINDS[kind]}" for kind, found in by_kind.items() if found] or [
-        "No problems found"
-    ]
+    numbers = [f"{_title(kind)}: {len(found):,}" for kind, found in by_kind.items() if found]
     return Page(
         title=f"Audit of {redacted(request.data)}",
         lead=f"{counted(len(audited.splits), 'image')} ({parts}) of "
         f"{counted(len(audited.classes), 'class', 'classes')}. Nothing in the data was changed; audit.csv lists all "
         "findings.",
-        findings=(*sentences, *(f"{note[:1].upper()}{note[1:]}." for note in notes)),
+        findings=(*(numbers or ["No problems found"]), *(f"{note[:1].upper()}{note[1:]}." for note in notes)),
         sections=(
             *(_section(audited, kind, found, request.data) for kind, found in by_kind.items() if found),
             *([_by_class(audited, by_kind["label_error"])] if by_kind["label_error"] else []),
@@ -62,13 +60,18 @@ def audit_page(
 
 
 def _section(audited: AuditedImages, kind: str, found: Sequence[Finding], folder: str) -> Section:
-    title = f"{FINDING_KINDS[kind][:1].upper()}{FINDING_KINDS[kind][1:]}: {len(found):,}"
+    title = f"{_title(kind)}: {len(found):,}"
     if kind not in SHOWN:
         columns = (Column("image" if found[0].image else "class"), Column("split"), Column("reason"))
         rows = [[finding.image or finding.label, finding.split, finding.reason] for finding in found[:LISTED]]
         return Section(title, [ADVICE[kind]], (Table(kind, title, columns, rows, _rest(found, LISTED)),))
     pictures = [picture for finding in found[: SHOWN[kind]] for picture in _pictures(audited, finding, folder)]
     return Section(title, [ADVICE[kind]], galleries=(Gallery("", pictures, _rest(found, SHOWN[kind])),))
+
+
+def _title(kind: str) -> str:
+    name = FINDING_KINDS[kind]
+    return f"{name[:1].upper()}{name[1:]}"
 
 
 def _rest(found: Sequence[Finding], shown: int) -> str:
@@ -106,12 +109,11 @@ def _pictures(audited: AuditedImages, finding: Finding, folder: str) -> list[Pic
         left += image.width + GAP
     buffer = BytesIO()
     canvas.crop((0, 0, canvas.width, max(image.height for image in images))).save(buffer, "JPEG", quality=80)
-    if finding.suggested:
-        lines = [f"{finding.label} → {finding.suggested}?", finding.reason, _short(audited, indices[0], folder)]
-    else:
-        ends = " | ".join(f"{audited.splits[index]}: {audited.label(index)}" for index in indices)
-        lines = [ends, finding.reason, *(_short(audited, index, folder) for index in indices)]
-    return [Picture(buffer.getvalue(), "\n".join(lines))]
+    label = f"{finding.label} → {finding.suggested}?" if finding.suggested else ""
+    ends = " | ".join(f"{audited.splits[index]}: {audited.label(index)}" for index in indices)
+    reason = finding.reason if finding.other_index is None else ""  # the labels and the picture show it
+    lines = [label or ends, reason, *(_short(audited, index, folder) for index in indices)]
+    return [Picture(buffer.getvalue(), "\n".join(filter(None, lines)))]
 
 
 def _short(audited: AuditedImages, index: int, folder: str) -> str:
