@@ -252,4 +252,4 @@ def wilson_interval(count: int, total: int, z: float = Z_TWO_SIDED) -> tuple[flo
         return 0.0, 1.0
     share, extra = count / total, z * z / total
     center, half = share + extra / 2, z * (share * (1 - share) / total + extra / total / 4) ** 0.5
-    return max(0.0, (center - half) / (1 + extra)), min(1.0, (center + half) / (1 + extra))
+    return min(share, (center - half) / (1 + extra)), max(share, (center + half) / (1 + extra))  # despite rounding
