@@ -67,7 +67,7 @@ def test_eval_prints_the_error_and_the_threshold(run, path, mixed):
     assert code == 0
     assert "expected calibration error" in out
     assert "without the temperature" not in out
-    assert "chosen so that the accuracy on new images is, with 95 % confidence, at least 20.00%" in out
+    assert "with 95 % confidence, the accuracy is at least 20.00%" in out
     code, out, _ = run("eval", path, mixed, "--target-accuracy", 0.2, "--engine", "torch", "--json")
     found = json.loads(out)
     assert found["target_accuracy"] == 0.2

@@ -71,7 +71,9 @@ def _confidence(calibration: dict[str, Any]) -> Iterator[str]:
     if "ece_after" in calibration:
         yield f"expected calibration error {calibration['ece_after']:.2%} on these images"
     if "threshold" in calibration:
-        target = f" (for an accuracy of {calibration['target_accuracy']:.2%})" if "target_accuracy" in calibration else ""
+        target = (
+            f" (for an accuracy of {calibration['target_accuracy']:.2%})" if "target_accuracy" in calibration else ""
+        )
         yield f"scores below {calibration['threshold']:g} are uncertain{target}"
 
 
