@@ -85,6 +85,24 @@ def trained_looking(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
+@torch.no_grad()
+def telling_apart(margin: float, adapted: bool = False) -> torch.nn.Module:
+    """A network of two classes, dark and light, whose logits of such pictures differ by about this margin.
+
+    `adapted`: its norms have the statistics of these pictures, as after training. It then makes a few mistakes.
+    """
+    model = trained_looking(tiny_architecture().build())
+    shades = [[np.array(picture(shade, seed, size=(32, 32))) for seed in range(900, 1100)] for shade in (60, 190)]
+    images = (torch.from_numpy(np.array(shades)).flatten(0, 1).permute(0, 3, 1, 2) / 255 - 0.45) / 0.225
+    model.train(adapted)(images)
+    features = model.eval().head.norm(model.forward_features(images).mean((2, 3)))
+    targets = torch.tensor([-margin, margin]).repeat_interleave(200)
+    fit = torch.linalg.lstsq(torch.cat([features, torch.ones(400, 1)], 1), targets[:, None] / 2).solution[:, 0]
+    model.head.linear.weight.copy_(torch.stack([-fit[:-1], fit[:-1]]))
+    model.head.linear.bias.copy_(torch.stack([-fit[-1], fit[-1]]))
+    return model
+
+
 def tiny_architecture(num_classes: int = 2, **options) -> Architecture:
     return Architecture("tiny", num_classes, config=TINY, **options)
 

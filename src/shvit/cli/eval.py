@@ -71,8 +71,8 @@ def confidence_lines(report: "Report") -> Iterator[str]:
         (low, high), (least, most) = (threshold.to_dict()[f"{key}_interval"] for key in ("accuracy", "coverage"))
         yield (
             f"score {threshold.score:g} or more: accuracy {threshold.accuracy:.2%} ({low:.2%} to {high:.2%}) on "
-            f"{threshold.coverage:.1%} of the images ({least:.1%} to {most:.1%}); chosen so that the accuracy on new "
-            f"images is, with 95 % confidence, at least {report.target_accuracy:.2%}"
+            f"{threshold.coverage:.1%} of the images ({least:.1%} to {most:.1%}); with 95 % confidence, "
+            f"the accuracy is at least {report.target_accuracy:.2%}"
         )
     elif report.target_accuracy is not None:
         yield unreached(report.target_accuracy, report.evaluation.images)

@@ -41,8 +41,8 @@ class EvalRequest:
     """Folder for report.html, metrics.json, per_class.csv and, for classifiers, confusion.csv and confusion.png."""
     raw_cells: RawCells = False
     target_accuracy: float | None = None
-    """For classifiers, such as 0.99: find the smallest score that reaches this accuracy on new images with 95 %
-    confidence, and the share of the evaluated images with at least this score."""
+    """For classifiers, such as 0.99: find the smallest score for which the images with at least this score have, with
+    95 % confidence, at least this accuracy. Also prints their share of all images."""
     store: bool = False
     """Write the temperature fitted on the evaluated images into MODEL, a .safetensors model file, and with
     --target-accuracy also the score threshold, which shvit predict then uses. Training images are refused."""
