@@ -73,16 +73,12 @@ def class_cards(metrics: Mapping[str, Any], evaluation: ClassifyEvaluation | Non
 def report_classes(task: Any, evaluation: ClassifyEvaluation, subject: ReportSubject) -> TaskReport:
     """The sections of a classifier's report. `task` is the model's `Classify`."""
     names, confusion, scores = _display_names(evaluation.classes), evaluation.confusion, evaluation.scores()
-    metrics = {
-        "balanced_accuracy": scores.balanced_accuracy,
-        "macro_f1": scores.macro_f1,
-        **evaluation.metrics(),
-    }
+    metrics = evaluation.metrics()
     findings = _about_classes(scores, confusion, names)
     sections = [_per_class(scores, confusion, names), _confusions(confusion, names)]
     if evaluation.outputs is not None:
-        outputs, calibration = evaluation.outputs, getattr(subject.model, "calibration", None)
-        confidence, right = top1_scores(outputs.logits, outputs.labels, getattr(calibration, "temperature", 1.0))
+        outputs, calibration = evaluation.outputs, subject.model.calibration
+        confidence, right = top1_scores(outputs.logits, outputs.labels, calibration.temperature)
         metrics["ece"] = expected_calibration_error(confidence, right)
         more, trust = _trust(outputs, confidence, right, calibration)
         looks = _Looks(task, subject, outputs, confidence, names)
@@ -187,7 +183,7 @@ def _trust(
     outputs: Outputs, confidence: Float[np.ndarray, " n"], right: Bool[np.ndarray, " n"], calibration: Any
 ) -> tuple[list[str], Section]:
     """Whether the confidence can be trusted: sentences and a section."""
-    error, temperature = expected_calibration_error(confidence, right), getattr(calibration, "temperature", 1.0)
+    error, temperature = expected_calibration_error(confidence, right), calibration.temperature
     text = [
         "The confidence of a prediction is the probability of its class. If it can be trusted, predictions with a "
         f"confidence of 80 % are right in 80 % of the cases. The expected calibration error is {percent(error)}."
@@ -201,7 +197,7 @@ def _trust(
     if error > 0.02:
         tendency = "Too confident" if mean > top1 else "Not confident enough"
         found.append(f"{tendency}: the mean confidence is {percent(mean)}, the accuracy {percent(top1)}.")
-    stored = getattr(calibration, "threshold", None)
+    stored = calibration.threshold
     curve = accuracy_by_coverage(confidence, right)
     if stored is None:
         chosen = choose_threshold(confidence, right, TARGET)
