@@ -170,7 +170,7 @@ def test_commands_have_the_flags_they_are_shown_with(path):
 
 
 def test_flags_in_the_text_exist():
-    verbs = ["train", "eval", "predict", "export", "bench", "info", "models", "shard", "calibrate-bn"]
+    verbs = ["train", "eval", "predict", "export", "bench", "info", "models", "shard", "calibrate-bn", "audit"]
     studies = ["redundancy", "macro", "ablation", "designs", "breakdown", "resolution"]
     known = set().union(*(flags_of(verb) for verb in verbs), *(flags_of("study", name) for name in studies))
     others = {"--max-restarts", "--shutdown-timeout", "--rate"}  # of torchrun; a name of an earlier version

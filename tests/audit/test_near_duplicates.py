@@ -77,6 +77,8 @@ def test_two_images_alone_and_uniform_images():
     pairs = find_pairs(np.concatenate([gray, photo, photo]), np.ones(5, bool))
     assert (pairs.first.tolist(), pairs.second.tolist()) == ([3], [4])
     assert not len(find_pairs(gray, np.ones(3, bool)).first)
+    colors = np.tile(np.array([[[90, 0, 0]], [[0, 46, 0]]], np.uint8), (16, 32, 1))[None]  # equally bright stripes
+    assert not len(find_pairs(np.concatenate([colors, photo]), np.ones(2, bool)).first)
 
 
 def test_groups_are_connected_images():

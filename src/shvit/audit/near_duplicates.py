@@ -53,12 +53,9 @@ def find_pairs(thumbnails: UInt8[np.ndarray, "n s s 3"], usable: Bool[np.ndarray
     """All pairs of near-duplicates among the usable images."""
     contrast = contrasts(thumbnails)
     indices = np.flatnonzero(usable & (contrast >= MIN_CONTRAST))
-    if not len(indices):
-        nothing = np.zeros(0, np.int64)
-        return Pairs(nothing, nothing, nothing.astype(np.float32), nothing.astype(bool))
     even, odd = frequencies(thumbnails[indices])
     tiles = [slice(start, start + TILE) for start in range(0, len(indices), TILE)]
-    found = [_verified(thumbnails, contrast, *([np.zeros(0, np.int64)] * 2))]
+    found = [_verified(thumbnails, contrast, *np.zeros((2, 0), np.int64))]  # without images, there are no tiles
     for number, rows in enumerate(tiles):
         for columns in tiles[number:]:
             first, second = torch.nonzero(_similar(even, odd, rows, columns)).numpy().T
@@ -68,7 +65,7 @@ def find_pairs(thumbnails: UInt8[np.ndarray, "n s s 3"], usable: Bool[np.ndarray
 
 def contrasts(thumbnails: UInt8[np.ndarray, "n s s 3"]) -> Float32[np.ndarray, " n"]:
     """Standard deviation of the pixels of each thumbnail, as the mean of the three channels."""
-    chunks = [thumbnails[start : start + VERIFIED] for start in range(0, len(thumbnails), VERIFIED)]
+    chunks = np.array_split(thumbnails, 1 + len(thumbnails) // VERIFIED)
     return np.concatenate([chunk.std((1, 2), dtype=np.float32).mean(1) for chunk in chunks])
 
 
@@ -83,16 +80,16 @@ def frequencies(thumbnails: UInt8[np.ndarray, "n s s 3"]) -> tuple[torch.Tensor,
     order, places = np.arange(FREQUENCIES), np.arange(side) + 0.5
     waves = np.cos(np.pi / side * order[:, None] * places).astype(np.float32)
     gray = np.array([0.299, 0.587, 0.114], np.float32)
-    chunks = [thumbnails[start : start + VERIFIED] for start in range(0, len(thumbnails), VERIFIED)]
+    chunks = np.array_split(thumbnails, 1 + len(thumbnails) // VERIFIED)
     values = np.concatenate([waves @ (chunk @ gray) @ waves.T for chunk in chunks])
     values *= np.hypot(order[:, None], order)  # amplitudes of photographs fall with 1/frequency
-    values /= np.linalg.norm(values, axis=(1, 2), keepdims=True)
+    values /= np.linalg.norm(values, axis=(1, 2), keepdims=True) + 1e-6
     mean = values.sum(0) / (len(values) + PRIOR)
     mean[:, 1::2] = 0
     values -= mean
     values /= np.sqrt(((values**2).sum(0) + PRIOR / (FREQUENCIES**2 - 1)) / (len(values) + PRIOR))
-    values /= np.linalg.norm(values, axis=(1, 2), keepdims=True)
-    even, odd = (torch.from_numpy(values[:, :, start::2].reshape(len(values), -1)) for start in (0, 1))
+    values /= np.linalg.norm(values, axis=(1, 2), keepdims=True) + 1e-6
+    even, odd = (torch.from_numpy(values[:, :, start::2]).flatten(1) for start in (0, 1))
     return even, odd
 
 
