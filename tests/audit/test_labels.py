@@ -47,7 +47,7 @@ def test_the_probe_is_linear_discriminant_analysis(digits, shrinkage):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_flipped_labels_of_digits_are_found(digits, seed, monkeypatch):
-    monkeypatch.setattr(probing, "CHUNK", 500)
+    monkeypatch.setattr(probing, "ROWS_AT_ONCE", 500)
     data, target = digits
     given, wrong = flipped(target, 0.05, seed)
     folds = assign_folds(given, np.arange(len(given)), 5, seed)
@@ -72,7 +72,7 @@ def test_an_image_is_not_judged_by_a_probe_that_saw_it(digits):
 
 
 def test_suspects_by_the_definition_of_confident_learning(monkeypatch):
-    monkeypatch.setattr(probing, "CHUNK", 70)
+    monkeypatch.setattr(probing, "ROWS_AT_ONCE", 70)
     generator = np.random.default_rng(0)
     probabilities = generator.dirichlet([0.4] * 4, 300).astype(np.float32)
     labels = generator.choice(3, 300, p=[0.5, 0.3, 0.2])  # class 3 has no images

@@ -9,7 +9,7 @@ from torchvision.models import get_model
 
 import shvit
 from conftest import tiny_architecture
-from shvit.bench.case import BACKBONE, WHOLE, Case, ReportSubject, open_model
+from shvit.bench.case import BACKBONE, WHOLE, Case, Subject, open_model
 from shvit.bench.plan import _cannot, plan, settle
 from shvit.bench.run import Row
 from shvit.bench.timing import Timing
@@ -88,7 +88,7 @@ def test_files_of_detectors(task, kind, tmp_path):
     assert open_model(path, 128, task, BACKBONE).architecture.config == model.architecture.config
     with pytest.raises(InputError, match=f"has the task {task}, but --task is classify"):
         open_model(path)
-    subject = ReportSubject(Case(path, "torch", "fp32", 2, 64, "cpu", 1, task))
+    subject = Subject(Case(path, "torch", "fp32", 2, 64, "cpu", 1, task))
     assert min(subject.time()) > 0
 
 

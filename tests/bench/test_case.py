@@ -13,7 +13,7 @@ import shvit
 from conftest import plain_outputs, random_images
 from shvit import engines
 from shvit.bench import case as subject
-from shvit.bench.case import Case, Compiled, Eager, ReportSubject, Traced, Worker, has_random_weights, open_model
+from shvit.bench.case import Case, Compiled, Eager, Subject, Traced, Worker, has_random_weights, open_model
 from shvit.bench.peers import COMPILED, EAGER, TRACED
 from shvit.engines import TorchEngine
 from shvit.engines.base import ExportJob
@@ -93,7 +93,7 @@ def test_memory_is_not_measured_where_the_peak_cannot_be_reset(model, monkeypatc
         return write(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "write_text", refused)
-    subject = ReportSubject(case(model))
+    subject = Subject(case(model))
     assert subject.memory is None
     assert subject.time()
 
@@ -102,7 +102,7 @@ def test_memory_is_not_measured_where_the_peak_cannot_be_reset(model, monkeypatc
 def test_exported_files_can_be_timed(tiny, tmp_path):
     path = tmp_path / "tiny.pt2"
     TorchEngine.export(ExportJob(tiny, path, "fp32"))
-    assert ReportSubject(case(str(path))).time()
+    assert Subject(case(str(path))).time()
 
 
 def test_bare_names_have_random_weights_and_no_work_is_saved_on_zeros(model):

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from test_report import made_up
 
-from shvit.bench.case import Case, ReportSubject
+from shvit.bench.case import Case, Subject
 from shvit.bench.machine import Machine, Product
 from shvit.bench.profile import PROFILED_CALLS, OpTime, by_layer, by_name
 from shvit.bench.report import show
@@ -58,7 +58,7 @@ def test_the_floor_is_the_larger_of_arithmetic_and_memory():
 
 
 def test_operations_of_pytorch_on_a_cpu():
-    subject = ReportSubject(Case("shvit_s1", "torch-eager", "fp32", 2, 64, "cpu", 1))
+    subject = Subject(Case("shvit_s1", "torch-eager", "fp32", 2, 64, "cpu", 1))
     rows = subject.profile()
     names = {row.what for row in rows}
     assert names & {"aten::mkldnn_convolution", "aten::_slow_conv2d_forward"}
@@ -68,7 +68,7 @@ def test_operations_of_pytorch_on_a_cpu():
 
 def test_engines_that_keep_to_themselves_show_nothing():
     pytest.importorskip("onnxruntime")
-    assert ReportSubject(Case("shvit_s1", "onnx", "fp32", 1, 64, "cpu", 1)).profile() == []
+    assert Subject(Case("shvit_s1", "onnx", "fp32", 1, 64, "cpu", 1)).profile() == []
 
 
 def test_the_table_of_a_profile():

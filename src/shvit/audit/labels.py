@@ -18,7 +18,7 @@ SCALES = tuple(float(value) for value in np.logspace(-2, 0.5, 51))
 """Candidates for the factor that scales the logits of the probe."""
 CALIBRATED = 10_000
 """Maximum number of images on which the candidates are compared."""
-CHUNK = 8192
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def estimated_errors(probabilities: Float32[np.ndarray, "n classes"], labels: In
     images = np.bincount(labels, minlength=probabilities.shape[1])
     given = probabilities[np.arange(len(labels)), labels]
     thresholds = np.where(images, np.bincount(labels, given, len(images)) / np.maximum(images, 1), np.inf)
-    chunks = np.array_split(probabilities, 1 + len(labels) // CHUNK)
+    chunks = np.array_split(probabilities, 1 + len(labels) // ROWS_AT_ONCE)
     best = np.concatenate([np.where(chunk >= thresholds, chunk, -1).argmax(1) for chunk in chunks])
     counted = probabilities[np.arange(len(labels)), best] >= thresholds[best]
     wrong = counted & (best != labels)
@@ -141,7 +141,7 @@ class _Moments:
     def of(cls, x: Float[Tensor, "n d"], y: Int64[Tensor, " n"], classes: int) -> "_Moments":
         sums = torch.zeros(classes, x.shape[1], dtype=torch.float64)
         scatter = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
-        for part, labels in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        for part, labels in zip(x.split(ROWS_AT_ONCE), y.split(ROWS_AT_ONCE), strict=True):
             sums.index_add_(0, labels, part.double())
             scatter += part.double().T @ part.double()
         return cls(scatter, sums, torch.bincount(y, minlength=classes).double())

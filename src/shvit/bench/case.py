@@ -205,7 +205,7 @@ YARDSTICKS: dict[str, Callable[[ModelFile, Case], Callable[[Tensor], Tensor]]] =
 """Ways to run a network in PyTorch, by name, for comparison with the engines."""
 
 
-class ReportSubject:
+class Subject:
     """A case, loaded and warmed up.
 
     Raises:
@@ -307,7 +307,7 @@ def free_memory() -> float:
 
 
 class Worker:
-    """A `ReportSubject` in a separate process, where it cannot affect other cases.
+    """A `Subject` in a separate process, where it cannot affect other cases.
 
     Raises:
         Failure: The case cannot run. The message gives the reason.
@@ -324,11 +324,11 @@ class Worker:
         self.memory, self.detail = self._answer()
 
     def time(self) -> list[float]:
-        """See `ReportSubject.time`."""
+        """See `Subject.time`."""
         return self._answer("time")
 
     def profile(self) -> list[OpTime]:
-        """See `ReportSubject.profile`."""
+        """See `Subject.profile`."""
         return self._answer("profile")
 
     def close(self) -> None:
@@ -359,7 +359,7 @@ def _serve(pipe: Connection, case: Case) -> None:
     if case.threads:
         torch.set_num_threads(case.threads)
     try:
-        subject = ReportSubject(case)
+        subject = Subject(case)
         pipe.send((subject.memory, subject.detail))
         while True:
             pipe.send(getattr(subject, pipe.recv())())

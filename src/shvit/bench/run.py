@@ -15,17 +15,7 @@ from ..model.cost import Cost, cost
 from ..model.fuse import fuse
 from ..provenance import facts
 from ..requests.bench import BenchRequest
-from .case import (
-    BACKBONE,
-    Case,
-    OpenedModel,
-    ReportSubject,
-    Worker,
-    free_memory,
-    has_random_weights,
-    open_model,
-    own_top1,
-)
+from .case import BACKBONE, Case, OpenedModel, Subject, Worker, free_memory, has_random_weights, open_model, own_top1
 from .machine import Machine, measure_machine
 from .peers import DETECTION_SIZE, PAPER_BACKBONES, PROTOCOLS, Protocol, Top1, published_top1
 from .plan import Omitted, plan, settle
@@ -46,13 +36,13 @@ class Row:
     case: Case
     timing: Timing
     memory: int | None
-    """Memory in bytes. See `ReportSubject.memory`."""
+    """Memory in bytes. See `Subject.memory`."""
     cost: Cost | None
     """Cost of one image in the folded network. None for exported files that do not store their architecture."""
     share: float | None
     """Fraction of the machine's peak matmul FLOP/s in this precision. None: unknown."""
     detail: str | None = None
-    """See `ReportSubject.detail`."""
+    """See `Subject.detail`."""
     own_top1: Top1 | None = None
     """Accuracy stored in a model file."""
     profile: tuple[OpTime, ...] = ()
@@ -228,7 +218,7 @@ def bench(
 
 
 class _Timed(NamedTuple):
-    subject: Worker | ReportSubject
+    subject: Worker | Subject
     timing: Timing
     profile: tuple[OpTime, ...]
 
@@ -241,7 +231,7 @@ def _time_group(
     Returns:
         The timed cases, and whether Ctrl-C ended the rounds. Cases are not profiled after Ctrl-C.
     """
-    subjects: dict[Case, Worker | ReportSubject] = {}
+    subjects: dict[Case, Worker | Subject] = {}
     left = len(waiting)
     try:
         while waiting and (not subjects or free_memory() > min_free):
@@ -249,7 +239,7 @@ def _time_group(
             progress(f"loading {case}", left - len(waiting) - 1, left)
             try:
                 # on a GPU, each process would need memory for its own CUDA context
-                subjects[case] = Worker(case) if request.device == "cpu" else ReportSubject(case)
+                subjects[case] = Worker(case) if request.device == "cpu" else Subject(case)
             except Failure as failure:
                 failed[case] = str(failure)
         done = 0

@@ -29,7 +29,7 @@ class _Stopped(Exception):
     """Ctrl-C or SIGTERM."""
 
 
-def finish(trainer: Trainer, result: TrainResult, workers: int = 0) -> TrainResult:
+def complete_run(trainer: Trainer, result: TrainResult, workers: int = 0) -> TrainResult:
     """Complete best.safetensors after the last epoch. Every process must call this; the main process does the work.
 
     A classifier gets the temperature that fits the validation images. The metrics get `ece` and `ece_uncalibrated`, and

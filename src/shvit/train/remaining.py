@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-ENOUGH_STEPS, ENOUGH_SECONDS = 5, 20.0
+MEASURED_STEPS, MEASURED_SECONDS = 5, 20.0
 """The whole run is estimated after this many measured steps, or when they have taken this many seconds."""
 
 
@@ -59,7 +59,7 @@ class TimeLeft:
     @property
     def enough(self) -> bool:
         """Whether enough was measured to estimate the whole run: several steps, or the end of an epoch."""
-        several = self._count >= ENOUGH_STEPS or self._seconds >= ENOUGH_SECONDS
+        several = self._count >= MEASURED_STEPS or self._seconds >= MEASURED_SECONDS
         return self.measured and (several or bool(self._ends))
 
     @property
