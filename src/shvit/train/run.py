@@ -109,7 +109,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
                     group.mark_begun(run)
                 group.on_main(lambda: _prepare(plan, request.data, out, trainer.facts, reporter))
             result = replace(trainer.run(resume), choices=plan.choices)
-            if group.is_main and result.stopped_by is None:
+            if group.is_main and result.stopped_by is None and (out / "best.safetensors").exists():
                 _report(out, plan, device)
             return result
 
