@@ -34,7 +34,7 @@ def test_eval_writes_the_page(tmp_path, folder, tiny, run):
     code, text, err = run("eval", model, folder, "--workers", 0, "--out", out, "--json")
     assert code == 0, err
     assert str(out / "report.html") in json.loads(text)["files"]
-    page = unescape((out / "report.html").read_text())
+    page = unescape((out / "report.html").read_text()).replace("\xa0", " ")
     metrics = json.loads((out / "metrics.json").read_text())
     assert f"{100 * metrics['top1']:.1f} %" in page
     assert "Evaluated on 12 validation images" in page
