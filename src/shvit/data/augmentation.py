@@ -26,9 +26,9 @@ from .transforms import channels_first, letterboxed, on_canvas, resized
 class TrainReader:
     """timm's training transform: resize a random crop, flip it at random, and apply color jitter or RandAugment.
 
-    With fit `stretch`, crops have the image's aspect ratio, up to a factor of 4/3. With fit `letterbox`, the whole image
-    is put on the square at a random position. Its size is drawn as that of a crop of the letterboxed image, so area and
-    aspect ratio vary as with the other fits. RandAugment then leaves out `MATRICES`, which would cut off parts.
+    With fit `stretch`, crops have the image's aspect ratio, up to a factor of 4/3. With fit `letterbox`, the whole
+    image is put on the square at a random position. Its size is drawn as that of a crop of the letterboxed image, so
+    area and aspect ratio vary as with the other fits. RandAugment then leaves out `MATRICES`, which cut off parts.
 
     With the same seeds, it makes the same random choices as timm, and pixels differ only by rounding. If the crop is at
     least twice as large as the result, a JPEG is decoded at a reduced size, and the edges of the crop are rounded to
@@ -40,7 +40,7 @@ class TrainReader:
     image_size: int
     """Side of the square result, in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Minimum and maximum area of the crop, as a share of the area of the image; with fit `letterbox`, area of the image,
+    """Minimum and maximum area of the crop, as a share of the image's area. With fit `letterbox`: of the resized image,
     as a share of its largest area in the square."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
