@@ -14,9 +14,10 @@ from shvit import engines
 from shvit.calibrate import calibrate_model
 from shvit.data.sources import open_source
 from shvit.data.transforms import MARGIN, EvalReader, Preprocess
+from shvit.engines.base import ExportJob
+from shvit.engines.exported import Exported, described
 from shvit.engines.torch import TorchEngine
 from shvit.evaluate import evaluate_model
-from shvit.export.export import export_model
 from shvit.modelfile import ModelFile
 from shvit.requests.train import TrainRequest
 from shvit.tasks.classify import Classify
@@ -77,7 +78,7 @@ def test_eval_and_calibrate_bn_letterbox_as_pillow_does(long, model):
 
 def test_exports_carry_and_follow_the_fit(long, model):
     pytest.importorskip("onnxruntime")
-    export_model(model, "onnx", long / "m.onnx")
+    engines.FORMATS["onnx"].export(ExportJob(model, long / "m.onnx", "fp32"))
     exported = shvit.load(long / "m.onnx")
     assert exported.preprocess == model.preprocess
     by_onnx = list(shvit.Predictor(exported)(files_in(long / "long")))
@@ -92,25 +93,18 @@ def test_exports_carry_and_follow_the_fit(long, model):
     assert abs(scores(by_crop) - scores(by_torch)).max() > 0.1
 
 
-def as_old(monkeypatch, path, save, model_file):
-    """Save a file as earlier versions did, in which stretch was called squash."""
-    to_dict = Preprocess.to_dict
+def test_files_of_earlier_versions_are_read(model, tmp_path, monkeypatch):
+    """In their metadata, stretch is called squash."""
+    expected, to_dict, path = stretched(model).preprocess, Preprocess.to_dict, tmp_path / "m.safetensors"
     with monkeypatch.context() as patched:
         patched.setattr(Preprocess, "to_dict", lambda self: to_dict(self) | {"fit": "squash"})
-        save(model_file, path)
+        shvit.save(model, path)
+        metadata = described(model, path, "onnx", "fp32").to_json()
     assert b"squash" in path.read_bytes()
-    return shvit.load(path)
-
-
-def test_files_of_earlier_versions_are_read(model, tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    old = as_old(monkeypatch, tmp_path / "old.safetensors", shvit.save, model)
-    assert old.preprocess == stretched(model).preprocess
-    shvit.save(old, tmp_path / "new.safetensors")
-    assert shvit.load(tmp_path / "new.safetensors").preprocess == old.preprocess
-    exported = as_old(monkeypatch, tmp_path / "m.onnx", lambda one, path: export_model(one, "onnx", path), model)
-    assert exported.preprocess == old.preprocess
-    engines.load(exported)
+    assert shvit.load(path).preprocess == Exported.from_json(path, metadata).preprocess == expected
+    shvit.save(shvit.load(path), path)
+    assert b"squash" not in path.read_bytes()
+    assert shvit.load(path).preprocess == expected
 
 
 def test_a_model_trained_with_crop_can_be_evaluated_with_letterbox(run, long, model):
@@ -231,13 +225,9 @@ def test_a_letterboxed_run_learns_what_crops_cannot_see(tmp_path):
                 pixels[:, :40] = pixels[:, -40:] = shade
                 Image.fromarray(pixels).save(tmp_path / split / label / f"{number}.png")
     shvit.save(ModelFile(tiny_architecture(3).build(), tuple("abc"), Preprocess(32)), tmp_path / "start.safetensors")
-    settings = {"epochs": 10, "batch_size": 8, "lr": 1e-2, "lr_batch": 8, "compile": "off", "precision": "fp32"}
-
-    def top1(fit):
-        request = TrainRequest(str(tmp_path), out=tmp_path / fit, model=str(tmp_path / "start.safetensors"))
-        return train(replace(request, device="cpu", workers=0, settings=settings | {"fit": fit})).best["top1"]
-
-    middle = EvalReader(Preprocess(32))(tmp_path / "val" / "dark" / "0.png")
-    assert torch.equal(middle, EvalReader(Preprocess(32))(tmp_path / "val" / "light" / "0.png"))
-    assert top1("letterbox") == 1.0
-    assert top1("crop") == 0.5
+    read = EvalReader(Preprocess(32))
+    assert torch.equal(*(read(tmp_path / "val" / label / "0.png") for label in ("dark", "light")))
+    settings = {"epochs": 10, "eval_every": 10, "batch_size": 8, "lr": 1e-2, "lr_batch": 8, "compile": "off"}
+    request = TrainRequest(str(tmp_path), out=tmp_path / "run", model=str(tmp_path / "start.safetensors"))
+    settings |= {"precision": "fp32", "fit": "letterbox"}
+    assert train(replace(request, device="cpu", workers=0, settings=settings)).best["top1"] == 1.0

@@ -40,8 +40,8 @@ class TrainReader:
     image_size: int
     """Side of the square result, in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Minimum and maximum area of the crop, as a share of the area of the image; with fit `letterbox`, area of the
-    image, as a share of its largest area in the square."""
+    """Minimum and maximum area of the crop, as a share of the image's area. With fit `letterbox`: of the resized image,
+    as a share of its largest area in the square."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     color_jitter: float = 0.0
