@@ -99,7 +99,8 @@ def test_store_writes_the_calibration_and_nothing_else(run, path, mixed, tmp_pat
     link = tmp_path / "link.safetensors"
     link.symlink_to(path)
     code, out, _ = run("eval", link, mixed, "--target-accuracy", 0.2, "--store", "--engine", "torch", "--json")
-    stored = json.loads(out)["stored"]
+    found = json.loads(out)
+    stored = found["stored"]
     assert code == 0
     assert link.is_symlink()
     after = header(path)
@@ -110,6 +111,7 @@ def test_store_writes_the_calibration_and_nothing_else(run, path, mixed, tmp_pat
     assert stored["temperature"] > 2
     assert stored["ece_after"] < stored["ece_before"]
     assert stored["target_accuracy"] == 0.2
+    assert found["ece"] == stored["ece_after"]
     loaded = load(path)
     assert loaded.calibration == Calibration.from_dict(stored)
     assert all(torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items())

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,10 @@ from .engines.base import Engine
 from .errors import InputError, counted, few, notice
 from .evaluation_report import write_evaluation_report
 from .files import check_folder, write_csv, write_json
-from .modelfile import ModelFile
 from .pretrained import load
 from .requests.eval import EvalRequest
 from .tasks import kind_of, need_classifier, task_of
 from .tasks.base import Evaluation, ReportSubject
-from .tasks.classify_evaluation import Outputs
 from .tasks.labelled_data import Chosen, Which, choose_split, open_as_trained, relabel_for
 
 
@@ -48,7 +47,7 @@ class Report:
         """The report as plain data: metrics, numbers of images, and throughput in images/s, which includes decoding."""
         return {
             **self.evaluation.metrics(),
-            **self.confidence(),
+            **self.confidence,
             "per_class": {name: value for name, value in self.evaluation.per_class().items() if value is not None},
             "split": self.chosen.split,
             "left_out": self.chosen.left_out,
@@ -56,15 +55,16 @@ class Report:
             "images_per_second": self.evaluation.images / self.seconds,
         }
 
+    @cached_property
     def confidence(self) -> dict[str, Any]:
-        """The calibration error of a classifier with its temperature (`ece`) and without (`ece_uncalibrated`). Then the
-        threshold of the target accuracy, if there is one."""
+        """The calibration error of a classifier with its temperature (`ece`) and without (`ece_uncalibrated`), the
+        threshold for the target accuracy, and what was stored."""
         outputs = getattr(self.evaluation, "outputs", None)
         if outputs is None:
             return {}
         temperature = self.model_file.calibration.temperature
         found: dict[str, Any] = {"ece": calibration_error(outputs.logits, outputs.labels, temperature)}
-        if isinstance(self.model_file, ModelFile):  # the network of an exported file contains the temperature
+        if temperature != 1 or not isinstance(self.model_file, engines.Exported):  # whose networks contain it
             found["ece_uncalibrated"] = calibration_error(outputs.logits, outputs.labels)
         if self.target_accuracy is not None:
             found["target_accuracy"] = self.target_accuracy
@@ -145,7 +145,7 @@ def with_confidence(report: Report, request: EvalRequest) -> Report:
         return report
     if absent := [name for name, share in report.evaluation.per_class().items() if share is None]:
         notice(f"none of the evaluated images shows {few(absent)}: their confidence is not measured")
-    outputs: Outputs = getattr(report.evaluation, "outputs")  # noqa: B009
+    outputs: Any = getattr(report.evaluation, "outputs")  # noqa: B009
     calibration = _fitted(report, outputs) if request.store else report.model_file.calibration
     report = replace(report, target_accuracy=request.target_accuracy)
     if request.target_accuracy is not None:
@@ -160,7 +160,7 @@ def with_confidence(report: Report, request: EvalRequest) -> Report:
     elif request.target_accuracy is not None:
         raise InputError(f"{unreached(request.target_accuracy, len(outputs.labels))}. Nothing was stored")
     _store(calibration, Path(request.model))
-    return replace(report, stored=calibration)
+    return replace(report, model_file=replace(report.model_file, calibration=calibration), stored=calibration)
 
 
 def unreached(target: float, images: int) -> str:
@@ -171,7 +171,7 @@ def unreached(target: float, images: int) -> str:
     )
 
 
-def _fitted(report: Report, outputs: Outputs) -> Calibration:
+def _fitted(report: Report, outputs: Any) -> Calibration:
     """The temperature fitted on images that the model was not trained on. Raises InputError if it cannot be fitted."""
     if report.chosen.trained_on:
         raise InputError(

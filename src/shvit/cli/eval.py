@@ -57,16 +57,17 @@ def confidence_lines(report: "Report") -> Iterator[str]:
     """Calibration error, threshold for the target accuracy, and what was stored in the model file."""
     from ..evaluate import unreached
 
-    confidence, stored, threshold = report.confidence(), report.stored, report.threshold
+    confidence, stored, threshold = report.confidence, report.stored, report.threshold
     if stored:
         yield (
             f"temperature {stored.temperature:.3f}, fitted on these images: expected calibration error "
             f"{stored.ece_before:.2%} before, {stored.ece_after:.2%} after (measured on the same images)"
         )
     elif confidence:
-        temperature = report.model_file.calibration.temperature
-        before = f", {confidence['ece_uncalibrated']:.2%} without the temperature {temperature:.3f}"
-        yield f"expected calibration error {confidence['ece']:.2%}" + (before if temperature != 1 else "")
+        temperature, line = report.model_file.calibration.temperature, f"{confidence['ece']:.2%}"
+        if temperature != 1:
+            line += f", {confidence['ece_uncalibrated']:.2%} without the temperature {temperature:.3f}"
+        yield f"expected calibration error {line}"
     if threshold:
         (low, high), (least, most) = (threshold.to_dict()[f"{key}_interval"] for key in ("accuracy", "coverage"))
         yield (

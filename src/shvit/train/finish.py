@@ -29,7 +29,7 @@ class _Stopped(Exception):
     """Ctrl-C or SIGTERM."""
 
 
-def complete_run(trainer: Trainer, result: TrainResult, workers: int = 0) -> TrainResult:
+def finish_run(trainer: Trainer, result: TrainResult, workers: int = 0) -> TrainResult:
     """Complete best.safetensors after the last epoch. Every process must call this; the main process does the work.
 
     A classifier gets the temperature that fits the validation images. The metrics get `ece` and `ece_uncalibrated`, and
@@ -74,18 +74,18 @@ def _calibrated(trainer: Trainer, best: ModelFile, evaluation: Any) -> ModelFile
     """The model with the temperature fitted on the validation images."""
     if absent := [name for name, share in evaluation.per_class().items() if share is None]:
         trainer.reporter.warn(f"no validation image shows {few(absent)}: their confidence is not calibrated")
-    logits, labels = evaluation.outputs.logits, evaluation.outputs.labels
-    fitted = fitted_calibration(logits, labels)
-    before = calibration_error(logits, labels)
-    images = counted(len(labels), "validation image")
+    outputs, images = evaluation.outputs, counted(evaluation.images, "validation image")
+    fitted = fitted_calibration(outputs.logits, outputs.labels)
+    calibration = fitted or UNCALIBRATED
+    errors = _errors(outputs, calibration)
+    line = f"expected calibration error {errors['ece_uncalibrated']:.2%}"
     trainer.reporter.result(
-        f"{unfitted(images)}; expected calibration error {before:.2%}"
-        if fitted is None
-        else f"temperature {fitted.temperature:.3f}, fitted on {images}: expected calibration error {before:.2%} "
-        f"before, {fitted.ece_after:.2%} after (measured on the same images)"
+        f"temperature {calibration.temperature:.3f}, fitted on {images}: {line} before, {errors['ece']:.2%} after "
+        "(measured on the same images)"
+        if fitted
+        else f"{unfitted(images)}; {line}"
     )
-    found = {"ece": before if fitted is None else fitted.ece_after, "ece_uncalibrated": before}
-    return replace(best, calibration=fitted or UNCALIBRATED, metrics={**best.metrics, **found})
+    return replace(best, calibration=calibration, metrics={**best.metrics, **errors})
 
 
 def _tested(trainer: Trainer, best: ModelFile, workers: int) -> ModelFile:
@@ -105,6 +105,7 @@ def _tested(trainer: Trainer, best: ModelFile, workers: int) -> ModelFile:
 
 
 def _errors(outputs: Any, calibration: Calibration) -> dict[str, float]:
+    """The calibration error with the temperature, and without it."""
     temperatures = {"ece": calibration.temperature, "ece_uncalibrated": 1.0}
     return {key: calibration_error(outputs.logits, outputs.labels, each) for key, each in temperatures.items()}
 

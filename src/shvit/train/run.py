@@ -26,7 +26,7 @@ from ..tasks import kind_of
 from .budget import Choice, choices, fit
 from .checkpoint import NAMES as CHECKPOINTS
 from .distributed import ProcessGroup
-from .finish import complete_run
+from .finish import finish_run
 from .idle import refuse_idle
 from .loop import Trainer
 from .profile import Profile, time_steps
@@ -117,7 +117,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
                 if group.is_main:
                     group.mark_begun(run)
                 group.on_main(lambda: _prepare(plan, request.data, out, trainer.facts, reporter))
-            return replace(complete_run(trainer, trainer.run(resume), request.workers), choices=plan.choices)
+            return replace(finish_run(trainer, trainer.run(resume), request.workers), choices=plan.choices)
 
 
 def profile(request: TrainRequest) -> Profile:
