@@ -140,10 +140,10 @@ def main() -> None:
     if not args.judge:
         return
     recipe = json.loads((args.runs / f"sampling-{args.seeds[0]}" / "recipe.json").read_text())["recipe"]
-    gains = {balance: gain(rows, balance, "validation") for balance in ("sampling", "loss")}
+    gains = {balance: gain(rows, balance, "validation") for balance in args.balances if balance != "none"}
     result = {
         "what": f"{Path(args.model).stem}, {args.recipe}, on {args.data.name} with {args.images} or "
-        f"{args.images // args.ratio} training images per class: --balance sampling and loss against none",
+        f"{args.images // args.ratio} training images per class: --balance {' and '.join(gains)} against none",
         "value": gains["sampling"]["mean"],
         "unit": "gain of --balance sampling in points of balanced accuracy on the validation images, mean over seeds",
         "gains": gains,
