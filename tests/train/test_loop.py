@@ -76,7 +76,8 @@ def test_it_learns_and_writes_all_files(folder, start, tmp_path):
     assert not result.interrupted
     names = {path.name for path in (tmp_path / "run").iterdir()}
     states = {"state.pt", "state.previous.pt"}
-    assert names == states | {"best.safetensors", "last.safetensors", "recipe.json", "metrics.jsonl", "curves.png"}
+    models, rows = {"best.safetensors", "last.safetensors"}, {"metrics.jsonl", "curves.png"}
+    assert names == states | models | rows | {"recipe.json", "report.html"}
     best = shvit.load(tmp_path / "run" / "best.safetensors")
     assert best.classes == ("dark", "light")
     assert best.metrics["top1"] == 1.0
