@@ -6,15 +6,14 @@ center crop contains no mark, and a random square crop contains at most one. Pos
 marks vary, and the texture has the same distribution for all classes.
 
 The runs of a seed use the same images and, apart from `--fit`, the same settings: `shvit train` with its defaults, from
-random weights. Only the last epoch is evaluated.
+random weights. Only the last epoch is evaluated. Images and runs are kept in --runs: a stopped run is resumed.
 
-    python benchmarks/letterbox.py
+    python benchmarks/letterbox.py --runs ../runs/letterbox
 """
 
 import argparse
 import json
 import statistics
-import tempfile
 from collections.abc import Callable
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -66,15 +65,18 @@ def write_images(folder: Path, seed: int, train_images: int, val_images: int) ->
 
 
 def top1(data: Path, out: Path, fit: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train once. Returns the accuracy after the last epoch, and the recipe."""
+    """Train once, or resume a run. Returns the accuracy after the last epoch, and the recipe."""
     chosen = {**settings, "fit": fit, "eval_every": settings["epochs"]}
-    result = train(TrainRequest(str(data), out=out, model="shvit_s1", device="cpu", workers=1, settings=chosen))
+    begun = (out / "recipe.json").exists()
+    request = TrainRequest(str(data), out=out, resume=begun, model="shvit_s1", device="cpu", workers=1, settings=chosen)
+    result = train(request)
     recipe = json.loads((out / "recipe.json").read_text())["recipe"]
     return {"fit": fit, "seed": settings["seed"], "top1": result.best["top1"], "recipe": recipe}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="folder for images and runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--image-size", type=int, default=64)
@@ -87,11 +89,12 @@ def main() -> None:
     about, runs = facts(), []
     for seed in args.seeds:
         settings = {"epochs": args.epochs, "image_size": args.image_size, "seed": seed}
-        with tempfile.TemporaryDirectory() as folder:
-            write_images(Path(folder) / "data", seed, args.train_images, args.val_images)
-            for fit in FITS:
-                runs.append(top1(Path(folder) / "data", Path(folder) / fit, fit, settings))
-                print(f"seed {seed}, {fit}: top-1 {runs[-1]['top1']:.1%}", flush=True)
+        data = args.runs / f"data-{seed}"
+        if not data.exists():
+            write_images(data, seed, args.train_images, args.val_images)
+        for fit in FITS:
+            runs.append(top1(data, args.runs / f"{fit}-{seed}", fit, settings))
+            print(f"seed {seed}, {fit}: top-1 {runs[-1]['top1']:.1%}", flush=True)
     means = {fit: statistics.mean(run["top1"] for run in runs if run["fit"] == fit) for fit in FITS}
     result = {
         "what": f"shvit_s1 on {WIDTH}x{HEIGHT} images whose classes show at both ends, at {args.image_size} pixels",
