@@ -60,7 +60,7 @@ class Report:
         """The calibration error of a classifier with its temperature (`ece`) and without (`ece_uncalibrated`), the
         threshold for the target accuracy, and what was stored."""
         outputs = getattr(self.evaluation, "outputs", None)
-        if outputs is None:
+        if outputs is None or not kind_of(self.model_file.task).labels_images:
             return {}
         temperature = self.model_file.calibration.temperature
         found: dict[str, Any] = {"ece": calibration_error(outputs.logits, outputs.labels, temperature)}
