@@ -214,7 +214,7 @@ def test_tables_of_objects(run, start, tmp_path):
 def test_a_resumed_run_ends_with_the_same_weights(start, tmp_path, monkeypatch, task, workers):
     data = squares(tmp_path / "data", 6)
     nothing = ObjectsEvaluation(("bright", "dark"), {"bbox": {"AP": 0.0, "AP50": 0.0}}, {"bbox": [0.0, 0.0]}, 1)
-    monkeypatch.setattr(Detect, "evaluate", lambda *_: nothing)  # the slowest part of such a short run
+    monkeypatch.setattr(Detect, "evaluate", lambda *_, **__: nothing)  # the slowest part of such a short run
     few = {"proposals": 8} if task == "segment" else {}
     begin(data, start, tmp_path / "whole", task, workers, **few)
     step, taken = Trainer.train_step, []

@@ -163,7 +163,7 @@ def test_a_cache_changes_no_bit_of_a_resumed_run_and_saves_the_teacher_work(fold
 
 
 def test_a_cache_without_a_teacher_is_refused(folder, tmp_path):
-    with pytest.raises(shvit.InputError, match="needs a teacher, but recipe scratch has none"):
+    with pytest.raises(shvit.InputError, match="needs a teacher, but recipe finetune has none"):
         train(
             TrainRequest(
                 folder, out=tmp_path / "run", device="cpu", teacher_cache=tmp_path, settings={"image_size": 32}

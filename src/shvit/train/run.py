@@ -1,7 +1,7 @@
 """Runs a training request and writes the files in the run's folder."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,6 +95,7 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
     if request.out is None:
         raise InputError("train needs --out: a new folder, or with --resume the folder of the run to resume")
     check_at_least(1, save_every=request.save_every)
+    check_at_least(0, workers=request.workers)
     _check_tracker(request.track)
     out, group = Path(request.out), ProcessGroup.from_environment()
     device = group.device(pick_device(request.device))
@@ -153,8 +154,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
     family = kind_of(task).recipe_family
     named = {key: value for key, value in request.settings.items() if value is not None}
     model, name = _model_and_recipe(request, family)
-    with _or_fresh(request.model):
-        variant = variant_of(model)
+    variant = variant_of(model)
     draft = make_recipe(name, variant, named, family)
     if draft.name in NEEDS_TRAINED_WEIGHTS and not is_trained(model):
         published = f"{model if model in VARIANTS else 'shvit_s1'}.in1k"
@@ -163,9 +163,18 @@ def _planned(request: TrainRequest) -> TrainPlan:
             f"published weights such as {published}"
         )
     source = _opened(request.data, task, draft)
-    with _or_fresh(request.model):
-        start = starting_point(model, source, draft, task)
+    if request.teacher_cache is not None and draft.teacher is None:
+        raise InputError(f"--teacher-cache needs a teacher, but recipe {draft.name} has none: add --teacher")
     images = len(source.train)
+    try:
+        start = starting_point(model, source, draft, task)
+    except WeightsMissing as error:
+        refuse_idle(
+            fit(draft, images, frozenset(named)), named, source.drawn
+        )  # what is wrong comes before what is missing
+        if request.model is not None:
+            raise
+        raise WeightsMissing(f"{error}; or train from random weights with --model {DEFAULT_MODEL}") from None
     recipe = fit(draft, images, frozenset(named), start.preprocess.image_size)
     refuse_idle(recipe, named, source.drawn)
     changed = choices(make_recipe(recipe.name, variant, {}, family), recipe, images, named)
@@ -182,17 +191,6 @@ def _model_and_recipe(request: TrainRequest, family: str) -> tuple[str, str]:
     recipe = request.recipe or tuned or TASK_RECIPES[family][0]
     published = recipe in NEEDS_TRAINED_WEIGHTS
     return f"{DEFAULT_MODEL}.in1k" if published else DEFAULT_MODEL, recipe
-
-
-@contextmanager
-def _or_fresh(model: str | None) -> Iterator[None]:
-    """If the default model's weights are missing, name the other way to train: random weights."""
-    try:
-        yield
-    except WeightsMissing as error:
-        if model is not None:
-            raise
-        raise WeightsMissing(f"{error}; or train from random weights with --model {DEFAULT_MODEL}") from None
 
 
 def _resumed(request: TrainRequest, out: Path) -> TrainPlan:

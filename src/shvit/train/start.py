@@ -113,12 +113,10 @@ def make_task(
     """The task to train. If the recipe has a teacher, the task distills from it.
 
     Raises:
-        InputError: The teacher cannot teach the student, or `teacher_cache` is set but there is no teacher.
+        InputError: The teacher cannot teach the student.
     """
     task: Any = kind_of(start.task).from_recipe(source.classes, recipe, device)
     if recipe.teacher is None:
-        if teacher_cache is not None:
-            raise InputError(f"--teacher-cache needs a teacher, but recipe {recipe.name} has none: add --teacher")
         return task
     trained, dtype = load_model(recipe.teacher), DTYPES[pick_precision(recipe, device)]
     need_classifier(trained, "distillation")
