@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 
 import pytest
+from PIL import Image, ImageOps
 
 import shvit
 from conftest import telling_apart, write_coco, write_pictures
@@ -180,6 +181,8 @@ def test_a_temperature_that_cannot_be_fitted_is_said(folder, start, tmp_path, mo
 def test_a_detector_has_no_temperature_but_a_test(tmp_path, monkeypatch):
     pytest.importorskip("faster_coco_eval")
     data = write_coco(tmp_path / "coco")
+    for path in (data / "val2017").iterdir():  # not the pixels of a training image
+        ImageOps.invert(Image.open(path).convert("RGB")).save(path)
     opened = run_module._opened
     monkeypatch.setattr(
         run_module, "_opened", lambda *given: (lambda source: replace(source, test=source.val))(opened(*given))

@@ -437,12 +437,12 @@ def test_a_timm_model_trains_through_the_same_loop(folder, tmp_path):
 
 def test_fine_tuning_starts_from_the_weights(folder, start, tmp_path):
     run(folder, start, tmp_path / "first", epochs=8)
-    best = str(tmp_path / "first" / "best.safetensors")
+    trained = str(tmp_path / "first" / "last.safetensors")
     result = train(
         TrainRequest(
             folder,
             out=tmp_path / "second",
-            model=best,
+            model=trained,
             recipe="finetune",
             device="cpu",
             workers=0,

@@ -172,7 +172,7 @@ def test_every_change_by_fit_has_a_reason(images):
 
 def test_fine_tuning_has_half_the_learning_rate_of_adamw_from_scratch():
     from_scratch = fit(
-        replace(scratch(), epochs=20, warmup_epochs=1, cooldown_epochs=0, optimizer="adamw"),
+        replace(scratch(), epochs=15, warmup_epochs=1, cooldown_epochs=0, optimizer="adamw"),
         5000,
         frozenset({"optimizer"}),
     )
