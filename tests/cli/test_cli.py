@@ -114,7 +114,7 @@ def test_predictions_as_files(run, folder, model, tmp_path, suffix):
         else:
             parquet = pytest.importorskip("pyarrow.parquet")
             rows = parquet.read_table(out).to_pylist()
-        assert set(rows[0]) == {"path", "labels", "scores", "error"}
+        assert set(rows[0]) == {"path", "labels", "scores", "error", "uncertain"}
         errors = [row["error"] or "" for row in rows]
         scores = [sum(row["scores"]) for row in rows if not row["error"]]
     assert len(rows) == 14
