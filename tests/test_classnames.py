@@ -25,6 +25,8 @@ from shvit.tasks.classify_evaluation import ClassifyEvaluation, draw_confusion
 class Shade(torch.nn.Module):
     """Classifies images by brightness: logit i is the highest for the i-th of these shades."""
 
+    name, precision = "shade", "fp32"
+
     def __init__(self, count, shades):
         super().__init__()
         self.centers = torch.full((count,), 1e3)

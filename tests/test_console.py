@@ -59,7 +59,20 @@ def test_help_on_an_ascii_console():
 
 
 def test_training_on_an_ascii_console(folder, tmp_path):
-    flags = ["--epochs", 1, "--image-size", 32, "--batch-size", 20, "--workers", 0, "--device", "cpu"]
+    flags = [
+        "--model",
+        "shvit_s1",
+        "--epochs",
+        1,
+        "--image-size",
+        32,
+        "--batch-size",
+        20,
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+    ]
     done = shvit("train", folder, "--out", tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
     assert b"epoch 1/1 - loss" in done.stdout

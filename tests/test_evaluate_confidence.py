@@ -138,7 +138,7 @@ def test_a_new_temperature_removes_the_threshold_of_the_old_one(run, path, unsur
         (["--target-accuracy", "0"], "must be above 0 and below 1"),
         (["--target-accuracy", "nan"], "must be above 0 and below 1"),
         (["--store", "--split", "train"], "not --split train"),
-        (["--store", "--fit", "squash"], "leave out --fit"),
+        (["--store", "--fit", "stretch"], "leave out --fit"),
     ],
 )
 def test_bad_requests(run, path, mixed, flags, message):

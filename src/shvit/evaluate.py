@@ -101,6 +101,8 @@ def evaluate(request: EvalRequest) -> Report:
     elif request.raw_cells:
         raise InputError("--raw-cells has no effect without --out: remove it")
     stored = load(request.model)
+    if request.store and request.fit not in (None, stored.preprocess.fit):
+        raise InputError("--store fits the temperature for the fit in the model file: leave out --fit")
     model_file = with_fit(stored, request.fit)
     _check_confidence(request, model_file, stored)
     source = open_as_trained(request.data, model_file, request.split)
@@ -130,8 +132,6 @@ def _check_confidence(request: EvalRequest, model: Runnable, stored: Runnable) -
         raise InputError(
             f"--store needs images that are used neither for training nor for the test, not --split {request.split}"
         )
-    if model != stored:
-        raise InputError("--store fits the temperature for the fit in the model file: leave out --fit")
 
 
 def with_confidence(report: Report, request: EvalRequest) -> Report:
