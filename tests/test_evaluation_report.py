@@ -43,11 +43,6 @@ def test_eval_writes_the_page(tmp_path, folder, tiny, run):
     assert "http" not in page
 
 
-def test_without_out_no_outputs_are_kept(folder, tiny):
-    report = evaluate_model(tiny, engines.load(tiny, device="cpu"), open_source(folder))
-    assert report.evaluation.outputs is None
-
-
 def test_an_exported_model_has_a_page(tmp_path, folder, tiny, run):
     pytest.importorskip("onnxruntime")
     save(tiny, tmp_path / "m.safetensors")

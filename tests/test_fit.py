@@ -228,6 +228,7 @@ def test_a_letterboxed_run_learns_what_crops_cannot_see(tmp_path):
     read = EvalReader(Preprocess(32))
     assert torch.equal(*(read(tmp_path / "val" / label / "0.png") for label in ("dark", "light")))
     settings = {"epochs": 10, "eval_every": 10, "batch_size": 8, "lr": 1e-2, "lr_batch": 8, "compile": "off"}
-    request = TrainRequest(str(tmp_path), out=tmp_path / "run", model=str(tmp_path / "start.safetensors"))
-    settings |= {"precision": "fp32", "fit": "letterbox"}
+    start = str(tmp_path / "start.safetensors")
+    request = TrainRequest(str(tmp_path), out=tmp_path / "run", model=start, recipe="scratch")
+    settings |= {"precision": "fp32", "fit": "letterbox", "epochs": 20, "eval_every": 20}
     assert train(replace(request, device="cpu", workers=0, settings=settings)).best["top1"] == 1.0
