@@ -81,7 +81,7 @@ class Finding:
     score: float | None = None
     """Severity. Probable label errors: 1 minus the probability of the label. Near-duplicates: similarity, at most 1."""
     other_image: str = ""
-    """The image of which a near-duplicate is a copy (or the original, since the direction is not known)."""
+    """For near-duplicates: the other image of the pair. Which one is the original is not known."""
     index: int | None = None
     """Index of the image; None for a class."""
     other_index: int | None = None

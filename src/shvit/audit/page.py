@@ -26,7 +26,7 @@ ADVICE = {
     "label_error": "The label of these images is probably wrong: a classifier that was fitted to the other images is "
     "confident that they belong to another class. Check them from the top; the share of real errors falls towards the "
     "end.",
-    "duplicate_other_label": "The same picture has two labels, at least one of which is wrong. Correct one label, or "
+    "duplicate_other_label": "The same picture has two different labels, so one is wrong. Correct the label, or "
     "remove both images.",
     "duplicate_across_splits": "Copies of a picture are in two splits: a model would be evaluated on an image that it "
     "was trained on. Remove one of them.",

@@ -163,7 +163,7 @@ class TimmInterface(nn.Module):
             stage.grad_checkpointing = enable  # pyright: ignore[reportArgumentType]
 
     def no_weight_decay(self) -> set[str]:
-        """Empty: timm excludes one-dimensional parameters from weight decay by itself, and SHViT needs no others."""
+        """Empty. timm already excludes one-dimensional parameters from weight decay; SHViT excludes no others."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

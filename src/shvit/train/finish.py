@@ -5,17 +5,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from .. import modelfile
 from ..confidence import UNCALIBRATED, Calibration, calibration_error, fitted_calibration
 from ..data.loader import Batch, Loader, worker_death_as_failure
 from ..errors import Failure, InputError, counted, few
 from ..evaluate import unfitted
 from ..evaluation_report import PAGE
-from ..model.fuse import fuse
 from ..modelfile import ModelFile
-from ..tasks.base import Evaluation, Predict
+from ..tasks.base import Evaluation
 from ..tasks.labelled_data import choose_split
 from .loop import Trainer
 from .progress import TrainResult
@@ -121,15 +118,4 @@ def _evaluated(trainer: Trainer, best: ModelFile, split: Any, workers: int) -> E
                 raise _Stopped
             yield each
 
-    return task.evaluate(_predictor(trainer, best.model), batches(), keep=True)
-
-
-def _predictor(trainer: Trainer, model: Any) -> Predict:
-    network = fuse(model).to(trainer.device, memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        with trainer.autocast:
-            return network(trainer.normalize(images))
-
-    return predict
+    return task.evaluate(trainer.validate.predict(best.model), batches(), keep=True)

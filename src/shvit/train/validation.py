@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..data.loader import Loader
 from ..data.transforms import Normalize
 from ..model.fuse import fuse
-from ..tasks.base import Task
+from ..tasks.base import Predict, Task
 from .bad_images import BadImages
 from .distributed import ProcessGroup
 
@@ -41,14 +41,18 @@ class Validator:
 
     def __call__(self, network: nn.Module) -> dict[str, Any]:
         """The metrics of a network, which stays as it is. Raises TrainError if too many images cannot be used."""
-        fused: Any = fuse(network).to(memory_format=torch.channels_last)  # pyright: ignore
-
-        @torch.inference_mode()
-        def predict(images: UInt8[Tensor, "b 3 h w"]) -> Any:
-            with self._autocast:
-                return fused(self._normalize(images))
-
-        evaluation = self._task.evaluate(predict, self._loader, self._group.gather)
+        evaluation = self._task.evaluate(self.predict(network), self._loader, self._group.gather)
         self._bad.val |= evaluation.bad
         self._bad.check("val")
         return evaluation.metrics()
+
+    def predict(self, network: nn.Module) -> Predict:
+        """A function from uint8 images to the raw outputs of a network, fused and in the precision of training."""
+        fused: Any = fuse(network).to(self._normalize.mean.device, memory_format=torch.channels_last)  # pyright: ignore
+
+        @torch.inference_mode()
+        def run(images: UInt8[Tensor, "b 3 h w"]) -> Any:
+            with self._autocast:
+                return fused(self._normalize(images))
+
+        return run
