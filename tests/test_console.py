@@ -75,7 +75,7 @@ def test_training_on_an_ascii_console(folder, tmp_path):
     ]
     done = shvit("train", folder, "--out", tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr
-    assert b"epoch 1/1 - loss" in done.stdout
+    assert b"epoch 1/1 - training loss" in done.stdout
     assert (tmp_path / "run" / "best.safetensors").exists()
 
 

@@ -162,6 +162,12 @@ def calibration_error(logits: Logits, labels: Labels, temperature: float = 1.0) 
     return expected_calibration_error(*top1_scores(logits, labels, temperature))
 
 
+def calibration_errors(logits: Logits, labels: Labels, temperature: float) -> dict[str, float]:
+    """The calibration error with the temperature (`ece`) and without it (`ece_uncalibrated`), as metrics."""
+    temperatures = {"ece": temperature, "ece_uncalibrated": 1.0}
+    return {key: calibration_error(logits, labels, each) for key, each in temperatures.items()}
+
+
 def _slope(logits: Logits, labels: Labels, inverse: float) -> tuple[float, float]:
     """First and second derivative of the mean cross-entropy by 1 / temperature."""
     first = second = 0.0

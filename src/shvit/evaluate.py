@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import engines, modelfile
-from .confidence import Calibration, Threshold, calibration_error, choose_threshold, fitted_calibration, top1_scores
+from .confidence import Calibration, Threshold, calibration_errors, choose_threshold, fitted_calibration, top1_scores
 from .data.coco import CocoDataset, CocoSplit
 from .data.dataset import Dataset, Split
 from .data.loader import Loader, worker_death_as_failure
@@ -63,9 +63,9 @@ class Report:
         if outputs is None or not kind_of(self.model_file.task).labels_images:
             return {}
         temperature = self.model_file.calibration.temperature
-        found: dict[str, Any] = {"ece": calibration_error(outputs.logits, outputs.labels, temperature)}
-        if temperature != 1 or not isinstance(self.model_file, engines.Exported):  # whose networks contain it
-            found["ece_uncalibrated"] = calibration_error(outputs.logits, outputs.labels)
+        found: dict[str, Any] = dict(calibration_errors(outputs.logits, outputs.labels, temperature))
+        if temperature == 1 and isinstance(self.model_file, engines.Exported):  # whose networks contain it
+            del found["ece_uncalibrated"]
         if self.target_accuracy is not None:
             found["target_accuracy"] = self.target_accuracy
             found["threshold"] = self.threshold and self.threshold.to_dict()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .data.splits import SPLIT_ADJECTIVES
 from .engines import Exported, Runnable
 from .engines.base import Engine
 from .errors import counted
@@ -33,7 +34,7 @@ def write_evaluation_report(
         data: The dataset, for the text.
     """
     part, model = task_of(subject.model).report(evaluation, subject), subject.model
-    images = counted(evaluation.images, f"{split_in_words(split)} image".strip())
+    images = counted(evaluation.images, f"{SPLIT_ADJECTIVES.get(split, '')} image".strip())
     page = Page(
         title=f"{name_of(model)} on {Path(data).name or data}",
         lead=f"Evaluated on {images} at {model.preprocess.image_size} pixels, with {_engine_in_words(engine)}.",
@@ -45,11 +46,6 @@ def write_evaluation_report(
     )
     save_page(page, out / PAGE)
     return out / PAGE
-
-
-def split_in_words(split: str) -> str:
-    """The split as an adjective of images: `validation`. Empty for all images."""
-    return {"val": "validation", "train": "training", "all": ""}.get(split, split)
 
 
 def name_of(model: Runnable) -> str:
@@ -76,12 +72,11 @@ def speed_section(model: Runnable, engine: Engine) -> Section:
         Column("images/s", "{:,.0f}"),
         Column("calls"),
     )
-    threads = getattr(engine, "threads", None)
-    device, hardware = str(getattr(engine, "device", "cpu")), facts()["hardware"]
+    device, hardware = engine.device, facts()["hardware"]
     if device.startswith("cuda"):
         hardware = {**hardware, "gpu": torch.cuda.get_device_name(device)}
     where = hardware_in_words(hardware)
-    used = counted(threads or torch.get_num_threads(), "thread") if device == "cpu" else "GPU"
+    used = counted(engine.threads or torch.get_num_threads(), "thread") if device == "cpu" else "GPU"
     text = (
         f"{_engine_in_words(engine).capitalize()} on {where}, {used}, at {side} pixels, without decoding.",
         "A short measurement on a machine that may be busy. For exact numbers, use shvit bench.",

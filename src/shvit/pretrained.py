@@ -155,7 +155,7 @@ def transfer(trained: Model, architecture: Architecture, fresh_head: bool = Fals
     if trained.architecture.in_channels == 3 != architecture.in_channels:
         source |= _adapted_to_channels(trained, source, architecture.in_channels)
     if fresh_head or trained.architecture.num_classes != architecture.num_classes:
-        heads = _head_prefixes(model)
+        heads = head_prefixes(model)
         source = {key: value for key, value in source.items() if not key.startswith(heads)}
     if trained.architecture.distilled and not architecture.distilled:
         source = {key: value for key, value in source.items() if not key.startswith("distillation_head.")}
@@ -176,7 +176,7 @@ def zero_head(model: Model) -> None:
     Random heads begin with a loss far above that of equal probabilities, most of all those of timm's networks for few
     classes, and the first steps then damage the trained backbone.
     """
-    heads = _head_prefixes(model)
+    heads = head_prefixes(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(heads):
@@ -383,11 +383,12 @@ def _downloading(name: str, advice: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _head_prefixes(model: Model) -> tuple[str, ...]:
+def head_prefixes(model: Model) -> tuple[str, ...]:
+    """How the names of the classifier's weights begin: its linear layers, without their norms."""
     if model.architecture.detector:
         return getattr(model, "class_layers")  # noqa: B009
     if isinstance(model, TimmModel):
         classifier = model.pretrained_cfg["classifier"]
         names = (classifier,) if isinstance(classifier, str) else classifier
         return tuple(f"network.{name}." for name in names)
-    return ("head.linear.", "distillation_head.")
+    return ("head.linear.", "distillation_head.linear.")

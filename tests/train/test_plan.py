@@ -9,8 +9,9 @@ import torch
 from rich.console import Console
 
 import shvit
-from conftest import random_images
+from conftest import random_images, tiny_architecture
 from shvit.data.sources import open_source
+from shvit.pretrained import zero_head
 from shvit.train.plan import faster_settings
 from shvit.train.progress import Progress, Reporter
 from shvit.train.recipes import finetune, scratch, small
@@ -45,6 +46,16 @@ def test_fine_tuning_begins_with_equal_probabilities(folder, tiny, tmp_path):
     shvit.save(tiny, path)  # the same classes: the trained head stays
     kept = starting_point(str(path), source, finetune())
     assert torch.equal(kept.model.eval()(images), tiny.model.eval()(images))
+
+
+def test_both_heads_of_a_distilled_network_learn_from_zero():
+    network = tiny_architecture(distilled=True).build().train()
+    zero_head(network)
+    outputs = network(random_images(8, 32) / 255)
+    sum(torch.nn.functional.cross_entropy(logits, torch.arange(8) % 2) for logits in outputs).backward()
+    for head in (network.head, network.distillation_head):
+        assert not head.linear.weight.any()
+        assert head.linear.weight.grad.any()
 
 
 class Clock:

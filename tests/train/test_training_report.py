@@ -35,7 +35,7 @@ def test_a_run_has_a_page(folder, tmp_path, monkeypatch, tiny):
 
 
 def test_the_test_split_stands_apart(tiny):
-    cards = Classify.cards({"top1": 0.5, "images": 10})
+    cards = Classify(tiny.classes).cards({"top1": 0.5, "images": 10})
     from dataclasses import replace
 
     [only] = _headlines(Classify(tiny.classes), cards, tiny)
@@ -43,16 +43,16 @@ def test_the_test_split_stands_apart(tiny):
     tested = replace(tiny, metrics={"top1": 0.5, "images": 10, "test": {"top1": 0.25, "top5": 1.0, "images": 8}})
     test, validation = _headlines(Classify(tiny.classes), cards, tested)
     assert test.title == "Test split"
-    assert [card.value for card in test.cards] == ["25.0 %", "100.0 %", "8"]
+    assert [card.value for card in test.cards] == ["25.0 %", "8"]  # with two classes, the top-5 accuracy says nothing
     assert test.cards[0].interval == pytest.approx((0.0715, 0.5907), abs=1e-3)  # 2 of 8, by Wilson's formula
     assert (validation.title, validation.cards) == ("Validation split", cards)
 
 
 def test_curves_have_every_epoch_and_the_best():
     rows = [
-        {"epoch": 1, "train_loss": 2.0, "lr": 1e-3, "ema_top1": 0.5, "loss": 1.8},
+        {"epoch": 1, "train_loss": 2.0, "lr": 1e-3, "ema_top1": 0.5, "top1": 0.5, "loss": 1.8},
         {"epoch": 2, "train_loss": 1.0, "lr": 5e-4},
-        {"epoch": 3, "train_loss": 0.5, "lr": 1e-4, "ema_top1": 0.75, "model_top1": 0.7, "loss": 0.9},
+        {"epoch": 3, "train_loss": 0.5, "lr": 1e-4, "ema_top1": 0.75, "model_top1": 0.7, "top1": 0.75, "loss": 0.9},
     ]
     loss, metric, rate = _curves(rows, 3)
     assert loss.svg.count("<circle") == 5
@@ -60,6 +60,8 @@ def test_curves_have_every_epoch_and_the_best():
     assert [name for name, _ in metric.legend] == ["weights", "EMA weights"]
     assert rate.svg.count("<circle") == 3
     assert _curves([], None) == ()
+    by_loss = [{"epoch": 1, "lr": 1e-3, "train_loss": 2.0, "ema_loss": 1.8, "model_loss": 1.9, "loss": 1.8}]
+    assert "best epoch: 1.8<" in _curves(by_loss, 1)[1].svg
 
 
 def test_what_is_counted_depends_on_the_task(folder, tmp_path):

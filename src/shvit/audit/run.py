@@ -51,7 +51,7 @@ class Audit:
     seconds: dict[str, float]
     """Duration of each stage: images, duplicates, labels."""
     agreement: float | None = None
-    """Share of the labels with which the classifier agrees that was fitted to the other images."""
+    """Share of the labels that a classifier predicts, too, when it is fitted to the other images."""
     unchecked: str = ""
     """Why labels were not checked; empty if they were."""
     files: tuple[Path, ...] = ()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from ..console import say, show_table
+from ..data.splits import SPLIT_ADJECTIVES
 from ..errors import counted
 from ..redact import redacted
 from ..requests.eval import EvalRequest
@@ -38,8 +39,7 @@ def evaluate(request: EvalRequest, *, json: Json = False) -> dict[str, Any]:
 def show(console: Console, report: "Report") -> None:
     """Print the accuracy, the tables of the task, and the paths of the written files."""
     evaluation, engine, speed = report.evaluation, report.engine, report.to_dict()["images_per_second"]
-    of_split = {"val": "validation ", "train": "training ", "test": "test "}.get(report.chosen.split, "")
-    images = counted(evaluation.images, f"{of_split}image")
+    images = counted(evaluation.images, f"{SPLIT_ADJECTIVES.get(report.chosen.split, '')} image".strip())
     say(console, f"{evaluation.summary()} on {images} ({engine.name}, {engine.precision}, {speed:.0f} images/s)")
     for line in confidence_lines(report):
         say(console, line)

@@ -68,7 +68,9 @@ def _show_model(console: Console, facts: dict[str, Any]) -> None:
 def _confidence(calibration: dict[str, Any]) -> Iterator[str]:
     """Temperature, calibration error and threshold, as far as the file has them."""
     if calibration["images"]:
-        yield f"temperature {calibration['temperature']:.3f}, fitted on {counted(calibration['images'], 'image')}"
+        own = calibration["temperature"] != 1  # exported networks contain it
+        how = f"temperature {calibration['temperature']:.3f}, fitted" if own else "calibrated"
+        yield f"{how} on {counted(calibration['images'], 'image')}"
     if "ece_after" in calibration:
         yield f"expected calibration error {calibration['ece_after']:.2%} on these images"
     if "threshold" in calibration:

@@ -35,7 +35,9 @@ def is_annotations(path: Path) -> bool:
 
 
 def files_by_split(root: Path) -> dict[str, Path]:
-    """The annotation files by split: `train`, `val` and `test`, or `all` for a single file. `val` or `test` may lack.
+    """The annotation files by split: `train`, `val` and `test`, or `all` for a single file.
+
+    `val` or `test` may be missing.
 
     Raises:
         DataError: The split of a file is ambiguous.

@@ -95,6 +95,10 @@ class Engine:
     """Whether the engine runs detectors on images that differ in size (`preprocess.fit` is `shorter`)."""
     profiled: ClassVar[bool] = False
     """Whether PyTorch's profiler records the engine's operations on the CPU."""
+    device: str = "cpu"
+    """Where the network runs, such as cuda:0."""
+    threads: int | None = None
+    """CPU threads that were asked for; None for the default."""
     runs: ClassVar[Precisions] = {}
     """Precisions in which the engine runs each kind of network on at least one device."""
     writes: ClassVar[Precisions] = {}

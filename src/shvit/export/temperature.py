@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..model.timm_model import TimmModel
 from ..modelfile import ModelFile
+from ..pretrained import head_prefixes
 
 
 @torch.no_grad()
@@ -20,9 +20,7 @@ def with_folded_temperature(model_file: ModelFile) -> ModelFile:
     if temperature == 1:
         return model_file
     network: Any = copy.deepcopy(model_file.model)
-    inner: Any = network.network if isinstance(network, TimmModel) else network
-    names = inner.pretrained_cfg["classifier"]
-    for name in (names,) if isinstance(names, str) else names:  # two layers, whose mean is the output, if distilled
-        for weights in inner.get_submodule(name).parameters():
+    for name, weights in network.named_parameters():
+        if name.startswith(head_prefixes(network)):  # two layers, whose mean is the output, if distilled
             weights.div_(temperature)
     return replace(model_file, model=network, calibration=replace(model_file.calibration, temperature=1.0))

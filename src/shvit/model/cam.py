@@ -18,10 +18,11 @@ MAPS = 2
 def activation_maps(
     model: nn.Module, images: Float[Tensor, "b 3 h w"], classes: Int64[Tensor, " b"]
 ) -> Float[Tensor, "b h2 w2"] | None:
-    """How much each place in an image speaks for a class, from 0 to 1 for the most important place.
+    """The importance of each position in an image for a class, from 0 to 1.
 
-    A place counts by the sum of its activations, each weighted by the logit's gradient, if this sum is positive. The
-    result is the mean over the last `MAPS` feature maps, each divided by its maximum, at the size of the finest one.
+    The importance of a position is the sum of its activations, each weighted by the gradient of the logit, or 0 if this
+    sum is negative. The result is the mean over the last `MAPS` feature maps, each divided by its maximum,
+    at the size of the finest one.
 
     Args:
         model: A network from `create_model`, not folded. It is not changed.
@@ -43,7 +44,7 @@ def activation_maps(
             if not features or not all(isinstance(each, Tensor) and each.ndim == 4 for each in features):
                 return None
             gradients = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), features)
-    except AttributeError:  # timm names a part that is no module
+    except AttributeError:  # timm lists a feature that is not a module
         return None
     finally:
         for handle in handles:

@@ -25,7 +25,8 @@ class AuditRequest:
     """New folder for audit.csv and report.html."""
     model: str = "shvit_s1.in1k"
     """Model whose features the labels are checked with: published weights (such as shvit_s1.in1k or timm/NAME) or a
-    model file. Its classes do not matter. With none, labels are not checked, and no network runs."""
+    model file. Its classes do not matter. none: no network runs, and labels are
+    not checked."""
     folds: int = 5
     """Number of parts of the dataset. A classifier that is fitted to the other parts checks the labels of each part."""
     seed: int = 0

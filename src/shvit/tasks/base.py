@@ -309,8 +309,7 @@ class Task(Protocol):
         """What is counted in a split (`images` or `objects`), and how many there are of each class."""
         ...
 
-    @staticmethod
-    def cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
+    def cards(self, metrics: Mapping[str, Any]) -> tuple[Card, ...]:
         """Headline numbers of a report, from the metrics of a model file. By default, there are none."""
         return ()
 

@@ -293,12 +293,10 @@ class Classify(Task):
 
     @staticmethod
     def class_counts(split: Any, classes: int) -> tuple[str, np.ndarray]:
-        labels = np.asarray(split.labels, np.int64)
-        return "images", np.bincount(labels[labels >= 0], minlength=classes)  # a bad image may have no label
+        return "images", split.class_counts(classes)
 
-    @staticmethod
-    def cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
-        return class_cards(metrics)
+    def cards(self, metrics: Mapping[str, Any]) -> tuple[Card, ...]:
+        return class_cards(metrics, len(self.classes))
 
     def report(self, evaluation: ClassifyEvaluation, subject: ReportSubject) -> TaskReport:
         """Scores of each class, confusions, mistakes, calibration, and where the network looks."""

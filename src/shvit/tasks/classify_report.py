@@ -45,11 +45,13 @@ FIRST_IMAGES = 20
 TARGET = 0.99
 
 
-def class_cards(metrics: Mapping[str, Any], evaluation: ClassifyEvaluation | None = None) -> tuple[Card, ...]:
+def class_cards(
+    metrics: Mapping[str, Any], classes: int, evaluation: ClassifyEvaluation | None = None
+) -> tuple[Card, ...]:
     """The headline numbers of a classifier. With an evaluation, averages over classes have intervals, too."""
     images, bad = int(metrics["images"]), metrics.get("bad_images", 0)
     shares = {"top1": "Top-1 accuracy", "top5": "Top-5 accuracy"}
-    if evaluation and len(evaluation.classes) <= 5:
+    if classes <= 5:
         del shares["top5"]
     averages = {
         "balanced_accuracy": ("Balanced accuracy", "mean recall of the classes", balanced_accuracy_interval),
@@ -86,7 +88,7 @@ def report_classes(task: Any, evaluation: ClassifyEvaluation, subject: ReportSub
         others = np.random.default_rng(0).permutation(np.flatnonzero(right))
         findings += more
         sections += [looks.mistakes(mistakes), trust, looks.places(others)]
-    return TaskReport(class_cards(metrics, evaluation), tuple(findings), tuple(sections))
+    return TaskReport(class_cards(metrics, len(evaluation.classes), evaluation), tuple(findings), tuple(sections))
 
 
 def _score(value: float) -> str:
@@ -191,7 +193,7 @@ def _trust(
     if temperature != 1:
         before = expected_calibration_error(top1_scores(outputs.logits, outputs.labels)[0], right)
         text.append(
-            f"The logits are divided by the temperature {temperature:.3g}. Without it, it is {percent(before)}."
+            f"The logits are divided by the temperature {temperature:.3g}. Without it, the error is {percent(before)}."
         )
     mean, top1, found = float(confidence.mean()), float(right.mean()), []
     if error > 0.02:
@@ -207,9 +209,10 @@ def _trust(
     if chosen:
         limit = chosen.score if stored is None else stored
         spots.append(Spot(chosen.coverage, chosen.accuracy, f"confidence ≥ {limit:.3g}"))
+        start = "Predictions" if stored is None else "With the stored threshold, predictions"
         found.append(
-            f"{'P' if stored is None else 'The stored threshold: p'}redictions with a confidence of at least "
-            f"{limit:.3g} cover {percent(chosen.coverage)} of the images; {percent(chosen.accuracy)} of them are right."
+            f"{start} with a confidence of at least {limit:.3g} cover {percent(chosen.coverage)} of the "
+            f"images; {percent(chosen.accuracy)} of them are right."
         )
     caption = "The band is the 95 % confidence interval."
     if chosen and stored is None:
@@ -275,9 +278,9 @@ class _Looks:
             reason = "The features of this network are not maps." if pictures else "No picture to show."
             return Section(title, (reason,))
         text = (
-            "Warm colors mark the places that speak for the predicted class (HiResCAM over the last two feature maps, "
-            f"{self.grid[0]}×{self.grid[1]} cells). If they lie beside the object, the network may have learned the "
-            "surroundings.",
+            "Warm colors mark the places that raise the score of the predicted class (HiResCAM over the last two "
+            f"feature maps, {self.grid[0]}×{self.grid[1]} cells). If they lie beside the object, the network may "
+            "have learned the surroundings.",
         )
         return Section(
             title, text, galleries=(Gallery("Right predictions, chosen at random", pictures, overlaid=True),)
@@ -305,7 +308,7 @@ class _Looks:
             )
 
     def _map(self, index: int, predicted: int) -> bytes | None:
-        """A heat map of the places that speak for the predicted class."""
+        """A heat map of the places that raise the score of the predicted class."""
         assert self.network is not None
         preprocess, device = self.subject.model.preprocess, next(self.network.parameters()).device
         pixels, _ = self.subject.images.example(index, self.task.eval_reader(preprocess))

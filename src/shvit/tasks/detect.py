@@ -216,8 +216,7 @@ class Detect(Task):
         labels = [one.labels[~one.crowd] for one in split.objects]
         return "objects", np.bincount(np.concatenate([np.empty(0, np.int64), *labels]), minlength=classes)
 
-    @staticmethod
-    def cards(metrics: Mapping[str, Any]) -> tuple[Card, ...]:
+    def cards(self, metrics: Mapping[str, Any]) -> tuple[Card, ...]:
         return object_cards(metrics)
 
     def report(self, evaluation: ObjectsEvaluation, subject: ReportSubject) -> TaskReport:

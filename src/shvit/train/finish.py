@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import modelfile
-from ..confidence import UNCALIBRATED, Calibration, calibration_error, fitted_calibration
+from ..confidence import UNCALIBRATED, calibration_errors, fitted_calibration
 from ..data.loader import Batch, Loader, worker_death_as_failure
 from ..errors import Failure, InputError, counted, few
 from ..evaluate import unfitted
@@ -45,7 +45,7 @@ def finish_run(trainer: Trainer, result: TrainResult, workers: int = 0) -> Train
 
 def _finished(trainer: Trainer, result: TrainResult, workers: int) -> TrainResult:
     path = trainer.out / BEST
-    if not path.exists():  # no evaluation was better than none, as for a detector without objects
+    if not path.exists():  # deleted, or an earlier version trained a detector on images without objects
         return result
     best = modelfile.load(path)
     calibrates, tests = trainer.task.labels_images, trainer.source.test is not None
@@ -74,7 +74,7 @@ def _calibrated(trainer: Trainer, best: ModelFile, evaluation: Any) -> ModelFile
     outputs, images = evaluation.outputs, counted(evaluation.images, "validation image")
     fitted = fitted_calibration(outputs.logits, outputs.labels)
     calibration = fitted or UNCALIBRATED
-    errors = _errors(outputs, calibration)
+    errors = calibration_errors(outputs.logits, outputs.labels, calibration.temperature)
     line = f"expected calibration error {errors['ece_uncalibrated']:.2%}"
     trainer.reporter.result(
         f"temperature {calibration.temperature:.3f}, fitted on {images}: {line} before, {errors['ece']:.2%} after "
@@ -95,16 +95,11 @@ def _tested(trainer: Trainer, best: ModelFile, workers: int) -> ModelFile:
         return best
     metrics, line = evaluation.metrics(), evaluation.summary()
     if trainer.task.labels_images:
-        metrics |= _errors(evaluation.outputs, best.calibration)
+        outputs = evaluation.outputs
+        metrics |= calibration_errors(outputs.logits, outputs.labels, best.calibration.temperature)
         line += f", expected calibration error {metrics['ece']:.2%}"
     trainer.reporter.result(f"test: {line} on {counted(evaluation.images, 'test image')}, evaluated once")
     return replace(best, metrics={**best.metrics, "test": metrics})
-
-
-def _errors(outputs: Any, calibration: Calibration) -> dict[str, float]:
-    """The calibration error with the temperature, and without it."""
-    temperatures = {"ece": calibration.temperature, "ece_uncalibrated": 1.0}
-    return {key: calibration_error(outputs.logits, outputs.labels, each) for key, each in temperatures.items()}
 
 
 def _evaluated(trainer: Trainer, best: ModelFile, split: Any, workers: int) -> Evaluation:

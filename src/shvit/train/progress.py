@@ -190,7 +190,7 @@ class Reporter:
             self._estimate(progress)
         parts = [
             f"epoch {row['epoch']}/{progress.epochs}",
-            f"loss {row['train_loss']:.3f}",
+            f"training loss {row['train_loss']:.3f}",
             *(metric_text(name, row[key], weights.get(key, "")) for key, name in names.items() if key in row),
             f"{row['images_per_second']:.0f} images/s",
             f"data wait {row['data_wait']:.0%}",

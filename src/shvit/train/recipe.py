@@ -85,7 +85,7 @@ class Recipe:
         tasks=CLASSIFY,
     )
     train_fit: Literal["crop", "letterbox", "stretch"] | None = _setting(
-        None, "How training images fit the square, if not as --fit; docs/training.md says when.", tasks=CLASSIFY
+        None, "How training images fit the square. Default: the same as --fit. See docs/training.md.", tasks=CLASSIFY
     )
     crop_min: float = _setting(
         0.08,

@@ -169,10 +169,9 @@ def _planned(request: TrainRequest) -> TrainPlan:
     try:
         start = starting_point(model, source, draft, task)
     except WeightsMissing as error:
-        refuse_idle(
-            fit(draft, images, frozenset(named)), named, source.drawn
-        )  # what is wrong comes before what is missing
-        if request.model is not None:
+        # what is wrong comes before what is missing
+        refuse_idle(fit(draft, images, frozenset(named)), named, source.drawn)
+        if request.model is not None or request.recipe in NEEDS_TRAINED_WEIGHTS:
             raise
         raise WeightsMissing(f"{error}; or train from random weights with --model {DEFAULT_MODEL}") from None
     recipe = fit(draft, images, frozenset(named), start.preprocess.image_size)

@@ -8,6 +8,7 @@ from .. import engines
 from ..console import METRICS
 from ..data.coco import CocoDataset, CocoSplit
 from ..data.dataset import Dataset, Split
+from ..data.splits import SPLIT_ADJECTIVES
 from ..errors import counted
 from ..evaluation_report import PAGE, name_of, speed_section, use_section
 from ..files import read_json
@@ -99,11 +100,10 @@ def _curves(rows: Sequence[Mapping[str, Any]], best: int | None) -> tuple[Chart,
     metrics = [key.partition("_")[2] for row in rows for key in row if key.partition("_")[0] in WEIGHT_NAMES]
     for metric in dict.fromkeys(metrics):
         keys = {f"{kind}_{metric}": (name, colors[kind]) for kind, name in WEIGHT_NAMES.items()}
-        chosen = [
-            max(row[key] for key in keys if key in row) for row in rows if row["epoch"] == best and set(keys) & set(row)
-        ]
-        spots = [Spot(float(best or 0), value, f"best epoch: {percent(value)}") for value in chosen]
-        charts.append(_curve(f"Validation {METRICS.get(metric, metric)}", rows, keys, epochs, percent, spots))
+        show = plain if metric in LOSS_NAMES else percent
+        saved = [row for row in rows if row["epoch"] == best and metric in row]
+        spots = [Spot(row["epoch"], row[metric], f"best epoch: {show(row[metric])}") for row in saved]
+        charts.append(_curve(f"Validation {METRICS.get(metric, metric)}", rows, keys, epochs, show, spots))
     charts.append(_curve("Learning rate", rows, {"lr": ("learning rate", "s0")}, epochs, plain))
     return tuple(filter(None, charts))
 
@@ -128,8 +128,7 @@ def _curve(
 
 def _data_section(task: Task, source: Dataset | CocoDataset) -> Section:
     """Counts of images, and of images or objects of each class, by split."""
-    splits = {"training": source.train, "validation": source.val, "test": source.test}
-    present = {name: split for name, split in splits.items() if split is not None}
+    present = {SPLIT_ADJECTIVES[name]: split for name, split in source.splits().items()}
     unit, counts = "", {}
     for name, split in present.items():
         unit, counts[name] = task.class_counts(split, len(source.classes))

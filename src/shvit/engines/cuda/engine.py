@@ -65,6 +65,7 @@ class CudaEngine(Engine):
         self.most = MAX_BATCH
         """Maximum batch size."""
         self._device = torch.empty(0, device=device).device  # with the index of the current GPU if none is given
+        self.device = str(self._device)
         self._choices = Choices()
         self._graphs: dict[Size, Graph] = {}
         self._lock = Lock()
