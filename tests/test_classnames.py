@@ -25,7 +25,7 @@ from shvit.tasks.classify_evaluation import ClassifyEvaluation, draw_confusion
 class Shade(torch.nn.Module):
     """Classifies images by brightness: logit i is the highest for the i-th of these shades."""
 
-    name, precision = "shade", "fp32"
+    name, precision, device, threads = "shade", "fp32", "cpu", None
 
     def __init__(self, count, shades):
         super().__init__()
