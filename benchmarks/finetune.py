@@ -1,12 +1,14 @@
 """Top-1 and time of fine-tuning with the defaults of `shvit train`, compared with random weights and timm's train.py.
 
-    python benchmarks/finetune.py ../shared/data/ants_bees --start s1.safetensors --timm TIMM/train.py --name s1
+    python benchmarks/finetune.py DATA --start s1.safetensors --timm TIMM/train.py --name s1 --runs RUNS
 
 Each seed runs `shvit train DATA --model START` with its defaults; `shvit train DATA --model shvit_s1` for as many
 epochs at the same image size (if START is a SHViT: the same network, so the same time per step); and timm's train.py
 from the same weights for as many epochs (AdamW, learning rate 5e-4, cosine schedule, one epoch of warm-up, batch size
-32, and otherwise its defaults). For each, the top-1 of the best epoch on the validation images is taken, as the
-programs report it. TIMM is a checkout of timm.
+32, the same precision, and otherwise its defaults). For each, the top-1 of the best epoch on the validation images is
+taken, as the programs report it. TIMM is a checkout of timm.
+
+Each result is kept in RUNS: a stopped benchmark goes on, and `--only` runs one of the three, as for timing it alone.
 """
 
 import argparse
@@ -21,16 +23,20 @@ from pathlib import Path
 
 import torch
 
+from shvit.data.sources import open_source
+from shvit.engines.torch import has_bf16
 from shvit.files import write_json
 from shvit.model.architecture import TIMM_PREFIX
 from shvit.pretrained import load_model, to_timm
 from shvit.provenance import facts
+from shvit.train.budget import fit
+from shvit.train.recipes import finetune
 
 BATCH = 32
 
 
 def shvit_run(data: Path, model: str, seed: int, out: Path, *flags: object) -> dict:
-    """Run `shvit train`. Returns top-1 of the best epoch, wall seconds, epochs and image size."""
+    """Run `shvit train`. Returns top-1 of the best epoch, wall seconds, recipe and image size."""
     command = [sys.executable, "-m", "shvit", "train", data, "--model", model, "--seed", seed, "--out", out, *flags]
     started = time.perf_counter()
     done = subprocess.run([str(part) for part in [*command, "--json"]], stdout=subprocess.PIPE, text=True, check=True)
@@ -39,7 +45,6 @@ def shvit_run(data: Path, model: str, seed: int, out: Path, *flags: object) -> d
     return {
         "top1": json.loads(done.stdout)["top1"],
         "seconds": seconds,
-        "epochs": record["recipe"]["epochs"],
         "image_size": record["preprocess"]["image_size"],
         "recipe": record["recipe"],
     }
@@ -61,9 +66,11 @@ def timm_run(program: Path, data: Path, start: Path, epochs: int, size: int, see
         "--batch-size": BATCH, "--workers": 2, "--seed": seed, "--device": "cpu", "--output": out,
         "--experiment": "timm",
     }  # fmt: skip
-    flags = [str(part) for pair in options.items() for part in pair]
+    flags = ["--pretrained", *(str(part) for pair in options.items() for part in pair)]
+    if has_bf16("cpu"):
+        flags += ["--amp", "--amp-dtype", "bfloat16", "--channels-last"]
     started = time.perf_counter()
-    subprocess.run([sys.executable, program, "--pretrained", *flags], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, program, *flags], check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - started
     with (out / "timm" / "summary.csv").open() as file:
         return {"top1": max(float(row["eval_top1"]) for row in csv.DictReader(file)) / 100, "seconds": seconds}
@@ -74,26 +81,42 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--start", type=Path, required=True, help="model file to fine-tune")
     parser.add_argument("--name", required=True, help="short name of the start, for the result's file name")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the result of each run")
     parser.add_argument("--timm", type=Path, help="train.py in a checkout of timm")
+    parser.add_argument("--only", choices=["finetune", "fresh", "timm"], help="run one of the three")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--hardware", default="cpu", help="short name of the machine, for the result's file name")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
 
-    ours_is_shvit = load_model(args.start).architecture.config is not None
-    runs: dict[str, list[dict]] = {"finetune": [], "fresh": [], "timm": []}
+    start = load_model(args.start)
+    recipe = fit(finetune(), len(open_source(args.data).train), image_size=start.preprocess.image_size)
+    equal = recipe.epochs, start.preprocess.image_size
+
+    def one(kind: str, seed: int, folder: Path) -> dict:
+        if kind == "finetune":
+            return shvit_run(args.data, str(args.start), seed, folder / "run")
+        if kind == "fresh":
+            same = "--epochs", equal[0], "--image-size", equal[1]
+            return shvit_run(args.data, start.architecture.name, seed, folder / "run", *same)
+        return timm_run(args.timm, args.data, args.start, *equal, seed, folder)
+
+    fresh = ["fresh"] if start.architecture.config is not None else []
+    kinds = [args.only] if args.only else ["finetune", *fresh, *(["timm"] if args.timm else [])]
+    args.runs.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            tuned = shvit_run(args.data, str(args.start), seed, Path(folder) / "tuned")
-            runs["finetune"].append(tuned)
-            if ours_is_shvit:
-                name = load_model(args.start).architecture.name
-                same = "--epochs", tuned["epochs"], "--image-size", tuned["image_size"]
-                runs["fresh"].append(shvit_run(args.data, name, seed, Path(folder) / "fresh", *same))
-            if args.timm:
-                same = tuned["epochs"], tuned["image_size"]
-                runs["timm"].append(timm_run(args.timm, args.data, args.start, *same, seed, Path(folder)))
-        print(seed, {kind: [round(run["top1"], 4) for run in each] for kind, each in runs.items()}, flush=True)
+        for kind in kinds:
+            if (kept := args.runs / f"{kind}-{seed}.json").exists():
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                write_json(kept, one(kind, seed, Path(folder)))
+            print(kind, seed, json.loads(kept.read_text())["top1"], flush=True)
+    if args.only:
+        return
+    runs = {
+        kind: [json.loads((args.runs / f"{kind}-{seed}.json").read_text()) for seed in range(args.seeds)]
+        for kind in kinds
+    }
 
     def summary(each: list[dict]) -> dict:
         top1 = [run["top1"] for run in each]
@@ -109,12 +132,12 @@ def main() -> None:
         "what": f"fine-tuning of {args.name} on {args.data.name} with the defaults, mean of {args.seeds} seeds",
         "value": statistics.mean(run["top1"] for run in runs["finetune"]),
         "unit": "top-1, share of the validation images",
-        **{kind: summary(each) for kind, each in runs.items() if each},
+        **{kind: summary(each) for kind, each in runs.items()},
         "threads": torch.get_num_threads(),
         **about,
     }
     write_json(args.results / f"finetune_{args.name}_{args.hardware}_{about['date'][:10]}.json", result)
-    print(json.dumps({kind: summary(each)["top1"] for kind, each in runs.items() if each}))
+    print(json.dumps({kind: summary(each)["top1"] for kind, each in runs.items()}))
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Report:
     def confidence(self) -> dict[str, Any]:
         """The calibration error of a classifier with its temperature (`ece`) and without (`ece_uncalibrated`), the
         threshold for the target accuracy, and what was stored."""
-        outputs = getattr(self.evaluation, "outputs", None)
+        outputs = self.evaluation.outputs
         if outputs is None or not kind_of(self.model_file.task).labels_images:
             return {}
         temperature = self.model_file.calibration.temperature
@@ -145,7 +145,7 @@ def with_confidence(report: Report, request: EvalRequest) -> Report:
         return report
     if absent := [name for name, share in report.evaluation.per_class().items() if share is None]:
         notice(f"none of the evaluated images shows {few(absent)}: their confidence is not measured")
-    outputs: Any = getattr(report.evaluation, "outputs")  # noqa: B009
+    outputs = report.evaluation.outputs
     calibration = _fitted(report, outputs) if request.store else report.model_file.calibration
     report = replace(report, target_accuracy=request.target_accuracy)
     if request.target_accuracy is not None:

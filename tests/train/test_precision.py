@@ -1,7 +1,10 @@
 """The training precision of a network on a machine."""
 
+import copy
+
 import pytest
 import torch
+from timm.layers.create_conv2d import create_conv2d
 
 import shvit
 from conftest import tiny_architecture
@@ -57,3 +60,29 @@ def test_other_gradients_in_bf16_are_finite_whatever_was_in_memory(size):
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
+
+
+def test_slow_gradients_are_computed_in_fp32():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 8, 3, 2, 1, groups=8), create_conv2d(8, 8, 5, padding="same", depthwise=True)
+    )
+    plain, images = copy.deepcopy(network), torch.randn(2, 8, 9, 9)
+    exact = torch.autograd.grad(plain(images).square().sum(), list(plain.parameters()))
+    precision.avoid_slow_gradients(network)
+    assert network(images).equal(plain(images))
+    network = copy.deepcopy(network)  # as for the EMA
+    with torch.autocast("cpu", torch.bfloat16):
+        assert plain(images).dtype == torch.bfloat16
+        assert network(images).dtype == torch.float32
+        assert network(images.bfloat16()).dtype == torch.bfloat16
+        found = torch.autograd.grad(network(images).square().sum(), list(network.parameters()))
+    torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(network.bfloat16()(images.bfloat16()), plain.bfloat16()(images.bfloat16()))
+
+
+def test_fast_gradients_stay_in_bf16():
+    model = shvit.create_model("shvit_s1", 4)
+    precision.avoid_slow_gradients(model)
+    changed = [part for part in model.modules() if isinstance(part, precision._Fp32Conv)]
+    assert {(part.groups, part.stride) for part in changed} == {(512, (2, 2)), (896, (2, 2))}
+    assert shvit.fuse(model.eval())(torch.rand(1, 3, 64, 64)).isfinite().all()

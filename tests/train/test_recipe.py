@@ -261,10 +261,10 @@ def test_recipes_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_fine_tuning_of_many_images_takes_fewer_epochs():
-    for images, epochs in ((244, 15), (60_000, 15), (100_000, 10), (1_281_167, 5)):
+def test_epochs_of_fine_tuning_depend_on_the_number_of_images():
+    for images, epochs in ((40, 40), (244, 20), (400, 15), (60_000, 15), (100_000, 10), (1_281_167, 5)):
         assert fit(finetune(), images).epochs == epochs
-    named = fit(replace(finetune(), epochs=12), 1_281_167, frozenset({"epochs"}))
-    assert named.epochs == 12
+    for images in (40, 1_281_167):
+        assert fit(replace(finetune(), epochs=12), images, frozenset({"epochs"})).epochs == 12
     [choice] = [one for one in choices(finetune(), fit(finetune(), 100_000), 100_000) if one.field == "epochs"]
     assert (choice.published, choice.used) == (15, 10)

@@ -25,7 +25,7 @@ class Clock:
 
 def test_the_first_step_is_not_counted_and_evaluations_are():
     clock = Clock()
-    left = TimeLeft(epochs=5, steps=10, eval_every=2, eval_steps=4, clock=clock)
+    left = TimeLeft(epochs=5, steps=10, evaluates=(2, 4, 5).__contains__, eval_steps=4, clock=clock)
     clock.now += 300  # compiles
     left.step()
     for _ in range(3):
@@ -45,7 +45,7 @@ def test_a_first_step_that_compiles_gives_no_estimate(monkeypatch):
     monkeypatch.setattr("shvit.train.progress.LINE_SECONDS", -1)
     console = Console(file=io.StringIO(), width=400)
     reporter, clock = Reporter(console), Clock()
-    reporter._left = TimeLeft(epochs=2, steps=10, eval_every=1, eval_steps=0, compiled=True, clock=clock)
+    reporter._left = TimeLeft(epochs=2, steps=10, evaluates=bool, eval_steps=0, compiled=True, clock=clock)
     progress = Progress(epoch=0, step=1, epochs=2, steps=10, loss=1.0, lr=0.1, bad_images=0)
     clock.now += 300
     reporter.step(progress)
@@ -58,7 +58,7 @@ def test_a_first_step_that_compiles_gives_no_estimate(monkeypatch):
 
 def test_a_single_step_gives_an_estimate():
     clock = Clock()
-    left = TimeLeft(epochs=3, steps=1, eval_every=1, eval_steps=0, clock=clock)
+    left = TimeLeft(epochs=3, steps=1, evaluates=bool, eval_steps=0, clock=clock)
     clock.now += 7
     left.step()
     clock.now += 1
@@ -68,7 +68,7 @@ def test_a_single_step_gives_an_estimate():
 
 def test_a_single_step_that_compiles_gives_none():
     clock = Clock()
-    left = TimeLeft(epochs=3, steps=1, eval_every=1, eval_steps=0, compiled=True, clock=clock)
+    left = TimeLeft(epochs=3, steps=1, evaluates=bool, eval_steps=0, compiled=True, clock=clock)
     clock.now += 300
     left.step()
     left.end(1)

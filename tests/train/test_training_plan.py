@@ -69,7 +69,7 @@ def watched(seconds, steps, compiled=False, faster=()):
     """What the reporter prints for steps of these durations, in epochs of `steps`."""
     console, clock = Console(file=io.StringIO(), width=400), Clock()
     reporter = Reporter(console)
-    left = TimeLeft(epochs=10, steps=steps, eval_every=1, eval_steps=0, compiled=compiled, clock=clock)
+    left = TimeLeft(epochs=10, steps=steps, evaluates=bool, eval_steps=0, compiled=compiled, clock=clock)
     progress = Progress(epoch=0, step=0, epochs=10, steps=steps, loss=1.0, lr=0.1, bad_images=0)
     with reporter.training(["plan: 9 images"], progress, left, faster):
         for number, each in enumerate(seconds, 1):

@@ -104,6 +104,11 @@ class Evaluation(Protocol):
         """The reason why an image could not be used, by image index."""
         ...
 
+    @property
+    def outputs(self) -> Any:
+        """The results of each image, in the form of the task; None if they were not kept."""
+        ...
+
     def metrics(self) -> dict[str, Any]:
         """The metrics as plain numbers, for JSON."""
         ...

@@ -13,18 +13,17 @@ PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
 """Training images of ImageNet-1K, and the fraction of the published budget below which `fit` changes a recipe."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
 """Augmentation is light in runs of up to `LIGHT_EPOCHS` epochs, and full in runs of at least `FULL_EPOCHS` epochs."""
-ENOUGH_STEPS, MIN_CLASSIFIER_BATCH, MIN_DETECTOR_BATCH = 1400, 32, 4
-"""Minimum number of optimizer steps, and minimum batch sizes of classifiers and of detectors.
-
-If a run has too few steps, its batch size is halved until there are enough or the minimum batch size is reached.
-"""
+ENOUGH_STEPS = 1400
+"""Minimum number of optimizer steps. With fewer, the batch size is halved, down to the minimum of the recipe."""
+MIN_BATCH = {"finetune": 16, "small": 4}
+"""Minimum batch sizes. All other recipes: 32."""
 MUON_EPOCHS, MUON_SIZE = 30, 128
 """Maximum number of epochs and minimum image size for which `fit` selects Muon.
 
 The cost of a Muon step does not depend on the image size, so it is relatively high for small images.
 """
-TUNING_IMAGES, MIN_TUNING_EPOCHS = 1_000_000, 5
-"""Fine-tuning has as many epochs as give this many images in all, from `MIN_TUNING_EPOCHS` to those of the recipe."""
+TUNING_IMAGES, TUNING_EPOCHS = (5_000, 1_000_000), (5, 40)
+"""Fine-tuning: least and greatest number of images in all epochs together, and of epochs."""
 EMA_SHARE = 0.02
 """Fraction of the run that the EMA averages over."""
 
@@ -43,19 +42,21 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
     if any(recipe.name in TASK_RECIPES[task] for task in OBJECT_TASKS):
         changes = _fit_objects(recipe, images, named)
     else:
-        recipe = replace(recipe, **_fewer_epochs(recipe, images, named))
+        recipe = replace(recipe, **_epochs(recipe, images, named))
         changes = _fit_labels(recipe, images, named, recipe.image_size or image_size or MUON_SIZE)
     return replace(recipe, **{key: value for key, value in changes.items() if key not in named})
 
 
-def _fewer_epochs(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
-    """Fewer epochs for fine-tuning on many images."""
-    epochs = max(MIN_TUNING_EPOCHS, round(TUNING_IMAGES / max(1, images)))
-    if recipe.name != "finetune" or "epochs" in named or epochs >= recipe.epochs:
+def _epochs(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
+    """More epochs for fine-tuning on few images, fewer on many images."""
+    if recipe.name != "finetune" or "epochs" in named:
         return {}
+    few, many = (round(total / max(1, images)) for total in TUNING_IMAGES)
+    least, most = TUNING_EPOCHS
+    epochs = min(max(recipe.epochs, min(few, most)), max(many, least))
     share = epochs / recipe.epochs
-    shorter = {key: getattr(recipe, key) * share for key in ("warmup_epochs", "cooldown_epochs") if key not in named}
-    return {"epochs": epochs, **shorter}
+    changed = {key: getattr(recipe, key) * share for key in ("warmup_epochs", "cooldown_epochs") if key not in named}
+    return {"epochs": epochs, **changed}
 
 
 def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: 
     published = RECIPES[recipe.name]()
     if images * recipe.epochs >= PUBLISHED_SHARE * PUBLISHED_IMAGES * published.epochs:
         return {}
-    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_CLASSIFIER_BATCH, 2)
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, 2)
     changes: dict[str, Any] = {"batch_size": batch}
     short = recipe.epochs <= MUON_EPOCHS and image_size >= MUON_SIZE
     wanted = recipe.optimizer == "muon" if "optimizer" in named else short
@@ -101,7 +102,7 @@ def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str
     """The changes to a detector's recipe. With few steps, `small` gets smaller batches. `coco_1x` is not changed."""
     if recipe.name != "small":
         return {}
-    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, MIN_DETECTOR_BATCH, 1)
+    batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, 1)
     published = small()
     return {
         "batch_size": batch,
@@ -111,12 +112,16 @@ def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str
     }
 
 
-def _batch(recipe: Recipe, images: int, minimum: int, batches: int) -> int:
-    """Halve the batch size until the run has `ENOUGH_STEPS` steps, but not below `minimum`.
+def _minimum(recipe: Recipe) -> int:
+    return MIN_BATCH.get(recipe.name, 32)
+
+
+def _batch(recipe: Recipe, images: int, batches: int) -> int:
+    """Halve the batch size until the run has `ENOUGH_STEPS` steps, but not below the recipe's minimum.
 
     Then halve it further, if necessary, until an epoch has at least `batches` batches.
     """
-    batch = recipe.batch_size
+    batch, minimum = recipe.batch_size, _minimum(recipe)
     while batch > minimum and images * recipe.epochs < ENOUGH_STEPS * batch:
         batch //= 2
     while batch > batches and images < batches * batch:
@@ -165,10 +170,11 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> dict[str, str]:
     """Groups of fields, each with the reason why `fit` changes them."""
     budget = f"{counted(images, 'image')} x {counted(fitted.epochs, 'epoch')}"
     steps = images * fitted.epochs // published.batch_size
-    minimum = MIN_DETECTOR_BATCH if published.name == "small" else MIN_CLASSIFIER_BATCH
+    minimum = _minimum(published)
     halved = f"until there are {ENOUGH_STEPS:,} steps, but not below {minimum}"
     if fitted.batch_size < minimum:
         halved = f"until {counted(images, 'image')} fill a batch"
+    few, many = TUNING_IMAGES
     averaged = round(1 / (1 - fitted.ema)) if fitted.ema < 1 else 0
     warmup = "a tenth of the epochs"
     if fitted.optimizer != "muon":
@@ -176,7 +182,7 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> dict[str, str]:
     muon = f"Muon with a linear schedule beats AdamW in runs of up to {MUON_EPOCHS} epochs from random weights"
     augmentation = "repeats crop_min interpolation rand_augment color_jitter mixup cutmix random_erasing"
     return {
-        "epochs": f"{counted(images, 'image')}: fine-tuning needs about a million images in all",
+        "epochs": f"few images need more epochs, many need fewer: {few:,} to {many:,} images in all epochs together",
         "batch_size": f"{budget} give {counted(steps, 'step')} of {published.batch_size:,} images; halved {halved}",
         "optimizer schedule": muon,
         "effective_lr": f"proportional to the square root of the batch size; --lr is for a batch of {fitted.lr_batch}",

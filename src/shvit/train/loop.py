@@ -29,7 +29,7 @@ from .distributed import ProcessGroup
 from .metrics import append_row, remove_rows_after
 from .optim import make_optimizer, make_schedule, schedule_time
 from .plan import faster_settings, plan_lines
-from .precision import check_norms, pick_training_precision, picks_compile
+from .precision import avoid_slow_gradients, check_norms, pick_training_precision, picks_compile
 from .progress import Progress, Reporter, TrainResult
 from .recipe import Recipe
 from .remaining import TimeLeft
@@ -74,6 +74,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")  # pyright: ignore
         self.compiled = picks_compile(recipe, self.device, start, len(source.train) * recipe.epochs)
         self.model = start.model.to(self.device, memory_format=torch.channels_last)  # pyright: ignore
+        if self.precision == "bf16" and self.device.type == "cpu":
+            avoid_slow_gradients(self.model)
         task.ready(self.model.train())  # may freeze weights, so it must run before DDP and the optimizer are created
         check_norms(self.model, recipe, start.preprocess.image_size, self.group.size)
         self.normalize = Normalize(start.preprocess).to(self.device)
@@ -138,7 +140,7 @@ class Trainer:
             raise TrainError(f"batch_size {self.recipe.batch_size} is more than the {usable}")
         images_done, train_seconds = 0, 0.0
         eval_steps = len(self.source.val) / self.recipe.batch_size / 3  # a step costs three forward passes
-        left = TimeLeft(self.recipe.epochs, len(self.train_loader), self.recipe.eval_every, eval_steps, self.compiled)
+        left = TimeLeft(self.recipe.epochs, len(self.train_loader), self.recipe.evaluates, eval_steps, self.compiled)
         watched = self.reporter.training(self._plan(), self.progress(), left, self._faster())
         with worker_death_as_failure(), on_stop_signal(self._stop), watched:
             while not self.selection.ends(self.epoch):

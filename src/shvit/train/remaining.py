@@ -17,7 +17,7 @@ class TimeLeft:
     Args:
         epochs: Epochs of the whole run.
         steps: Steps of an epoch.
-        eval_every: Epochs between evaluations.
+        evaluates: Whether the network is evaluated after an epoch, counted from 1.
         eval_steps: Estimated duration of an evaluation, in steps. Used until an evaluation has been measured.
         compiled: Whether the first step compiles the network.
         clock: Returns the time in seconds.
@@ -27,12 +27,12 @@ class TimeLeft:
         self,
         epochs: int,
         steps: int,
-        eval_every: int,
+        evaluates: Callable[[int], bool],
         eval_steps: float,
         compiled: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._epochs, self._steps, self._eval_every, self._eval_steps = epochs, steps, eval_every, eval_steps
+        self._epochs, self._steps, self._evaluates, self._eval_steps = epochs, steps, evaluates, eval_steps
         self._compiled, self._clock = compiled, clock
         self._began = self._last = clock()
         self._first: float | None = None
@@ -83,9 +83,6 @@ class TimeLeft:
     def total(self, epoch: int, step: int) -> float:
         """Seconds from the start of this process's training to the end of the run; `epoch` and `step` as above."""
         return self._clock() - self._began + self.seconds(epoch, step)
-
-    def _evaluates(self, epoch: int) -> bool:
-        return epoch % self._eval_every == 0 or epoch == self._epochs
 
     def _lap(self) -> float:
         now = self._clock()
