@@ -1,6 +1,5 @@
 """Run a command, print errors on one line, and set the exit code."""
 
-import ctypes
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from cyclopts import CycloptsError
 from rich.console import Console
 from rich.markup import escape
 
+from ..allocator import return_large_blocks
 from ..console import say, takes_all, visible
 from ..errors import Failure, InputError, Notice, one_line
 from ..files import FULL
@@ -47,13 +47,10 @@ VERBS = {
 for name, verb in VERBS.items():
     app.command(verb, name=name)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's `mallopt`."""
-
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failure, 2 wrong input, 75 stopped by SIGTERM, 130 Ctrl-C."""
-    _return_large_blocks()
+    return_large_blocks()
     for stream in (sys.stdout, sys.stderr):
         takes_all(stream)
     console = Console(stderr=True, soft_wrap=True)
@@ -70,14 +67,6 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         say(console, f"stopped: {stop}" if str(stop) else "stopped")
         sys.exit(INTERRUPTED)
-
-
-def _return_large_blocks() -> None:
-    """Let glibc return freed blocks of 8 MiB and more to the system. By default, each thread would keep them."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 8 << 20)
-        mallopt(M_TRIM_THRESHOLD, 32 << 20)
 
 
 def _show(console: Console, label: str, message: Warning | BaseException) -> None:

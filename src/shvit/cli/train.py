@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
+from ..allocator import keep_blocks
 from ..console import main_metrics, say, show_table
 from ..errors import InputError, counted, notice
 from ..redact import redacted
@@ -56,6 +57,7 @@ def train(
     from ..train.profile import STEPS
     from ..train.progress import Reporter
 
+    keep_blocks()
     request, is_main = replace(request, settings=_given(settings)), ProcessGroup.from_environment().is_main
     console = console_for(json) if is_main else Console(quiet=True)
     if request.profile:

@@ -17,6 +17,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from ..allocator import return_large_blocks
 from ..errors import Failure, InputError, check_at_least
 from .dataset import Samples
 from .decode import decode
@@ -337,6 +338,7 @@ def _init_worker(_: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_by_parent, daemon=True).start()
+    return_large_blocks()  # training keeps them
     torch.set_num_threads(1)
     use_one_thread()
 
