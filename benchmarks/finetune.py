@@ -113,23 +113,21 @@ def main() -> None:
             print(kind, seed, json.loads(kept.read_text())["top1"], flush=True)
     if args.only:
         return
-    runs = {
-        kind: [json.loads((args.runs / f"{kind}-{seed}.json").read_text()) for seed in range(args.seeds)]
-        for kind in kinds
-    }
+    runs = {kind: [json.loads(path.read_text()) for path in sorted(args.runs.glob(f"{kind}-*.json"))] for kind in kinds}
 
     def summary(each: list[dict]) -> dict:
         top1 = [run["top1"] for run in each]
         return {
             "top1": statistics.mean(top1),
             "top1_by_seed": top1,
+            "seeds": len(top1),
             "seconds": statistics.median(run["seconds"] for run in each),
             **({"recipe": each[0]["recipe"]} if "recipe" in each[0] else {}),
         }
 
     about = facts()
     result = {
-        "what": f"fine-tuning of {args.name} on {args.data.name} with the defaults, mean of {args.seeds} seeds",
+        "what": f"fine-tuning of {args.name} on {args.data.name} with the defaults, mean over seeds",
         "value": statistics.mean(run["top1"] for run in runs["finetune"]),
         "unit": "top-1, share of the validation images",
         **{kind: summary(each) for kind, each in runs.items()},
