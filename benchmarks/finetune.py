@@ -88,6 +88,8 @@ def main() -> None:
     parser.add_argument("--hardware", default="cpu", help="short name of the machine, for the result's file name")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
+    if args.only == "timm" and not args.timm:
+        parser.error("--only timm needs --timm")
 
     start = load_model(args.start)
     recipe = fit(finetune(), len(open_source(args.data).train), image_size=start.preprocess.image_size)

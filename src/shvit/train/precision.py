@@ -72,7 +72,7 @@ def avoid_slow_gradients(model: Model) -> None:
     step of SHViT-S1, and half of that of EfficientNet-Lite0; in fp32 they take up to 100 times less (LOG.md).
     """
     for part in model.modules():
-        if not isinstance(part, torch.nn.Conv2d) or part.groups != part.in_channels:
+        if not isinstance(part, torch.nn.Conv2d) or part.groups == 1 or part.groups != part.in_channels:
             continue
         if max(part.stride) > 1 or max(part.kernel_size) > 3:
             kind = type(part)  # may have its own forward, such as timm's Conv2dSame

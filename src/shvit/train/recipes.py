@@ -83,8 +83,8 @@ def finetune(model: str = "shvit_s1") -> Recipe:
     """Fine-tuning of trained weights on new classes: fewer epochs, half of the learning rate, lighter augmentation.
 
     Flags: none, or `--model shvit_s4.in1k`. It is the default for trained weights. This recipe is ours, not the
-    authors'. The head starts at zero. `budget.fit` sets more epochs for fewer than 333 images, and fewer
-    epochs for more than 67,000 images.
+    authors'. The head starts at zero. `budget.fit` sets more epochs for up to 322 images, and fewer for
+    69,000 and more.
 
     Cost and outcome: minutes on a CPU for hundreds of images (docs/benchmarks.md). Not yet run here at scale.
     """
