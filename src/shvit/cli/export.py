@@ -45,4 +45,5 @@ def exported(report: dict[str, Any]) -> Iterator[str]:
         )
     else:
         yield "not compared with PyTorch, because the file cannot run here; its specification matches the model"
-    yield f"wrote {report['file']} ({report['bytes'] / 1e6:.1f} MB) and {report['file']}.parity.json"
+    file = report["file"]
+    yield f"wrote {file} ({report['bytes'] / 1e6:.1f} MB), {file}.parity.json and {file}.sample.png"

@@ -34,6 +34,8 @@ def predict(request: PredictRequest, *, json: Json = False, typed: Flags = NONE_
     model = load(request.model)
     task = kind_of(model)
     refuse_flags(request, task, typed)
+    if getattr(model, "end_to_end", False):
+        typed.refuse("batch-size", because=f"with {request.model}, an end-to-end file, which takes one image at a time")
     ids, judged = None, min_score_of(model, request.min_score) is not None
     if "annotations" in task.predict_flags and out and out.suffix.lower() == ".json":
         images, ids = result_ids(request.annotations, images, model)

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..modelfile import ModelFile
 from ..tasks import TASKS
 from ..tasks.base import Predict
-from .exported import EngineError, Exported, described, seal
+from .exported import EngineError, Exported, Sample, described, files_of, overwrite, seal
 
 STATIC_SHAPES = 6
 """An engine compiles a network for each of this many input shapes. Further shapes share one slower, dynamic network."""
@@ -67,6 +68,10 @@ class ExportJob:
     layers in higher precision, or nothing if no candidate is accepted. Other engines ignore this function."""
     threads: int | None = None
     """Number of CPU threads for running the candidates."""
+    end_to_end: bool = False
+    """Whether the file takes one image of any size, and returns the results of the task."""
+    sample: Sample | None = None
+    """The sample in the file's metadata."""
 
 
 class Engine:
@@ -93,6 +98,8 @@ class Engine:
     """Whether the engine runs every network. If not, `refuses` returns why it does not run a given network."""
     many_sizes: ClassVar[bool] = False
     """Whether the engine runs detectors on images that differ in size (`preprocess.fit` is `shorter`)."""
+    end_to_end: ClassVar[bool] = False
+    """Whether files of the engine's format can be exported end to end."""
     profiled: ClassVar[bool] = False
     """Whether PyTorch's profiler records the engine's operations on the CPU."""
     device: str = "cpu"
@@ -110,6 +117,10 @@ class Engine:
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """Return fp32 outputs, on the device of the images."""
+        raise NotImplementedError
+
+    def results(self, image: UInt8[np.ndarray, "h w 3"]) -> dict[str, np.ndarray]:
+        """Run an end-to-end file on an upright RGB image of any size. Returns the results of the task, by name."""
         raise NotImplementedError
 
     @classmethod
@@ -158,9 +169,16 @@ class Engine:
             raise EngineError(f"{cls.suffix} files cannot be written here: {reason}")
         if job.precision == "int8":
             need_calibration(job.calibration)
-        cls.write(job, described(job.model_file, job.path, cls.name, job.precision))
+        cls.write(job, described(job.model_file, job.path, cls.name, job.precision, job.end_to_end, job.sample))
         if job.path.exists():
             seal(job.path)
+
+    @classmethod
+    def fill_sample(cls, path: Path, unknown: Sample, known: Sample) -> None:
+        """Replace the sample in the file's metadata, whose scores were not known before the file had run."""
+        if not any(overwrite(part, unknown.scores_text, known.scores_text) for part in files_of(path)):
+            raise AssertionError(f"{path} has no placeholder for the scores of its sample")
+        seal(path)
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:

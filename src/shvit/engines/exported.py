@@ -3,11 +3,13 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..confidence import UNCALIBRATED, Calibration
 from ..data.transforms import Preprocess
@@ -23,6 +25,8 @@ VERSION = 2
 SEAL = re.compile(rb"shvit-sha256:([0-9a-f]{64})")
 UNSEALED = b"shvit-sha256:" + b"0" * 64
 """Placeholder for the digest. The digest is computed from the files with this placeholder, and then replaces it."""
+IMAGE = "image"
+"""Name of the input of an end-to-end network: one RGB image, uint8 (height, width, 3)."""
 PARTS = ("*.json", "*.safetensors", "*.mlmodel", "*.bin")
 """Name patterns of the files in an exported folder. Other files are ignored, since they do not belong to the export."""
 
@@ -47,6 +51,45 @@ def unreadable(path: Path, reason: str, *errors: type[Exception]) -> Iterator[No
 
 
 @dataclass(frozen=True)
+class Sample:
+    """An image and the expected results, with which any reader of an export can check itself.
+
+    The results are those of the export itself. They are filled in after the export has run: see `Engine.fill_sample`.
+    """
+
+    image: str
+    """Name of a PNG beside the export. An end-to-end export takes the image as it is; other exports take the pixels as
+    the only image of a batch."""
+    classes: tuple[int, ...]
+    """Indices of the most probable classes, or the class of each object; highest score first."""
+    scores: tuple[float, ...] | None = None
+    """The score of each of `classes`, from 0 to 1, with six digits. None: not known yet."""
+    boxes: tuple[tuple[float, ...], ...] | None = None
+    """For each object: left, top, right, bottom in pixels of the image. None for a classifier."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sample as plain data for JSON. Scores that are not known yet are null."""
+        return {key: value for key, value in vars(self).items() if key != "boxes" or value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Sample":
+        """Inverse of `to_dict`. Raises ValueError if the data is not a sample."""
+        try:
+            boxes = None if data.get("boxes") is None else tuple(tuple(map(float, box)) for box in data["boxes"])
+            sample = cls(str(data["image"]), tuple(map(int, data["classes"])), tuple(map(float, data["scores"])), boxes)
+        except (TypeError, KeyError, ValueError, AttributeError):
+            raise ValueError(f"sample must have an image, classes and scores, got {data!r:.60}") from None
+        if len(sample.classes) != len(sample.scores or ()):
+            raise ValueError("sample must have as many classes as scores")
+        return sample
+
+    @property
+    def scores_text(self) -> bytes:
+        """The scores as JSON of a fixed length; zeros if they are not known yet."""
+        return f"[{', '.join(f'{score:.6f}' for score in self.scores or [0.0] * len(self.classes))}]".encode()
+
+
+@dataclass(frozen=True)
 class Exported:
     """A model in a runtime's format. It has the metadata of a `ModelFile`. The network stays in the file."""
 
@@ -61,6 +104,10 @@ class Exported:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = UNCALIBRATED
     """As in `ModelFile`. Its temperature is 1 if the network already divides its logits by the temperature."""
+    end_to_end: bool = False
+    """Whether the network takes one image of any size, and returns the results of the task (`Task.results_graph`)."""
+    sample: Sample | None = None
+    """An image with expected results; None in files of older versions."""
     sealed: bool = True
     """Whether the file must contain its digest: true since version 2 of the metadata."""
 
@@ -74,6 +121,8 @@ class Exported:
             "classes": list(self.classes),
             "preprocess": self.preprocess.to_dict(),
             "task": self.task,
+            "end_to_end": self.end_to_end,
+            **({} if self.sample is None else {"sample": self.sample.to_dict()}),
             "metrics": dict(self.metrics),
             "provenance": redacted(dict(self.provenance)),
             **({} if self.calibration == UNCALIBRATED else {"calibration": self.calibration.to_dict()}),
@@ -88,7 +137,10 @@ class Exported:
             facts, preprocess = checked_facts(data), Preprocess.from_dict(data["preprocess"])
             check_channels(preprocess, 3)
             runtime = {"engine": data["engine"], "precision": data["precision"], "sealed": data["version"] > 1}
-            return cls(path, preprocess=preprocess, **runtime, **facts)
+            if type(whole := data.get("end_to_end", False)) is not bool:
+                raise ValueError(f"end_to_end must be true or false, got {whole!r:.60}")
+            runtime["sample"] = Sample.from_dict(data["sample"]) if "sample" in data else None
+            return cls(path, preprocess=preprocess, end_to_end=whole, **runtime, **facts)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} was not written by shvit export: its metadata lacks {error}") from None
         except ValueError as error:
@@ -96,7 +148,10 @@ class Exported:
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
-        return json.dumps(self.to_dict())
+        text = json.dumps(self.to_dict())
+        if self.sample is not None and self.sample.scores is None:
+            return text.replace('"scores": null', f'"scores": {self.sample.scores_text.decode()}')
+        return text
 
     @classmethod
     def from_json(cls, path: Path, text: str | bytes | None) -> "Exported":
@@ -110,7 +165,14 @@ class Exported:
         return cls.from_dict(path, data)
 
 
-def described(model_file: ModelFile, path: Path, engine: str, precision: str) -> Exported:
+def described(
+    model_file: ModelFile,
+    path: Path,
+    engine: str,
+    precision: str,
+    end_to_end: bool = False,
+    sample: Sample | None = None,
+) -> Exported:
     """The metadata of an export of this model."""
     return Exported(
         path,
@@ -120,9 +182,24 @@ def described(model_file: ModelFile, path: Path, engine: str, precision: str) ->
         model_file.preprocess,
         model_file.task,
         model_file.metrics,
-        {**model_file.provenance, "architecture": model_file.architecture.to_dict()},
+        {
+            **model_file.provenance,
+            "architecture": model_file.architecture.to_dict(),
+            "weights": weights_digest(model_file),
+        },
         model_file.calibration,
+        end_to_end,
+        sample,
     )
+
+
+def weights_digest(model_file: ModelFile) -> str:
+    """SHA-256 of the weights of a model, to recognize exports of the same model."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model_file.model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_interface(exported: Exported, inputs: Sequence[int | None], outputs: Sequence[int | None]) -> None:
@@ -147,6 +224,20 @@ def check_interface(exported: Exported, inputs: Sequence[int | None], outputs: S
             )
 
 
+def check_end_to_end(exported: Exported, inputs: Mapping[str, Sequence[int | None]], outputs: Collection[str]) -> None:
+    """Compare the names and shapes of an end-to-end network's inputs and outputs with its metadata.
+
+    Raises:
+        EngineError: They do not match.
+    """
+    expected, names = {IMAGE: [None, None, 3]}, TASKS[exported.task].result_names if exported.task in TASKS else ()
+    if {name: list(shape) for name, shape in inputs.items()} != expected or list(outputs) != list(names):
+        raise EngineError(
+            f"{exported.path} is not usable: it is marked as end to end, but does not take one image and return "
+            f"{', '.join(names)}"
+        )
+
+
 def _shape(sizes: Sequence[int | None]) -> str:
     return "×".join("any" if size is None else str(size) for size in sizes)
 
@@ -163,15 +254,24 @@ def files_of(path: Path) -> list[Path]:
 
 
 def seal(path: Path) -> None:
-    """Replace the placeholder in an export by the digest of the export."""
+    """Replace the digest in an export, or its placeholder, by the digest of the export."""
     files = files_of(path)
     for part in files:
-        if (index := part.read_bytes().find(UNSEALED)) >= 0:
-            with part.open("r+b") as file:
-                file.seek(index)
-                file.write(b"shvit-sha256:" + _digest(path, files, UNSEALED).encode())
+        if found := SEAL.search(part.read_bytes()):
+            overwrite(part, found[0], b"shvit-sha256:" + _digest(path, files, found[0]).encode())
             return
     raise AssertionError(f"{path} has no placeholder for its digest")
+
+
+def overwrite(path: Path, old: bytes, new: bytes) -> bool:
+    """Overwrite the first occurrence of some bytes in a file by as many others. Returns whether they occur."""
+    assert len(old) == len(new), (old, new)
+    if (index := path.read_bytes().find(old)) < 0:
+        return False
+    with path.open("r+b") as file:
+        file.seek(index)
+        file.write(new)
+    return True
 
 
 def check_seal(path: Path) -> bool:

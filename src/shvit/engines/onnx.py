@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -13,7 +14,8 @@ from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
 from .base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, in_batches
-from .exported import EngineError, Exported, check_interface, unreadable
+from .end_to_end import OPSET, around, check_image
+from .exported import IMAGE, EngineError, Exported, check_end_to_end, check_interface, unreadable
 from .portable import portable
 from .torch import DYNAMIC_SIDES, dynamic_dims
 
@@ -33,6 +35,7 @@ class OnnxEngine(Engine):
     extra: ClassVar[str | None] = "onnx"
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     concurrent: ClassVar[bool] = True
+    end_to_end: ClassVar[bool] = True
     runs: ClassVar[Precisions] = {None: ("fp32",), "retinanet": ("fp32",), "mask_rcnn": ("fp32",)}
     writes: ClassVar[Precisions] = runs
 
@@ -42,12 +45,15 @@ class OnnxEngine(Engine):
         self.precision, self.threads = precision, threads
         self._network = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
         [images] = onnx.load_from_string(self._network).graph.input
+        self._outputs = kind_of(model.task).result_names
         self._batch = images.type.tensor_type.shape.dim[0].dim_value or None  # None: any number
         self._sessions: dict[tuple[int, ...] | None, ort.InferenceSession] = {}
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
         model = to_onnx(job.model_file, job.shapes)
+        if job.end_to_end:
+            model = around(model, job.model_file)
         model.metadata_props.add(key=HEADER_KEY, value=facts.to_json())
         job.path.write_bytes(model.SerializeToString())
 
@@ -63,9 +69,13 @@ class OnnxEngine(Engine):
         with unreadable(path, "is not a usable ONNX file", Exception):  # its exceptions have no other common base
             session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         ends = session.get_inputs(), session.get_outputs()
+        if exported.end_to_end:
+            inputs = {end.name: _sizes(end) for end in ends[0] if end.type == "tensor(uint8)"}
+            check_end_to_end(exported, inputs, [end.name for end in ends[1]])
+            return exported
         if [len(part) for part in ends] != [1, 1] or ends[0][0].name != "images":
             raise EngineError(f"{path} does not take one batch of images and return one tensor")
-        check_interface(exported, *([size if type(size) is int else None for size in part[0].shape] for part in ends))
+        check_interface(exported, *(_sizes(part[0]) for part in ends))
         return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
@@ -86,6 +96,12 @@ class OnnxEngine(Engine):
             ) from None
         self._sessions[key] = session
         return torch.from_numpy(outputs)
+
+    def results(self, image: UInt8[np.ndarray, "h w 3"]) -> dict[str, np.ndarray]:
+        check_image(image)
+        session = self._sessions.get(None) or self._sessions.setdefault(None, self.session(None))
+        found: Any = session.run(list(self._outputs), {IMAGE: image})
+        return dict(zip(self._outputs, found, strict=True))
 
     def session(self, shape: tuple[int, ...] | None, profile: Path | None = None) -> "ort.InferenceSession":
         """Create a session for images of this shape (None: any shape that the network takes).
@@ -120,6 +136,11 @@ def _facts(path: Path, content: bytes) -> str | None:
     return {entry.key: entry.value for entry in model.metadata_props}.get(HEADER_KEY)
 
 
+def _sizes(end: Any) -> list[int | None]:
+    """The shape of an input or output of a session. A dimension that varies is None."""
+    return [size if type(size) is int else None for size in end.shape]
+
+
 def to_onnx(model_file: ModelFile, shapes: Shapes) -> "onnx.ModelProto":
     """Export the network to ONNX. Uses torch's newer exporter if it can trace the network, otherwise the older one."""
     import onnx
@@ -135,6 +156,7 @@ def to_onnx(model_file: ModelFile, shapes: Shapes) -> "onnx.ModelProto":
             output_names=[kind_of(model_file.task).output],
             dynamic_shapes=(dynamic_dims(shapes),),
             verbose=False,
+            opset_version=OPSET,
         )
     return program.model_proto
 
@@ -152,6 +174,7 @@ def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
             (_example(model_file, replace(shapes, batch=batch)),),
             buffer,  # pyright: ignore[reportArgumentType]: it also takes file objects
             dynamo=False,
+            opset_version=OPSET,
             input_names=["images"],
             output_names=[kind.output],
             dynamic_axes={"images": of_images, kind.output: varying},

@@ -85,6 +85,19 @@ class CompiledNetwork:
         finally:
             self._free.setdefault(key, []).append(request)
 
+    def results(self, image: UInt8[np.ndarray, "h w 3"]) -> dict[str, np.ndarray]:
+        """Run an end-to-end network on one image of any size, and return its outputs by name."""
+        free = self._free.setdefault((None, False), [])
+        try:
+            request = free.pop()
+        except IndexError:  # there is none yet, or other threads use all of them
+            request = self.request(None, channels_last=False)
+        try:
+            found = request.infer([image], share_inputs=True)
+            return {end.any_name: np.array(found[end]) for end in found}  # the request reuses its memory
+        finally:
+            free.append(request)
+
     def request(self, shape: tuple[int, ...] | None, channels_last: bool) -> "ov.InferRequest":
         """Compile the network for images of this shape and memory format. Shape None: every shape that it accepts."""
         import openvino as ov

@@ -20,7 +20,7 @@ from ..model.timm_model import TimmModel, check_argument, named_arguments
 from ..model.timm_names import to_timm
 from ..modelfile import HEADER_KEY, ModelFile
 from .base import ExportJob, Precisions, Runnable, Shapes
-from .exported import EngineError, Exported, unreadable
+from .exported import EngineError, Exported, Sample, seal, unreadable
 from .torch import TorchEngine
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -68,6 +68,13 @@ class TimmFormat(TorchEngine):
         tensors = {key: value.float().contiguous() for key, value in weights.items()}
         save_file(tensors, job.path / WEIGHTS, {"format": "pt"})
         write_json(job.path / CONFIG, config)
+
+    @classmethod
+    def fill_sample(cls, path: Path, unknown: Sample, known: Sample) -> None:
+        config = _config(path)
+        config[HEADER_KEY]["sample"] = known.to_dict()
+        write_json(path / CONFIG, config)
+        seal(path)
 
     @classmethod
     def read(cls, path: Path) -> Exported:

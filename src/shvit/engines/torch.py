@@ -18,7 +18,7 @@ from ..modelfile import HEADER_KEY
 from ..suppress import environment, quiet
 from . import pt2
 from .base import Engine, ExportJob, Precisions, Runnable, Shapes, in_batches
-from .exported import UNSEALED, EngineError, Exported, ExportError, check_interface, unreadable
+from .exported import UNSEALED, EngineError, Exported, ExportError, Sample, check_interface, seal, unreadable
 from .portable import portable
 from .threads import torch_threads
 
@@ -94,6 +94,16 @@ class TorchEngine(Engine):
         with zipfile.ZipFile(whole, "a") as archive:
             archive.comment = UNSEALED  # a digest inside a member would change that member's checksum
         job.path.write_bytes(whole.getbuffer())
+
+    @classmethod
+    def fill_sample(cls, path: Path, unknown: Sample, known: Sample) -> None:
+        with zipfile.ZipFile(path) as archive:
+            members, comment = {name: archive.read(name) for name in archive.namelist()}, archive.comment
+        with zipfile.ZipFile(path, "w") as archive:  # a member cannot be overwritten, because of its checksum
+            archive.comment = comment
+            for name, content in members.items():
+                archive.writestr(name, content.replace(unknown.scores_text, known.scores_text))
+        seal(path)
 
     @classmethod
     def read(cls, path: Path) -> Exported:

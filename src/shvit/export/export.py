@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from .. import engines, provenance
 from ..data.coco import CocoDataset, CocoSplit
 from ..data.dataset import Dataset, Split
+from ..data.decode import BadImage, decode
 from ..data.loader import Batch, Loader, worker_death_as_failure
 from ..data.transforms import Preprocess
 from ..engines import EngineError, Shapes
 from ..engines.base import Candidate, ExportJob, need_calibration
+from ..engines.exported import weights_digest
 from ..engines.quantize import CALIBRATION_IMAGES
 from ..errors import Failure, InputError
-from ..files import place, write_json, writing
+from ..files import place, replacing, write_json, writing
 from ..modelfile import ModelFile, beside_model
 from ..pretrained import load_model
 from ..requests.export import ExportRequest
@@ -29,6 +33,7 @@ from ..tasks.base import Task
 from ..tasks.labelled_data import choose_split, open_as_trained, relabel_for
 from .accuracy_floor import Judge
 from .parity import prove
+from .sample import choose_sample
 from .temperature import with_folded_temperature
 
 MAX_DROP = 0.5
@@ -61,7 +66,19 @@ def export(request: ExportRequest, log: Callable[[str], None] = lambda _: None) 
     out = request.out or beside_model(request.model, kind.suffix, precision if precision != default else None)
     shapes = Shapes(request.batch_size, request.dynamic_size)
     max_drop = MAX_DROP if request.max_drop is None else request.max_drop
-    return export_model(model_file, request.format, out, precision, shapes, source, max_drop, request.threads, log)
+    return export_model(
+        model_file,
+        request.format,
+        out,
+        precision,
+        shapes,
+        source,
+        max_drop,
+        request.threads,
+        log,
+        end_to_end=request.end_to_end,
+        overwrite=request.overwrite,
+    )
 
 
 def export_model(
@@ -74,8 +91,13 @@ def export_model(
     max_drop: float = MAX_DROP,
     threads: int | None = None,
     log: Callable[[str], None] = lambda _: None,
+    *,
+    end_to_end: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write `out`, and the report `OUT.parity.json` beside it. A file that fails a check is not kept.
+    """Write `out`, and beside it the report `OUT.parity.json` and the image `OUT.sample.png` with known scores.
+
+    A file that fails a check is not kept.
 
     The logits in the file are divided by the temperature of the model, so softmax gives calibrated probabilities.
 
@@ -90,36 +112,65 @@ def export_model(
         max_drop: Points of top-1 or AP that int8 may lose on the validation images.
         threads: CPU threads that the file and PyTorch run on. None leaves the choice to the engines.
         log: Called with a description of each step.
+        end_to_end: Whether the file takes one image of any size, and returns the results of the task.
+        overwrite: Whether to replace `out` even if it is not an export of this model.
 
     Returns:
-        The content of the report: file, bytes, parity or specification, floor (only for int8), provenance and options.
+        The content of the report: file, bytes, parity or specification, floor (only for int8), sample, provenance and
+        options.
 
     Raises:
         EngineError: Unknown format or precision, a missing extra, or int8 without images.
         FloorError: int8 loses more than `max_drop`.
         ExportError: The outputs of the file differ from the model's.
+        InputError: `out` exists, and is not an export of this model.
     """
     kind, task = engines.format_of(engine, model_file.task), task_of(model_file)
     precision = _precision(model_file.task, engine, precision)
     if out.suffix != kind.suffix:
         raise InputError(f"the name of a file in format {engine} must end in {kind.suffix}, got {out}")
-    shapes = engines.checked_shapes(model_file, shapes or Shapes())
+    if not overwrite:
+        check_free(out, model_file)
+    shapes = engines.checked_shapes(model_file, shapes or Shapes(), kind, end_to_end)
     samples = _export_images(model_file, task, source, quantized=precision == "int8")
     judge = Judge(task, samples.validation, max_drop, log)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     chosen = {"engine": engine, "task": model_file.task, "precision": precision, "shapes": vars(shapes)}
-    report: dict[str, Any] = {"file": str(out), **chosen}
+    report: dict[str, Any] = {"file": str(out), **chosen, "end_to_end": end_to_end}
+    reference = engines.load(model_file, "torch", "fp32", "cpu", threads)
+    chosen_sample = choose_sample(model_file, task, samples.photos, f"{out.name}.sample.png", end_to_end, reference)
+    sample = chosen_sample.sample
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".shvit-export-") as folder, writing(out):
         file = Path(folder) / out.name
         log(f"writing {out.name}")
         written = with_folded_temperature(model_file)
-        kind.export(ExportJob(written, file, precision, shapes, samples.calibration, judge, threads))
+        kind.export(
+            ExportJob(written, file, precision, shapes, samples.calibration, judge, threads, end_to_end, sample)
+        )
         if precision == "int8":
             report["floor"] = _judged(judge, model_file, file, threads)
         report["bytes"] = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
         log("checking the file's specification" if kind.unavailable("cpu") else "comparing the file with PyTorch")
-        report |= prove(model_file, task, file, samples.parity, precision, shapes.batch or 1, threads)
+        checked, found = prove(
+            model_file,
+            task,
+            file,
+            samples.parity,
+            samples.photos,
+            chosen_sample,
+            precision,
+            shapes.batch or 1,
+            threads,
+            reference,
+        )
+        scores = tuple(round(score, 6) for score in task.scores_of(found, sample.classes, sample.boxes))
+        known = replace(sample, scores=scores)
+        if scores:
+            kind.fill_sample(file, sample, known)
+        report |= {**checked, "sample": known.to_dict()}
+        with replacing(out.with_name(sample.image)) as temporary:
+            Image.fromarray(chosen_sample.pixels).save(temporary, "PNG")
         place(file, out)
     report["provenance"] = provenance.facts()
     write_json(out.with_name(f"{out.name}.parity.json"), report)
@@ -152,6 +203,8 @@ class ExportImages:
     """Images for measuring the value ranges for int8."""
     validation: Iterable[Batch] = ()
     """Batches of labelled images for evaluating int8."""
+    photos: Sequence[UInt8[np.ndarray, "h w 3"]] = ()
+    """Upright images of different sizes."""
 
 
 def _export_images(
@@ -162,10 +215,13 @@ def _export_images(
     if quantized:
         need_calibration(calibration)
     if source is None:
-        return ExportImages(sample_images(task, preprocess))
+        photos = sample_photos(task.parity_images)
+        read = task.fast_reader(preprocess)
+        return ExportImages(torch.stack([read(photo)[0] for photo in photos]), photos=photos)
     split = choose_split(model_file, source).images
     validation = _validation(task, preprocess, relabel_for(model_file, source, split)) if quantized else ()
-    return ExportImages(_images(task, preprocess, _spread(split, task.parity_images)), calibration, validation)
+    compared = _spread(split, task.parity_images)
+    return ExportImages(_images(task, preprocess, compared), calibration, validation, _photos(compared))
 
 
 def _calibration(task: Task, preprocess: Preprocess, source: Dataset | CocoDataset) -> list[Tensor]:
@@ -195,17 +251,36 @@ def _spread(split: Split | CocoSplit, count: int) -> Split | CocoSplit:
     return split.subset(sorted(int(index) for index in order))
 
 
-def sample_images(task: Task, preprocess: Preprocess) -> UInt8[Tensor, "n 3 h w"]:
-    """Crops of scikit-learn's two sample photographs, at several scales."""
+def _photos(split: Split | CocoSplit) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """The images of a split that can be decoded, upright and at full size."""
+    photos = []
+    for index in range(len(split)):
+        with suppress(BadImage):
+            photos.append(np.asarray(decode(split.source(index))))
+    return photos
+
+
+def sample_photos(count: int) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """Crops of scikit-learn's two sample photographs, at several scales and shapes."""
     from sklearn.datasets import load_sample_images
 
-    read = task.fast_reader(preprocess)
     crops = [
-        np.ascontiguousarray(photograph[y : y + side, x : x + side])
+        np.ascontiguousarray(photograph[y : y + height, x : x + width])
         for photograph in load_sample_images().images
-        for side in (160, 240, 320)
+        for height, width in ((160, 160), (240, 320), (320, 240))
         for x in range(0, 320, 80)
         for y in (0, 60, 100)
     ]
-    count = task.parity_images
-    return torch.stack([read(crops[index * len(crops) // count])[0] for index in range(count)])
+    return [crops[index * len(crops) // count] for index in range(count)]
+
+
+def check_free(out: Path, model_file: ModelFile) -> None:
+    """Raise InputError if `out` exists, and is not an export of the same weights."""
+    if not out.exists():
+        return
+    try:
+        same = engines.read(out).provenance.get("weights") == weights_digest(model_file)
+    except InputError:
+        same = False
+    if not same:
+        raise InputError(f"{out} exists and is not an export of this model: give another --out, or --overwrite")

@@ -24,6 +24,7 @@ from ..data.decode import BadImage, ImageInput
 from ..data.images import Skipped
 from ..data.letterbox import Letterbox
 from ..data.loader import stack
+from ..data.reduced import open_small
 from ..data.walk import exists, is_hidden
 from ..engines import Exported, Runnable
 from ..errors import InputError, check_at_least
@@ -43,7 +44,7 @@ class Predictor:
     Args:
         model_file: The model, the path of its file, or the name of a published model.
         engine, precision, device: See `shvit.engines.load`.
-        batch_size: Images per batch.
+        batch_size: Images per batch. End-to-end files always take one image.
         top_k: Labels per image of a classifier.
         threshold: Minimum score of a detector's objects. Exported Mask R-CNN files need at least 0.05.
         min_score: For classifiers: images whose highest score is lower are `uncertain`. None: the threshold in the
@@ -79,7 +80,8 @@ class Predictor:
             model_file = load(model_file)
         self.min_score = min_score_of(model_file, min_score)
         self._calibration = Calibration(model_file.calibration.temperature, threshold=self.min_score)
-        self.batch_size = batch_size
+        self._end_to_end = isinstance(model_file, Exported) and model_file.end_to_end
+        self.batch_size = 1 if self._end_to_end else batch_size
         self.top_k = top_k
         self.workers = workers or cores()
         self.at_once = 1
@@ -123,6 +125,9 @@ class Predictor:
         try:
             while True:
                 while len(ahead) < self.batches_ahead and (batch := list(islice(queue, self.batch_size))):
+                    if self._end_to_end:
+                        ahead.append(running.submit(self._results, batch[0]))
+                        continue
                     size = size or len(batch)
                     images = np.zeros((size, self._side, self._side, 3), np.uint8) if self._side else None
                     buffers = [None] * len(batch) if images is None else images
@@ -143,6 +148,19 @@ class Predictor:
         These are the batches that run at once, one for the caller, and enough to give each decoding thread two images.
         """
         return self.at_once + 1 + -(-2 * self.workers // self.batch_size)
+
+    def _results(self, picture: ImageInput) -> list[Prediction]:
+        """Run an end-to-end file on a whole image."""
+        path = str(picture) if isinstance(picture, str | Path) else ""
+        try:
+            image = open_small(picture)
+            with image.in_turn():
+                pixels = image.decode(1).values
+                results = self.engine.results(np.ascontiguousarray(pixels))
+        except BadImage as error:
+            return [Prediction(path, (), (), str(error))]
+        size, scores = (image.height, image.width), (self.top_k, self.threshold, self._calibration)
+        return [replace(self._task.from_results(results, *size, *scores), path=path)]
 
     def _decode(self, picture: ImageInput, buffer: UInt8[np.ndarray, "h w 3"] | None) -> DecodedImage | BadImage:
         """Decode an image. If all images have the same size, write the pixels to `buffer`, their place in the batch."""

@@ -34,5 +34,14 @@ class ExportRequest:
     dynamic_size: bool = False
     """Accept images of any height and width. The minimum is 65 pixels for onnx and torch, and 32 for openvino. Not
     for detectors."""
+    end_to_end: bool = False
+    """Put resizing, cropping and the conversion to scores into the file, too. Its input is one RGB image of any size,
+    uint8 (height, width, 3); its outputs are `scores` or, for detectors, `boxes`, `scores` and `classes`. For onnx and
+    openvino."""
+    overwrite: bool = False
+    """Replace --out even if it is not an export of this model."""
+    snippet: str | None = None
+    """Print a program that reads the file and checks itself with the sample image, in this language: python,
+    javascript, cpp, csharp, swift or kotlin."""
     threads: int | None = None
     """CPU threads for comparing the file's latency with PyTorch's."""

@@ -24,6 +24,8 @@ Gather = Callable[[Any], list[Any]]
 """Takes the counts of this process and returns a list of the counts of all processes."""
 TextTable = tuple[Sequence[str], Sequence[Sequence[str]]]
 """The header and the rows of a table."""
+Results = Mapping[str, np.ndarray]
+"""The results of an end-to-end file for one image, by name: `Task.result_names`."""
 RunLengths = dict[str, Any]
 """A mask in COCO's compressed run-length encoding: `size` and `counts`."""
 
@@ -74,6 +76,16 @@ class Prediction:
             None if masks is None else tuple(masks),
             data.get("uncertain", False),
         )
+
+
+@dataclass(frozen=True)
+class GraphText:
+    """An ONNX graph: the text of its inputs, outputs and nodes, and its constants by name."""
+
+    inputs: str
+    outputs: str
+    steps: str
+    constants: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,8 @@ class Task(Protocol):
     """The values of `--select-by`. Without the flag, the criterion is `headline`."""
     output: ClassVar[str]
     """Name of the output in exported files."""
+    result_names: ClassVar[tuple[str, ...]]
+    """Names of the outputs of end-to-end files."""
     labels_images: ClassVar[bool]
     """Whether the model gives one score per class for the whole image."""
     has_masks: ClassVar[bool] = False
@@ -273,6 +287,39 @@ class Task(Protocol):
     ) -> Iterator[Prediction]:
         """The results of a batch, without paths: `top_k` labels per image with calibrated probabilities, or the objects
         with scores of at least `threshold`."""
+        ...
+
+    def results_graph(self) -> GraphText:
+        """The graph from the raw outputs of a network with temperature 1 to the results of one image.
+
+        Its inputs are the raw outputs, and, if needed, `size` and `resized`: the height and width of the image before
+        and after resizing, int64. Its outputs are `result_names`.
+        """
+        ...
+
+    def to_results(self, outputs: Tensor, letterbox: Letterbox | None) -> Results:
+        """The results of one image, from the raw outputs of a network with temperature 1 (a batch of one)."""
+        ...
+
+    def best(self, results: Results, count: int) -> tuple[tuple[int, ...], Any]:
+        """The class indices of the `count` highest scores, and, for detectors, the boxes of these objects."""
+        ...
+
+    def scores_of(self, results: Results, classes: Sequence[int], boxes: Any) -> list[float]:
+        """The score that the results give to each of these classes or objects."""
+        ...
+
+    def from_results(
+        self, results: Results, height: int, width: int, top_k: int, threshold: float, calibration: Calibration = ...
+    ) -> Prediction:
+        """The prediction, without a path, for the results of an end-to-end file. See `predictions`."""
+        ...
+
+    def compare_results(
+        self, found: Sequence[Results], outputs: Tensor, letterboxes: Sequence[Any], precision: str
+    ) -> tuple[dict[str, Any], str | None]:
+        """Compare the results of an end-to-end file with the raw outputs of PyTorch (at temperature 1) for the same
+        images. Returns the same as `compare`."""
         ...
 
     def compare(

@@ -24,12 +24,25 @@ from ..data.sources import open_source
 from ..data.transforms import EvalReader, Preprocess, fast_eval_decoder
 from ..errors import Failure, counted
 from ..report.blocks import Card
-from .base import Criterion, Gather, Predict, Prediction, ReportSubject, Task, TaskReport, alone
+from .base import (
+    Criterion,
+    Gather,
+    GraphText,
+    Predict,
+    Prediction,
+    ReportSubject,
+    Results,
+    Task,
+    TaskReport,
+    alone,
+)
 from .classify_evaluation import ClassifyEvaluation, Outputs
 from .classify_report import class_cards, report_classes
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
+SCORE_BOUNDS = {"fp32": 2e-2, "fp16": 5e-2, "bf16": 1e-1, "int8": 5e-1}
+"""Maximum difference of a score of an end-to-end file, whose preprocessing rounds differently by one level of 255."""
 UNCERTAIN = "uncertain"
 """Stands in for the class of an image whose score is too low."""
 AGREEMENT = 0.9
@@ -89,6 +102,7 @@ class Classify(Task):
         "loss": Criterion("loss", lower=True),
     }
     output = "logits"
+    result_names = ("scores",)
     labels_images = True
     fits = ("crop", "letterbox", "stretch")
     any_size = True
@@ -238,11 +252,54 @@ class Classify(Task):
         calibration: Calibration = UNCALIBRATED,
     ) -> Iterator[Prediction]:
         """The most probable classes of each image, with calibrated softmax probabilities over all classes."""
-        calibrated, least = outputs.float() / calibration.temperature, calibration.threshold or 0.0
-        probabilities, indices = calibrated.softmax(dim=1).topk(min(top_k, len(self.classes)))
-        for row, scores in zip(indices.tolist(), probabilities.tolist(), strict=True):
-            names = tuple(self.classes[index] for index in row)
-            yield Prediction("", names, tuple(scores), uncertain=scores[0] < least)
+        for probabilities in (outputs.float() / calibration.temperature).softmax(dim=1):
+            yield self._ranked(probabilities, top_k, calibration)
+
+    def _ranked(self, probabilities: Float[Tensor, " classes"], top_k: int, calibration: Calibration) -> Prediction:
+        scores, indices = probabilities.topk(min(top_k, len(self.classes)))
+        names, certain = tuple(self.classes[index] for index in indices.tolist()), scores.tolist()
+        return Prediction("", names, tuple(certain), uncertain=certain[0] < (calibration.threshold or 0.0))
+
+    def results_graph(self) -> GraphText:
+        """Softmax. The output is `scores`, float32 (classes,)."""
+        count = len(self.classes)
+        steps = "probabilities = Softmax <axis=1> (logits)\n scores = Reshape (probabilities, all_scores)"
+        constants = {"all_scores": np.array([count])}
+        return GraphText(f"float[1, {count}] logits", f"float[{count}] scores", steps, constants)
+
+    def to_results(self, outputs: Float[Tensor, "1 classes"], letterbox: Letterbox | None) -> Results:
+        return {"scores": outputs[0].float().softmax(0).numpy()}
+
+    def best(self, results: Results, count: int) -> tuple[tuple[int, ...], None]:
+        return tuple(np.argsort(-results["scores"], kind="stable")[:count].tolist()), None
+
+    def scores_of(self, results: Results, classes: Sequence[int], boxes: Any) -> list[float]:
+        return results["scores"][list(classes)].tolist()
+
+    def from_results(
+        self,
+        results: Results,
+        height: int,
+        width: int,
+        top_k: int = 5,
+        threshold: float = 0.0,
+        calibration: Calibration = UNCALIBRATED,
+    ) -> Prediction:
+        return self._ranked(torch.from_numpy(results["scores"]), top_k, calibration)
+
+    def compare_results(
+        self, found: Sequence[Results], outputs: Float[Tensor, "n c"], letterboxes: Sequence[Any], precision: str
+    ) -> tuple[dict[str, Any], str | None]:
+        """Compare scores by their largest difference and by top-1 agreement."""
+        scores, expected = torch.from_numpy(np.stack([one["scores"] for one in found])), outputs.softmax(1)
+        difference, bound = float((scores - expected).abs().max()), SCORE_BOUNDS[precision]
+        agreement = top1_agreement(scores, expected, BOUNDS[precision])
+        fault = None
+        if not difference <= bound:  # also catches NaN
+            fault = f"its scores differ by {difference:.2g}, more than the allowed {bound:g}"
+        elif agreement < AGREEMENT:
+            fault = f"its top-1 agreement with PyTorch is {agreement:.1%}, less than the required {AGREEMENT:.0%}"
+        return {"score_difference": difference, "top1_agreement": agreement, "bound": bound}, fault
 
     def compare(
         self, outputs: Float[Tensor, "n c"], expected: Float[Tensor, "n c"], precision: str, side: int
@@ -265,6 +322,11 @@ class Classify(Task):
 
     @staticmethod
     def compared(numbers: Mapping[str, Any]) -> str:
+        if "score_difference" in numbers:
+            return (
+                f"scores differ by at most {numbers['score_difference']:.1e} (allowed {numbers['bound']:g}), top-1 "
+                f"agreement {numbers['top1_agreement']:.1%}"
+            )
         return (
             f"logits differ by {numbers['relative_difference']:.1e} of the largest logit (allowed {numbers['bound']:g})"
             f", top-1 agreement {numbers['top1_agreement']:.1%}"

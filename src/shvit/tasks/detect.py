@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
+from torchvision.ops import batched_nms, box_iou
 
 from ..confidence import UNCALIBRATED, Calibration
 from ..data.coco import CocoDataset, open_coco
@@ -23,7 +23,7 @@ from ..errors import Failure, counted
 from ..model.detector import Target
 from ..report.blocks import Card
 from . import object_parity
-from .base import Gather, Predict, Prediction, ReportSubject, Task, TaskReport, alone
+from .base import Gather, GraphText, Predict, Prediction, ReportSubject, Results, Task, TaskReport, alone
 from .object_report import object_cards, report_objects
 from .objects import THRESHOLD, Detections, ObjectOutputs, ObjectsEvaluation, check_tools, judge
 
@@ -31,6 +31,47 @@ OVERLAP, LIMIT = 0.5, 100
 """IoU threshold of non-maximum suppression, and maximum number of objects per image: the usual values for COCO."""
 CANDIDATES = 2000
 """Number of boxes per image that enter non-maximum suppression: those with the highest scores."""
+
+
+INSIDE = """
+    size_f = Cast <to=1> (size)
+    resized_f = Cast <to=1> (resized)
+    scales = Div (resized_f, size_f)
+    scale = Gather (scales, x_and_y)
+    edges = Gather (size_f, x_and_y)
+    rows = Squeeze (objects, zero)
+    given = Slice (rows, zero, four, values)
+    whole = Div (given, scale)
+    positive = Max (whole, zero_f)
+    inside = Min (positive, edges)
+    starts = Gather <axis=1> (inside, left_top)
+    ends = Gather <axis=1> (inside, right_bottom)
+    lengths = Sub (ends, starts)
+"""
+"""From `objects` to boxes in pixels of the image (`whole`), clipped to the image (`inside`), and their `lengths`."""
+RESULTS = f"""{INSIDE}
+    shortest = ReduceMin <keepdims=1> (lengths, values)
+    not_empty = Greater (shortest, zero_f)
+    usable = Cast <to=1> (not_empty)
+    by_anchor = Slice (rows, four, end, values)
+    certain = Mul (by_anchor, usable)
+    by_class = Transpose <perm=[1, 0]> (certain)
+    all_boxes = Unsqueeze (inside, zero)
+    all_scores = Unsqueeze (by_class, zero)
+    selected = NonMaxSuppression (all_boxes, all_scores, limit, overlap, least)
+    positions = Gather <axis=1> (selected, class_and_anchor)
+    kept_scores = GatherND (certain, positions)
+    kept = Shape (kept_scores)
+    count = Min (kept, limit)
+    scores, order = TopK (kept_scores, count)
+    best = Gather (positions, order)
+    anchor_column = Slice (best, zero, one, values)
+    class_column = Slice (best, one, end, values)
+    best_anchors = Squeeze (anchor_column, values)
+    classes = Squeeze (class_column, values)
+    boxes = Gather (inside, best_anchors)
+"""
+"""The nodes of `Detect.results_graph`. A box that is empty inside the image gets score zero."""
 
 
 class Detect(Task):
@@ -46,6 +87,7 @@ class Detect(Task):
     recipe_family = "detect"
     headline = "AP"
     output = "objects"
+    result_names = ("boxes", "scores", "classes")
     labels_images = False
     detector = "retinanet"
     fits = ("whole", "shorter")
@@ -167,11 +209,75 @@ class Detect(Task):
         threshold: float = 0.3,
         calibration: Calibration = UNCALIBRATED,
     ) -> Iterator[Prediction]:
-        for found in self.decode(outputs, letterboxes, threshold):
-            labels = tuple(self.classes[label] for label in found.labels.tolist())
-            boxes = tuple(tuple(box) for box in found.boxes.tolist())
-            masks = None if found.masks is None else tuple(found.masks)
-            yield Prediction("", labels, tuple(found.scores.tolist()), None, boxes, masks)
+        yield from map(self._prediction, self.decode(outputs, letterboxes, threshold))
+
+    def _prediction(self, found: Detections) -> Prediction:
+        labels = tuple(self.classes[label] for label in found.labels.tolist())
+        boxes = tuple(tuple(box) for box in found.boxes.tolist())
+        masks = None if found.masks is None else tuple(found.masks)
+        return Prediction("", labels, tuple(found.scores.tolist()), None, boxes, masks)
+
+    def results_graph(self) -> GraphText:
+        """Boxes in pixels of the image, without overlapping boxes of the same class; see `Detect.decode`.
+
+        The outputs are `boxes`, float32 (n, 4): left, top, right, bottom; `scores`, float32 (n,), highest first, at
+        least `THRESHOLD`; and `classes`, int64 (n,): class indices.
+        """
+        constants = {
+            **{
+                name: np.array(value)
+                for name, value in {"zero": [0], "one": [1], "four": [4], "end": [2**31 - 1]}.items()
+            },
+            **{"class_and_anchor": np.array([2, 1]), "x_and_y": np.array([1, 0, 1, 0]), "limit": np.array([LIMIT])},
+            **{"left_top": np.array([0, 1]), "right_bottom": np.array([2, 3]), "values": np.array([1])},
+            **{"overlap": np.array([OVERLAP], np.float32), "least": np.array([THRESHOLD], np.float32)},
+            "zero_f": np.zeros(1, np.float32),
+        }
+        inputs = f"float[1, anchors, {4 + len(self.classes)}] objects, int64[2] size, int64[2] resized"
+        return GraphText(inputs, "float[n, 4] boxes, float[n] scores, int64[n] classes", RESULTS, constants)
+
+    def to_results(self, outputs: Float[Tensor, "1 found values"], letterbox: Letterbox | None) -> Results:
+        [found] = self.decode(outputs, [letterbox])
+        return {"boxes": found.boxes.numpy(), "scores": found.scores.numpy(), "classes": found.labels.numpy()}
+
+    def best(self, results: Results, count: int) -> tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]:
+        boxes = tuple(tuple(round(side, 1) for side in box) for box in results["boxes"][:count].tolist())
+        return tuple(results["classes"][:count].tolist()), boxes
+
+    def scores_of(self, results: Results, classes: Sequence[int], boxes: Any) -> list[float]:
+        """The score of the object that overlaps each box most, if its class is the same and its IoU at least 0.5."""
+        if not len(classes) or not len(results["scores"]):
+            return [0.0] * len(classes)
+        overlaps = box_iou(torch.tensor(boxes), torch.from_numpy(results["boxes"])).numpy()
+        overlaps[np.array(classes)[:, None] != results["classes"]] = 0
+        scores = results["scores"][overlaps.argmax(1)]
+        return np.where(overlaps.max(1) >= OVERLAP, scores, 0).tolist()
+
+    def from_results(
+        self,
+        results: Results,
+        height: int,
+        width: int,
+        top_k: int = 5,
+        threshold: float = 0.3,
+        calibration: Calibration = UNCALIBRATED,
+    ) -> Prediction:
+        return self._prediction(self.objects_of(results, height, width, threshold))
+
+    def objects_of(self, results: Results, height: int, width: int, threshold: float) -> Detections:
+        """The objects of an end-to-end file with a score of at least `threshold`, in an image of this size."""
+        boxes, scores, labels = (torch.from_numpy(results[name]) for name in ("boxes", "scores", "classes"))
+        kept = scores >= threshold
+        return Detections(boxes[kept], scores[kept], labels[kept])
+
+    def compare_results(
+        self, found: Sequence[Results], outputs: Tensor, letterboxes: Sequence[Any], precision: str
+    ) -> tuple[dict[str, Any], str | None]:
+        """Compare objects by class, box, score and mask; see `object_parity`."""
+        sizes = [(letterbox.height, letterbox.width) for letterbox in letterboxes]
+        objects = [self.objects_of(one, *size, THRESHOLD) for one, size in zip(found, sizes, strict=True)]
+        pairs = list(zip(objects, self.decode(outputs, letterboxes), strict=True))
+        return object_parity.compare(pairs, precision)
 
     def compare(
         self, outputs: Tensor, expected: Tensor, precision: str, side: int
