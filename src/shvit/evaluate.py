@@ -101,6 +101,7 @@ def evaluate(request: EvalRequest) -> Report:
     elif request.raw_cells:
         raise InputError("--raw-cells has no effect without --out: remove it")
     stored = load(request.model)
+    engines.need_raw_outputs(stored, "shvit eval")
     if request.store and request.fit not in (None, stored.preprocess.fit):
         raise InputError("--store fits the temperature for the fit in the model file: leave out --fit")
     model_file = with_fit(stored, request.fit)

@@ -18,6 +18,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 
 from shvit.engines import openvino, quantize
+from shvit.engines.mixed import fewest, rank_layers
 from shvit.engines.openvino_runtime import CompiledNetwork
 
 
@@ -99,7 +100,12 @@ def test_the_layer_whose_return_mends_most_ranks_first(quantized, exact, images)
     layers = quantize.quantized_layers(quantized)
     some = quantize.restore_layers(quantized, exact, layers[:-5])
     planted = {(): quantized, ("good",): exact, ("middling",): some, ("none",): quantized}
-    costs = quantize.rank_layers(exact, lambda back: planted[tuple(back)], ["none", "middling", "good"], images, 1)
+    costs = rank_layers(
+        CompiledNetwork(exact, "fp32", 1),
+        lambda back: CompiledNetwork(planted[tuple(back)], "int8", 1),
+        ["none", "middling", "good"],
+        images,
+    )
     assert list(costs) == ["good", "middling", "none"]
     assert costs["good"] == pytest.approx(1, abs=0.05)  # what is not int8 runs in bf16 where the processor has it
     assert costs["none"] == pytest.approx(0, abs=1e-6)
@@ -113,7 +119,7 @@ def test_fewest(least):
         asked.append(count)
         return count >= least
 
-    assert quantize.fewest(holds, 10) == (least if least <= 10 else None)
+    assert fewest(holds, 10) == (least if least <= 10 else None)
     assert len(asked) == len(set(asked)) <= 8
     assert max(asked) <= 10
 

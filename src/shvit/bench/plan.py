@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from .. import engines
-from ..engines import EngineError, Exported
+from ..engines import EngineError, Exported, need_raw_outputs
 from ..errors import InputError, check_at_least
 from ..requests.bench import BenchRequest
 from ..tasks import kind_of
@@ -99,6 +99,7 @@ def plan(request: BenchRequest, models: Mapping[str, OpenedModel]) -> tuple[list
     for name, model in models.items():
         parts = (BACKBONE, WHOLE) if is_detector(request.task) else (WHOLE,)
         if isinstance(model, Exported):
+            need_raw_outputs(model, "shvit bench")
             if request.protocol:
                 raise InputError(f"--protocol {request.protocol} cannot time exported files, such as {name}")
             here, sizes, parts = [(model.engine, model.precision)], (model.preprocess.image_size,), (WHOLE,)

@@ -1,4 +1,4 @@
-"""ONNX Runtime on CPUs, in fp32. Its format is `.onnx`."""
+"""ONNX Runtime on CPUs. Its format is `.onnx`, in fp32, fp16 or int8."""
 
 import io
 from dataclasses import replace
@@ -13,18 +13,17 @@ from torch import Tensor
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
-from .base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, in_batches
+from . import onnx_int8
+from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of
 from .end_to_end import OPSET, around, check_image
-from .exported import IMAGE, EngineError, Exported, check_end_to_end, check_interface, unreadable
+from .exported import EngineError, Exported, check_end_to_end, check_interface, unreadable
+from .mixed import search
+from .onnx_runtime import OnnxNetwork
 from .portable import portable
 from .torch import DYNAMIC_SIDES, dynamic_dims
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime as ort
-
-DIMENSIONS = ("batch", None, "height", "width")
-"""Names of the image dimensions that may vary. None stands for the channels, whose number is fixed."""
 
 
 class OnnxEngine(Engine):
@@ -37,21 +36,24 @@ class OnnxEngine(Engine):
     concurrent: ClassVar[bool] = True
     end_to_end: ClassVar[bool] = True
     runs: ClassVar[Precisions] = {None: ("fp32",), "retinanet": ("fp32",), "mask_rcnn": ("fp32",)}
-    writes: ClassVar[Precisions] = runs
+    writes: ClassVar[Precisions] = {
+        None: ("fp32", "fp16", "int8"),
+        "retinanet": ("fp32", "fp16", "int8"),
+        "mask_rcnn": ("fp32", "int8"),  # in fp16, rounding would change the proposals
+    }
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
-        import onnx
-
         self.precision, self.threads = precision, threads
-        self._network = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
-        [images] = onnx.load_from_string(self._network).graph.input
+        content = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
+        self.network = OnnxNetwork(content, threads)
         self._outputs = kind_of(model.task).result_names
-        self._batch = images.type.tensor_type.shape.dim[0].dim_value or None  # None: any number
-        self._sessions: dict[tuple[int, ...] | None, ort.InferenceSession] = {}
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
-        model = to_onnx(job.model_file, job.shapes)
+        """Write the file. For int8 with `job.accept`, only as many layers are quantized as `job.accept` allows."""
+        model = _in_precision(job)
+        if model is None:
+            return
         if job.end_to_end:
             model = around(model, job.model_file)
         model.metadata_props.add(key=HEADER_KEY, value=facts.to_json())
@@ -79,48 +81,31 @@ class OnnxEngine(Engine):
         return exported
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        return in_batches(self._run, images, self._batch)
-
-    def _run(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        import onnxruntime.capi.onnxruntime_pybind11_state as errors
-
-        shape = tuple(images.shape)
-        key = shape if shape in self._sessions or len(self._sessions) < STATIC_SHAPES else None
-        session = self._sessions.get(key) or self.session(key)
-        try:
-            [outputs] = session.run(None, {"images": images.contiguous().numpy()})
-        except errors.InvalidArgument:  # pyright: ignore[reportAttributeAccessIssue]
-            takes = self.session(None).get_inputs()[0]
-            raise EngineError(
-                f"the network takes {takes.type} images of shape {takes.shape}, got {images.dtype} {shape}"
-            ) from None
-        self._sessions[key] = session
-        return torch.from_numpy(outputs)
+        return self.network(images)
 
     def results(self, image: UInt8[np.ndarray, "h w 3"]) -> dict[str, np.ndarray]:
         check_image(image)
-        session = self._sessions.get(None) or self._sessions.setdefault(None, self.session(None))
-        found: Any = session.run(list(self._outputs), {IMAGE: image})
-        return dict(zip(self._outputs, found, strict=True))
+        return self.network.results(image, self._outputs)
 
-    def session(self, shape: tuple[int, ...] | None, profile: Path | None = None) -> "ort.InferenceSession":
-        """Create a session for images of this shape (None: any shape that the network takes).
 
-        With a fixed shape, ONNX Runtime computes all shapes inside the network in advance. Otherwise, a third of
-        SHViT-S1's nodes compute shapes in each run. `profile` is the prefix of files for a profile of the runs.
-        """
-        import onnxruntime as ort
+def _in_precision(job: ExportJob) -> "onnx.ModelProto | None":
+    """The network in the precision of the job; None if no int8 network was accepted."""
+    import onnx
 
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self.threads or 0  # 0: as many as there are cores
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if profile:
-            options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        for name, size in zip(DIMENSIONS, shape or (), strict=False):
-            if name:
-                options.add_free_dimension_override_by_name(name, size)
-        return ort.InferenceSession(self._network, options, providers=["CPUExecutionProvider"])
+    if job.precision == "fp32" and not job.end_to_end:
+        return to_onnx(job.model_file, job.shapes)
+    network = onnx.load_from_string(traced(job.model_file, job.shapes))  # names its nodes after the modules
+    if job.precision == "fp32":
+        return network
+    if job.precision == "fp16":
+        return onnx_int8.in_fp16(network)
+    quantizer = onnx_int8.Quantizer(network, job.calibration)
+    if job.accept is None:
+        return quantizer.quantized()
+    exact = OnnxNetwork(network.SerializeToString(), job.threads)
+    return search(
+        exact, quantizer.quantized, lambda one: OnnxNetwork(one.SerializeToString(), job.threads), quantizer.layers, job
+    )
 
 
 def _facts(path: Path, content: bytes) -> str | None:

@@ -102,7 +102,9 @@ def _is_depthwise(shapes: Sequence[Sequence[int]]) -> bool:
 
 def _onnx(model: ModelFile, images: UInt8[Tensor, "b 3 h w"], threads: int | None) -> Iterator[Call]:
     with tempfile.TemporaryDirectory() as folder:
-        session = OnnxEngine(model, "fp32", "cpu", threads).session(tuple(images.shape), Path(folder) / "profile")
+        session = OnnxEngine(model, "fp32", "cpu", threads).network.session(
+            tuple(images.shape), Path(folder) / "profile"
+        )
         for _ in range(1 + CALLS):
             session.run(None, {"images": images.numpy()})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

@@ -5,28 +5,21 @@ floats and back, the small matrix products of squeeze-excite and attention run i
 written in fp32 because one of their two readers needs fp32. `tune` and the choice of layers remove these costs.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
 from torch import Tensor
 
 from ..suppress import quiet
-from ..tasks import task_of
-from .base import Candidate, ExportJob
+from . import mixed as mixed_precision
+from .base import ExportJob
+from .mixed import DETECTOR_PARTS, whole_batches
 from .openvino_runtime import CompiledNetwork, core
 
 if TYPE_CHECKING:
     import openvino as ov
 
-CALIBRATION_IMAGES = 300
-"""Maximum number of images for calibration. More images do not change the ranges."""
-MAX_FLOAT_SHARE = 0.5
-"""Maximum share of an int8 network's layers that may run in floating point."""
-DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.")
-"""A layer of a detector is quantized if its name contains one of these."""
 QUANTIZED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData")
 
 
@@ -50,14 +43,13 @@ def quantize_convolutions(network: "ov.Model", calibration: Sequence[Tensor]) ->
         if kind == "MatMul" or (detector and not any(part in name for part in DETECTOR_PARTS))
     ]
     size = network.input(0).partial_shape[0]
-    chunks = [part for batch in calibration for part in (batch.split(size.get_length()) if size.is_static else [batch])]
-    batches = [part.numpy() for part in chunks if not size.is_static or len(part) == size.get_length()]
+    batches = whole_batches(calibration, size.get_length() if size.is_static else None)
     with quiet():
         import nncf
 
         return nncf.quantize(
             network.clone(),
-            nncf.Dataset(batches),
+            nncf.Dataset([batch.numpy() for batch in batches]),
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=left),
         )
@@ -71,71 +63,19 @@ def tune(network: "ov.Model") -> "ov.Model":
 def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | None":
     """Quantize an fp32 network, with as few layers in floating point as `job.accept` allows; None if none is accepted.
 
-    Layers are ranked by how much closer to fp32 the outputs get when only that layer runs in floating point. Candidates
-    run the first layers of this ranking in floating point, at most half of all layers. The smallest accepted
-    number of layers is found by doubling and bisection. `compute` is the precision of layers that are not quantized.
+    See `mixed.search`. `compute` is the precision of layers that are not quantized.
     """
-    accept, threads, task = job.accept, job.threads, task_of(job.model_file)
-    assert accept is not None
-    quantized = quantize_convolutions(network, job.calibration)
-    layers = quantized_layers(quantized)
-    exact = CompiledNetwork(network, "fp32", threads)
+    quantized, threads = quantize_convolutions(network, job.calibration), job.threads
 
     def mixed(back: Collection[str]) -> "ov.Model":
         return tune(restore_layers(quantized, network, back))
 
-    def accepted(candidate: "ov.Model", given_back: Mapping[str, float]) -> bool:
-        return accept(Candidate(CompiledNetwork(candidate, compute, threads), exact, len(layers), given_back))
+    def run(candidate: "ov.Model") -> CompiledNetwork:
+        return CompiledNetwork(candidate, compute, threads)
 
-    whole = mixed(())
-    if accepted(whole, {}):
-        return whole
-    ranked_on = torch.cat(list(job.calibration[: task.ranking_images]))[: task.ranking_images]
-    costs = rank_layers(network, mixed, layers, ranked_on, threads, task.signal)
-    tried: dict[int, ov.Model] = {}
-
-    def holds(count: int) -> bool:
-        given_back = dict(list(costs.items())[:count])
-        tried[count] = mixed(given_back)
-        return accepted(tried[count], given_back)
-
-    count = fewest(holds, int(MAX_FLOAT_SHARE * len(layers)))
-    return None if count is None else tried[count]
-
-
-def rank_layers(
-    network: "ov.Model",
-    mixed: Callable[[Collection[str]], "ov.Model"],
-    layers: Sequence[str],
-    images: UInt8[Tensor, "n 3 h w"],
-    threads: int | None,
-    signal: Callable[[Tensor], Tensor] = lambda outputs: outputs,
-) -> dict[str, float]:
-    """Each layer's share of the squared error that int8 causes in `signal(outputs)`, largest share first.
-
-    A layer's share is the part of this error that vanishes when only this layer runs in floating point.
-    """
-    exact = signal(CompiledNetwork(network, "fp32", threads)(images))
-
-    def error(back: Collection[str]) -> float:
-        return float((signal(CompiledNetwork(mixed(back), "int8", threads)(images)) - exact).square().mean())
-
-    whole = error(()) or 1.0  # avoids a division by zero if there is no error
-    costs = {name: 1 - error((name,)) / whole for name in layers}
-    return dict(sorted(costs.items(), key=lambda entry: -entry[1]))
-
-
-def fewest(holds: Callable[[int], bool], most: int) -> int | None:
-    """The smallest count from 1 to `most` for which `holds` is true; None if it never is. `holds` must be monotonic."""
-    low, high = 0, min(1, most)
-    while not holds(high):
-        if high == most:
-            return None
-        low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high
+    return mixed_precision.search(
+        CompiledNetwork(network, "fp32", threads), mixed, run, quantized_layers(quantized), job
+    )
 
 
 def quantized_layers(network: "ov.Model") -> list[str]:
