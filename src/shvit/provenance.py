@@ -13,7 +13,7 @@ from typing import Any
 from .redact import redacted
 
 PACKAGES = ("shvit", "torch", "torchvision", "timm", "numpy", "pillow")
-ENGINE_PACKAGES = ("triton", "openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch")
+ENGINE_PACKAGES = ("triton", "openvino", "nncf", "onnx", "onnxruntime", "coremltools", "executorch", "ai-edge-litert")
 INSTRUCTIONS = {
     "AVX2": {"avx2"},
     "AVX-512": {"avx512f"},

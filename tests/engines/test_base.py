@@ -17,8 +17,9 @@ from shvit.engines.exported import UNSEALED, EngineError, files_of
 from shvit.errors import InputError, Notice
 from shvit.modelfile import ModelFile
 
-FORMATS = [name for name, kind in engines.FORMATS.items() if not kind.absent()]
-SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in ("executorch", "coreml") else name for name in FORMATS]
+FORMATS = [name for name, kind in engines.FORMATS.items() if not kind.absent() and not kind.always_end_to_end]
+TAKE_SECONDS = ("executorch", "litert", "coreml")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in TAKE_SECONDS else name for name in FORMATS]
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ expected = engines.load(model_file, "torch", "fp32", "cpu")(images)
 before = torch.get_num_threads(), sys.stdout, logging.root.manager.disable
 name, file = sys.argv[1:]
 made_of = model_file
-if name == "executorch":  # a model file takes it seconds
+if name in ("executorch", "litert"):  # a model file takes it seconds
     engines.ENGINES[name].export(engines.base.ExportJob(model_file, Path(file), "fp32"))
     made_of = engines.read(file)
 shared = [engines.load(made_of, name, "fp32", "cpu", threads) for threads in (1, 2)]
@@ -77,7 +77,7 @@ def test_eight_threads_make_call_and_drop_engines_of_other_thread_counts(name, t
     if reason := engines.ENGINES[name].unavailable("cpu"):
         pytest.skip(reason)
     folder = Path(__file__).parents[1]
-    command = [sys.executable, "-c", EIGHT_THREADS, name, tmp_path / "m.pte"]
+    command = [sys.executable, "-c", EIGHT_THREADS, name, tmp_path / f"m{engines.ENGINES[name].suffix}"]
     variables = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (0, "as before\n"), done.stderr

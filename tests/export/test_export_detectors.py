@@ -18,13 +18,17 @@ from shvit.errors import InputError
 from shvit.export.accuracy_floor import Judge
 from shvit.export.export import export_model
 from shvit.modelfile import ModelFile, save
+from shvit.predict.predictor import Predictor
 from shvit.tasks import object_parity
 from shvit.tasks.detect import Detect
 from shvit.tasks.objects import Detections, ObjectsEvaluation, encode
 from shvit.tasks.segment import Segment
 
 KINDS = {"detect": "retinanet", "segment": "mask_rcnn"}
-SUFFIXES = {"onnx": "m.onnx", "openvino": "m.xml", "torch": "m.pt2", "executorch": "m.pte", "coreml": "m.mlpackage"}
+SUFFIXES = {
+    **{"onnx": "m.onnx", "openvino": "m.xml", "torch": "m.pt2", "executorch": "m.pte", "litert": "m.tflite"},
+    "coreml": "m.mlpackage",
+}
 
 
 def detector(task: str, background: float = 0.0, most: int = 4, **options) -> ModelFile:
@@ -47,7 +51,7 @@ def skip_without(engine: str) -> None:
 @pytest.mark.parametrize(
     ("task", "engine"),
     [(task, engine) for task in KINDS for engine in ("onnx", "openvino")]
-    + [("detect", "torch"), ("detect", "executorch")],
+    + [("detect", "torch"), ("detect", "executorch"), ("detect", "litert")],
 )
 def test_a_file_finds_what_pytorch_finds(task, engine, tmp_path):
     skip_without(engine)
@@ -165,7 +169,7 @@ def test_boxes_do_not_count_where_layers_are_ranked():
             "plan",
             {},
             Shapes(),
-            "unknown format 'plan': allowed are onnx, openvino, torch, executorch, coreml",
+            "unknown format 'plan': allowed are onnx, openvino, torch, executorch, litert, coreml",
         ),
         ("detect", "onnx", {}, Shapes(dynamic_size=True), "exported detectors take images of one size"),
         ("detect", "onnx", {"fit": "shorter"}, Shapes(), "its file can take only one: set --image-size"),
@@ -265,3 +269,27 @@ def test_the_certain_ones_count_where_there_are_any():
     numbers, fault = object_parity.compare([(found(ONE), found(ONE, *noise))], "fp16")
     assert (numbers["objects"], numbers["matched"], fault) == (2, 1, None)
     assert object_parity.compare([(found(*noise), found(*noise[:5]))], "fp16")[0]["matched"] == pytest.approx(10 / 15)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+@pytest.mark.parametrize("task", KINDS)
+def test_end_to_end_objects_are_those_of_predict(task, engine, tmp_path):
+    skip_without(engine)
+    model, out = detector(task), tmp_path / SUFFIXES[engine]
+    if task == "detect":  # otherwise, all scores are below 0.05
+        torch.nn.init.normal_(model.model.head.classification_head.cls_logits.weight, std=0.3)
+        torch.nn.init.constant_(model.model.head.classification_head.cls_logits.bias, -2)
+    export_model(model, engine, out, end_to_end=True)
+    images = [
+        np.ascontiguousarray(one.permute(1, 2, 0))
+        for size in ((90, 200), (128, 128), (250, 60))
+        for one in random_images(2, *size)
+    ]
+    arguments = {"threshold": 0.2, "threads": 1}
+    found, expected = Predictor(out, **arguments)(images), Predictor(model, "torch", "fp32", "cpu", **arguments)(images)
+    assert any(one.labels for one in expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.labels == other.labels
+        np.testing.assert_allclose(one.scores, other.scores, atol=0.01)
+        np.testing.assert_allclose(np.array(one.boxes), np.array(other.boxes), atol=2)
+        assert (one.masks is None) == (other.masks is None)

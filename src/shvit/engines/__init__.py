@@ -18,10 +18,12 @@ from .cuda.engine import CudaEngine
 from .executorch import ExecuTorchEngine
 from .exported import EngineError, Exported, check_seal
 from .exported import ExportError as ExportError
+from .litert import LiteRTEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine
 from .timm import TimmFormat
 from .torch import TorchEngine
+from .web.format import WebFormat
 
 ENGINES: dict[str, type[Engine]] = {}
 """Engines that run model files, fastest first. `auto` selects the first one that is available and has the precision.
@@ -43,8 +45,10 @@ register(OnnxEngine)
 register(OpenVINOEngine)
 register(TorchEngine)
 register(ExecuTorchEngine)
+register(LiteRTEngine)
 register(CoreMLEngine)
 register(TimmFormat)
+register(WebFormat)
 
 
 def load(
@@ -157,8 +161,20 @@ def format_of(name: str, task: str = "classify") -> type[Engine]:
     return FORMATS[name]
 
 
-def checked_shapes(model_file: ModelFile, shapes: Shapes) -> Shapes:
-    """The input sizes that an export of this model takes. Raises EngineError for sizes that the model cannot take."""
+def checked_shapes(model_file: ModelFile, shapes: Shapes, kind: type[Engine], end_to_end: bool = False) -> Shapes:
+    """The input sizes that an export of this model takes. Raises EngineError for sizes that the model cannot take, and
+    for end-to-end files in a format that does not have them.
+    """
+    if end_to_end:
+        if not kind.end_to_end:
+            able = ", ".join(name for name, one in writers(model_file.task).items() if one.end_to_end)
+            raise EngineError(
+                f"--end-to-end is not available with --format {kind.name}, whose runtime cannot resize images of any "
+                f"size as in training: leave it out, or choose from: {able}"
+            )
+        if shapes != Shapes():
+            raise EngineError("end-to-end files take one image of any size: leave out --batch-size and --dynamic-size")
+        shapes = Shapes(batch=1)
     if TASKS[model_file.task].any_size:
         return shapes
     if shapes.dynamic_size:
@@ -208,6 +224,15 @@ def read(path: str | Path) -> Exported:
     if not sealed:
         notice(f"{path} has no digest to detect damage, because an older version of shvit wrote it: export it again")
     return exported
+
+
+def need_raw_outputs(model: Runnable, verb: str) -> None:
+    """Raise EngineError for an end-to-end file, which has no raw outputs. `verb` needs them."""
+    if isinstance(model, Exported) and model.end_to_end:
+        raise EngineError(
+            f"{model.path} is an end-to-end file, which {verb} cannot use: give an export without --end-to-end, or use "
+            "shvit predict"
+        )
 
 
 def _as_exported(model: Exported, engine: str, precision: str) -> tuple[str, str]:

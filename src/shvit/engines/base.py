@@ -72,6 +72,8 @@ class ExportJob:
     """Whether the file takes one image of any size, and returns the results of the task."""
     sample: Sample | None = None
     """The sample in the file's metadata."""
+    sample_pixels: UInt8[np.ndarray, "h w 3"] | None = None
+    """The sample's image, for formats that contain it."""
 
 
 class Engine:
@@ -100,6 +102,8 @@ class Engine:
     """Whether the engine runs detectors on images that differ in size (`preprocess.fit` is `shorter`)."""
     end_to_end: ClassVar[bool] = False
     """Whether files of the engine's format can be exported end to end."""
+    always_end_to_end: ClassVar[bool] = False
+    """Whether all files of the engine's format are end to end."""
     profiled: ClassVar[bool] = False
     """Whether PyTorch's profiler records the engine's operations on the CPU."""
     device: str = "cpu"
@@ -212,7 +216,9 @@ def detector_of(task: str) -> str | None:
 def need_calibration(batches: Sequence[Tensor]) -> None:
     """Raise EngineError if there are no images for measuring the value range of each layer."""
     if not batches:
-        raise EngineError("int8 needs calibration images: give --calibrate DATA (in Python: calibration=batches)")
+        raise EngineError(
+            "int8 needs calibration images: give --calibrate DATA (in Python: calibration=batches), or --precision fp32"
+        )
 
 
 def batch_of(model_file: ModelFile, shapes: Shapes) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.transforms import MARGIN, REACH, THIN, Preprocess
+from ..data.transforms import MARGIN, REACH, Preprocess
 from ..errors import InputError
 from ..modelfile import ModelFile
 from ..tasks import task_of
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 OPSET, IR_VERSION = 18, 9
 """The first version of ONNX with antialiasing, and its oldest file format, which old runtimes can read."""
+THIN = 64
+"""With ONNX's Resize, an image is cut before it is resized if its resized longer side would exceed this many times
+`image_size`."""
 MODES = {"bicubic": "cubic", "bilinear": "linear"}
 """ONNX's names of the interpolations that can be antialiased."""
 

@@ -27,8 +27,16 @@ UNSEALED = b"shvit-sha256:" + b"0" * 64
 """Placeholder for the digest. The digest is computed from the files with this placeholder, and then replaces it."""
 IMAGE = "image"
 """Name of the input of an end-to-end network: one RGB image, uint8 (height, width, 3)."""
-PARTS = ("*.json", "*.safetensors", "*.mlmodel", "*.bin")
-"""Name patterns of the files in an exported folder. Other files are ignored, since they do not belong to the export."""
+PARTS = {
+    ".mlpackage": ("*.json", "*.mlmodel", "*.bin"),
+    ".timm": ("*.json", "*.safetensors"),
+    ".web": (
+        *("index.html", "style.css", "app.js", "camera.js", "check.js", "objects.js", "pixels.js", "sw.js", "worker.js"),
+        *("model.json", "model.onnx", "sample.png", "ort/*.mjs", "ort/*.wasm"),
+    ),
+}
+"""Name patterns of the files in an exported folder, by its suffix. Other files are ignored, since they do not belong
+to the export."""
 
 
 class EngineError(InputError):
@@ -183,9 +191,9 @@ def described(
         model_file.task,
         model_file.metrics,
         {
+            "weights": weights_digest(model_file),
             **model_file.provenance,
             "architecture": model_file.architecture.to_dict(),
-            "weights": weights_digest(model_file),
         },
         model_file.calibration,
         end_to_end,
@@ -245,7 +253,8 @@ def _shape(sizes: Sequence[int | None]) -> str:
 def files_of(path: Path) -> list[Path]:
     """The files that an export consists of."""
     if path.is_dir():
-        found = sorted(part for pattern in PARTS for part in path.rglob(pattern) if not part.name.startswith("."))
+        named = [part for pattern in PARTS.get(path.suffix, ()) for part in path.rglob(pattern)]
+        found = sorted(part for part in named if not part.name.startswith("."))
         if outside := [part for part in found if not part.resolve().is_relative_to(path.resolve())]:
             raise EngineError(f"{path} is refused: its part {outside[0]} lies outside the folder")
         return [part for part in found if part.is_file()]
@@ -254,13 +263,14 @@ def files_of(path: Path) -> list[Path]:
 
 
 def seal(path: Path) -> None:
-    """Replace the digest in an export, or its placeholder, by the digest of the export."""
+    """Replace the digest in an export, or its placeholder, by the digest of the export, in each file that has it."""
     files = files_of(path)
-    for part in files:
-        if found := SEAL.search(part.read_bytes()):
-            overwrite(part, found[0], b"shvit-sha256:" + _digest(path, files, found[0]).encode())
-            return
-    raise AssertionError(f"{path} has no placeholder for its digest")
+    found = {part: match[0] for part in files if (match := SEAL.search(part.read_bytes()))}
+    assert found, f"{path} has no placeholder for its digest"
+    [mark] = set(found.values())
+    sealed = b"shvit-sha256:" + _digest(path, files, mark).encode()
+    for part in found:
+        overwrite(part, mark, sealed)
 
 
 def overwrite(path: Path, old: bytes, new: bytes) -> bool:

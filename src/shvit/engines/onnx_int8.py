@@ -81,6 +81,7 @@ class Quantizer:
                 extra_options={},
             )
             quantizer.quantize_model()
+            quantizer.model.topological_sort()
         read_uint8_pixels(quantizer.model.model)
         return quantizer.model.model
 

@@ -11,7 +11,7 @@ T = TypeVar("T")
 Many = Annotated[tuple[T, ...], Parameter(consume_multiple=True)]
 """Type of a flag with several values: `--flag A B` or `--flag A --flag B`."""
 ModelName = Annotated[str, Parameter(help="A model file, or published weights such as shvit_s1.in1k.")]
-EngineName = Annotated[str, Parameter(help="auto, cuda, onnx, openvino, torch, executorch or coreml.")]
+EngineName = Annotated[str, Parameter(help="auto, cuda, onnx, openvino, torch, executorch, litert or coreml.")]
 Precision = Annotated[
     str, Parameter(help="auto, fp32, bf16 (if supported) or fp16 (only on GPUs). An int8 export always runs in int8.")
 ]

@@ -16,8 +16,8 @@ class ExportRequest:
     model: ModelName
     _: KW_ONLY
     format: str
-    """onnx (.onnx), openvino (.xml and .bin), coreml (.mlpackage), executorch (.pte), torch (.pt2), or timm: a folder
-    (.timm) for timm.create_model("local-dir:FOLDER", pretrained=True)."""
+    """onnx (.onnx), openvino (.xml and .bin), coreml (.mlpackage), executorch (.pte), litert (.tflite), torch (.pt2),
+    or timm: a folder (.timm) for timm.create_model("local-dir:FOLDER", pretrained=True)."""
     precision: str | None = None
     """fp32, fp16, bf16 or int8, if the format supports it. Default: depends on the format."""
     out: Path | None = None
