@@ -12,14 +12,13 @@ from shvit import Predictor, save
 from shvit.data.letterbox import read_whole
 from shvit.data.transforms import EvalReader, Preprocess
 from shvit.engines import EngineError, read
+from shvit.engines.end_to_end import preprocessing
 from shvit.errors import InputError
 from shvit.export.export import export_model
 from shvit.modelfile import ModelFile
 
 pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
-
-from shvit.engines.end_to_end import preprocessing
 
 FORMATS = {"onnx": "m.onnx", "openvino": "m.xml"}
 SIZES = [(48, 64), (64, 48), (40, 40), (1, 90), (90, 1), (1, 1), (7, 500), (500, 7), (41, 40), (333, 77)]

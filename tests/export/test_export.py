@@ -17,9 +17,9 @@ from shvit.data.transforms import Preprocess
 from shvit.engines.base import Shapes
 from shvit.engines.exported import EngineError, ExportError
 from shvit.export.accuracy_floor import FloorError
-from shvit.export.export import export_model, sample_images
+from shvit.export.export import export_model
+from shvit.export.images import sample_photos
 from shvit.modelfile import ModelFile, save
-from shvit.tasks import task_of
 from shvit.tasks.classify import top1_agreement
 
 pytest.importorskip("onnxruntime")
@@ -30,7 +30,7 @@ def test_a_report_is_written_beside_the_file(tiny, folder, tmp_path):
     out = tmp_path / "deep" / "m.onnx"
     report = export_model(tiny, "onnx", out, source=open_source(folder), threads=1)
     assert out.is_file()
-    assert sorted(path.name for path in out.parent.iterdir()) == ["m.onnx", "m.onnx.parity.json"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["m.onnx", "m.onnx.parity.json", "m.onnx.sample.png"]
     assert json.loads((tmp_path / "deep" / "m.onnx.parity.json").read_text()) == report
     assert report["parity"]["images"] == 12
     assert report["parity"]["relative_difference"] < 1e-5
@@ -41,7 +41,7 @@ def test_a_report_is_written_beside_the_file(tiny, folder, tmp_path):
 
 
 def test_without_data_two_photographs_are_compared(tiny, tmp_path):
-    assert sample_images(task_of(tiny), tiny.preprocess).shape == (64, 3, 32, 32)
+    assert len(sample_photos(64)) == 64
     report = export_model(tiny, "onnx", tmp_path / "m.onnx")
     assert report["parity"]["images"] == 64
 
@@ -55,7 +55,7 @@ def test_a_file_that_disagrees_never_appears(tiny, tmp_path, monkeypatch):
     other = ModelFile(tiny_architecture().build().eval(), tiny.classes, tiny.preprocess)
     monkeypatch.setattr(kind, "export", classmethod(lambda cls, job: write(replace(job, model_file=other))))
     with pytest.raises(ExportError, match=r"m\.onnx is not kept: its logits differ by .* 0\.0001"):
-        export_model(tiny, "onnx", out)
+        export_model(tiny, "onnx", out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
     assert out.read_text() == "of before"
 

@@ -14,20 +14,20 @@ from ..errors import InputError
 from ..modelfile import ModelFile
 from ..tasks import task_of
 from ..tasks.base import Task
-from .exported import IMAGE, EngineError
+from .exported import IMAGE_INPUT, EngineError
 
 if TYPE_CHECKING:
     import onnx
 
 OPSET, IR_VERSION = 18, 9
 """The first version of ONNX with antialiasing, and its oldest file format, which old runtimes can read."""
-THIN = 64
+_THIN = 64
 """With ONNX's Resize, an image is cut before it is resized if its resized longer side would exceed this many times
 `image_size`."""
-MODES = {"bicubic": "cubic", "bilinear": "linear"}
+_MODES = {"bicubic": "cubic", "bilinear": "linear"}
 """ONNX's names of the interpolations that can be antialiased."""
 
-SIZES = {
+_SIZES = {
     "crop": """
     least = ReduceMin <keepdims=0> (size)
     enlarged = Mul (size, shorter)
@@ -67,12 +67,12 @@ SIZES = {
 `crop`: the center square, as timm and torchvision round its edges (a half to the nearest even number).
 `letterbox`: the longer side is `side`; the shorter side is rounded in the same way.
 """
-WHOLE = """
+_WHOLE = """
     part = Identity (image)
     part_resized = Identity (resized)
     skipped = Identity (zeros)
 """
-NEEDED = """
+_NEEDED = """
     least_reach = Mul (least, reach)
     more_reach = Div (least_reach, shorter)
     margin = Add (more_reach, reach_and_two)
@@ -88,7 +88,7 @@ NEEDED = """
 """
 """With fit `crop`: the part of the image that influences the center square. No product exceeds 32 bits, since
 OpenVINO's integers are that short."""
-PART = """
+_PART = """
     longest = ReduceMax <keepdims=0> (resized)
     thin = Greater (longest, thin_side)
     from = Where (thin, from_needed, zeros)
@@ -101,7 +101,7 @@ PART = """
     part_resized = Sub (to_resized, skipped)
 """
 """A very long image is cut before it is resized, to save memory. The result may then be shifted by up to one pixel."""
-OPERATION = """
+_OPERATION = """
     planes = Transpose <perm=[2, 0, 1]> (part)
     batch = Unsqueeze (planes, zero_axis)
     whole = Resize <mode="MODE", antialias=1, cubic_coeff_a=-0.5, axes=[2, 3]> (batch, , , part_resized)
@@ -109,7 +109,7 @@ OPERATION = """
     stop = Add (start, shown)
     pixels = Slice (whole, start, stop, image_axes)
 """
-PRODUCTS = """
+_PRODUCTS = """
     part = Slice (image, from_needed, to_needed)
     planes = Transpose <perm=[2, 0, 1]> (part)
     values = Cast <to=1> (planes)
@@ -128,7 +128,7 @@ PRODUCTS = """
     pixels = Unsqueeze (bytes, zero_axis)
 """
 """As in Pillow, the values are rounded after each of the two passes."""
-WEIGHTS = """
+_WEIGHTS = """
     size_{n} = Gather (size, index_{n})
     size_f_{n} = Cast <to=1> (size_{n})
     resized_{n} = Gather (resized, index_{n})
@@ -160,7 +160,7 @@ WEIGHTS = """
     weights_{n} = Mul (raw_{n}, per_sum_{n})
 """
 """The weight of each pixel of the image (columns) in each pixel of the result (rows), as Pillow computes them."""
-FILTERS = {
+_FILTERS = {
     "bilinear": """
     less_{n} = Mul (t_{n}, minus_one_f)
     inner_{n} = Add (less_{n}, one_f)
@@ -186,7 +186,7 @@ FILTERS = {
 }
 """Pillow's filters of the distance t: a triangle, and the cubic convolution with a = -0.5. Written with operations
 that OpenVINO does not replace by others, so that the mark `PRECISE` is not lost."""
-PAD = """
+_PAD = """
     room = Sub (square, resized)
     BEFORE
     after = Sub (room, before)
@@ -197,11 +197,11 @@ PAD = """
     canvas = Add (padded, color)
     placed = Cast <to=2> (canvas)
 """
-PLACED = {
+_PLACED = {
     "crop": "placed = Identity (pixels)",
     "stretch": "placed = Identity (pixels)",
-    "letterbox": PAD.replace("BEFORE", "before = Div (room, two)"),
-    "whole": PAD.replace("BEFORE", "before = Identity (zeros)"),
+    "letterbox": _PAD.replace("BEFORE", "before = Div (room, two)"),
+    "whole": _PAD.replace("BEFORE", "before = Identity (zeros)"),
 }
 
 
@@ -213,7 +213,7 @@ def preprocessing(preprocess: Preprocess, products: bool = False) -> "onnx.Model
     rounding.
 
     Args:
-        preprocess: The preprocessing of the model. Its interpolation must be a key of `MODES`.
+        preprocess: The preprocessing of the model. Its interpolation must be a key of `_MODES`.
         products: Whether to resize by products with matrices of weights instead of ONNX's Resize, for OpenVINO. Its
             own operation prepares itself for a second whenever the image's size changes (LOG.md).
 
@@ -221,30 +221,30 @@ def preprocessing(preprocess: Preprocess, products: bool = False) -> "onnx.Model
         EngineError: The interpolation is not available.
     """
     interpolation = "bilinear" if preprocess.fit == "whole" else preprocess.interpolation
-    if interpolation not in MODES:
+    if interpolation not in _MODES:
         raise EngineError(
-            f"--end-to-end resizes with {' or '.join(MODES)}, but the model uses {interpolation}: leave it out"
+            f"--end-to-end resizes with {' or '.join(_MODES)}, but the model uses {interpolation}: leave it out"
         )
     if products:
-        weights = WEIGHTS.replace("{filter}", FILTERS[interpolation])
-        cut = NEEDED if preprocess.fit == "crop" else "from_needed = Identity (zeros)\n to_needed = Identity (size)"
+        weights = _WEIGHTS.replace("{filter}", _FILTERS[interpolation])
+        cut = _NEEDED if preprocess.fit == "crop" else "from_needed = Identity (zeros)\n to_needed = Identity (size)"
         axes = {"vertical": weights.replace("{n}", "0"), "horizontal": weights.replace("{n}", "1")}
-        resize = PRODUCTS.format(**axes)
+        resize = _PRODUCTS.format(**axes)
     else:
-        cut = NEEDED + PART if preprocess.fit == "crop" else WHOLE
-        resize = OPERATION.replace("MODE", MODES[interpolation])
+        cut = _NEEDED + _PART if preprocess.fit == "crop" else _WHOLE
+        resize = _OPERATION.replace("MODE", _MODES[interpolation])
     steps = f"""
     shape = Shape (image)
     size = Slice (shape, zero_axis, two_axis)
-    {SIZES["letterbox" if preprocess.fit == "whole" else preprocess.fit]}
+    {_SIZES["letterbox" if preprocess.fit == "whole" else preprocess.fit]}
     {cut}
     {resize}
-    {PLACED[preprocess.fit]}
+    {_PLACED[preprocess.fit]}
     images = Reshape (placed, input_shape)
     """
     side = preprocess.image_size
     outputs = f"uint8[1, 3, {side}, {side}] images, int64[2] size, int64[2] resized"
-    return graph(f"uint8[height, width, 3] {IMAGE}", outputs, steps, _constants(preprocess))
+    return graph(f"uint8[height, width, 3] {IMAGE_INPUT}", outputs, steps, _constants(preprocess))
 
 
 def _constants(preprocess: Preprocess) -> dict[str, np.ndarray]:
@@ -261,7 +261,12 @@ def _constants(preprocess: Preprocess) -> dict[str, np.ndarray]:
             "zeros": [0, 0],
             "column": [-1, 1],
         },
-        **{"twice_side": 2 * side, "thin_side": THIN * side, "square": [side, side], "input_shape": [1, 3, side, side]},
+        **{
+            "twice_side": 2 * side,
+            "thin_side": _THIN * side,
+            "square": [side, side],
+            "input_shape": [1, 3, side, side],
+        },
         **{"shorter": math.floor(side / preprocess.crop), "reach": REACH, "reach_and_two": REACH + 2},
     }
     numbers = {
@@ -316,7 +321,7 @@ def around(network: "onnx.ModelProto", model_file: ModelFile) -> "onnx.ModelProt
     joined = compose.merge_models(parts[0], parts[1], [("images", "images")])
     needed = [(end.name, end.name) for end in after.graph.input]
     joined = compose.merge_models(joined, parts[2], needed, outputs=list(task.result_names))
-    for names, ends in (((IMAGE,), joined.graph.input), (task.result_names, joined.graph.output)):
+    for names, ends in (((IMAGE_INPUT,), joined.graph.input), (task.result_names, joined.graph.output)):
         if [end.name for end in ends] != list(names):
             raise AssertionError(f"the composed graph has {[end.name for end in ends]} instead of {names}")
     return joined

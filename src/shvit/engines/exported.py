@@ -25,14 +25,14 @@ VERSION = 2
 SEAL = re.compile(rb"shvit-sha256:([0-9a-f]{64})")
 UNSEALED = b"shvit-sha256:" + b"0" * 64
 """Placeholder for the digest. The digest is computed from the files with this placeholder, and then replaces it."""
-IMAGE = "image"
+IMAGE_INPUT = "image"
 """Name of the input of an end-to-end network: one RGB image, uint8 (height, width, 3)."""
 PARTS = {
     ".mlpackage": ("*.json", "*.mlmodel", "*.bin"),
     ".timm": ("*.json", "*.safetensors"),
     ".web": (
-        *("index.html", "style.css", "app.js", "camera.js", "check.js", "objects.js", "pixels.js", "sw.js", "worker.js"),
-        *("model.json", "model.onnx", "sample.png", "ort/*.mjs", "ort/*.wasm"),
+        *("index.html", "style.css", "model.json", "model.onnx", "sample.png", "ort/*.mjs", "ort/*.wasm"),
+        *("app.js", "camera.js", "check.js", "objects.js", "pixels.js", "sw.js", "worker.js"),
     ),
 }
 """Name patterns of the files in an exported folder, by its suffix. Other files are ignored, since they do not belong
@@ -77,17 +77,19 @@ class Sample:
 
     def to_dict(self) -> dict[str, Any]:
         """The sample as plain data for JSON. Scores that are not known yet are null."""
-        return {key: value for key, value in vars(self).items() if key != "boxes" or value is not None}
+        known: dict[str, Any] = json.loads(json.dumps(vars(self)))  # lists, as in files
+        return {key: value for key, value in known.items() if key != "boxes" or value is not None}
 
     @classmethod
     def from_dict(cls, data: Any) -> "Sample":
         """Inverse of `to_dict`. Raises ValueError if the data is not a sample."""
         try:
             boxes = None if data.get("boxes") is None else tuple(tuple(map(float, box)) for box in data["boxes"])
-            sample = cls(str(data["image"]), tuple(map(int, data["classes"])), tuple(map(float, data["scores"])), boxes)
+            scores = None if data["scores"] is None else tuple(map(float, data["scores"]))
+            sample = cls(str(data["image"]), tuple(map(int, data["classes"])), scores, boxes)
         except (TypeError, KeyError, ValueError, AttributeError):
             raise ValueError(f"sample must have an image, classes and scores, got {data!r:.60}") from None
-        if len(sample.classes) != len(sample.scores or ()):
+        if scores is not None and len(sample.classes) != len(scores):
             raise ValueError("sample must have as many classes as scores")
         return sample
 
@@ -238,7 +240,10 @@ def check_end_to_end(exported: Exported, inputs: Mapping[str, Sequence[int | Non
     Raises:
         EngineError: They do not match.
     """
-    expected, names = {IMAGE: [None, None, 3]}, TASKS[exported.task].result_names if exported.task in TASKS else ()
+    expected, names = (
+        {IMAGE_INPUT: [None, None, 3]},
+        TASKS[exported.task].result_names if exported.task in TASKS else (),
+    )
     if {name: list(shape) for name, shape in inputs.items()} != expected or list(outputs) != list(names):
         raise EngineError(
             f"{exported.path} is not usable: it is marked as end to end, but does not take one image and return "

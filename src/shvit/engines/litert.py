@@ -24,7 +24,7 @@ IDENTIFIER = b"TFL3"
 """Bytes 4 to 8 of a `.tflite` file."""
 SIGNATURE = "serving_default"
 """LiteRT's name of a file's only function."""
-DAMAGED = "is truncated, damaged or not a .tflite file"
+_DAMAGED = "is truncated, damaged or not a .tflite file"
 UNREADABLE = (ValueError, RuntimeError, IndexError, TypeError, OverflowError, struct.error)
 """What LiteRT and flatbuffers raise for a damaged file."""
 QUANTIZED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -66,11 +66,11 @@ class LiteRTEngine(Engine):
     @classmethod
     def read(cls, path: Path) -> Exported:
         content = path.read_bytes()
-        with unreadable(path, DAMAGED, *UNREADABLE):
+        with unreadable(path, _DAMAGED, *UNREADABLE):
             text = _metadata(content)
         exported = Exported.from_json(path, text)
         interpreters = _library("ai_edge_litert.interpreter")
-        with silent(), unreadable(path, DAMAGED, *UNREADABLE):
+        with silent(), unreadable(path, _DAMAGED, *UNREADABLE):
             interpreter = interpreters.Interpreter(model_content=content)
             ends = interpreter.get_input_details(), interpreter.get_output_details()
         if [[end["dtype"] for end in part] for part in ends] != [[np.uint8], [np.float32]]:
@@ -96,7 +96,7 @@ class LiteRTEngine(Engine):
             interpreter = self._idle.pop()
         except IndexError:
             interpreters, threads = _library("ai_edge_litert.interpreter"), self.threads or torch.get_num_threads()
-            with silent(), unreadable(self.path, DAMAGED, *UNREADABLE):
+            with silent(), unreadable(self.path, _DAMAGED, *UNREADABLE):
                 interpreter = interpreters.Interpreter(model_content=self._file, num_threads=threads)
                 interpreter.allocate_tensors()
         try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 IN_INT8 = ("Conv", "Relu", "Add")
 """Types of operations that run in int8. Matrix products are too small: the conversions take longer than int8 saves."""
-SMALL = ("qkv",)
+FLOAT_PARTS = ("qkv",)
 """Convolutions whose names contain one of these run in floating point, because their inputs and outputs do (LOG.md)."""
 
 
@@ -57,7 +57,7 @@ class Quantizer:
         self.layers = [
             name
             for name in convolutions[1:]  # the first convolution reads only three channels, and is faster in fp32
-            if not any(part in name for part in SMALL)
+            if not any(part in name for part in FLOAT_PARTS)
             and (not detector or any(part in path_of(name) for part in DETECTOR_PARTS))
         ]
         """Names of the layers that are quantized."""

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .base import STATIC_SHAPES, in_batches
-from .exported import IMAGE, EngineError
+from .exported import IMAGE_INPUT, EngineError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -52,7 +52,7 @@ class OnnxNetwork:
     def results(self, image: UInt8[np.ndarray, "h w 3"], names: Sequence[str]) -> dict[str, np.ndarray]:
         """Run an end-to-end network on one image of any size, and return the outputs with these names."""
         session = self._sessions.get(None) or self._sessions.setdefault(None, self.session(None))
-        found: Any = session.run(list(names), {IMAGE: image})
+        found: Any = session.run(list(names), {IMAGE_INPUT: image})
         return dict(zip(names, found, strict=True))
 
     def session(self, shape: tuple[int, ...] | None, profile: Path | None = None) -> "ort.InferenceSession":

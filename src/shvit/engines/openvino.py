@@ -150,7 +150,7 @@ def _around(network: "ov.Model", model_file: ModelFile) -> "ov.Model":
                 target.replace_source_output(ready[end.any_name])
         ready |= outputs
     ends: Any = [after.output(name).get_node() for name in task.result_names]
-    joined = ov.Model(ends, before.get_parameters())
+    joined = ov.Model(ends, before.get_parameters())  # pyright: ignore[reportGeneralTypeIssues]: openvino's own stubs
     joined.validate_nodes_and_infer_types()
     return joined
 

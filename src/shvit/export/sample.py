@@ -1,7 +1,7 @@
 """The sample of an export: an image and its expected results, with which any reader of the file can check itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,9 +13,9 @@ from ..engines.exported import Sample
 from ..modelfile import ModelFile
 from ..tasks.base import Results, Task
 
-LONGEST = 480
+SAMPLE_SIDE = 480
 """Maximum side of the sample of an end-to-end export, in pixels."""
-BEST = 5
+SAMPLE_SIZE = 5
 """Number of classes or objects in a sample."""
 TELLING = 0.7
 """The sample is the photograph whose highest score is closest to this. If a reader resizes or normalizes differently,
@@ -59,12 +59,18 @@ def choose_sample(
         results = task.to_results(outputs, letterbox)
         found.append((abs(float(results["scores"].max(initial=0)) - TELLING), shown, results))
     _, shown, expected = min(found, key=lambda one: one[0])
-    classes, boxes = task.best(expected, BEST)
+    classes, boxes = task.best(expected, SAMPLE_SIZE)
     return SampleImage(shown, Sample(name, classes, None, boxes), expected)
 
 
 def reduced(photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The photograph with sides of at most `LONGEST` pixels."""
+    """The photograph with sides of at most `SAMPLE_SIDE` pixels."""
     image = Image.fromarray(photo)
-    image.thumbnail((LONGEST, LONGEST))
+    image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE))
     return np.array(image)
+
+
+def with_scores(sample: Sample, task: Task, found: Results) -> Sample:
+    """The sample with the scores that its export found."""
+    scores = task.scores_of(found, sample.classes, sample.boxes)
+    return replace(sample, scores=tuple(round(score, 6) for score in scores))

@@ -49,7 +49,7 @@ INSIDE = """
     lengths = Sub (ends, starts)
 """
 """From `objects` to boxes in pixels of the image (`whole`), clipped to the image (`inside`), and their `lengths`."""
-RESULTS = f"""{INSIDE}
+_RESULTS = f"""{INSIDE}
     shortest = ReduceMin <keepdims=1> (lengths, values)
     not_empty = Greater (shortest, zero_f)
     usable = Cast <to=1> (not_empty)
@@ -234,7 +234,7 @@ class Detect(Task):
             "zero_f": np.zeros(1, np.float32),
         }
         inputs = f"float[1, anchors, {4 + len(self.classes)}] objects, int64[2] size, int64[2] resized"
-        return GraphText(inputs, "float[n, 4] boxes, float[n] scores, int64[n] classes", RESULTS, constants)
+        return GraphText(inputs, "float[n, 4] boxes, float[n] scores, int64[n] classes", _RESULTS, constants)
 
     def to_results(self, outputs: Float[Tensor, "1 found values"], letterbox: Letterbox | None) -> Results:
         [found] = self.decode(outputs, [letterbox])

@@ -20,8 +20,8 @@ PROPOSALS = 512
 """Default number of proposals per training image."""
 
 
-MASKED = "float[n, 4] boxes, float[n] scores, int64[n] classes"
-RESULTS = f"""{INSIDE}
+_OBJECTS = "float[n, 4] boxes, float[n] scores, int64[n] classes"
+_RESULTS = f"""{INSIDE}
     shortest = ReduceMin <keepdims=0> (lengths, values)
     not_empty = Greater (shortest, zero_f)
     score_column = Slice (rows, four, five, values)
@@ -95,9 +95,9 @@ class Segment(Detect):
             **{"left_top": np.array([0, 1]), "right_bottom": np.array([2, 3])},
             **{"zero_f": np.zeros(1, np.float32), "least": np.array([THRESHOLD], np.float32)},
         }
-        outputs = f"{MASKED}, float[n, {MASK_SIDE}, {MASK_SIDE}] masks, float[n, 4] mask_boxes"
+        outputs = f"{_OBJECTS}, float[n, {MASK_SIDE}, {MASK_SIDE}] masks, float[n, 4] mask_boxes"
         inputs = f"float[1, found, {width}] objects, int64[2] size, int64[2] resized"
-        return GraphText(inputs, outputs, RESULTS, constants)
+        return GraphText(inputs, outputs, _RESULTS, constants)
 
     def objects_of(self, results: Results, height: int, width: int, threshold: float) -> Detections:
         found = super().objects_of(results, height, width, threshold)
