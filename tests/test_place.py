@@ -53,6 +53,13 @@ def write_file(folder, which):
     return folder / "m.pt2"
 
 
+def write_web(folder, which):
+    (folder / "m.web" / "ort").mkdir(parents=True)
+    for name in ("index.html", "model.onnx", "ort/runtime.wasm"):
+        (folder / "m.web" / name).write_text(which)
+    return folder / "m.web"
+
+
 def contents(target):
     """The contents of the files that a reader of the export finds; none if there is no export."""
     if not target.exists():
@@ -63,7 +70,7 @@ def contents(target):
     return {part.read_text() for part in (target, beside) if part.exists()}
 
 
-@pytest.mark.parametrize("write", [write_pair, write_package, write_file])
+@pytest.mark.parametrize("write", [write_pair, write_package, write_web, write_file])
 def test_a_crash_leaves_no_half_export(write, tmp_path):
     for steps in count():
         target = write(tmp_path / f"{steps}" / "out", "old")

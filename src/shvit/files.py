@@ -28,6 +28,11 @@ MAX_TEXT = 1 << 32
 """Size limit of JSON and CSV files in bytes. Larger files are not read."""
 
 
+def cache_folder() -> Path:
+    """The folder for downloads: that of the environment variable `SHVIT_CACHE`, by default `~/.cache/shvit`."""
+    return Path(os.environ.get("SHVIT_CACHE") or Path.home() / ".cache" / "shvit")
+
+
 def check_regular(path: Path) -> int:
     """Size of a regular file in bytes. Raises OSError for pipes, which may block, or devices, which may have no end."""
     if not path.is_file() and path.exists():

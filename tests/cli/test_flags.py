@@ -191,7 +191,9 @@ def test_eval_names_engine_and_precision_and_judges_in_fp32(run, folder, tiny, m
 
 
 @pytest.mark.parametrize(
-    "kind", ["safetensors", "onnx", "openvino", "torch", "coreml", pytest.param("executorch", marks=pytest.mark.slow)]
+    "kind",
+    ["safetensors", "onnx", "openvino", "torch", "coreml"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("executorch", "litert")],
 )
 def test_info_of_a_file_is_ten_lines(run, tiny, tmp_path, kind):
     path = tmp_path / "m.safetensors"

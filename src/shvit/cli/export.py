@@ -1,5 +1,6 @@
 """`shvit export`."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +17,12 @@ def export(request: ExportRequest, *, json: Json = False) -> dict[str, Any]:
     """
     from ..export.export import export as run
 
-    console = console_for(json)
+    console = console_for(json or request.snippet is not None)
     report = run(request, lambda text: say(console, text))
     for line in exported(report):
         say(console, line)
+    if "snippet" in report and not json:
+        sys.stdout.write(report["snippet"])
     return finish(json, report)
 
 

@@ -17,7 +17,8 @@ class ExportRequest:
     _: KW_ONLY
     format: str
     """onnx (.onnx), openvino (.xml and .bin), coreml (.mlpackage), executorch (.pte), litert (.tflite), torch (.pt2),
-    or timm: a folder (.timm) for timm.create_model("local-dir:FOLDER", pretrained=True)."""
+    web: a folder (.web) with a page that runs the model in browsers, or timm: a folder (.timm) for
+    timm.create_model("local-dir:FOLDER", pretrained=True)."""
     precision: str | None = None
     """fp32, fp16, bf16 or int8, if the format supports it. Default: depends on the format."""
     out: Path | None = None
@@ -37,7 +38,7 @@ class ExportRequest:
     end_to_end: bool = False
     """Put resizing, cropping and the conversion to scores into the file, too. Its input is one RGB image of any size,
     uint8 (height, width, 3); its outputs are `scores` or, for detectors, `boxes`, `scores` and `classes`. For onnx and
-    openvino."""
+    openvino; web folders always are end to end."""
     overwrite: bool = False
     """Replace --out even if it is not an export of this model."""
     snippet: str | None = None

@@ -1,7 +1,6 @@
 """Download files to a cache. Each file is downloaded once, by one process, and is stored only if it is complete."""
 
 import hashlib
-import os
 import re
 import signal
 import time
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from filelock import FileLock
 
 from ...errors import InputError, one_line
-from ...files import MAX_TEXT, replacing
+from ...files import MAX_TEXT, cache_folder, replacing
 
 PAUSES = (1.0, 5.0)
 """Seconds to wait before the second and the third attempt."""
@@ -41,8 +40,6 @@ def is_remote(location: str) -> bool:
 def fetched(url: str, name: str, sha256: str | None = None) -> Path:
     """The path of a file in the cache. If the file is missing, one process downloads it while others wait.
 
-    The cache is in the folder given by the environment variable `SHVIT_CACHE`, by default `~/.cache/shvit`.
-
     Args:
         url: Anything that `webdataset.gopen` opens.
         name: Name of the file in the cache.
@@ -53,7 +50,7 @@ def fetched(url: str, name: str, sha256: str | None = None) -> Path:
         InputError: webdataset is not installed.
     """
     key = hashlib.sha256((sha256 or url).encode()).hexdigest()[:20]
-    path = Path(os.environ.get("SHVIT_CACHE") or Path.home() / ".cache" / "shvit") / "shards" / key / name
+    path = cache_folder() / "shards" / key / name
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
