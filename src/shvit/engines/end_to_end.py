@@ -318,6 +318,8 @@ def around(network: "onnx.ModelProto", model_file: ModelFile) -> "onnx.ModelProt
     ]
     for part in parts:
         part.ir_version = IR_VERSION
+    parts[1].graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    del parts[1].graph.value_info[:]  # shapes with any batch size
     joined = compose.merge_models(parts[0], parts[1], [("images", "images")])
     needed = [(end.name, end.name) for end in after.graph.input]
     joined = compose.merge_models(joined, parts[2], needed, outputs=list(task.result_names))

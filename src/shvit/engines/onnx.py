@@ -94,7 +94,8 @@ def _in_precision(job: ExportJob) -> "onnx.ModelProto | None":
 
     if job.precision == "fp32" and not job.end_to_end:
         return to_onnx(job.model_file, job.shapes)
-    network = onnx.load_from_string(traced(job.model_file, job.shapes))  # names its nodes after the modules
+    shapes = replace(job.shapes, batch=None) if job.end_to_end and job.model_file.model.any_batch else job.shapes
+    network = onnx.load_from_string(traced(job.model_file, shapes))  # names its nodes after the modules
     if job.precision == "fp32":
         return network
     if job.precision == "fp16":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 IN_INT8 = ("Conv", "Relu", "Add")
 """Types of operations that run in int8. Matrix products are too small: the conversions take longer than int8 saves."""
+WITHIN = 99.99
+"""Percentage of the values of a map that its range covers. Rare larger values would make the steps too coarse."""
 FLOAT_PARTS = ("qkv",)
 """Convolutions whose names contain one of these run in floating point, because their inputs and outputs do (LOG.md)."""
 
@@ -47,10 +49,11 @@ class Quantizer:
                 prepared,
                 IN_INT8,
                 augmented_model_path=str(Path(folder, "augmented.onnx")),
-                calibrate_method=CalibrationMethod.MinMax,
-                extra_options={"moving_average": True},
+                calibrate_method=CalibrationMethod.Percentile,
+                extra_options={"percentile": WITHIN},
             )
-            calibrator.collect_data(_reader(whole_batches(calibration, size)))
+            for batch in whole_batches(calibration, size):  # one at a time, since all maps of a call are in memory
+                calibrator.collect_data(_reader([batch]))
             self._ranges = calibrator.compute_data()
         convolutions = [node.name for node in self._copy().graph.node if node.op_type == "Conv"]
         detector = any(DETECTOR_PARTS[0] in path_of(name) for name in convolutions)
