@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
-from doc_tables import classification, detection, latency, studies, training
+from doc_tables import classification, deployment, detection, latency, studies, training
 from doc_tables.results import ROOT
 
 SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
@@ -21,6 +21,9 @@ SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
         "predict": classification.predict,
         "paper_gpu": classification.paper_gpu,
         "parity": classification.parity,
+        "end_to_end": deployment.end_to_end,
+        "int8_onnx": deployment.int8_onnx,
+        "web": deployment.web,
         "loader": training.loader,
         "step": training.step,
         "kill": training.kill,

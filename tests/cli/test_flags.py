@@ -13,6 +13,7 @@ from shvit.cli.main import app
 from shvit.cli.study import study
 from shvit.data.transforms import Preprocess
 from shvit.engines.base import ExportJob
+from shvit.engines.exported import weights_digest
 from shvit.engines.torch import TorchEngine
 from shvit.modelfile import ModelFile
 
@@ -210,7 +211,8 @@ def test_info_of_a_file_is_ten_lines(run, tiny, tmp_path, kind):
         path = tmp_path / f"m{engine.suffix}"
         precision = engine.writes[None][0]
         engine.export(ExportJob(model_file, path, precision))
-        expected["file"] |= {"engine": kind, "precision": precision}
+        expected["file"] |= {"engine": kind, "precision": precision, "end_to_end": False, "sample": None}
+        expected["file"]["provenance"]["weights"] = weights_digest(model_file)
         expected["file"]["provenance"]["architecture"] = model_file.architecture.to_dict()
     code, out, err = run("info", path)
     assert code == 0, err

@@ -162,7 +162,7 @@ def test_boxes_do_not_count_where_layers_are_ranked():
             "executorch",
             {},
             Shapes(),
-            "models of task segment can be written as onnx, openvino, not",
+            "models of task segment can be written as onnx, openvino, web, not",
         ),
         (
             "detect",

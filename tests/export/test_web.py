@@ -21,12 +21,12 @@ from shvit.engines import FORMATS
 from shvit.engines.base import ExportJob, Shapes
 from shvit.engines.exported import SEAL, EngineError, files_of, weights_digest
 from shvit.engines.web import runtime
-from shvit.engines.web.format import PAGE
+from shvit.engines.web.format import WEB_PAGE
 from shvit.errors import Failure, InputError
 from shvit.export.export import export_model
 
 pytest.importorskip("onnxruntime")
-ARCHIVE = f"{runtime.PACKAGE}-{runtime.VERSION}.tgz"
+ARCHIVE = f"{runtime.ORT_WEB}-{runtime.ORT_WEB_VERSION}.tgz"
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def package() -> bytes:
     """A package whose files contain only their names."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as members:
-        for name in runtime.FILES:
+        for name in runtime.ORT_WEB_FILES:
             member = tarfile.TarInfo(f"package/dist/{name}")
             member.size = len(name)
             members.addfile(member, io.BytesIO(name.encode()))
@@ -53,7 +53,7 @@ def exported(tmp_path_factory):
     model = randomize_norms(tiny_architecture().build()).eval()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHVIT_CACHE", str(folder))
-        patch.setattr(runtime, "SHA512", checksum(package()))
+        patch.setattr(runtime, "ORT_WEB_SHA512", checksum(package()))
         model_file = shvit.ModelFile(model, ("dark", "light"), Preprocess(32))
         return folder / "m.web", export_model(model_file, "web", folder / "m.web", "fp32")
 
@@ -79,7 +79,7 @@ def cache(tmp_path_factory, monkeypatch):
 def cached(cache, monkeypatch):
     """A cache that has a package."""
     (cache / ARCHIVE).write_bytes(package())
-    monkeypatch.setattr(runtime, "SHA512", checksum(package()))
+    monkeypatch.setattr(runtime, "ORT_WEB_SHA512", checksum(package()))
 
 
 def fake_npm(folder, monkeypatch, script: str) -> None:
@@ -107,12 +107,12 @@ def test_the_folder_has_what_the_page_needs(exported, out, tmp_path):
     report = exported[1]
     script = (out / "sw.js").read_text()
     kept, on_demand = listed(script, "FILES"), listed(script, "FOR_WEBGPU")
-    licenses = {f"ort/{name}" for name in runtime.LICENSES}
+    licenses = {f"ort/{name}" for name in runtime.ORT_LICENSES}
     assert names_in(out) - licenses == kept - {""} | on_demand | {"index.html", "sw.js"}
     assert names_in(out) - licenses == {str(part.relative_to(out)) for part in files_of(out)}
-    assert on_demand == {f"ort/{name}" for name in runtime.FILES[3:]}
+    assert on_demand == {f"ort/{name}" for name in runtime.ORT_WEB_FILES[3:]}
     assert "MIT License" in (out / "ort" / "LICENSE").read_text()
-    assert (out / "ort" / runtime.FILES[0]).read_text() == runtime.FILES[0]
+    assert (out / "ort" / runtime.ORT_WEB_FILES[0]).read_text() == runtime.ORT_WEB_FILES[0]
     assert report["bytes"] == sum(part.stat().st_size for part in out.rglob("*") if part.is_file())
     assert (report["end_to_end"], report["precision"]) == (True, "fp32")
     assert report["parity"]["images"] == 64
@@ -214,7 +214,10 @@ def test_without_npm(tiny, tmp_path, cache):
         write(tiny, tmp_path / "out")
     message = str(caught.value)
     assert "\n" not in message
-    assert f"{runtime.PACKAGE}@{runtime.VERSION} is not in the cache and cannot be downloaded, because npm" in message
+    assert (
+        f"{runtime.ORT_WEB}@{runtime.ORT_WEB_VERSION} is not in the cache and cannot be downloaded, because npm"
+        in message
+    )
     assert message.endswith(f"copy the file to {cache}")
     assert not list((tmp_path / "out").iterdir())
 
@@ -224,31 +227,31 @@ def test_npm_fails(cache, tmp_path, monkeypatch):
         tmp_path, monkeypatch, "printf 'npm error code E404\\nnpm error 404 Not Found\\nnpm error log\\n' >&2; exit 1"
     )
     with pytest.raises(Failure, match=r"cannot be downloaded \(404 Not Found\): run `npm pack "):
-        runtime.fetched()
+        runtime.fetched_package()
 
 
 def test_npm_returns_something_else(cache, tmp_path, monkeypatch):
     fake_npm(tmp_path, monkeypatch, f'echo x > "$5/{ARCHIVE}"')
     with pytest.raises(Failure, match="npm returned a file with another checksum"):
-        runtime.fetched()
+        runtime.fetched_package()
     assert not (cache / ARCHIVE).exists()
 
 
 def test_npm_is_called_once(cache, tmp_path, monkeypatch):
     (tmp_path / ARCHIVE).write_bytes(package())
-    monkeypatch.setattr(runtime, "SHA512", checksum(package_bytes := (tmp_path / ARCHIVE).read_bytes()))
+    monkeypatch.setattr(runtime, "ORT_WEB_SHA512", checksum(package_bytes := (tmp_path / ARCHIVE).read_bytes()))
     fake_npm(
         tmp_path, monkeypatch, f'test "$1" = pack && cp {tmp_path / ARCHIVE} "$5" && echo "$2" >> {tmp_path / "log"}'
     )
-    assert runtime.fetched() == runtime.fetched() == cache / ARCHIVE
-    assert (tmp_path / "log").read_text() == f"{runtime.PACKAGE}@{runtime.VERSION}\n"
+    assert runtime.fetched_package() == runtime.fetched_package() == cache / ARCHIVE
+    assert (tmp_path / "log").read_text() == f"{runtime.ORT_WEB}@{runtime.ORT_WEB_VERSION}\n"
     assert (cache / ARCHIVE).read_bytes() == package_bytes
     (cache / ARCHIVE).write_bytes(b"x")
     with pytest.raises(Failure, match="is damaged: delete it"):
-        runtime.fetched()
+        runtime.fetched_package()
 
 
 def test_the_page_refers_to_nothing_outside():
-    for part in PAGE.iterdir():
+    for part in WEB_PAGE.iterdir():
         addresses = set(re.findall(r"https?://[\w./:-]+", part.read_text()))
         assert addresses <= {"http://localhost:8000", "http://www.w3.org/2000/svg"}, part.name

@@ -53,7 +53,7 @@ def browser():
 def write(tmp_path_factory):
     """Writes the web folder of a model once."""
     try:
-        runtime.fetched()
+        runtime.fetched_package()
     except Failure as failure:
         pytest.skip(str(failure))
 
@@ -182,7 +182,6 @@ def test_ten_photographs(visit, write, tmp_path, request):
     for path in photos:
         choose(page, path)
         assert scores_on(page) == pytest.approx(predicted(write("classify"), path), abs=0.01)
-    assert len({tuple(scores_on(page))}) == 1
     expect(page.locator("#latency")).to_contain_text(" ms")
     expect(page.locator("#spoken")).to_contain_text(" %")
 
@@ -342,16 +341,18 @@ def test_drop_and_paste(visit, write, tmp_path, kind):
 
 def test_keyboard_and_screen_reader(visit, write, tmp_path):
     page = visit(write("classify"))
-    order = []
+    order, choosers = [], []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     for _ in range(3):
         page.keyboard.press("Tab")
         order.append(page.evaluate("() => document.activeElement.id || document.activeElement.textContent"))
     assert order == ["choose", "camera", "classes-title"]
     page.focus("#choose")
     picture(60).save(tmp_path / "dark.png")
-    with page.expect_file_chooser() as chosen:
-        page.keyboard.press("Enter")
-    chosen.value.set_files(tmp_path / "dark.png")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(500)
+    [chooser] = choosers
+    chooser.set_files(tmp_path / "dark.png")
     expect(page.get_by_role("img", name="dark.png")).to_be_visible()
     expect(page.get_by_role("status")).to_contain_text(", ")
     expect(page.get_by_role("list", name="Results").get_by_role("listitem")).to_have_count(5)

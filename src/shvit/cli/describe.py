@@ -24,7 +24,8 @@ def describe(name: str, image_size: int | None = None) -> dict[str, Any]:
     Returns:
         A dictionary with name, image_size, params, macs and activations (of the model before `fuse`, for one image) and
         stages (the costs of each stage; empty for timm models and detectors). For a file, the dictionary also has
-        `file`: task, classes, preprocess, metrics, provenance, calibration and, if exported, engine and precision.
+        `file`: task, classes, preprocess, metrics, provenance, calibration and, if exported, engine,
+        precision, end_to_end and sample.
         Costs are None if an exported file does not name its architecture. For an exported Mask R-CNN, macs and
         activations are None, because they depend on the image.
 
@@ -74,7 +75,11 @@ def _network(runnable: Runnable) -> Model | None:
 
 
 def _header(runnable: Runnable) -> dict[str, Any]:
-    exported = {"engine": runnable.engine, "precision": runnable.precision} if isinstance(runnable, Exported) else {}
+    exported: dict[str, Any] = {}
+    if isinstance(runnable, Exported):
+        sample = None if runnable.sample is None else runnable.sample.to_dict()
+        exported = {"engine": runnable.engine, "precision": runnable.precision}
+        exported |= {"end_to_end": runnable.end_to_end, "sample": sample}
     return {
         **exported,
         "task": runnable.task,

@@ -56,6 +56,7 @@ def _show_model(console: Console, facts: dict[str, Any]) -> None:
     if "file" in facts:
         file = facts["file"]
         runs = f"{file['engine']} {file['precision']} · " if "engine" in file else ""
+        runs += "end to end · " if file.get("end_to_end") else ""
         classes = file["classes"]
         shown = "; ".join(classes[:3]) + ("; …" if len(classes) > 3 else "")
         about = f"{runs}task: {file['task']} · fit: {file['preprocess']['fit']}"

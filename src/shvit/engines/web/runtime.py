@@ -13,10 +13,10 @@ from filelock import FileLock
 from ...errors import Failure, one_line
 from ...files import cache_folder, replacing
 
-PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
-SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+ORT_WEB, ORT_WEB_VERSION = "onnxruntime-web", "1.30.0"
+ORT_WEB_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 """The package's checksum in npm's registry, in Base64. Change it together with the version."""
-FILES = (
+ORT_WEB_FILES = (
     "ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs",
     "ort-wasm-simd-threaded.wasm",
@@ -25,8 +25,8 @@ FILES = (
     "ort-wasm-simd-threaded.asyncify.wasm",
 )
 """The files that the page needs. It loads the last three only if the browser has WebGPU."""
-LICENSES = "LICENSE", "ThirdPartyNotices.txt"
-MAX_SECONDS = 600
+ORT_LICENSES = "LICENSE", "ThirdPartyNotices.txt"
+NPM_SECONDS = 600
 
 
 def copy_runtime(folder: Path) -> None:
@@ -37,26 +37,26 @@ def copy_runtime(folder: Path) -> None:
     """
     import onnxruntime
 
-    package = fetched()
+    package = fetched_package()
     folder.mkdir()
     with tarfile.open(package) as members:
-        for name in FILES:
+        for name in ORT_WEB_FILES:
             content = members.extractfile(f"package/dist/{name}")
             assert content is not None, name
             with (folder / name).open("wb") as file:
                 shutil.copyfileobj(content, file)
-    for name in LICENSES:  # the npm package has none, and the Python package those of the same source
+    for name in ORT_LICENSES:  # the npm package has none, and the Python package those of the same source
         if (text := Path(onnxruntime.__file__).with_name(name)).is_file():
             shutil.copyfile(text, folder / name)
 
 
-def fetched() -> Path:
+def fetched_package() -> Path:
     """The package in the cache folder. If it is missing, npm downloads it.
 
     Raises:
         Failure: npm is not installed or fails, or the package has another checksum.
     """
-    path = cache_folder() / f"{PACKAGE}-{VERSION}.tgz"
+    path = cache_folder() / f"{ORT_WEB}-{ORT_WEB_VERSION}.tgz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
         if not path.is_file():
@@ -68,7 +68,7 @@ def fetched() -> Path:
 
 def _download(path: Path) -> None:
     """Let npm download the package. Raises Failure if npm is not installed or fails."""
-    name = f"{PACKAGE}@{VERSION}"
+    name = f"{ORT_WEB}@{ORT_WEB_VERSION}"
     advice = f"run `npm pack {name}` on a machine with internet access and copy the file to {path.parent}"
     npm = shutil.which("npm")
     if npm is None:
@@ -77,7 +77,7 @@ def _download(path: Path) -> None:
         command = [npm, "pack", name, "--loglevel=error", "--pack-destination", folder]
         try:
             done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=MAX_SECONDS
+                command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=NPM_SECONDS
             )
             reason = _reason(done.stderr) if done.returncode else ""
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -99,4 +99,4 @@ def _reason(messages: str) -> str:
 
 def _intact(path: Path) -> bool:
     with path.open("rb") as file:
-        return base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode() == SHA512
+        return base64.b64encode(hashlib.file_digest(file, "sha512").digest()).decode() == ORT_WEB_SHA512

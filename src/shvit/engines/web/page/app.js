@@ -1,7 +1,7 @@
 /* The page: pictures and camera frames in, results out. The model runs in worker.js. */
 
 import { frameCounter, nextFrame, startCamera, stopCamera } from "./camera.js";
-import { TOLERANCE } from "./check.js";
+import { TOLERANCES } from "./check.js";
 import { colorOf, drawObjects, objectsOf } from "./objects.js";
 
 const BEST = 5;  // classes to show
@@ -58,7 +58,7 @@ function ready({ facts: loaded, difference, passed, runsOn }) {
   at("check").dataset.difference = difference;
   if (!passed)
     at("mismatch").textContent = "Do not trust the results: in this browser, the scores for the sample picture differ "
-      + `from the expected ones by ${difference.toFixed(3)}, more than the allowed ${TOLERANCE}.`;
+      + `from the expected ones by ${difference.toFixed(3)}, more than the allowed ${TOLERANCES[facts.precision]}.`;
   at("classes-title").textContent = classes;
   at("classes").replaceChildren(...facts.classes.map(one => element("li", one)));
   for (const id of ["facts", "classes-row"]) at(id).hidden = false;

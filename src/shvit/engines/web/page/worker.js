@@ -9,7 +9,7 @@ Messages to the page:
   { id, problem }    why a picture, or without id the model, cannot be used */
 
 import * as ort from "./ort/ort.wasm.min.mjs";
-import { TOLERANCE, difference } from "./check.js";
+import { TOLERANCES, difference } from "./check.js";
 import { decode, reduce, rgbOf } from "./pixels.js";
 
 const FOLDER = new URL("ort/", import.meta.url).href;
@@ -40,11 +40,11 @@ async function start() {
   Object.assign(ort.env.wasm, { numThreads: threads, wasmBinary: wasm });
   runtime = await load(ort, model, "wasm", `WebAssembly, ${threads === 1 ? "1 thread" : `${threads} threads`}`);
   const pixels = await read(await (await fetched("sample.png")).blob());
-  const off = difference(await infer(runtime, pixels), facts.sample), passed = off <= TOLERANCE;
+  const off = difference(await infer(runtime, pixels), facts.sample), passed = off <= TOLERANCES[facts.precision];
   postMessage({ ready: { facts, difference: off, passed, runsOn: runtime.name } });
   if (passed) await keep(facts.digest, { [MODEL]: model, [WASM]: wasm }).catch(() => {});
   postMessage({ kept: true });
-  if (await hasGpu()) tryGpu(model, pixels, facts.sample).catch(error => console.info("WebGPU is not used:", error));
+  if (await hasGpu()) tryGpu(model, pixels, facts).catch(error => console.info("WebGPU is not used:", error));
 }
 
 async function fetched(name) {
@@ -121,9 +121,9 @@ async function hasGpu() {
 }
 
 /** Use WebGPU if it gives the same scores for the sample, and is faster. Pictures wait only while it is timed. */
-async function tryGpu(model, pixels, sample) {
+async function tryGpu(model, pixels, { sample, precision }) {
   const gpu = await load(await import("./ort/ort.webgpu.min.mjs"), model, "webgpu", "WebGPU");
-  const right = difference(await infer(gpu, pixels), sample) <= TOLERANCE;  // the first run compiles shaders
+  const right = difference(await infer(gpu, pixels), sample) <= TOLERANCES[precision];  // the first run compiles shaders
   const compared = last.then(async () => {
     const limit = await milliseconds(runtime, pixels) / GAIN;
     const faster = right && (await milliseconds(gpu, pixels, limit)) < limit;
