@@ -14,7 +14,7 @@ from torch import Tensor
 from ..modelfile import ModelFile
 from ..tasks import TASKS
 from ..tasks.base import Predict
-from .exported import EngineError, Exported, Sample, described, files_of, overwrite, seal
+from .exported import EngineError, ExpectedSample, Exported, described, files_of, overwrite, seal
 
 STATIC_SHAPES = 6
 """An engine compiles a network for each of this many input shapes. Further shapes share one slower, dynamic network."""
@@ -70,7 +70,7 @@ class ExportJob:
     """Number of CPU threads for running the candidates."""
     end_to_end: bool = False
     """Whether the file takes one image of any size, and returns the results of the task."""
-    sample: Sample | None = None
+    sample: ExpectedSample | None = None
     """The sample in the file's metadata."""
     sample_pixels: UInt8[np.ndarray, "h w 3"] | None = None
     """The sample's image, for formats that contain it."""
@@ -178,7 +178,7 @@ class Engine:
             seal(job.path)
 
     @classmethod
-    def fill_sample(cls, path: Path, unknown: Sample, known: Sample) -> None:
+    def fill_sample(cls, path: Path, unknown: ExpectedSample, known: ExpectedSample) -> None:
         """Replace the sample in the file's metadata, whose scores were not known before the file had run."""
         if not any(overwrite(part, unknown.scores_text, known.scores_text) for part in files_of(path)):
             raise AssertionError(f"{path} has no placeholder for the scores of its sample")

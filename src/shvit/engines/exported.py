@@ -59,7 +59,7 @@ def unreadable(path: Path, reason: str, *errors: type[Exception]) -> Iterator[No
 
 
 @dataclass(frozen=True)
-class Sample:
+class ExpectedSample:
     """An image and the expected results, with which any reader of an export can check itself.
 
     The results are those of the export itself. They are filled in after the export has run: see `Engine.fill_sample`.
@@ -81,7 +81,7 @@ class Sample:
         return {key: value for key, value in known.items() if key != "boxes" or value is not None}
 
     @classmethod
-    def from_dict(cls, data: Any) -> "Sample":
+    def from_dict(cls, data: Any) -> "ExpectedSample":
         """Inverse of `to_dict`. Raises ValueError if the data is not a sample."""
         try:
             boxes = None if data.get("boxes") is None else tuple(tuple(map(float, box)) for box in data["boxes"])
@@ -116,7 +116,7 @@ class Exported:
     """As in `ModelFile`. Its temperature is 1 if the network already divides its logits by the temperature."""
     end_to_end: bool = False
     """Whether the network takes one image of any size, and returns the results of the task (`Task.results_graph`)."""
-    sample: Sample | None = None
+    sample: ExpectedSample | None = None
     """An image with expected results; None in files of older versions."""
     sealed: bool = True
     """Whether the file must contain its digest: true since version 2 of the metadata."""
@@ -149,7 +149,7 @@ class Exported:
             runtime = {"engine": data["engine"], "precision": data["precision"], "sealed": data["version"] > 1}
             if type(whole := data.get("end_to_end", False)) is not bool:
                 raise ValueError(f"end_to_end must be true or false, got {whole!r:.60}")
-            runtime["sample"] = Sample.from_dict(data["sample"]) if "sample" in data else None
+            runtime["sample"] = ExpectedSample.from_dict(data["sample"]) if "sample" in data else None
             return cls(path, preprocess=preprocess, end_to_end=whole, **runtime, **facts)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path} was not written by shvit export: its metadata lacks {error}") from None
@@ -181,7 +181,7 @@ def described(
     engine: str,
     precision: str,
     end_to_end: bool = False,
-    sample: Sample | None = None,
+    sample: ExpectedSample | None = None,
 ) -> Exported:
     """The metadata of an export of this model."""
     return Exported(

@@ -27,7 +27,7 @@ SIGNATURE = "serving_default"
 _DAMAGED = "is truncated, damaged or not a .tflite file"
 UNREADABLE = (ValueError, RuntimeError, IndexError, TypeError, OverflowError, struct.error)
 """What LiteRT and flatbuffers raise for a damaged file."""
-QUANTIZED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+_QUANTIZED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 """Operations that run in int8. In SHViT-S1, integers for all operations are slower and no more accurate (LOG.md)."""
 
 
@@ -135,7 +135,7 @@ def _convert(model_file: ModelFile, facts: Exported, batch: int = 1, calibration
 def _quantize(
     file: bytes, precision: str, example: UInt8[Tensor, "b 3 h w"], calibration: Sequence[UInt8[Tensor, "n 3 h w"]]
 ) -> bytes:
-    """Store the weights in fp16, or quantize `QUANTIZED` to int8, with one scale for each output channel.
+    """Store the weights in fp16, or quantize `_QUANTIZED` to int8, with one scale for each output channel.
 
     The range of an activation is from the minimum to the maximum of all images. By default, LiteRT takes a moving
     average, which leaves out rare values and causes four times the error in SHViT-S1.
@@ -145,7 +145,7 @@ def _quantize(
     if precision == "fp16":
         recipe.add_weight_only_config(".*", "*", num_bits=16, algorithm_key=algorithms.FLOAT_CASTING)
     else:
-        for operation in QUANTIZED:
+        for operation in _QUANTIZED:
             recipe.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
         extremes = _library("ai_edge_quantizer.utils.qsv_utils").min_max_update
         calibrators = _library("ai_edge_quantizer.calibrator")

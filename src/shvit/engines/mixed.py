@@ -20,7 +20,7 @@ DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head
 Network = TypeVar("Network")
 
 
-def search(
+def mix_precisions(
     exact: Predict,
     mixed: Callable[[Collection[str]], Network],
     run: Callable[[Network], Predict],

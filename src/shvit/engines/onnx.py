@@ -17,7 +17,7 @@ from . import onnx_int8
 from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of
 from .end_to_end import OPSET, around, check_image
 from .exported import EngineError, Exported, check_end_to_end, check_interface, unreadable
-from .mixed import search
+from .mixed import mix_precisions
 from .onnx_runtime import OnnxNetwork
 from .portable import portable
 from .torch import DYNAMIC_SIDES, dynamic_dims
@@ -104,7 +104,7 @@ def _in_precision(job: ExportJob) -> "onnx.ModelProto | None":
     if job.accept is None:
         return quantizer.quantized()
     exact = OnnxNetwork(network.SerializeToString(), job.threads)
-    return search(
+    return mix_precisions(
         exact, quantizer.quantized, lambda one: OnnxNetwork(one.SerializeToString(), job.threads), quantizer.layers, job
     )
 

@@ -85,7 +85,7 @@ class Quantizer:
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
-        read_uint8_pixels(quantizer.model.model)
+        dequantize_pixels(quantizer.model.model)
         return quantizer.model.model
 
     def _copy(self) -> "onnx.ModelProto":
@@ -94,7 +94,7 @@ class Quantizer:
         return onnx.load_from_string(self._network)
 
 
-def read_uint8_pixels(network: "onnx.ModelProto") -> None:
+def dequantize_pixels(network: "onnx.ModelProto") -> None:
     """Let one DequantizeLinear convert the pixels and subtract the mean, which otherwise takes two passes.
 
     Its zero point is the mean, rounded to whole numbers. The rounding error goes into the bias of the first
@@ -139,7 +139,7 @@ def _reader(batches: Sequence[Tensor]) -> Any:
     """An object from which ONNX Runtime's tools read the inputs of a network."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):
+    class _Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.rest: Iterator[Tensor] = iter(batches)
 
@@ -147,7 +147,7 @@ def _reader(batches: Sequence[Tensor]) -> Any:
             batch = next(self.rest, None)
             return None if batch is None else {"images": batch.numpy()}
 
-    return Reader()
+    return _Reader()
 
 
 def in_fp16(network: "onnx.ModelProto") -> "onnx.ModelProto":

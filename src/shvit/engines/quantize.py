@@ -63,7 +63,7 @@ def tune(network: "ov.Model") -> "ov.Model":
 def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | None":
     """Quantize an fp32 network, with as few layers in floating point as `job.accept` allows; None if none is accepted.
 
-    See `mixed.search`. `compute` is the precision of layers that are not quantized.
+    See `mix_precisions`. `compute` is the precision of layers that are not quantized.
     """
     quantized, threads = quantize_convolutions(network, job.calibration), job.threads
 
@@ -73,7 +73,7 @@ def search(network: "ov.Model", job: ExportJob, compute: str) -> "ov.Model | Non
     def run(candidate: "ov.Model") -> CompiledNetwork:
         return CompiledNetwork(candidate, compute, threads)
 
-    return mixed_precision.search(
+    return mixed_precision.mix_precisions(
         CompiledNetwork(network, "fp32", threads), mixed, run, quantized_layers(quantized), job
     )
 

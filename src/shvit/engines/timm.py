@@ -20,7 +20,7 @@ from ..model.timm_model import TimmModel, check_argument, named_arguments
 from ..model.timm_names import to_timm
 from ..modelfile import HEADER_KEY, ModelFile
 from .base import ExportJob, Precisions, Runnable, Shapes
-from .exported import EngineError, Exported, Sample, seal, unreadable
+from .exported import EngineError, ExpectedSample, Exported, seal, unreadable
 from .torch import TorchEngine
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -70,7 +70,7 @@ class TimmFormat(TorchEngine):
         write_json(job.path / CONFIG, config)
 
     @classmethod
-    def fill_sample(cls, path: Path, unknown: Sample, known: Sample) -> None:
+    def fill_sample(cls, path: Path, unknown: ExpectedSample, known: ExpectedSample) -> None:
         config = _config(path)
         config[HEADER_KEY]["sample"] = known.to_dict()
         write_json(path / CONFIG, config)

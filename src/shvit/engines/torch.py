@@ -18,7 +18,7 @@ from ..modelfile import HEADER_KEY
 from ..suppress import environment, quiet
 from . import pt2
 from .base import Engine, ExportJob, Precisions, Runnable, Shapes, in_batches
-from .exported import UNSEALED, EngineError, Exported, ExportError, Sample, check_interface, seal, unreadable
+from .exported import UNSEALED, EngineError, ExpectedSample, Exported, ExportError, check_interface, seal, unreadable
 from .portable import portable
 from .threads import torch_threads
 
@@ -96,7 +96,7 @@ class TorchEngine(Engine):
         job.path.write_bytes(whole.getbuffer())
 
     @classmethod
-    def fill_sample(cls, path: Path, unknown: Sample, known: Sample) -> None:
+    def fill_sample(cls, path: Path, unknown: ExpectedSample, known: ExpectedSample) -> None:
         with zipfile.ZipFile(path) as archive:
             members, comment = {name: archive.read(name) for name in archive.namelist()}, archive.comment
         with zipfile.ZipFile(path, "w") as archive:  # a member cannot be overwritten, because of its checksum

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..data.letterbox import Letterbox
 from ..engines.base import Engine
-from ..engines.exported import Sample
+from ..engines.exported import ExpectedSample
 from ..modelfile import ModelFile
 from ..tasks.base import Results, Task
 
@@ -27,7 +27,7 @@ class SampleImage:
     """The sample of an export before the file has run: its image, and what PyTorch finds in it."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
-    sample: Sample
+    sample: ExpectedSample
     """Without scores."""
     expected: Results
 
@@ -60,7 +60,7 @@ def choose_sample(
         found.append((abs(float(results["scores"].max(initial=0)) - TELLING), shown, results))
     _, shown, expected = min(found, key=lambda one: one[0])
     classes, boxes = task.best(expected, SAMPLE_SIZE)
-    return SampleImage(shown, Sample(name, classes, None, boxes), expected)
+    return SampleImage(shown, ExpectedSample(name, classes, None, boxes), expected)
 
 
 def reduced(photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
@@ -70,7 +70,7 @@ def reduced(photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.array(image)
 
 
-def with_scores(sample: Sample, task: Task, found: Results) -> Sample:
+def with_scores(sample: ExpectedSample, task: Task, found: Results) -> ExpectedSample:
     """The sample with the scores that its export found."""
     scores = task.scores_of(found, sample.classes, sample.boxes)
     return replace(sample, scores=tuple(round(score, 6) for score in scores))

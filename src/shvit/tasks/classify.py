@@ -41,7 +41,7 @@ from .classify_report import class_cards, report_classes
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a logit due to rounding, relative to the largest logit."""
-SCORE_BOUNDS = {"fp32": 5e-2, "fp16": 1e-1, "bf16": 1e-1, "int8": 5e-1}
+RESULT_BOUNDS = {"fp32": 5e-2, "fp16": 1e-1, "bf16": 1e-1, "int8": 5e-1}
 """Maximum difference of a score of an end-to-end file, whose preprocessing rounds differently by one level of 255."""
 UNCERTAIN = "uncertain"
 """Stands in for the class of an image whose score is too low."""
@@ -292,7 +292,7 @@ class Classify(Task):
     ) -> tuple[dict[str, Any], str | None]:
         """Compare scores by their largest difference and by top-1 agreement."""
         scores, expected = torch.from_numpy(np.stack([one["scores"] for one in found])), outputs.softmax(1)
-        difference, bound = float((scores - expected).abs().max()), SCORE_BOUNDS[precision]
+        difference, bound = float((scores - expected).abs().max()), RESULT_BOUNDS[precision]
         agreement = top1_agreement(scores, expected, BOUNDS[precision])
         fault = None
         if not difference <= bound:  # also catches NaN

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..base import ExportJob, Precisions, Runnable
-from ..exported import EngineError, Exported, Sample, files_of, overwrite, seal
+from ..exported import EngineError, ExpectedSample, Exported, files_of, overwrite, seal
 from ..onnx import OnnxEngine
 from .runtime import copy_runtime
 
@@ -57,7 +57,7 @@ class WebFormat(OnnxEngine):
             Image.fromarray(job.sample_pixels).save(job.path / WEB_SAMPLE)
 
     @classmethod
-    def fill_sample(cls, path: Path, unknown: Sample, known: Sample) -> None:
+    def fill_sample(cls, path: Path, unknown: ExpectedSample, known: ExpectedSample) -> None:
         filled = [overwrite(part, unknown.scores_text, known.scores_text) for part in files_of(path)]
         assert sum(filled) == 2, "the scores of the sample are in the model and in its metadata"
         seal(path)
