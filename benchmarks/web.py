@@ -34,7 +34,7 @@ from shvit.bench.case import open_model
 from shvit.bench.report import hardware_name
 from shvit.bench.timing import interleave
 from shvit.engines.base import ExportJob, Shapes
-from shvit.engines.exported import Sample
+from shvit.engines.exported import ExpectedSample
 from shvit.errors import Failure, InputError
 from shvit.export.images import sample_photos
 from shvit.modelfile import ModelFile
@@ -52,7 +52,7 @@ def export(model_file: ModelFile, precision: str, out: Path) -> None:
     read = task_of(model_file).fast_reader(model_file.preprocess)
     photos = sample_photos(CALIBRATION_IMAGES)
     calibration = torch.stack([read(photo)[0] for photo in photos]).split(10)
-    unknown = Sample("sample.png", (0,))
+    unknown = ExpectedSample("sample.png", (0,))
     job = ExportJob(model_file, out, precision, Shapes(batch=1), calibration, None, 1, True, unknown, photos[0])
     kind = engines.FORMATS["web"]
     kind.export(job)
@@ -87,7 +87,7 @@ class Page:
         self.page = browser.new_page()
         self.page.goto(f"http://localhost:{server.server_port}/")
         self.caption, self.photos = self.page.locator("#caption"), cycle(photos)
-        expect(self.caption).to_have_text("Sample picture", timeout=1000 * SECONDS)
+        expect(self.caption).to_have_text("ExpectedSample picture", timeout=1000 * SECONDS)
         expect(self.page.locator("#runs-on")).to_have_text("WebAssembly, 1 thread")
         expect(self.page.locator("#check")).to_have_text("passed")
         contents = [(folder / name).read_bytes() for name in sorted(asked)]

@@ -1,7 +1,7 @@
 """The interface of an engine, and code that engines share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -224,6 +224,15 @@ def need_calibration(batches: Sequence[Tensor]) -> None:
 def batch_of(model_file: ModelFile, shapes: Shapes) -> int | None:
     """Number of images that the traced network takes per call. None: any number."""
     return shapes.batch or (None if model_file.model.any_batch else 1)
+
+
+def network_shapes(job: ExportJob) -> Shapes:
+    """The input sizes of the network inside the file of a job.
+
+    An end-to-end file runs single images, but its network is quantized with any batch size if possible. Otherwise, the
+    ranges would be measured on batches of one image, and its int8 network would differ from that of other files.
+    """
+    return replace(job.shapes, batch=None) if job.end_to_end and job.model_file.model.any_batch else job.shapes
 
 
 def in_batches(

@@ -14,7 +14,7 @@ from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of
 from . import onnx_int8
-from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of
+from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, network_shapes
 from .end_to_end import OPSET, around, check_image
 from .exported import EngineError, Exported, check_end_to_end, check_interface, unreadable
 from .mixed import mix_precisions
@@ -94,8 +94,7 @@ def _in_precision(job: ExportJob) -> "onnx.ModelProto | None":
 
     if job.precision == "fp32" and not job.end_to_end:
         return to_onnx(job.model_file, job.shapes)
-    shapes = replace(job.shapes, batch=None) if job.end_to_end and job.model_file.model.any_batch else job.shapes
-    network = onnx.load_from_string(traced(job.model_file, shapes))  # names its nodes after the modules
+    network = onnx.load_from_string(traced(job.model_file, network_shapes(job)))  # names its nodes after the modules
     if job.precision == "fp32":
         return network
     if job.precision == "fp16":

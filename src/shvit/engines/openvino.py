@@ -16,7 +16,7 @@ from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
 from ..tasks import kind_of, task_of
 from . import end_to_end, quantize
-from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, need_calibration
+from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, need_calibration, network_shapes
 from .exported import EngineError, Exported, check_end_to_end, check_interface, unreadable
 from .openvino_runtime import CompiledNetwork, core
 from .portable import portable
@@ -67,12 +67,13 @@ class OpenVINOEngine(Engine):
         """Write the file. For int8 with `job.accept`, only as many layers are quantized as `job.accept` allows."""
         import openvino as ov
 
-        network = convert(job.model_file, job.shapes)
+        network = convert(job.model_file, network_shapes(job))
         if job.precision == "int8" and job.accept is None:
             network = quantize.quantize(network, job.calibration)
         elif job.precision == "int8":
             network = quantize.search(network, job, computed_in(facts.task, "int8"))
         if network is not None and job.end_to_end:
+            network.reshape([1, *list(network.input(0).partial_shape)[1:]])
             network = _around(network, job.model_file)
         if network is not None:
             network.set_rt_info(facts.to_json(), [HEADER_KEY])
