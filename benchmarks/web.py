@@ -87,7 +87,7 @@ class Page:
         self.page = browser.new_page()
         self.page.goto(f"http://localhost:{server.server_port}/")
         self.caption, self.photos = self.page.locator("#caption"), cycle(photos)
-        expect(self.caption).to_have_text("ExpectedSample picture", timeout=1000 * SECONDS)
+        expect(self.caption).to_have_text("Sample picture", timeout=1000 * SECONDS)
         expect(self.page.locator("#runs-on")).to_have_text("WebAssembly, 1 thread")
         expect(self.page.locator("#check")).to_have_text("passed")
         contents = [(folder / name).read_bytes() for name in sorted(asked)]

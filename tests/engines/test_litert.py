@@ -15,7 +15,7 @@ from shvit.data.transforms import Preprocess
 from shvit.engines import base
 from shvit.engines.base import ExportJob, Shapes
 from shvit.engines.exported import EngineError
-from shvit.engines.litert import QUANTIZED, LiteRTEngine
+from shvit.engines.litert import _QUANTIZED, LiteRTEngine
 from shvit.model.architecture import Architecture
 from shvit.modelfile import ModelFile
 
@@ -60,13 +60,13 @@ def pairs(model_file, tmp_path_factory):
 
 
 def weights(facts):
-    """The types of the weights that the file stores for `QUANTIZED` operations, and whether channels have scales."""
+    """The types of the weights that the file stores for `_QUANTIZED` operations, and whether channels have scales."""
     interpreter = interpreters.Interpreter(model_path=str(facts.path))
     tensors = {tensor["index"]: tensor for tensor in interpreter.get_tensor_details()}
     made_by = {step["outputs"][0]: step for step in interpreter._get_ops_details()}
     kinds = set()
     for step in interpreter._get_ops_details():
-        index = step["inputs"][1] if step["op_name"] in QUANTIZED else None
+        index = step["inputs"][1] if step["op_name"] in _QUANTIZED else None
         if index in made_by and made_by[index]["op_name"] == "DEQUANTIZE":
             index = made_by[index]["inputs"][0]
         if index is not None and index not in made_by:

@@ -23,7 +23,7 @@ from conftest import picture, telling_apart
 from shvit import engines
 from shvit.data.transforms import Preprocess
 from shvit.engines import Shapes
-from shvit.engines.exported import Exported, Sample
+from shvit.engines.exported import ExpectedSample, Exported
 from shvit.errors import InputError
 from shvit.export.export import export_model
 from shvit.export.snippets import LANGUAGES, check_snippet, snippet
@@ -52,7 +52,7 @@ def every_program():
 
 
 def described(name: str, path: str, task: str = "classify", end_to_end: bool = False) -> Exported:
-    sample = Sample("m.sample.png", (1, 0), (0.75, 0.25))
+    sample = ExpectedSample("m.sample.png", (1, 0), (0.75, 0.25))
     classes, preprocess = ("dark", "light"), Preprocess(SIDE)
     return Exported(Path(path), name, "fp32", classes, preprocess, task, end_to_end=end_to_end, sample=sample)
 
