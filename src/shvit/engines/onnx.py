@@ -20,7 +20,6 @@ from .exported import EngineError, Exported, check_end_to_end, check_interface, 
 from .mixed import mix_precisions
 from .onnx_runtime import OnnxNetwork
 from .portable import portable
-from .torch import DYNAMIC_SIDES, dynamic_dims
 
 if TYPE_CHECKING:
     import onnx
@@ -44,9 +43,11 @@ class OnnxEngine(Engine):
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision, self.threads = precision, threads
-        content = model.path.read_bytes() if isinstance(model, Exported) else traced(model, Shapes())
+        kind = kind_of(model.task)
+        any_size = Shapes(dynamic_size=kind.any_size)
+        content = model.path.read_bytes() if isinstance(model, Exported) else traced(model, any_size)
         self.network = OnnxNetwork(content, threads)
-        self._outputs = kind_of(model.task).result_names
+        self._outputs = kind.result_names
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
@@ -92,8 +93,6 @@ def _in_precision(job: ExportJob) -> "onnx.ModelProto | None":
     """The network in the precision of the job; None if no int8 network was accepted."""
     import onnx
 
-    if job.precision == "fp32" and not job.end_to_end:
-        return to_onnx(job.model_file, job.shapes)
     network = onnx.load_from_string(traced(job.model_file, network_shapes(job)))  # names its nodes after the modules
     if job.precision == "fp32":
         return network
@@ -126,33 +125,12 @@ def _sizes(end: Any) -> list[int | None]:
     return [size if type(size) is int else None for size in end.shape]
 
 
-def to_onnx(model_file: ModelFile, shapes: Shapes) -> "onnx.ModelProto":
-    """Export the network to ONNX. Uses torch's newer exporter if it can trace the network, otherwise the older one."""
-    import onnx
-
-    if batch_of(model_file, Shapes()):  # the newer exporter cannot trace control flow that depends on the image
-        return onnx.load_from_string(traced(model_file, shapes))
-    with quiet():
-        program: Any = torch.onnx.export(
-            portable(model_file),
-            (_example(model_file, shapes),),
-            dynamo=True,
-            input_names=["images"],
-            output_names=[kind_of(model_file.task).output],
-            dynamic_shapes=(dynamic_dims(shapes),),
-            verbose=False,
-            opset_version=OPSET,
-        )
-    return program.model_proto
-
-
 def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
-    """Export the network to ONNX for immediate use. torch's older exporter takes 1 s, the newer one 10 s."""
-    buffer = io.BytesIO()
+    """Export the network to ONNX. torch's older exporter takes 1 s, the newer one 10 s, and the graphs are as fast."""
+    buffer, kind = io.BytesIO(), kind_of(model_file.task)
     batch = batch_of(model_file, shapes)
     varying = {0: "batch"} if batch is None else {}
-    kind = kind_of(model_file.task)
-    of_images = {**varying, 2: "height", 3: "width"} if kind.any_size else varying
+    of_images = {**varying, 2: "height", 3: "width"} if shapes.dynamic_size else varying
     with quiet():
         torch.onnx.export(
             portable(model_file),
@@ -169,6 +147,4 @@ def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
 
 def _example(model_file: ModelFile, shapes: Shapes) -> UInt8[Tensor, "b 3 h w"]:
     side = model_file.preprocess.image_size
-    if shapes.dynamic_size:
-        side = max(side, DYNAMIC_SIDES[0])
     return torch.zeros(shapes.batch or 2, 3, side, side, dtype=torch.uint8)
