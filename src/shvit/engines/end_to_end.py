@@ -115,7 +115,7 @@ _PRODUCTS = """
     values = Cast <to=1> (planes)
 {vertical}
 {horizontal}
-    turned = Transpose <perm=[1, 0]> (weights_1)
+    turned = Transpose <perm=[0, 2, 1]> (weights_1)
     rows = MatMul (values, turned)
     rows_half = Add (rows, half_f)
     rows_floor = Floor (rows_half)
@@ -133,10 +133,10 @@ _WEIGHTS = """
     size_f_{n} = Cast <to=1> (size_{n})
     resized_{n} = Gather (resized, index_{n})
     resized_f_{n} = Cast <to=1> (resized_{n})
-    inverse_{n} = Pow (resized_f_{n}, minus_one_f)
+{inverse}
     scale_{n} = Mul (size_f_{n}, inverse_{n})
     width_{n} = Max (scale_{n}, one_f)
-    narrow_{n} = Pow (width_{n}, minus_one_f)
+{narrow}
     backwards_{n} = Mul (scale_{n}, minus_one_f)
     from_{n} = Gather (from_needed, index_{n})
     to_{n} = Gather (to_needed, index_{n})
@@ -149,17 +149,34 @@ _WEIGHTS = """
     out_half_{n} = Add (out_f_{n}, half_f)
     centers_{n} = Mul (out_half_{n}, backwards_{n})
     in_{n} = Range (from_{n}, to_{n}, one)
-    in_f_{n} = Cast <to=1> (in_{n})
+    in_row_{n} = Reshape (in_{n}, row)
+    in_f_{n} = Cast <to=1> (in_row_{n})
     in_half_{n} = Add (in_f_{n}, half_f)
     distance_{n} = Add (in_half_{n}, centers_{n})
     relative_{n} = Mul (distance_{n}, narrow_{n})
     t_{n} = Abs (relative_{n})
 {filter}
-    sums_{n} = ReduceSum <keepdims=1> (raw_{n}, one_axis)
-    per_sum_{n} = Pow (sums_{n}, minus_one_f)
+    sums_{n} = ReduceSum <keepdims=1> (raw_{n}, two_axis)
+{per_sum}
     weights_{n} = Mul (raw_{n}, per_sum_{n})
 """
 """The weight of each pixel of the image (columns) in each pixel of the result (rows), as Pillow computes them."""
+_CLOSER = """
+    product_{to} = Mul ({value}, {guess})
+    negative_{to} = Mul (product_{to}, minus_known_one)
+    rest_{to} = Add (negative_{to}, known_one)
+    step_{to} = Mul ({guess}, rest_{to})
+    {to} = Add ({guess}, step_{to})
+"""
+"""A step of Newton's method from a guess towards 1 / value. `known_one` is 1, but no constant: OpenVINO would replace
+an operation with a constant by one that lacks the mark."""
+_KNOWN_ONE = """
+    smallest = ReduceMin <keepdims=0> (size)
+    one_again = Div (smallest, smallest)
+    minus_one = Sub (zero, one_again)
+    known_one = Cast <to=1> (one_again)
+    minus_known_one = Cast <to=1> (minus_one)
+"""
 _FILTERS = {
     "bilinear": """
     less_{n} = Mul (t_{n}, minus_one_f)
@@ -227,9 +244,11 @@ def preprocessing(preprocess: Preprocess, products: bool = False) -> "onnx.Model
         )
     if products:
         weights = _WEIGHTS.replace("{filter}", _FILTERS[interpolation])
+        for name, value in (("inverse", "resized_f"), ("narrow", "width"), ("per_sum", "sums")):
+            weights = weights.replace(f"{{{name}}}", _inverse(name, value))
         cut = _NEEDED if preprocess.fit == "crop" else "from_needed = Identity (zeros)\n to_needed = Identity (size)"
         axes = {"vertical": weights.replace("{n}", "0"), "horizontal": weights.replace("{n}", "1")}
-        resize = _PRODUCTS.format(**axes)
+        resize = _KNOWN_ONE + _PRODUCTS.format(**axes)
     else:
         cut = _NEEDED + _PART if preprocess.fit == "crop" else _WHOLE
         resize = _OPERATION.replace("MODE", _MODES[interpolation])
@@ -247,6 +266,21 @@ def preprocessing(preprocess: Preprocess, products: bool = False) -> "onnx.Model
     return graph(f"uint8[height, width, 3] {IMAGE_INPUT}", outputs, steps, _constants(preprocess))
 
 
+def _inverse(name: str, value: str) -> str:
+    """Nodes that compute 1 / value in fp32, even if OpenVINO computes powers in bf16.
+
+    The sum of weights is close to the width of the filter, except near the edges of the image.
+    """
+    known = name == "per_sum"
+    guess, steps = ("narrow_{n}", 5) if known else (f"guess_{name}_{{n}}", 1)
+    nodes = "" if known else f"{guess} = Pow ({value}_{{n}}, minus_one_f)\n"
+    for step in range(steps, 0, -1):
+        to = f"{name}_{{n}}" if step == 1 else f"{name}_{step}_{{n}}"
+        nodes += _CLOSER.replace("{to}", to).replace("{value}", f"{value}_{{n}}").replace("{guess}", guess)
+        guess = to
+    return nodes
+
+
 def _constants(preprocess: Preprocess) -> dict[str, np.ndarray]:
     """The constants of the preprocessing graph, by name."""
     side = preprocess.image_size
@@ -259,7 +293,8 @@ def _constants(preprocess: Preprocess) -> dict[str, np.ndarray]:
             "two_axis": [2],
             "image_axes": [2, 3],
             "zeros": [0, 0],
-            "column": [-1, 1],
+            "column": [1, -1, 1],
+            "row": [1, 1, -1],
         },
         **{
             "twice_side": 2 * side,
