@@ -25,13 +25,8 @@ pytest.importorskip("onnxruntime")
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.slow
 
-CLASSES = (
-    "tench",
-    "<img src=x onerror=alert(1)>",
-    "ü",
-    "a class with a name so long that it fills more than one line",
-    "e",
-)
+LONG_NAME = "a class with a name so long that it fills more than one line"
+CLASSES = "tench", "<img src=x onerror=alert(1)>", "ü", LONG_NAME, "e"
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 PROGRAMS = "chromium", "chromium-browser", "google-chrome", "chrome"
 ISOLATED = {"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp"}

@@ -135,9 +135,10 @@ _WEIGHTS = """
     resized_f_{n} = Cast <to=1> (resized_{n})
 {inverse}
     scale_{n} = Mul (size_f_{n}, inverse_{n})
-    width_{n} = Max (scale_{n}, one_f)
+    backwards_{n} = Mul (scale_{n}, minus_known_one)
+    width_{n} = Max (scale_{n}, known_one)
+    double_{n} = Add (width_{n}, width_{n})
 {narrow}
-    backwards_{n} = Mul (scale_{n}, minus_one_f)
     from_{n} = Gather (from_needed, index_{n})
     to_{n} = Gather (to_needed, index_{n})
     first_{n} = Gather (first, index_{n})
@@ -145,14 +146,16 @@ _WEIGHTS = """
     last_{n} = Add (first_{n}, shown_{n})
     out_{n} = Range (first_{n}, last_{n}, one)
     out_column_{n} = Reshape (out_{n}, column)
-    out_f_{n} = Cast <to=1> (out_column_{n})
-    out_half_{n} = Add (out_f_{n}, half_f)
-    centers_{n} = Mul (out_half_{n}, backwards_{n})
+    out_twice_{n} = Mul (out_column_{n}, two)
+    out_odd_{n} = Add (out_twice_{n}, one)
+    out_f_{n} = Cast <to=1> (out_odd_{n})
+    centers_{n} = Mul (out_f_{n}, backwards_{n})
     in_{n} = Range (from_{n}, to_{n}, one)
     in_row_{n} = Reshape (in_{n}, row)
-    in_f_{n} = Cast <to=1> (in_row_{n})
-    in_half_{n} = Add (in_f_{n}, half_f)
-    distance_{n} = Add (in_half_{n}, centers_{n})
+    in_twice_{n} = Mul (in_row_{n}, two)
+    in_odd_{n} = Add (in_twice_{n}, one)
+    in_f_{n} = Cast <to=1> (in_odd_{n})
+    distance_{n} = Add (in_f_{n}, centers_{n})
     relative_{n} = Mul (distance_{n}, narrow_{n})
     t_{n} = Abs (relative_{n})
 {filter}
@@ -160,7 +163,8 @@ _WEIGHTS = """
 {per_sum}
     weights_{n} = Mul (raw_{n}, per_sum_{n})
 """
-"""The weight of each pixel of the image (columns) in each pixel of the result (rows), as Pillow computes them."""
+"""The weight of each pixel of the image (columns) in each pixel of the result (rows), as Pillow computes them. Centers
+of pixels are at half pixels, so twice their positions are odd numbers."""
 _CLOSER = """
     product_{to} = Mul ({value}, {guess})
     negative_{to} = Mul (product_{to}, minus_known_one)
@@ -168,41 +172,40 @@ _CLOSER = """
     step_{to} = Mul ({guess}, rest_{to})
     {to} = Add ({guess}, step_{to})
 """
-"""A step of Newton's method from a guess towards 1 / value. `known_one` is 1, but no constant: OpenVINO would replace
-an operation with a constant by one that lacks the mark."""
-_KNOWN_ONE = """
+"""A step of Newton's method from a guess towards 1 / value."""
+_KNOWN = """
     smallest = ReduceMin <keepdims=0> (size)
     one_again = Div (smallest, smallest)
-    minus_one = Sub (zero, one_again)
-    known_one = Cast <to=1> (one_again)
-    minus_known_one = Cast <to=1> (minus_one)
 """
+"""The number 1, but no constant. Operations of floating-point numbers with constants lose the mark `precise`, because
+OpenVINO replaces them, so all constants are computed from this number."""
+_NUMBERS = {"minus_known_one": -1, "known_one": 1, "known_two": 2, "known_three": 3, "known_four": 4, "known_five": 5}
+_NUMBERS |= {"minus_known_two": -2, "minus_known_five": -5, "minus_known_eight": -8}
 _FILTERS = {
     "bilinear": """
-    less_{n} = Mul (t_{n}, minus_one_f)
-    inner_{n} = Add (less_{n}, one_f)
+    less_{n} = Mul (t_{n}, minus_known_two)
+    inner_{n} = Add (less_{n}, known_two)
     raw_{n} = Relu (inner_{n})
     """,
     "bicubic": """
-    t_near_{n} = Min (t_{n}, one_f)
-    near_a_{n} = Mul (t_near_{n}, three_halves)
-    near_b_{n} = Add (near_a_{n}, minus_five_halves)
+    t_near_{n} = Min (t_{n}, known_one)
+    near_a_{n} = Mul (t_near_{n}, known_three)
+    near_b_{n} = Add (near_a_{n}, minus_known_five)
     near_c_{n} = Mul (t_near_{n}, t_near_{n})
     near_d_{n} = Mul (near_b_{n}, near_c_{n})
-    near_{n} = Add (near_d_{n}, one_f)
-    t_far_{n} = Min (t_{n}, two_f)
-    far_a_{n} = Mul (t_far_{n}, minus_half)
-    far_b_{n} = Add (far_a_{n}, five_halves)
+    near_{n} = Add (near_d_{n}, known_two)
+    t_far_{n} = Min (t_{n}, known_two)
+    far_a_{n} = Mul (t_far_{n}, minus_known_one)
+    far_b_{n} = Add (far_a_{n}, known_five)
     far_c_{n} = Mul (far_b_{n}, t_far_{n})
-    far_d_{n} = Add (far_c_{n}, minus_four)
+    far_d_{n} = Add (far_c_{n}, minus_known_eight)
     far_e_{n} = Mul (far_d_{n}, t_far_{n})
-    far_{n} = Add (far_e_{n}, two_f)
-    is_near_{n} = Less (t_{n}, one_f)
+    far_{n} = Add (far_e_{n}, known_four)
+    is_near_{n} = Less (t_{n}, known_one)
     raw_{n} = Where (is_near_{n}, near_{n}, far_{n})
     """,
 }
-"""Pillow's filters of the distance t: a triangle, and the cubic convolution with a = -0.5. Written with operations
-that OpenVINO does not replace by others, so that the mark `PRECISE` is not lost."""
+"""Twice the value of Pillow's filters at the distance t: a triangle, and the cubic convolution with a = -0.5."""
 _PAD = """
     room = Sub (square, resized)
     BEFORE
@@ -244,11 +247,14 @@ def preprocessing(preprocess: Preprocess, products: bool = False) -> "onnx.Model
         )
     if products:
         weights = _WEIGHTS.replace("{filter}", _FILTERS[interpolation])
-        for name, value in (("inverse", "resized_f"), ("narrow", "width"), ("per_sum", "sums")):
+        for name, value in (("inverse", "resized_f"), ("narrow", "double"), ("per_sum", "sums")):
             weights = weights.replace(f"{{{name}}}", _inverse(name, value))
         cut = _NEEDED if preprocess.fit == "crop" else "from_needed = Identity (zeros)\n to_needed = Identity (size)"
         axes = {"vertical": weights.replace("{n}", "0"), "horizontal": weights.replace("{n}", "1")}
-        resize = _KNOWN_ONE + _PRODUCTS.format(**axes)
+        known = "".join(
+            f"{name}_whole = Mul (one_again, {name}_int)\n {name} = Cast <to=1> ({name}_whole)\n" for name in _NUMBERS
+        )
+        resize = _KNOWN + known + _PRODUCTS.format(**axes)
     else:
         cut = _NEEDED + _PART if preprocess.fit == "crop" else _WHOLE
         resize = _OPERATION.replace("MODE", _MODES[interpolation])
@@ -269,7 +275,7 @@ def preprocessing(preprocess: Preprocess, products: bool = False) -> "onnx.Model
 def _inverse(name: str, value: str) -> str:
     """Nodes that compute 1 / value in fp32, even if OpenVINO computes powers in bf16.
 
-    The sum of weights is close to the width of the filter, except near the edges of the image.
+    The sum of twice the weights is close to twice the width of the filter, except near the edges of the image.
     """
     known = name == "per_sum"
     guess, steps = ("narrow_{n}", 5) if known else (f"guess_{name}_{{n}}", 1)
@@ -287,9 +293,9 @@ def _constants(preprocess: Preprocess) -> dict[str, np.ndarray]:
     color = np.array(MARGIN, np.float32).reshape(1, 3, 1, 1)
     whole_numbers = {
         **{"zero": 0, "one": 1, "two": 2, "index_0": 0, "index_1": 1},
+        **{f"{name}_int": value for name, value in _NUMBERS.items()},
         **{
             "zero_axis": [0],
-            "one_axis": [1],
             "two_axis": [2],
             "image_axes": [2, 3],
             "zeros": [0, 0],
@@ -305,9 +311,7 @@ def _constants(preprocess: Preprocess) -> dict[str, np.ndarray]:
         **{"shorter": math.floor(side / preprocess.crop), "reach": REACH, "reach_and_two": REACH + 2},
     }
     numbers = {
-        **{"zero_f": 0, "half_f": 0.5, "one_f": 1, "two_f": 2, "white_f": 255, "three_halves": 1.5, "five_halves": 2.5},
-        **{"minus_half": -0.5, "minus_one_f": -1, "minus_five_halves": -2.5, "minus_four": -4},
-        **{"color": color, "minus_color": -color},
+        **{"zero_f": 0, "half_f": 0.5, "minus_one_f": -1, "white_f": 255, "color": color, "minus_color": -color},
     }
     of_type = (whole_numbers, np.int64), (numbers, np.float32)
     return {name: np.array(value, kind) for group, kind in of_type for name, value in group.items()}
