@@ -106,6 +106,7 @@ def main() -> None:
         "what": "Agreement of end-to-end exports with shvit predict for the same network and precision.",
         "value": min(row["same_label"] for row in rows),
         "unit": "share of images with the same first label, lowest of all rows",
+        "threads": None,
         "rows": rows,
         **facts,
     }
