@@ -277,7 +277,7 @@ def test_end_to_end_objects_are_those_of_predict(task, engine, tmp_path):
     skip_without(engine)
     model, out = detector(task), tmp_path / SUFFIXES[engine]
     if task == "detect":  # otherwise, all scores are below 0.05
-        torch.nn.init.normal_(model.model.head.classification_head.cls_logits.weight, std=0.3)
+        torch.nn.init.normal_(model.model.head.classification_head.cls_logits.weight, std=0.02)
         torch.nn.init.constant_(model.model.head.classification_head.cls_logits.bias, -2)
     export_model(model, engine, out, end_to_end=True)
     images = [
@@ -289,7 +289,8 @@ def test_end_to_end_objects_are_those_of_predict(task, engine, tmp_path):
     found, expected = Predictor(out, **arguments)(images), Predictor(model, "torch", "fp32", "cpu", **arguments)(images)
     assert any(one.labels for one in expected)
     for one, other in zip(found, expected, strict=True):
-        assert one.labels == other.labels
-        np.testing.assert_allclose(one.scores, other.scores, atol=0.01)
-        np.testing.assert_allclose(np.array(one.boxes), np.array(other.boxes), atol=2)
+        best = slice(20)  # later objects have almost equal scores
+        assert one.labels[best] == other.labels[best]
+        np.testing.assert_allclose(one.scores[best], other.scores[best], atol=0.01)
+        np.testing.assert_allclose(np.array(one.boxes[best]), np.array(other.boxes[best]), atol=2)
         assert (one.masks is None) == (other.masks is None)
