@@ -268,7 +268,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def seal(path: Path) -> None:
-    """Replace the digest in an export, or its placeholder, by the digest of the export, in each file that has it."""
+    """Write the digest of an export into each file that holds the digest or its placeholder."""
     files = files_of(path)
     found = {part: match[0] for part in files if (match := SEAL.search(part.read_bytes()))}
     assert found, f"{path} has no placeholder for its digest"
