@@ -92,7 +92,7 @@ def test_fp16_keeps_inputs_and_outputs(exact, images):
 
 @pytest.mark.parametrize("max_drop", [100.0, -1.0])
 def test_a_floor_is_held_or_nothing_is_written(model_file, exact, images, tmp_path, max_drop):
-    """Nothing gains a point over the labels that fp32 gives, so the second floor gives back up to half of the layers."""
+    """Nothing gains a point over the labels of fp32, so the second floor gives back up to half of the layers."""
     labels = outputs(exact, images).argmax(1)
     batches = [Batch(images, labels, list(range(len(images))), {})]
     judge = Judge(task_of(model_file), batches, max_drop)
