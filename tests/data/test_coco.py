@@ -14,7 +14,8 @@ from PIL import Image
 from conftest import COCO, POLYGON, SHARED, picture, write_coco
 from shvit.data.coco import CocoSplit, open_coco
 from shvit.data.folders import find_coco
-from shvit.data.letterbox import DetectionEvalReader, DetectionTrainReader, run_lengths
+from shvit.data.letterbox import DetectionEvalReader, run_lengths
+from shvit.data.object_augmentation import DetectionTrainReader
 from shvit.data.transforms import Preprocess
 from shvit.errors import DataError
 

@@ -13,7 +13,6 @@ from shvit.data.coco import NOTHING, CocoSplit, Objects, open_coco
 from shvit.data.decode import BadImage
 from shvit.data.letterbox import (
     DetectionEvalReader,
-    DetectionTrainReader,
     Letterbox,
     check_fit,
     fitted,
@@ -22,6 +21,7 @@ from shvit.data.letterbox import (
     targets_of,
 )
 from shvit.data.loader import Loader, seeded
+from shvit.data.object_augmentation import DetectionTrainReader
 from shvit.data.transforms import Preprocess
 from shvit.errors import InputError
 

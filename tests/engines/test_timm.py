@@ -60,11 +60,12 @@ def test_names_of_timm_and_of_the_variants(tmp_path):
         ("shvit_s1", "shvit_s1", "stretch", "squash"),
     ):
         model_file = ModelFile(trained_looking(Architecture(name, 2).build()), ("a", "b"), Preprocess(64, fit=fit))
-        engines.FORMATS["timm"].export(ExportJob(model_file, tmp_path / base, "fp32"))
-        config = json.loads((tmp_path / base / "config.json").read_text())
+        out = tmp_path / f"{base}.timm"
+        engines.FORMATS["timm"].export(ExportJob(model_file, out, "fp32"))
+        config = json.loads((out / "config.json").read_text())
         assert (config["architecture"], config["model_args"]) == (base, {})
         images = random_images(2, 64)
-        network, logits = by_timm(tmp_path / base, model_file, images)
+        network, logits = by_timm(out, model_file, images)
         torch.testing.assert_close(logits, plain_outputs(model_file, images), rtol=1e-5, atol=1e-5)
         data = resolve_model_data_config(network)
         assert (data["crop_mode"], data["crop_pct"]) == (mode, 1.0)

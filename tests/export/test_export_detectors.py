@@ -20,7 +20,7 @@ from shvit.export.export import export_model
 from shvit.modelfile import ModelFile, save
 from shvit.predict.predictor import Predictor
 from shvit.tasks import object_parity
-from shvit.tasks.detect import Detect
+from shvit.tasks.detect import DetectAnchors
 from shvit.tasks.objects import Detections, ObjectsEvaluation, encode
 from shvit.tasks.segment import Segment
 
@@ -143,7 +143,7 @@ def test_boxes_do_not_count_where_layers_are_ranked():
     outputs = torch.rand(2, 5, 7)
     moved = outputs.clone()
     moved[..., :4] += 10
-    detect = Detect(("a", "b", "c"))
+    detect = DetectAnchors(("a", "b", "c"))
     assert torch.equal(detect.signal(outputs), detect.signal(moved))
     assert not torch.equal(detect.signal(outputs), detect.signal(outputs * 0.9))
     rows = torch.rand(2, 100, 790)

@@ -18,7 +18,7 @@ from shvit.model.detector import BestForEach, Target, in_crowd, share_within
 from shvit.model.fuse import fuse
 from shvit.modelfile import ModelFile, load, save
 from shvit.pretrained import onto_detector
-from shvit.tasks.detect import Detect
+from shvit.tasks.detect import DetectAnchors
 from shvit.tasks.segment import Segment
 
 SIDE = 128
@@ -96,7 +96,7 @@ def test_retinanet_is_torchvisions():
     images, targets = images_and_targets()
     expected = theirs(list(images))
     assert all(len(one["scores"]) > 10 for one in expected)
-    for found, one in zip(Detect("abc").decode(model(images), [WHOLE, WHOLE]), expected, strict=True):
+    for found, one in zip(DetectAnchors("abc").decode(model(images), [WHOLE, WHOLE]), expected, strict=True):
         torch.testing.assert_close(found.scores, one["scores"])
         torch.testing.assert_close(found.boxes, one["boxes"], rtol=1e-4, atol=1e-3)
         assert found.labels.tolist() == one["labels"].tolist()
@@ -274,5 +274,5 @@ def test_timms_models_are_backbones(kind):
 
 
 def test_unknown_detectors_are_refused():
-    with pytest.raises(InputError, match="detector must be one of retinanet, mask_rcnn"):
+    with pytest.raises(InputError, match="detector must be one of light, retinanet, mask_rcnn"):
         Architecture("shvit_s1", 3, detector="yolo")

@@ -10,7 +10,8 @@ from conftest import write_coco
 from shvit.data.coco import Objects, open_coco
 from shvit.data.letterbox import GroundTruth, Letterbox
 from shvit.tasks.base import ReportSubject
-from shvit.tasks.object_report import FALSE_ALARM, FOUND, IN_CROWD, Matched, object_cards, report_objects
+from shvit.tasks.object_matching import FALSE_ALARM, FOUND, IN_CROWD, Matched, best_f1
+from shvit.tasks.object_report import object_cards, report_objects
 from shvit.tasks.objects import Detections, ObjectOutputs, ObjectsEvaluation, judge
 
 pytest.importorskip("faster_coco_eval")
@@ -63,6 +64,9 @@ def test_matches_by_hand():
     assert matched.verdicts.tolist() == [FOUND, FALSE_ALARM, IN_CROWD, FALSE_ALARM]
     assert matched.owners.tolist() == [0, -1, -1, -1]
     assert matched.best_threshold() == (pytest.approx(0.9), 1.0, 0.5)
+    numbers = {"threshold": 0.9, "precision": 1.0, "recall": 0.5, "f1": 2 / 3}
+    assert best_f1(2, [truth], [found]) == pytest.approx(numbers)
+    assert best_f1(2, [truth], [Detections(found.boxes[:0], scores[:0], found.labels[:0])]) == {}
 
 
 def evaluation_of(root: Path) -> tuple[ObjectsEvaluation, ReportSubject]:

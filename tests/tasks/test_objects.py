@@ -18,7 +18,7 @@ from shvit.data.loader import Batch, Loader
 from shvit.data.transforms import Preprocess
 from shvit.errors import Failure, InputError
 from shvit.tasks import objects
-from shvit.tasks.detect import Detect
+from shvit.tasks.detect import DetectAnchors
 from shvit.tasks.objects import COCO_METRICS, Detections, coco_results, encode, judge
 from shvit.tasks.segment import Segment
 
@@ -99,7 +99,7 @@ def perfect(batches, classes, masks: bool):
     return predict
 
 
-@pytest.mark.parametrize("task", [Detect, Segment])
+@pytest.mark.parametrize("task", [DetectAnchors, Segment])
 def test_finding_everything_is_one(tmp_path, task):
     source = open_coco(write_coco(tmp_path))
     task = task(source.classes)
@@ -131,7 +131,7 @@ def test_masks_of_boxes_that_reach_into_the_margin_keep_their_place():
 
 def test_finding_nothing_is_zero(tmp_path):
     source = open_coco(write_coco(tmp_path))
-    task = Detect(source.classes)
+    task = DetectAnchors(source.classes)
     batches = list(Loader(source.val, DetectionEvalReader(Preprocess(128, fit="whole")), 2))
     evaluation = task.evaluate(lambda images: torch.zeros(len(images), 9, 6), batches)
     assert evaluation.metrics()["AP"] == 0
@@ -139,7 +139,7 @@ def test_finding_nothing_is_zero(tmp_path):
 
 def test_images_are_counted_once_over_all_processes(tmp_path):
     source = open_coco(write_coco(tmp_path))
-    task = Detect(source.classes)
+    task = DetectAnchors(source.classes)
     one, two = Loader(source.val, DetectionEvalReader(Preprocess(128, fit="whole")), 1)
     alone = task.evaluate(perfect([one, two], 2, False), [one, two]).metrics()
     parts = []
@@ -152,21 +152,21 @@ def test_images_are_counted_once_over_all_processes(tmp_path):
 def test_no_usable_image_is_a_failure():
     bad = Batch(torch.empty(0, 3, 0, 0), [], [], {0: "no such file"})
     with pytest.raises(Failure, match="none of 1 image could be used"):
-        Detect("ab").evaluate(lambda images: images, [bad])
+        DetectAnchors("ab").evaluate(lambda images: images, [bad])
 
 
 def test_boxes_of_one_class_that_overlap_are_one_object():
     outputs = torch.zeros(1, 4, 6)
     outputs[0, :, :4] = torch.tensor([[10.0, 10, 50, 50], [12, 10, 50, 50], [10, 10, 50, 50], [0, 0, 0, 9]])
     outputs[0, :, 4:] = torch.tensor([[0.9, 0.0], [0.8, 0.0], [0.0, 0.7], [0.9, 0.9]])
-    [found] = Detect("ab").decode(outputs, [Letterbox(100, 100, 1, 1)])
+    [found] = DetectAnchors("ab").decode(outputs, [Letterbox(100, 100, 1, 1)])
     assert found.labels.tolist() == [0, 1]
     assert found.scores.tolist() == pytest.approx([0.9, 0.7])
-    [few] = Detect("ab").decode(outputs, [Letterbox(100, 100, 1, 1)], 0.8)
+    [few] = DetectAnchors("ab").decode(outputs, [Letterbox(100, 100, 1, 1)], 0.8)
     assert len(few) == 1
 
 
 def test_without_the_library_its_extra_is_named(monkeypatch):
     monkeypatch.setattr(objects, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'shvit\[coco\]'"):
-        Detect("ab")
+        DetectAnchors("ab")

@@ -114,7 +114,7 @@ def arguments_of(
     """All arguments that affect the rows. If an argument has changed, the error of --resume shows its name."""
     from ..predict.journal import of_images, of_model
 
-    values = {"top-k": request.top_k, "threshold": request.threshold, "draw": request.draw and str(request.draw)}
+    values = {"top-k": request.top_k, "threshold": predictor.threshold, "draw": request.draw and str(request.draw)}
     values["min-score"] = predictor.min_score
     engine = predictor.engine
     return {

@@ -1,8 +1,6 @@
 """Letterbox images for detectors, and convert their objects to pixels of the network's input."""
 
-import random
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
-from torchvision.transforms.v2 import ColorJitter
 
 from ..errors import InputError
 from .coco import CocoSplit, Objects
@@ -110,7 +107,7 @@ def read_whole(
     """
     image = open_as(source, size, max_pixels)
     height, width = fitted(image.height, image.width, preprocess)
-    pixels = _resized(image, height, width)
+    pixels = resized_whole(image, height, width)
     letterbox = Letterbox(image.height, image.width, height / image.height, width / image.width)
     if preprocess.fit == "whole":
         return on_canvas(pixels, preprocess.image_size, preprocess.image_size), letterbox
@@ -146,49 +143,6 @@ class DetectionEvalReader:
         height, width = split.sizes[index].tolist()
         image, letterbox = read_whole(split.source(index), self.preprocess, (height, width), self.max_pixels)
         return image, GroundTruth(split.ids[index], letterbox, split.objects[index])
-
-
-@dataclass(frozen=True)
-class DetectionTrainReader:
-    """Reads an image of a `CocoSplit` for training: randomly scaled, shifted, flipped and color-jittered.
-
-    The random choices use the global generators: call the reader within `loader.seeded`.
-    """
-
-    preprocess: Preprocess
-    scale: tuple[float, float] = (1.0, 1.0)
-    """Minimum and maximum scale, relative to evaluation. Scaled images that are larger than the input are cropped."""
-    flip: float = 0.5
-    """Probability of a horizontal flip."""
-    color_jitter: float = 0.0
-    """Strength of random brightness, contrast and saturation."""
-    masks: bool = False
-    """Whether to return masks. Objects without a mask are then treated as crowds."""
-    max_pixels: int = MAX_PIXELS
-
-    @cached_property
-    def _jitter(self) -> Any:
-        return ColorJitter(*[self.color_jitter] * 3)
-
-    def __call__(self, split: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], DetectionTargets]:
-        """Read an image and its objects. Raises BadImage as `open_as` does."""
-        stated = split.sizes[index].tolist()
-        image = open_as(split.source(index), (stated[0], stated[1]), self.max_pixels)
-        usual = fitted(image.height, image.width, self.preprocess)
-        factor = random.uniform(*self.scale)
-        height, width = (max(1, round(factor * side)) for side in usual)
-        seen = (self.preprocess.image_size,) * 2 if self.preprocess.fit == "whole" else usual
-        top, left = (random.randint(min(0, room), max(0, room)) for room in (seen[0] - height, seen[1] - width))
-        letterbox = Letterbox(image.height, image.width, height / image.height, width / image.width, top, left)
-        shown = max(0, top), max(0, left), min(seen[0], top + height), min(seen[1], left + width)
-        cut = _resized(image, height, width)[:, shown[0] - top : shown[2] - top, shown[1] - left : shown[3] - left]
-        if self.color_jitter:
-            cut = self._jitter(cut)
-        canvas = on_canvas(cut, round_up(seen[0]), round_up(seen[1]), shown[0], shown[1])
-        targets = targets_of(split.objects[index], letterbox, (canvas.shape[1], canvas.shape[2]), shown, self.masks)
-        if self.flip and torch.rand(()) < self.flip:
-            return canvas.flip(2), _flipped(targets, canvas.shape[2])
-        return canvas, targets
 
 
 def targets_of(
@@ -239,16 +193,8 @@ def run_lengths(segment: dict[str, Any]) -> dict[str, Any]:
     return packed
 
 
-def _resized(image: OpenedImage, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
+def resized_whole(image: OpenedImage, height: int, width: int) -> UInt8[Tensor, "3 h w"]:
+    """Decode an image and resize it to this height and width."""
     with image.in_turn():
         pixels = channels_first(image.decode(min(image.height / height, image.width / width) / 2))
         return interpolate(pixels, (height, width), mode="bilinear", antialias=True)[0]
-
-
-def _flipped(targets: DetectionTargets, width: int) -> DetectionTargets:
-    boxes, crowds = (
-        np.stack([width - given[:, 2], given[:, 1], width - given[:, 0], given[:, 3]], 1)
-        for given in (targets.boxes, targets.crowds)
-    )
-    masks = None if targets.masks is None else np.ascontiguousarray(targets.masks[:, :, ::-1])
-    return DetectionTargets(boxes, targets.labels, crowds, masks)

@@ -108,14 +108,17 @@ class ImageDataset(Dataset):
 
     split: Samples
     read: Any
+    """Passed to the split's `example`. If it has a method `at_epoch`, this gives the reader for each view."""
     seed: int
 
     def __getitem__(self, key: SampleKey) -> tuple[UInt8[Tensor, "3 h w"], Any, SampleKey] | tuple[str, SampleKey]:
         if worker := get_worker_info():
             seed(self.seed, *key)  # nothing to restore in a worker process
+        at_epoch = getattr(self.read, "at_epoch", None)
+        read = at_epoch(key[0]) if at_epoch else self.read
         try:
             with nullcontext() if worker else seeded(self.seed, *key):
-                return *self.split.example(key[1], self.read), key
+                return *self.split.example(key[1], read), key
         except BadImage as error:
             return str(error), key
 

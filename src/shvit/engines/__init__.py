@@ -10,8 +10,8 @@ from torch import Tensor
 from ..data.letterbox import check_fit
 from ..errors import check_at_least, notice
 from ..modelfile import ModelFile
-from ..tasks import TASKS
-from .base import Engine, Runnable, Shapes, batch_of, detector_of
+from ..tasks import Described, detector_of, kind_of
+from .base import Engine, Runnable, Shapes, batch_of
 from .base import ExportJob as ExportJob
 from .coreml import CoreMLEngine
 from .cuda.engine import CudaEngine
@@ -97,7 +97,7 @@ def choose(
     if all(reasons.values()):
         raise EngineError(f"cannot run on {picked}: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
     able = {
-        name: (precision,) if isinstance(model, Exported) else kind.precisions_for(model.task, picked)
+        name: (precision,) if isinstance(model, Exported) else kind.precisions_for(model, picked)
         for name, kind in wanted.items()
         if not reasons[name]
     }
@@ -118,20 +118,20 @@ def kinds_for(model: Runnable) -> Mapping[str, type[Engine]]:
     return FORMATS if isinstance(model, Exported) else ENGINES
 
 
-def runners(task: str) -> dict[str, type[Engine]]:
-    """Engines that run models of this task, by name."""
-    return {name: kind for name, kind in ENGINES.items() if detector_of(task) in kind.runs}
+def runners(model: Described | str) -> dict[str, type[Engine]]:
+    """Engines that run a model, or models of a task, by name."""
+    return {name: kind for name, kind in ENGINES.items() if detector_of(model) in kind.runs}
 
 
-def writers(task: str) -> dict[str, type[Engine]]:
-    """Formats that models of this task can be written in, by name."""
-    return {name: kind for name, kind in FORMATS.items() if detector_of(task) in kind.writes}
+def writers(model: Described | str) -> dict[str, type[Engine]]:
+    """Formats that a model, or models of a task, can be written in, by name."""
+    return {name: kind for name, kind in FORMATS.items() if detector_of(model) in kind.writes}
 
 
 def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str, type[Engine]]:
     """The engines in `wanted` that run the model's task and `preprocess.fit`. Raises EngineError if there are none."""
     many_sizes = model.preprocess.fit == "shorter"
-    detector = detector_of(model.task)
+    detector = detector_of(model)
 
     def takes(kind: type[Engine]) -> bool:
         return detector in kind.runs and (kind.many_sizes or not many_sizes)
@@ -144,18 +144,23 @@ def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str
     )
 
 
-def writable_precisions(task: str, name: str) -> tuple[str, ...]:
-    """Precisions that a format has for models of this task, the default first."""
-    return FORMATS[name].writes[detector_of(task)]
+def writable_precisions(model: Described | str, name: str) -> tuple[str, ...]:
+    """Precisions that a format has for a model, or for models of a task, the default first."""
+    return FORMATS[name].writes[detector_of(model)]
 
 
-def format_of(name: str, task: str = "classify") -> type[Engine]:
-    """The engine that writes a format. Raises EngineError for an unknown format or task, or missing libraries."""
-    formats = writers(task)
+def format_of(name: str, model: Described | str = "classify") -> type[Engine]:
+    """The engine that writes a format, given the model or its task.
+
+    Raises:
+        EngineError: The format is unknown or not available for such models, or libraries are missing.
+    """
+    formats = writers(model)
     if name not in FORMATS:
         raise EngineError(f"unknown format {name!r}: allowed are {', '.join(formats)}")
     if name not in formats:
-        raise EngineError(f"models of task {task} can be written as {', '.join(formats)}, not as {name}")
+        kind = model if isinstance(model, str) else f"{model.task} with detector {detector_of(model)}"
+        raise EngineError(f"models of task {kind} can be written as {', '.join(formats)}, not as {name}")
     if reason := FORMATS[name].absent():
         raise EngineError(f"cannot write the format {name}: {reason}")
     return FORMATS[name]
@@ -167,7 +172,7 @@ def checked_shapes(model_file: ModelFile, shapes: Shapes, kind: type[Engine], en
     """
     if end_to_end:
         if not kind.end_to_end:
-            able = ", ".join(name for name, one in writers(model_file.task).items() if one.end_to_end)
+            able = ", ".join(name for name, one in writers(model_file).items() if one.end_to_end)
             raise EngineError(
                 f"--end-to-end is not available with --format {kind.name}, whose runtime cannot resize images of any "
                 f"size as in training: leave it out, or choose from: {able}"
@@ -175,7 +180,7 @@ def checked_shapes(model_file: ModelFile, shapes: Shapes, kind: type[Engine], en
         if shapes != Shapes():
             raise EngineError("end-to-end files take one image of any size: leave out --batch-size and --dynamic-size")
         shapes = Shapes(batch=1)
-    if TASKS[model_file.task].any_size:
+    if kind_of(model_file).any_size:
         return shapes
     if shapes.dynamic_size:
         raise EngineError("exported detectors take images of one size: leave out --dynamic-size")

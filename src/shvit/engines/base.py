@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ..modelfile import ModelFile
-from ..tasks import TASKS
+from ..tasks import Described, detector_of
 from ..tasks.base import Predict
 from .exported import EngineError, ExpectedSample, Exported, described, files_of, overwrite, seal
 
@@ -145,9 +145,9 @@ class Engine:
         return cls.runs[None]
 
     @classmethod
-    def precisions_for(cls, task: str, device: str) -> tuple[str, ...]:
-        """Precisions in which the engine runs models of this task on this device."""
-        return tuple(name for name in cls.precisions(device) if name in cls.runs.get(detector_of(task), ()))
+    def precisions_for(cls, model: Described | str, device: str) -> tuple[str, ...]:
+        """Precisions in which the engine runs a model, or models of a task, on this device."""
+        return tuple(name for name in cls.precisions(device) if name in cls.runs.get(detector_of(model), ()))
 
     @classmethod
     def refuses(cls, network: Any) -> str | None:
@@ -164,7 +164,7 @@ class Engine:
         """
         if not cls.writes:
             raise EngineError(f"the engine {cls.name} has no file format: it runs model files")
-        allowed = cls.writes.get(detector_of(job.model_file.task), ())
+        allowed = cls.writes.get(detector_of(job.model_file), ())
         if job.precision not in allowed:
             raise EngineError(
                 f"{cls.suffix} files have no precision {job.precision!r}: allowed are {', '.join(allowed)}"
@@ -206,11 +206,6 @@ class Engine:
     def launches(self, images: UInt8[Tensor, "b 3 h w"]) -> Sequence[Any]:
         """The GPU kernels that a call with these images launches, in order; empty if the kernels are not known."""
         return ()
-
-
-def detector_of(task: str) -> str | None:
-    """The kind of network that a task needs: a key of `DETECTORS`, or None for classifiers and unknown tasks."""
-    return TASKS[task].detector if task in TASKS else None
 
 
 def need_calibration(batches: Sequence[Tensor]) -> None:

@@ -41,14 +41,14 @@ class CoreMLEngine(Engine):
     suffix: ClassVar[str] = ".mlpackage"
     extra: ClassVar[str | None] = "coreml"
     modules: ClassVar[tuple[str, ...]] = ("coremltools",)
-    runs: ClassVar[Precisions] = {None: ("fp16", "fp32"), "retinanet": ("fp16", "fp32")}
+    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "retinanet"), ("fp16", "fp32"))
     writes: ClassVar[Precisions] = runs
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         if threads is not None:
             raise EngineError(f"Core ML chooses the number of threads itself: leave out --threads, got {threads}")
         self.precision = precision
-        self._outputs = kind_of(model.task).output
+        self._outputs = kind_of(model).output
         self._lock = Lock()
         """Held during each call. Apple's documentation says that only one thread at a time may use a model."""
         ct = _coremltools()
@@ -74,7 +74,7 @@ class CoreMLEngine(Engine):
         """
         if job.shapes.dynamic_size or job.shapes.batch not in (None, 1):
             raise EngineError(f"{cls.suffix} files take one image of one size: omit --batch-size and --dynamic-size")
-        labels_images = kind_of(facts.task).labels_images
+        labels_images = kind_of(facts).labels_images
         outside = [label for label in facts.classes if label.encode(errors="ignore").decode() != label]
         if labels_images and outside:
             raise EngineError(f"Core ML needs class names in UTF-8, got {outside[0]!r}")
@@ -91,7 +91,7 @@ class CoreMLEngine(Engine):
         description = _specification(path).description
         exported = Exported.from_json(path, dict(description.metadata.userDefined).get(HEADER_KEY))
         outputs = {end.name: list(end.type.multiArrayType.shape) for end in description.output}
-        name = kind_of(exported.task).output
+        name = kind_of(exported).output
         if len(description.input) != 1 or name not in outputs:
             raise EngineError(f"{path} does not take one image and return {name}")
         image = description.input[0].type.imageType
@@ -137,7 +137,7 @@ def _declared(specification: Any) -> dict[str, Any]:
 
 def _expected(facts: Exported) -> dict[str, Any]:
     """What `_declared` must return for a file with these facts."""
-    task, side, classes = kind_of(facts.task), facts.preprocess.image_size, len(facts.classes)
+    task, side, classes = kind_of(facts), facts.preprocess.image_size, len(facts.classes)
     shape = classes if task.labels_images else f"{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)}"
     expected: dict[str, Any] = {
         "inputs": {IMAGE: f"image {side}x{side} RGB"},
@@ -196,7 +196,7 @@ class _Classifier(nn.Module):
 
 def _convert(model_file: ModelFile, precision: str) -> Any:
     """The network as coremltools' `MLModel`."""
-    ct, task, side = _coremltools(), kind_of(model_file.task), model_file.preprocess.image_size
+    ct, task, side = _coremltools(), kind_of(model_file), model_file.preprocess.image_size
     pixels, network = torch.zeros(1, 3, side, side), portable(model_file)
     whole = _Classifier(network) if task.labels_images else network
     program = torch.export.export(whole, (pixels,)).run_decompositions(MEANS)

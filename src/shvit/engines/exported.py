@@ -18,7 +18,7 @@ from ..header import checked_facts, parsed
 from ..model.architecture import DETECTORS
 from ..modelfile import ModelFile, check_channels
 from ..redact import redacted
-from ..tasks import TASKS
+from ..tasks import TASKS, detector_of
 
 VERSION = 2
 """Version of the metadata. Files of version 1 have no digest."""
@@ -225,7 +225,7 @@ def check_interface(exported: Exported, inputs: Sequence[int | None], outputs: S
             f"{side} pixels"
         )
     if outputs and exported.task in TASKS:
-        detector = TASKS[exported.task].detector
+        detector = detector_of(exported)
         width = classes if detector is None else DETECTORS[detector].output_width(classes)
         if width is not None and outputs[-1] not in (width, None):
             raise EngineError(

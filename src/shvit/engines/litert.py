@@ -42,8 +42,11 @@ class LiteRTEngine(Engine):
     extra: ClassVar[str | None] = "litert"
     modules: ClassVar[tuple[str, ...]] = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
     concurrent: ClassVar[bool] = True
-    runs: ClassVar[Precisions] = {None: ("fp32",), "retinanet": ("fp32",)}
-    writes: ClassVar[Precisions] = {None: ("fp32", "fp16", "int8"), "retinanet": ("fp32", "fp16")}
+    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "retinanet"), ("fp32",))
+    writes: ClassVar[Precisions] = {
+        **dict.fromkeys((None, "light"), ("fp32", "fp16", "int8")),
+        "retinanet": ("fp32", "fp16"),
+    }
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision, self.threads = precision, threads
@@ -163,7 +166,7 @@ def _with_metadata(file: bytes, facts: Exported) -> bytes:
     """Add the metadata to a file, and name its output."""
     tools, schema = _library("ai_edge_litert.tools.flatbuffer_utils"), _library("ai_edge_litert.schema_py_generated")
     model = tools.read_model_from_bytearray(file)
-    model.signatureDefs[0].outputs[0].name = kind_of(facts.task).output.encode()
+    model.signatureDefs[0].outputs[0].name = kind_of(facts).output.encode()
     content, entry = schema.BufferT(), schema.MetadataT()
     content.data = np.frombuffer(facts.to_json().encode(), np.uint8)
     entry.name, entry.buffer = HEADER_KEY.encode(), len(model.buffers)

@@ -34,20 +34,18 @@ class OnnxEngine(Engine):
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     concurrent: ClassVar[bool] = True
     end_to_end: ClassVar[bool] = True
-    runs: ClassVar[Precisions] = {None: ("fp32",), "retinanet": ("fp32",), "mask_rcnn": ("fp32",)}
+    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "retinanet", "mask_rcnn"), ("fp32",))
     writes: ClassVar[Precisions] = {
-        None: ("fp32", "fp16", "int8"),
-        "retinanet": ("fp32", "fp16", "int8"),
+        **dict.fromkeys((None, "light", "retinanet"), ("fp32", "fp16", "int8")),
         "mask_rcnn": ("fp32", "int8"),  # in fp16, rounding would change the proposals
     }
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision, self.threads = precision, threads
-        kind = kind_of(model.task)
-        any_size = Shapes(dynamic_size=kind.any_size)
-        content = model.path.read_bytes() if isinstance(model, Exported) else traced(model, any_size)
+        exported = isinstance(model, Exported)
+        content = model.path.read_bytes() if exported else traced(model, Shapes(dynamic_size=kind_of(model).any_size))
         self.network = OnnxNetwork(content, threads)
-        self._outputs = kind.result_names
+        self._outputs = kind_of(model).result_names if exported and model.end_to_end else ()
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
@@ -127,7 +125,7 @@ def _sizes(end: Any) -> list[int | None]:
 
 def traced(model_file: ModelFile, shapes: Shapes) -> bytes:
     """Export the network to ONNX. torch's older exporter takes 1 s, the newer one 10 s, and the graphs are as fast."""
-    buffer, kind = io.BytesIO(), kind_of(model_file.task)
+    buffer, kind = io.BytesIO(), kind_of(model_file)
     batch = batch_of(model_file, shapes)
     varying = {0: "batch"} if batch is None else {}
     of_images = {**varying, 2: "height", 3: "width"} if shapes.dynamic_size else varying

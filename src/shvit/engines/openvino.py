@@ -37,11 +37,11 @@ class OpenVINOEngine(Engine):
     end_to_end: ClassVar[bool] = True
     runs: ClassVar[Precisions] = {
         None: ("bf16", "fp32", "int8"),
-        **dict.fromkeys(("retinanet", "mask_rcnn"), ("fp32", "int8")),
+        **dict.fromkeys(("light", "retinanet", "mask_rcnn"), ("fp32", "int8")),
     }
     writes: ClassVar[Precisions] = {
         None: ("fp32", "fp16", "bf16", "int8"),
-        **dict.fromkeys(("retinanet", "mask_rcnn"), ("fp32", "fp16", "int8")),
+        **dict.fromkeys(("light", "retinanet", "mask_rcnn"), ("fp32", "fp16", "int8")),
     }
 
     def __init__(
@@ -113,7 +113,7 @@ def computed_in(task: str, precision: str) -> str:
 
 def build(model_file: ModelFile, precision: str, calibration: Sequence[Tensor] = ()) -> "ov.Model":
     """The network as an OpenVINO model. For int8, all layers that quantization makes faster are quantized."""
-    any_size = precision != "int8" and kind_of(model_file.task).any_size
+    any_size = precision != "int8" and kind_of(model_file).any_size
     network = convert(model_file, Shapes(dynamic_size=any_size))
     if precision == "int8":
         need_calibration(calibration)
@@ -133,7 +133,7 @@ def convert(model_file: ModelFile, shapes: Shapes) -> "ov.Model":
     size = [-1, -1] if shapes.dynamic_size else [side, side]
     network.reshape([batch or -1, 3, *size])
     network.input(0).set_names({"images"})
-    network.output(0).set_names({kind_of(model_file.task).output})
+    network.output(0).set_names({kind_of(model_file).output})
     return network
 
 

@@ -42,8 +42,8 @@ def export(request: ExportRequest, log: Callable[[str], None] = lambda _: None) 
         InputError: A field of the request is wrong, or has no effect with this format and precision.
     """
     model_file = load_model(request.model)
-    kind = engines.format_of(request.format, model_file.task)
-    default = engines.writable_precisions(model_file.task, request.format)[0]
+    kind = engines.format_of(request.format, model_file)
+    default = engines.writable_precisions(model_file, request.format)[0]
     precision = request.precision or default
     if precision != "int8" and request.max_drop is not None:
         raise InputError(f"--max-drop has no effect in {precision}, only in int8: leave it out")
@@ -119,8 +119,8 @@ def export_model(
         ExportError: The outputs of the file differ from the model's.
         InputError: `out` exists, and is not an export of this model.
     """
-    kind, task = engines.format_of(engine, model_file.task), task_of(model_file)
-    precision = _precision(model_file.task, engine, precision)
+    kind, task = engines.format_of(engine, model_file), task_of(model_file)
+    precision = _precision(model_file, engine, precision)
     end_to_end = end_to_end or kind.always_end_to_end
     check_target(out, kind, None if overwrite else model_file)
     shapes = engines.checked_shapes(model_file, shapes or Shapes(), kind, end_to_end)
@@ -177,9 +177,9 @@ def _judged(judge: Any, model_file: ModelFile, file: Path, threads: int | None) 
     return judge.result().to_dict()
 
 
-def _precision(task: str, engine: str, precision: str | None) -> str:
+def _precision(model_file: ModelFile, engine: str, precision: str | None) -> str:
     """Return `precision`, or the format's default for None. Raises EngineError if the format lacks this precision."""
-    allowed = engines.writable_precisions(task, engine)
+    allowed = engines.writable_precisions(model_file, engine)
     if precision is not None and precision not in allowed:
         raise EngineError(f"{engine} has no precision {precision!r}: allowed are {', '.join(allowed)}")
     return precision or allowed[0]

@@ -74,7 +74,7 @@ def snippet(language: str, exported: Exported) -> str:
         InputError: See `check_snippet`.
     """
     check_snippet(language, exported.engine, exported.task, exported.end_to_end)
-    labels_images = kind_of(exported.task).labels_images
+    labels_images = kind_of(exported).labels_images
     whole = engines.FORMATS[exported.engine].end_to_end
     template = _templates().get_template(LANGUAGES[language].templates[exported.engine])
     return template.render(

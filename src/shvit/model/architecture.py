@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..header import MAX_CLASSES
 from .config import MAX_WIDTH, VARIANTS, Config, Stage
 from .detector import LAYOUTS, Detector
+from .light import LightDetector
 from .mask_rcnn import MaskRCNN
 from .retinanet import RetinaNet
 from .shvit import Mixer, SHViT, SingleHeadAttention
@@ -22,7 +23,7 @@ Family = Callable[[str], tuple[Config, Mixer]]
 """Function from NAME to the sizes and token mixer of an SHViT. Raises InputError for an unknown name."""
 Model = SHViT | TimmModel | Detector
 MAX_NAME = 1000
-DETECTORS: dict[str, type[Detector]] = {"retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
+DETECTORS: dict[str, type[Detector]] = {"light": LightDetector, "retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Architecture:
     config: Config | None = None
     """The sizes. If they are not given, they are looked up by name. Always None for timm's models."""
     detector: str | None = None
-    """`retinanet` or `mask_rcnn` for a detector with this network as backbone; None for a classifier."""
+    """Kind of detector (a key of `DETECTORS`) with this network as backbone; None for a classifier."""
     layout: str = "torchvision"
     """Variant of a detector: `torchvision` (as in torchvision) or `paper` (as in the authors' code)."""
 

@@ -69,7 +69,11 @@ class Detector(nn.Module):
         self.num_classes = num_classes
         self.as_published = layout == "paper"
         widths, strides = zip(*backbone.maps[-3:], strict=True)
-        self.pyramid = Pyramid(widths, strides, self.strides, coarsest_from_input=self.as_published)
+        self.pyramid = self.make_pyramid(widths, strides)
+
+    def make_pyramid(self, widths: Sequence[int], strides: Sequence[int]) -> nn.Module:
+        """The module that turns the backbone's maps, with these widths and strides, into maps at `self.strides`."""
+        return Pyramid(widths, strides, self.strides, coarsest_from_input=self.as_published)
 
     @staticmethod
     def output_width(classes: int) -> int | None:

@@ -34,6 +34,14 @@ class ConvNorm(nn.Module):
     def forward(self, x: Maps) -> Maps:
         return self.norm(self.conv(x))
 
+    @classmethod
+    def of(cls, conv: nn.Conv2d, norm: nn.Module) -> "ConvNorm":
+        """This pair of existing modules."""
+        pair = cls.__new__(cls)
+        nn.Module.__init__(pair)
+        pair.conv, pair.norm = conv, norm  # pyright: ignore[reportAttributeAccessIssue]: a BatchNorm2d
+        return pair
+
     def fold(self) -> nn.Conv2d:
         """Merge BatchNorm, which scales and shifts each output channel, into the kernel and a bias."""
         scale, shift = norm_as_scale_and_shift(self.norm)

@@ -25,8 +25,9 @@ class PredictRequest:
     an id are left out. Default: guess image ids from file names."""
     top_k: int = 5
     """Number of labels per image, for classifiers."""
-    threshold: float = 0.3
-    """Minimum score of an object, for detectors."""
+    threshold: float | None = None
+    """Minimum score of an object, for detectors. Default: the score with the best F1 on the validation images of the
+    training, or 0.3 if the model file does not have it."""
     min_score: float | None = None
     """Minimum score of the most probable class, for classifiers. Images below it are marked as uncertain: in CSV, their
     label is `uncertain`, and the column best_label has the class. Default: the threshold stored in the model by

@@ -6,10 +6,14 @@ from typing import Any, Protocol
 from ..errors import InputError
 from .base import Task
 from .classify import Classify
-from .detect import Detect
+from .detect import Detect, DetectAnchors
 from .segment import Segment
 
 TASKS: dict[str, type[Task]] = {"classify": Classify, "detect": Detect, "segment": Segment}
+OTHER_HEADS: tuple[type[Task], ...] = (DetectAnchors,)
+"""Variants of tasks whose networks have another detector than the default one."""
+OLDEST = {"detect": "retinanet", "segment": "mask_rcnn"}
+"""Detectors of exported files that do not name their architecture. Only early versions wrote such files."""
 
 
 class Described(Protocol):
@@ -38,7 +42,7 @@ def task_of(model: Described) -> Task:
 
 
 def kind_of(model: Described | str) -> type[Task]:
-    """The `Task` class for the name of a task or for a model.
+    """The `Task` class for the name of a task, with its default detector, or for a model.
 
     Raises:
         InputError: There is no such task, or the model's architecture belongs to another task.
@@ -49,16 +53,35 @@ def kind_of(model: Described | str) -> type[Task]:
         return TASKS[model]
     if model.task not in TASKS:
         raise InputError(f"its task is {model.task!r}, but this version of shvit supports only {', '.join(TASKS)}")
-    kind, architecture = TASKS[model.task], getattr(model, "architecture", None)
-    if architecture is not None and architecture.detector != kind.detector:
-        raise InputError(
-            f"a model of task {model.task} needs a {kind.detector or 'classifier'}, but its network is a "
-            f"{architecture.detector or 'classifier'}"
-        )
-    return kind
+    return with_detector(model.task, detector_of(model))
+
+
+def with_detector(task: str, detector: str | None) -> type[Task]:
+    """The `Task` class for a task whose network is this kind of detector. Raises InputError if there is none."""
+    kinds = heads_of(task)
+    if detector not in kinds:
+        wanted = " or ".join(name or "classifier" for name in kinds)
+        raise InputError(f"a model of task {task} needs a {wanted}, but its network is a {detector or 'classifier'}")
+    return kinds[detector]
+
+
+def heads_of(task: str) -> dict[str | None, type[Task]]:
+    """The variants of a task by the detector that they need, the default first."""
+    return {kind.detector: kind for kind in (TASKS[task], *OTHER_HEADS) if kind.name == task}
+
+
+def detector_of(model: Described | str) -> str | None:
+    """The kind of detector that a model is, or the default one of a task; None for classifiers and unknown tasks."""
+    if isinstance(model, str):
+        return TASKS[model].detector if model in TASKS else None
+    architecture = getattr(model, "architecture", None)
+    if architecture is not None:
+        return architecture.detector
+    described = model.provenance.get("architecture")
+    return described.get("detector") if isinstance(described, Mapping) else OLDEST.get(model.task)
 
 
 def need_classifier(model: Described, verb: str) -> None:
     """Raises InputError if the model is not a classifier."""
-    if not kind_of(model.task).labels_images:
+    if not kind_of(model).labels_images:
         raise InputError(f"{verb} supports only classifiers, but the model's task is {model.task}")

@@ -1,5 +1,6 @@
-"""Detection: a box and a class for each object, by RetinaNet."""
+"""Detection: a box and a class for each object, by the light detector or by RetinaNet."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -16,19 +17,23 @@ from ..confidence import UNCALIBRATED, Calibration
 from ..data.coco import CocoDataset, open_coco
 from ..data.dataset import DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
-from ..data.letterbox import DetectionEvalReader, DetectionTargets, DetectionTrainReader, Letterbox, read_whole
+from ..data.letterbox import DetectionEvalReader, DetectionTargets, Letterbox, read_whole
 from ..data.loader import Batch
+from ..data.object_augmentation import DetectionTrainReader
 from ..data.transforms import Preprocess
 from ..errors import Failure, counted
 from ..model.detector import Target
 from ..report.blocks import Card
 from . import object_parity
 from .base import Gather, GraphText, Predict, Prediction, ReportSubject, Results, Task, TaskReport, alone
+from .object_matching import best_f1
 from .object_report import object_cards, report_objects
 from .objects import THRESHOLD, Detections, ObjectOutputs, ObjectsEvaluation, check_tools, judge
 
 OVERLAP, LIMIT = 0.5, 100
 """IoU threshold of non-maximum suppression, and maximum number of objects per image: the usual values for COCO."""
+PLAIN_SHARE = 0.1
+"""Share of the epochs, at the end of training, without mosaics."""
 CANDIDATES = 2000
 """Number of boxes per image that enter non-maximum suppression: those with the highest scores."""
 
@@ -49,33 +54,44 @@ INSIDE = """
     lengths = Sub (ends, starts)
 """
 """From `objects` to boxes in pixels of the image (`whole`), clipped to the image (`inside`), and their `lengths`."""
-_RESULTS = f"""{INSIDE}
-    shortest = ReduceMin <keepdims=1> (lengths, values)
-    not_empty = Greater (shortest, zero_f)
-    usable = Cast <to=1> (not_empty)
-    by_anchor = Slice (rows, four, end, values)
-    certain = Mul (by_anchor, usable)
+_EVERY = """
+    above = GreaterOrEqual (certain, least)
+    places_and_classes = NonZero (above)
+    positions = Transpose <perm=[1, 0]> (places_and_classes)
+"""
+"""Selects every score of at least `least`."""
+_SUPPRESSED = """
     by_class = Transpose <perm=[1, 0]> (certain)
     all_boxes = Unsqueeze (inside, zero)
     all_scores = Unsqueeze (by_class, zero)
     selected = NonMaxSuppression (all_boxes, all_scores, limit, overlap, least)
-    positions = Gather <axis=1> (selected, class_and_anchor)
+    positions = Gather <axis=1> (selected, class_and_place)
+"""
+"""Selects scores of at least `least` by non-maximum suppression."""
+_RESULTS = f"""{INSIDE}
+    shortest = ReduceMin <keepdims=1> (lengths, values)
+    not_empty = Greater (shortest, zero_f)
+    usable = Cast <to=1> (not_empty)
+    by_place = Slice (rows, four, end, values)
+    certain = Mul (by_place, usable)
+    {{selection}}
     kept_scores = GatherND (certain, positions)
     kept = Shape (kept_scores)
     count = Min (kept, limit)
     scores, order = TopK (kept_scores, count)
     best = Gather (positions, order)
-    anchor_column = Slice (best, zero, one, values)
+    place_column = Slice (best, zero, one, values)
     class_column = Slice (best, one, end, values)
-    best_anchors = Squeeze (anchor_column, values)
+    best_places = Squeeze (place_column, values)
     classes = Squeeze (class_column, values)
-    boxes = Gather (inside, best_anchors)
+    boxes = Gather (inside, best_places)
 """
-"""The nodes of `Detect.results_graph`. A box that is empty inside the image gets score zero."""
+"""The nodes of `Detect.results_graph`, with one of the selections above. A box that is empty inside the image gets score
+zero."""
 
 
 class Detect(Task):
-    """Detection, trained with RetinaNet's focal loss of the classes and L1 loss of the boxes.
+    """Detection with the light detector, which finds each object once, so that boxes need no suppression.
 
     Args:
         classes: Names, in the order of the scores.
@@ -89,7 +105,9 @@ class Detect(Task):
     output = "objects"
     result_names = ("boxes", "scores", "classes")
     labels_images = False
-    detector = "retinanet"
+    detector = "light"
+    suppresses: ClassVar[bool] = False
+    """Whether the network finds an object several times, so that non-maximum suppression must choose among its boxes."""
     fits = ("whole", "shorter")
     any_size = False
     eval_batch_size = 8
@@ -121,10 +139,17 @@ class Detect(Task):
         return open_coco(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> DetectionTrainReader:
-        """A reader of images with their objects, randomly scaled and flipped."""
-        scale = recipe.scale_min, recipe.scale_max
+        """A reader of images with their objects, with the recipe's augmentation. The last tenth has no mosaics."""
         return DetectionTrainReader(
-            preprocess, scale, recipe.flip, recipe.color_jitter, self.has_masks, recipe.max_pixels
+            preprocess,
+            (recipe.scale_min, recipe.scale_max),
+            recipe.flip,
+            recipe.color_jitter,
+            self.has_masks,
+            recipe.max_pixels,
+            recipe.hsv,
+            recipe.mosaic,
+            mosaic_epochs=recipe.epochs - math.ceil(PLAIN_SHARE * recipe.epochs),
         )
 
     def eval_reader(self, preprocess: Preprocess, max_pixels: int = MAX_PIXELS) -> DetectionEvalReader:
@@ -154,8 +179,8 @@ class Detect(Task):
     def loss(self, network: Any, images: Float[Tensor, "b 3 h w"], targets: list[Target]) -> Float[Tensor, ""]:
         return network(images, targets)
 
-    def signal(self, outputs: Float[Tensor, "b anchors 4+classes"]) -> Float[Tensor, "b anchors classes"]:
-        """The scores. Boxes are not compared, since most belong to anchors without an object."""
+    def signal(self, outputs: Float[Tensor, "b places 4+classes"]) -> Float[Tensor, "b places classes"]:
+        """The scores. Boxes are not compared, since most belong to places without an object."""
         return outputs[..., 4:]
 
     def evaluate(
@@ -181,6 +206,7 @@ class Detect(Task):
             len(truths),
             bad,
             ObjectOutputs(indices, truths, found) if keep else None,
+            best_f1(len(self.classes), truths, found),
         )
 
     def decode(
@@ -190,15 +216,17 @@ class Detect(Task):
         return [self._decode_one(*pair, threshold) for pair in zip(outputs, letterboxes, strict=False)]
 
     def _decode_one(
-        self, outputs: Float[Tensor, "anchors 4+classes"], letterbox: Letterbox, threshold: float
+        self, outputs: Float[Tensor, "places 4+classes"], letterbox: Letterbox, threshold: float
     ) -> Detections:
         scores = outputs[:, 4:]
-        anchors, labels = (scores >= threshold).nonzero(as_tuple=True)
-        certain, best = scores[anchors, labels].topk(min(CANDIDATES, len(labels)))
-        boxes, certain, labels = outputs[anchors[best], :4].cpu(), certain.cpu(), labels[best].cpu()
+        places, labels = (scores >= threshold).nonzero(as_tuple=True)
+        certain, best = scores[places, labels].topk(min(CANDIDATES, len(labels)))
+        boxes, certain, labels = outputs[places[best], :4].cpu(), certain.cpu(), labels[best].cpu()
         boxes = letterbox.to_image(boxes)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero()[:, 0]
-        kept = inside[batched_nms(boxes[inside], certain[inside], labels[inside], OVERLAP)[:LIMIT]]
+        if self.suppresses:
+            inside = inside[batched_nms(boxes[inside], certain[inside], labels[inside], OVERLAP)]
+        kept = inside[:LIMIT]
         return Detections(boxes[kept], certain[kept], labels[kept])
 
     def predictions(
@@ -218,7 +246,7 @@ class Detect(Task):
         return Prediction("", labels, tuple(found.scores.tolist()), None, boxes, masks)
 
     def results_graph(self) -> GraphText:
-        """Boxes in pixels of the image, without overlapping boxes of the same class; see `Detect.decode`.
+        """Boxes in pixels of the image; see `Detect.decode`.
 
         The outputs are `boxes`, float32 (n, 4): left, top, right, bottom; `scores`, float32 (n,), highest first, at
         least `THRESHOLD`; and `classes`, int64 (n,): class indices.
@@ -228,13 +256,15 @@ class Detect(Task):
                 name: np.array(value)
                 for name, value in {"zero": [0], "one": [1], "four": [4], "end": [2**31 - 1]}.items()
             },
-            **{"class_and_anchor": np.array([2, 1]), "x_and_y": np.array([1, 0, 1, 0]), "limit": np.array([LIMIT])},
-            **{"left_top": np.array([0, 1]), "right_bottom": np.array([2, 3]), "values": np.array([1])},
-            **{"overlap": np.array([OVERLAP], np.float32), "least": np.array([THRESHOLD], np.float32)},
-            "zero_f": np.zeros(1, np.float32),
+            **{"x_and_y": np.array([1, 0, 1, 0]), "limit": np.array([LIMIT]), "values": np.array([1])},
+            **{"left_top": np.array([0, 1]), "right_bottom": np.array([2, 3])},
+            **{"zero_f": np.zeros(1, np.float32), "least": np.array([THRESHOLD], np.float32)},
         }
-        inputs = f"float[1, anchors, {4 + len(self.classes)}] objects, int64[2] size, int64[2] resized"
-        return GraphText(inputs, "float[n, 4] boxes, float[n] scores, int64[n] classes", _RESULTS, constants)
+        if self.suppresses:
+            constants |= {"class_and_place": np.array([2, 1]), "overlap": np.array([OVERLAP], np.float32)}
+        nodes = _RESULTS.format(selection=_SUPPRESSED if self.suppresses else _EVERY)
+        inputs = f"float[1, places, {4 + len(self.classes)}] objects, int64[2] size, int64[2] resized"
+        return GraphText(inputs, "float[n, 4] boxes, float[n] scores, int64[n] classes", nodes, constants)
 
     def to_results(self, outputs: Float[Tensor, "1 found values"], letterbox: Letterbox | None) -> Results:
         [found] = self.decode(outputs, [letterbox])
@@ -328,6 +358,13 @@ class Detect(Task):
     def report(self, evaluation: ObjectsEvaluation, subject: ReportSubject) -> TaskReport:
         """Precision and recall, scores of each class, misses and false alarms."""
         return report_objects(evaluation, subject)
+
+
+class DetectAnchors(Detect):
+    """Detection with RetinaNet, trained with its focal loss of the classes and L1 loss of the boxes."""
+
+    detector = "retinanet"
+    suppresses = True
 
 
 def _target(targets: DetectionTargets) -> Target:

@@ -66,6 +66,8 @@ class ObjectsEvaluation:
     """The reason why an image could not be used, by image index."""
     outputs: ObjectOutputs | None = None
     """The results of each image, if they were kept."""
+    best_f1: dict[str, float] = field(default_factory=dict)
+    """`threshold`, `f1`, `precision` and `recall` at the score threshold with the highest F1; empty if there is none."""
 
     @property
     def _main(self) -> dict[str, float]:
@@ -78,6 +80,7 @@ class ObjectsEvaluation:
             "AP": self._main["AP"],
             "AP50": self._main["AP50"],
             **self.numbers,
+            **({"best_f1": self.best_f1} if self.best_f1 else {}),
             "images": self.images,
             "bad_images": len(self.bad),
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import counted
 from .recipe import OBJECT_TASKS, Recipe
-from .recipes import RECIPES, TASK_RECIPES, small
+from .recipes import RECIPES, TASK_RECIPES, recipe_for
 
 PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
 """Training images of ImageNet-1K, and the fraction of the published budget below which `fit` changes a recipe."""
@@ -22,6 +22,8 @@ MUON_EPOCHS, MUON_SIZE = 30, 128
 
 The cost of a Muon step does not depend on the image size, so it is relatively high for small images.
 """
+DETECTION_IMAGES, DETECTION_EPOCHS = 16_000, (20, 300)
+"""Recipe `small` with the light detector: number of images in all epochs together, and the range of epochs."""
 TUNING_IMAGES, TUNING_EPOCHS = (5_000, 1_000_000), (5, 40)
 """Fine-tuning: least and greatest number of images in all epochs together, and of epochs."""
 EMA_SHARE = 0.02
@@ -40,6 +42,7 @@ def fit(recipe: Recipe, images: int, named: frozenset[str] = frozenset(), image_
         image_size: Image size in pixels, used if the recipe has none. Default: 128.
     """
     if any(recipe.name in TASK_RECIPES[task] for task in OBJECT_TASKS):
+        recipe = replace(recipe, **_detection_epochs(recipe, images, named))
         changes = _fit_objects(recipe, images, named)
     else:
         recipe = replace(recipe, **_epochs(recipe, images, named))
@@ -57,6 +60,14 @@ def _epochs(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any
     share = epochs / recipe.epochs
     changed = {key: getattr(recipe, key) * share for key in ("warmup_epochs", "cooldown_epochs") if key not in named}
     return {"epochs": epochs, **changed}
+
+
+def _detection_epochs(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str, Any]:
+    """More epochs for the light detector on few images, fewer on many images."""
+    if recipe.name != "small" or recipe.head != "light" or "epochs" in named:
+        return {}
+    least, most = DETECTION_EPOCHS
+    return {"epochs": min(max(least, round(DETECTION_IMAGES / max(1, images))), most)}
 
 
 def _fit_labels(recipe: Recipe, images: int, named: frozenset[str], image_size: int) -> dict[str, Any]:
@@ -103,7 +114,7 @@ def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str
     if recipe.name != "small":
         return {}
     batch = recipe.batch_size if "batch_size" in named else _batch(recipe, images, 1)
-    published = small()
+    published = recipe_for("small", recipe.head)("")
     return {
         "batch_size": batch,
         "lr": published.effective_lr * math.sqrt(batch / published.batch_size) * recipe.lr_batch / batch,

@@ -19,6 +19,8 @@ def refuse_idle(recipe: Recipe, named: Collection[str], drawn: bool = True) -> N
         ("warmup_lr", not recipe.warmup_epochs, "with --warmup-epochs 0"),
         ("distillation distillation_share temperature", recipe.teacher is None, "without --teacher"),
         ("temperature", recipe.distillation == "hard", "with --distillation hard"),
+        ("layout", recipe.head == "light", "with --head light"),
+        ("proposals", recipe.head == "light", "with --head light"),
         ("ema_warmup", not recipe.ema, "with --ema 0"),
         ("color_jitter", recipe.color_jitter and recipe.rand_augment, "with RandAugment: add --rand-augment 0"),
         (

@@ -1,5 +1,6 @@
 """Optimizer and learning-rate schedule of a recipe."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -25,25 +26,47 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimi
     known = sorted({"muon", *map(str, list_optimizers())})
     if recipe.optimizer not in known:
         raise InputError(f"optimizer must be one of {', '.join(known)}, got {recipe.optimizer!r}")
+    slow = {id(weight) for weight in model.backbone.parameters()} if recipe.backbone_lr != 1 else set()  # pyright: ignore
     options: dict[str, Any] = {} if recipe.beta2 is None else {"betas": (0.9, recipe.beta2)}
     lr, decay = recipe.effective_lr, recipe.weight_decay
     if recipe.optimizer == "muon":
-        everything = [weight for weight in model.parameters() if weight.requires_grad]
-        groups = everything if recipe.decay_all else param_groups_weight_decay(model, decay)
+        groups = _groups(model, recipe)
+        groups = slowed(groups, slow, recipe.backbone_lr)
         device = str(next(model.parameters()).device)
         dtype = torch.bfloat16 if pick_precision(recipe, device) == "bf16" else None
         return Muon(groups, lr, decay, dtype=dtype, **options)
     if recipe.optimizer == "adamw":
         options["fused"] = next(model.parameters()).device.type in ("cpu", "cuda")  # one pass over memory, not ten
+    weights: Any = model
+    if slow:
+        weights = slowed(_groups(model, recipe), slow, recipe.backbone_lr)
     try:
         optimizer = create_optimizer_v2(
-            model, recipe.optimizer, lr=lr, weight_decay=decay, filter_bias_and_bn=not recipe.decay_all, **options
+            weights, recipe.optimizer, lr=lr, weight_decay=decay, filter_bias_and_bn=not recipe.decay_all, **options
         )
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer {recipe.optimizer} does not take these settings: {error}") from None
     if recipe.beta2 is not None and "betas" not in optimizer.defaults:  # timm has ignored beta2
         raise InputError(f"beta2 has no effect with optimizer {recipe.optimizer}, which has no second moment")
     return optimizer
+
+
+def _groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The trained parameters, those without weight decay in a group of their own."""
+    if recipe.decay_all:
+        return [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
+    return param_groups_weight_decay(model, recipe.weight_decay)
+
+
+def slowed(groups: list[dict[str, Any]], slow: Collection[int], scale: float) -> list[dict[str, Any]]:
+    """Divide parameter groups: parameters whose `id` is in `slow` get `scale` times the learning rate."""
+    parts = [
+        {**group, "params": [weight for weight in group["params"] if (id(weight) in slow) == is_slow]}
+        | ({"lr_scale": scale} if is_slow else {})
+        for is_slow in (False, True)
+        for group in groups
+    ]
+    return [part for part in parts if part["params"]]
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:

@@ -157,6 +157,27 @@ class Recipe:
     scale_max: float = _setting(
         1.0, "Largest random scale factor of training images. Larger images are cropped.", 0.1, 10, OBJECT_TASKS
     )
+    hsv: float = _setting(
+        0.0,
+        "Strength of random changes of hue, saturation and value. 1: by up to 1.5 % of the color circle, 70 % and 40 %.",
+        0,
+        10,
+        OBJECT_TASKS,
+    )
+    mosaic: float = _setting(
+        0.0,
+        "Probability that a training image is a mosaic of four images. The last tenth of the epochs has no mosaics.",
+        0,
+        1,
+        OBJECT_TASKS,
+    )
+    head: Literal["light", "retinanet", "mask_rcnn"] | None = _setting(
+        None,
+        "Kind of detector. light: fast, finds each object once. retinanet, mask_rcnn: as in the paper, for boxes and for "
+        "masks. Default: light for detect, mask_rcnn for segment; the paper's with --layout paper.",
+        tasks=OBJECT_TASKS,
+    )
+    backbone_lr: float = _setting(1.0, "Learning rate of the backbone, as a fraction of --lr.", 0, 1, OBJECT_TASKS)
     frozen_norms: Literal["none", "statistics", "all"] = _setting(
         "none",
         "What to freeze in the backbone's BatchNorms. statistics: the running statistics. all: statistics and weights.",
@@ -178,6 +199,12 @@ class Recipe:
             raise InputError(
                 f"warmup_epochs {self.warmup_epochs:g} plus cooldown_epochs {self.cooldown_epochs:g} must be at most "
                 f"epochs {self.epochs}"
+            )
+        if self.mosaic and self.shorter_side:
+            raise InputError("mosaics need square images: give mosaic 0, or shorter_side false")
+        if self.head == "light" and self.layout == "paper":
+            raise InputError(
+                "layout paper is a variant of retinanet and mask_rcnn: give another head, or layout torchvision"
             )
         if self.teacher is not None and self.balance == "loss":
             raise InputError(

@@ -3,7 +3,7 @@
 Each docstring gives the recipe's cost and outcome, and the flags to add to a command of docs/training.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -129,10 +129,33 @@ def coco_1x(model: str = "shvit_s1") -> Recipe:
 
 
 def small(model: str = "shvit_s1") -> Recipe:
-    """Detection and segmentation on tens to thousands of images: smaller images with random scale and position.
+    """Detection on tens to thousands of images: mosaics, random scale and colors, a slower backbone.
 
-    Flags: `--task detect --model shvit_s1.in1k`. Runs on any machine. Not yet run to the end here; LOG.md has the
-    experiments.
+    Flags: `--task detect --model shvit_s1.in1k`. `budget.fit` sets more epochs for fewer images.
+
+    Cost and outcome: minutes on a CPU for hundreds of images (docs/benchmarks.md).
+    """
+    return replace(
+        _object_recipe("small"),
+        epochs=60,
+        image_size=320,
+        lr=1e-3,
+        warmup_epochs=3.0,
+        hsv=1.0,
+        mosaic=1.0,
+        scale_min=0.5,
+        scale_max=1.5,
+        backbone_lr=0.3,
+        ema=0.998,
+        eval_every=5,
+    )
+
+
+def small_with_anchors(model: str = "shvit_s1") -> Recipe:
+    """`small` for the heads retinanet and mask_rcnn: a lower learning rate, and no mosaics.
+
+    Flags: `--task segment --model shvit_s1.in1k`, or `--task detect --head retinanet`. Not yet run to the end here;
+    LOG.md has the experiments.
     """
     return replace(
         _object_recipe("small"),
@@ -179,8 +202,23 @@ FROM_TRAINED = {"classify": "finetune"}
 """The default recipe for a network with trained weights, where it is not the first of `TASK_RECIPES`. For these tasks,
 a run without --model and --recipe starts from the published weights of `DEFAULT_MODEL`."""
 
+PAPER_HEADS = {"detect": "retinanet", "segment": "mask_rcnn"}
+"""The detectors of the paper, by task."""
+HEADS = {"detect": ("light", "retinanet"), "segment": ("mask_rcnn",)}
+"""The values of `--head` for each task, the default first."""
+
 NEEDS_TRAINED_WEIGHTS = ("finetune", "highres", "highres-paper")
 """Recipes that start from trained weights."""
+
+
+def default_head(name: str, task: str) -> str | None:
+    """The `--head` of a recipe for this task; None for classifiers."""
+    return None if task not in HEADS else PAPER_HEADS[task] if name == "coco_1x" else HEADS[task][0]
+
+
+def recipe_for(name: str, head: str | None) -> Callable[[str], Recipe]:
+    """The function that makes a recipe for networks with this head."""
+    return small_with_anchors if name == "small" and head != "light" else RECIPES[name]
 
 
 def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str = "classify") -> Recipe:
@@ -198,7 +236,10 @@ def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str 
     )
     if unknown := sorted(set(settings) - set(allowed)):
         raise InputError(f"recipes for task {task} have no {', '.join(unknown)}: choose from {', '.join(allowed)}")
-    base = RECIPES[name](variant)
+    head = settings.get("head") or default_head(name, task)
+    if head is not None and head not in HEADS[task]:
+        raise InputError(f"head of task {task} must be one of {', '.join(HEADS[task])}, got {head!r}")
+    base = replace(recipe_for(name, head)(variant), head=head)
     shorter = {}
     if "epochs" in settings:  # warm-up and cool-down shrink with the number of epochs
         share = min(1.0, settings["epochs"] / base.epochs)

@@ -174,9 +174,13 @@ def _planned(request: TrainRequest) -> TrainPlan:
         if request.model is not None or request.recipe in NEEDS_TRAINED_WEIGHTS:
             raise
         raise WeightsMissing(f"{error}; or train from random weights with --model {DEFAULT_MODEL}") from None
+    if not is_trained(model) and "backbone_lr" not in named:
+        draft = replace(draft, backbone_lr=1.0)
     recipe = fit(draft, images, frozenset(named), start.preprocess.image_size)
     refuse_idle(recipe, named, source.drawn)
-    changed = choices(make_recipe(recipe.name, variant, {}, family), recipe, images, named)
+    changed = choices(
+        make_recipe(recipe.name, variant, {"head": recipe.head} if recipe.head else {}, family), recipe, images, named
+    )
     advice = None if "balance" in named else kind_of(task).advice(source)
     return TrainPlan(model, recipe, source, start, changed, advice=advice)
 

@@ -54,10 +54,15 @@ def starting_point(model: str, source: Dataset | CocoDataset, recipe: Recipe, ta
 
 def _detector(task: str, model: str, source: Dataset | CocoDataset, recipe: Recipe) -> ModelFile:
     """A detector with random weights, or with the weights of a classifier or a detector."""
-    count, kind, provenance = len(source.classes), kind_of(task).detector, {}
+    count, kind, provenance = len(source.classes), recipe.head, {}
     if is_trained(model):
         trained = load_model(model)
         before = trained.architecture
+        if before.detector and before.detector != kind:
+            raise InputError(
+                f"{model} is a detector with the head {before.detector}, but the recipe has {kind}: add --head "
+                f"{before.detector}"
+            )
         if before.detector == kind and before.layout != recipe.layout:
             raise InputError(
                 f"{model} is a detector of layout {before.layout}, but recipe {recipe.name} has {recipe.layout}: add "
@@ -85,7 +90,7 @@ def _classifier(task: str, model: str, source: Dataset | CocoDataset, recipe: Re
     count, provenance = len(source.classes), {}
     if is_trained(model):
         trained = load_model(model)
-        if not kind_of(trained.task).labels_images:
+        if not kind_of(trained).labels_images:
             raise InputError(f"{model} is a model for task {trained.task}: classifiers must start from a classifier")
         distilled = recipe.teacher is not None and trained.architecture.config is not None
         architecture = replace(trained.architecture, num_classes=count, distilled=distilled)
@@ -115,7 +120,7 @@ def make_task(
     Raises:
         InputError: The teacher cannot teach the student.
     """
-    task: Any = kind_of(start.task).from_recipe(source.classes, recipe, device)
+    task: Any = kind_of(start).from_recipe(source.classes, recipe, device)
     if recipe.teacher is None:
         return task
     trained, dtype = load_model(recipe.teacher), DTYPES[pick_precision(recipe, device)]

@@ -1,0 +1,146 @@
+"""The light detector: assignment and losses against arithmetic by hand, folding, and what each branch trains."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy
+
+from conftest import randomize_norms, tiny_architecture
+from shvit.errors import InputError
+from shvit.model.architecture import Architecture
+from shvit.model.assignment import assign, detection_loss, quality_focal_loss
+from shvit.model.detector import Target
+from shvit.model.fuse import fuse
+from shvit.model.light import boxes_at, neck_width, positions
+
+NONE = torch.zeros(0, 4)
+
+
+def target(boxes, labels, crowds=NONE) -> Target:
+    return Target(torch.tensor(boxes, dtype=torch.float32).view(-1, 4), torch.tensor(labels, dtype=torch.int64), crowds)
+
+
+def light(classes: int = 3):
+    return randomize_norms(tiny_architecture(classes, detector="light").build()).eval()
+
+
+def test_assignment_by_hand():
+    """Object 0 overlaps the boxes of positions 0 and 1; its class has score 0.5 and 0.9 there. Position 2 is outside."""
+    centers = torch.tensor([[20.0, 20], [30, 30], [90, 90]])
+    boxes = torch.tensor([[0.0, 0, 40, 40], [0, 0, 40, 20], [0, 0, 40, 40]])
+    scores = torch.tensor([[0.5, 0.1], [0.9, 0.1], [0.9, 0.9]])
+    given = assign(scores, boxes, centers, target([[0, 0, 40, 40]], [0]), count=2, least_side=8)
+    assert given.objects.tolist() == [0, 0, -1]
+    # IoU 1 and 1/2; alignment 0.5 * 1 and 0.9 * 0.5^6, scaled so that the largest becomes the largest IoU, 1
+    assert given.quality.tolist() == pytest.approx([1.0, 0.9 * 0.5**6 / 0.5, 0.0])
+    alone = assign(scores, boxes, centers, target([[0, 0, 40, 40]], [0]), count=1, least_side=8)
+    assert alone.objects.tolist() == [0, -1, -1]
+
+
+def test_a_position_learns_the_object_that_its_box_overlaps_most():
+    centers, boxes = torch.tensor([[20.0, 20]]), torch.tensor([[0.0, 0, 40, 40]])
+    given = assign(torch.ones(1, 1), boxes, centers, target([[0, 0, 30, 40], [0, 0, 40, 38]], [0, 0]), 1, 8)
+    assert given.objects.tolist() == [1]
+    assert given.quality.tolist() == pytest.approx([38 / 40])
+
+
+def test_objects_smaller_than_the_finest_stride_are_learnt():
+    centers, _ = positions([torch.zeros(1, 1, side, side) for side in (8, 4, 2)])
+    boxes = torch.cat([centers - 4, centers + 4], 1)
+    given = assign(torch.full((len(centers), 1), 0.5), boxes, centers, target([[31, 31, 33, 33]], [0]), 1, 8)
+    [place] = (given.objects >= 0).nonzero()[:, 0].tolist()
+    assert (centers[place] - 32).abs().max() <= 4
+
+
+def test_the_nearest_position_learns_an_object_before_any_box_overlaps_it():
+    centers = torch.tensor([[10.0, 10], [50, 50], [90, 90]])
+    boxes = torch.tensor([[200.0, 200, 210, 210]]).repeat(3, 1)
+    given = assign(torch.full((3, 1), 0.01), boxes, centers, target([[0, 0, 100, 104]], [0]), 1, 8)
+    assert given.objects.tolist() == [-1, 0, -1]
+    assert given.quality.tolist() == [0, 0, 0]
+
+
+def test_crowds_are_ignored_and_images_without_objects_are_background():
+    centers, boxes = torch.tensor([[5.0, 5], [50, 50]]), torch.tensor([[0.0, 0, 10, 10], [45, 45, 55, 55]])
+    crowd = torch.tensor([[40.0, 40, 60, 60]])
+    empty = assign(torch.ones(2, 1), boxes, centers, target([], [], crowd), 10, 8)
+    assert (empty.objects.tolist(), empty.ignored.tolist()) == ([-1, -1], [False, True])
+    found = assign(torch.ones(2, 1), boxes, centers, target([[45, 45, 55, 55]], [0], crowd), 10, 8)
+    assert (found.objects.tolist(), found.ignored.tolist()) == ([-1, 0], [False, False])
+
+
+def test_quality_focal_loss_by_hand():
+    logits, quality = torch.tensor([0.3, -2.0, 1.0]), torch.tensor([0.8, 0.0, 1.0])
+    scores = logits.sigmoid()
+    expected = (scores - quality) ** 2 * binary_cross_entropy(scores, quality, reduction="none")
+    torch.testing.assert_close(quality_focal_loss(logits, quality), expected)
+
+
+def test_detection_loss_by_hand():
+    """One image with one object and one position, whose box has IoU 1/2 and GIoU 1/2 with the object."""
+    logit, box = torch.tensor([[[0.4, -1.0]]]), torch.tensor([[[0.0, 0, 40, 20]]])
+    loss = detection_loss(logit, box, torch.tensor([[20.0, 10]]), [target([[0, 0, 40, 40]], [0])], 1, 8)
+    score, other = 1 / (1 + math.exp(-0.4)), 1 / (1 + math.exp(1.0))
+    right = (score - 0.5) ** 2 * -(0.5 * math.log(score) + 0.5 * math.log(1 - score))
+    wrong = other**2 * -math.log(1 - other)
+    assert float(loss) == pytest.approx(right + wrong + 2 * 0.5 * 0.5, abs=1e-6)  # qualities below 1 are divided by 1
+
+
+def test_every_position_is_the_center_of_its_cell():
+    centers, strides = positions([torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 2, 3)])
+    assert len(centers) == 8 * 12 + 4 * 6 + 2 * 3
+    assert centers[1].tolist() == [12, 4]
+    assert centers[-1].tolist() == [80, 48]
+    boxes = boxes_at(centers, strides, torch.zeros(1, len(centers), 4))
+    torch.testing.assert_close((boxes[0, :, 2:] - boxes[0, :, :2]) / 2, strides.expand(-1, 2))
+
+
+def test_folding_keeps_the_outputs_and_removes_the_training_branch():
+    model, images = light(), torch.randn(2, 3, 128, 192)
+    folded = fuse(model)
+    torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-3)
+    assert folded.one_to_many is None
+    assert model.one_to_many is not None
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    assert model(images).shape == (2, 16 * 24 + 8 * 12 + 4 * 6, 4 + 3)
+
+
+def test_only_the_one_to_many_branch_trains_the_backbone():
+    model, images = light().train(), torch.randn(2, 3, 64, 64)
+    levels = model.features(images)
+    one = model._loss(model.one_to_one, [level.detach() for level in levels], [target([[8, 8, 40, 40]], [1])] * 2, 1)
+    one.backward()
+    assert all(weight.grad is None for weight in model.backbone.parameters())
+    model.zero_grad()
+    model(images, [target([[8, 8, 40, 40]], [1]), target([], [])]).backward()
+    assert all(weight.grad is not None for name, weight in model.named_parameters() if "head." not in name)
+
+
+def test_weights_of_other_classes_are_not_transferred():
+    model = light()
+    prefixes = model.class_layers
+    assert {name for name in model.state_dict() if name.startswith(prefixes)} == {
+        f"{branch}.classes.{part}" for branch in ("one_to_many", "one_to_one") for part in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("name", ["timm/mobilenetv3_small_050", "timm/resnet18"])
+def test_timms_networks_are_backbones(name):
+    model = Architecture(name, 2, detector="light").build().eval()
+    assert model(torch.randn(1, 3, 128, 128)).shape == (1, 16**2 + 8**2 + 4**2, 6)
+
+
+def test_a_backbone_with_other_strides_is_refused():
+    config = tiny_architecture().config
+    assert config is not None
+    coarse = replace(config, stem=5)
+    with pytest.raises(InputError, match=r"strides 8, 16 and 32, or 16, 32 and 64; got 32, 64, 128"):
+        Architecture("coarse", 2, config=coarse, detector="light").build()
+
+
+def test_the_neck_grows_with_the_backbone():
+    widths = [neck_width([width for width, _ in Architecture(f"shvit_s{n}").build().maps]) for n in (1, 2, 3, 4)]
+    assert widths == sorted(widths)
+    assert (widths[0], widths[-1]) == (64, 128)
