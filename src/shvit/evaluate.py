@@ -60,7 +60,7 @@ class Report:
         """The calibration error of a classifier with its temperature (`ece`) and without (`ece_uncalibrated`), the
         threshold for the target accuracy, and what was stored."""
         outputs = self.evaluation.outputs
-        if outputs is None or not kind_of(self.model_file.task).labels_images:
+        if outputs is None or not kind_of(self.model_file).labels_images:
             return {}
         temperature = self.model_file.calibration.temperature
         found: dict[str, Any] = dict(calibration_errors(outputs.logits, outputs.labels, temperature))
@@ -79,7 +79,7 @@ def with_fit(model: Runnable, fit: str | None) -> Runnable:
     """
     if fit is None:
         return model
-    if fit not in (fits := kind_of(model.task).fits):
+    if fit not in (fits := kind_of(model).fits):
         raise InputError(f"for task {model.task}, fit must be {' or '.join(fits)}, got {fit}: change or remove --fit")
     if fit != (own := model.preprocess.fit):
         notice(

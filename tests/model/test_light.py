@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy
 from conftest import randomize_norms, tiny_architecture
 from shvit.errors import InputError
 from shvit.model.architecture import Architecture
-from shvit.model.assignment import assign, detection_loss, quality_focal_loss
+from shvit.model.assignment import assign, box_loss, class_loss, quality_focal_loss
 from shvit.model.detector import Target
 from shvit.model.fuse import fuse
 from shvit.model.light import boxes_at, neck_width, positions
@@ -27,16 +27,17 @@ def light(classes: int = 3):
 
 
 def test_assignment_by_hand():
-    """Object 0 overlaps the boxes of positions 0 and 1; its class has score 0.5 and 0.9 there. Position 2 is outside."""
+    """The object overlaps the boxes of positions 0 and 1, where its class has score 0.5 and 0.9; 2 lies outside."""
     centers = torch.tensor([[20.0, 20], [30, 30], [90, 90]])
     boxes = torch.tensor([[0.0, 0, 40, 40], [0, 0, 40, 20], [0, 0, 40, 40]])
     scores = torch.tensor([[0.5, 0.1], [0.9, 0.1], [0.9, 0.9]])
     given = assign(scores, boxes, centers, target([[0, 0, 40, 40]], [0]), count=2, least_side=8)
     assert given.objects.tolist() == [0, 0, -1]
-    # IoU 1 and 1/2; alignment 0.5 * 1 and 0.9 * 0.5^6, scaled so that the largest becomes the largest IoU, 1
-    assert given.quality.tolist() == pytest.approx([1.0, 0.9 * 0.5**6 / 0.5, 0.0])
+    assert given.quality.tolist() == pytest.approx([1.0, 0.5, 0.0])
     alone = assign(scores, boxes, centers, target([[0, 0, 40, 40]], [0]), count=1, least_side=8)
-    assert alone.objects.tolist() == [0, -1, -1]
+    assert alone.objects.tolist() == [0, -1, -1]  # alignment 0.5 * 1 is more than 0.9 * (1/2)^3
+    scores[0, 0] = 0.1  # 0.1 * 1 is less
+    assert assign(scores, boxes, centers, target([[0, 0, 40, 40]], [0]), 1, 8).objects.tolist() == [-1, 0, -1]
 
 
 def test_a_position_learns_the_object_that_its_box_overlaps_most():
@@ -78,14 +79,18 @@ def test_quality_focal_loss_by_hand():
     torch.testing.assert_close(quality_focal_loss(logits, quality), expected)
 
 
-def test_detection_loss_by_hand():
+def test_losses_by_hand():
     """One image with one object and one position, whose box has IoU 1/2 and GIoU 1/2 with the object."""
-    logit, box = torch.tensor([[[0.4, -1.0]]]), torch.tensor([[[0.0, 0, 40, 20]]])
-    loss = detection_loss(logit, box, torch.tensor([[20.0, 10]]), [target([[0, 0, 40, 40]], [0])], 1, 8)
+    logits, boxes = torch.tensor([[[0.4, -1.0]]]), torch.tensor([[[0.0, 0, 40, 20]]])
+    objects = target([[0, 0, 40, 40]], [0])
+    given = assign(logits[0].sigmoid(), boxes[0], torch.tensor([[20.0, 10]]), objects, 1, 8)
     score, other = 1 / (1 + math.exp(-0.4)), 1 / (1 + math.exp(1.0))
-    right = (score - 0.5) ** 2 * -(0.5 * math.log(score) + 0.5 * math.log(1 - score))
-    wrong = other**2 * -math.log(1 - other)
-    assert float(loss) == pytest.approx(right + wrong + 2 * 0.5 * 0.5, abs=1e-6)  # qualities below 1 are divided by 1
+    right, wrong = -(0.5 * math.log(score) + 0.5 * math.log(1 - score)), -math.log(1 - other)
+    # qualities below 1 are divided by 1
+    focused = float(class_loss(logits, [objects], [given]))
+    assert focused == pytest.approx((score - 0.5) ** 2 * right + other**2 * wrong, abs=1e-6)
+    assert float(class_loss(logits, [objects], [given], focus=0)) == pytest.approx(right + wrong, abs=1e-6)
+    assert float(box_loss(boxes, [objects], [given])) == pytest.approx(2 * (1 - 0.5), abs=1e-6)
 
 
 def test_every_position_is_the_center_of_its_cell():
@@ -97,32 +102,31 @@ def test_every_position_is_the_center_of_its_cell():
     torch.testing.assert_close((boxes[0, :, 2:] - boxes[0, :, :2]) / 2, strides.expand(-1, 2))
 
 
-def test_folding_keeps_the_outputs_and_removes_the_training_branch():
+def test_folding_keeps_the_outputs():
     model, images = light(), torch.randn(2, 3, 128, 192)
     folded = fuse(model)
     torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-3)
-    assert folded.one_to_many is None
-    assert model.one_to_many is not None
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
     assert model(images).shape == (2, 16 * 24 + 8 * 12 + 4 * 6, 4 + 3)
 
 
-def test_only_the_one_to_many_branch_trains_the_backbone():
-    model, images = light().train(), torch.randn(2, 3, 64, 64)
-    levels = model.features(images)
-    one = model._loss(model.one_to_one, [level.detach() for level in levels], [target([[8, 8, 40, 40]], [1])] * 2, 1)
-    one.backward()
-    assert all(weight.grad is None for weight in model.backbone.parameters())
+def test_the_one_to_one_branch_trains_only_its_tower():
+    model, images, objects = light().train(), torch.randn(2, 3, 64, 64), [target([[8, 8, 40, 40]], [1])] * 2
+    _, one, boxes, _, centers = model.predicted(model.features(images))
+    class_loss(
+        one, objects, [model._assigned(*row, centers, 1) for row in zip(one, boxes, objects, strict=True)]
+    ).backward()
+    trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.grad is not None}
+    assert trained == {"compare", "select_tower", "select"}
     model.zero_grad()
     model(images, [target([[8, 8, 40, 40]], [1]), target([], [])]).backward()
-    assert all(weight.grad is not None for name, weight in model.named_parameters() if "head." not in name)
+    assert all(weight.grad is not None for name, weight in model.named_parameters() if "backbone.head" not in name)
 
 
 def test_weights_of_other_classes_are_not_transferred():
     model = light()
-    prefixes = model.class_layers
-    assert {name for name in model.state_dict() if name.startswith(prefixes)} == {
-        f"{branch}.classes.{part}" for branch in ("one_to_many", "one_to_one") for part in ("weight", "bias")
+    assert {name for name in model.state_dict() if name.startswith(model.class_layers)} == {
+        f"head.{layer}.{part}" for layer in ("classes", "select") for part in ("weight", "bias")
     }
 
 

@@ -31,7 +31,7 @@ from ..model.fuse import fuse
 from ..modelfile import ModelFile
 from ..pretrained import default_preprocess, load
 from ..suppress import unwarned
-from ..tasks import kind_of, task_of
+from ..tasks import kind_of, task_of, with_head
 from .machine import synchronize
 from .peers import COMPILED, EAGER, TRACED, Top1
 from .profile import OpTime, profiled
@@ -70,6 +70,8 @@ class Case:
     task: str = "classify"
     part: str = WHOLE
     """Part of a detector: `whole` (from pixels to boxes) or `backbone` (up to the last feature map)."""
+    head: str | None = None
+    """Kind of detector to build, as in `Task.head`. None: the task's default."""
 
     def __str__(self) -> str:
         what = f"{self.model}, {self.task} ({self.part})" if is_detector(self.task) else self.model
@@ -86,8 +88,16 @@ def runs_as_it_is(name: str) -> bool:
     return engines.is_exported(name) or is_torchvision(name)
 
 
-def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TASK, part: str = WHOLE) -> OpenedModel:
+def open_model(
+    name: str,
+    image_size: int | None = None,
+    task: str = BACKBONE_TASK,
+    part: str = WHOLE,
+    head: str | None = None,
+) -> OpenedModel:
     """Open a model. Networks given by name and all backbones get random weights. Exported files keep their image size.
+
+    `head` is the kind of detector that networks given by name get. None: the task's default.
 
     Raises:
         InputError: The model does not exist, its file is not usable, or the model was made for a different task.
@@ -112,8 +122,8 @@ def open_model(name: str, image_size: int | None = None, task: str = BACKBONE_TA
     if part == BACKBONE:
         architecture = replace(architecture, num_classes=1, distilled=False, detector=None)
     elif is_detector(task):
-        kind = kind_of(task).detector
-        architecture = replace(architecture, num_classes=RANDOM_CLASSES, distilled=False, detector=kind)
+        kind = with_head(task, head) if head else kind_of(task)
+        architecture = replace(architecture, num_classes=RANDOM_CLASSES, distilled=False, detector=kind.detector)
     return _random_model(architecture, image_size, task, part)
 
 
@@ -251,7 +261,7 @@ class Subject:
 
 def _start(case: Case) -> Callable[[Tensor], Any]:
     """Return the function that runs the case. For a whole detector, it goes from pixels to boxes."""
-    model = open_model(case.model, case.image_size, case.task, case.part)
+    model = open_model(case.model, case.image_size, case.task, case.part, case.head)
     if is_torchvision(case.model):
         return model.to(case.device)
     engine = _engine(model, case)

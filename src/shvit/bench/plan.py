@@ -8,7 +8,7 @@ from .. import engines
 from ..engines import EngineError, Exported, need_raw_outputs
 from ..errors import InputError, check_at_least
 from ..requests.bench import BenchRequest
-from ..tasks import kind_of
+from ..tasks import detector_of
 from .case import BACKBONE, BACKBONE_TASK, WHOLE, Case, OpenedModel, has_random_weights, is_detector
 from .peers import DEFAULT_MODELS, DETECTION_MODELS, DETECTION_SIZE, EAGER, PROTOCOLS, yardsticks
 from .torchvision import is_torchvision
@@ -38,6 +38,8 @@ def settle(request: BenchRequest) -> BenchRequest:
         check_at_least(32, image_size=side)
     if request.protocol is not None:
         return _with_protocol(request, request.protocol)
+    if request.head is not None and not is_detector(request.task):
+        raise InputError("--head works only for detectors: add --task detect or segment, or leave out --head")
     device = engines.pick_device(request.device)
     engines.check_threads(request.threads, device)
     if is_detector(request.task):
@@ -111,7 +113,7 @@ def plan(request: BenchRequest, models: Mapping[str, OpenedModel]) -> tuple[list
             if reason := _cannot(name, model, request.task if part == WHOLE else BACKBONE_TASK, engine, precision):
                 omitted[reason] = None
             else:
-                options = {"task": request.task, "part": part}
+                options = {"task": request.task, "part": part, "head": request.head}
                 cases[Case(name, engine, precision, batch, size, request.device, request.threads, **options)] = None
     if not cases:
         raise InputError("; ".join(f"{row.what}: {row.reason}" for row in omitted))
@@ -154,9 +156,9 @@ def _cannot(name: str, model: OpenedModel, task: str, engine: str, precision: st
     network = model.model if task == model.task else model.model.backbone
     if kind and (reason := kind.refuses(network)):
         return Omitted(f"{name}, {engine}", reason)
-    what, detector = f"{name}, {engine} {precision}", kind_of(task).detector
+    what, detector = f"{name}, {engine} {precision}", detector_of(model)
     if kind and is_detector(task) and precision not in kind.runs.get(detector, ()):
-        able = (f"{name} ({', '.join(kind.runs[detector])})" for name, kind in engines.runners(task).items())
+        able = (f"{name} ({', '.join(kind.runs[detector])})" for name, kind in engines.runners(model).items())
         return Omitted(what, f"models for the task {task} run only on {', '.join(able)}")
     if precision == "int8" and not has_random_weights(name):
         return Omitted(what, "int8 needs calibration images: give a file written by shvit export --precision int8")

@@ -181,7 +181,7 @@ def bench(
     """
     request = settle(request)
     side = request.image_sizes[0] if request.image_sizes else None
-    models = {name: open_model(name, side, request.task) for name in request.models}
+    models = {name: open_model(name, side, request.task, head=request.head) for name in request.models}
     own = {name: own_top1(name) for name in request.models}
     cases, skipped = plan(request, models)
     cases = [case for case in cases if wanted(case)]
@@ -269,20 +269,20 @@ def _costs(cases: list[Case]) -> tuple[dict[Case, Cost | None], dict[Case, str]]
     """The cost of each case's network, and an error for each case whose network does not support the image size."""
 
     @cache
-    def folded(name: str, task: str, part: str, size: int | None) -> Any:
-        return _folded(name, open_model(name, size, task, part))
+    def folded(name: str, size: int | None, task: str, part: str, head: str | None) -> Any:
+        return _folded(name, open_model(name, size, task, part, head))
 
     @cache
-    def cost_of(name: str, task: str, part: str, size: int) -> Cost | None:
+    def cost_of(name: str, size: int, *kind: Any) -> Cost | None:
         built_for = size if is_torchvision(name) else None  # other networks are the same at every size
-        network = folded(name, task, part, built_for)
+        network = folded(name, built_for, *kind)
         return cost(network, (size, size), name) if network else None
 
     costs: dict[Case, Cost | None] = {}
     failed: dict[Case, str] = {}
     for case in cases:
         try:
-            costs[case] = cost_of(case.model, case.task, case.part, case.image_size)
+            costs[case] = cost_of(case.model, case.image_size, case.task, case.part, case.head)
         except (InputError, Failure) as error:
             failed[case] = str(error)
     return costs, failed

@@ -46,9 +46,8 @@ def predict(request: PredictRequest, *, json: Json = False, typed: Flags = NONE_
     write_table = table_writer(out, task, request.top_k, ids, request.raw_cells, judged) if out else None
     size = task.predict_batch_size if request.batch_size is None else request.batch_size
     where = request.engine, request.precision, request.device
-    scores = {"threshold": request.threshold, "min_score": request.min_score}
     options = {"batch_size": size, "top_k": request.top_k, "threads": request.threads, "workers": request.workers}
-    predictor = Predictor(model, *where, **options, **scores)
+    predictor = Predictor(model, *where, **options, threshold=request.threshold, min_score=request.min_score)
     if draw:
         draw.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

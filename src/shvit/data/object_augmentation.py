@@ -77,9 +77,10 @@ class DetectionTrainReader:
         stated = split.sizes[index].tolist()
         image = open_as(split.source(index), (stated[0], stated[1]), self.max_pixels)
         usual = fitted(image.height, image.width, self.preprocess)
-        seen = (self.preprocess.image_size,) * 2 if self.preprocess.fit == "whole" else usual
-        size = round_up(seen[0]), round_up(seen[1])
-        pixels, shown, targets = self._placed(split, index, image, usual, (0, 0, *seen), size)
+        side = self.preprocess.image_size
+        bottom, right = (side, side) if self.preprocess.fit == "whole" else usual
+        size = round_up(bottom), round_up(right)
+        pixels, shown, targets = self._placed(split, index, image, usual, (0, 0, bottom, right), size)
         return on_canvas(pixels, *size, shown[0], shown[1]), targets
 
     def _mosaic(self, split: CocoSplit, index: int) -> tuple[UInt8[Tensor, "3 h w"], DetectionTargets]:
@@ -126,7 +127,9 @@ class DetectionTrainReader:
         factor = random.uniform(*self.scale)
         height, width = (max(1, round(factor * length)) for length in usual)
         room = region[2] - region[0] - height, region[3] - region[1] - width
-        top, left = (start + random.randint(min(0, free), max(0, free)) for start, free in zip(region, room))
+        top, left = (
+            start + random.randint(min(0, free), max(0, free)) for start, free in zip(region[:2], room, strict=True)
+        )
         letterbox = Letterbox(image.height, image.width, height / image.height, width / image.width, top, left)
         shown = max(region[0], top), max(region[1], left), min(region[2], top + height), min(region[3], left + width)
         pixels = resized_whole(image, height, width)[
@@ -155,8 +158,10 @@ def jitter_hsv(pixels: UInt8[Tensor, "3 h w"], strength: float) -> UInt8[Tensor,
 
 def _joined(parts: list[DetectionTargets]) -> DetectionTargets:
     masks = None if parts[0].masks is None else np.concatenate([part.masks for part in parts if part.masks is not None])
-    columns = ([getattr(part, name) for part in parts] for name in ("boxes", "labels", "crowds"))
-    return DetectionTargets(*map(np.concatenate, columns), masks)
+    boxes, labels, crowds = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("boxes", "labels", "crowds")
+    )
+    return DetectionTargets(boxes, labels, crowds, masks)
 
 
 def _flipped(targets: DetectionTargets, width: int) -> DetectionTargets:

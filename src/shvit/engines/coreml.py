@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..classnames import unique_names
 from ..data.transforms import Preprocess
 from ..header import parsed
-from ..model.retinanet import RetinaNet
+from ..model.architecture import DETECTORS
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
-from ..tasks import kind_of
+from ..tasks import detector_of, kind_of
 from .base import Engine, ExportJob, Precisions, Runnable
 from .decompose import MEANS
 from .exported import EngineError, Exported, ExportError, check_interface, unreadable
@@ -41,7 +41,7 @@ class CoreMLEngine(Engine):
     suffix: ClassVar[str] = ".mlpackage"
     extra: ClassVar[str | None] = "coreml"
     modules: ClassVar[tuple[str, ...]] = ("coremltools",)
-    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "retinanet"), ("fp16", "fp32"))
+    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "light_masks", "retinanet"), ("fp16", "fp32"))
     writes: ClassVar[Precisions] = runs
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
@@ -138,7 +138,9 @@ def _declared(specification: Any) -> dict[str, Any]:
 def _expected(facts: Exported) -> dict[str, Any]:
     """What `_declared` must return for a file with these facts."""
     task, side, classes = kind_of(facts), facts.preprocess.image_size, len(facts.classes)
-    shape = classes if task.labels_images else f"{RetinaNet.anchors_at(side)}x{RetinaNet.output_width(classes)}"
+    shape = str(classes)
+    if (detector := detector_of(facts)) is not None:
+        shape = f"{DETECTORS[detector].rows_at(side, classes)}x{DETECTORS[detector].output_width(classes)}"
     expected: dict[str, Any] = {
         "inputs": {IMAGE: f"image {side}x{side} RGB"},
         "outputs": {task.output: f"array 1x{shape} FLOAT32"},

@@ -35,8 +35,12 @@ class ExecuTorchEngine(Engine):
     suffix: ClassVar[str] = ".pte"
     extra: ClassVar[str | None] = "executorch"
     modules: ClassVar[tuple[str, ...]] = ("executorch",)
-    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "retinanet"), ("fp32",))
-    writes: ClassVar[Precisions] = {None: ("fp32", "int8"), "light": ("fp32", "int8"), "retinanet": ("fp32",)}
+    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "light_masks", "retinanet"), ("fp32",))
+    writes: ClassVar[Precisions] = {
+        None: ("fp32", "int8"),
+        **dict.fromkeys(("light", "light_masks"), ("fp32", "int8")),
+        "retinanet": ("fp32",),
+    }
 
     _pools: ClassVar[int] = 0
     """Number of pools created so far. A program that was loaded with an earlier pool must not run."""

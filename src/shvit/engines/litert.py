@@ -42,9 +42,9 @@ class LiteRTEngine(Engine):
     extra: ClassVar[str | None] = "litert"
     modules: ClassVar[tuple[str, ...]] = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
     concurrent: ClassVar[bool] = True
-    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "retinanet"), ("fp32",))
+    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "light_masks", "retinanet"), ("fp32",))
     writes: ClassVar[Precisions] = {
-        **dict.fromkeys((None, "light"), ("fp32", "fp16", "int8")),
+        **dict.fromkeys((None, "light", "light_masks"), ("fp32", "fp16", "int8")),
         "retinanet": ("fp32", "fp16"),
     }
 

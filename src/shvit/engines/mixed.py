@@ -15,7 +15,7 @@ CALIBRATION_IMAGES = 300
 """Maximum number of images for calibration. More images do not change the ranges."""
 MAX_FLOAT_SHARE = 0.5
 """Maximum share of an int8 network's layers that may run in floating point."""
-DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.", "_tower.")
+DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.", "_tower.", ".compare.")
 """A layer of a detector is quantized if its name contains one of these."""
 Network = TypeVar("Network")
 

@@ -34,9 +34,9 @@ class OnnxEngine(Engine):
     modules: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
     concurrent: ClassVar[bool] = True
     end_to_end: ClassVar[bool] = True
-    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "retinanet", "mask_rcnn"), ("fp32",))
+    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "light_masks", "retinanet", "mask_rcnn"), ("fp32",))
     writes: ClassVar[Precisions] = {
-        **dict.fromkeys((None, "light", "retinanet"), ("fp32", "fp16", "int8")),
+        **dict.fromkeys((None, "light", "light_masks", "retinanet"), ("fp32", "fp16", "int8")),
         "mask_rcnn": ("fp32", "int8"),  # in fp16, rounding would change the proposals
     }
 

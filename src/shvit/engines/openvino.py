@@ -37,11 +37,11 @@ class OpenVINOEngine(Engine):
     end_to_end: ClassVar[bool] = True
     runs: ClassVar[Precisions] = {
         None: ("bf16", "fp32", "int8"),
-        **dict.fromkeys(("light", "retinanet", "mask_rcnn"), ("fp32", "int8")),
+        **dict.fromkeys(("light", "light_masks", "retinanet", "mask_rcnn"), ("fp32", "int8")),
     }
     writes: ClassVar[Precisions] = {
         None: ("fp32", "fp16", "bf16", "int8"),
-        **dict.fromkeys(("light", "retinanet", "mask_rcnn"), ("fp32", "fp16", "int8")),
+        **dict.fromkeys(("light", "light_masks", "retinanet", "mask_rcnn"), ("fp32", "fp16", "int8")),
     }
 
     def __init__(

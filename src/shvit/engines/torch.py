@@ -38,10 +38,10 @@ class TorchEngine(Engine):
     profiled: ClassVar[bool] = True
     runs: ClassVar[Precisions] = {
         None: ("bf16", "fp32", "fp16"),
-        **dict.fromkeys(("light", "retinanet"), ("bf16", "fp32", "fp16")),
+        **dict.fromkeys(("light", "light_masks", "retinanet"), ("bf16", "fp32", "fp16")),
         "mask_rcnn": ("fp32",),  # in other precisions, rounding would change the proposals
     }
-    writes: ClassVar[Precisions] = dict.fromkeys((None, "light", "retinanet"), ("fp32", "bf16"))
+    writes: ClassVar[Precisions] = dict.fromkeys((None, "light", "light_masks", "retinanet"), ("fp32", "bf16"))
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
         self.precision, self.device, self.threads = precision, device, threads

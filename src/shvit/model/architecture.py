@@ -11,6 +11,7 @@ from ..header import MAX_CLASSES
 from .config import MAX_WIDTH, VARIANTS, Config, Stage
 from .detector import LAYOUTS, Detector
 from .light import LightDetector
+from .light_masks import LightMaskDetector
 from .mask_rcnn import MaskRCNN
 from .retinanet import RetinaNet
 from .shvit import Mixer, SHViT, SingleHeadAttention
@@ -23,7 +24,12 @@ Family = Callable[[str], tuple[Config, Mixer]]
 """Function from NAME to the sizes and token mixer of an SHViT. Raises InputError for an unknown name."""
 Model = SHViT | TimmModel | Detector
 MAX_NAME = 1000
-DETECTORS: dict[str, type[Detector]] = {"light": LightDetector, "retinanet": RetinaNet, "mask_rcnn": MaskRCNN}
+DETECTORS: dict[str, type[Detector]] = {
+    "light": LightDetector,
+    "light_masks": LightMaskDetector,
+    "retinanet": RetinaNet,
+    "mask_rcnn": MaskRCNN,
+}
 
 
 @dataclass(frozen=True)

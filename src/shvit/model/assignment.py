@@ -1,10 +1,11 @@
 """Which positions of a detector learn which objects, and the losses that depend on it.
 
-Sources: C. Feng et al., "TOOD: Task-aligned One-stage Object Detection", ICCV 2021 (alignment, equations 1 and 2); X. Li
-et al., "Generalized Focal Loss", NeurIPS 2020 (quality focal loss, equation 3); A. Wang et al., "YOLOv10", NeurIPS 2024
+Sources: C. Feng et al., "TOOD: Task-aligned One-stage Object Detection", ICCV 2021 (alignment, equation 1); X. Li et
+al., "Generalized Focal Loss", NeurIPS 2020 (quality focal loss, equation 3); A. Wang et al., "YOLOv10", NeurIPS 2024
 (the same assignment with one position per object, for inference without non-maximum suppression).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,8 @@ from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from .detector import Target
 
-SCORE_POWER, OVERLAP_POWER = 1.0, 6.0
-"""Powers of score and IoU in the alignment of a position with an object, as in TOOD."""
+SCORE_POWER, OVERLAP_POWER = 1.0, 3.0
+"""Powers of score and IoU in the alignment of a position with an object."""
 FOCUS = 2.0
 """Exponent of the quality focal loss, as in its paper."""
 BOX_WEIGHT = 2.0
@@ -30,7 +31,7 @@ class Assignment:
     objects: Int64[Tensor, " n"]
     """Index of the object that each position learns; -1 for background."""
     quality: Float[Tensor, " n"]
-    """The score that each position should give to the class of its object: 0 for background."""
+    """The score that each position should give to the class of its object: the IoU of its box. 0 for background."""
     ignored: Bool[Tensor, " n"]
     """Positions inside crowds. Their scores are not trained."""
 
@@ -47,8 +48,7 @@ def assign(
     """Assign up to `count` positions to each object: those inside its box that are best aligned with it.
 
     The alignment is score^`SCORE_POWER` x IoU^`OVERLAP_POWER`, of the object's class and box. A position that is best
-    for several objects learns the one that its box overlaps most. The quality is the alignment, scaled so that the
-    largest quality of an object equals the largest IoU of its positions.
+    for several objects learns the one that its box overlaps most.
 
     Args:
         scores, boxes: The current predictions at each position.
@@ -70,11 +70,9 @@ def assign(
     chosen = torch.zeros_like(inside).scatter_(1, best, True) & inside
     winner = overlaps.where(chosen, -1.0).argmax(0)
     chosen &= torch.arange(len(target.boxes), device=boxes.device)[:, None] == winner
-    alignment, overlaps = alignment * chosen, overlaps * chosen
-    scale = overlaps.amax(1, keepdim=True) / alignment.amax(1, keepdim=True).clamp(min=1e-30)
     matched = chosen.any(0)
     objects[matched] = winner[matched]
-    return Assignment(objects, (alignment * scale).amax(0).clamp(max=1.0), ignored & ~matched)
+    return Assignment(objects, (overlaps * chosen).amax(0), ignored & ~matched)
 
 
 def _inside(centers: Float[Tensor, "n 2"], boxes: Float[Tensor, "m 4"], least_side: float) -> Bool[Tensor, "m n"]:
@@ -83,37 +81,44 @@ def _inside(centers: Float[Tensor, "n 2"], boxes: Float[Tensor, "m 4"], least_si
     return ((centers - middle[:, None]).abs() <= half[:, None]).all(2)
 
 
-def quality_focal_loss(logits: Float[Tensor, "*size"], quality: Float[Tensor, "*size"]) -> Float[Tensor, "*size"]:
-    """Cross-entropy of a score with the quality that it should have, weighted by |score - quality|^`FOCUS`."""
-    weight = (logits.detach().sigmoid() - quality).abs() ** FOCUS
+def quality_focal_loss(
+    logits: Float[Tensor, "*size"], quality: Float[Tensor, "*size"], focus: float = FOCUS
+) -> Float[Tensor, "*size"]:
+    """Cross-entropy of a score with the quality that it should have, weighted by |score - quality|^`focus`."""
+    weight = (logits.detach().sigmoid() - quality).abs() ** focus
     return weight * binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
 
-def detection_loss(
+def class_loss(
     logits: Float[Tensor, "b n classes"],
-    boxes: Float[Tensor, "b n 4"],
-    centers: Float[Tensor, "n 2"],
-    targets: list[Target],
-    count: int,
-    least_side: float,
+    targets: Sequence[Target],
+    assignments: Sequence[Assignment],
+    focus: float = FOCUS,
 ) -> Float[Tensor, ""]:
-    """Quality focal loss of the classes plus `BOX_WEIGHT` x GIoU loss of the boxes, weighted by quality.
+    """Quality focal loss of the classes, divided by the sum of all qualities, but at least by 1.
 
-    Both are divided by the sum of all qualities. The arguments are those of `assign`, for a batch.
+    Args:
+        logits: The predictions for a batch.
+        assignments: The result of `assign` for each image.
+        focus: Exponent of the loss. 0 gives the cross-entropy.
     """
     wanted, weights = torch.zeros_like(logits), torch.ones_like(logits[..., 0])
-    found, expected, qualities = [], [], []
-    for index, target in enumerate(targets):
-        given = assign(logits[index].detach().sigmoid(), boxes[index].detach(), centers, target, count, least_side)
+    for index, (target, given) in enumerate(zip(targets, assignments, strict=True)):
         positive = given.objects >= 0
-        matched = given.objects[positive]
-        wanted[index, positive, target.labels[matched]] = given.quality[positive]
+        wanted[index, positive, target.labels[given.objects[positive]]] = given.quality[positive]
         weights[index, given.ignored] = 0
+    total = wanted.sum().clamp(min=1.0)
+    return (quality_focal_loss(logits, wanted, focus) * weights[..., None]).sum() / total
+
+
+def box_loss(
+    boxes: Float[Tensor, "b n 4"], targets: Sequence[Target], assignments: Sequence[Assignment]
+) -> Float[Tensor, ""]:
+    """Mean GIoU loss of the boxes at positions with an object, times `BOX_WEIGHT`. Arguments: see `class_loss`."""
+    found, expected = [], []
+    for index, (target, given) in enumerate(zip(targets, assignments, strict=True)):
+        positive = given.objects >= 0
         found.append(boxes[index, positive])
-        expected.append(target.boxes[matched])
-        qualities.append(given.quality[positive])
-    quality = torch.cat(qualities)
-    total = quality.sum().clamp(min=1.0)
-    classes = (quality_focal_loss(logits, wanted) * weights[..., None]).sum()
-    located = (generalized_box_iou_loss(torch.cat(found), torch.cat(expected)) * quality).sum()
-    return (classes + BOX_WEIGHT * located) / total
+        expected.append(target.boxes[given.objects[positive]])
+    losses = generalized_box_iou_loss(torch.cat(found), torch.cat(expected))
+    return BOX_WEIGHT * losses.sum() / max(1, len(losses))

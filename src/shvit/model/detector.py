@@ -80,6 +80,11 @@ class Detector(nn.Module):
         """Number of values in an output row for this number of classes. None if the number of classes has no effect."""
         return None
 
+    @classmethod
+    def rows_at(cls, side: int, classes: int) -> int | None:
+        """Number of output rows for a square image with this side. None if it is not known."""
+        return None
+
     @property
     def fold_check(self) -> tuple[torch.dtype, int, float]:
         """The `fold_check` of the backbone, with the image side rounded up to a size that the pyramid accepts."""

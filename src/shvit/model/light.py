@@ -1,12 +1,15 @@
 """A light detector: no anchors, no non-maximum suppression, and a neck and head of depthwise-separable convolutions.
 
 Sources: S. Liu et al., "Path Aggregation Network for Instance Segmentation", CVPR 2018 (neck); Z. Tian et al., "FCOS",
-ICCV 2019 (boxes as distances from a position to the four sides); C. Lyu et al., "RTMDet", 2022 (shared convolutions with
-separate norms for each level); A. Wang et al., "YOLOv10", NeurIPS 2024 (two branches, of which one needs no NMS).
+ICCV 2019 (boxes as distances from a position to the four sides); C. Lyu et al., "RTMDet", 2022 (convolutions that all
+levels share, with separate norms); A. Wang et al., "YOLOv10", NeurIPS 2024 (two branches, of which one needs no NMS); J.
+Wang et al., "End-to-End Object Detection with Fully Convolutional Network", CVPR 2021 (scores of many positions, and a
+part of the network that selects one of them).
 """
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..errors import InputError
-from .assignment import detection_loss
+from .assignment import Assignment, assign, box_loss, class_loss
 from .detector import LAYOUTS, Backbone, Detector, Target
 from .layers import ConvNorm
 from .shapes import Maps
@@ -43,8 +46,8 @@ class Separable(nn.Sequential):
 class PathAggregation(nn.Module):
     """Maps of equal width at `STRIDES`. Information flows from coarse to fine, and back.
 
-    A backbone without a map of stride 8, such as SHViT, gets one from a 2x2 transposed convolution of its next map. Maps
-    of stride 64 are context: they are added to the map of stride 32.
+    A backbone without a map of stride 8, such as SHViT, gets one from a 2x2 transposed convolution of its next map. A
+    map of stride 64 is context: it is added to the map of stride 32.
 
     Args:
         widths: Channels of the backbone's maps, fine to coarse.
@@ -87,10 +90,10 @@ class PathAggregation(nn.Module):
 class SharedConvNorm(nn.Module):
     """A convolution that all levels share, then a BatchNorm and ReLU for each level."""
 
-    def __init__(self, width: int, kernel_size: int, groups: int) -> None:
+    def __init__(self, in_width: int, out_width: int, kernel_size: int, groups: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in STRIDES)
+        self.conv = nn.Conv2d(in_width, out_width, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(out_width) for _ in STRIDES)
 
     def forward(self, levels: list[Maps]) -> list[Maps]:
         return [norm(self.conv(x)).relu() for norm, x in zip(self.norms, levels, strict=True)]
@@ -111,47 +114,74 @@ class ConvPerLevel(nn.Module):
         return [conv(x).relu() for conv, x in zip(self.conv, levels, strict=True)]
 
 
-class Branch(nn.Module):
-    """Class logits and boxes at each position, from separate towers of two depthwise-separable convolutions."""
+class Head(nn.Module):
+    """Class logits and boxes at each position, from separate towers of two depthwise-separable convolutions.
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    The logits of the one-to-many branch are high at several positions of an object. A third tower, which compares
+    neighboring positions, lowers them everywhere except at one position of each object: its output is added to them.
+
+    Args:
+        extras: Number of further values at each position, from the tower of the boxes.
+    """
+
+    def __init__(self, width: int, num_classes: int, extras: int = 0) -> None:
         super().__init__()
-        self.class_tower, self.box_tower = (
-            nn.Sequential(*(SharedConvNorm(width, size, width if size > 1 else 1) for size in (3, 1, 3, 1)))
-            for _ in range(2)
-        )
+        self.class_tower, self.box_tower = (_tower(width, 2) for _ in range(2))
+        self.compare = SharedConvNorm(2 * width, width, 1)
+        self.select_tower = _tower(width, 2)
         self.classes = nn.Conv2d(width, num_classes, 1)
-        self.distances = nn.Conv2d(width, 4, 1)
-        for layer in (self.classes, self.distances):
+        self.boxes = nn.Conv2d(width, 4 + extras, 1)
+        self.select = nn.Conv2d(width, num_classes, 1)
+        for layer in (self.classes, self.boxes, self.select):
             nn.init.normal_(layer.weight, std=0.01)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
         nn.init.constant_(self.classes.bias, math.log(FIRST_SCORE / (1 - FIRST_SCORE)))  # pyright: ignore
-        nn.init.constant_(self.distances.bias, 0.7)  # pyright: ignore[reportArgumentType]: boxes of four strides
+        nn.init.constant_(self.boxes.bias[:4], 0.7)  # pyright: ignore[reportOptionalSubscript]: boxes of four strides
 
-    def forward(self, levels: list[Maps]) -> tuple[Float[Tensor, "b n classes"], Float[Tensor, "b n 4"]]:
-        """Logits, and the logarithms of the distances to the left, top, right and bottom side, in strides."""
-        logits = [self.classes(x).flatten(2) for x in self.class_tower(levels)]
-        distances = [self.distances(x).flatten(2) for x in self.box_tower(levels)]
-        return torch.cat(logits, 2).transpose(1, 2), torch.cat(distances, 2).transpose(1, 2)
+    def forward(
+        self, levels: list[Maps]
+    ) -> tuple[Float[Tensor, "b n classes"], Float[Tensor, "b n classes"], Float[Tensor, "b n 4+extras"]]:
+        """Logits of the one-to-many branch; those of the one-to-one branch; and the logarithms of the distances to the
+        left, top, right and bottom side, in strides, then the further values.
+
+        The gradients of the one-to-one branch reach only the tower that selects positions.
+        """
+        classes, boxes = self.class_tower(levels), self.box_tower(levels)
+        both = self.compare([torch.cat([x, y], 1).detach() for x, y in zip(classes, boxes, strict=True)])
+        many = _joined([self.classes(x) for x in classes])
+        lowered = _joined([self.select(x) for x in self.select_tower(both)])
+        return many, many.detach() + lowered, _joined([self.boxes(x) for x in boxes])
+
+
+def _tower(width: int, depth: int) -> nn.Sequential:
+    """Depthwise-separable convolutions that all levels share."""
+    return nn.Sequential(*(SharedConvNorm(width, width, *kind) for kind in [(3, width), (1, 1)] * depth))
+
+
+def _joined(levels: list[Maps]) -> Float[Tensor, "b n c"]:
+    """The values at all positions, level by level and row by row."""
+    return torch.cat([x.flatten(2) for x in levels], 2).transpose(1, 2)
 
 
 class LightDetector(Detector):
     """Boxes with a score for each class, from each position of three levels.
 
-    Two branches of the same form learn from the same maps. In the one-to-many branch, several positions learn each
-    object, which trains the network well, but then the boxes need non-maximum suppression. In the one-to-one branch, one
-    position learns each object. Only this branch is used for inference. Its gradients do not reach the backbone.
+    In training, several positions learn each object, which trains the network well (one-to-many). From their scores and
+    boxes, a small tower learns to select one position for each object (one-to-one), so that inference needs no
+    non-maximum suppression.
 
     The sides of the images must be multiples of the backbone's coarsest stride, 64 for SHViT.
     """
 
     strides = STRIDES
-    class_layers = ("one_to_many.classes.", "one_to_one.classes.")
+    class_layers = ("head.classes.", "head.select.")
+    extras: ClassVar[int] = 0
+    """Number of values at each position besides classes and box."""
 
     def __init__(self, backbone: Backbone, num_classes: int, layout: str = LAYOUTS[0]) -> None:
         super().__init__(backbone, num_classes, layout)
-        width = neck_width([channels for channels, _ in backbone.maps[-3:]])
-        self.one_to_many: Branch | None = Branch(width, num_classes)
-        self.one_to_one = Branch(width, num_classes)
+        self.head = Head(neck_width([width for width, _ in backbone.maps[-3:]]), num_classes, self.extras)
 
     def make_pyramid(self, widths: Sequence[int], strides: Sequence[int]) -> nn.Module:
         """The neck: maps at `STRIDES`."""
@@ -162,40 +192,81 @@ class LightDetector(Detector):
         """Number of values in an output row: a box, and a score for each class."""
         return 4 + classes
 
+    @classmethod
+    def rows_at(cls, side: int, classes: int) -> int | None:
+        """Number of positions of a square image with this side."""
+        return sum((side // stride) ** 2 for stride in STRIDES)
+
     def forward(
         self, x: Float[Tensor, "b in h w"], targets: Sequence[Target] | None = None
     ) -> Float[Tensor, "b n 4+classes"] | Float[Tensor, ""]:
         """Boxes (left, top, right, bottom in pixels), then class scores (0 to 1). With targets, returns the loss."""
         levels = self.features(x)
+        many, one, boxes, extras, centers = self.predicted(levels)
         if targets is None:
-            return self.decoded(self.one_to_one, levels)
-        detached = [level.detach() for level in levels]
-        assert self.one_to_many is not None
-        return self._loss(self.one_to_many, levels, targets, CANDIDATES) + self._loss(
-            self.one_to_one, detached, targets, 1
-        )
+            return self.results(levels, one, boxes, extras)
+        with torch.autocast(one.device.type, enabled=False):
+            assignments = [self._assigned(*row, centers, CANDIDATES) for row in zip(many, boxes, targets, strict=True)]
+            single = [self._assigned(*row, centers, 1) for row in zip(one, boxes, targets, strict=True)]
+            loss = class_loss(many, targets, assignments) + box_loss(boxes, targets, assignments)
+            loss = loss + class_loss(one, targets, single, focus=0)  # a focus would hardly lower scores of 0.3
+            return loss + self.extra_loss(levels, extras, targets, assignments)
 
-    def decoded(self, branch: Branch, levels: list[Maps]) -> Float[Tensor, "b n 4+classes"]:
-        """Boxes and scores of a branch."""
-        logits, distances = branch(levels)
-        centers, strides = positions(levels)
-        return torch.cat([boxes_at(centers, strides, distances.float()), logits.float().sigmoid()], 2)
+    def one_to_many(self, x: Float[Tensor, "b in h w"]) -> Float[Tensor, "b n 4+classes"]:
+        """The outputs of the one-to-many branch, which need non-maximum suppression."""
+        levels = self.features(x)
+        many, _, boxes, extras, _ = self.predicted(levels)
+        return self.results(levels, many, boxes, extras)
 
-    def _loss(self, branch: Branch, levels: list[Maps], targets: Sequence[Target], count: int) -> Float[Tensor, ""]:
-        logits, distances = branch(levels)
+    def results(
+        self,
+        levels: list[Maps],
+        logits: Float[Tensor, "b n classes"],
+        boxes: Float[Tensor, "b n 4"],
+        extras: Float[Tensor, "b n extras"],
+    ) -> Tensor:
+        """The outputs of the network, from the predictions at each position."""
+        return torch.cat([boxes, logits.sigmoid()], 2)
+
+    def predicted(
+        self, levels: list[Maps]
+    ) -> tuple[
+        Float[Tensor, "b n classes"],
+        Float[Tensor, "b n classes"],
+        Float[Tensor, "b n 4"],
+        Float[Tensor, "b n extras"],
+        Float[Tensor, "n 2"],
+    ]:
+        """At each position: the logits of both branches, the box in pixels, the other values; and the centers of the
+        positions. All are in fp32."""
+        many, one, rest = self.head(levels)
         centers, strides = positions(levels)
-        with torch.autocast(logits.device.type, enabled=False):
-            boxes = boxes_at(centers, strides, distances.float())
-            return detection_loss(logits.float(), boxes, centers, list(targets), count, STRIDES[0])
+        distances, extras = rest.float().split([4, self.extras], 2)
+        return many.float(), one.float(), boxes_at(centers, strides, distances), extras, centers
+
+    @staticmethod
+    def _assigned(
+        logits: Float[Tensor, "n classes"],
+        boxes: Float[Tensor, "n 4"],
+        target: Target,
+        centers: Float[Tensor, "n 2"],
+        count: int,
+    ) -> Assignment:
+        return assign(logits.detach().sigmoid(), boxes.detach(), centers, target, count, STRIDES[0])
+
+    def extra_loss(
+        self,
+        levels: list[Maps],
+        extras: Float[Tensor, "b n extras"],
+        targets: Sequence[Target],
+        assignments: Sequence[Assignment],
+    ) -> Float[Tensor, ""] | float:
+        """The loss of the other values; 0 if there are none."""
+        return 0.0
 
     def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Tensor]:
         """The outputs that are compared after folding."""
-        return list(self.one_to_one(self.features(x)))
-
-    def fold(self) -> "LightDetector":
-        """Remove the branch that is used only in training."""
-        self.one_to_many = None
-        return self
+        return list(self.head(self.features(x)))
 
 
 def positions(levels: Sequence[Maps]) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 1"]]:

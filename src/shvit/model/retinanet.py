@@ -49,7 +49,7 @@ class RetinaNet(Detector):
         return 4 + classes
 
     @classmethod
-    def anchors_at(cls, side: int) -> int:
+    def rows_at(cls, side: int, classes: int) -> int | None:
         """Number of anchors of a square image with this side."""
         return ANCHORS_PER_POSITION * sum(ceil(side / stride) ** 2 for stride in cls.strides)
 

@@ -7,10 +7,10 @@ from ..errors import InputError
 from .base import Task
 from .classify import Classify
 from .detect import Detect, DetectAnchors
-from .segment import Segment
+from .segment import Segment, SegmentLight
 
 TASKS: dict[str, type[Task]] = {"classify": Classify, "detect": Detect, "segment": Segment}
-OTHER_HEADS: tuple[type[Task], ...] = (DetectAnchors,)
+OTHER_HEADS: tuple[type[Task], ...] = (DetectAnchors, SegmentLight)
 """Variants of tasks whose networks have another detector than the default one."""
 OLDEST = {"detect": "retinanet", "segment": "mask_rcnn"}
 """Detectors of exported files that do not name their architecture. Only early versions wrote such files."""
@@ -63,6 +63,14 @@ def with_detector(task: str, detector: str | None) -> type[Task]:
         wanted = " or ".join(name or "classifier" for name in kinds)
         raise InputError(f"a model of task {task} needs a {wanted}, but its network is a {detector or 'classifier'}")
     return kinds[detector]
+
+
+def with_head(task: str, head: str | None) -> type[Task]:
+    """The `Task` class for a task and a value of `--head`. Raises InputError if there is none."""
+    kinds = {kind.head: kind for kind in heads_of(task).values()}
+    if head not in kinds:
+        raise InputError(f"head of task {task} must be one of {', '.join(map(str, kinds))}, got {head!r}")
+    return kinds[head]
 
 
 def heads_of(task: str) -> dict[str | None, type[Task]]:

@@ -184,6 +184,8 @@ class Task(Protocol):
     """Whether objects have masks."""
     detector: ClassVar[str | None] = None
     """Kind of detector that the architecture must have; None for a classifier."""
+    head: ClassVar[str | None] = None
+    """The value of `--head` for which this variant of the task is trained; None for classifiers."""
     fits: ClassVar[tuple[str, ...]]
     """Values of `Preprocess.fit` that models of this task can have."""
     any_size: ClassVar[bool]

@@ -86,8 +86,8 @@ _RESULTS = f"""{INSIDE}
     classes = Squeeze (class_column, values)
     boxes = Gather (inside, best_places)
 """
-"""The nodes of `Detect.results_graph`, with one of the selections above. A box that is empty inside the image gets score
-zero."""
+"""The nodes of `Detect.results_graph`, with one of the selections above. A box that is empty inside the image gets
+score zero."""
 
 
 class Detect(Task):
@@ -105,9 +105,10 @@ class Detect(Task):
     output = "objects"
     result_names = ("boxes", "scores", "classes")
     labels_images = False
+    head = "light"
     detector = "light"
     suppresses: ClassVar[bool] = False
-    """Whether the network finds an object several times, so that non-maximum suppression must choose among its boxes."""
+    """Whether the network finds an object several times, so that non-maximum suppression must select one box."""
     fits = ("whole", "shorter")
     any_size = False
     eval_batch_size = 8
@@ -363,6 +364,7 @@ class Detect(Task):
 class DetectAnchors(Detect):
     """Detection with RetinaNet, trained with its focal loss of the classes and L1 loss of the boxes."""
 
+    head = "retinanet"
     detector = "retinanet"
     suppresses = True
 

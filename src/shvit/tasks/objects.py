@@ -67,7 +67,7 @@ class ObjectsEvaluation:
     outputs: ObjectOutputs | None = None
     """The results of each image, if they were kept."""
     best_f1: dict[str, float] = field(default_factory=dict)
-    """`threshold`, `f1`, `precision` and `recall` at the score threshold with the highest F1; empty if there is none."""
+    """`threshold`, `f1`, `precision` and `recall` at the score threshold with the highest F1; empty if unknown."""
 
     @property
     def _main(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Instance segmentation: a box, a class and a mask for each object, by Mask R-CNN."""
+"""Instance segmentation: a box, a class and a mask for each object, by the light detector or by Mask R-CNN."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,6 +51,7 @@ class Segment(Detect):
 
     name = "segment"
     recipe_family = "segment"
+    head = "mask_rcnn"
     detector = "mask_rcnn"
     result_names = ("boxes", "scores", "classes", "masks", "mask_boxes")
     has_masks = True
@@ -113,6 +114,18 @@ class Segment(Detect):
         whole = letterbox.to_image(rows[:, :4], cut=False)  # masks fill the box before it is clipped to the image
         masks = _pasted(rows[:, 6:].view(-1, 1, MASK_SIDE, MASK_SIDE), whole, letterbox.height, letterbox.width)
         return Detections(boxes[kept], rows[:, 4], rows[:, 5].long(), masks)
+
+
+class SegmentLight(Segment):
+    """Instance segmentation with the light detector."""
+
+    head = "light"
+    detector = "light_masks"
+    min_score = 0.0
+
+    def ready(self, network: Any) -> None:
+        """Freeze the backbone's BatchNorms as `frozen_norms` requires."""
+        Detect.ready(self, network)
 
 
 def _pasted(

@@ -13,8 +13,9 @@ PUBLISHED_IMAGES, PUBLISHED_SHARE = 1_281_167, 0.5
 """Training images of ImageNet-1K, and the fraction of the published budget below which `fit` changes a recipe."""
 LIGHT_EPOCHS, FULL_EPOCHS = 30, 150
 """Augmentation is light in runs of up to `LIGHT_EPOCHS` epochs, and full in runs of at least `FULL_EPOCHS` epochs."""
-ENOUGH_STEPS = 1400
-"""Minimum number of optimizer steps. With fewer, the batch size is halved, down to the minimum of the recipe."""
+ENOUGH_STEPS, LIGHT_STEPS = 1400, 4000
+"""Minimum number of optimizer steps. With fewer, the batch size is halved, down to the minimum of the recipe.
+`LIGHT_STEPS` is the minimum for the light detector."""
 MIN_BATCH = {"finetune": 16, "small": 4}
 """Minimum batch sizes. All other recipes: 32."""
 MUON_EPOCHS, MUON_SIZE = 30, 128
@@ -22,7 +23,7 @@ MUON_EPOCHS, MUON_SIZE = 30, 128
 
 The cost of a Muon step does not depend on the image size, so it is relatively high for small images.
 """
-DETECTION_IMAGES, DETECTION_EPOCHS = 16_000, (20, 300)
+DETECTION_IMAGES, DETECTION_EPOCHS = 12_000, (20, 240)
 """Recipe `small` with the light detector: number of images in all epochs together, and the range of epochs."""
 TUNING_IMAGES, TUNING_EPOCHS = (5_000, 1_000_000), (5, 40)
 """Fine-tuning: least and greatest number of images in all epochs together, and of epochs."""
@@ -123,17 +124,21 @@ def _fit_objects(recipe: Recipe, images: int, named: frozenset[str]) -> dict[str
     }
 
 
+def _enough(recipe: Recipe) -> int:
+    return LIGHT_STEPS if recipe.head == "light" else ENOUGH_STEPS
+
+
 def _minimum(recipe: Recipe) -> int:
     return MIN_BATCH.get(recipe.name, 32)
 
 
 def _batch(recipe: Recipe, images: int, batches: int) -> int:
-    """Halve the batch size until the run has `ENOUGH_STEPS` steps, but not below the recipe's minimum.
+    """Halve the batch size until the run has enough steps, but not below the recipe's minimum.
 
     Then halve it further, if necessary, until an epoch has at least `batches` batches.
     """
     batch, minimum = recipe.batch_size, _minimum(recipe)
-    while batch > minimum and images * recipe.epochs < ENOUGH_STEPS * batch:
+    while batch > minimum and images * recipe.epochs < _enough(recipe) * batch:
         batch //= 2
     while batch > batches and images < batches * batch:
         batch //= 2
@@ -182,10 +187,11 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> dict[str, str]:
     budget = f"{counted(images, 'image')} x {counted(fitted.epochs, 'epoch')}"
     steps = images * fitted.epochs // published.batch_size
     minimum = _minimum(published)
-    halved = f"until there are {ENOUGH_STEPS:,} steps, but not below {minimum}"
+    halved = f"until there are {_enough(fitted):,} steps, but not below {minimum}"
     if fitted.batch_size < minimum:
         halved = f"until {counted(images, 'image')} fill a batch"
     few, many = TUNING_IMAGES
+    shown = f"{few:,} to {many:,} images" if fitted.head is None else f"{DETECTION_IMAGES:,} images"
     averaged = round(1 / (1 - fitted.ema)) if fitted.ema < 1 else 0
     warmup = "a tenth of the epochs"
     if fitted.optimizer != "muon":
@@ -193,7 +199,7 @@ def _reasons(published: Recipe, fitted: Recipe, images: int) -> dict[str, str]:
     muon = f"Muon with a linear schedule beats AdamW in runs of up to {MUON_EPOCHS} epochs from random weights"
     augmentation = "repeats crop_min interpolation rand_augment color_jitter mixup cutmix random_erasing"
     return {
-        "epochs": f"few images need more epochs, many need fewer: {few:,} to {many:,} images in all epochs together",
+        "epochs": f"few images need more epochs, many need fewer: {shown} in all epochs together",
         "batch_size": f"{budget} give {counted(steps, 'step')} of {published.batch_size:,} images; halved {halved}",
         "optimizer schedule": muon,
         "effective_lr": f"proportional to the square root of the batch size; --lr is for a batch of {fitted.lr_batch}",

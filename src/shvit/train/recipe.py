@@ -159,7 +159,7 @@ class Recipe:
     )
     hsv: float = _setting(
         0.0,
-        "Strength of random changes of hue, saturation and value. 1: by up to 1.5 % of the color circle, 70 % and 40 %.",
+        "Strength of random changes of hue, saturation and value. 1: up to 1.5 % of the color circle, 70 % and 40 %.",
         0,
         10,
         OBJECT_TASKS,
@@ -173,8 +173,8 @@ class Recipe:
     )
     head: Literal["light", "retinanet", "mask_rcnn"] | None = _setting(
         None,
-        "Kind of detector. light: fast, finds each object once. retinanet, mask_rcnn: as in the paper, for boxes and for "
-        "masks. Default: light for detect, mask_rcnn for segment; the paper's with --layout paper.",
+        "Kind of detector. light: fast, finds each object once. retinanet (detect) and mask_rcnn (segment): those of "
+        "the paper. Default: light for detect, mask_rcnn for segment; with recipe coco_1x, those of the paper.",
         tasks=OBJECT_TASKS,
     )
     backbone_lr: float = _setting(1.0, "Learning rate of the backbone, as a fraction of --lr.", 0, 1, OBJECT_TASKS)
@@ -204,7 +204,7 @@ class Recipe:
             raise InputError("mosaics need square images: give mosaic 0, or shorter_side false")
         if self.head == "light" and self.layout == "paper":
             raise InputError(
-                "layout paper is a variant of retinanet and mask_rcnn: give another head, or layout torchvision"
+                "layout paper is a variant of retinanet and mask_rcnn: give one of them as head, or layout torchvision"
             )
         if self.teacher is not None and self.balance == "loss":
             raise InputError(

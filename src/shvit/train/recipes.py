@@ -139,13 +139,13 @@ def small(model: str = "shvit_s1") -> Recipe:
         _object_recipe("small"),
         epochs=60,
         image_size=320,
-        lr=1e-3,
+        lr=6e-3,
         warmup_epochs=3.0,
-        hsv=1.0,
-        mosaic=1.0,
+        hsv=0.5,
+        mosaic=0.5,
         scale_min=0.5,
         scale_max=1.5,
-        backbone_lr=0.3,
+        backbone_lr=0.5,
         ema=0.998,
         eval_every=5,
     )
@@ -204,7 +204,7 @@ a run without --model and --recipe starts from the published weights of `DEFAULT
 
 PAPER_HEADS = {"detect": "retinanet", "segment": "mask_rcnn"}
 """The detectors of the paper, by task."""
-HEADS = {"detect": ("light", "retinanet"), "segment": ("mask_rcnn",)}
+HEADS = {"detect": ("light", "retinanet"), "segment": ("mask_rcnn", "light")}
 """The values of `--head` for each task, the default first."""
 
 NEEDS_TRAINED_WEIGHTS = ("finetune", "highres", "highres-paper")

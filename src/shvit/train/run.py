@@ -18,7 +18,7 @@ from ..files import check_folder, locked, read_json, write_csv, write_json
 from ..model.architecture import Architecture
 from ..model.config import VARIANTS
 from ..modelfile import ModelFile
-from ..pretrained import WeightsMissing
+from ..pretrained import WeightsMissing, load_model
 from ..provenance import facts
 from ..redact import redacted
 from ..requests.train import TrainRequest
@@ -155,7 +155,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
     named = {key: value for key, value in request.settings.items() if value is not None}
     model, name = _model_and_recipe(request, family)
     variant = variant_of(model)
-    draft = make_recipe(name, variant, named, family)
+    draft = make_recipe(name, variant, {**_head_of(model, task, name), **named}, family)
     if draft.name in NEEDS_TRAINED_WEIGHTS and not is_trained(model):
         published = f"{model if model in VARIANTS else 'shvit_s1'}.in1k"
         raise InputError(
@@ -178,9 +178,8 @@ def _planned(request: TrainRequest) -> TrainPlan:
         draft = replace(draft, backbone_lr=1.0)
     recipe = fit(draft, images, frozenset(named), start.preprocess.image_size)
     refuse_idle(recipe, named, source.drawn)
-    changed = choices(
-        make_recipe(recipe.name, variant, {"head": recipe.head} if recipe.head else {}, family), recipe, images, named
-    )
+    published = make_recipe(recipe.name, variant, {"head": recipe.head} if recipe.head else {}, family)
+    changed = choices(published, recipe, images, named)
     advice = None if "balance" in named else kind_of(task).advice(source)
     return TrainPlan(model, recipe, source, start, changed, advice=advice)
 
@@ -194,6 +193,14 @@ def _model_and_recipe(request: TrainRequest, family: str) -> tuple[str, str]:
     recipe = request.recipe or tuned or TASK_RECIPES[family][0]
     published = recipe in NEEDS_TRAINED_WEIGHTS
     return f"{DEFAULT_MODEL}.in1k" if published else DEFAULT_MODEL, recipe
+
+
+def _head_of(model: str, task: str, recipe: str) -> dict[str, str | None]:
+    """The head of a detector's model file, with which recipe `small` trains it further; empty for other models."""
+    if recipe != "small" or not Path(model).is_file():
+        return {}
+    start = load_model(model)
+    return {"head": kind_of(start).head} if start.task == task else {}
 
 
 def _resumed(request: TrainRequest, out: Path) -> TrainPlan:

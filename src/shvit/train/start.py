@@ -23,7 +23,7 @@ from ..pretrained import (
     transfer,
     zero_head,
 )
-from ..tasks import kind_of, need_classifier
+from ..tasks import kind_of, need_classifier, with_head
 from ..tasks.base import Task
 from .distill import Distill, LogitsCache, Teacher
 from .precision import pick_precision
@@ -54,15 +54,10 @@ def starting_point(model: str, source: Dataset | CocoDataset, recipe: Recipe, ta
 
 def _detector(task: str, model: str, source: Dataset | CocoDataset, recipe: Recipe) -> ModelFile:
     """A detector with random weights, or with the weights of a classifier or a detector."""
-    count, kind, provenance = len(source.classes), recipe.head, {}
+    count, kind, provenance = len(source.classes), with_head(task, recipe.head).detector, {}
     if is_trained(model):
         trained = load_model(model)
         before = trained.architecture
-        if before.detector and before.detector != kind:
-            raise InputError(
-                f"{model} is a detector with the head {before.detector}, but the recipe has {kind}: add --head "
-                f"{before.detector}"
-            )
         if before.detector == kind and before.layout != recipe.layout:
             raise InputError(
                 f"{model} is a detector of layout {before.layout}, but recipe {recipe.name} has {recipe.layout}: add "
