@@ -98,11 +98,14 @@ def test_a_doubled_folder_of_training_images_alone_is_one_pile(tmp_path):
         (["train/", "test/"], "no class folders in test and train: expected DATA/test/<class>/<image>, or a CSV"),
         (["train", "val/images/"], "no class folders in val"),
         (["train_images", "trainset", "val"], "DATA has train_images, trainset for a split: rename one to train"),
-        (["images/", "labels/0.txt"], r"DATA looks like YOLO \(a .txt file for each image\), which is not supported"),
+        (["images/", "labels/0.txt"], r"DATA looks like YOLO data \(a .txt file for each image\): use --task detect"),
         (["images/train/", "images/val/", "labels/train/0.txt"], "looks like YOLO"),
         (["train/images/", "train/labels/0.txt", "valid/images/", "valid/labels/0.txt"], "looks like YOLO"),
         (["train/", "train/000.txt", "valid/"], "looks like YOLO"),
-        (["a/JPEGImages/", "a/Annotations/0.xml", "a/SegmentationClass/"], r"looks like VOC \(an .xml file"),
+        (
+            ["a/JPEGImages/", "a/Annotations/0.xml", "a/SegmentationClass/"],
+            r"looks like VOC data \(an .xml file for each image\): use --task detect",
+        ),
         (["train/", "train/000.xml", "valid/"], "looks like VOC"),
         (["images/", "annotations/xmls/0.xml", "annotations/trimaps/"], "looks like VOC"),
         (["images/", "masks/"], "looks like images and masks"),
@@ -112,7 +115,7 @@ def test_a_doubled_folder_of_training_images_alone_is_one_pile(tmp_path):
 def test_what_could_be_misread_is_refused_with_what_is_expected(tmp_path, folders, reason):
     message = refused(fill(tmp_path, *folders))
     assert re.search(reason, message)
-    assert "expected " in message or "rename one to train" in message
+    assert any(hint in message for hint in ("expected ", "rename one to train", "use --task detect"))
 
 
 def test_boxes_beside_images_are_named(tmp_path):
@@ -122,9 +125,9 @@ def test_boxes_beside_images_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("folders", [["images/", "labels/0.txt"], ["outer/train/", "outer/train/000.txt"]])
-def test_a_format_that_is_not_read_is_named_to_detectors_too(tmp_path, folders):
+def test_files_that_cannot_be_read_are_named_to_detectors_too(tmp_path, folders):
     assert not find_coco(fill(tmp_path, *folders))
-    with pytest.raises(DataError, match="looks like YOLO"):
+    with pytest.raises(DataError, match=r"looks like YOLO data .*, but none of the \.txt files can be read"):
         open_coco(tmp_path)
 
 

@@ -24,22 +24,29 @@ from shvit.tasks.detect import DetectAnchors
 from shvit.tasks.objects import Detections, ObjectsEvaluation, encode
 from shvit.tasks.segment import Segment
 
-KINDS = {"detect": "retinanet", "segment": "mask_rcnn"}
+TASKS = {"light": "detect", "light_masks": "segment", "retinanet": "detect", "mask_rcnn": "segment"}
+"""The task of each kind of detector."""
 SUFFIXES = {
     **{"onnx": "m.onnx", "openvino": "m.xml", "torch": "m.pt2", "executorch": "m.pte", "litert": "m.tflite"},
     "coreml": "m.mlpackage",
 }
 
 
-def detector(task: str, background: float = 0.0, most: int = 4, **options) -> ModelFile:
+def detector(kind: str, background: float = 0.0, most: int = 4, **options) -> ModelFile:
     """Untrained; that its second stage finds less with more `background` makes the number of objects vary."""
     torch.manual_seed(0)
-    model = randomize_norms(replace(tiny_architecture(3), detector=KINDS[task]).build()).eval()
-    if task == "segment":
+    model = randomize_norms(replace(tiny_architecture(3), detector=kind).build()).eval()
+    if kind == "mask_rcnn":
         torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.1)
         model.roi_heads.box_predictor.cls_score.bias.data[0] = background
         model.roi_heads.detections_per_img = most  # masks take most of the time
-    return ModelFile(model, ("a", "b", "c"), Preprocess(**{"image_size": 128, "fit": "whole", **options}), task)
+    if kind in ("light", "light_masks"):
+        torch.nn.init.normal_(model.head.classes.weight, std=0.05)
+        torch.nn.init.constant_(model.head.classes.bias, -1.0)
+    if kind == "light_masks":  # otherwise, all probabilities are about 0.5
+        torch.nn.init.normal_(model.prototypes[3].weight, std=1.0)
+        torch.nn.init.normal_(model.head.boxes.weight[4:], std=0.5)
+    return ModelFile(model, ("a", "b", "c"), Preprocess(**{"image_size": 128, "fit": "whole", **options}), TASKS[kind])
 
 
 def skip_without(engine: str) -> None:
@@ -49,13 +56,14 @@ def skip_without(engine: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "engine"),
-    [(task, engine) for task in KINDS for engine in ("onnx", "openvino")]
-    + [("detect", "torch"), ("detect", "executorch"), ("detect", "litert")],
+    ("kind", "engine"),
+    [(kind, engine) for kind in TASKS for engine in ("onnx", "openvino")]
+    + [("retinanet", "torch"), ("light_masks", "torch")]
+    + [("light", engine) for engine in ("torch", "executorch", "litert")],
 )
-def test_a_file_finds_what_pytorch_finds(task, engine, tmp_path):
+def test_a_file_finds_what_pytorch_finds(kind, engine, tmp_path):
     skip_without(engine)
-    model_file, out = detector(task), tmp_path / SUFFIXES[engine]
+    model_file, out = detector(kind), tmp_path / SUFFIXES[engine]
     report = export_model(model_file, engine, out)["parity"]
     assert (report["images"], report["matched"]) == (16, 1)
     assert report["objects"] > 16
@@ -63,10 +71,10 @@ def test_a_file_finds_what_pytorch_finds(task, engine, tmp_path):
     assert (report["mask_overlap"] or 1) > 0.999
     costs = describe(str(out))
     assert costs["params"] == sum(parameter.numel() for parameter in model_file.model.parameters())
-    assert (costs["macs"] is None) == (task == "segment")  # they depend on what is found
+    assert (costs["macs"] is None) == (kind == "mask_rcnn")  # they depend on what is found
 
     facts = shvit.load(out)
-    assert (facts.task, facts.classes, facts.preprocess.fit) == (task, model_file.classes, "whole")
+    assert (facts.task, facts.classes, facts.preprocess.fit) == (TASKS[kind], model_file.classes, "whole")
     images = random_images(3, 128)
     expected = engines.load(model_file, "torch", "fp32", "cpu")(images)
     run = engines.load(facts, device="cpu")
@@ -79,7 +87,7 @@ def test_a_file_finds_what_pytorch_finds(task, engine, tmp_path):
 @pytest.mark.parametrize("background", [3.0, 9.0])
 def test_however_many_objects_there_are(engine, background):
     skip_without(engine)
-    model_file, images = detector("segment", background, 100), random_images(2, 128)
+    model_file, images = detector("mask_rcnn", background, 100), random_images(2, 128)
     expected = engines.load(model_file, "torch", "fp32", "cpu")(images)
     found = (expected[..., 4] > 0).sum(1)
     assert {3.0: 0 < found.min() < 100, 9.0: found.max() == 0}[background], found
@@ -89,7 +97,7 @@ def test_however_many_objects_there_are(engine, background):
 
 def test_several_at_once_in_a_file_of_fixed_size(tmp_path):
     skip_without("onnx")
-    model_file = detector("segment")
+    model_file = detector("mask_rcnn")
     engines.ENGINES["onnx"].export(ExportJob(model_file, tmp_path / "m.onnx", "fp32", Shapes(batch=2)))
     images = random_images(3, 128)
     expected = engines.load(model_file, "torch", "fp32", "cpu")(images)
@@ -98,21 +106,26 @@ def test_several_at_once_in_a_file_of_fixed_size(tmp_path):
 
 
 @pytest.mark.slow
-def test_core_ml_has_the_raw_outputs(tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "rows"), [("light", 16**2 + 8**2 + 4**2), ("retinanet", 9 * (16**2 + 8**2 + 4**2 + 2**2 + 1))]
+)
+def test_core_ml_has_the_raw_outputs(kind, rows, tmp_path):
     pytest.importorskip("coremltools.proto", exc_type=ImportError)
-    report = export_model(detector("detect"), "coreml", tmp_path / "m.mlpackage")
+    report = export_model(detector(kind), "coreml", tmp_path / "m.mlpackage")
     if not report["ran"]:
-        anchors = 9 * (16**2 + 8**2 + 4**2 + 2**2 + 1)
-        assert report["specification"]["outputs"] == {"objects": f"array 1x{anchors}x7 FLOAT32"}
+        assert report["specification"]["outputs"] == {"objects": f"array 1x{rows}x7 FLOAT32"}
         assert report["specification"]["inputs"] == {"image": "image 128x128 RGB"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "predictor"), [("detect", "cls_logits/"), ("segment", "mask_fcn_logits/")])
-def test_int8_is_held_to_average_precision(tmp_path, task, predictor):
+@pytest.mark.parametrize(
+    ("kind", "predictor"),
+    [("light", "head.boxes/"), ("retinanet", "cls_logits/"), ("mask_rcnn", "mask_fcn_logits/")],
+)
+def test_int8_is_held_to_average_precision(tmp_path, kind, predictor):
     skip_without("openvino")
     source = open_coco(write_coco(tmp_path / "data"))
-    model = replace(detector(task), classes=("tree", "cat", "c"))
+    model = replace(detector(kind), classes=("tree", "cat", "c"))
     report = export_model(model, "openvino", tmp_path / "m.xml", "int8", source=source, max_drop=100)
     floor = report["floor"]
     assert floor["metric"] == "AP"
@@ -155,39 +168,39 @@ def test_boxes_do_not_count_where_layers_are_ranked():
 
 
 @pytest.mark.parametrize(
-    ("task", "engine", "options", "shapes", "reason"),
+    ("kind", "engine", "options", "shapes", "reason"),
     [
         (
-            "segment",
+            "mask_rcnn",
             "executorch",
             {},
             Shapes(),
-            "models of task segment can be written as onnx, openvino, web, not",
+            "models of task segment with detector mask_rcnn can be written as onnx, openvino, web, not",
         ),
         (
-            "detect",
+            "light",
             "plan",
             {},
             Shapes(),
             "unknown format 'plan': allowed are onnx, openvino, torch, executorch, litert, coreml",
         ),
-        ("detect", "onnx", {}, Shapes(dynamic_size=True), "exported detectors take images of one size"),
-        ("detect", "onnx", {"fit": "shorter"}, Shapes(), "its file can take only one: set --image-size"),
-        ("detect", "onnx", {"image_size": 100}, Shapes(), "must be a multiple of 64 pixels, got 100"),
+        ("light", "onnx", {}, Shapes(dynamic_size=True), "exported detectors take images of one size"),
+        ("light", "onnx", {"fit": "shorter"}, Shapes(), "its file can take only one: set --image-size"),
+        ("light", "onnx", {"image_size": 100}, Shapes(), "must be a multiple of 64 pixels, got 100"),
     ],
 )
-def test_refusals(task, engine, options, shapes, reason, tmp_path):
+def test_refusals(kind, engine, options, shapes, reason, tmp_path):
     if engine in engines.FORMATS:
         skip_without(engine)
     with pytest.raises(shvit.InputError, match=reason):
-        export_model(detector(task, **options), engine, tmp_path / SUFFIXES.get(engine, "m.plan"), shapes=shapes)
+        export_model(detector(kind, **options), engine, tmp_path / SUFFIXES.get(engine, "m.plan"), shapes=shapes)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_of_images_of_many_sizes_one_is_chosen(tmp_path, run):
     skip_without("onnx")
-    save(detector("detect", fit="shorter"), tmp_path / "m.safetensors")
+    save(detector("light", fit="shorter"), tmp_path / "m.safetensors")
     code, _, errors = run("export", tmp_path / "m.safetensors", "--format", "onnx", "--image-size", 192)
     assert code == 0, errors
     assert shvit.load(tmp_path / "m.onnx").preprocess == Preprocess(192, fit="whole")
@@ -197,7 +210,7 @@ def test_of_images_of_many_sizes_one_is_chosen(tmp_path, run):
 def test_a_file_that_finds_something_else_never_appears(tmp_path, monkeypatch):
     skip_without("onnx")
     kind = engines.ENGINES["onnx"]
-    write, model_file = kind.export, detector("detect")
+    write, model_file = kind.export, detector("retinanet")
     torch.nn.init.normal_(model_file.model.head.classification_head.cls_logits.weight, std=0.05)
     other = replace(model_file, model=randomize_norms(model_file.architecture.build()))
     monkeypatch.setattr(kind, "export", classmethod(lambda cls, job: write(replace(job, model_file=other))))
@@ -259,9 +272,9 @@ def test_masks_are_compared():
 
 def test_other_engines_of_segmentation_are_refused():
     with pytest.raises(EngineError, match="models of task segment with fit whole run on onnx, openvino, torch"):
-        engines.load(detector("segment"), "executorch")
+        engines.load(detector("mask_rcnn"), "executorch")
     with pytest.raises(EngineError, match="precision 'bf16' is not available on cpu: openvino has fp32, int8"):
-        engines.load(detector("detect"), "openvino", "bf16")
+        engines.load(detector("light"), "openvino", "bf16")
 
 
 def test_the_certain_ones_count_where_there_are_any():
@@ -272,11 +285,11 @@ def test_the_certain_ones_count_where_there_are_any():
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
-@pytest.mark.parametrize("task", KINDS)
-def test_end_to_end_objects_are_those_of_predict(task, engine, tmp_path):
+@pytest.mark.parametrize("kind", TASKS)
+def test_end_to_end_objects_are_those_of_predict(kind, engine, tmp_path):
     skip_without(engine)
-    model, out = detector(task), tmp_path / SUFFIXES[engine]
-    if task == "detect":  # otherwise, all scores are below 0.05
+    model, out = detector(kind), tmp_path / SUFFIXES[engine]
+    if kind == "retinanet":  # otherwise, all scores are below 0.05
         torch.nn.init.normal_(model.model.head.classification_head.cls_logits.weight, std=0.02)
         torch.nn.init.constant_(model.model.head.classification_head.cls_logits.bias, -2)
     export_model(model, engine, out, end_to_end=True)

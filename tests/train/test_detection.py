@@ -330,8 +330,14 @@ def test_two_crowded_and_bad_data_do_not_stop_it(run, start, tmp_path):
         (["--task", "detect", "--mixup", "0.5"], "recipes for task detect have no mixup"),
         (["--task", "detect", "--image-size", "100"], "must be a multiple of 64 pixels, got 100"),
         (["--task", "detect", "--compile", "on"], "compile must be auto or off for detectors"),
-        (["--task", "detect", "--model", "timm/deit_tiny_patch16_224"], "each twice the previous one; got 16, 16, 16"),
+        (["--task", "detect", "--model", "timm/deit_tiny_patch16_224"], "or 16, 32 and 64; got 16, 16, 16"),
         (["--task", "detect", "--scale-min", "2"], "scale_max must be at least scale_min 2, got 1"),
+        (["--task", "detect", "--head", "mask_rcnn"], "head of task detect must be one of light, retinanet"),
+        (["--task", "segment", "--head", "retinanet"], "head of task segment must be one of mask_rcnn, light"),
+        (["--task", "detect", "--head", "light", "--layout", "paper"], "layout paper is a variant of retinanet"),
+        (["--task", "segment", "--head", "light", "--proposals", "9"], "--proposals has no effect with --head light"),
+        (["--task", "detect", "--shorter-side", "--mosaic", "0.5"], "mosaics need square images"),
+        (["--task", "detect", "--recipe", "coco_1x", "--head", "light"], "layout paper is a variant of retinanet"),
     ],
 )
 def test_invalid_requests(run, tmp_path, flags, reason):

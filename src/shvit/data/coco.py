@@ -14,17 +14,16 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from ..errors import DataError, counted, few
-from .coco_files import annotation_files, files_by_split, image_folder, located
+from .coco_files import annotation_files, files_by_split, found_by_name, image_folder, is_annotations, located, posix
 from .coco_rows import common_categories, file_name, is_crowd, read_categories, read_document, whole_number
 from .dataset import AnyDataset, DrawnBy, Holdout, Samples, fingerprint_of, untested
 from .folders import find_coco, refuse_format
 from .image_file import BadImage, read_size
+from .problems import Problems, cut_box
 from .segments import Mask, enclosed, numbers, plausible, read_segment
 from .walk import is_file
 
 T = TypeVar("T")
-SLACK = 1.0
-"""Number of pixels by which a box may extend beyond its image without a warning, because annotation tools round."""
 SMALL, MEDIUM = 32**2, 96**2
 """Areas in pixels at which COCO's size classes `medium` and `large` begin."""
 
@@ -108,10 +107,11 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
     """Open a COCO folder. Images and annotations that cannot be used are left out and counted in the warnings.
 
     Args:
-        data: A folder in COCO's or Roboflow's layout. COCO's has `annotations/instances_train*.json`, `…_val*.json`
-            (also named `…_valid*`) and `…_test*`, and folders for images, such as `train*/` or `images/`. Roboflow's
-            has `train/`, `valid/` and `test/`, each with its images and `_annotations.coco.json`. Without a file for
-            validation, validation images are drawn from the training images, or from those of a single file.
+        data: An annotation file, or a folder in COCO's or Roboflow's layout. COCO's has
+            `annotations/instances_train*.json`, `…_val*.json` (also named `…_valid*`) and `…_test*`, or files with
+            other names in `annotations` or beside it, and folders for images, such as `train*/` or `images/`.
+            Roboflow's has `train/`, `valid/` and `test/`, each with its images and `_annotations.coco.json`. Without a
+            file for validation, validation images are drawn from the training images, or from those of a single file.
         seed, val_share, drawn_by: As in `open_source`.
 
     Raises:
@@ -119,79 +119,93 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
             the test split, these are warnings, and the split is not used.
     """
     holdout = Holdout(seed, val_share, drawn_by)
-    root = find_coco(Path(data))
+    root, single = find_coco(Path(data)), None
+    if root is None and is_annotations(Path(data)):
+        root, single = Path(data).parent, Path(data)
     if root is None:
         if Path(data).is_dir():
             refuse_format(Path(data))
         expected = f"{data}/annotations/instances_train….json and …_val….json"
         raise DataError(f"{data} is not a COCO folder: expected {expected}")
-    files, warnings = holdout.arrange(files_by_split(root))
+    files, warnings = holdout.arrange({"all": single} if single else files_by_split(root))
     test_file = files.pop("test", None)
     read = {split: _read(path, root) for split, path in files.items()}
     categories = common_categories([one.categories for one in read.values()], root)
-    classes, ids = tuple(categories.values()), tuple(categories)
-    splits = {split: one.split({id_: label for label, id_ in enumerate(ids)}) for split, one in read.items()}
+    splits = {split: one.split({id_: label for label, id_ in enumerate(categories)}) for split, one in read.items()}
     warnings += [f"{files[split].name}: {line}" for split, one in read.items() for line in one.problems.lines()]
     known = {*files.values(), test_file}
-    if unused := [str(path.relative_to(root)) for path in annotation_files(root) if path not in known]:
+    listed = [] if single else annotation_files(root)
+    if unused := [str(path.relative_to(root)) for path in listed if path not in known]:
         warnings.append(f"not used: {', '.join(unused)}")
+    test, problems = _read_test(test_file, root, categories) if test_file else (None, [])
+    return assembled(str(data), categories, splits, test, holdout, [*warnings, *problems], str(test_file))
+
+
+def assembled(
+    name: str,
+    categories: Mapping[int, str],
+    splits: Mapping[str, CocoSplit],
+    test: CocoSplit | None,
+    holdout: Holdout,
+    warnings: Sequence[str],
+    test_source: str = "",
+) -> CocoDataset:
+    """Make a dataset from the splits `train` and `val`, from `train` alone, or from `all`, and possibly a test split.
+
+    Args:
+        categories: Class names by category id, in the order of the labels.
+        test_source: Where the test split comes from, for a warning if it has no objects.
+    """
+    classes = tuple(categories.values())
     seen = {label for split in splits.values() for one in split.objects for label in one.labels.tolist()}
-    if missing := [name for label, name in enumerate(classes) if label not in seen]:
-        warnings.append(f"{counted(len(missing), 'class', 'classes')} without objects, such as {missing[0]}")
+    lines = list(warnings)
+    if missing := [label for index, label in enumerate(classes) if index not in seen]:
+        lines.append(f"{counted(len(missing), 'class', 'classes')} without objects, such as {missing[0]}")
     fingerprint = fingerprint_of(classes, splits.values(), _contents)
     drawn = "val" not in splits
     train, val = holdout.divide(splits.get("all") or splits["train"]) if drawn else (splits["train"], splits["val"])
-    test, problems = _read_test(test_file, root, categories, _labels(*splits.values())) if test_file else (None, [])
+    if test is not None:
+        test, problems = _usable_test(test, classes, _labels(*splits.values()), test_source)
+        lines += problems
     return CocoDataset(
-        str(data),
+        name,
         classes,
         train,
         val,
         drawn,
         fingerprint,
-        (*warnings, *problems),
-        categories=ids,
+        tuple(lines),
+        categories=tuple(categories),
         test=test,
         test_fingerprint=fingerprint_of(classes, [test], _contents) if test else "",
     )
 
 
-def _read_test(
-    path: Path, root: Path, categories: dict[int, str], known: set[int]
-) -> tuple[CocoSplit | None, list[str]]:
-    """The test split and its warnings; None if the file cannot be used. `known` has the labels of the other splits."""
+def _read_test(path: Path, root: Path, categories: dict[int, str]) -> tuple[CocoSplit | None, list[str]]:
+    """The test split and its warnings; None if the file cannot be used."""
     try:
         read = _read(path, root)
         common_categories([categories, read.categories], root)
     except DataError as error:
         return None, [f"not used: the test split, because {error}"]
     split = read.split({id_: label for label, id_ in enumerate(categories)})
-    warnings = [f"{path.name}: {line}" for line in read.problems.lines()]
+    return split, [f"{path.name}: {line}" for line in read.problems.lines()]
+
+
+def _usable_test(
+    split: CocoSplit, classes: Sequence[str], known: set[int], source: str
+) -> tuple[CocoSplit | None, list[str]]:
+    """The test split, or None if it has no objects; and warnings. `known` has the labels of the other splits."""
     if not (tested := _labels(split)):
-        return None, [*warnings, f"not used: the test split, because no image in {path} has an object"]
-    if new := [name for label, name in enumerate(categories.values()) if label in tested - known]:
-        warnings.append(f"only the test split has objects of {few(new)}")
-    return split, [*warnings, *untested(tuple(categories.values()), known, tested)]
+        return None, [f"not used: the test split, because no image in {source} has an object"]
+    new = [name for label, name in enumerate(classes) if label in tested - known]
+    only = [f"only the test split has objects of {few(new)}"] if new else []
+    return split, [*only, *untested(classes, known, tested)]
 
 
 def _labels(*splits: CocoSplit) -> set[int]:
     """The labels of the objects, except crowds."""
     return {label for split in splits for one in split.objects for label in one.labels[~one.crowd].tolist()}
-
-
-class _Problems:
-    """Counts the problems of each kind and keeps the first example of each."""
-
-    def __init__(self) -> None:
-        self._kinds: dict[tuple[str, str], tuple[int, str]] = {}
-
-    def add(self, noun: str, kind: str, example: str) -> None:
-        count, first = self._kinds.get((noun, kind), (0, example))
-        self._kinds[noun, kind] = count + 1, first
-
-    def lines(self) -> list[str]:
-        kinds = self._kinds.items()
-        return [f"{counted(count, noun)} {kind}, such as {example}" for (noun, kind), (count, example) in kinds]
 
 
 @dataclass(frozen=True)
@@ -202,7 +216,7 @@ class _File:
     images: CocoSplit
     """The listed images, without their objects."""
     annotations: list[Any]
-    problems: _Problems
+    problems: Problems
 
     def split(self, labels: dict[int | None, int]) -> CocoSplit:
         """The images with their objects. `labels` gives the class number of each category id."""
@@ -213,7 +227,7 @@ class _File:
             if (read := self._object(row, index_of, labels, seen)) is not None:
                 index, values = read
                 rows[index].append(values)
-        return replace(self.images, objects=[_objects(values) for values in rows])
+        return replace(self.images, objects=[objects_of(values) for values in rows])
 
     def _object(
         self, row: Any, index_of: dict[int | None, int], labels: dict[int | None, int], seen: set[Any]
@@ -238,12 +252,9 @@ class _File:
         height, width = self.images.sizes[index].tolist()
         if not height:  # the image cannot be used
             return None
-        left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
-        cut = max(0.0, left), max(0.0, top), min(width, right), min(height, bottom)
-        if cut[2] <= cut[0] or cut[3] <= cut[1]:
-            return add("annotation", "left out: bbox is outside the image", about)
-        if min(left, top) < -SLACK or right > width + SLACK or bottom > height + SLACK:
-            add("annotation", "with a bbox cut off at the edge of the image", about)
+        corners = box[0], box[1], box[0] + box[2], box[1] + box[3]
+        if (cut := cut_box(corners, height, width, lambda kind: add("annotation", kind, about))) is None:
+            return None
         if (same := (index, label, *box, whole_number(row, "id"))) in seen:
             return add("annotation", "left out: already listed", about)
         seen.add(same)
@@ -269,7 +280,7 @@ class _File:
 def _read(path: Path, root: Path) -> _File:
     """Read an annotation file. Raises DataError if it is not a COCO file, or if it has no usable image."""
     document = read_document(path, ("images", "annotations", "categories"))
-    problems = _Problems()
+    problems = Problems()
     listed = _listed_images(document["images"], path, root, problems)
     if not listed.images:
         rows = document["images"]
@@ -281,13 +292,16 @@ def _read(path: Path, root: Path) -> _File:
     return _File(read_categories(document["categories"], path), listed, document["annotations"], problems)
 
 
-def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems) -> CocoSplit:
+def _listed_images(rows: list[Any], path: Path, root: Path, problems: Problems) -> CocoSplit:
     """The images that an annotation file lists, without their objects."""
     images: list[Path] = []
     ids: dict[int, None] = {}
     sizes: list[tuple[int, int]] = []
     bad: dict[int, str] = {}
-    folder = image_folder([name for row in rows if (name := file_name(row))], path, root)
+    names = [name for row in rows if (name := file_name(row))]
+    folder = image_folder(names, path, root)
+    found = any(is_file(located(folder, name)) for name in names[:100])
+    elsewhere = {} if found else found_by_name(root)
     for row in rows:
         if (name := file_name(row)) is None or (id_ := whole_number(row, "id")) is None:
             problems.add("image", "left out: no id or no file_name", shown(row)[:40])
@@ -299,6 +313,7 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: _Problems)
         if not isinstance(row["id"], int):
             problems.add("image id", "converted to whole numbers", shown(row["id"])[:40])
         file = located(folder, name)
+        file = elsewhere.get(posix(name).name, file)
         size = row.get("height"), row.get("width")
         try:
             if not is_file(file):
@@ -326,7 +341,8 @@ def _stated_area(row: dict[str, Any]) -> float | None:
         return math.inf
 
 
-def _objects(rows: list[tuple[Any, ...]]) -> Objects:
+def objects_of(rows: Sequence[tuple[Any, ...]]) -> Objects:
+    """The objects of an image from rows of (box, label, crowd, area, segment)."""
     if not rows:
         return NOTHING
     boxes, labels, crowd, areas, segments = zip(*rows, strict=True)

@@ -4,8 +4,9 @@ import re
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError
+from .images import is_image
 from .splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, split_of, splits_within
-from .walk import folders_in, is_file
+from .walk import files_below, folders_in, is_file
 
 ROBOFLOW = "_annotations.coco.json"
 """Name of the annotation file that Roboflow writes into each split's folder."""
@@ -14,13 +15,15 @@ OTHERS = ("captions", "panoptic", "stuff", "image_info")
 
 
 def annotation_files(root: Path) -> list[Path]:
-    """The annotation files with COCO's or Roboflow's names; if there are none, other COCO files in `annotations`."""
-    named = [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{ROBOFLOW}"))]
-    return named or [
-        path
-        for path in sorted(root.glob("[aA]nnotations/*.json"))
-        if not path.name.lower().startswith(OTHERS) and is_annotations(path)
-    ]
+    """The annotation files with COCO's or Roboflow's names; if there are none, other COCO files in `annotations`, or
+    directly in `root`."""
+    if named := [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{ROBOFLOW}"))]:
+        return named
+    for pattern in ("[aA]nnotations/*.json", "*.json"):
+        files = (path for path in sorted(root.glob(pattern)) if not path.name.lower().startswith(OTHERS))
+        if found := [path for path in files if is_annotations(path)]:
+            return found
+    return []
 
 
 def is_annotations(path: Path) -> bool:
@@ -73,6 +76,17 @@ def image_folder(names: list[str], path: Path, root: Path) -> Path:
 def located(folder: Path, name: str) -> Path:
     """The path of the file `name`, which may contain Windows' backslashes."""
     return folder / posix(name) if "\\" in name and is_file(folder / posix(name)) else folder / name
+
+
+def found_by_name(root: Path) -> dict[str, Path]:
+    """The images below a folder by file name, without names that occur more than once.
+
+    Annotation tools write paths of their own machine or storage, of which only the file name is valid elsewhere.
+    """
+    paths: dict[str, Path | None] = {}
+    for path in filter(is_image, files_below(root)):
+        paths[path.name] = None if path.name in paths else path
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def posix(name: str) -> PurePosixPath:

@@ -19,12 +19,12 @@ BESIDE_PICTURES = frozenset(
     {"annotations", "annotation", "annots", "xmls", "labels", "label", "masks", "mask", "segmentation", "segmentations"}
 )
 """Names of annotation folders, which lie beside the folders in `PICTURES`."""
-UNSUPPORTED = {
-    ".xml": "VOC (an .xml file for each image)",
-    ".txt": "YOLO (a .txt file for each image)",
+FOREIGN = {
+    ".xml": "VOC data (an .xml file for each image)",
+    ".txt": "YOLO data (a .txt file for each image)",
     "masks": "images and masks (a mask image for each image)",
 }
-"""Formats that are recognized but not supported. The keys are suffixes of annotation files, or `masks`."""
+"""Formats that are not class folders, by the suffix of the annotation files. `masks` are not supported at all."""
 
 
 def read_folder(path: Path) -> Listing:
@@ -72,9 +72,12 @@ def layers(path: Path) -> Iterator[Path]:
 
 
 def refuse_format(path: Path) -> None:
-    """Raises DataError if a folder, or a split in it, has a known but unsupported format."""
+    """Raises DataError if a folder, or a split in it, has a known format other than COCO."""
     levels = list(layers(path))
-    _refuse_foreign(path, [*levels, *(child for child in folders_in(levels[-1]) if split_of(child.name))])
+    for folder in [*levels, *(child for child in folders_in(levels[-1]) if split_of(child.name))]:
+        if kind := _format(folder):
+            what = "which is not supported" if kind == "masks" else f"but none of the {kind} files can be read"
+            raise DataError(f"{path} looks like {FOREIGN[kind]}, {what}")
 
 
 def _read_splits(root: Path, named: list[Path], skipped: Skipped) -> Listing:
@@ -169,7 +172,7 @@ def _refuse_flat(path: Path, folders: list[Path], flat: list[Path]) -> NoReturn:
 
 
 def _refuse_foreign(path: Path, folders: Iterable[Path], classes: set[str] | None = None) -> None:
-    """Raises DataError if a folder has an unsupported format, such as YOLO or VOC.
+    """Raises DataError if a folder has another format, such as YOLO or VOC.
 
     The check is skipped if there are two or more classes and no class has a name in `PICTURES`.
     """
@@ -177,14 +180,17 @@ def _refuse_foreign(path: Path, folders: Iterable[Path], classes: set[str] | Non
         return
     for folder in folders:
         if kind := _format(folder):
+            looks = f"{path} looks like {FOREIGN[kind]}"
+            if kind != "masks":
+                raise DataError(f"{looks}: use --task detect, or for polygons --task segment")
             raise DataError(
-                f"{path} looks like {UNSUPPORTED[kind]}, which is not supported: expected {path}/<class>/<image>, "
-                f"or for boxes and masks {path}/annotations/instances_train.json and …_val.json in COCO's format"
+                f"{looks}, which is not supported: expected {path}/<class>/<image>, or for masks "
+                f"{path}/annotations/instances_train.json and …_val.json in COCO's format"
             )
 
 
 def _format(folder: Path) -> str | None:
-    """The key of the folder's format in `UNSUPPORTED`, or None."""
+    """The key of the folder's format in `FOREIGN`, or None."""
     children = {child.name.lower(): child for child in folders_in(folder)}
     beside = [child for name, child in children.items() if name in BESIDE_PICTURES]
     suffixes = {file.suffix.lower() for child in beside for file in files_below(child)}

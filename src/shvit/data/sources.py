@@ -58,7 +58,7 @@ def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_b
 
 def is_data(name: str) -> bool:
     """Whether a name refers to data rather than to a model."""
-    listed = name.lower().endswith(CSV_SUFFIXES)
+    listed = name.lower().endswith((*CSV_SUFFIXES, ".yaml", ".yml", ".json")) and not name.endswith(INDEX)
     return name == "digits" or listed or Path(name).is_dir() or name.startswith(PREFIX) or is_sharded(name)
 
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..errors import counted
 from ..redact import redacted
-from .coco import MEDIUM, NOTHING, SMALL, CocoSplit, open_coco
+from .coco import MEDIUM, NOTHING, SMALL, CocoSplit
 from .dataset import Split, shared_files
-from .folders import find_coco
 from .image_file import BadImage
 from .letterbox import open_as
 from .loader import draw_some, probe
+from .object_formats import has_objects, open_objects
 from .sources import open_source
 from .splits import SPLIT_ADJECTIVES
 
@@ -27,11 +27,11 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
     """Describe a dataset that `shvit train` accepts: classes, counts, sizes and problems.
 
     Args:
-        data: Anything that `open_source` opens, or a COCO folder.
+        data: Anything that `open_source` or `open_objects` opens.
         seed, val_share: For drawing validation images, as in `open_source`. `seed` also selects the images to decode.
 
     Returns:
-        A dict with the keys `data`; `task` (`detect` for COCO folders, which can also be used for segmentation);
+        A dict with the keys `data`; `task` (`detect` for data with boxes, which may also have masks);
         `drawn` (whether validation images were drawn); `classes` (for each class: its name, and its numbers of images
         or objects in `train`, `val` and, if there is a test split, `test`); `splits` (counts, and sizes in pixels); and
         `problems` (lines of text).
@@ -39,8 +39,8 @@ def survey(data: str | Path, seed: int = 0, val_share: float = 0.2) -> dict[str,
     Raises:
         DataError: The data does not exist, or none of it can be used.
     """
-    if find_coco(Path(data)):
-        task, describe, dataset, shared = "detect", _of_objects, open_coco(data, seed, val_share), {}
+    if has_objects(data):
+        task, describe, dataset, shared = "detect", _of_objects, open_objects(data, seed, val_share), {}
     else:
         task, describe, dataset = "classify", _of_images, open_source(data, seed, val_share)
         shared = shared_files(dataset)

@@ -83,6 +83,7 @@ def snippet(language: str, exported: Exported) -> str:
         end_to_end=exported.end_to_end,
         instead="--end-to-end" if whole else "--format onnx --end-to-end",
         in_fp32=exported.precision == "fp32" or not labels_images,
+        least=round(kind_of(exported).threshold(exported.metrics), 4),
     )
 
 

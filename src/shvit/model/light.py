@@ -2,9 +2,9 @@
 
 Sources: S. Liu et al., "Path Aggregation Network for Instance Segmentation", CVPR 2018 (neck); Z. Tian et al., "FCOS",
 ICCV 2019 (boxes as distances from a position to the four sides); C. Lyu et al., "RTMDet", 2022 (convolutions that all
-levels share, with separate norms); A. Wang et al., "YOLOv10", NeurIPS 2024 (two branches, of which one needs no NMS); J.
-Wang et al., "End-to-End Object Detection with Fully Convolutional Network", CVPR 2021 (scores of many positions, and a
-part of the network that selects one of them).
+levels share, with separate norms); A. Wang et al., "YOLOv10", NeurIPS 2024 (two branches, of which one needs no NMS);
+J. Wang et al., "End-to-End Object Detection with Fully Convolutional Network", CVPR 2021 (a part of the network that
+selects one of many positions).
 """
 
 import math

@@ -6,7 +6,7 @@ Some threads decode images into batches while others run the engine. Both decodi
 import copy
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -34,8 +34,6 @@ from ..tasks.base import Prediction
 
 DecodedImage = tuple[Letterbox | None, UInt8[Tensor, "3 h w"] | None]
 """The letterbox (None for classifiers), and the pixels (None if they are already in the batch)."""
-DEFAULT_THRESHOLD = 0.3
-"""Minimum score of a detector's objects, if the model does not have a better one."""
 MAX_AT_ONCE = 8
 """Maximum number of batches that run at once on a CPU. More batches need more memory and are hardly faster."""
 
@@ -49,7 +47,7 @@ class Predictor:
         batch_size: Images per batch. End-to-end files always take one image.
         top_k: Labels per image of a classifier.
         threshold: Minimum score of a detector's objects. Exported Mask R-CNN files need at least 0.05. None: see
-            `threshold_of`.
+            `Task.threshold`.
         min_score: For classifiers: images whose highest score is lower are `uncertain`. None: the threshold in the
             model file, if it has one. 0: no image is uncertain.
         threads: CPU threads per batch. None: run several batches at once on few threads each, if the engine can do so.
@@ -81,7 +79,7 @@ class Predictor:
             raise InputError(f"threshold must be between 0 and 1, got {threshold}")
         if isinstance(model_file, str | Path):
             model_file = load(model_file)
-        self.threshold = threshold_of(model_file) if threshold is None else threshold
+        self.threshold = kind_of(model_file).threshold(model_file.metrics) if threshold is None else threshold
         self.min_score = min_score_of(model_file, min_score)
         self._calibration = Calibration(model_file.calibration.temperature, threshold=self.min_score)
         self._end_to_end = isinstance(model_file, Exported) and model_file.end_to_end
@@ -203,18 +201,6 @@ class Predictor:
             for index, result in zip(good, results, strict=True):
                 predictions[index] = replace(result, path=paths[index])
         return predictions
-
-
-def threshold_of(model: Runnable) -> float:
-    """The default minimum score of a detector's objects: the one with the best F1 on its validation images, if known.
-
-    It is at least the lowest score in the outputs of the task.
-    """
-    best = model.metrics.get("best_f1")
-    known = best.get("threshold") if isinstance(best, Mapping) else None
-    if not isinstance(known, int | float) or not 0 <= known <= 1:
-        return DEFAULT_THRESHOLD
-    return max(float(known), kind_of(model).min_score)
 
 
 def min_score_of(model: Runnable, min_score: float | None) -> float | None:

@@ -214,6 +214,11 @@ class Task(Protocol):
         """How to compare the epochs of a run, for a value of `--select-by`."""
         return cls.criteria[select_by] if select_by else Criterion(cls.headline)
 
+    @classmethod
+    def threshold(cls, metrics: Mapping[str, Any]) -> float:
+        """The default minimum score of objects, given the metrics of a model. By default, there is no minimum."""
+        return 0.0
+
     @staticmethod
     def new_fit(fit: str) -> str:
         """The `Preprocess.fit` of a model after its image size is changed. By default, it stays the same."""

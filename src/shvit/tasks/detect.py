@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
 from ..confidence import UNCALIBRATED, Calibration
-from ..data.coco import CocoDataset, open_coco
+from ..data.coco import CocoDataset
 from ..data.dataset import DrawnBy
 from ..data.decode import MAX_PIXELS, ImageInput
 from ..data.letterbox import DetectionEvalReader, DetectionTargets, Letterbox, read_whole
 from ..data.loader import Batch
 from ..data.object_augmentation import DetectionTrainReader
+from ..data.object_formats import open_objects
 from ..data.transforms import Preprocess
 from ..errors import Failure, counted
 from ..model.detector import Target
@@ -32,6 +33,8 @@ from .objects import THRESHOLD, Detections, ObjectOutputs, ObjectsEvaluation, ch
 
 OVERLAP, LIMIT = 0.5, 100
 """IoU threshold of non-maximum suppression, and maximum number of objects per image: the usual values for COCO."""
+DEFAULT_THRESHOLD = 0.3
+"""Minimum score of objects, if the best one for the model is not known."""
 PLAIN_SHARE = 0.1
 """Share of the epochs, at the end of training, without mosaics."""
 CANDIDATES = 2000
@@ -129,6 +132,14 @@ class Detect(Task):
         """The task for training, with BatchNorms frozen as in the recipe."""
         return cls(classes, recipe.frozen_norms)
 
+    @classmethod
+    def threshold(cls, metrics: Mapping[str, Any]) -> float:
+        """The score with the best F1 on the validation images (`best_f1`), or 0.3 if the metrics do not have it."""
+        best = metrics.get("best_f1")
+        known = best.get("threshold") if isinstance(best, Mapping) else None
+        usable = isinstance(known, int | float) and 0 <= known <= 1
+        return max(float(known), cls.min_score) if usable else DEFAULT_THRESHOLD
+
     @staticmethod
     def new_fit(fit: str) -> str:
         """`whole`: after a change of the image size, a detector gets the whole image in a square."""
@@ -136,8 +147,8 @@ class Detect(Task):
 
     @staticmethod
     def open(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> CocoDataset:
-        """Open a COCO dataset; see `open_coco`."""
-        return open_coco(data, seed, val_share, drawn_by)
+        """Open a dataset with boxes or masks; see `open_objects`."""
+        return open_objects(data, seed, val_share, drawn_by)
 
     def train_reader(self, preprocess: Preprocess, recipe: Any) -> DetectionTrainReader:
         """A reader of images with their objects, with the recipe's augmentation. The last tenth has no mosaics."""

@@ -166,7 +166,8 @@ class Recipe:
     )
     mosaic: float = _setting(
         0.0,
-        "Probability that a training image is a mosaic of four images. The last tenth of the epochs has no mosaics.",
+        "Probability that a training image is a mosaic of four images. The last tenth of the epochs has no mosaics. "
+        "Default with --shorter-side: 0.",
         0,
         1,
         OBJECT_TASKS,

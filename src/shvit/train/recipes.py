@@ -244,7 +244,8 @@ def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str 
     if "epochs" in settings:  # warm-up and cool-down shrink with the number of epochs
         share = min(1.0, settings["epochs"] / base.epochs)
         shorter = {key: getattr(base, key) * share for key in ("warmup_epochs", "cooldown_epochs")}
-    draft = replace(base, **{**shorter, **settings})
+    plain = {"mosaic": 0.0} if settings.get("shorter_side") else {}
+    draft = replace(base, **{**shorter, **plain, **settings})
     if draft.fit != base.fit and "train_fit" not in settings:
         draft = replace(draft, train_fit=None)
     if "lr_batch" in settings and "lr" not in settings:  # keep the effective learning rate

@@ -63,6 +63,8 @@ function ready({ facts: loaded, difference, passed, runsOn }) {
   at("classes").replaceChildren(...facts.classes.map(one => element("li", one)));
   for (const id of ["facts", "classes-row"]) at(id).hidden = false;
   at("least-row").hidden = facts.task === "classify";
+  at("least").value = 100 * (facts.metrics.best_f1?.threshold ?? 0.3);
+  at("least").oninput();
   for (const id of ["choose", "camera"]) at(id).disabled = false;
   document.body.dataset.ready = passed;
   fetch("sample.png").then(found => found.blob()).then(blob => latest || open(blob, "Sample picture", "The model is ready. Sample picture: "));

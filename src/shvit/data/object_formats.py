@@ -1,0 +1,48 @@
+"""Open datasets with boxes and masks in any of the known formats. A new format is one file and one row of `FORMATS`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .coco import CocoDataset, open_coco
+from .coco_files import is_annotations
+from .dataset import DrawnBy
+from .folders import find_coco
+from .voc import find_voc, open_voc
+from .yolo import find_yolo, open_yolo
+
+FORMATS: tuple[tuple[Callable[[Path], Any], Callable[..., CocoDataset]], ...] = (
+    (find_yolo, open_yolo),
+    (find_voc, open_voc),
+)
+"""For each format besides COCO: a function that returns the layout of a dataset, or None if it has another format; and
+a function that opens a dataset, given this layout and the arguments of `open_objects`."""
+
+
+def open_objects(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> CocoDataset:
+    """Open a dataset in the format COCO (see `open_coco`), YOLO or Pascal VOC.
+
+    Args:
+        data: A folder, the YAML file of a YOLO dataset, or a COCO annotation file.
+        seed, val_share, drawn_by: As in `open_source`.
+
+    Raises:
+        DataError: The data has none of these formats, or cannot be used.
+    """
+    path = Path(data)
+    if not is_coco(path):
+        for find, open_layout in FORMATS:
+            if layout := find(path):
+                return open_layout(layout, data, seed, val_share, drawn_by)
+    return open_coco(data, seed, val_share, drawn_by)
+
+
+def has_objects(data: str | Path) -> bool:
+    """Whether data has a format with boxes or masks. Raises DataError for an unusable YAML file."""
+    path = Path(data)
+    return is_coco(path) or any(find(path) for find, _ in FORMATS)
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a path is a COCO annotation file, or a folder with one."""
+    return is_annotations(path) or find_coco(path) is not None
