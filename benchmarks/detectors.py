@@ -148,7 +148,7 @@ def main() -> None:
         "what": "detectors trained on few photographs, judged on the validation images",
         "value": min(light, default=None),
         "unit": "AP50 of the light detector on BCCD, minimum over the seeds",
-        "command": "python benchmarks/detectors.py --bccd BCCD --coco COCO421 --start S1 --peer MOBILENETV3 --runs RUNS",
+        "command": "python benchmarks/detectors.py --bccd BCCD --coco COCO421 --start S1 --peer MNV3 --runs RUNS",
         "threads": torch.get_num_threads(),
         "rows": rows,
         **about,

@@ -33,7 +33,7 @@ from shvit.engines.exported import SEAL, UNSEALED, files_of, seal
 from shvit.errors import Notice
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
-from shvit.modelfile import ModelFile
+from shvit.modelfile import ModelFile, save
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TINY = Config((Stage(16, 1), Stage(24, 1, attended=8), Stage(32, 1, attended=8)), image_size=32)
@@ -112,6 +112,13 @@ def tiny() -> ModelFile:
     """A trained-looking network of two classes, dark and light."""
     model = randomize_norms(tiny_architecture().build()).eval()
     return ModelFile(model, ("dark", "light"), Preprocess(32))
+
+
+@pytest.fixture
+def start(tmp_path) -> str:
+    """The file of a small classifier to start from."""
+    save(ModelFile(tiny_architecture(5).build(), tuple("abcde"), Preprocess(32)), tmp_path / "start.safetensors")
+    return str(tmp_path / "start.safetensors")
 
 
 def reseal(path: Path) -> None:

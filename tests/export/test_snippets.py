@@ -144,7 +144,7 @@ def exports(network, tmp_path_factory):
 
 def finder() -> ModelFile:
     """An untrained detector that is sure enough of some objects."""
-    model_file = detector("detect")
+    model_file = detector("retinanet")
     last = model_file.model.head.classification_head.cls_logits
     torch.nn.init.normal_(last.weight, std=0.05)
     torch.nn.init.constant_(last.bias, -5.5)

@@ -16,14 +16,12 @@ from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 
 import shvit
-from conftest import tiny_architecture, write_coco
+from conftest import write_coco
 from shvit import engines
 from shvit.data.coco import open_coco
 from shvit.data.letterbox import read_whole
 from shvit.data.loader import stack
-from shvit.data.transforms import Preprocess
 from shvit.evaluate import evaluate_model
-from shvit.modelfile import ModelFile
 from shvit.predict.drawing import draw_objects, legible
 from shvit.requests.train import TrainRequest
 from shvit.tasks.detect import Detect
@@ -77,13 +75,6 @@ def squares(root, images: int = 8):
     for split, content in (("train2017", document), ("val2017", judged)):
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root
-
-
-@pytest.fixture
-def start(tmp_path):
-    """A small classifier to start from."""
-    shvit.save(ModelFile(tiny_architecture(5).build(), tuple("abcde"), Preprocess(32)), tmp_path / "start.safetensors")
-    return str(tmp_path / "start.safetensors")
 
 
 def begin(data, start, out, task="detect", workers=0, resume=False, **settings):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_detection import begin, squares  # noqa: F401: a fixture
+from test_detection import begin, squares
 
 import shvit
 from conftest import tiny_architecture
