@@ -14,11 +14,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from ..errors import DataError, counted, few
-from .coco_files import annotation_files, files_by_split, found_by_name, image_folder, is_annotations, located, posix
+from .coco_files import annotation_files, files_by_split, image_folder, is_annotations, located, posix
 from .coco_rows import common_categories, file_name, is_crowd, read_categories, read_document, whole_number
 from .dataset import AnyDataset, DrawnBy, Holdout, Samples, fingerprint_of, untested
 from .folders import find_coco, refuse_format
 from .image_file import BadImage, read_size
+from .images import images_by_name
 from .problems import Problems, cut_box
 from .segments import Mask, enclosed, numbers, plausible, read_segment
 from .walk import is_file
@@ -301,7 +302,7 @@ def _listed_images(rows: list[Any], path: Path, root: Path, problems: Problems) 
     names = [name for row in rows if (name := file_name(row))]
     folder = image_folder(names, path, root)
     found = any(is_file(located(folder, name)) for name in names[:100])
-    elsewhere = {} if found else found_by_name(root)
+    elsewhere = {} if found else images_by_name(root)  # annotation tools write paths of their own storage
     for row in rows:
         if (name := file_name(row)) is None or (id_ := whole_number(row, "id")) is None:
             problems.add("image", "left out: no id or no file_name", shown(row)[:40])

@@ -4,9 +4,8 @@ import re
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError
-from .images import is_image
 from .splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, split_of, splits_within
-from .walk import files_below, folders_in, is_file
+from .walk import folders_in, is_file
 
 ROBOFLOW = "_annotations.coco.json"
 """Name of the annotation file that Roboflow writes into each split's folder."""
@@ -76,17 +75,6 @@ def image_folder(names: list[str], path: Path, root: Path) -> Path:
 def located(folder: Path, name: str) -> Path:
     """The path of the file `name`, which may contain Windows' backslashes."""
     return folder / posix(name) if "\\" in name and is_file(folder / posix(name)) else folder / name
-
-
-def found_by_name(root: Path) -> dict[str, Path]:
-    """The images below a folder by file name, without names that occur more than once.
-
-    Annotation tools write paths of their own machine or storage, of which only the file name is valid elsewhere.
-    """
-    paths: dict[str, Path | None] = {}
-    for path in filter(is_image, files_below(root)):
-        paths[path.name] = None if path.name in paths else path
-    return {name: path for name, path in paths.items() if path is not None}
 
 
 def posix(name: str) -> PurePosixPath:

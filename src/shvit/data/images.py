@@ -55,3 +55,11 @@ class Skipped:
             number = counted(len(hidden), "hidden file or folder", "hidden files or folders")
             lines.append(f"skipped: {number}, such as {min(hidden)}")
         return lines
+
+
+def images_by_name(root: Path) -> dict[str, Path]:
+    """The images below a folder by file name, without names that occur more than once."""
+    paths: dict[str, Path | None] = {}
+    for path in filter(is_image, files_below(root)):
+        paths[path.name] = None if path.name in paths else path
+    return {name: path for name, path in paths.items() if path is not None}

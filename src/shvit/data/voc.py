@@ -71,7 +71,7 @@ def open_voc(
     names = listed_names((layout.root,), NAME_FILES) or tuple(found)
     if not names:
         raise DataError(f"{data}: no XML file has an object with a name and a bndbox")
-    label_of = {name: number for number, name in enumerate(names)}
+    label_of: dict[str | int, int] = {name: number for number, name in enumerate(names)}
     return dataset_of_splits(data, names, label_of, splits, Holdout(seed, val_share, drawn_by), ())
 
 

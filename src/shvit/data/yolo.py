@@ -71,7 +71,7 @@ def open_yolo(
     names = layout.names or tuple(map(str, range(count)))
     if not names:
         raise DataError(f"{data} has no labels: expected text files with lines such as `0 0.5 0.5 0.2 0.3`")
-    label_of = {number: number for number in range(len(names))}
+    label_of: dict[str | int, int] = {number: number for number in range(len(names))}
     return dataset_of_splits(data, names, label_of, splits, Holdout(seed, val_share, drawn_by), layout.warnings)
 
 

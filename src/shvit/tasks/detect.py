@@ -137,8 +137,9 @@ class Detect(Task):
         """The score with the best F1 on the validation images (`best_f1`), or 0.3 if the metrics do not have it."""
         best = metrics.get("best_f1")
         known = best.get("threshold") if isinstance(best, Mapping) else None
-        usable = isinstance(known, int | float) and 0 <= known <= 1
-        return max(float(known), cls.min_score) if usable else DEFAULT_THRESHOLD
+        if not isinstance(known, int | float) or not 0 <= known <= 1:
+            return DEFAULT_THRESHOLD
+        return max(float(known), cls.min_score)
 
     @staticmethod
     def new_fit(fit: str) -> str:
