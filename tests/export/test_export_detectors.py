@@ -259,6 +259,16 @@ def test_what_either_side_lacks_counts():
     assert object_parity.compare([(twice, found(ONE))], "int8")[0]["matched"] == pytest.approx(2 / 3)
 
 
+def test_rounding_may_decide_which_box_of_an_object_gets_the_high_score():
+    boxes = (10.0, 10.0, 50.0, 50.0), (10.0, 10.0, 50.0, 48.0)
+    one, other = (found((1.0, 0.9, *first), (1.0, 0.06, *second)) for first, second in (boxes, boxes[::-1]))
+    numbers, fault = object_parity.compare([(one, other)], "int8")
+    assert (numbers["objects"], numbers["score_difference"], fault) == (2, 0, None)
+    wrong = found((1.0, 0.06, *boxes[0]))
+    assert object_parity.compare([(wrong, other)], "fp16")[1].startswith("its scores differ by 0.84")
+    assert object_parity.compare([(wrong, other)], "int8")[1].startswith("0.0% of its objects match")
+
+
 def test_masks_are_compared():
     masks = [np.zeros((64, 64), np.uint8) for _ in range(2)]
     masks[0][10:50, 10:50] = 1

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_detection import begin, squares
 
 import shvit
@@ -101,3 +102,48 @@ def test_anchors_keep_their_settings():
     assert (paper.head, paper.layout) == ("retinanet", "paper")
     assert make_recipe("coco_1x", "shvit_s1", {}, "segment").head == "mask_rcnn"
     assert make_recipe("small", "shvit_s1", {"shorter_side": True}, "detect").mosaic == 0
+
+
+def in_other_formats(coco, root):
+    """The dataset of `squares` as YOLO and as Pascal VOC."""
+    yolo, voc = root / "yolo", root / "voc"
+    names = {3: "bright", 9: "dark"}
+    for folder in (voc / "Annotations", voc / "JPEGImages", voc / "ImageSets"):
+        folder.mkdir(parents=True)
+    (voc / "classes.txt").write_text("bright\ndark\n")
+    for split in ("train", "val"):
+        document = json.loads((coco / "annotations" / f"instances_{split}2017.json").read_text())
+        rows = {row["image_id"]: row for row in document["annotations"]}
+        for kind in ("images", "labels"):
+            (yolo / kind / split).mkdir(parents=True)
+        for image in document["images"]:
+            left, top, width, height = rows[image["id"]]["bbox"]
+            category, name = rows[image["id"]]["category_id"], image["file_name"].removesuffix(".png")
+            values = (left + width / 2) / 64, (top + height / 2) / 64, width / 64, height / 64
+            line = " ".join(map(repr, (sorted(names).index(category), *values)))
+            (yolo / "labels" / split / f"{name}.txt").write_text(line)
+            picture = (coco / f"{split}2017" / image["file_name"]).read_bytes()
+            (yolo / "images" / split / image["file_name"]).write_bytes(picture)
+            own = f"{split}-{name}"
+            (voc / "JPEGImages" / f"{own}.png").write_bytes(picture)
+            sides = {"xmin": left + 1, "ymin": top + 1, "xmax": left + width, "ymax": top + height}
+            box = "".join(f"<{key}>{side}</{key}>" for key, side in sides.items())
+            (voc / "Annotations" / f"{own}.xml").write_text(
+                f"<annotation><filename>{own}.png</filename><object><name>{names[category]}</name><bndbox>{box}</bndbox>"
+                "</object></annotation>"
+            )
+        listed = "\n".join(f"{split}-{image['file_name'].removesuffix('.png')}" for image in document["images"])
+        (voc / "ImageSets" / f"{split}.txt").write_text(listed)
+    (yolo / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [bright, dark]\n")
+    return yolo, voc
+
+
+def test_the_same_data_in_any_format_trains_the_same_network(start, tmp_path):
+    coco = squares(tmp_path / "coco", 6)
+    runs = []
+    for number, data in enumerate((coco, *in_other_formats(coco, tmp_path))):
+        result = begin(data, start, tmp_path / f"run{number}", epochs=2)
+        runs.append((result.best["bbox"], load_file(tmp_path / f"run{number}" / "last.safetensors")))
+    for metrics, weights in runs[1:]:
+        assert metrics == runs[0][0]
+        assert all(torch.equal(weights[name], value) for name, value in runs[0][1].items())
