@@ -41,7 +41,7 @@ class CoreMLEngine(Engine):
     suffix: ClassVar[str] = ".mlpackage"
     extra: ClassVar[str | None] = "coreml"
     modules: ClassVar[tuple[str, ...]] = ("coremltools",)
-    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "light_masks", "retinanet"), ("fp16", "fp32"))
+    runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "retinanet"), ("fp16", "fp32"))
     writes: ClassVar[Precisions] = runs
 
     def __init__(self, model: Runnable, precision: str, device: str, threads: int | None = None) -> None:
