@@ -1,4 +1,4 @@
-"""Open datasets with boxes and masks in any of the known formats. A new format is one file and one row of `FORMATS`."""
+"""Open datasets with boxes and masks in any of the known formats. A new format is one file and one row of `OBJECT_FORMATS`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from .folders import find_coco
 from .voc import find_voc, open_voc
 from .yolo import find_yolo, open_yolo
 
-FORMATS: tuple[tuple[Callable[[Path], Any], Callable[..., CocoDataset]], ...] = (
+OBJECT_FORMATS: tuple[tuple[Callable[[Path], Any], Callable[..., CocoDataset]], ...] = (
     (find_yolo, open_yolo),
     (find_voc, open_voc),
 )
@@ -31,7 +31,7 @@ def open_objects(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_
     """
     path = Path(data)
     if not is_coco(path):
-        for find, open_layout in FORMATS:
+        for find, open_layout in OBJECT_FORMATS:
             if layout := find(path):
                 return open_layout(layout, data, seed, val_share, drawn_by)
     return open_coco(data, seed, val_share, drawn_by)
@@ -40,7 +40,7 @@ def open_objects(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_
 def has_objects(data: str | Path) -> bool:
     """Whether data has a format with boxes or masks. Raises DataError for an unusable YAML file."""
     path = Path(data)
-    return is_coco(path) or any(find(path) for find, _ in FORMATS)
+    return is_coco(path) or any(find(path) for find, _ in OBJECT_FORMATS)
 
 
 def is_coco(path: Path) -> bool:

@@ -20,12 +20,12 @@ from .problems import Problems
 from .splits import split_of
 from .walk import files_below, folders_in, is_file
 
-NAME_FILES = ("classes.txt", "labels.txt")
+VOC_NAMES = ("classes.txt", "labels.txt")
 """Files with one class name per line, which give the order of the classes."""
 MAX_XML = 2**20
 LISTS = ("train", "val", "test", "trainval")
 """Names of the text files in `ImageSets` that list the images of a split."""
-LOOKED_AT = 20
+_HEADS_READ = 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def open_voc(
     """
     splits = {name: _read(files, layout, Problems()) for name, files in layout.splits.items()}
     found = sorted({str(one.name) for split in splits.values() for row in split.objects for one in row})
-    names = listed_names((layout.root,), NAME_FILES) or tuple(found)
+    names = listed_names((layout.root,), VOC_NAMES) or tuple(found)
     if not names:
         raise DataError(f"{data}: no XML file has an object with a name and a bndbox")
     label_of: dict[str | int, int] = {name: number for number, name in enumerate(names)}
@@ -89,7 +89,7 @@ def _xml_files(folder: Path, direct: bool = False) -> list[Path]:
     """The XML files in a folder, sorted; empty unless one of the first is an annotation."""
     files = sorted(folder.iterdir()) if direct else files_below(folder)
     found = [file for file in files if file.suffix.lower() == ".xml" and is_file(file)]
-    return found if any(b"<annotation" in _head(file) for file in islice(found, LOOKED_AT)) else []
+    return found if any(b"<annotation" in _head(file) for file in islice(found, _HEADS_READ)) else []
 
 
 def _head(path: Path) -> bytes:

@@ -21,10 +21,10 @@ from .splits import split_of
 from .walk import exists, files_below, folders_in, is_file
 
 YAML = (".yaml", ".yml")
-NAME_FILES = ("classes.txt", "obj.names", "names.txt")
+YOLO_NAMES = ("classes.txt", "obj.names", "names.txt")
 """Files with one class name per line, for folders without a YAML file."""
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-LOOKED_AT = 50
+LABELS_READ = 50
 """Number of label files that are looked at to recognize the format."""
 
 
@@ -53,7 +53,7 @@ def find_yolo(path: Path) -> YoloLayout | None:
             return layout
         if splits := _folders(level):
             labels = [level / "labels", *(child / "labels" for child in folders_in(level))]
-            return YoloLayout(level, splits, listed_names((level, *labels), NAME_FILES))
+            return YoloLayout(level, splits, listed_names((level, *labels), YOLO_NAMES))
     return None
 
 
@@ -152,7 +152,7 @@ def _folders(level: Path) -> dict[str, list[Path]] | None:
 def _has_labels(folder: Path, direct: bool = False) -> bool:
     """Whether one of the first images has a label file in YOLO's format."""
     files = sorted(folder.iterdir()) if direct else files_below(folder)
-    images = islice((file for file in files if is_image(file)), LOOKED_AT)
+    images = islice((file for file in files if is_image(file)), LABELS_READ)
     return any(_is_label_file(label) for image in images if (label := label_file(image)))
 
 
@@ -192,7 +192,7 @@ def _read(places: Sequence[Path], root: Path, problems: Problems) -> LabelledSpl
     for place in places:
         folder = Path(*("labels" if part.lower() == "images" else part for part in place.parts))
         for file in files_below(folder) if folder.is_dir() else ():
-            left = file.suffix.lower() == ".txt" and file not in used and file.name not in NAME_FILES
+            left = file.suffix.lower() == ".txt" and file not in used and file.name not in YOLO_NAMES
             if left and (folder != place or _is_label_file(file)):
                 problems.add("label file", "not used: there is no image for it", str(file.relative_to(folder)))
     return split

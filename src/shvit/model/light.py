@@ -23,7 +23,7 @@ from .layers import ConvNorm
 from .shapes import Maps
 
 STRIDES = (8, 16, 32)
-CANDIDATES = 10
+PER_OBJECT = 10
 """Positions per object in the one-to-many branch."""
 FIRST_SCORE = 0.01
 """Score of every class at the beginning of training, as in RetinaNet's paper."""
@@ -206,7 +206,7 @@ class LightDetector(Detector):
         if targets is None:
             return self.results(levels, one, boxes, extras)
         with torch.autocast(one.device.type, enabled=False):
-            assignments = [self._assigned(*row, centers, CANDIDATES) for row in zip(many, boxes, targets, strict=True)]
+            assignments = [self._assigned(*row, centers, PER_OBJECT) for row in zip(many, boxes, targets, strict=True)]
             single = [self._assigned(*row, centers, 1) for row in zip(one, boxes, targets, strict=True)]
             loss = class_loss(many, targets, assignments) + box_loss(boxes, targets, assignments)
             loss = loss + class_loss(one, targets, single, focus=0)  # a focus would hardly lower scores of 0.3
