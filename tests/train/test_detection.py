@@ -113,9 +113,9 @@ def test_it_learns_to_find_objects(run, tmp_path, task, kind, epochs, start):
     assert "AP50" in printed
     assert "boxes" in printed
 
-    code, _, errors = run(
-        "predict", best, data / "val2017", "--out", tmp_path / "found.json", "--draw", tmp_path / "drawn", *exact
-    )
+    every = ["--threshold", 0.1]
+    drawn = ["--out", tmp_path / "found.json", "--draw", tmp_path / "drawn"]
+    code, _, errors = run("predict", best, data / "val2017", *drawn, *exact, *every)
     assert code == 0, errors
     known = COCO(str(data / "annotations" / "instances_val2017.json"))
     found = known.loadRes(str(tmp_path / "found.json"))
@@ -160,7 +160,7 @@ def test_it_learns_to_find_objects(run, tmp_path, task, kind, epochs, start):
     assert " found by both" in printed
     code, printed, _ = run("eval", best.with_suffix(".onnx"), data, "--json", "--workers", 0)
     assert json.loads(printed)[kind]["AP50"] == pytest.approx(judged[kind]["AP50"], abs=1e-3)
-    run("predict", best.with_suffix(".onnx"), data / "val2017", "--out", tmp_path / "again.json")
+    run("predict", best.with_suffix(".onnx"), data / "val2017", "--out", tmp_path / "again.json", *every)
     again = known.loadRes(str(tmp_path / "again.json"))
     assert len(again.anns) == len(found.anns)
     if task == "segment":

@@ -1,4 +1,4 @@
-"""Open datasets with boxes and masks in any of the known formats. A new format is one file and one row of `OBJECT_FORMATS`."""
+"""Open datasets with boxes and masks in any known format. A new format is one file and one row of `OBJECT_FORMATS`."""
 
 from collections.abc import Callable
 from pathlib import Path
