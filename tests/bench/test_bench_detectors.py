@@ -117,7 +117,7 @@ def test_the_command(run, quick_machine):
         (["torchvision/resnet50", "--task", "detect"], "torchvision/NAME must be one of"),
         (["--task", "detect", "--protocol", "paper-cpu"], "--protocol works only for classifiers"),
         (["--task", "detect", "--plot", "a.png"], "--plot works only for classifiers"),
-        (["timm/deit_tiny_patch16_224", "--task", "detect"], "each twice the previous one"),
+        (["timm/deit_tiny_patch16_224", "--task", "detect"], "or 16, 32 and 64; got 16, 16, 16"),
     ],
 )
 def test_what_is_refused(run, flags, reason):

@@ -88,13 +88,14 @@ def begin(data, start, out, task="detect", workers=0, resume=False, **settings):
 
 @pytest.mark.slow
 @pytest.mark.drawn
-@pytest.mark.parametrize(("task", "kind", "epochs"), [("detect", "bbox", 8), ("segment", "segm", 4)])
+@pytest.mark.parametrize(("task", "kind", "epochs"), [("detect", "bbox", 20), ("segment", "segm", 4)])
 def test_it_learns_to_find_objects(run, tmp_path, task, kind, epochs, start):
     data, out = squares(tmp_path / "data", 64), tmp_path / "run"
-    settings = ["--epochs", epochs, "--image-size", 64, "--batch-size", 4, "--lr", 1e-3, "--lr-batch", 4]
+    lr = 3e-3 if task == "detect" else 1e-3
+    settings = ["--epochs", epochs, "--image-size", 64, "--batch-size", 4, "--lr", lr, "--lr-batch", 4]
     settings += ["--scale-min", 1, "--scale-max", 1, "--color-jitter", 0, "--ema", 0, "--workers", 0, "--device", "cpu"]
     exact = ["--precision", "fp32"]  # the default depends on the processor
-    settings += ["--proposals", 16] if task == "segment" else []
+    settings += ["--proposals", 16] if task == "segment" else ["--mosaic", 0, "--hsv", 0, "--eval-every", 10]
     begun = run("train", data, "--task", task, "--model", start, "--out", out, *settings, *exact, "--json")
     code, printed, errors = begun
     assert code == 0, errors
@@ -172,7 +173,7 @@ def test_it_learns_to_find_objects(run, tmp_path, task, kind, epochs, start):
 @pytest.mark.parametrize(
     ("task", "kinds", "settings"),
     [
-        ("detect", ["bbox"], {"epochs": 40, "eval_every": 40, "image_size": 128, "lr": 2e-4}),
+        ("detect", ["bbox"], {"epochs": 40, "eval_every": 40, "image_size": 128, "lr": 2e-4, "head": "retinanet"}),
         ("segment", ["bbox", "segm"], {"epochs": 45, "eval_every": 45, "image_size": 64, "lr": 3e-4, "proposals": 16}),
     ],
 )
@@ -404,7 +405,7 @@ def test_shorter_sides_go_through_all_verbs(run, start, tmp_path):
         canvas = stack([read_whole(one, model.preprocess)[0] for one in pictures if not isinstance(one, str)])
         expected = predictor.engine(canvas)[:, :, 4:].flatten(1).max(1).values
         scores = [found.scores[0] for found in predictor(pictures) if found.error is None]
-        assert scores == pytest.approx(expected.tolist(), abs=1e-6)
+        assert scores == pytest.approx(expected.tolist(), abs=1e-5)
     code, _, errors = run("predict", best, data / "val2017", "--engine", "onnx")
     assert (code, "fit shorter run on torch, not on onnx" in errors) == (2, True)
 

@@ -137,6 +137,7 @@ def small(model: str = "shvit_s1") -> Recipe:
     """
     return replace(
         _object_recipe("small"),
+        head="light",
         epochs=60,
         image_size=320,
         lr=6e-3,
