@@ -18,7 +18,7 @@ ROW = {
     "model", "engine", "precision", "batch_size", "image_size", "device", "threads", "images_per_second", "seconds",
     "p95_seconds", "spread", "round_seconds", "share_of_ceiling",
     "detail", "memory_bytes", "params", "macs", "weights",
-    "calibration", "published_top1", "own_top1", "task", "part",
+    "calibration", "published_top1", "own_top1", "task", "part", "head",
 }  # fmt: skip
 
 

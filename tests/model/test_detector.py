@@ -274,5 +274,5 @@ def test_timms_models_are_backbones(kind):
 
 
 def test_unknown_detectors_are_refused():
-    with pytest.raises(InputError, match="detector must be one of light, retinanet, mask_rcnn"):
+    with pytest.raises(InputError, match="detector must be one of light, light_masks, retinanet, mask_rcnn"):
         Architecture("shvit_s1", 3, detector="yolo")
