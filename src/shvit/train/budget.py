@@ -23,7 +23,7 @@ MUON_EPOCHS, MUON_SIZE = 30, 128
 
 The cost of a Muon step does not depend on the image size, so it is relatively high for small images.
 """
-DETECTION_IMAGES, DETECTION_EPOCHS = 12_000, (20, 240)
+DETECTION_IMAGES, DETECTION_EPOCHS = 10_000, (20, 240)
 """Recipe `small` with the light detector: number of images in all epochs together, and the range of epochs."""
 TUNING_IMAGES, TUNING_EPOCHS = (5_000, 1_000_000), (5, 40)
 """Fine-tuning: least and greatest number of images in all epochs together, and of epochs."""
