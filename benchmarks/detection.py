@@ -1,4 +1,4 @@
-"""Two experiments with detectors: overfit a few photographs, and compare a trained backbone with random weights.
+"""RetinaNet and Mask R-CNN: overfit a few photographs, and compare a trained backbone with random weights.
 
 `by-heart`: overfit the first --images training photographs of a COCO folder, without augmentation, and evaluate on
 the same photographs. Photographs with crowds or small objects are left out. An object is small if the square root
@@ -31,10 +31,10 @@ BY_HEART = [
     *("--scale-min", "1", "--scale-max", "1", "--flip", "0", "--color-jitter", "0", "--ema", "0"),
 ]
 EPOCHS = {
-    "detect": ["--epochs", "40", "--eval-every", "20"],
+    "detect": ["--head", "retinanet", "--epochs", "40", "--eval-every", "20"],
     "segment": ["--epochs", "66", "--eval-every", "33", "--proposals", "32"],
 }
-LEARN = ["--task", "detect", "--image-size", "192", "--epochs", "12", "--eval-every", "12"]
+LEARN = ["--task", "detect", "--head", "retinanet", "--image-size", "192", "--epochs", "12", "--eval-every", "12"]
 
 
 def choose(coco: Path, images: int) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from shvit.data.loader import Loader
 from shvit.data.transforms import Normalize, Preprocess
 from shvit.files import write_json
 from shvit.modelfile import load
+from shvit.pretrained import load_model
 from shvit.provenance import facts
 from shvit.tasks.detect import Detect, DetectAnchors
 from shvit.train.budget import fit
@@ -41,8 +42,8 @@ from shvit.train.recipes import make_recipe
 
 LAST_ONLY = "--eval-every", "1000000"
 FEW = 50
-RETINANET_EPOCHS = "16"
-COCO_FLAGS = "--epochs", "30", "--image-size", "256"
+RETINANET_EPOCHS = "12"
+COCO_FLAGS = "--epochs", "24", "--image-size", "256"
 OVERFIT = [
     *("--epochs", "60", "--image-size", "256", "--mosaic", "0", "--hsv", "0", "--flip", "0"),
     *("--scale-min", "1", "--scale-max", "1"),
@@ -143,6 +144,7 @@ def main() -> None:
                 write_json(kept, {"kind": kind, "seed": seed, **measure(kind, seed, args)})
             rows.append(json.loads(kept.read_text()))
             print(json.dumps(rows[-1]))
+    starts = [args.start, *([args.peer] if "ssdlite" in args.only else [])]
     light = [row["AP50"] for row in rows if row["kind"] == "light"]
     result = {
         "what": "detectors trained on few photographs, judged on the validation images",
@@ -150,6 +152,7 @@ def main() -> None:
         "unit": "AP50 of the light detector on BCCD, minimum over the seeds",
         "command": "python benchmarks/detectors.py --bccd BCCD --coco COCO421 --start S1 --peer MNV3 --runs RUNS",
         "threads": torch.get_num_threads(),
+        "starts": {str(path): load_model(path).metrics.get("top1") for path in starts},
         "rows": rows,
         **about,
     }
