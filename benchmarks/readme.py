@@ -29,6 +29,8 @@ SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
         "kill": training.kill,
         "recipes": training.recipes,
         "estimate": training.estimate,
+        "learners": detection.learners,
+        "detectors": detection.detectors,
         "overfit": detection.overfit,
         "transfer": detection.transfer,
         "exports": detection.exports,

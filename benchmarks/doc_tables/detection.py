@@ -1,9 +1,43 @@
-"""Detection and segmentation: overfitting, transfer, exports and speed."""
+"""Detection and segmentation: accuracy from few images, overfitting, transfer, exports and speed."""
 
 from shvit.bench.peers import PAPER_BACKBONES
 
 from .classification import NOT_RUN
 from .results import latest, machine, one_thread, table
+
+
+NAMES = {"light": "light", "retinanet": "RetinaNet", "ssdlite320": "torchvision's SSDLite320"}
+LEARNERS = {
+    "light": ("light", "BCCD, 292 images"),
+    "few": ("light", "BCCD, 50 images"),
+    "retinanet": ("retinanet", "BCCD, 292 images"),
+    "ssdlite": ("ssdlite320", "BCCD, 292 images"),
+    "coco": ("light", "coco421, 215 images"),
+    "overfit": ("light", "16 images of coco421, evaluated on the same images"),
+}
+"""The detector and the training images of each kind of row in the result of `benchmarks/detectors.py`."""
+
+
+def learners() -> str:
+    result = latest("detectors")
+    rows = []
+    for row in result["rows"]:
+        detector, data = LEARNERS[row["kind"]]
+        suppressed = f"{row['one_to_many_nms_AP']:.1%}" if "one_to_many_nms_AP" in row else "-"
+        accuracies = f"{row['AP50']:.1%}", f"{row['AP']:.1%}", suppressed
+        rows.append([NAMES[detector], data, str(row["seed"]), *accuracies, f"{row['seconds'] / 60:.1f}"])
+    columns = ("detector", "training images", "seed", "AP50", "AP", "AP, one-to-many with NMS", "minutes")
+    return "\n".join([f"Trained on {machine(result)}:", "", *table(columns, rows)])
+
+
+def detectors() -> str:
+    result = latest("detector-latency")
+    times: dict[tuple[str, str], list[str]] = {}
+    for row in result["rows"]:
+        times.setdefault((row["detector"], row["precision"]), []).append(f"{row['milliseconds']:.1f}")
+    rows = [[NAMES[name], precision, *cells] for (name, precision), cells in times.items()]
+    columns = ("detector", "precision", "network, ms", "with selection of objects, ms")
+    return "\n".join([f"Measured on {one_thread(result)}, one image per call:", "", *table(columns, rows)])
 
 
 def overfit() -> str:
@@ -14,7 +48,7 @@ def overfit() -> str:
         rows.append([task, f"{run['bbox']['AP50']:.1%}", masks, f"{run['seconds'] / 60:.1f}"])
     return "\n".join(
         [
-            f"Detectors with an S1 backbone overfit {len(result['photographs'])} photographs of coco421 (a part of "
+            f"RetinaNet and Mask R-CNN with an S1 backbone overfit {len(result['photographs'])} photographs of coco421 (a part of "
             f"COCO) at 128 pixels. The photographs show {result['objects']} objects of {result['classes']} classes, "
             "none of them small.",
             f"The backbone was trained on imagenette160. Measured by `benchmarks/detection.py` on {machine(result)}:",

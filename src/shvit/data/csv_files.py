@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from ..errors import DataError, counted, few
 from ..files import MAX_TEXT, from_cell, read_regular
-from .splits import Listing, split_of
+from .splits import Labelled, Listing, split_of
 from .walk import exists
 
 CSV_SUFFIXES = (".csv", ".tsv")
@@ -79,7 +79,8 @@ def read_csv(path: Path) -> Listing:
     if 0 < len(unsplit) < len(everything):
         raise DataError(f"{path}: {counted(len(unsplit), 'row')} without a split: give every row a split, or none")
     splits = {"all": unsplit} if unsplit else {"train": train, "val": val, "test": test}
-    return Listing(splits, tuple(_warnings(columns, everything)))
+    warnings = tuple(_warnings(columns, everything))
+    return Listing({name: Labelled.of(images) for name, images in splits.items()}, warnings)
 
 
 def _text(path: Path) -> str:

@@ -21,7 +21,7 @@ from ..files import check_regular
 from ..redact import redacted
 from .identity import BYTES, READERS, identities
 from .image_file import MAX_BYTES, BadImage
-from .sequences import Lazy, join, pick
+from .sequences import join, pick
 from .transforms import Reader
 
 DrawnBy = Literal["hash", "content", "position"]
@@ -72,9 +72,9 @@ class Samples:
 
     def subset(self, indices: Iterable[int]) -> Self:
         """The samples with these indices, in this order."""
-        picked = list(indices)
+        picked = np.array(list(indices), np.int64)
         columns = {name: pick(column, picked) for name, column in self._columns().items()}
-        bad = {new: self.bad[old] for new, old in enumerate(picked) if old in self.bad} if self.bad else {}
+        bad = {new: self.bad[old] for new, old in enumerate(picked.tolist()) if old in self.bad} if self.bad else {}
         return replace(self, **columns, bad=bad)  # pyright: ignore[reportArgumentType]: a dataclass
 
     def joined(self, other: Any) -> Self:
@@ -109,7 +109,7 @@ class Split(Samples):
 
     def relabelled(self, numbers: Sequence[int]) -> "Split":
         """A copy in which each label `i` is replaced by `numbers[i]`."""
-        return replace(self, labels=[numbers[label] for label in self.labels])
+        return replace(self, labels=np.asarray(numbers, np.int32)[np.asarray(self.labels)])
 
     def joined(self, other: Self) -> Self:
         """These samples, followed by those of `other`, whose shards get new numbers to avoid collisions."""
@@ -340,7 +340,11 @@ def duplicates(one: Samples, other: Samples) -> list[tuple[list[str], list[str]]
     Compares sizes first, then the last 4 KiB, then whole files.
     """
     splits = one, other
-    keys = _in_both([file_sizes(split) for split in splits])
+    sizes = [file_sizes(split) for split in splits]
+    common = np.intersect1d(*(some[some >= 0] for some in sizes))
+    keys: list[dict[int, Any]] = [
+        {index: int(some[index]) for index in np.flatnonzero(np.isin(some, common)).tolist()} for some in sizes
+    ]
     for last in (4096, None):  # files often begin with the same bytes, but seldom end with the same bytes
         for side, split in enumerate(splits):
             with ThreadPoolExecutor(READERS) as pool:  # network drives respond slowly
@@ -372,11 +376,11 @@ def _in_both(keys: list[dict[int, Any]]) -> list[dict[int, Any]]:
     return [{index: key for index, key in of_split.items() if key in shared} for of_split in keys]
 
 
-def file_sizes(split: Samples) -> dict[int, int]:
-    """Size in bytes of each image that is a separate file, by index. Missing files are left out."""
-    sizes = {}
-    for index, image in enumerate([] if isinstance(split.images, Lazy) else split.images):
-        if isinstance(image, Path):
+def file_sizes(split: Samples) -> Int64[np.ndarray, " n"]:
+    """Size in bytes of each image that is a separate file. -1 for other images and for missing files."""
+    sizes = np.full(len(split), -1)
+    if len(split) and isinstance(split.images[0], Path):
+        for index, image in enumerate(split.images):
             with suppress(OSError):  # reported when the image is decoded
                 sizes[index] = check_regular(image)
     return sizes

@@ -7,10 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+
 from ..errors import DataError, counted, few
 from .coco_files import annotation_files, is_annotations
 from .images import Skipped, is_image
-from .splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Kind, Listing, split_of
+from .sequences import Files
+from .splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Kind, Labelled, Listing, split_of
 from .walk import files_below, folders_in, is_hidden
 
 PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", "pictures"})
@@ -50,7 +53,7 @@ def read_folder(path: Path) -> Listing:
         if flat and not any(_holds_images(child) for child in children if child not in named):
             _refuse_flat(path, [*levels, *named], flat)
         listing = _read_unsplit(path, root, skipped)
-    _refuse_foreign(path, [*levels, *named], {name for rows in listing.splits.values() for _, name in rows})
+    _refuse_foreign(path, [*levels, *named], set().union(*(split.present() for split in listing.splits.values())))
     return Listing(listing.splits, (*listing.warnings, *skipped.lines()))
 
 
@@ -91,7 +94,7 @@ def _read_splits(root: Path, named: list[Path], skipped: Skipped) -> Listing:
         _refuse_flat(root, [root, *named], flat)
     splits, warnings = {}, []
     for kind, child in (("train", train), ("val", val), ("test", test)):
-        splits[kind] = _read_classes(_base(child), skipped, warnings) if child else []
+        splits[kind] = _read_classes(_base(child), skipped, warnings) if child else Labelled.of([])
     if unused := [child.name for child in folders_in(root) if child not in (train, val, test) and _holds_images(child)]:
         used = " and ".join(child.name for child in (train, val, test) if child)
         warnings.append(f"not used: {few(unused)}; only {used} of {root} are read")
@@ -110,35 +113,45 @@ def _chosen(root: Path, folders: list[Path], names: Sequence[str]) -> Path | Non
 
 def _read_unsplit(path: Path, root: Path, skipped: Skipped) -> Listing:
     warnings: list[str] = []
-    rows = _read_classes(root, skipped, warnings)
-    if not rows:
+    images = _read_classes(root, skipped, warnings)
+    if not len(images):
         split = next((child for child in folders_in(root) if split_of(child.name)), None)
         what = "images" if split else "class folders with images"
         raise DataError(f"{path} holds no {what}: expected {split or path}/<class>/<image>")
-    _refuse_repeated(root, _folders_inside(root, rows))
-    return Listing({"all": rows}, tuple(warnings))
+    _refuse_repeated(root, _folders_inside(root, images))
+    return Listing({"all": images}, tuple(warnings))
 
 
-def _read_classes(folder: Path, skipped: Skipped, warnings: list[str]) -> list[tuple[Path, str]]:
+def _read_classes(folder: Path, skipped: Skipped, warnings: list[str]) -> Labelled:
     """The image and class of each `folder/<class>/**/<image>`."""
-    by_class = {child: skipped.images_below(child) for child in folders_in(folder)}
-    rows = [(image, child.name) for child, images in by_class.items() for image in images]
-    if empty := [str(child) for child, images in by_class.items() if not images]:
+    children, counts = folders_in(folder), list[int]()
+
+    def paths() -> Iterator[Path]:
+        for child in children:
+            images = skipped.images_below(child)
+            counts.append(len(images))
+            yield from images
+
+    files = Files(paths())
+    found = Labelled(
+        files, [child.name for child in children], np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    )
+    if empty := [str(child) for child, count in zip(children, counts, strict=True) if not count]:
         warnings.append(f"no images in {few(empty)}")
     if beside := sum(map(is_image, _own_files(folder))):
         warnings.append(f"skipped: {counted(beside, 'image')} in {folder}, beside the class folders")
-    inside = _folders_inside(folder, rows)
+    inside = _folders_inside(folder, found)
     if nested := [name for name, names in inside.items() if len(names) > 1 and "" not in names]:
         example = f"{nested[0]}: {few(sorted(inside[nested[0]]))}"
         classes = counted(len(nested), "class", "classes")
         warnings.append(f"{classes} in {folder} with images only in subfolders, such as {example}")
-    return rows
+    return found
 
 
-def _folders_inside(folder: Path, rows: Iterable[tuple[Path, str]]) -> dict[str, set[str]]:
+def _folders_inside(folder: Path, images: Labelled) -> dict[str, set[str]]:
     """For each class, the names of its subfolders with images; an empty name stands for the class folder itself."""
     inside: dict[str, set[str]] = {}
-    for parent, name in sorted({(image.parent, name) for image, name in rows}):
+    for parent, name in images.folders():
         inside.setdefault(name, set()).add("".join(parent.relative_to(folder).parts[1:2]))
     return inside
 

@@ -1,10 +1,16 @@
-"""Lazy sequences. Items are created on access, so millions of images are stored as arrays rather than as objects."""
+"""Lazy sequences. Items are created on access, so millions of images are stored as arrays rather than as objects.
+
+Worker processes that are forked share these arrays. Of objects, each worker would soon have its own copies, because
+counting references to an object writes to its memory.
+"""
 
 from abc import abstractmethod
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from operator import index as as_index
+from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -84,9 +90,12 @@ class Texts(Lazy[str]):
     """Short texts, stored as one bytes object."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode(errors="surrogatepass") for text in texts]
-        self.data = b"".join(encoded)
-        self.ends = np.cumsum([0, *map(len, encoded)])
+        data, ends = bytearray(), array("q", [0])
+        for text in texts:
+            data += text.encode(errors="surrogatepass")
+            ends.append(len(data))
+        self.data = bytes(data)
+        self.ends = _small(ends)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -95,13 +104,52 @@ class Texts(Lazy[str]):
         return self.data[self.ends[index] : self.ends[index + 1]].decode(errors="surrogatepass")
 
 
-def pick(items: Any, indices: Sequence[int]) -> Any:
+class Files(Lazy[Path]):
+    """Paths of files, stored as a table of folders and the names of the files in them."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        folders: dict[str, int] = {}
+        numbers = array("q")
+
+        def names() -> Iterable[str]:
+            for path in paths:
+                numbers.append(folders.setdefault(str(path.parent), len(folders)))
+                yield path.name
+
+        self.names = Texts(names())
+        self.folders = tuple(folders)
+        self.numbers = _small(numbers)
+        """The folder of each file, as an index of `folders`."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def item(self, index: int) -> Path:
+        return Path(self.folders[self.numbers[index]], self.names.item(index))
+
+    def texts(self) -> Lazy[str]:
+        """The paths as texts."""
+        return Computed(len(self), self._text)
+
+    def _text(self, index: int) -> str:
+        return str(self.item(index))
+
+
+def _small(numbers: "array[int]") -> np.ndarray:
+    """An array of the smallest unsigned type that holds all the numbers, which are at least 0."""
+    values = np.frombuffer(numbers, np.int64) if len(numbers) else np.empty(0, np.int64)
+    return values.astype(np.min_scalar_type(values.max(initial=0)))
+
+
+def pick(items: Any, indices: np.ndarray) -> Any:
     """The items with these indices: an array for an array, a lazy sequence for a lazy one, otherwise a list."""
     if isinstance(items, np.ndarray):
-        return items[np.asarray(indices, np.int64)]
+        return items[indices]
+    if isinstance(items, Picked):
+        return Picked(items.whole, items.indices[indices])
     if isinstance(items, Lazy):
-        return Picked(items, np.asarray(indices, np.int64))
-    return [items[index] for index in indices]
+        return Picked(items, indices)
+    return [items[index] for index in indices.tolist()]
 
 
 def join(*parts: Any) -> Any:

@@ -62,6 +62,11 @@ def is_data(name: str) -> bool:
     return name == "digits" or listed or Path(name).is_dir() or name.startswith(PREFIX) or is_sharded(name)
 
 
+def is_listed(data: str) -> bool:
+    """Whether data consists of separate files, which must be found before they can be read."""
+    return data != "digits" and not data.startswith(PREFIX) and not is_sharded(data)
+
+
 def is_sharded(data: str | Path) -> bool:
     """Whether `data` has a suffix of WebDataset shards, is a URL (except `hf://`), or is a folder of shards."""
     text = str(data)
@@ -91,23 +96,20 @@ def _digits(holdout: Holdout) -> Dataset:
 def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
     """Make a dataset from images that are separate files."""
     listed, problems = holdout.arrange(listing.splits)
-    tested = {label for _, label in listed.get("test", ())}
-    classes = tuple(sorted({label for split, rows in listed.items() if split != "test" for _, label in rows} or tested))
+    present = {name: images.present() for name, images in listed.items()}
+    tested = present.pop("test", set())
+    classes = tuple(sorted(set().union(*present.values()) or tested))
     label_of = {name: label for label, name in enumerate([*classes, *sorted(tested.difference(classes))])}
-    splits = {
-        split: Split([path for path, _ in rows], [label_of[name] for _, name in rows], [str(path) for path, _ in rows])
-        for split, rows in listed.items()
-    }
+    splits = {}
+    for name_of_split, images in listed.items():
+        labels = np.array([label_of.get(name, -1) for name in images.classes], np.int32)[images.numbers]
+        splits[name_of_split] = Split(images.files, labels, images.files.texts())
     return dataset_of(name, classes, splits, holdout, _contents, [*problems, *listing.warnings])
 
 
 def _contents(split: Split) -> Iterator[bytes]:
     """The bytes that the fingerprint covers: name, size and label of each file, or pixels and label of each array."""
-    sizes = file_sizes(split)
-    for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
-        if isinstance(image, np.ndarray):
-            content = image.tobytes()
-        else:
-            content = Path(split.names[index]).name.encode(errors="surrogatepass")
-        yield content + f"\0{sizes.get(index)}\0{label}\n".encode()
+    for image, label, size in zip(split.images, split.labels, file_sizes(split).tolist(), strict=True):
+        content = image.tobytes() if isinstance(image, np.ndarray) else image.name.encode(errors="surrogatepass")
+        yield content + f"\0{None if size < 0 else size}\0{label}\n".encode()
     yield b"split\n"

@@ -10,6 +10,7 @@ from typing import Any
 from ..data.coco import CocoDataset
 from ..data.dataset import Dataset, DrawnBy, drawn_before, shared_files
 from ..data.identity import TrainedOn
+from ..data.sources import is_listed
 from ..data.splits import SPLIT_ADJECTIVES
 from ..data.transforms import Preprocess
 from ..engines import pick_device
@@ -103,10 +104,10 @@ def train(request: TrainRequest, reporter: Reporter | None = None) -> TrainResul
         run = str(out.resolve())
         resume = group.on_main(lambda: request.resume or (group.has_begun(run) and (out / RECORD).exists()))
         check_folder(out, new=not resume, otherwise=OR_RESUME)
-        plan = _resumed(request, out) if resume else _planned(request)
+        plan = _resumed(request, out, group) if resume else _planned(request, group)
         reporter = reporter if reporter and group.is_main else Reporter()
         reporter.curves = out / "tensorboard" if request.track and group.is_main else None
-        for warning in (*plan.source.warnings, *plan.warnings()):
+        for warning in group.on_main(lambda: (*plan.source.warnings, *plan.warnings())):
             reporter.warn(warning)
         trainer = _trainer(plan, request, out, device, reporter, group)
         reporter.fitted(plan.choices, len(plan.source.train), plan.recipe.epochs)
@@ -130,7 +131,7 @@ def profile(request: TrainRequest) -> Profile:
     group = ProcessGroup.from_environment()
     device = group.device(pick_device(request.device))
     with group.connected(device):
-        plan = _planned(request)
+        plan = _planned(request, group)
         return time_steps(_trainer(plan, request, Path(), device, Reporter(), group), request.workers)
 
 
@@ -149,7 +150,7 @@ def _claim(out: Path, new: bool, until: ExitStack) -> None:
     check_folder(out, new=new, otherwise=OR_RESUME)
 
 
-def _planned(request: TrainRequest) -> TrainPlan:
+def _planned(request: TrainRequest, group: ProcessGroup) -> TrainPlan:
     task = request.task or "classify"
     family = kind_of(task).recipe_family
     named = {key: value for key, value in request.settings.items() if value is not None}
@@ -162,7 +163,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
             f"recipe {draft.name} needs trained weights, but {model} has none: --model must be a model file or "
             f"published weights such as {published}"
         )
-    source = _opened(request.data, task, draft)
+    source = _opened(request.data, task, draft, group)
     if request.teacher_cache is not None and draft.teacher is None:
         raise InputError(f"--teacher-cache needs a teacher, but recipe {draft.name} has none: add --teacher")
     images = len(source.train)
@@ -203,13 +204,13 @@ def _head_of(model: str, task: str, recipe: str) -> dict[str, str | None]:
     return {"head": kind_of(start).head} if start.task == task else {}
 
 
-def _resumed(request: TrainRequest, out: Path) -> TrainPlan:
+def _resumed(request: TrainRequest, out: Path, group: ProcessGroup) -> TrainPlan:
     """The plan of the run in `out`. Raises InputError if the request contradicts it."""
     named = {**request.settings, "task": request.task, "model": request.model, "recipe": request.recipe}
     record = recorded(out, named)
     recipe, task = Recipe.from_dict(record["recipe"]), str(record["task"])
     drawn_by = record.get("drawn_by", drawn_before(record))
-    source = _opened(request.data, task, recipe, drawn_by)
+    source = _opened(request.data, task, recipe, group, drawn_by)
     if any((out / name).exists() for name in CHECKPOINTS):
         network = Architecture.from_dict(record["architecture"]).build()
         start = ModelFile(network, source.classes, Preprocess.from_dict(record["preprocess"]), task)
@@ -220,9 +221,16 @@ def _resumed(request: TrainRequest, out: Path) -> TrainPlan:
     return TrainPlan(record["model"], recipe, source, start, changed, drawn_by, record.get("trained_on"))
 
 
-def _opened(data: str, task: str, recipe: Recipe, drawn_by: DrawnBy = "hash") -> Dataset | CocoDataset:
+def _opened(
+    data: str, task: str, recipe: Recipe, group: ProcessGroup, drawn_by: DrawnBy = "hash"
+) -> Dataset | CocoDataset:
+    """The dataset. The main process finds the files for all processes, because that may take minutes."""
     kind = kind_of(task)
-    source = kind.open(data, recipe.seed, recipe.val_share, drawn_by)
+
+    def open_source() -> Dataset | CocoDataset:
+        return kind.open(data, recipe.seed, recipe.val_share, drawn_by)
+
+    source = group.on_main(open_source) if is_listed(data) else open_source()
     source.check_trainable(**({"masks": True} if kind.has_masks else {}))
     return source
 
