@@ -37,7 +37,10 @@ def check_regular(path: Path) -> int:
     """Size of a regular file in bytes. Raises OSError for pipes, which may block, or devices, which may have no end."""
     if not path.is_file() and path.exists():
         raise OSError(errno.EINVAL, "not a regular file")
-    return path.stat().st_size
+    try:
+        return path.stat().st_size
+    except ValueError as error:  # NUL in the path
+        raise OSError(errno.EINVAL, str(error)) from None
 
 
 def read_regular(path: Path, most: int) -> bytes:

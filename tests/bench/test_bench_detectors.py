@@ -44,7 +44,7 @@ def test_engines_without_regions_are_left_out():
     request = settle(BenchRequest(("shvit_s1",), engines=("executorch",), image_sizes=(64,), task="segment"))
     cases, omitted = plan(request, {"shvit_s1": open_model("shvit_s1", 64, "segment")})
     assert {case.part for case in cases} == {BACKBONE}
-    expected = "models for the task segment run only on onnx (fp32), openvino (fp32, int8), torch (fp32)"
+    expected = "models with detector mask_rcnn run only on onnx (fp32), openvino (fp32, int8), torch (fp32)"
     assert {row.reason for row in omitted} == {expected}
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from shvit.data.coco import CocoSplit, Objects
 from shvit.data.decode import BadImage
+from shvit.data.letterbox import Letterbox, targets_of
 from shvit.data.loader import Loader, seeded
 from shvit.data.object_augmentation import DetectionTrainReader, jitter_hsv
 from shvit.data.transforms import Preprocess
@@ -48,6 +49,18 @@ def test_objects_of_mosaics_stay_on_their_pixels(tmp_path):
         labels |= set(targets.labels.tolist())
     assert seen > 60
     assert labels == set(range(6))
+
+
+def test_a_crowd_is_kept_however_little_of_it_is_visible():
+    objects = Objects(
+        np.array([[0, 0, 400, 400], [0, 0, 400, 400]], np.float32),
+        np.array([0, 1]),
+        np.array([True, False]),
+        np.array([160_000, 160_000], np.float32),
+        (None, None),
+    )
+    targets = targets_of(objects, Letterbox(400, 400, 1.0, 1.0), (64, 64), (0, 0, 64, 32), masks=False)
+    assert (targets.crowds.tolist(), len(targets.boxes)) == ([[0, 0, 32, 64]], 0)
 
 
 def test_the_last_epochs_have_no_mosaics(tmp_path):

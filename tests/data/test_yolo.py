@@ -114,7 +114,7 @@ def test_bad_lines_are_named_and_the_rest_is_used(tmp_path):
     lines = "\n".join(data.warnings)
     for expected in (
         "1 label left out: unknown class, such as a.txt line 2 (class 7)",
-        "2 labels left out: the class is not an index from 0, such as a.txt line 3: -1",
+        "2 labels left out: the class is not an index from 0 to 9999, such as a.txt line 3: -1",
         "1 label left out: expected a class and 4 numbers, or a polygon, such as a.txt line 5: 4 values",
         "1 label left out: not numbers, such as a.txt line 6: 0 0.5 half 0.2 0.4",
         "1 label left out: not finite numbers, such as a.txt line 7",
@@ -135,12 +135,12 @@ def test_bad_lines_are_named_and_the_rest_is_used(tmp_path):
     ("yaml", "reason"),
     [
         ("train: nowhere\nval: images\nnames: [a]", r"train is 'nowhere', but there is no .*nowhere"),
-        ("train: 5\nval: images\nnames: [a]", "train must be a folder, a text file or a list of them, got 5"),
-        ("train: images\nnames: 5", "names must be a list of class names, got 5"),
+        ("train: {a: b}\nval: images\nnames: [a]", "train must be a folder, a text file or a list of them, got {'a'"),
+        ("train: images\nnames: 5", "names must be a list of class names, got '5'"),
         ("train: images\nnames: {-1: a}", "the keys of names must be class indices from 0"),
         ("train: images\nnames: [a, a]", "two classes are named a"),
         ("train: images\nnames: []", "names no classes"),
-        ("test: images\nnames: [a]", "has only test images"),
+        ("test: images\nnames: [a]", "names no images for training or validation"),
         ("a: [", "is not a YAML file"),
         ("a: 1", "describes no dataset: expected the keys names, and train or val"),
     ],
@@ -153,9 +153,11 @@ def test_yaml_files_that_cannot_be_used(tmp_path, yaml, reason):
 
 
 def test_yaml_code_is_not_run(tmp_path):
-    (tmp_path / "data.yaml").write_text("!!python/object/apply:os.mkdir [made]\n")
-    with pytest.raises(DataError, match="is not a YAML file"):
+    made = tmp_path / "made"
+    (tmp_path / "data.yaml").write_text(f"!!python/object/apply:os.mkdir ['{made}']\n")
+    with pytest.raises(DataError, match="describes no dataset"):
         open_objects(tmp_path / "data.yaml")
+    assert not made.exists()
 
 
 def test_class_folders_are_not_yolo(tmp_path):

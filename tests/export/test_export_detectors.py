@@ -142,6 +142,21 @@ def test_int8_is_held_to_average_precision(tmp_path, kind, predictor):
     assert not any("FakeQuantize" in node.input_value(0).get_node().get_type_name() for node in predictors)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnx", "openvino", "executorch", "litert"])
+def test_int8_does_not_quantize_boxes_and_scores(engine, tmp_path):
+    skip_without(engine)
+    source = open_coco(write_coco(tmp_path / "data"))
+    model, out = replace(detector("light"), classes=("tree", "cat", "c")), tmp_path / SUFFIXES[engine]
+    export_model(model, engine, out, "int8", source=source, max_drop=100)
+    rows = engines.load(shvit.load(out), engine, threads=1)(random_images(1, 128, 128))
+    with torch.no_grad():
+        expected = engines.load(model, "torch", "fp32", "cpu")(random_images(1, 128, 128))
+    for columns in (slice(0, 4), slice(4, None)):
+        assert len(rows[..., columns].unique()) > 300  # of about 1,000
+    assert (rows[..., 4:] - expected[..., 4:]).abs().median() < 0.1
+
+
 def test_images_without_objects_hold_no_floor():
     class Nothing:
         name, headline = "detect", "AP"
@@ -283,7 +298,7 @@ def test_masks_are_compared():
 
 
 def test_other_engines_of_segmentation_are_refused():
-    with pytest.raises(EngineError, match="models of task segment with fit whole run on onnx, openvino, torch"):
+    with pytest.raises(EngineError, match=r"mask_rcnn \(fit whole\) run on onnx, openvino, torch"):
         engines.load(detector("mask_rcnn"), "executorch")
     with pytest.raises(EngineError, match="precision 'bf16' is not available on cpu: openvino has fp32, int8"):
         engines.load(detector("light"), "openvino", "bf16")
@@ -305,6 +320,8 @@ def test_end_to_end_objects_are_those_of_predict(kind, engine, tmp_path):
         torch.nn.init.normal_(model.model.head.classification_head.cls_logits.weight, std=0.02)
         torch.nn.init.constant_(model.model.head.classification_head.cls_logits.bias, -2)
     export_model(model, engine, out, end_to_end=True)
+    with pytest.raises(InputError, match=r"threshold must be at least 0\.05 for"):
+        Predictor(out, threshold=0.01)
     images = [
         np.ascontiguousarray(one.permute(1, 2, 0))
         for size in ((90, 200), (128, 128), (250, 60))

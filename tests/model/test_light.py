@@ -47,7 +47,7 @@ def test_a_position_learns_the_object_that_its_box_overlaps_most():
     assert given.quality.tolist() == pytest.approx([38 / 40])
 
 
-def test_objects_smaller_than_the_finest_stride_are_learnt():
+def test_objects_smaller_than_the_finest_stride_are_learned():
     centers, _ = positions([torch.zeros(1, 1, side, side) for side in (8, 4, 2)])
     boxes = torch.cat([centers - 4, centers + 4], 1)
     given = assign(torch.full((len(centers), 1), 0.5), boxes, centers, target([[31, 31, 33, 33]], [0]), 1, 8)

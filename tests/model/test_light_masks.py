@@ -9,8 +9,8 @@ from torch.nn.functional import grid_sample
 from conftest import randomize_norms, tiny_architecture
 from shvit.data.letterbox import Letterbox
 from shvit.model.detector import Target
-from shvit.model.fuse import fuse
-from shvit.model.light_masks import mask_loss, masks_inside
+from shvit.model.fuse import FuseError, fuse
+from shvit.model.light_masks import _reduced, mask_loss, masks_inside
 from shvit.tasks.segment import SegmentLight
 
 
@@ -79,3 +79,43 @@ def test_masks_train_the_prototypes_even_without_objects():
         loss.backward()
         assert loss.isfinite()
         assert all(weight.grad is not None for weight in model.prototypes.parameters())
+
+
+@pytest.mark.parametrize("kind", ["light", "light_masks"])
+def test_training_in_mixed_precision(kind):
+    model = randomize_norms(tiny_architecture(2, detector=kind).build()).train()
+    masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    masks[0, 8:40, 8:40] = 1
+    targets = [Target(torch.tensor([[8.0, 8, 40, 40]]), torch.tensor([1]), torch.zeros(0, 4), masks)] * 2
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 64, 64)
+    exact = model(images, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images, targets)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.1)
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_masks_of_images_that_are_padded_in_a_batch_stay_in_place():
+    """An image of 64 x 128 pixels in a batch that is padded to 128 x 192."""
+    masks = torch.zeros(2, 64, 128, dtype=torch.uint8)
+    masks[1, 16:32, 64:128] = 1
+    small = _reduced(masks[torch.tensor([1])], 32, 48)
+    expected = torch.zeros(1, 32, 48)
+    expected[0, 4:8, 16:32] = 1
+    assert torch.equal(small, expected)
+
+
+def test_folding_checks_the_prototypes():
+    model = masks_detector()
+    width = model.prototypes[1].in_channels
+
+    class Wrong(torch.nn.Identity):
+        def fold(self):
+            return torch.nn.Conv2d(width, width, 1).double()
+
+    model.prototypes.insert(1, Wrong())
+    with pytest.raises(FuseError):
+        fuse(model)

@@ -6,7 +6,7 @@ from itertools import product
 
 from .. import engines
 from ..engines import EngineError, Exported, need_raw_outputs
-from ..errors import InputError, check_at_least
+from ..errors import InputError, check_at_least, few
 from ..requests.bench import BenchRequest
 from ..tasks import detector_of
 from .case import BACKBONE, BACKBONE_TASK, WHOLE, Case, OpenedModel, has_random_weights, is_detector
@@ -40,6 +40,12 @@ def settle(request: BenchRequest) -> BenchRequest:
         return _with_protocol(request, request.protocol)
     if request.head is not None and not is_detector(request.task):
         raise InputError("--head works only for detectors: add --task detect or segment, or leave out --head")
+    named = [name for name in request.models if has_random_weights(name) and not is_torchvision(name)]
+    if request.head is not None and request.models and not named:
+        raise InputError(
+            f"--head selects the detector of networks given by name, such as shvit_s1, but {few(request.models)} have "
+            "their own: leave out --head"
+        )
     device = engines.pick_device(request.device)
     engines.check_threads(request.threads, device)
     if is_detector(request.task):
@@ -159,7 +165,7 @@ def _cannot(name: str, model: OpenedModel, task: str, engine: str, precision: st
     what, detector = f"{name}, {engine} {precision}", detector_of(model)
     if kind and is_detector(task) and precision not in kind.runs.get(detector, ()):
         able = (f"{name} ({', '.join(kind.runs[detector])})" for name, kind in engines.runners(model).items())
-        return Omitted(what, f"models for the task {task} run only on {', '.join(able)}")
+        return Omitted(what, f"models with detector {detector} run only on {', '.join(able)}")
     if precision == "int8" and not has_random_weights(name):
         return Omitted(what, "int8 needs calibration images: give a file written by shvit export --precision int8")
     return None

@@ -57,8 +57,8 @@ OF_DETECTORS: tuple[RowColumn, ...] = (
 
 NOTES_ON_DETECTORS = (
     "part: backbones are timed up to the last feature map, whole detectors from pixels to boxes, including any "
-    "NMS. Detectors with random weights find no objects, so NMS and masks take almost no time. paper, ms: milliseconds "
-    "per image of the backbone, on the paper's hardware."
+    "NMS. RetinaNet and Mask R-CNN with random weights find no objects, so NMS and masks take almost no time. paper, "
+    "ms: milliseconds per image of the backbone, on the paper's hardware."
 )
 NOTES = (
     "ms per call: time of one batch, median of the rounds. p95: 95th percentile of all calls. spread: half of the "

@@ -11,12 +11,14 @@ ROBOFLOW = "_annotations.coco.json"
 """Name of the annotation file that Roboflow writes into each split's folder."""
 OTHERS = ("captions", "panoptic", "stuff", "image_info")
 """COCO files whose names begin with one of these words contain no objects."""
+HEAD = 1 << 16
+"""Number of bytes that are read to recognize a file."""
 
 
 def annotation_files(root: Path) -> list[Path]:
     """The annotation files with COCO's or Roboflow's names; if there are none, other COCO files in `annotations`, or
     directly in `root`."""
-    if named := [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{ROBOFLOW}"))]:
+    if named := _named(root):
         return named
     for pattern in ("[aA]nnotations/*.json", "*.json"):
         files = (path for path in sorted(root.glob(pattern)) if not path.name.lower().startswith(OTHERS))
@@ -25,19 +27,34 @@ def annotation_files(root: Path) -> list[Path]:
     return []
 
 
+def has_train_file(root: Path) -> bool:
+    """Whether the annotation files have COCO's or Roboflow's names, and more than a validation or test split."""
+    named = _named(root)
+    return len(named) > 1 or any(splits_within(_about(path)) <= {"train"} for path in named)
+
+
+def _named(root: Path) -> list[Path]:
+    return [*sorted(root.glob("annotations/instances_*.json")), *sorted(root.glob(f"*/{ROBOFLOW}"))]
+
+
 def is_annotations(path: Path) -> bool:
-    """Whether a file looks like COCO annotations: one of COCO's lists begins in the first 64 KiB."""
+    """Whether a file looks like COCO annotations: its list of images or annotations begins in the first 64 KiB.
+
+    In a larger file, the list of categories may precede them. Label Studio's `notes.json` has nothing but categories.
+    """
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
     with path.open("rb") as file:
-        head = file.read(1 << 16)
+        head = file.read(HEAD)
+    lists = rb"images|annotations|categories" if len(head) == HEAD else rb"images|annotations"
     return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and bool(
-        re.search(rb'"(images|annotations|categories)"\s*:\s*\[', head)
+        re.search(rb'"(' + lists + rb')"\s*:\s*\[', head)
     )
 
 
 def files_by_split(root: Path) -> dict[str, Path]:
-    """The annotation files by split: `train`, `val` and `test`, or `all` for a single file.
+    """The annotation files by split: `train`, `val` and `test`; or `all` for a single file, unless its name has a
+    split other than train.
 
     `val` or `test` may be missing.
 
@@ -46,17 +63,19 @@ def files_by_split(root: Path) -> dict[str, Path]:
     """
     files = annotation_files(root)
     if len(files) == 1:
-        return {"all": files[0]}
-    named: dict[str, list[Path]] = {}
+        named = splits_within(_about(files[0]))
+        return {"val" if named == {"val"} else "test" if named == {"test"} else "all": files[0]}
+    by_split: dict[str, list[Path]] = {}
     for split, names in (("train", TRAIN_NAMES), ("val", VAL_NAMES), ("test", TEST_NAMES)):
         groups = [[path for path in files if _about(path).lower().startswith(name)] for name in names]
         groups.append([path for path in files if splits_within(_about(path)) == {split}])
-        named[split] = next(filter(None, groups), [])
-    train, val, test = map(len, named.values())
-    if train != 1 or (val or test) != 1:
+        by_split[split] = next(filter(None, groups), [])
+    train, val, test = map(len, by_split.values())
+    trainable = train == 1 and (val or test) == 1
+    if not trainable and not (val == 1 and len(files) == val + test):
         listed = ", ".join(str(path.relative_to(root)) for path in files)
         raise DataError(f"{root} must have one file named train and one named val, or a single file; got {listed}")
-    return {split: group[0] for split, group in named.items() if len(group) == 1}
+    return {split: group[0] for split, group in by_split.items() if len(group) == 1}
 
 
 def image_folder(names: list[str], path: Path, root: Path) -> Path:

@@ -1,6 +1,7 @@
 """Splits of images whose labels are in separate files, one for each image, as in YOLO and Pascal VOC."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,7 @@ def unique(names: tuple[str, ...], source: Path) -> tuple[str, ...]:
     """The class names. Raises DataError if there are none, or if two are equal."""
     if not names:
         raise DataError(f"{source} names no classes")
-    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{source}: two classes are named {few(repeated)}")
     return names
 
@@ -154,6 +155,6 @@ def dataset_of_splits(
             raise DataError(f"{data}: none of {count} of the split {name} can be used{first}")
     test = made.pop("test", None)
     if not made:
-        raise DataError(f"{data} has only test images: add images for training")
+        raise DataError(f"{data} has only test images: add images for training or validation")
     categories = dict(enumerate(classes, 1))
     return assembled(str(data), categories, made, test, holdout, [*warnings, *lines], f"{data}, split test")

@@ -13,7 +13,7 @@ NOT_IMAGES = frozenset(
         *(".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".html"),
         *(".htm", ".css", ".js", ".py", ".pyc", ".ipynb", ".sh", ".bat", ".c", ".cc", ".cpp", ".h", ".m", ".lua"),
         *(".db", ".sqlite", ".lmdb", ".mdb", ".npy", ".npz", ".mat", ".pkl", ".pickle", ".h5", ".hdf5", ".parquet"),
-        *(".arrow", ".feather", ".tfrecord", ".names", ".cache", ".pt", ".pth", ".onnx"),
+        *(".arrow", ".feather", ".tfrecord", ".names", ".labels", ".cache", ".pt", ".pth", ".onnx"),
         *(".safetensors", ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".torrent", ".md5", ".sha256"),
         *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".mp3", ".wav", ".flac"),
         *(".aae", ".xmp", ".thm", ".lnk", ".url"),

@@ -148,7 +148,8 @@ class DetectionEvalReader:
 def targets_of(
     objects: Objects, letterbox: Letterbox, size: tuple[int, int], shown: tuple[int, int, int, int], masks: bool
 ) -> DetectionTargets:
-    """The objects of an image in pixels of the network's input. Objects that are mostly cut off are left out.
+    """The objects of an image in pixels of the network's input. Objects that are mostly cut off are left out, but any
+    visible part of a crowd is kept.
 
     Args:
         size: Height and width of the input.
@@ -158,15 +159,15 @@ def targets_of(
     boxes = letterbox.to_input(objects.boxes)
     inside = boxes.clip(np.array([left, top] * 2, np.float32), np.array([right, bottom] * 2, np.float32))
     sides, whole = inside[:, 2:] - inside[:, :2], boxes[:, 2:] - boxes[:, :2]
-    visible = (sides.min(1, initial=np.inf) >= MIN_BOX_SIDE) & (sides.prod(1) >= MIN_VISIBLE * whole.prod(1))
+    shows = sides.min(1, initial=np.inf) >= MIN_BOX_SIDE
     crowd = objects.crowd | np.array([masks and segment is None for segment in objects.segments], bool)
-    kept = np.flatnonzero(visible & ~crowd)
+    kept = np.flatnonzero(shows & ~crowd & (sides.prod(1) >= MIN_VISIBLE * whole.prod(1)))
     drawn = np.zeros((len(kept), *size), np.uint8) if masks else None
     if drawn is not None:
         for number, index in enumerate(kept):
             mask = rasterize(objects.segments[int(index)], letterbox, size)
             drawn[number, top:bottom, left:right] = mask[top:bottom, left:right]
-    return DetectionTargets(inside[kept], objects.labels[kept], inside[visible & crowd], drawn)
+    return DetectionTargets(inside[kept], objects.labels[kept], inside[shows & crowd], drawn)
 
 
 def rasterize(segment: Mask | None, letterbox: Letterbox, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .coco import CocoDataset, open_coco
-from .coco_files import is_annotations
+from .coco_files import has_train_file, is_annotations
 from .dataset import DrawnBy
 from .folders import find_coco
 from .voc import find_voc, open_voc
@@ -30,7 +30,9 @@ def open_objects(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_
         DataError: The data has none of these formats, or cannot be used.
     """
     path = Path(data)
-    if not is_coco(path):
+    root = find_coco(path)
+    # files with COCO's names come first, but other JSON files may be anything
+    if not is_annotations(path) and (root is None or not has_train_file(root)):
         for find, open_layout in OBJECT_FORMATS:
             if layout := find(path):
                 return open_layout(layout, data, seed, val_share, drawn_by)

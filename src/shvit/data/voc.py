@@ -3,8 +3,8 @@
 Source: M. Everingham et al., "The PASCAL Visual Object Classes Challenge", 2010.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from ..errors import DataError
+from ..files import MAX_TEXT
 from .coco import CocoDataset
 from .dataset import DrawnBy, Holdout
 from .image_labels import LabelledObject, LabelledSplit, dataset_of_splits, listed_names, read_text
@@ -35,8 +36,11 @@ class VocLayout:
     root: Path
     splits: dict[str, list[Path]]
     """XML files by split; `all` if there are no splits."""
-    images: Path | None
-    """The folder of the images; None if they lie beside the XML files."""
+    annotations: Path | None = None
+    """The folder of the XML files; None if they lie beside the images."""
+    images: Path | None = None
+    """The folder of the images, in which they lie as their XML files in `annotations`."""
+    problems: Problems = field(default_factory=Problems)
 
 
 def find_voc(path: Path) -> VocLayout | None:
@@ -48,12 +52,17 @@ def find_voc(path: Path) -> VocLayout | None:
         annotations = children.get("annotations")
         images = children.get("jpegimages") or children.get("images")
         if annotations and images and (files := _xml_files(annotations)):
-            return VocLayout(level, _listed(children.get("imagesets"), files), images)
-        splits = {name: _xml_files(child) for child in children.values() if (name := split_of(child.name))}
-        if found := {name: files for name, files in splits.items() if files}:
-            return VocLayout(level, found, None)
+            problems = Problems()
+            splits = _listed(children.get("imagesets"), annotations, files, problems)
+            return VocLayout(level, splits, annotations, images, problems)
+        splits: dict[str, list[Path]] = {}
+        for child in children.values():
+            if (name := split_of(child.name)) and (files := _xml_files(child)):
+                splits[name] = splits.get(name, []) + files
+        if splits:
+            return VocLayout(level, splits)
         if files := _xml_files(level, direct=True):
-            return VocLayout(level, {"all": files}, None)
+            return VocLayout(level, {"all": files})
     return None
 
 
@@ -72,7 +81,13 @@ def open_voc(
     if not names:
         raise DataError(f"{data}: no XML file has an object with a name and a bndbox")
     label_of: dict[str | int, int] = {name: number for number, name in enumerate(names)}
-    return dataset_of_splits(data, names, label_of, splits, Holdout(seed, val_share, drawn_by), ())
+    if layout.images and "all" in splits:
+        known = {image for split in splits.values() for image in split.images}
+        for image in files_below(layout.images):
+            if is_image(image) and image not in known:
+                layout.problems.add("image", "not used: there is no XML file for it", image.name)
+    warnings = layout.problems.lines()
+    return dataset_of_splits(data, names, label_of, splits, Holdout(seed, val_share, drawn_by), warnings)
 
 
 def _levels(path: Path) -> Iterator[Path]:
@@ -100,39 +115,59 @@ def _head(path: Path) -> bytes:
         return b""
 
 
-def _listed(folder: Path | None, files: list[Path]) -> dict[str, list[Path]]:
-    """The XML files of each split that `ImageSets` lists; without lists, all of them."""
-    lists = {} if folder is None else {name: _list(folder, name) for name in LISTS}
-    named = {name: rows for name, rows in lists.items() if rows is not None}
-    if "trainval" in named and not ("train" in named and "val" in named):
-        named["train" if "test" in named or "val" in named else "all"] = named["trainval"]
-    named.pop("trainval", None)
-    by_stem = {file.stem: file for file in files}
+def _listed(lists: Path | None, annotations: Path, files: list[Path], problems: Problems) -> dict[str, list[Path]]:
+    """The XML files of each split that the folder `lists` (`ImageSets`) names; without lists, all of them."""
+    by_name = {file.stem: file for file in files} | {
+        file.relative_to(annotations).with_suffix("").as_posix(): file for file in files
+    }
+    named = {name: rows for name in LISTS if lists and (rows := _list(lists, name, by_name, problems)) is not None}
     if not named:
         return {"all": files}
-    return {name: [by_stem[stem] for stem in rows if stem in by_stem] for name, rows in named.items()}
+    if both := named.pop("trainval", None):
+        if named.keys() >= {"train", "val"}:
+            pass
+        elif "train" in named:
+            named["val"] = both - named["train"]
+        elif "val" in named:
+            named["train"] = both - named["val"]
+        else:
+            named["train" if "test" in named else "all"] = both
+    for file in sorted(set(files).difference(*named.values())):
+        problems.add("XML file", "not used: no list in ImageSets names it", file.name)
+    return {name: sorted(rows) for name, rows in named.items() if rows}
 
 
-def _list(folder: Path, name: str) -> list[str] | None:
-    """The image names in ImageSets/Main/NAME.txt or ImageSets/NAME.txt; None if there is no such file."""
+def _list(folder: Path, name: str, by_name: Mapping[str, Path], problems: Problems) -> set[Path] | None:
+    """The XML files that ImageSets/Main/NAME.txt or ImageSets/NAME.txt lists; None if there is no such file.
+
+    A line is the name of an image, with or without suffix; other words may follow.
+    """
     path = next((path for parent in (folder / "Main", folder) if is_file(path := parent / f"{name}.txt")), None)
     if path is None:
         return None
     try:
-        return sorted({line.split()[0] for line in read_text(path).splitlines() if line.strip()})
+        lines = [line.strip().replace("\\", "/") for line in read_text(path, MAX_TEXT).splitlines()]
     except DataError as error:
         raise DataError(f"{path} is not a list of images: {error}") from None
+    found = set()
+    for line in filter(None, lines):
+        tried = (one for text in (line, line.split()[0]) for one in (text, text.rpartition(".")[0]))
+        if file := next((by_name[one] for one in tried if one in by_name), None):
+            found.add(file)
+        else:
+            problems.add("line", "not used: there is no XML file for it", f"{path.name}: {line:.40}")
+    return found
 
 
 def _read(files: list[Path], layout: VocLayout, problems: Problems) -> LabelledSplit:
-    split, parsed = LabelledSplit(problems), []
+    split, parsed, by_stem = LabelledSplit(problems), [], dict[Path, dict[str, Path]]()
     for path in files:
         try:
             tree = parse_xml(path)
         except DataError as error:
             problems.add("XML file", f"left out: {error}", path.name)
             continue
-        parsed.append((_image(path, tree, layout), path, tree))
+        parsed.append((_image(path, tree, layout, by_stem), path, tree))
     for image, path, tree in sorted(parsed, key=lambda row: row[0]):
         if (size := split.add(image)) is None:
             continue
@@ -147,17 +182,25 @@ def _read(files: list[Path], layout: VocLayout, problems: Problems) -> LabelledS
     return split
 
 
-def _image(path: Path, tree: Element, layout: VocLayout) -> Path:
-    """The image of an XML file: the one that it names, or one of the same name as the XML file."""
-    folder = layout.images or path.parent
+def _image(path: Path, tree: Element, layout: VocLayout, by_stem: dict[Path, dict[str, Path]]) -> Path:
+    """The image of an XML file: the one that it names, or one of the same name as the XML file.
+
+    Args:
+        by_stem: The images of each folder that was searched, by name without suffix; added to.
+    """
+    folders = [path.parent]
+    if layout.images and layout.annotations:
+        folders = [layout.images / path.parent.relative_to(layout.annotations), layout.images]
     named = (tree.findtext("filename") or "").replace("\\", "/").rpartition("/")[2]
-    if named and is_file(folder / named):
-        return folder / named
-    return next((file for file in sorted(folder.glob(f"{_escaped(path.stem)}.*")) if is_image(file)), folder / named)
-
-
-def _escaped(stem: str) -> str:
-    return "".join(f"[{character}]" if character in "*?[" else character for character in stem)
+    for folder in folders:
+        if named and is_file(folder / named):
+            return folder / named
+    for folder in filter(Path.is_dir, folders):
+        if folder not in by_stem:
+            by_stem[folder] = {file.stem: file for file in sorted(folder.iterdir(), reverse=True) if is_image(file)}
+        if path.stem in by_stem[folder]:
+            return by_stem[folder][path.stem]
+    return folders[-1] / (named or path.stem)
 
 
 def _objects(path: Path, tree: Element, problems: Problems) -> Iterator[LabelledObject]:

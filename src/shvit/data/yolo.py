@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from ..errors import DataError, counted
+from ..files import MAX_TEXT
 from .coco import CocoDataset
+from .coco_files import located
 from .dataset import DrawnBy, Holdout
 from .image_labels import LabelledObject, LabelledSplit, dataset_of_splits, listed_names, read_text, unique
 from .images import is_image
@@ -21,9 +23,10 @@ from .splits import split_of
 from .walk import exists, files_below, folders_in, is_file
 
 YAML = (".yaml", ".yml")
-YOLO_NAMES = ("classes.txt", "obj.names", "names.txt")
+YOLO_NAMES = ("classes.txt", "obj.names", "names.txt", "_darknet.labels")
 """Files with one class name per line, for folders without a YAML file."""
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MAX_CLASSES = 10_000
 LABELS_READ = 50
 """Number of label files that are looked at to recognize the format."""
 
@@ -36,25 +39,52 @@ class YoloLayout:
     splits: dict[str, list[Path]]
     """Images by split: folders, images, or text files that list images. `all` if there are no splits."""
     names: tuple[str, ...] | None
+    keypoints: bool = False
+    """Whether keypoints follow each box."""
     warnings: tuple[str, ...] = ()
+
+
+class _Loader(yaml.BaseLoader):
+    """Reads all values as text. Aliases are refused, because a short file can expand to a huge one with them."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*name), which are not read")
+        return super().compose_node(parent, index)
 
 
 def find_yolo(path: Path) -> YoloLayout | None:
     """The layout of a YOLO dataset: a YAML file or a folder. None if it is none. Raises DataError for an unusable YAML
     file."""
     if path.suffix.lower() in YAML and is_file(path):
-        return _from_yaml(path, required=True)
+        if (facts := _facts(path)) is None:
+            raise DataError(f"{path} describes no dataset: expected the keys names, and train or val")
+        return _described(path, facts)
     if not path.is_dir():
         return None
     for level in _levels(path):
         files = sorted(file for file in level.iterdir() if file.suffix.lower() in YAML and is_file(file))
-        files.sort(key=lambda file: file.stem not in ("data", "dataset"))
-        if layout := next(filter(None, (_from_yaml(file) for file in files)), None):
-            return layout
+        warnings = []
+        for file in sorted(files, key=_is_other):
+            try:
+                facts = _facts(file)
+            except DataError as error:
+                if not _is_other(file) and _folders(level):
+                    raise
+                warnings.append(f"not used: {error}")
+                continue
+            if facts is not None:
+                return _described(file, facts)
         if splits := _folders(level):
-            labels = [level / "labels", *(child / "labels" for child in folders_in(level))]
-            return YoloLayout(level, splits, listed_names((level, *labels), YOLO_NAMES))
+            places = [place for split in splits.values() for place in split]
+            names = listed_names((path, level, level / "labels", *places, *map(_label_folder, places)), YOLO_NAMES)
+            return YoloLayout(level, splits, names, warnings=tuple(warnings))
     return None
+
+
+def _is_other(file: Path) -> bool:
+    """Whether a YAML file does not have the usual name of a dataset's file."""
+    return file.stem not in ("data", "dataset")
 
 
 def open_yolo(
@@ -65,53 +95,66 @@ def open_yolo(
     Raises:
         DataError: The dataset has no usable images, or no classes.
     """
-    problems = {name: Problems() for name in layout.splits}
-    splits = {name: _read(places, layout.root, problems[name]) for name, places in layout.splits.items()}
-    count = 1 + max((int(one.name) for split in splits.values() for row in split.objects for one in row), default=-1)
-    names = layout.names or tuple(map(str, range(count)))
+    splits = {name: _read(places, layout, Problems()) for name, places in layout.splits.items()}
+    names, warnings = layout.names, list(layout.warnings)
+    if names is None:
+        found = (int(one.name) for split in splits.values() for row in split.objects for one in row)
+        names = tuple(map(str, range(1 + max(found, default=-1))))
+        warnings.append(f"no class names: expected a YAML file, or {YOLO_NAMES[0]} with one name per line")
     if not names:
         raise DataError(f"{data} has no labels: expected text files with lines such as `0 0.5 0.5 0.2 0.3`")
     label_of: dict[str | int, int] = {number: number for number in range(len(names))}
-    return dataset_of_splits(data, names, label_of, splits, Holdout(seed, val_share, drawn_by), layout.warnings)
+    return dataset_of_splits(data, names, label_of, splits, Holdout(seed, val_share, drawn_by), warnings)
 
 
-def _from_yaml(path: Path, required: bool = False) -> YoloLayout | None:
-    """The layout that a YAML file describes. None if it is not about a dataset, unless it is `required` to be."""
+def _facts(path: Path) -> dict[str, Any] | None:
+    """The content of a YAML file that describes a dataset, or None. Raises DataError if it cannot be parsed."""
     try:
-        facts = yaml.safe_load(read_text(path, 2**20))
+        facts = yaml.load(read_text(path, 2**20), _Loader)
     except (DataError, yaml.YAMLError, RecursionError) as error:
-        if not required:
-            return None
         raise DataError(f"{path} is not a YAML file: {str(error).splitlines()[0]}") from None
     if not isinstance(facts, dict) or "names" not in facts or not SPLIT_KEYS.keys() & facts.keys():
-        if not required:
-            return None
-        raise DataError(f"{path} describes no dataset: expected the keys names, and train or val")
-    names, warnings = _names(facts["names"], path), []
-    if isinstance(facts.get("nc"), int) and facts["nc"] != len(names):
-        warnings.append(f"{path.name}: nc is {facts['nc']}, but there are {counted(len(names), 'name')}: nc is ignored")
+        return None
+    return {key: value for key, value in facts.items() if value not in ("", "~", "null", [])}
+
+
+def _described(path: Path, facts: dict[str, Any]) -> YoloLayout:
+    """The layout that the content of a YAML file describes. Raises DataError if it is incomplete."""
+    names, warnings = _names(facts.get("names", []), path), []
+    if (count := facts.get("nc", str(len(names)))) != str(len(names)):
+        warnings.append(f"{path.name}: nc is {count!s:.20}, but there are {counted(len(names), 'name')}: nc is ignored")
+    keypoints = "kpt_shape" in facts
+    if keypoints:
+        warnings.append(f"{path.name}: the labels have keypoints (kpt_shape), of which only the boxes are used")
     base = path.parent / str(facts.get("path") or "")
     splits: dict[str, list[Path]] = {}
     for key, split in SPLIT_KEYS.items():
-        if (value := facts.get(key)) in (None, "", []):
-            continue
-        places = value if isinstance(value, list) else [value]
-        if not all(isinstance(place, str) for place in places):
+        places = [value] if isinstance(value := facts.get(key, []), str) else value
+        if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
             raise DataError(f"{path}: {key} must be a folder, a text file or a list of them, got {value!r:.60}")
-        splits[split] = [_located(place, base, path, key) for place in places]
-    if not splits:
-        raise DataError(f"{path} names no images: expected the keys train and val")
-    return YoloLayout(path.parent, splits, names, tuple(warnings))
+        try:
+            splits[split] = splits.get(split, []) + [_located(place, base, path, key) for place in places]
+        except DataError as error:
+            if split != "test":
+                raise
+            warnings.append(f"not used: the test split, because {error}")
+    splits = {name: places for name, places in splits.items() if places}
+    if not splits.keys() & {"train", "val"}:
+        raise DataError(f"{path} names no images for training or validation: expected the keys train and val")
+    return YoloLayout(path.parent, splits, names, keypoints, tuple(warnings))
 
 
 def _names(value: Any, path: Path) -> tuple[str, ...]:
     if isinstance(value, dict):
-        if not value or not all(isinstance(key, int) and 0 <= key < 10**5 for key in value):
+        if not all(isinstance(key, str) and key.isdecimal() and len(key) < 6 for key in value):
             raise DataError(f"{path}: the keys of names must be class indices from 0, got {list(value)[:3]}")
-        value = [value.get(index, str(index)) for index in range(max(value) + 1)]
-    if not isinstance(value, list) or not all(isinstance(name, str | int | float) for name in value):
+        by_index = {int(key): name for key, name in value.items()}
+        value = [by_index.get(index, str(index)) for index in range(max(by_index, default=-1) + 1)]
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise DataError(f"{path}: names must be a list of class names, got {value!r:.60}")
-    return unique(tuple(map(str, value)), path)
+    if len(value) > MAX_CLASSES:
+        raise DataError(f"{path} names {len(value):,} classes: at most {MAX_CLASSES:,} are supported")
+    return unique(tuple(value), path)
 
 
 def _located(place: str, base: Path, path: Path, key: str) -> Path:
@@ -119,7 +162,7 @@ def _located(place: str, base: Path, path: Path, key: str) -> Path:
     inner = place.replace("\\", "/")
     while inner.startswith("../"):
         inner = inner[3:]
-    tried = [base / place, path.parent / place, path.parent / inner]
+    tried = [base / place, base / inner, path.parent / place, path.parent / inner]
     if found := next(filter(exists, tried), None):
         return found
     raise DataError(f"{path}: {key} is {place!r}, but there is no {tried[0]}")
@@ -135,62 +178,79 @@ def _levels(path: Path) -> Iterator[Path]:
 def _folders(level: Path) -> dict[str, list[Path]] | None:
     """The image folders of each split, if label files lie in `labels` beside `images`, or beside the images."""
     children = {child.name.lower(): child for child in folders_in(level)}
-    splits = {split_of(name): child for name, child in children.items() if split_of(name)}
     if images := children.get("images"):
-        if not _has_labels(images):
-            return None
-        inner = {split_of(child.name): child for child in folders_in(images) if split_of(child.name)}
-        return {name: [folder] for name, folder in inner.items() if name} or {"all": [images]}
-    if splits:
-        folders = {name: child / "images" if (child / "images").is_dir() else child for name, child in splits.items()}
-        if not any(map(_has_labels, folders.values())):
-            return None
-        return {name: [folder] for name, folder in folders.items() if name}
+        inner = _by_split(folders_in(images))
+        return (inner or {"all": [images]}) if _has_labels(images) else None
+    if splits := _by_split(list(children.values())):
+        splits = {
+            name: [child / "images" if (child / "images").is_dir() else child for child in folders]
+            for name, folders in splits.items()
+        }
+        return splits if any(_has_labels(folder) for folders in splits.values() for folder in folders) else None
     return {"all": [level]} if _has_labels(level, direct=True) else None
 
 
+def _by_split(folders: list[Path]) -> dict[str, list[Path]]:
+    """The folders by the split that they are named after, also as in CVAT's `obj_train_data`."""
+    splits: dict[str, list[Path]] = {}
+    for folder in folders:
+        if name := split_of(folder.name.removeprefix("obj_")):
+            splits.setdefault(name, []).append(folder)
+    return splits
+
+
 def _has_labels(folder: Path, direct: bool = False) -> bool:
-    """Whether one of the first images has a label file in YOLO's format."""
-    files = sorted(folder.iterdir()) if direct else files_below(folder)
-    images = islice((file for file in files if is_image(file)), LABELS_READ)
-    return any(_is_label_file(label) for image in images if (label := label_file(image)))
+    """Whether one of the first text files that are not empty has YOLO's format."""
+    files = (
+        file
+        for place in dict.fromkeys((_label_folder(folder), folder))
+        if place.is_dir()
+        for file in (sorted(place.iterdir()) if direct else files_below(place))
+        if file.suffix.lower() == ".txt" and file.name not in YOLO_NAMES and is_file(file) and file.stat().st_size
+    )
+    return any(map(_is_label_file, islice(files, LABELS_READ)))
 
 
 def _is_label_file(path: Path) -> bool:
     """Whether the first line of a file is a class index and at least four numbers."""
     try:
         with path.open("rb") as file:
-            first = next(filter(None, (line.split() for line in file.read(4096).splitlines())), [])
-        numbers = [float(value) for value in first]
+            lines = file.read(4096).removeprefix(b"\xef\xbb\xbf").splitlines()
+        numbers = [float(value) for value in next(filter(None, map(bytes.split, lines)), [])]
         return len(numbers) >= 5 and numbers[0].is_integer()
     except (OSError, ValueError, OverflowError):
         return False
 
 
-def label_file(image: Path) -> Path | None:
-    """The label file of an image: in `labels` instead of the last folder `images`, or beside the image."""
-    parts = list(image.parts[:-1])
-    named = [index for index, part in enumerate(parts) if part.lower() == "images"]
-    if named:
+def _label_folder(images: Path) -> Path:
+    """The folder of the labels: `labels` instead of the last folder `images`. The same folder if there is none."""
+    parts = list(images.parts)
+    if named := [index for index, part in enumerate(parts) if part.lower() == "images"]:
         parts[named[-1]] = "labels"
-        if is_file(label := Path(*parts, image.name).with_suffix(".txt")):
-            return label
-    return beside if is_file(beside := image.with_suffix(".txt")) else None
+    return Path(*parts)
 
 
-def _read(places: Sequence[Path], root: Path, problems: Problems) -> LabelledSplit:
+def label_file(image: Path) -> Path | None:
+    """The label file of an image, in the folder of the labels or beside the image."""
+    if not image.name:
+        return None
+    tried = (folder / image.with_suffix(".txt").name for folder in (_label_folder(image.parent), image.parent))
+    return next(filter(is_file, tried), None)
+
+
+def _read(places: Sequence[Path], layout: YoloLayout, problems: Problems) -> LabelledSplit:
     split, unlabelled, used = LabelledSplit(problems), [], set()
-    for image in sorted(dict.fromkeys(image for place in places for image in _images(place, root, problems))):
+    for image in sorted(dict.fromkeys(image for place in places for image in _images(place, layout.root))):
         size = split.add(image)
         if (label := label_file(image)) is None:
             unlabelled.append(image)
         elif size is not None:
-            split.objects[-1] = list(_objects(label, *size, problems))
+            split.objects[-1] = list(_objects(label, *size, layout.keypoints, problems))
         used.add(label)
     for image in unlabelled:
         problems.add("image", "without a label file: used as images without objects", image.name)
     for place in places:
-        folder = Path(*("labels" if part.lower() == "images" else part for part in place.parts))
+        folder = _label_folder(place)
         for file in files_below(folder) if folder.is_dir() else ():
             left = file.suffix.lower() == ".txt" and file not in used and file.name not in YOLO_NAMES
             if left and (folder != place or _is_label_file(file)):
@@ -198,7 +258,7 @@ def _read(places: Sequence[Path], root: Path, problems: Problems) -> LabelledSpl
     return split
 
 
-def _images(place: Path, root: Path, problems: Problems) -> Iterator[Path]:
+def _images(place: Path, root: Path) -> Iterator[Path]:
     """The images of a folder, or those that a text file lists."""
     if place.is_dir():
         yield from (file for file in files_below(place) if is_image(file))
@@ -206,15 +266,15 @@ def _images(place: Path, root: Path, problems: Problems) -> Iterator[Path]:
         yield place
     else:
         try:
-            lines = read_text(place).splitlines()
+            lines = read_text(place, MAX_TEXT).splitlines()
         except DataError as error:
             raise DataError(f"{place} is not a list of images: {error}") from None
         for line in filter(None, map(str.strip, lines)):
-            found = next((each for base in (place.parent, root) if is_file(each := base / line)), place.parent / line)
-            yield found
+            tried = (located(base, line) for base in (place.parent, root))
+            yield next(filter(is_file, tried), place.parent / line)
 
 
-def _objects(path: Path, height: int, width: int, problems: Problems) -> Iterator[LabelledObject]:
+def _objects(path: Path, height: int, width: int, keypoints: bool, problems: Problems) -> Iterator[LabelledObject]:
     try:
         lines = read_text(path).splitlines()
     except DataError as error:
@@ -228,8 +288,12 @@ def _objects(path: Path, height: int, width: int, problems: Problems) -> Iterato
         except ValueError:
             problems.add("label", "left out: not numbers", f"{where}: {line:.40}")
             continue
-        if not index.is_integer() or not 0 <= index < 10**6:
-            problems.add("label", "left out: the class is not an index from 0", f"{where}: {values[0]:.20}")
+        if keypoints:
+            numbers = numbers[:4]
+        if not index.is_integer() or not 0 <= index < MAX_CLASSES:
+            problems.add(
+                "label", f"left out: the class is not an index from 0 to {MAX_CLASSES - 1}", f"{where}: {values[0]:.20}"
+            )
         elif len(numbers) == 4:
             x, y, w, h = numbers
             box = (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height

@@ -139,9 +139,7 @@ def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str
     if taking := {name: kind for name, kind in wanted.items() if takes(kind)}:
         return taking
     names = ", ".join(name for name, kind in ENGINES.items() if takes(kind))
-    raise EngineError(
-        f"models of task {model.task} with fit {model.preprocess.fit} run on {names}, not on {', '.join(wanted)}"
-    )
+    raise EngineError(f"{_in_words(model)} (fit {model.preprocess.fit}) run on {names}, not on {', '.join(wanted)}")
 
 
 def writable_precisions(model: Described | str, name: str) -> tuple[str, ...]:
@@ -159,11 +157,18 @@ def format_of(name: str, model: Described | str = "classify") -> type[Engine]:
     if name not in FORMATS:
         raise EngineError(f"unknown format {name!r}: allowed are {', '.join(formats)}")
     if name not in formats:
-        kind = model if isinstance(model, str) else f"{model.task} with detector {detector_of(model)}"
-        raise EngineError(f"models of task {kind} can be written as {', '.join(formats)}, not as {name}")
+        raise EngineError(f"{_in_words(model)} can be written as {', '.join(formats)}, not as {name}")
     if reason := FORMATS[name].absent():
         raise EngineError(f"cannot write the format {name}: {reason}")
     return FORMATS[name]
+
+
+def _in_words(model: Described | str) -> str:
+    """The kind of a model for messages, given the model or its task."""
+    if isinstance(model, str):
+        return f"models of task {model}"
+    detector = detector_of(model)
+    return f"models of task {model.task}" + (f" with detector {detector}" if detector else "")
 
 
 def checked_shapes(model_file: ModelFile, shapes: Shapes, kind: type[Engine], end_to_end: bool = False) -> Shapes:

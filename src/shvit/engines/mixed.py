@@ -16,7 +16,8 @@ CALIBRATION_IMAGES = 300
 MAX_FLOAT_SHARE = 0.5
 """Maximum share of an int8 network's layers that may run in floating point."""
 DETECTOR_PARTS = ("network.backbone.", "network.pyramid.", ".conv.", ".mask_head.", "_tower.", ".compare.")
-"""A layer of a detector is quantized if its name contains one of these."""
+"""An operation of a detector may be quantized if its name contains one of these. The others compute boxes in pixels
+and scores, for which 256 values are too few."""
 Network = TypeVar("Network")
 
 

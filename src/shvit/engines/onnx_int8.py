@@ -65,6 +65,9 @@ class Quantizer:
         ]
         """Names of the layers that are quantized."""
         self._never = [name for name in convolutions if name not in self.layers]
+        if detector:
+            names = (node.name for node in self._copy().graph.node if node.op_type in IN_INT8)
+            self._never += [name for name in names if not any(part in path_of(name) for part in DETECTOR_PARTS)]
 
     def quantized(self, back: Collection[str] = ()) -> "onnx.ModelProto":
         """The quantized network, with these layers in floating point."""

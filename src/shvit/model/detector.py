@@ -13,6 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from ..errors import InputError
 from .pyramid import Pyramid
+from .shapes import Maps
 from .shvit import SHViT
 from .timm_model import TimmModel
 
@@ -91,7 +92,7 @@ class Detector(nn.Module):
         dtype, side, tolerance = self.backbone.fold_check
         return dtype, 64 * -(-side // 64), tolerance
 
-    def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Float[Tensor, "b 256 h2 w2"]]:
+    def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Maps]:
         """The outputs that are compared after folding: the maps of the pyramid."""
         return self.features(x)
 

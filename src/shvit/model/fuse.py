@@ -27,8 +27,8 @@ def fuse(model: Fusable) -> Fusable:
     are folded into the weights of attention. The convolutions of squeeze-excite become linear layers.
 
     Folding uses float64; timm's code folds timm's models, in float32. The outputs of both networks are compared on a
-    random batch. In a detector, only the backbone is folded, and the maps of the pyramid are compared. The network may
-    be on any device and have any floating-point type; the new network has the same device and type.
+    random batch. In RetinaNet and Mask R-CNN, only the backbone is folded, and the maps of the pyramid are compared.
+    The network may be on any device and have any floating-point type; the new network has the same device and type.
 
     Raises:
         FuseError: The outputs differ by more than 1e-9 of their largest absolute value (timm: 1e-3), or are not finite.

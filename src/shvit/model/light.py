@@ -210,7 +210,7 @@ class LightDetector(Detector):
             single = [self._assigned(*row, centers, 1) for row in zip(one, boxes, targets, strict=True)]
             loss = class_loss(many, targets, assignments) + box_loss(boxes, targets, assignments)
             loss = loss + class_loss(one, targets, single, focus=0)  # a focus would hardly lower scores of 0.3
-            return loss + self.extra_loss(levels, extras, targets, assignments)
+        return loss + self.extra_loss(levels, extras, targets, assignments)
 
     def one_to_many(self, x: Float[Tensor, "b in h w"]) -> Float[Tensor, "b n 4+classes"]:
         """The outputs of the one-to-many branch, which need non-maximum suppression."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, pad
 
 from .assignment import Assignment
 from .detector import LAYOUTS, Backbone, Target
@@ -78,18 +78,30 @@ class LightMaskDetector(LightDetector):
         """Mean cross-entropy plus Dice loss of the masks, inside the boxes of their objects."""
         prototypes = self.prototypes(levels[0]).float()
         losses = [prototypes.sum() * 0]  # so that all weights have gradients
-        for image, (target, given) in enumerate(zip(targets, assignments, strict=True)):
-            places = (given.objects >= 0).nonzero()[:, 0]
-            if len(places) > MASKS_PER_IMAGE:
-                places = places[given.quality[places].topk(MASKS_PER_IMAGE).indices]
-            if not len(places):
-                continue
-            assert target.masks is not None
-            objects = given.objects[places]
-            small = adaptive_avg_pool2d(target.masks.float(), prototypes.shape[2:])
-            logits = torch.einsum("np,phw->nhw", extras[image, places], prototypes[image])
-            losses.append(mask_loss(logits, small[objects], target.boxes[objects]).mean())
+        with torch.autocast(prototypes.device.type, enabled=False):
+            for image, (target, given) in enumerate(zip(targets, assignments, strict=True)):
+                places = (given.objects >= 0).nonzero()[:, 0]
+                if len(places) > MASKS_PER_IMAGE:
+                    places = places[given.quality[places].topk(MASKS_PER_IMAGE).indices]
+                if not len(places):
+                    continue
+                assert target.masks is not None
+                objects = given.objects[places]
+                small = _reduced(target.masks[objects], prototypes.shape[2], prototypes.shape[3])
+                logits = torch.einsum("np,phw->nhw", extras[image, places], prototypes[image])
+                losses.append(mask_loss(logits, small, target.boxes[objects]).mean())
         return torch.stack(losses).sum() / max(1, len(losses) - 1)
+
+    def fold_outputs(self, x: Float[Tensor, "b in h w"]) -> list[Tensor]:
+        """The outputs that are compared after folding."""
+        levels = self.features(x)
+        return [*self.head(levels), self.prototypes(levels[0])]
+
+
+def _reduced(masks: Tensor, height: int, width: int) -> Float[Tensor, "n height width"]:
+    """Masks at the resolution of the prototypes. Masks of an image that was padded in its batch are padded first."""
+    missing = width * STRIDE - masks.shape[2], height * STRIDE - masks.shape[1]
+    return avg_pool2d(pad(masks.float(), (0, missing[0], 0, missing[1])), STRIDE)
 
 
 def mask_loss(

@@ -31,6 +31,7 @@ from ..errors import InputError, check_at_least
 from ..pretrained import load
 from ..tasks import kind_of, need_classifier, task_of
 from ..tasks.base import Prediction
+from ..tasks.objects import THRESHOLD
 
 DecodedImage = tuple[Letterbox | None, UInt8[Tensor, "3 h w"] | None]
 """The letterbox (None for classifiers), and the pixels (None if they are already in the batch)."""
@@ -46,8 +47,8 @@ class Predictor:
         engine, precision, device: See `shvit.engines.load`.
         batch_size: Images per batch. End-to-end files always take one image.
         top_k: Labels per image of a classifier.
-        threshold: Minimum score of a detector's objects. Exported Mask R-CNN files need at least 0.05. None: see
-            `Task.threshold`.
+        threshold: Minimum score of a detector's objects. End-to-end files and exported Mask R-CNN files need at least
+            0.05. None: see `Task.threshold`.
         min_score: For classifiers: images whose highest score is lower are `uncertain`. None: the threshold in the
             model file, if it has one. 0: no image is uncertain.
         threads: CPU threads per batch. None: run several batches at once on few threads each, if the engine can do so.
@@ -99,10 +100,10 @@ class Predictor:
 
     def _with_threshold(self, model: Runnable, threshold: float) -> Runnable:
         """The model with scores down to `threshold`. Raises InputError if an exported file has no such low scores."""
-        if threshold >= self._task.min_score:
+        least = max(self._task.min_score, THRESHOLD if self._end_to_end else 0.0)
+        if threshold >= least:
             return model
         if isinstance(model, Exported):
-            least = self._task.min_score
             raise InputError(
                 f"threshold must be at least {least} for {model.path}, which returns no lower scores; got {threshold}"
             )

@@ -41,7 +41,7 @@ class BenchRequest:
     torchvision/NAME is a torchvision detector, and runs on torch-eager. Default models: SHViT, two peers and
     torchvision detectors, on the engine torch."""
     head: Literal["light", "retinanet", "mask_rcnn"] | None = None
-    """Kind of detector for networks with random weights and classifiers, as in shvit train. Default: light for detect,
-    mask_rcnn for segment."""
+    """Kind of detector for networks given by name, as in shvit train. Default: light for detect, mask_rcnn for
+    segment."""
     profile: bool = False
     """Also show the time of each kernel. For the engine cuda, also show each kernel's theoretical minimum."""

@@ -19,8 +19,8 @@ class TrainRequest:
     """Dataset. For classify: a folder with train/<class>/… and val/<class>/…; a folder with <class>/…; a CSV file with
     the columns path and label; WebDataset shards (path or URL of a folder, of shards.json or of data-{000..127}.tar);
     hf://NAME (from the Hugging Face hub); hf://./FOLDER (a local Hugging Face dataset); or digits (of scikit-learn).
-    For detect and segment: a COCO folder with annotations/instances_train….json and instances_val….json, or with
-    train/_annotations.coco.json and valid/ as exported by Roboflow."""
+    For detect and segment: a folder in the format COCO, YOLO or Pascal VOC, also as exported by labelling tools; the
+    YAML file of a YOLO dataset; or a COCO annotation file."""
     _: KW_ONLY
     out: Path | None = None
     """New folder for best.safetensors, last.safetensors, report.html, metrics.jsonl, curves.png and more. Required,
@@ -32,7 +32,7 @@ class TrainRequest:
     """For classify: scratch, finetune, distill, highres or highres-paper. For detect and segment: small or coco_1x.
     Default for classify: finetune for trained weights, scratch for random weights. Otherwise: small."""
     task: str | None = None
-    """classify, detect (RetinaNet) or segment (Mask R-CNN). Default: classify."""
+    """classify, detect (boxes) or segment (masks). Default: classify."""
     resume: bool = False
     """Resume the run in --out from its last checkpoint, with the same model and recipe."""
     device: Device = "auto"

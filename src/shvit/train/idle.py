@@ -21,6 +21,7 @@ def refuse_idle(recipe: Recipe, named: Collection[str], drawn: bool = True) -> N
         ("temperature", recipe.distillation == "hard", "with --distillation hard"),
         ("layout", recipe.head == "light", "with --head light"),
         ("proposals", recipe.head == "light", "with --head light"),
+        ("mosaic", recipe.mosaic and recipe.epochs == 1, "with --epochs 1, since the last epoch has no mosaics"),
         ("ema_warmup", not recipe.ema, "with --ema 0"),
         ("color_jitter", recipe.color_jitter and recipe.rand_augment, "with RandAugment: add --rand-augment 0"),
         (

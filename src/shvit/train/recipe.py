@@ -204,9 +204,7 @@ class Recipe:
         if self.mosaic and self.shorter_side:
             raise InputError("mosaics need square images: give mosaic 0, or shorter_side false")
         if self.head == "light" and self.layout == "paper":
-            raise InputError(
-                "layout paper is a variant of retinanet and mask_rcnn: give one of them as head, or layout torchvision"
-            )
+            raise InputError("layout paper is a variant of retinanet and mask_rcnn: give one of them as head")
         if self.teacher is not None and self.balance == "loss":
             raise InputError(
                 "balance loss does not weight the teacher's part of the loss: use --balance sampling, or remove "

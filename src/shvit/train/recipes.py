@@ -240,6 +240,8 @@ def make_recipe(name: str, variant: str, settings: Mapping[str, Any], task: str 
     head = settings.get("head") or default_head(name, task)
     if head is not None and head not in HEADS[task]:
         raise InputError(f"head of task {task} must be one of {', '.join(HEADS[task])}, got {head!r}")
+    if name != "small" and head is not None and head != default_head(name, task):
+        raise InputError(f"recipe {name} trains the head {default_head(name, task)}, not {head}: try recipe small")
     base = replace(recipe_for(name, head)(variant), head=head)
     shorter = {}
     if "epochs" in settings:  # warm-up and cool-down shrink with the number of epochs
