@@ -11,7 +11,7 @@ START is a SHViT classifier, PEER is timm/mobilenetv3_large_100, trained as long
 - `coco`: 215 photographs of COCO, for as long as RetinaNet was trained before (6.6 minutes);
 - `overfit`: 16 photographs, evaluated on themselves.
 
-The validation images judge once, after the last epoch. Each result is kept in RUNS: a stopped benchmark goes on, and
+The validation images judge once, after the last epoch. Results are kept in RUNS, so that a stopped benchmark continues;
 `--only` runs some of the measurements. Times are those of the training loop, on an otherwise idle machine.
 """
 

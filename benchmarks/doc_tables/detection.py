@@ -5,7 +5,6 @@ from shvit.bench.peers import PAPER_BACKBONES
 from .classification import NOT_RUN
 from .results import latest, machine, one_thread, table
 
-
 NAMES = {"light": "light", "retinanet": "RetinaNet", "ssdlite320": "torchvision's SSDLite320"}
 LEARNERS = {
     "light": ("light", "BCCD, 292 images"),
@@ -48,8 +47,8 @@ def overfit() -> str:
         rows.append([task, f"{run['bbox']['AP50']:.1%}", masks, f"{run['seconds'] / 60:.1f}"])
     return "\n".join(
         [
-            f"RetinaNet and Mask R-CNN with an S1 backbone overfit {len(result['photographs'])} photographs of coco421 (a part of "
-            f"COCO) at 128 pixels. The photographs show {result['objects']} objects of {result['classes']} classes, "
+            f"RetinaNet and Mask R-CNN with an S1 backbone overfit {len(result['photographs'])} photographs of "
+            f"coco421 (a part of COCO) at 128 pixels. The photographs show {result['objects']} objects of {result['classes']} classes, "
             "none of them small.",
             f"The backbone was trained on imagenette160. Measured by `benchmarks/detection.py` on {machine(result)}:",
             "",

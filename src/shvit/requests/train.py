@@ -38,7 +38,8 @@ class TrainRequest:
     device: Device = "auto"
     workers: Workers = 2
     save_every: int = 500
-    """Steps between checkpoints. Each epoch also ends with a checkpoint."""
+    """Steps between checkpoints. Each epoch also ends with a checkpoint, unless it is not evaluated and the last one is
+    at most 10 seconds old."""
     teacher_cache: Path | None = None
     """Cache teacher logits in this folder. Requires --mixup 0 --cutmix 0 --random-erasing 0 --repeats 1
     --balance none.

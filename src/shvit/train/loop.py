@@ -37,6 +37,8 @@ from .selection import Selection
 from .signals import on_stop_signal
 from .validation import Validator
 
+SAVE_SECONDS = 10
+"""After an epoch without evaluation, files are written only if the last ones are older than this: it may be short."""
 LOSSES_KEPT = 20
 """Number of steps between checks of the loss on GPUs. Checking every step would make the GPU wait for the CPU."""
 
@@ -91,6 +93,7 @@ class Trainer:
         self.epoch = self.step = 0
         self.selection = Selection(task, recipe)
         self.loss_sum = self.seconds = 0.0
+        self._saved = 0, 0.0  # the epoch of last.safetensors, and when it was written
         self._losses: list[torch.Tensor] = []
         self.stopped_by: signal.Signals | None = None
         self._exclude(set(self.bad.train))
@@ -232,7 +235,7 @@ class Trainer:
         self._losses.clear()
 
     def _diverged(self, what: str) -> TrainError:
-        kept = f"{self.out / 'last.safetensors'} has the weights of epoch {self.epoch}; " if self.epoch else ""
+        kept = f"{self.out / 'last.safetensors'} has the weights of epoch {self._saved[0]}; " if self._saved[0] else ""
         where = f"epoch {self.epoch + 1}, step {self.step + 1}"
         return TrainError(f"{what} in {where}; {kept}try an --lr below {self.recipe.lr:g}")
 
@@ -252,15 +255,21 @@ class Trainer:
             row |= {f"{name}_{key}": metrics[key] for name, metrics in scores.items() if metrics}
         better = self.selection.better(scores)
         saved = {**scores[better], "weights": better, "epoch": self.epoch + 1}
-        self._save_model("last", candidates[better], saved)
+        saves = due or self.group.on_main(lambda: time.perf_counter() - self._saved[1] > SAVE_SECONDS)
+        if saves:
+            self._save_model("last", candidates[better], saved)
+            self._saved = self.epoch + 1, time.perf_counter()
         if due and self.selection.improves(saved):
             self._save_model("best", candidates[better], saved)
         self.seconds += time.perf_counter() - started
         row |= {**saved, "images_per_second": speed, "data_wait": wait_share, "seconds": self.seconds}
-        self._write_row(row)
+        if self.group.is_main:
+            self.bad.write()
+            append_row(self.out, row, self.selection.metrics[0] if saves else None)
         self.epoch, self.step, self.loss_sum = self.epoch + 1, 0, 0.0
         self._exclude(set(self.bad.train))
-        self._save_checkpoint()
+        if saves:
+            self._save_checkpoint()
         self.reporter.epoch(self.progress(), row, *self.selection.metrics)
 
     def _candidates(self) -> dict[str, torch.nn.Module]:
@@ -282,11 +291,6 @@ class Trainer:
         provenance = {"recipe": self.recipe.to_dict(), "data_fingerprint": self.source.fingerprint, **self.facts}
         trained = replace(self.start, model=network, metrics=metrics, provenance=provenance)
         modelfile.save(trained, self.out / f"{name}.safetensors")
-
-    def _write_row(self, row: dict[str, Any]) -> None:
-        if self.group.is_main:
-            self.bad.write()
-            append_row(self.out, row, self.selection.metrics[0])
 
     def _save_checkpoint(self) -> None:
         """Write a checkpoint. All processes must call this method, but only the main process writes."""
@@ -333,6 +337,7 @@ class Trainer:
         if checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
+        self._saved = self.epoch, 0.0
         self.selection.best = checkpoint.best_metrics
         self.bad.train, self.bad.val = checkpoint.bad_images, checkpoint.bad_val
         self.loss_sum, self.seconds = checkpoint.loss_sum, checkpoint.seconds

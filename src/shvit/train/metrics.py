@@ -11,12 +11,13 @@ from ..files import replacing, writing
 from .recipe import with_current_names
 
 
-def append_row(out: Path, row: dict[str, Any], metric: str) -> None:
-    """Add a line to metrics.jsonl and redraw curves.png."""
+def append_row(out: Path, row: dict[str, Any], metric: str | None) -> None:
+    """Add a line to metrics.jsonl and, with `metric`, redraw curves.png."""
     path = out / "metrics.jsonl"
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    draw_curves(out, metric)
+    if metric:
+        draw_curves(out, metric)
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
