@@ -48,8 +48,8 @@ def overfit() -> str:
     return "\n".join(
         [
             f"RetinaNet and Mask R-CNN with an S1 backbone overfit {len(result['photographs'])} photographs of "
-            f"coco421 (a part of COCO) at 128 pixels. The photographs show {result['objects']} objects of {result['classes']} classes, "
-            "none of them small.",
+            f"coco421 (a part of COCO) at 128 pixels. The photographs show {result['objects']} objects of "
+            f"{result['classes']} classes, none of them small.",
             f"The backbone was trained on imagenette160. Measured by `benchmarks/detection.py` on {machine(result)}:",
             "",
             *table(("task", "box AP50", "mask AP50", "minutes"), rows),

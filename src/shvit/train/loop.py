@@ -38,7 +38,7 @@ from .signals import on_stop_signal
 from .validation import Validator
 
 SAVE_SECONDS = 10
-"""After an epoch without evaluation, files are written only if the last ones are older than this: it may be short."""
+"""After an epoch without evaluation, files are written only if the last ones are older than this."""
 LOSSES_KEPT = 20
 """Number of steps between checks of the loss on GPUs. Checking every step would make the GPU wait for the CPU."""
 
@@ -336,8 +336,7 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
-        self.epoch, self.step = checkpoint.epoch, checkpoint.step
-        self._saved = self.epoch, 0.0
+        self.epoch, self.step, self._saved = checkpoint.epoch, checkpoint.step, (checkpoint.epoch, 0.0)
         self.selection.best = checkpoint.best_metrics
         self.bad.train, self.bad.val = checkpoint.bad_images, checkpoint.bad_val
         self.loss_sum, self.seconds = checkpoint.loss_sum, checkpoint.seconds
