@@ -3,10 +3,9 @@
     python benchmarks/data_at_scale.py FOLDER --workers 8
 
 FOLDER is created if it does not exist: 1,000 classes of small JPEGs, which are links to one file per class. Each loader
-runs in its own process. It opens the folder, starts its workers, and passes once over all images in random order. Images
-are not decoded, so that only the memory for the list of images is measured. For each process, it is measured after the
-pass, in MiB: `private` is memory that no other process shares, `share` counts shared memory divided by the number of
-processes that share it.
+runs in its own process. It opens the folder, starts its workers, and passes once over all images in random order.
+Images are not decoded, so that only the memory for the list of images is measured. It is measured for each process
+after the pass, in MiB: `private` is memory that no other process shares; `all_processes` counts shared memory once.
 """
 
 import argparse
