@@ -45,7 +45,7 @@ FEW = 50
 RETINANET_EPOCHS = "12"
 COCO_FLAGS = "--epochs", "24", "--image-size", "256"
 OVERFIT = [
-    *("--epochs", "60", "--image-size", "256", "--mosaic", "0", "--hsv", "0", "--flip", "0"),
+    *("--epochs", "150", "--image-size", "128", "--mosaic", "0", "--hsv", "0", "--flip", "0"),
     *("--scale-min", "1", "--scale-max", "1"),
 ]
 
