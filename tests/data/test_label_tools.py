@@ -49,8 +49,29 @@ def test_a_coco_file_for_validation_alone_is_evaluated_whole(tmp_path):
     with pytest.raises(DataError, match="has no training images"):
         data.check_trainable()
     file.rename(file.with_name("instances_test2017.json"))
-    with pytest.raises(DataError, match="has only test images"):
-        open_objects(tmp_path)
+    data = open_objects(tmp_path)
+    assert (len(data.train), len(data.val), len(data.test), data.drawn) == (0, 0, 2, False)
+    assert not any("only the test split" in line for line in data.warnings)
+
+
+@pytest.mark.parametrize("yaml", ["test: test/images\nnames: [cat, dog]\n", None])
+def test_data_with_only_a_test_split_is_evaluated(tmp_path, yaml):
+    write(tmp_path, "test/images", {"a": BOX, "b": BOX})
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    if yaml:
+        (tmp_path / "data.yaml").write_text(yaml)
+    data = open_objects(tmp_path)
+    assert (len(data.whole()), len(data.test), data.classes) == (0, 2, ("cat", "dog"))
+    with pytest.raises(DataError, match="has no training images"):
+        data.check_trainable()
+
+
+def test_a_yaml_with_other_folders_does_not_hide_a_coco_file(tmp_path):
+    write(tmp_path, "images", {"0": None, "1": None})
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "result.json").write_text(json.dumps(coco()))
+    (tmp_path / "export.yaml").write_text(f"train: ../train/images\n{NAMES}")
+    assert open_objects(tmp_path).classes == ("cat",)
 
 
 @pytest.mark.parametrize("other", ["voc", "yolo", "yaml"])

@@ -140,7 +140,7 @@ def test_bad_lines_are_named_and_the_rest_is_used(tmp_path):
         ("train: images\nnames: {-1: a}", "the keys of names must be class indices from 0"),
         ("train: images\nnames: [a, a]", "two classes are named a"),
         ("train: images\nnames: []", "names no classes"),
-        ("test: images\nnames: [a]", "names no images for training or validation"),
+        ("names: [a]\ntrain:\n", "names no images: expected the keys train and val"),
         ("a: [", "is not a YAML file"),
         ("a: 1", "describes no dataset: expected the keys names, and train or val"),
     ],

@@ -14,6 +14,7 @@ from shvit.model.architecture import Architecture
 from shvit.modelfile import ModelFile
 from shvit.requests.train import TrainRequest
 from shvit.train.budget import choices, fit
+from shvit.train.distributed import ProcessGroup
 from shvit.train.idle import refuse_idle
 from shvit.train.recipe import OLD_NAMES, Recipe, with_current_names
 from shvit.train.recipes import RECIPES, TASK_RECIPES, finetune, make_recipe, scratch
@@ -217,7 +218,8 @@ def test_settings_with_an_effect_or_not_given_are_accepted(settings):
 def test_weight_decay_follows_the_network_whatever_its_file_is_called(folder, tmp_path, name):
     shvit.save(ModelFile(Architecture(name, 2).build(), ("dark", "light")), tmp_path / "best.safetensors")
     for model in (name, str(tmp_path / "best.safetensors")):
-        plan = _planned(TrainRequest(folder, model=model, settings={"epochs": 1, "batch_size": 2048, "image_size": 64}))
+        settings = {"epochs": 1, "batch_size": 2048, "image_size": 64}
+        plan = _planned(TrainRequest(folder, model=model, settings=settings), ProcessGroup())
         assert plan.recipe.weight_decay == 0.03
     assert make_recipe("scratch", variant_of(f"{name}.in1k"), {}).weight_decay == 0.03
 

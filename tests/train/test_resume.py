@@ -19,7 +19,7 @@ from shvit.engines.torch import DTYPES
 from shvit.modelfile import ModelFile
 from shvit.requests.train import TrainRequest
 from shvit.train import checkpoint as state_module
-from shvit.train import metrics
+from shvit.train import loop, metrics
 from shvit.train.checkpoint import NAMES, Checkpoint
 from shvit.train.loop import Trainer
 from shvit.train.metrics import read_metrics
@@ -251,6 +251,35 @@ def test_two_damaged_checkpoints_are_refused(folder, start, tmp_path):
     with pytest.raises(shvit.InputError, match=r"state\.pt is damaged.*state\.previous\.pt is damaged") as caught:
         go(folder, start, tmp_path / "run", resume=True)
     assert "\n" not in str(caught.value)
+
+
+def test_epochs_without_a_checkpoint_are_repeated(folder, start, tmp_path, monkeypatch):
+    """Short epochs without evaluation have no checkpoint of their own."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 1e9)
+    settings, step, done = {"epochs": 4, "eval_every": 4, "save_every": 1000}, Trainer.train_step, []
+    go(folder, start, tmp_path / "whole", **settings)
+
+    class CrashError(Exception):
+        pass
+
+    def crashing(self, pieces):
+        if self.epoch == 3:
+            raise CrashError
+        step(self, pieces)
+        done.append(self.epoch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", crashing)
+        with pytest.raises(CrashError):
+            go(folder, start, tmp_path / "parts", **settings)
+    checkpoint = Checkpoint.load(tmp_path / "parts")[0]
+    assert (checkpoint.epoch, set(done)) == (0, {0, 1, 2})
+    assert [row["epoch"] for row in read_metrics(tmp_path / "parts")] == [1, 2, 3]
+    assert shvit.load(tmp_path / "parts" / "last.safetensors").metrics["epoch"] == 3
+    go(folder, start, tmp_path / "parts", resume=True, save_every=1000)
+    assert [row["epoch"] for row in read_metrics(tmp_path / "parts")] == [1, 2, 3, 4]
+    one, other = (Checkpoint.load(tmp_path / name)[0] for name in ("whole", "parts"))
+    assert all(torch.equal(value, other.model[key]) for key, value in one.model.items())
 
 
 def test_checkpoints_are_saved_every_few_steps(folder, start, tmp_path, monkeypatch):

@@ -130,10 +130,9 @@ def open_coco(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by:
         raise DataError(f"{data} is not a COCO folder: expected {expected}")
     files, warnings = holdout.arrange({"all": single} if single else files_by_split(root))
     test_file = files.pop("test", None)
-    if not files:
-        raise DataError(f"{data} has only test images: add images for training or validation")
     read = {split: _read(path, root) for split, path in files.items()}
-    categories = common_categories([one.categories for one in read.values()], root)
+    stated = [one.categories for one in read.values()] or [_read(path, root).categories for path in [test_file] if path]
+    categories = common_categories(stated, root)
     splits = {split: one.split({id_: label for label, id_ in enumerate(categories)}) for split, one in read.items()}
     warnings += [f"{files[split].name}: {line}" for split, one in read.items() for line in one.problems.lines()]
     known = {*files.values(), test_file}
@@ -153,7 +152,7 @@ def assembled(
     warnings: Sequence[str],
     test_source: str = "",
 ) -> CocoDataset:
-    """Make a dataset from `train` or `val` or both, or from `all`, and possibly a test split.
+    """Make a dataset from the splits `train`, `val` and `test`, of which two may be missing, or from `all`.
 
     Args:
         categories: Class names by category id, in the order of the labels.
@@ -166,10 +165,10 @@ def assembled(
         lines.append(f"{counted(len(missing), 'class', 'classes')} without objects, such as {missing[0]}")
     fingerprint = fingerprint_of(classes, splits.values(), _contents)
     whole = splits.get("all") or splits.get("train", CocoSplit([], [], np.empty((0, 2), np.int64), []))
-    drawn = "val" not in splits
-    train, val = holdout.divide(whole) if drawn else (whole, splits["val"])
+    drawn = bool(splits) and "val" not in splits
+    train, val = holdout.divide(whole) if drawn else (whole, splits.get("val", whole))
     if test is not None:
-        test, problems = _usable_test(test, classes, _labels(*splits.values()), test_source)
+        test, problems = _usable_test(test, classes, _labels(*(splits or {"test": test}).values()), test_source)
         lines += problems
     return CocoDataset(
         name,

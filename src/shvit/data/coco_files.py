@@ -28,9 +28,9 @@ def annotation_files(root: Path) -> list[Path]:
 
 
 def has_train_file(root: Path) -> bool:
-    """Whether the annotation files have COCO's or Roboflow's names, and more than a validation or test split."""
-    named = _named(root)
-    return len(named) > 1 or any(splits_within(_about(path)) <= {"train"} for path in named)
+    """Whether an annotation file has COCO's or Roboflow's name, and is not only for validation or testing."""
+    kinds = (splits_within(_about(path)) for path in _named(root))
+    return any(not named or "train" in named for named in kinds)
 
 
 def _named(root: Path) -> list[Path]:

@@ -154,7 +154,5 @@ def dataset_of_splits(
             first = f"; the first is {split.images[0]}: {split.bad[0]}" if split.images else ""
             raise DataError(f"{data}: none of {count} of the split {name} can be used{first}")
     test = made.pop("test", None)
-    if not made:
-        raise DataError(f"{data} has only test images: add images for training or validation")
     categories = dict(enumerate(classes, 1))
     return assembled(str(data), categories, made, test, holdout, [*warnings, *lines], f"{data}, split test")

@@ -62,9 +62,9 @@ def is_data(name: str) -> bool:
     return name == "digits" or listed or Path(name).is_dir() or name.startswith(PREFIX) or is_sharded(name)
 
 
-def is_listed(data: str) -> bool:
+def is_listed(data: str | Path) -> bool:
     """Whether data consists of separate files, which must be found before they can be read."""
-    return data != "digits" and not data.startswith(PREFIX) and not is_sharded(data)
+    return data != "digits" and not str(data).startswith(PREFIX) and not is_sharded(data)
 
 
 def is_sharded(data: str | Path) -> bool:

@@ -197,7 +197,8 @@ def _image(path: Path, tree: Element, layout: VocLayout, by_stem: dict[Path, dic
             return folder / named
     for folder in filter(Path.is_dir, folders):
         if folder not in by_stem:
-            by_stem[folder] = {file.stem: file for file in sorted(folder.iterdir(), reverse=True) if is_image(file)}
+            files = (file for file in sorted(folder.iterdir(), reverse=True) if file.suffix and is_image(file))
+            by_stem[folder] = {file.stem: file for file in files if is_file(file)}
         if path.stem in by_stem[folder]:
             return by_stem[folder][path.stem]
     return folders[-1] / (named or path.stem)

@@ -67,14 +67,12 @@ def find_yolo(path: Path) -> YoloLayout | None:
         warnings = []
         for file in sorted(files, key=_is_other):
             try:
-                facts = _facts(file)
+                if (facts := _facts(file)) is not None:
+                    return _described(file, facts)
             except DataError as error:
                 if not _is_other(file) and _folders(level):
                     raise
                 warnings.append(f"not used: {error}")
-                continue
-            if facts is not None:
-                return _described(file, facts)
         if splits := _folders(level):
             places = [place for split in splits.values() for place in split]
             names = listed_names((path, level, level / "labels", *places, *map(_label_folder, places)), YOLO_NAMES)
@@ -139,8 +137,8 @@ def _described(path: Path, facts: dict[str, Any]) -> YoloLayout:
                 raise
             warnings.append(f"not used: the test split, because {error}")
     splits = {name: places for name, places in splits.items() if places}
-    if not splits.keys() & {"train", "val"}:
-        raise DataError(f"{path} names no images for training or validation: expected the keys train and val")
+    if not splits:
+        raise DataError(f"{path} names no images: expected the keys train and val")
     return YoloLayout(path.parent, splits, names, keypoints, tuple(warnings))
 
 

@@ -38,7 +38,7 @@ from .signals import on_stop_signal
 from .validation import Validator
 
 SAVE_SECONDS = 10
-"""After an epoch without evaluation, files are written only if the last ones are older than this."""
+"""After an epoch without evaluation, a checkpoint is written only if the last one is older than this."""
 LOSSES_KEPT = 20
 """Number of steps between checks of the loss on GPUs. Checking every step would make the GPU wait for the CPU."""
 
@@ -92,8 +92,7 @@ class Trainer:
         self.validate = Validator(task, val_loader, self.normalize, self.autocast, self.group, self.bad)
         self.epoch = self.step = 0
         self.selection = Selection(task, recipe)
-        self.loss_sum = self.seconds = 0.0
-        self._saved = 0, 0.0  # the epoch of last.safetensors, and when it was written
+        self.loss_sum = self.seconds = self._saved_at = 0.0
         self._losses: list[torch.Tensor] = []
         self.stopped_by: signal.Signals | None = None
         self._exclude(set(self.bad.train))
@@ -235,7 +234,7 @@ class Trainer:
         self._losses.clear()
 
     def _diverged(self, what: str) -> TrainError:
-        kept = f"{self.out / 'last.safetensors'} has the weights of epoch {self._saved[0]}; " if self._saved[0] else ""
+        kept = f"{self.out / 'last.safetensors'} has the weights of epoch {self.epoch}; " if self.epoch else ""
         where = f"epoch {self.epoch + 1}, step {self.step + 1}"
         return TrainError(f"{what} in {where}; {kept}try an --lr below {self.recipe.lr:g}")
 
@@ -255,13 +254,11 @@ class Trainer:
             row |= {f"{name}_{key}": metrics[key] for name, metrics in scores.items() if metrics}
         better = self.selection.better(scores)
         saved = {**scores[better], "weights": better, "epoch": self.epoch + 1}
-        saves = due or self.group.on_main(lambda: time.perf_counter() - self._saved[1] > SAVE_SECONDS)
-        if saves:
-            self._save_model("last", candidates[better], saved)
-            self._saved = self.epoch + 1, time.perf_counter()
+        self._save_model("last", candidates[better], saved)
         if due and self.selection.improves(saved):
             self._save_model("best", candidates[better], saved)
         self.seconds += time.perf_counter() - started
+        saves = due or self.group.on_main(lambda: time.perf_counter() - self._saved_at > SAVE_SECONDS)
         row |= {**saved, "images_per_second": speed, "data_wait": wait_share, "seconds": self.seconds}
         if self.group.is_main:
             self.bad.write()
@@ -315,6 +312,7 @@ class Trainer:
             seconds=self.seconds,
             fingerprint=self.source.fingerprint,
         ).save(self.out)
+        self._saved_at = time.perf_counter()
 
     def _restore(self) -> bool:
         """Load the last intact checkpoint. Returns False if there is none."""
@@ -336,7 +334,7 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint.optimizer)
         if checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
-        self.epoch, self.step, self._saved = checkpoint.epoch, checkpoint.step, (checkpoint.epoch, 0.0)
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.selection.best = checkpoint.best_metrics
         self.bad.train, self.bad.val = checkpoint.bad_images, checkpoint.bad_val
         self.loss_sum, self.seconds = checkpoint.loss_sum, checkpoint.seconds

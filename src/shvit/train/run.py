@@ -230,7 +230,8 @@ def _opened(
     def open_source() -> Dataset | CocoDataset:
         return kind.open(data, recipe.seed, recipe.val_share, drawn_by)
 
-    source = group.on_main(open_source) if is_listed(data) else open_source()
+    once = group.on_main(lambda: is_listed(data))
+    source = group.on_main(open_source) if once else open_source()
     source.check_trainable(**({"masks": True} if kind.has_masks else {}))
     return source
 
