@@ -25,6 +25,7 @@ SECTIONS: Final[dict[str, dict[str, Callable[[], str]]]] = {
         "int8_onnx": deployment.int8_onnx,
         "web": deployment.web,
         "loader": training.loader,
+        "scale": training.scale,
         "step": training.step,
         "kill": training.kill,
         "recipes": training.recipes,

@@ -37,6 +37,22 @@ def loader() -> str:
     )
 
 
+def scale() -> str:
+    result = latest("data-at-scale")
+    names = {"shvit": "shvit", "torchvision": "torchvision's ImageFolder and torch's DataLoader"}
+    rows = [
+        [
+            names[row["loader"]],
+            f"{row['seconds_to_open']:.0f}",
+            f"{row['private_per_worker']:.0f}",
+            f"{row['all_processes']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    columns = ("loader", "seconds to open", "MiB of a worker that it does not share", "MiB of all processes")
+    return "\n".join([f"Measured: {result['what']}, after an epoch.", "", *table(columns, rows)])
+
+
 def step() -> str:
     result = latest("train-step")
     return (

@@ -13,6 +13,7 @@ from ..data.identity import TrainedOn
 from ..data.sources import is_listed
 from ..data.splits import SPLIT_ADJECTIVES
 from ..data.transforms import Preprocess
+from ..data.walk import exists
 from ..engines import pick_device
 from ..errors import InputError, check_at_least, counted
 from ..files import check_folder, locked, read_json, write_csv, write_json
@@ -232,6 +233,10 @@ def _opened(
 
     once = group.on_main(lambda: is_listed(data))
     source = group.on_main(open_source) if once else open_source()
+    if once and len(source.train):
+        first = source.train.images[0]
+        if missing := [rank for rank, found in enumerate(group.gather(exists(first))) if not found]:
+            raise InputError(f"process {missing[0]} has no {first}: each machine needs the data under the same path")
     source.check_trainable(**({"masks": True} if kind.has_masks else {}))
     return source
 
