@@ -235,8 +235,9 @@ def _opened(
     source = group.on_main(open_source) if once else open_source()
     if once and len(source.train):
         first = source.train.images[0]
-        if missing := [rank for rank, found in enumerate(group.gather(exists(first))) if not found]:
-            raise InputError(f"process {missing[0]} has no {first}: each machine needs the data under the same path")
+        found = group.gather(exists(first))
+        if found[0] and not all(found):
+            raise InputError(f"process {found.index(False)} has no {first}: each machine needs the data, at the same path")
     source.check_trainable(**({"masks": True} if kind.has_masks else {}))
     return source
 
