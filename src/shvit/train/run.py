@@ -237,7 +237,9 @@ def _opened(
         first = source.train.images[0]
         found = group.gather(exists(first))
         if found[0] and not all(found):
-            raise InputError(f"process {found.index(False)} has no {first}: each machine needs the data, at the same path")
+            raise InputError(
+                f"process {found.index(False)} has no {first}: each machine needs the data, at the same path"
+            )
     source.check_trainable(**({"masks": True} if kind.has_masks else {}))
     return source
 
