@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_detection import squares
 
 import shvit
 from conftest import descendants, tiny_architecture, wait_for, write_pictures
@@ -298,6 +299,21 @@ def test_two_processes_and_one_that_accumulates_see_the_same_images(torchrun, tr
     for one, two in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
         assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-5)
         assert one["lr"] == two["lr"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_detector(start, begin, tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "shvit", "train"]
+    flags = ["--task", "detect", "--model", start, "--out", tmp_path / "run", "--image-size", "64", *FLAGS[2:]]
+    flags += ["--epochs", "2", "--batch-size", "4", "--eval-every", "2", "--workers", "0"]
+    process = begin(
+        [sys.executable, *launch, squares(tmp_path / "data"), *flags], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert [row["epoch"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    assert "AP" in read_metrics(tmp_path / "run")[-1]
+    assert Checkpoint.load(tmp_path / "run")[0].processes == 2
 
 
 def environment(pid):
