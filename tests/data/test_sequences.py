@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shvit.data.listing import Labelled
 from shvit.data.sequences import Files, Texts, pick
 from shvit.data.sources import open_source
-from shvit.data.splits import Labelled
 
 PATHS = [
     Path(text) for text in ("a/b.jpg", "b.jpg", "/x/y/ü.png", "a/../c.jpg", "a/\udcff.jpg", "/", ".", "a b/c d.jpg")

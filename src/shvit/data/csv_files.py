@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from ..errors import DataError, counted, few
 from ..files import MAX_TEXT, from_cell, read_regular
-from .splits import Labelled, Listing, split_of
+from .listing import Labelled, Listing
+from .splits import split_of
 from .walk import exists
 
 CSV_SUFFIXES = (".csv", ".tsv")

@@ -12,8 +12,9 @@ import numpy as np
 from ..errors import DataError, counted, few
 from .coco_files import annotation_files, is_annotations
 from .images import Skipped, is_image
+from .listing import Labelled, Listing
 from .sequences import Files
-from .splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Kind, Labelled, Listing, split_of
+from .splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Kind, split_of
 from .walk import files_below, folders_in, is_hidden
 
 PICTURES = frozenset({"images", "image", "imgs", "img", "jpegimages", "photos", "pictures"})

@@ -10,9 +10,9 @@ from .csv_files import CSV_SUFFIXES, read_csv
 from .dataset import Dataset, DrawnBy, Holdout, Split, dataset_of, file_sizes
 from .folders import read_folder
 from .hub import PREFIX, open_hub
+from .listing import Listing
 from .shards.download import is_remote
 from .shards.index import INDEX, UNFINISHED, open_shards
-from .splits import Listing
 
 
 def open_source(data: str | Path, seed: int = 0, val_share: float = 0.2, drawn_by: DrawnBy = "hash") -> Dataset:

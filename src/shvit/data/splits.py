@@ -1,15 +1,7 @@
 """Recognize the names of splits in folder names, file names and CSV columns, and on the Hugging Face hub."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-
-import numpy as np
-from jaxtyping import Int
-
-from .sequences import Files
 
 Kind = Literal["train", "val", "test"]
 TRAIN_NAMES = ("train", "training")
@@ -26,45 +18,6 @@ SPLIT_ADJECTIVES: dict[str, str] = {"train": "training", "val": "validation", "t
 """How messages name the images of a split."""
 FILLER = re.compile("sets?|seg|split|data|dataset|images?|imgs?|photos|pictures|folder")
 """Words that may be combined with the name of a split, as in seg_train, training_set and train_images."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Image files with a class each."""
-
-    files: Files
-    classes: Sequence[str]
-    """Names of classes, each once. A class may have no files."""
-    numbers: Int[np.ndarray, " n"]
-    """The class of each file, as an index of `classes`."""
-
-    @classmethod
-    def of(cls, rows: Iterable[tuple[Path, str]]) -> "Labelled":
-        """Files and the names of their classes."""
-        rows, classes = list(rows), dict[str, int]()
-        numbers = [classes.setdefault(name, len(classes)) for _, name in rows]
-        return cls(Files(path for path, _ in rows), tuple(classes), np.asarray(numbers, np.int32))
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def present(self) -> set[str]:
-        """Names of the classes that have files."""
-        return {self.classes[number] for number in np.unique(self.numbers)}
-
-    def folders(self) -> list[tuple[Path, str]]:
-        """Each folder with the name of each class of its files, sorted."""
-        pairs = np.unique(np.stack([self.files.numbers.astype(np.int64), self.numbers]), axis=1)
-        return sorted((Path(self.files.folders[folder]), self.classes[number]) for folder, number in pairs.T)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Images and their class names, by split: `train`, `val` and `test`; or `all` if the data has no splits."""
-
-    splits: dict[str, Labelled]
-    warnings: tuple[str, ...] = ()
-    """Warnings about unused files and ambiguous names, one line each."""
 
 
 def split_of(name: str) -> Kind | None:
