@@ -341,7 +341,8 @@ def duplicates(one: Samples, other: Samples) -> list[tuple[list[str], list[str]]
     """
     splits = one, other
     sizes = [file_sizes(split) for split in splits]
-    common = np.intersect1d(*(some[some >= 0] for some in sizes))
+    first, second = (np.unique(some[some >= 0]) for some in sizes)
+    common = np.intersect1d(first, second, assume_unique=True)
     keys: list[dict[int, Any]] = [
         {index: int(some[index]) for index in np.flatnonzero(np.isin(some, common)).tolist()} for some in sizes
     ]

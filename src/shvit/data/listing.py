@@ -32,12 +32,12 @@ class Labelled:
 
     def present(self) -> set[str]:
         """Names of the classes that have files."""
-        return {self.classes[number] for number in np.unique(self.numbers)}
+        return {self.classes[int(number)] for number in np.unique(self.numbers)}
 
     def folders(self) -> list[tuple[Path, str]]:
         """Each folder with the name of each class of its files, sorted."""
         pairs = np.unique(np.stack([self.files.numbers.astype(np.int64), self.numbers]), axis=1)
-        return sorted((Path(self.files.folders[folder]), self.classes[number]) for folder, number in pairs.T)
+        return sorted((Path(self.files.folders[folder]), self.classes[int(number)]) for folder, number in pairs.T)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,6 @@ def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
 def _contents(split: Split) -> Iterator[bytes]:
     """The bytes that the fingerprint covers: name, size and label of each file, or pixels and label of each array."""
     for image, label, size in zip(split.images, split.labels, file_sizes(split).tolist(), strict=True):
-        content = image.tobytes() if isinstance(image, np.ndarray) else image.name.encode(errors="surrogatepass")
+        content = image.name.encode(errors="surrogatepass") if isinstance(image, Path) else np.asarray(image).tobytes()
         yield content + f"\0{None if size < 0 else size}\0{label}\n".encode()
     yield b"split\n"

@@ -234,7 +234,7 @@ def _opened(
     once = group.on_main(lambda: is_listed(data))
     source = group.on_main(open_source) if once else open_source()
     if once and len(source.train):
-        first = source.train.images[0]
+        first = Path(source.train.names[0])
         found = group.gather(exists(first))
         if found[0] and not all(found):
             raise InputError(
