@@ -29,7 +29,7 @@ from ..data.walk import exists, is_hidden
 from ..engines import Exported, Runnable
 from ..errors import InputError, check_at_least
 from ..pretrained import load
-from ..tasks import kind_of, need_classifier, task_of
+from ..tasks import detector_of, kind_of, need_classifier, task_of
 from ..tasks.base import Prediction
 from ..tasks.objects import THRESHOLD
 
@@ -100,7 +100,8 @@ class Predictor:
 
     def _with_threshold(self, model: Runnable, threshold: float) -> Runnable:
         """The model with scores down to `threshold`. Raises InputError if an exported file has no such low scores."""
-        least = max(self._task.min_score, THRESHOLD if self._end_to_end else 0.0)
+        detects = detector_of(model) is not None
+        least = max(self._task.min_score, THRESHOLD if detects and self._end_to_end else 0.0)
         if threshold >= least:
             return model
         if isinstance(model, Exported):
