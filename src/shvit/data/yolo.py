@@ -26,7 +26,7 @@ YAML = (".yaml", ".yml")
 YOLO_NAMES = ("classes.txt", "obj.names", "names.txt", "_darknet.labels")
 """Files with one class name per line, for folders without a YAML file."""
 SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-MAX_CLASSES = 10_000
+MAX_NAMES = 10_000
 LABELS_READ = 50
 """Number of label files that are looked at to recognize the format."""
 
@@ -150,8 +150,8 @@ def _names(value: Any, path: Path) -> tuple[str, ...]:
         value = [by_index.get(index, str(index)) for index in range(max(by_index, default=-1) + 1)]
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise DataError(f"{path}: names must be a list of class names, got {value!r:.60}")
-    if len(value) > MAX_CLASSES:
-        raise DataError(f"{path} names {len(value):,} classes: at most {MAX_CLASSES:,} are supported")
+    if len(value) > MAX_NAMES:
+        raise DataError(f"{path} names {len(value):,} classes: at most {MAX_NAMES:,} are supported")
     return unique(tuple(value), path)
 
 
@@ -288,9 +288,9 @@ def _objects(path: Path, height: int, width: int, keypoints: bool, problems: Pro
             continue
         if keypoints:
             numbers = numbers[:4]
-        if not index.is_integer() or not 0 <= index < MAX_CLASSES:
+        if not index.is_integer() or not 0 <= index < MAX_NAMES:
             problems.add(
-                "label", f"left out: the class is not an index from 0 to {MAX_CLASSES - 1}", f"{where}: {values[0]:.20}"
+                "label", f"left out: the class is not an index from 0 to {MAX_NAMES - 1}", f"{where}: {values[0]:.20}"
             )
         elif len(numbers) == 4:
             x, y, w, h = numbers
