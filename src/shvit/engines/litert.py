@@ -30,6 +30,9 @@ UNREADABLE = (ValueError, RuntimeError, IndexError, TypeError, OverflowError, st
 _QUANTIZED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 """Operations that run in int8. In SHViT-S1, integers for all operations are slower and no more accurate (LOG.md)."""
 
+_NOT_LAST = r"^(?!.*Head_head/torch\.nn\.modules\.conv\.Conv2d_)"
+"""Matches the names of all operations except the last layers of light detectors, which compute boxes and scores."""
+
 
 class LiteRTEngine(Engine):
     """Runs a `.tflite` file. A model file is first converted to a `.tflite` file in memory, which takes some seconds.
@@ -149,7 +152,7 @@ def _quantize(
         recipe.add_weight_only_config(".*", "*", num_bits=16, algorithm_key=algorithms.FLOAT_CASTING)
     else:
         for operation in _QUANTIZED:
-            recipe.add_static_config(".*", operation, activation_num_bits=8, weight_num_bits=8)
+            recipe.add_static_config(_NOT_LAST, operation, activation_num_bits=8, weight_num_bits=8)
         extremes = _library("ai_edge_quantizer.utils.qsv_utils").min_max_update
         calibrators = _library("ai_edge_quantizer.calibrator")
         with silent():  # prints a line

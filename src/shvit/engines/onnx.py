@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet
-from ..tasks import kind_of
+from ..tasks import detector_of, kind_of
 from . import onnx_int8
 from .base import Engine, ExportJob, Precisions, Runnable, Shapes, batch_of, network_shapes
 from .end_to_end import OPSET, around, check_image
 from .exported import EngineError, Exported, check_end_to_end, check_interface, unreadable
-from .mixed import mix_precisions
+from .mixed import DETECTOR_PARTS, mix_precisions
 from .onnx_runtime import OnnxNetwork
 from .portable import portable
 
@@ -87,6 +87,18 @@ class OnnxEngine(Engine):
         return self.network.results(image, self._outputs)
 
 
+def _quantized_parts(model_file: ModelFile) -> tuple[str, ...] | None:
+    """The parts of a detector that are quantized; None for classifiers.
+
+    The paths of nodes in the backbone do not contain `backbone`, because its `forward` is not called.
+    """
+    if detector_of(model_file) is None:
+        return None
+    network: Any = model_file.model
+    names = {name for name, _ in network.backbone.named_children()}.difference(dict(network.named_children()))
+    return (*DETECTOR_PARTS, *(f"network.{name}." for name in sorted(names)))
+
+
 def _in_precision(job: ExportJob) -> "onnx.ModelProto | None":
     """The network in the precision of the job; None if no int8 network was accepted."""
     import onnx
@@ -96,7 +108,7 @@ def _in_precision(job: ExportJob) -> "onnx.ModelProto | None":
         return network
     if job.precision == "fp16":
         return onnx_int8.in_fp16(network)
-    quantizer = onnx_int8.Quantizer(network, job.calibration)
+    quantizer = onnx_int8.Quantizer(network, job.calibration, _quantized_parts(job.model_file))
     if job.accept is None:
         return quantizer.quantized()
     exact = OnnxNetwork(network.SerializeToString(), job.threads)

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..suppress import quiet
-from .mixed import DETECTOR_PARTS, whole_batches
+from .mixed import whole_batches
 
 if TYPE_CHECKING:
     import onnx
@@ -33,9 +33,12 @@ class Quantizer:
     Args:
         network: The network in fp32, with the input `images`. Names of nodes must be paths of modules.
         calibration: Batches of images for measuring the ranges.
+        parts: Quantize only operations whose paths contain one of these. None: all operations.
     """
 
-    def __init__(self, network: "onnx.ModelProto", calibration: Sequence[Tensor]) -> None:
+    def __init__(
+        self, network: "onnx.ModelProto", calibration: Sequence[Tensor], parts: Sequence[str] | None = None
+    ) -> None:
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -56,18 +59,15 @@ class Quantizer:
                 calibrator.collect_data(_reader([batch]))
             self._ranges = calibrator.compute_data()
         convolutions = [node.name for node in self._copy().graph.node if node.op_type == "Conv"]
-        detector = any(DETECTOR_PARTS[0] in path_of(name) for name in convolutions)
+        names = [node.name for node in self._copy().graph.node if node.op_type in IN_INT8]
+        left = {name for name in names if parts and not any(part in path_of(name) for part in parts)}
         self.layers = [
             name
             for name in convolutions[1:]  # the first convolution reads only three channels, and is faster in fp32
-            if not any(part in name for part in FLOAT_PARTS)
-            and (not detector or any(part in path_of(name) for part in DETECTOR_PARTS))
+            if not any(part in name for part in FLOAT_PARTS) and name not in left
         ]
         """Names of the layers that are quantized."""
-        self._never = [name for name in convolutions if name not in self.layers]
-        if detector:
-            names = (node.name for node in self._copy().graph.node if node.op_type in IN_INT8)
-            self._never += [name for name in names if not any(part in path_of(name) for part in DETECTOR_PARTS)]
+        self._never = sorted(left.union(convolutions).difference(self.layers))
 
     def quantized(self, back: Collection[str] = ()) -> "onnx.ModelProto":
         """The quantized network, with these layers in floating point."""
