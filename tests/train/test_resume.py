@@ -141,13 +141,13 @@ def go_and_die(where, nth, *args):
         die()
         path.write_bytes(whole)
 
-    save, write = torch.save, Trainer._write_row
+    save, write = torch.save, loop.append_row
     if where == "half a state":
         state_module.torch.save = half
     elif where == "between two names":
         state_module.suppress = lambda *_: _Then(die)
     elif where == "after the weights":
-        Trainer._write_row = lambda self, row: (write(self, row), die())
+        loop.append_row = lambda *given: (write(*given), die())
     else:
         Trainer._probe = die
     go(*args)
