@@ -143,7 +143,7 @@ def test_int8_is_held_to_average_precision(tmp_path, kind, predictor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["onnx", "openvino", "executorch", "litert"])
+@pytest.mark.parametrize("engine", ["onnx", "openvino", "litert"])
 def test_int8_does_not_quantize_boxes_and_scores(engine, tmp_path, monkeypatch):
     skip_without(engine)
     monkeypatch.setitem(object_parity.MATCHED, "int8", 0.0)  # which untrained networks may fail

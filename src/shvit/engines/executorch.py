@@ -13,11 +13,9 @@ from torch.export import ExportedProgram
 
 from ..modelfile import HEADER_KEY, ModelFile
 from ..suppress import quiet, silent
-from ..tasks import detector_of
 from .base import Engine, ExportJob, Precisions, Runnable, in_batches
 from .decompose import XNNPACK
 from .exported import EngineError, Exported, check_interface, described, unreadable
-from .mixed import DETECTOR_PARTS
 from .portable import portable
 
 _runs = RLock()
@@ -40,8 +38,7 @@ class ExecuTorchEngine(Engine):
     runs: ClassVar[Precisions] = dict.fromkeys((None, "light", "light_masks", "retinanet"), ("fp32",))
     writes: ClassVar[Precisions] = {
         None: ("fp32", "int8"),
-        **dict.fromkeys(("light", "light_masks"), ("fp32", "int8")),
-        "retinanet": ("fp32",),
+        **dict.fromkeys(("light", "light_masks", "retinanet"), ("fp32",)),
     }
 
     _pools: ClassVar[int] = 0
@@ -117,8 +114,7 @@ def _lower(model_file: ModelFile, facts: Exported, batch: int = 1, calibration: 
     with quiet():
         program = torch.export.export(portable(model_file), (images,)).run_decompositions(XNNPACK)
         if facts.precision == "int8":
-            parts = DETECTOR_PARTS if detector_of(model_file) else None
-            program = _quantize(program, images, torch.cat(list(calibration)), parts)
+            program = _quantize(program, images, torch.cat(list(calibration)))
         return delegate(program, {HEADER_KEY: facts.to_json()}).to_executorch().buffer
 
 
@@ -137,30 +133,16 @@ def delegate(program: ExportedProgram, constants: dict[str, Any]) -> Any:
 
 
 def _quantize(
-    program: ExportedProgram,
-    example: UInt8[Tensor, "b 3 h w"],
-    images: UInt8[Tensor, "n 3 h w"],
-    parts: Sequence[str] | None,
+    program: ExportedProgram, example: UInt8[Tensor, "b 3 h w"], images: UInt8[Tensor, "n 3 h w"]
 ) -> ExportedProgram:
-    """Quantize the weights of each output channel, and the activations with the ranges measured on these images.
-
-    `parts`: quantize only operations in modules whose paths contain one of these. None: all operations.
-    """
+    """Quantize the weights of each output channel, and the activations with the ranges measured on these images."""
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     per_channel = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
     quantizer = xnnpack.XNNPACKQuantizer().set_global(per_channel)
-    if parts:
-        quantizer.set_filter_function(lambda node: any(part in _module_of(node) for part in parts))
     observed = prepare_pt2e(program.module(), quantizer)
     batch = len(example)
     for start in range(0, len(images), batch):
         observed(images[torch.arange(start, start + batch) % len(images)])  # fills the last batch with the first images
     return torch.export.export(convert_pt2e(observed), (example,))
-
-
-def _module_of(node: Any) -> str:
-    """The path of the module that an operation belongs to, with a dot at its end."""
-    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-    return f"{next(reversed(stack.values()))[0]}."
