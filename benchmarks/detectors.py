@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--kept-only", action="store_true", help="train nothing: write the result of what is in RUNS")
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     args = parser.parse_args()
 
@@ -140,11 +141,13 @@ def main() -> None:
     for kind in args.only:
         for seed in args.seeds:
             kept = args.runs / f"{kind}-{seed}.json"
+            if args.kept_only and not kept.exists():
+                continue
             if not kept.exists():
                 write_json(kept, {"kind": kind, "seed": seed, **measure(kind, seed, args)})
             rows.append(json.loads(kept.read_text()))
             print(json.dumps(rows[-1]))
-    starts = [args.start, *([args.peer] if "ssdlite" in args.only else [])]
+    starts = [args.start, *([args.peer] if any(row["kind"] == "ssdlite" for row in rows) else [])]
     light = [row["AP50"] for row in rows if row["kind"] == "light"]
     result = {
         "what": "detectors trained on few photographs, judged on the validation images",
