@@ -27,6 +27,13 @@ def test_defaults_are_the_papers():
     assert settle(BenchRequest(("shvit_s1",), task="segment", batch_sizes=(2,))).batch_sizes == (2,)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "torchvision/ssdlite320_mobilenet_v3_large"])
+def test_a_head_is_only_for_networks_given_by_name(name):
+    with pytest.raises(InputError, match="leave it out for models with a detector of their own, here"):
+        settle(BenchRequest((name,), task="detect", head="light", device="cpu"))
+    assert settle(BenchRequest((name, "shvit_s1"), task="detect", head="light", device="cpu")).head == "light"
+
+
 def test_each_model_is_a_backbone_and_a_detector():
     request = settle(
         BenchRequest(("shvit_s1",), engines=("torch", "onnx"), image_sizes=(64,), batch_sizes=(1,), task="detect")

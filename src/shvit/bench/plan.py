@@ -43,8 +43,8 @@ def settle(request: BenchRequest) -> BenchRequest:
     named = [name for name in request.models if has_random_weights(name) and not is_torchvision(name)]
     if request.head is not None and request.models and not named:
         raise InputError(
-            f"--head selects the detector of networks given by name, such as shvit_s1, but {few(request.models)} have "
-            "their own: leave out --head"
+            "--head selects the detector of networks given by name, such as shvit_s1: leave it out for models with a "
+            f"detector of their own, here {few(request.models)}"
         )
     device = engines.pick_device(request.device)
     engines.check_threads(request.threads, device)

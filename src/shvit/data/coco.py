@@ -152,7 +152,7 @@ def assembled(
     warnings: Sequence[str],
     test_source: str = "",
 ) -> CocoDataset:
-    """Make a dataset from the splits `train`, `val` and `test`, of which two may be missing, or from `all`.
+    """Make a dataset from the split `all`, or from at least one of the splits `train`, `val` and `test`.
 
     Args:
         categories: Class names by category id, in the order of the labels.

@@ -28,7 +28,7 @@ def annotation_files(root: Path) -> list[Path]:
 
 
 def has_train_file(root: Path) -> bool:
-    """Whether an annotation file has COCO's or Roboflow's name, and is not only for validation or testing."""
+    """Whether there is a file with training annotations that has COCO's or Roboflow's name."""
     kinds = (splits_within(_about(path)) for path in _named(root))
     return any(not named or "train" in named for named in kinds)
 

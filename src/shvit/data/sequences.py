@@ -1,7 +1,7 @@
 """Lazy sequences. Items are created on access, so millions of images are stored as arrays rather than as objects.
 
-Worker processes that are forked share these arrays. Of objects, each worker would soon have its own copies, because
-counting references to an object writes to its memory.
+Forked worker processes share these arrays. They could not share Python objects for long: Python writes a reference
+count into each object that is used, and the written memory is copied.
 """
 
 from abc import abstractmethod

@@ -101,9 +101,9 @@ def _of_files(name: str, listing: Listing, holdout: Holdout) -> Dataset:
     classes = tuple(sorted(set().union(*present.values()) or tested))
     label_of = {name: label for label, name in enumerate([*classes, *sorted(tested.difference(classes))])}
     splits = {}
-    for name_of_split, images in listed.items():
-        labels = np.array([label_of.get(name, -1) for name in images.classes], np.int32)[images.numbers]
-        splits[name_of_split] = Split(images.files, labels, images.files.texts())
+    for split, images in listed.items():
+        labels = np.array([label_of.get(label, -1) for label in images.classes], np.int32)  # -1: a class without files
+        splits[split] = Split(images.files, labels[images.numbers], images.files.texts())
     return dataset_of(name, classes, splits, holdout, _contents, [*problems, *listing.warnings])
 
 

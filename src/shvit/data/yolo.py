@@ -123,7 +123,7 @@ def _described(path: Path, facts: dict[str, Any]) -> YoloLayout:
         warnings.append(f"{path.name}: nc is {count!s:.20}, but there are {counted(len(names), 'name')}: nc is ignored")
     keypoints = "kpt_shape" in facts
     if keypoints:
-        warnings.append(f"{path.name}: the labels have keypoints (kpt_shape), of which only the boxes are used")
+        warnings.append(f"{path.name}: the keypoints in the labels (kpt_shape) are not used")
     base = path.parent / str(facts.get("path") or "")
     splits: dict[str, list[Path]] = {}
     for key, split in SPLIT_KEYS.items():
