@@ -10,10 +10,10 @@ from torch.nn.functional import binary_cross_entropy
 from conftest import randomize_norms, tiny_architecture
 from shvit.errors import InputError
 from shvit.model.architecture import Architecture
-from shvit.model.assignment import assign, box_loss, class_loss, quality_focal_loss
+from shvit.model.assignment import assign, box_loss, class_loss, quality_focal_loss, selection_loss
 from shvit.model.detector import Target
 from shvit.model.fuse import fuse
-from shvit.model.light import boxes_at, neck_width, positions
+from shvit.model.light import Doubled, boxes_at, neck_width, positions
 
 NONE = torch.zeros(0, 4)
 
@@ -75,7 +75,7 @@ def test_crowds_are_ignored_and_images_without_objects_are_background():
 def test_quality_focal_loss_by_hand():
     logits, quality = torch.tensor([0.3, -2.0, 1.0]), torch.tensor([0.8, 0.0, 1.0])
     scores = logits.sigmoid()
-    expected = (scores - quality) ** 2 * binary_cross_entropy(scores, quality, reduction="none")
+    expected = (scores - quality).abs() * binary_cross_entropy(scores, quality, reduction="none")
     torch.testing.assert_close(quality_focal_loss(logits, quality), expected)
 
 
@@ -88,9 +88,19 @@ def test_losses_by_hand():
     right, wrong = -(0.5 * math.log(score) + 0.5 * math.log(1 - score)), -math.log(1 - other)
     # qualities below 1 are divided by 1
     focused = float(class_loss(logits, [objects], [given]))
-    assert focused == pytest.approx((score - 0.5) ** 2 * right + other**2 * wrong, abs=1e-6)
-    assert float(class_loss(logits, [objects], [given], focus=0)) == pytest.approx(right + wrong, abs=1e-6)
+    assert focused == pytest.approx(abs(score - 0.5) * right + other * wrong, abs=1e-6)
+    assert float(selection_loss(logits, [objects], [given])) == pytest.approx(right, abs=1e-6)
     assert float(box_loss(boxes, [objects], [given])) == pytest.approx(2 * (1 - 0.5), abs=1e-6)
+
+
+def test_one_score_of_each_position_selects():
+    """Position 0 has the object, 1 is background, where the highest score counts, and 2 lies in a crowd."""
+    logits = torch.tensor([[[0.4, 1.0], [-1.0, -2.0], [3.0, 3.0]]])
+    boxes, centers = torch.tensor([[0.0, 0, 40, 20], [50, 50, 60, 60], [90, 90, 99, 99]]), torch.tensor([20.0, 55, 95])
+    objects = target([[0, 0, 40, 40]], [0], torch.tensor([[80.0, 80, 110, 110]]))
+    given = assign(logits[0].sigmoid(), boxes, torch.stack([centers, centers - 10], 1), objects, 1, 8)
+    expected = binary_cross_entropy(torch.tensor([0.4, -1.0]).sigmoid(), torch.tensor([0.5, 0.0]), reduction="sum")
+    assert float(selection_loss(logits, [objects], [given])) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_every_position_is_the_center_of_its_cell():
@@ -113,7 +123,7 @@ def test_folding_keeps_the_outputs():
 def test_the_one_to_one_branch_trains_only_its_tower():
     model, images, objects = light().train(), torch.randn(2, 3, 64, 64), [target([[8, 8, 40, 40]], [1])] * 2
     _, one, boxes, _, centers = model.predicted(model.features(images))
-    class_loss(
+    selection_loss(
         one, objects, [model._assigned(*row, centers, 1) for row in zip(one, boxes, objects, strict=True)]
     ).backward()
     trained = {name.split(".")[1] for name, weight in model.named_parameters() if weight.grad is not None}
@@ -126,8 +136,24 @@ def test_the_one_to_one_branch_trains_only_its_tower():
 def test_weights_of_other_classes_are_not_transferred():
     model = light()
     assert {name for name in model.state_dict() if name.startswith(model.class_layers)} == {
-        f"head.{layer}.{part}" for layer in ("classes", "select") for part in ("weight", "bias")
+        "head.classes.weight",
+        "head.classes.bias",
     }
+
+
+def test_the_one_to_one_branch_keeps_the_order_of_the_classes():
+    """Few images of a class cannot spoil its scores: all classes of a position are lowered alike."""
+    model, images = light(), torch.randn(1, 3, 128, 128)
+    many, one, *_ = model.predicted(model.features(images))
+    lowered = one - many
+    torch.testing.assert_close(lowered, lowered[..., :1].expand_as(lowered), rtol=0, atol=1e-5)
+
+
+def test_a_transposed_convolution_folds_to_a_1x1_convolution():
+    layer, images = Doubled(3, 5).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    folded = layer.fold()
+    torch.testing.assert_close(folded(images), layer(images))
+    assert not any(isinstance(part, torch.nn.ConvTranspose2d) for part in fuse(light()).modules())
 
 
 @pytest.mark.parametrize("name", ["timm/mobilenetv3_small_050", "timm/resnet18"])

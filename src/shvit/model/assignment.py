@@ -18,8 +18,8 @@ from .detector import Target
 
 SCORE_POWER, OVERLAP_POWER = 1.0, 3.0
 """Powers of score and IoU in the alignment of a position with an object."""
-FOCUS = 2.0
-"""Exponent of the quality focal loss, as in its paper."""
+FOCUS = 1.0
+"""Exponent of the quality focal loss. With its paper's 2, runs of a few thousand steps learn less (LOG.md)."""
 BOX_WEIGHT = 2.0
 """Weight of the box loss; the weight of the class loss is 1. Both as in TOOD."""
 
@@ -81,34 +81,52 @@ def _inside(centers: Float[Tensor, "n 2"], boxes: Float[Tensor, "m 4"], least_si
     return ((centers - middle[:, None]).abs() <= half[:, None]).all(2)
 
 
-def quality_focal_loss(
-    logits: Float[Tensor, "*size"], quality: Float[Tensor, "*size"], focus: float = FOCUS
-) -> Float[Tensor, "*size"]:
-    """Cross-entropy of a score with the quality that it should have, weighted by |score - quality|^`focus`."""
-    weight = (logits.detach().sigmoid() - quality).abs() ** focus
+def quality_focal_loss(logits: Float[Tensor, "*size"], quality: Float[Tensor, "*size"]) -> Float[Tensor, "*size"]:
+    """Cross-entropy of a score with the quality that it should have, weighted by |score - quality|^`FOCUS`."""
+    weight = (logits.detach().sigmoid() - quality).abs() ** FOCUS
     return weight * binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
 
 def class_loss(
-    logits: Float[Tensor, "b n classes"],
-    targets: Sequence[Target],
-    assignments: Sequence[Assignment],
-    focus: float = FOCUS,
+    logits: Float[Tensor, "b n classes"], targets: Sequence[Target], assignments: Sequence[Assignment]
 ) -> Float[Tensor, ""]:
-    """Quality focal loss of the classes, divided by the sum of all qualities, but at least by 1.
+    """Quality focal loss of all classes, divided by the sum of all qualities, but at least by 1.
 
     Args:
         logits: The predictions for a batch.
         assignments: The result of `assign` for each image.
-        focus: Exponent of the loss. 0 gives the cross-entropy.
     """
-    wanted, weights = torch.zeros_like(logits), torch.ones_like(logits[..., 0])
-    for index, (target, given) in enumerate(zip(targets, assignments, strict=True)):
-        positive = given.objects >= 0
-        wanted[index, positive, target.labels[given.objects[positive]]] = given.quality[positive]
-        weights[index, given.ignored] = 0
-    total = wanted.sum().clamp(min=1.0)
-    return (quality_focal_loss(logits, wanted, focus) * weights[..., None]).sum() / total
+    labels, quality, kept = _columns(targets, assignments)
+    wanted = torch.zeros_like(logits).scatter_(2, labels[..., None], quality[..., None])
+    return (quality_focal_loss(logits, wanted) * kept[..., None]).sum() / quality.sum().clamp(min=1.0)
+
+
+def selection_loss(
+    logits: Float[Tensor, "b n classes"], targets: Sequence[Target], assignments: Sequence[Assignment]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of one score of each position with its quality, divided as in `class_loss`.
+
+    That score is the one of the position's object; for background, the highest one. One is enough if all scores of a
+    position are lowered alike. A focal loss would hardly lower scores of 0.3, which is what duplicates have.
+    """
+    labels, quality, kept = _columns(targets, assignments)
+    labels = labels.where(quality > 0, logits.argmax(2))
+    chosen = logits.gather(2, labels[..., None])[..., 0]
+    losses = binary_cross_entropy_with_logits(chosen, quality, reduction="none")
+    return (losses * kept).sum() / quality.sum().clamp(min=1.0)
+
+
+def _columns(
+    targets: Sequence[Target], assignments: Sequence[Assignment]
+) -> tuple[Int64[Tensor, "b n"], Float[Tensor, "b n"], Float[Tensor, "b n"]]:
+    """Of each position: the class of its object (0 for background), its quality, and 1, or 0 if it is ignored."""
+    objects, quality, ignored = (
+        torch.stack([getattr(given, name) for given in assignments]) for name in ("objects", "quality", "ignored")
+    )
+    labels = torch.zeros_like(objects)
+    for row, places, target in zip(labels, objects, targets, strict=True):
+        row[places >= 0] = target.labels[places[places >= 0]]
+    return labels, quality, 1.0 - ignored.float()
 
 
 def box_loss(

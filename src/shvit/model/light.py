@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..errors import InputError
-from .assignment import Assignment, assign, box_loss, class_loss
+from .assignment import Assignment, assign, box_loss, class_loss, selection_loss
 from .detector import LAYOUTS, Backbone, Detector, Target
 from .layers import ConvNorm
 from .shapes import Maps
@@ -43,6 +43,24 @@ class Separable(nn.Sequential):
         super().__init__(ConvNorm(width, width, 3, stride, groups=width), nn.ReLU(), ConvNorm(width, width), nn.ReLU())
 
 
+class Doubled(nn.ConvTranspose2d):
+    """A 2x2 transposed convolution, which doubles height and width."""
+
+    def __init__(self, in_width: int, out_width: int) -> None:
+        super().__init__(in_width, out_width, 2, 2)
+
+    def fold(self) -> nn.Sequential:
+        """The same as a 1x1 convolution to four times the width, whose channels become 2x2 pixels.
+
+        Inference engines have fast 1x1 convolutions, also in int8.
+        """
+        conv = nn.Conv2d(self.in_channels, 4 * self.out_channels, 1, dtype=self.weight.dtype)
+        conv.weight.data = self.weight.permute(1, 2, 3, 0).reshape(4 * self.out_channels, self.in_channels, 1, 1)
+        assert self.bias is not None
+        conv.bias = nn.Parameter(self.bias.repeat_interleave(4))
+        return nn.Sequential(conv, nn.PixelShuffle(2))
+
+
 class PathAggregation(nn.Module):
     """Maps of equal width at `STRIDES`. Information flows from coarse to fine, and back.
 
@@ -66,7 +84,7 @@ class PathAggregation(nn.Module):
                 f"got {', '.join(map(str, given))}"
             )
         self.lateral = nn.ModuleList(ConvNorm(before, width) for before in widths)
-        self.finer = nn.ConvTranspose2d(widths[0], width, 2, 2) if given[0] == 16 else None
+        self.finer = Doubled(widths[0], width) if given[0] == 16 else None
         self.down = nn.ModuleList(Separable(width) for _ in STRIDES)
         self.shrink = nn.ModuleList(Separable(width, stride=2) for _ in STRIDES[1:])
         self.up = nn.ModuleList(Separable(width) for _ in STRIDES[1:])
@@ -118,7 +136,8 @@ class Head(nn.Module):
     """Class logits and boxes at each position, from separate towers of two depthwise-separable convolutions.
 
     The logits of the one-to-many branch are high at several positions of an object. A third tower, which compares
-    neighboring positions, lowers them everywhere except at one position of each object: its output is added to them.
+    neighboring positions, lowers those of all classes alike everywhere except at one position of each object: its
+    output is added to them.
 
     Args:
         extras: Number of further values at each position, from the tower of the boxes.
@@ -131,7 +150,7 @@ class Head(nn.Module):
         self.select_tower = _tower(width, 2)
         self.classes = nn.Conv2d(width, num_classes, 1)
         self.boxes = nn.Conv2d(width, 4 + extras, 1)
-        self.select = nn.Conv2d(width, num_classes, 1)
+        self.select = nn.Conv2d(width, 1, 1)
         for layer in (self.classes, self.boxes, self.select):
             nn.init.normal_(layer.weight, std=0.01)
             assert layer.bias is not None
@@ -175,7 +194,7 @@ class LightDetector(Detector):
     """
 
     strides = STRIDES
-    class_layers = ("head.classes.", "head.select.")
+    class_layers = ("head.classes.",)
     extras: ClassVar[int] = 0
     """Number of values at each position besides classes and box."""
 
@@ -209,7 +228,7 @@ class LightDetector(Detector):
             assignments = [self._assigned(*row, centers, PER_OBJECT) for row in zip(many, boxes, targets, strict=True)]
             single = [self._assigned(*row, centers, 1) for row in zip(one, boxes, targets, strict=True)]
             loss = class_loss(many, targets, assignments) + box_loss(boxes, targets, assignments)
-            loss = loss + class_loss(one, targets, single, focus=0)  # a focus would hardly lower scores of 0.3
+            loss = loss + selection_loss(one, targets, single)
         return loss + self.extra_loss(levels, extras, targets, assignments)
 
     def one_to_many(self, x: Float[Tensor, "b in h w"]) -> Float[Tensor, "b n 4+classes"]:

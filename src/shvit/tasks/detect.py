@@ -110,6 +110,9 @@ class Detect(Task):
     labels_images = False
     head = "light"
     detector = "light"
+    least: ClassVar[float] = 0.001
+    """Minimum score of objects that are evaluated, as usual for detectors with a score for each class: 0.001 without
+    anchors, where the scores of rare classes are low (RTMDet, YOLOv10), and 0.05 with anchors."""
     suppresses: ClassVar[bool] = False
     """Whether the network finds an object several times, so that non-maximum suppression must select one box."""
     fits = ("whole", "shorter")
@@ -205,7 +208,8 @@ class Detect(Task):
             if len(batch):
                 truths += batch.targets
                 indices += batch.indices
-                found += self.decode(predict(batch.images), [truth.letterbox for truth in batch.targets])
+                letterboxes = [truth.letterbox for truth in batch.targets]
+                found += self.decode(predict(batch.images), letterboxes, self.least)
         *columns, all_bad = zip(*gather((truths, found, indices, bad)), strict=True)
         truths, found, indices = (list(chain(*column)) for column in columns)
         bad = {index: reason for part in all_bad for index, reason in part.items()}
@@ -378,6 +382,7 @@ class DetectAnchors(Detect):
 
     head = "retinanet"
     detector = "retinanet"
+    least = THRESHOLD
     suppresses = True
 
 

@@ -20,7 +20,7 @@ from ..files import write_csv
 from .base import RunLengths, TextTable
 
 THRESHOLD = 0.05
-"""Minimum score of objects that are evaluated: the usual value for COCO."""
+"""Minimum score of objects in end-to-end files, and of objects that are evaluated with anchors: usual for COCO."""
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """COCO's metrics in its order: average precision, then average recall with 1, 10 and 100 detections per image; s, m
 and l stand for small, medium and large objects."""
