@@ -18,9 +18,9 @@ from shvit.data.loader import Batch, Loader
 from shvit.data.transforms import Preprocess
 from shvit.errors import Failure, InputError
 from shvit.tasks import objects
-from shvit.tasks.detect import DetectAnchors
+from shvit.tasks.detect import Detect, DetectAnchors
 from shvit.tasks.objects import COCO_METRICS, Detections, coco_results, encode, judge
-from shvit.tasks.segment import Segment
+from shvit.tasks.segment import Segment, SegmentLight
 
 
 def by_pycocotools(annotations, rows, kind: str) -> dict[str, float]:
@@ -77,8 +77,8 @@ def test_numbers_are_those_of_pycocotools(kind):
     assert np.mean([ap for ap in by_class if ap >= 0]) == pytest.approx(expected["AP"], abs=1e-6)
 
 
-def perfect(batches, classes, masks: bool):
-    """An engine that returns the ground truth in the form of the network's outputs."""
+def perfect(batches, classes, masks: bool, score: float = 0.9):
+    """An engine that returns the ground truth, with this score, in the form of the network's outputs."""
     truths = [truth for batch in batches for truth in batch.targets]
 
     def predict(images):
@@ -89,11 +89,11 @@ def perfect(batches, classes, masks: bool):
             labels = torch.from_numpy(truth.objects.labels)[~truth.objects.crowd]
             rows[place, : len(boxes), :4] = boxes
             if masks:
-                rows[place, : len(boxes), 4] = 0.9
+                rows[place, : len(boxes), 4] = score
                 rows[place, : len(boxes), 5] = labels.float()
                 rows[place, : len(boxes), 6:] = 1.0
             else:
-                rows[place, torch.arange(len(boxes)), 4 + labels] = 0.9
+                rows[place, torch.arange(len(boxes)), 4 + labels] = score
         return rows
 
     return predict
@@ -113,6 +113,15 @@ def test_finding_everything_is_one(tmp_path, task):
         assert metrics["AP"] == metrics["segm"]["AP"] > 0.6  # a full 28x28 mask is not quite the box
     assert set(evaluation.per_class()) == {"tree"}
     json.dumps(metrics)
+
+
+@pytest.mark.parametrize(("task", "ap"), [(Detect, 1), (SegmentLight, 1), (DetectAnchors, 0), (Segment, 0)])
+def test_low_scores_count_for_detectors_without_anchors(tmp_path, task, ap):
+    source = open_coco(write_coco(tmp_path))
+    task = task(source.classes)
+    batches = list(Loader(source.val, task.eval_reader(Preprocess(128, fit="whole")), 2))
+    engine = perfect(batches, len(source.classes), task.name == "segment", score=0.01)
+    assert task.evaluate(engine, batches).metrics()["bbox"]["AP"] == pytest.approx(ap)
 
 
 def test_masks_of_boxes_that_reach_into_the_margin_keep_their_place():
