@@ -43,7 +43,7 @@ from shvit.train.recipes import make_recipe
 LAST_ONLY = "--eval-every", "1000000"
 FEW = 50
 RETINANET_EPOCHS = "12"
-COCO_FLAGS = "--epochs 60 --image-size 192 --mosaic 0 --scale-min 0.75 --scale-max 1.25".split()
+COCO_FLAGS = "--epochs 52 --image-size 192 --mosaic 0 --scale-min 0.75 --scale-max 1.25".split()
 OVERFIT = [
     *("--epochs", "150", "--image-size", "128", "--mosaic", "0", "--hsv", "0", "--flip", "0"),
     *("--scale-min", "1", "--scale-max", "1"),
