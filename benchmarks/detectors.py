@@ -12,11 +12,13 @@ START is a SHViT classifier, PEER is timm/mobilenetv3_large_100, trained as long
 - `overfit`: 16 photographs, evaluated on themselves.
 
 The validation images judge once, after the last epoch. Results are kept in RUNS, so that a stopped benchmark continues;
-`--only` runs some of the measurements. Times are those of the training loop, on an otherwise idle machine.
+`--only` runs some of the measurements. Times are those of the training loop. With `taskset` and OMP_NUM_THREADS=1, two
+runs can share two cores.
 """
 
 import argparse
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -144,7 +146,10 @@ def main() -> None:
             if args.kept_only and not kept.exists():
                 continue
             if not kept.exists():
-                write_json(kept, {"kind": kind, "seed": seed, **measure(kind, seed, args)})
+                write_json(
+                    kept,
+                    {"kind": kind, "seed": seed, "cores": len(os.sched_getaffinity(0)), **measure(kind, seed, args)},
+                )
             rows.append(json.loads(kept.read_text()))
             print(json.dumps(rows[-1]))
     starts = [args.start, *([args.peer] if any(row["kind"] == "ssdlite" for row in rows) else [])]
@@ -154,7 +159,6 @@ def main() -> None:
         "value": min(light, default=None),
         "unit": "AP50 of the light detector on BCCD, minimum over the seeds",
         "command": "python benchmarks/detectors.py --bccd BCCD --coco COCO421 --start S1 --peer MNV3 --runs RUNS",
-        "threads": torch.get_num_threads(),
         "starts": {str(path): load_model(path).metrics.get("top1") for path in starts},
         "rows": rows,
         **about,

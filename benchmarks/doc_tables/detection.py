@@ -1,6 +1,7 @@
 """Detection and segmentation: accuracy from few images, overfitting, transfer, exports and speed."""
 
 from shvit.bench.peers import PAPER_BACKBONES
+from shvit.provenance import hardware_in_words
 
 from .classification import NOT_RUN
 from .results import latest, machine, one_thread, table
@@ -24,9 +25,10 @@ def learners() -> str:
         detector, data = LEARNERS[row["kind"]]
         suppressed = f"{row['one_to_many_nms_AP']:.1%}" if "one_to_many_nms_AP" in row else "-"
         accuracies = f"{row['AP50']:.1%}", f"{row['AP']:.1%}", suppressed
-        rows.append([NAMES[detector], data, str(row["seed"]), *accuracies, f"{row['seconds'] / 60:.1f}"])
-    columns = ("detector", "training images", "seed", "AP50", "AP", "AP, one-to-many with NMS", "minutes")
-    return "\n".join([f"Trained on {machine(result)}:", "", *table(columns, rows)])
+        cost = f"{row['seconds'] / 60:.1f}", str(row["cores"])
+        rows.append([NAMES[detector], data, str(row["seed"]), *accuracies, *cost])
+    columns = ("detector", "training images", "seed", "AP50", "AP", "AP, one-to-many with NMS", "minutes", "cores")
+    return "\n".join([f"Trained on {hardware_in_words(result['hardware'])}:", "", *table(columns, rows)])
 
 
 def detectors() -> str:

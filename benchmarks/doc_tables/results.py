@@ -14,7 +14,8 @@ BATCH = 16
 
 def latest(what: str) -> dict[str, Any]:
     """The newest result of this kind."""
-    return json.loads(max((ROOT / "results").glob(f"{what}_*.json"), key=lambda path: path.stem[-10:]).read_text())
+    results = [json.loads(path.read_text()) for path in (ROOT / "results").glob(f"{what}_*.json")]
+    return max(results, key=lambda result: result["date"])
 
 
 def throughput() -> dict[str, Any]:
