@@ -38,18 +38,24 @@ from shvit.files import write_json
 from shvit.modelfile import load
 from shvit.pretrained import load_model
 from shvit.provenance import facts
-from shvit.tasks.detect import Detect, DetectAnchors
+from shvit.tasks.detect import Detect
 from shvit.train.budget import fit
 from shvit.train.recipes import make_recipe
 
 LAST_ONLY = "--eval-every", "1000000"
 FEW = 50
 RETINANET_EPOCHS = "12"
-COCO_FLAGS = "--epochs 52 --image-size 192 --mosaic 0 --scale-min 0.75 --scale-max 1.25".split()
+COCO_FLAGS = ["--epochs", "52", "--image-size", "192", "--mosaic", "0", "--scale-min", "0.75", "--scale-max", "1.25"]
 OVERFIT = [
     *("--epochs", "150", "--image-size", "128", "--mosaic", "0", "--hsv", "0", "--flip", "0"),
     *("--scale-min", "1", "--scale-max", "1"),
 ]
+
+
+class Suppressed(Detect):
+    """Detection with non-maximum suppression, otherwise as by the light detector."""
+
+    suppresses = True
 
 
 def trained(data: Path, out: Path, start: str, *flags: str) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def branches(path: Path, data: Path) -> dict[str, float]:
     metrics = {}
     for name, task, run in (
         ("one_to_one", Detect(source.classes), network),
-        ("one_to_many_nms", DetectAnchors(source.classes), network.one_to_many),
+        ("one_to_many_nms", Suppressed(source.classes), network.one_to_many),
     ):
         batches = Loader(source.val, task.eval_reader(model.preprocess), 8)
         found = task.evaluate(lambda images, run=run: run(normalize(images)), batches).metrics()
