@@ -165,6 +165,7 @@ def main() -> None:
         "value": min(light, default=None),
         "unit": "AP50 of the light detector on BCCD, minimum over the seeds",
         "command": "python benchmarks/detectors.py --bccd BCCD --coco COCO421 --start S1 --peer MNV3 --runs RUNS",
+        "threads": max(row["cores"] for row in rows),
         "starts": {str(path): load_model(path).metrics.get("top1") for path in starts},
         "rows": rows,
         **about,
