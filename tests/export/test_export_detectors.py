@@ -41,11 +41,14 @@ def detector(kind: str, background: float = 0.0, most: int = 4, **options) -> Mo
         model.roi_heads.box_predictor.cls_score.bias.data[0] = background
         model.roi_heads.detections_per_img = most  # masks take most of the time
     if kind in ("light", "light_masks"):
-        torch.nn.init.normal_(model.head.classes.weight, std=0.05)
+        torch.nn.init.normal_(model.head.classes.weight, std=1.0)
         torch.nn.init.constant_(model.head.classes.bias, -1.0)
-    if kind == "light_masks":  # otherwise, all probabilities are about 0.5
-        torch.nn.init.normal_(model.prototypes[3].weight, std=1.0)
+    if kind == "light_masks":  # otherwise, all probabilities are about 0.5, or masks are empty
+        torch.nn.init.normal_(model.prototypes[3].weight, std=5.0)
         torch.nn.init.normal_(model.head.boxes.weight[4:], std=0.5)
+        with torch.no_grad():
+            prototypes = model.prototypes(model.features((random_images(1, 128) / 255 - 0.45) / 0.225)[0])
+            model.prototypes[3].bias -= prototypes.mean((0, 2, 3))
     return ModelFile(model, ("a", "b", "c"), Preprocess(**{"image_size": 128, "fit": "whole", **options}), TASKS[kind])
 
 
