@@ -59,7 +59,7 @@ def write(tmp_path_factory):
             model = trained_looking(tiny_architecture(len(CLASSES)).build())
             model_file = shvit.ModelFile(model, CLASSES, Preprocess(64))
         else:
-            model_file = detector({"detect": "retinanet", "segment": "light_masks"}[name])
+            model_file = detector({"detect": "retinanet", "segment": "mask_rcnn"}[name])
         if name == "detect":
             nn.init.normal_(model_file.model.head.classification_head.cls_logits.weight, std=0.005)
             model_file.model.head.classification_head.cls_logits.bias.data.fill_(-0.5)

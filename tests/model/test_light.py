@@ -13,7 +13,7 @@ from shvit.model.architecture import Architecture
 from shvit.model.assignment import assign, box_loss, class_loss, quality_focal_loss, selection_loss
 from shvit.model.detector import Target
 from shvit.model.fuse import fuse
-from shvit.model.light import Doubled, boxes_at, neck_width, positions
+from shvit.model.light import TransposedConv, boxes_at, neck_width, positions
 
 NONE = torch.zeros(0, 4)
 
@@ -150,7 +150,7 @@ def test_the_one_to_one_branch_keeps_the_order_of_the_classes():
 
 
 def test_a_transposed_convolution_folds_to_a_1x1_convolution():
-    layer, images = Doubled(3, 5).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    layer, images = TransposedConv(3, 5).double(), torch.randn(2, 3, 4, 6, dtype=torch.float64)
     folded = layer.fold()
     torch.testing.assert_close(folded(images), layer(images))
     assert not any(isinstance(part, torch.nn.ConvTranspose2d) for part in fuse(light()).modules())

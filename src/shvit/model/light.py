@@ -43,7 +43,7 @@ class Separable(nn.Sequential):
         super().__init__(ConvNorm(width, width, 3, stride, groups=width), nn.ReLU(), ConvNorm(width, width), nn.ReLU())
 
 
-class Doubled(nn.ConvTranspose2d):
+class TransposedConv(nn.ConvTranspose2d):
     """A 2x2 transposed convolution, which doubles height and width."""
 
     def __init__(self, in_width: int, out_width: int) -> None:
@@ -84,7 +84,7 @@ class PathAggregation(nn.Module):
                 f"got {', '.join(map(str, given))}"
             )
         self.lateral = nn.ModuleList(ConvNorm(before, width) for before in widths)
-        self.finer = Doubled(widths[0], width) if given[0] == 16 else None
+        self.finer = TransposedConv(widths[0], width) if given[0] == 16 else None
         self.down = nn.ModuleList(Separable(width) for _ in STRIDES)
         self.shrink = nn.ModuleList(Separable(width, stride=2) for _ in STRIDES[1:])
         self.up = nn.ModuleList(Separable(width) for _ in STRIDES[1:])

@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, pa
 
 from .assignment import Assignment
 from .detector import LAYOUTS, Backbone, Target
-from .light import STRIDES, Doubled, LightDetector, Separable, neck_width
+from .light import STRIDES, LightDetector, Separable, TransposedConv, neck_width
 from .mask_rcnn import MASK_SIDE
 from .shapes import Maps
 
@@ -36,7 +36,7 @@ class LightMaskDetector(LightDetector):
         super().__init__(backbone, num_classes, layout)
         width = neck_width([channels for channels, _ in backbone.maps[-3:]])
         self.prototypes = nn.Sequential(
-            Separable(width), Doubled(width, width), nn.ReLU(), nn.Conv2d(width, PROTOTYPES, 1)
+            Separable(width), TransposedConv(width, width), nn.ReLU(), nn.Conv2d(width, PROTOTYPES, 1)
         )
 
     @staticmethod

@@ -110,7 +110,7 @@ class Detect(Task):
     labels_images = False
     head = "light"
     detector = "light"
-    least: ClassVar[float] = 0.001
+    min_evaluated_score: ClassVar[float] = 0.001
     """Minimum score of objects that are evaluated, as usual for detectors with a score for each class: 0.001 without
     anchors, where the scores of rare classes are low (RTMDet, YOLOv10), and 0.05 with anchors."""
     suppresses: ClassVar[bool] = False
@@ -209,7 +209,7 @@ class Detect(Task):
                 truths += batch.targets
                 indices += batch.indices
                 letterboxes = [truth.letterbox for truth in batch.targets]
-                found += self.decode(predict(batch.images), letterboxes, self.least)
+                found += self.decode(predict(batch.images), letterboxes, self.min_evaluated_score)
         *columns, all_bad = zip(*gather((truths, found, indices, bad)), strict=True)
         truths, found, indices = (list(chain(*column)) for column in columns)
         bad = {index: reason for part in all_bad for index, reason in part.items()}
@@ -382,7 +382,7 @@ class DetectAnchors(Detect):
 
     head = "retinanet"
     detector = "retinanet"
-    least = THRESHOLD
+    min_evaluated_score = THRESHOLD
     suppresses = True
 
 

@@ -55,7 +55,7 @@ class Segment(Detect):
     detector = "mask_rcnn"
     result_names = ("boxes", "scores", "classes", "masks", "mask_boxes")
     has_masks = True
-    least = min_score = THRESHOLD
+    min_evaluated_score = min_score = THRESHOLD
     kinds = ("bbox", "segm")
 
     def __init__(self, classes: Sequence[str], frozen_norms: str = "none", proposals: int = PROPOSALS) -> None:
@@ -121,7 +121,7 @@ class SegmentLight(Segment):
 
     head = "light"
     detector = "light_masks"
-    least, min_score = Detect.least, 0.0
+    min_evaluated_score, min_score = Detect.min_evaluated_score, 0.0
 
     def ready(self, network: Any) -> None:
         """Freeze the backbone's BatchNorms as `frozen_norms` requires."""
