@@ -19,6 +19,7 @@ from .executorch import ExecuTorchEngine
 from .exported import EngineError, Exported, check_seal
 from .exported import ExportError as ExportError
 from .litert import LiteRTEngine
+from .native.engine import NativeEngine
 from .onnx import OnnxEngine
 from .openvino import OpenVINOEngine
 from .timm import TimmFormat
@@ -41,6 +42,7 @@ def register(kind: type[Engine]) -> None:
 
 
 register(CudaEngine)
+register(NativeEngine)
 register(OnnxEngine)
 register(OpenVINOEngine)
 register(TorchEngine)
@@ -106,6 +108,7 @@ def choose(
         allowed = "; ".join(f"{name} has {', '.join(has)}" for name, has in able.items())
         raise EngineError(f"precision {precision!r} is not available on {picked}: {allowed}")
     if precision == "auto":
+        fit = [name for name in fit if able[name][0] != "int8"] or fit  # int8 loses accuracy, and needs images
         fit.sort(key=lambda name: able[name][0] == "fp32")
         precision = able[fit[0]][0]
     if engine == "auto" and picked.startswith("cuda") and (reason := reasons.get(CudaEngine.name)):
@@ -132,6 +135,8 @@ def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str
     """The engines in `wanted` that run the model's task and `preprocess.fit`. Raises EngineError if there are none."""
     many_sizes = model.preprocess.fit == "shorter"
     detector = detector_of(model)
+    if len(wanted) > 1:  # auto
+        wanted = {name: kind for name, kind in wanted.items() if kind.preferred() and not _refuses(kind, model)}
 
     def takes(kind: type[Engine]) -> bool:
         return detector in kind.runs and (kind.many_sizes or not many_sizes)
@@ -140,6 +145,11 @@ def _fitting(model: Runnable, wanted: Mapping[str, type[Engine]]) -> Mapping[str
         return taking
     names = ", ".join(name for name, kind in ENGINES.items() if takes(kind))
     raise EngineError(f"{_in_words(model)} (fit {model.preprocess.fit}) run on {names}, not on {', '.join(wanted)}")
+
+
+def _refuses(kind: type[Engine], model: Runnable) -> str | None:
+    """Why the engine cannot run the network of this model; None if it can."""
+    return kind.refuses(model.model) if isinstance(model, ModelFile) else None
 
 
 def writable_precisions(model: Described | str, name: str) -> tuple[str, ...]:

@@ -150,6 +150,11 @@ class Engine:
         return tuple(name for name in cls.precisions(device) if name in cls.runs.get(detector_of(model), ()))
 
     @classmethod
+    def preferred(cls) -> bool:
+        """Whether `auto` may choose the engine on this processor."""
+        return True
+
+    @classmethod
     def refuses(cls, network: Any) -> str | None:
         """Why the engine cannot run this network; None if it can."""
         return None

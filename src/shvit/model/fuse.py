@@ -36,7 +36,7 @@ def fuse(model: Fusable) -> Fusable:
     parameter = next(model.parameters())
     dtype, side, tolerance = model.fold_check
     original = copy.deepcopy(model).to("cpu", dtype).eval()
-    folded = cast(Fusable, _fold(copy.deepcopy(original)))
+    folded = cast(Fusable, fold(copy.deepcopy(original)))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, model.in_channels, side, side, dtype=dtype, generator=generator)
     error = max(
@@ -48,10 +48,13 @@ def fuse(model: Fusable) -> Fusable:
     return folded.to(parameter.device, parameter.dtype).requires_grad_(False)
 
 
-def _fold(module: nn.Module) -> nn.Module:
-    """Fold children first, since `fold` of a module expects folded children."""
+def fold(module: nn.Module) -> nn.Module:
+    """Fold a network in place, without comparing its outputs. Returns the folded network.
+
+    Children are folded first, since the method `fold` of a module expects folded children.
+    """
     if not isinstance(module, TimmModel):  # timm's own code folds its children
         for name, child in module.named_children():
-            setattr(module, name, _fold(child))
-    fold: Any = getattr(module, "fold", None)
-    return fold() if fold else module
+            setattr(module, name, fold(child))
+    method: Any = getattr(module, "fold", None)
+    return method() if method else module

@@ -1,0 +1,123 @@
+// A quantized network as a list of layers, and its memory for some images of one size.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels.hpp"
+
+extern "C" {
+
+enum LayerKind : int32_t { CONVOLVE, DEPTHWISE, POINTWISE, ATTEND, EXCITE, CLASSIFY };
+
+// One layer, as given by Python (quantization.py). The arrays are copied.
+struct ShvitLayer {
+    int32_t kind;
+    int32_t source, target;    // slots of memory for maps
+    int32_t residual;          // slot of a map that is added, or -1
+    int32_t inputs, outputs;   // channels; for ATTEND, `inputs` are the attended ones
+    int32_t hidden;            // EXCITE: channels between its two products; ATTEND: all channels of the map
+    int32_t stride;            // DEPTHWISE
+    int32_t zero;              // zero point of the input
+    float in_step;             // ATTEND: value of a step of the input
+    float out_scale;           // ATTEND: 1 / value of a step of the result; EXCITE: step of the input / of the output
+    float residual_scale;      // step of the residual / step of the output
+    float epsilon;             // ATTEND
+    const int8_t* weight;      // [outputs][inputs]; CONVOLVE: [outputs][3][3][inputs], DEPTHWISE: [outputs][3][3]
+    const float* scale;        // of each output
+    const float* shift;
+    const int8_t* weight2;     // EXCITE: the second product, [outputs][hidden]
+    const float* scale2;
+    const float* shift2;
+};
+
+}
+
+namespace shvit {
+
+template <typename T>
+class Memory {  // initially 0, and aligned to cache lines
+public:
+    explicit Memory(size_t count = 0) : store_(new uint8_t[count * sizeof(T) + SLACK + 64]()) {}
+    T* data() const { return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(store_.get()) + 63) / 64 * 64); }
+    T& operator[](ptrdiff_t index) const { return data()[index]; }
+
+private:
+    static constexpr size_t SLACK = 256;  // kernels read and write whole registers
+    std::unique_ptr<uint8_t[]> store_;
+};
+
+struct Packed {  // weights as the kernels read them
+    explicit Packed(size_t weights = 0, int channels = 0)
+        : weight(weights), start(channels), scale(channels), shift(channels), channels(channels) {}
+    Memory<int8_t> weight;
+    Memory<int32_t> start;
+    Memory<float> scale, shift;
+    int channels;  // rounded up
+};
+
+struct Layer : ShvitLayer {
+    Packed product, second;
+    Memory<float> moved;  // ATTEND: the scaled sum of the weights of each output
+};
+
+struct Network {
+    const Kernels* kernels;
+    std::vector<Layer> layers;
+    std::vector<uint8_t> border;  // the pixel around images
+    int slots;
+};
+
+struct Size {
+    int height, width;
+    int pixels() const { return height * width; }
+};
+
+// The share of one thread in the work of all.
+struct Share {
+    int part, parts;
+    int begin(int count) const { return int(int64_t(count) * part / parts); }
+    int end(int count) const { return int(int64_t(count) * (part + 1) / parts); }
+    void wait() const;  // until all threads are here
+};
+
+class Workspace {
+public:
+    // For at most `images` at once.
+    Workspace(const Network& network, int images, int height, int width, int threads);
+    // Any number of images. Adds the time of each layer to `seconds`, unless it is null.
+    void run(const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds);
+
+private:
+    struct Scratch {  // of one thread
+        Memory<uint8_t> bordered;  // a block of the input of a depthwise convolution
+        Memory<float> attention;
+    };
+
+    void run_share(const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds, Share share);
+    void read(const uint8_t* pixels, bool channels_last, Share share);
+    void stem(size_t index, int image, Share share);
+    void body(const Layer& layer, Size size, int images, float* out, Share share);
+    void depthwise(const Layer& layer, int images, Size size, Share share);
+    void pointwise(const Layer& layer, int images, Size size, Share share);
+    void attend(const Layer& layer, int images, Size size, Share share);
+    void normalize(const Layer& layer, const uint8_t* in, Size size, float* scale, float* shift);
+    void excite(const Layer& layer, int images, Size size, Share share);
+    void classify(const Layer& layer, int images, Size size, float* out, Share share);
+    void means(const uint8_t* in, int images, Size size, int channels, Share share);
+
+    const Network& network_;
+    int images_, threads_;
+    Size image_;
+    std::vector<Size> sizes_;            // of the input of each layer
+    std::vector<Memory<uint8_t>> stem_;  // pixels, then the maps between the convolutions of the stem, with borders
+    std::vector<Memory<uint8_t>> slots_;
+    std::vector<Scratch> scratch_;
+    Memory<float> floats_;               // queries, keys and values; gates
+    Memory<float> norms_;                // scale and shift of each image
+    Memory<int32_t> sums_;
+    Memory<uint8_t> means_, squeezed_;
+};
+
+}  // namespace shvit
