@@ -32,7 +32,8 @@ def exports(tmp_path_factory):
         kind = engines.FORMATS[name]
         if name not in written:
             written[name] = folder / f"m{kind.suffix}"
-            kind.export(ExportJob(model_file, written[name], kind.writes[None][0]))
+            images = [torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)]
+            kind.export(ExportJob(model_file, written[name], kind.writes[None][0], calibration=images))
         shutil.copytree(folder, to, dirs_exist_ok=True)
         return to / f"m{kind.suffix}"
 

@@ -65,8 +65,12 @@ def settle(request: BenchRequest) -> BenchRequest:
 
 
 def _fastest(device: str) -> tuple[str, ...]:
-    """The fastest available engine that runs every network, preceded by faster engines that run only some networks."""
-    here = [name for name, kind in engines.ENGINES.items() if not kind.unavailable(device)]
+    """The fastest available engine that runs every network, preceded by faster engines that run only some networks.
+
+    Engines for int8 are left out: int8 loses accuracy.
+    """
+    usable = [name for name, kind in engines.ENGINES.items() if not kind.unavailable(device)]
+    here = [name for name in usable if engines.ENGINES[name].precisions(device)[0] != "int8"]
     first = next(index for index, name in enumerate(here) if engines.ENGINES[name].every_network)
     return tuple(here[: first + 1])
 

@@ -15,15 +15,15 @@ from ...modelfile import ModelFile
 from ..base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, need_calibration
 from ..exported import EngineError, Exported
 from ..portable import portable
-from . import file
-from .layers import Layers, refusal
-from .library import NativeNetwork, Workspace, instruction_set
-from .quantization import IntegerNetwork, quantize
+from .file import native_facts, read_native, write_native
+from .layers import FloatLayers, kernels_refuse
+from .library import NativeNetwork, NativeWorkspace, instruction_set
+from .quantization import IntegerNetwork, quantize_layers
 
-FAST = "avx512vnni", "avxvnni"
+_FAST = "avx512vnni", "avxvnni"
 """Instruction sets with which the kernels were measured to be, or multiply like those measured to be, the fastest."""
-MIN_SIDE = 32
-TOGETHER = 16 * 256 * 256
+_MIN_SIDE = 32
+_TOGETHER = 16 * 256 * 256
 """Pixels of the images that go through the network together. More would leave the cache."""
 
 
@@ -49,9 +49,9 @@ class NativeEngine(Engine):
         calibration: Sequence[Tensor] = (),
     ) -> None:
         self.precision, self.threads = precision, threads
-        network = file.read(model.path) if isinstance(model, Exported) else build(model, calibration)
+        network = read_native(model.path) if isinstance(model, Exported) else quantized_network(model, calibration)
         self._network = NativeNetwork(network)
-        self._free: dict[tuple[int, int, int], list[Workspace]] = {}
+        self._free: dict[tuple[int, int, int], list[NativeWorkspace]] = {}
         self._lock = Lock()
 
     @classmethod
@@ -61,11 +61,11 @@ class NativeEngine(Engine):
 
     @classmethod
     def preferred(cls) -> bool:
-        return instruction_set() in FAST
+        return instruction_set() in _FAST
 
     @classmethod
     def refuses(cls, network: Any) -> str | None:
-        return refusal(network)
+        return kernels_refuse(network)
 
     @classmethod
     def write(cls, job: ExportJob, facts: Exported) -> None:
@@ -73,18 +73,18 @@ class NativeEngine(Engine):
             raise EngineError(
                 f"{cls.suffix} files take any number of images of any size: leave out --batch-size and --dynamic-size"
             )
-        file.write(build(job.model_file, job.calibration), job.model_file.architecture, facts, job.path)
+        write_native(quantized_network(job.model_file, job.calibration), job.model_file.architecture, facts, job.path)
 
     @classmethod
     def read(cls, path: Path) -> Exported:
-        return file.read_facts(path)
+        return native_facts(path)
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         if images.ndim != 4 or not len(images) or images.shape[1] != 3 or images.dtype != torch.uint8:
             raise EngineError(f"images must be (batch, 3, height, width) in uint8, got {images.dtype} {images.shape}")
         _, _, height, width = images.shape
-        if not (min(height, width) >= MIN_SIDE and max(height, width) <= MAX_IMAGE_SIZE):
-            raise EngineError(f"images must have sides of {MIN_SIDE} to {MAX_IMAGE_SIZE} pixels, got {width}x{height}")
+        if not (min(height, width) >= _MIN_SIDE and max(height, width) <= MAX_IMAGE_SIZE):
+            raise EngineError(f"images must have sides of {_MIN_SIDE} to {MAX_IMAGE_SIZE} pixels, got {width}x{height}")
         channels_last = images.is_contiguous(memory_format=torch.channels_last)
         pixels = images.permute(0, 2, 3, 1) if channels_last else images.contiguous()
         key = _together(len(images), height * width), height, width
@@ -105,7 +105,7 @@ class NativeEngine(Engine):
         )
         return seconds
 
-    def _workspace(self, key: tuple[int, int, int]) -> Workspace:
+    def _workspace(self, key: tuple[int, int, int]) -> NativeWorkspace:
         """Memory for (images, height, width) that no other thread uses. That of the last few keys is kept."""
         with self._lock:
             free = self._free.pop(key, [])
@@ -114,19 +114,19 @@ class NativeEngine(Engine):
                 del self._free[next(iter(self._free))]
             if free:
                 return free.pop()
-        return Workspace(self._network, *key, threads=self.threads or torch.get_num_threads())
+        return NativeWorkspace(self._network, *key, threads=self.threads or torch.get_num_threads())
 
 
-def build(model_file: ModelFile, calibration: Sequence[Tensor]) -> IntegerNetwork:
+def quantized_network(model_file: ModelFile, calibration: Sequence[Tensor]) -> IntegerNetwork:
     """The int8 network of a model. Raises EngineError if the kernels cannot run it, or images are missing."""
-    if reason := refusal(model_file.model):
+    if reason := kernels_refuse(model_file.model):
         raise EngineError(f"the engine {NativeEngine.name} cannot run this model: {reason}")
     need_calibration(calibration)
     fused = portable(model_file)
-    return quantize(Layers(fused.network, fused.mean.flatten()), calibration)
+    return quantize_layers(FloatLayers(fused.network, fused.mean.flatten()), calibration)
 
 
 def _together(images: int, pixels: int) -> int:
     """How many images go through the network together: a power of two, so that few sizes of memory are needed."""
-    most = max(1, min(images, TOGETHER // pixels))
+    most = max(1, min(images, _TOGETHER // pixels))
     return 1 << (most - 1).bit_length() if most == images else 1 << (most.bit_length() - 1)

@@ -21,42 +21,43 @@ from ...model.architecture import Architecture
 from ...model.fuse import fold
 from ...modelfile import HEADER_KEY, empty
 from ..exported import Exported, unreadable
-from .layers import Layers, refusal
-from .quantization import IntegerLayer, IntegerNetwork, structure
+from .layers import FloatLayers, kernels_refuse
+from .quantization import ARRAYS, IntegerLayer, IntegerNetwork, empty_network
 
-ARCHITECTURE = "architecture"
-BORDER = "border"
-ARRAYS = "weight", "scale", "shift", "weight2", "scale2", "shift2"
-NUMBERS = "zero", "in_step", "out_scale", "residual_scale", "epsilon"
+_ARCHITECTURE = "architecture"
+_BORDER = "border"
+_NUMBERS = "zero", "in_step", "out_scale", "residual_scale", "epsilon"
 
 
-def write(network: IntegerNetwork, architecture: Architecture, facts: Exported, path: Path) -> None:
+def write_native(network: IntegerNetwork, architecture: Architecture, facts: Exported, path: Path) -> None:
     """Write the file."""
-    tensors: dict[str, np.ndarray] = {BORDER: np.array(network.border, np.uint8)}
+    tensors: dict[str, np.ndarray] = {_BORDER: np.array(network.border, np.uint8)}
     for index, layer in enumerate(network.layers):
         tensors |= {f"{index}.{name}": getattr(layer, name) for name in ARRAYS}
-        tensors[f"{index}.numbers"] = np.array([getattr(layer, name) for name in NUMBERS], np.float64)
-    save_file(tensors, path, {HEADER_KEY: facts.to_json(), ARCHITECTURE: json.dumps(architecture.to_dict())})
+        tensors[f"{index}.numbers"] = np.array([getattr(layer, name) for name in _NUMBERS], np.float64)
+    save_file(tensors, path, {HEADER_KEY: facts.to_json(), _ARCHITECTURE: json.dumps(architecture.to_dict())})
 
 
-def read_facts(path: Path) -> Exported:
+def native_facts(path: Path) -> Exported:
     """The metadata of a file. Raises EngineError if it is not a `.native` file of shvit."""
     return Exported.from_json(path, _open(path)[0].get(HEADER_KEY))
 
 
-def read(path: Path) -> IntegerNetwork:
+def read_native(path: Path) -> IntegerNetwork:
     """The network of a file. Raises EngineError if its numbers do not fit its architecture."""
     metadata, tensors = _open(path)
     with unreadable(path, "is not a usable native file", InputError, ValueError, KeyError, TypeError):
-        architecture = Architecture.from_dict(parsed(metadata[ARCHITECTURE]))
+        architecture = Architecture.from_dict(parsed(metadata[_ARCHITECTURE]))
         network = empty(architecture)
-        if reason := refusal(network):
+        if reason := kernels_refuse(network):
             raise ValueError(reason)
         with torch.device("meta"):
-            expected = structure(Layers(fold(network.eval()), torch.zeros(3)))
+            expected = empty_network(FloatLayers(fold(network.eval()), torch.zeros(3)))
         layers = tuple(_filled(layer, index, tensors) for index, layer in enumerate(expected.layers))
-        border = _checked(tensors, BORDER, np.zeros(3, np.uint8))
-        unknown = set(tensors) - {BORDER} - {f"{i}.{name}" for i in range(len(layers)) for name in (*ARRAYS, "numbers")}
+        border = _checked(tensors, _BORDER, np.zeros(3, np.uint8))
+        unknown = (
+            set(tensors) - {_BORDER} - {f"{i}.{name}" for i in range(len(layers)) for name in (*ARRAYS, "numbers")}
+        )
         if unknown:
             raise ValueError(f"it has unknown tensors: {', '.join(sorted(unknown)[:3])}")
         return replace(expected, layers=layers, border=tuple(map(int, border)))
@@ -71,11 +72,11 @@ def _open(path: Path) -> tuple[Mapping[str, str], dict[str, np.ndarray]]:
 def _filled(layer: IntegerLayer, index: int, tensors: Mapping[str, np.ndarray]) -> IntegerLayer:
     """The layer with the numbers of a file."""
     arrays = {name: _checked(tensors, f"{index}.{name}", getattr(layer, name)) for name in ARRAYS}
-    numbers = _checked(tensors, f"{index}.numbers", np.zeros(len(NUMBERS)))
+    numbers = _checked(tensors, f"{index}.numbers", np.zeros(len(_NUMBERS)))
     zero, *others = numbers.tolist()
     if zero != int(zero) or not 0 <= zero <= 255:
         raise ValueError(f"layer {index} has a zero point of {zero}")
-    return replace(layer, **arrays, zero=int(zero), **dict(zip(NUMBERS[1:], others, strict=True)))
+    return replace(layer, **arrays, zero=int(zero), **dict(zip(_NUMBERS[1:], others, strict=True)))
 
 
 def _checked(tensors: Mapping[str, np.ndarray], name: str, like: np.ndarray) -> Any:

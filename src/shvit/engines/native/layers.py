@@ -28,7 +28,7 @@ class FloatLayer:
 
 
 @dataclass(frozen=True)
-class Convolution(FloatLayer):
+class ConvolutionLayer(FloatLayer):
     """A 3x3 convolution of stride 2 in the stem, a depthwise 3x3 convolution, or a 1x1 convolution."""
 
     weight: Float[Tensor, "outputs inputs k k"]
@@ -46,7 +46,7 @@ class Convolution(FloatLayer):
 
 
 @dataclass(frozen=True)
-class Attend(FloatLayer):
+class AttendLayer(FloatLayer):
     """GroupNorm, queries, keys, values and attention over the first channels. The others pass, and all get a ReLU."""
 
     weight: Float[Tensor, "outputs attended"]
@@ -57,6 +57,7 @@ class Attend(FloatLayer):
 
     @property
     def attended(self) -> int:
+        """Channels that attention mixes."""
         return self.weight.shape[1]
 
     def __call__(self, maps: dict[int, Tensor]) -> Tensor:
@@ -70,7 +71,7 @@ class Attend(FloatLayer):
 
 
 @dataclass(frozen=True)
-class Excite(FloatLayer):
+class ExciteLayer(FloatLayer):
     """Squeeze-excite."""
 
     reduce: nn.Linear
@@ -86,7 +87,7 @@ class Excite(FloatLayer):
 
 
 @dataclass(frozen=True)
-class Classify(FloatLayer):
+class HeadLayer(FloatLayer):
     """Mean over all positions, then the classifier. The target is (b, classes)."""
 
     linear: nn.Linear
@@ -95,7 +96,7 @@ class Classify(FloatLayer):
         return self.linear(maps[self.source].mean((2, 3)))
 
 
-class Layers:
+class FloatLayers:
     """The layers of a folded SHViT, in order. Map 0 has the pixels minus `mean`."""
 
     def __init__(self, network: Any, mean: Float[Tensor, "3"]) -> None:
@@ -111,7 +112,7 @@ class Layers:
                 self._downsample(module)
             elif isinstance(module, Block):
                 self._block(module)
-        self._add(Classify, False, linear=network.head)
+        self._add(HeadLayer, False, linear=network.head)
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> dict[int, Tensor]:
         """All maps, given pixels minus the mean. The last one has the logits."""
@@ -128,7 +129,7 @@ class Layers:
         assert isinstance(conv, nn.Conv2d)
         assert conv.bias is not None
         self._add(
-            Convolution,
+            ConvolutionLayer,
             relu,
             weight=conv.weight,
             bias=conv.bias,
@@ -150,7 +151,7 @@ class Layers:
             attention: Any = block.mixer.branch
             before, qkv = self._last, attention.qkv
             parts = {"weight": qkv.weight[:, :, 0, 0], "bias": qkv.bias, "epsilon": attention.norm.eps}
-            self._add(Attend, True, width=attention.project.in_channels, **parts)
+            self._add(AttendLayer, True, width=attention.project.in_channels, **parts)
             self._convolve(attention.project, residual=before)
         self._feed_forward(block.feed_forward)
 
@@ -162,13 +163,13 @@ class Layers:
         self._convolve(reduce.depthwise, relu=True)
         gates: Any = reduce.squeeze_excite
         assert isinstance(gates, LinearSqueezeExcite)
-        self._add(Excite, True, reduce=gates.reduce, expand=gates.expand)
+        self._add(ExciteLayer, True, reduce=gates.reduce, expand=gates.expand)
         self._convolve(reduce.project)
         self._convolve(module.local_after)
         self._feed_forward(module.feed_forward_after)
 
 
-def refusal(network: nn.Module) -> str | None:
+def kernels_refuse(network: nn.Module) -> str | None:
     """Why the kernels cannot run this network; None if they can."""
     if not isinstance(network, SHViT):
         return f"its kernels run SHViT, not {type(network).__name__}"

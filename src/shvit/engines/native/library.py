@@ -9,28 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from .quantization import IntegerLayer, IntegerNetwork
+from .quantization import ARRAYS, IntegerLayer, IntegerNetwork
 
-KINDS = "convolve", "depthwise", "pointwise", "attend", "excite", "classify"
+LAYER_KINDS = "convolve", "depthwise", "pointwise", "attend", "excite", "classify"
 """In the order of `LayerKind`."""
 
 
-INTEGERS = "kind", "source", "target", "residual", "inputs", "outputs", "hidden", "stride", "zero"
-FLOATS = "in_step", "out_scale", "residual_scale", "epsilon"
-ARRAYS = {
-    name: POINTER(c_int8 if name.startswith("weight") else c_float)
-    for name in ("weight", "scale", "shift", "weight2", "scale2", "shift2")
-}
+_INTEGERS = "kind", "source", "target", "residual", "inputs", "outputs", "hidden", "stride", "zero"
+_FLOATS = "in_step", "out_scale", "residual_scale", "epsilon"
+_POINTERS = {name: POINTER(c_int8 if name.startswith("weight") else c_float) for name in ARRAYS}
 
 
 class _Layer(ctypes.Structure):
     """`ShvitLayer` of network.hpp."""
 
-    _fields_ = (*((name, c_int32) for name in INTEGERS), *((name, c_float) for name in FLOATS), *ARRAYS.items())
+    _fields_ = (*((name, c_int32) for name in _INTEGERS), *((name, c_float) for name in _FLOATS), *_POINTERS.items())
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def kernel_library() -> ctypes.CDLL | None:
     """The compiled kernels; None if they were not compiled when shvit was installed."""
     folders = map(Path, sys.modules[__package__ or ""].__path__)  # an editable installation has two
     found = next((file for folder in folders for file in folder.glob("kernels.*")), None)
@@ -53,7 +50,7 @@ def instruction_set(wanted: str = "") -> str | None:
 
     With `wanted`, that set, or None if it is not available.
     """
-    kernels = library()
+    kernels = kernel_library()
     name = kernels and kernels.shvit_set(wanted.encode())
     return name.decode() if name else None
 
@@ -62,7 +59,7 @@ class NativeNetwork:
     """An int8 network in the memory of the kernels, with packed weights."""
 
     def __init__(self, network: IntegerNetwork, wanted: str = "") -> None:
-        kernels = library()
+        kernels = kernel_library()
         assert kernels is not None
         self._kernels = kernels
         self.classes, self.layers = network.classes, len(network.layers)
@@ -77,12 +74,12 @@ class NativeNetwork:
             self._kernels.shvit_free_network(self.pointer)
 
 
-class Workspace:
+class NativeWorkspace:
     """The memory for the maps of some images of one size. Used by one thread at a time."""
 
     def __init__(self, network: NativeNetwork, images: int, height: int, width: int, threads: int = 1) -> None:
         self._network = network  # must live as long as this
-        self._kernels: Any = library()
+        self._kernels: Any = kernel_library()
         self._pointer = self._kernels.shvit_workspace(network.pointer, images, height, width, threads)
 
     def __call__(self, pixels: np.ndarray, channels_last: bool, seconds: np.ndarray | None = None) -> np.ndarray:
@@ -101,5 +98,5 @@ class Workspace:
 
 
 def _row(layer: IntegerLayer) -> _Layer:
-    values = {**vars(layer), "kind": KINDS.index(layer.kind)}
-    return _Layer(**values | {name: values[name].ctypes.data_as(pointer) for name, pointer in ARRAYS.items()})
+    values = {**vars(layer), "kind": LAYER_KINDS.index(layer.kind)}
+    return _Layer(**values | {name: values[name].ctypes.data_as(pointer) for name, pointer in _POINTERS.items()})

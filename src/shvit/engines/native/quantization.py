@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from .layers import Attend, Classify, Convolution, Excite, FloatLayer, Layers
+from .layers import AttendLayer, ConvolutionLayer, ExciteLayer, FloatLayer, FloatLayers, HeadLayer
 
 Vector = Float[np.ndarray, " c"]
-LARGEST = 127
+ARRAYS = "weight", "scale", "shift", "weight2", "scale2", "shift2"
+"""Fields of `IntegerLayer` that are arrays."""
+_LARGEST = 127
 """Largest absolute value of a weight."""
-MEAN_STEPS = 256
+_MEAN_STEPS = 256
 """Means over a map are stored in this fraction of its steps."""
 
 
@@ -59,7 +61,7 @@ class IntegerNetwork:
 
 
 @dataclass
-class Range:
+class MapRange:
     """What calibration knows of a map."""
 
     mean: Tensor
@@ -69,7 +71,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ByteGrid:
     """How bytes represent the values of a map: `step * (byte - zero)`."""
 
     step: Tensor
@@ -78,27 +80,28 @@ class Grid:
 
     @property
     def one_step(self) -> float:
+        """The step of maps whose channels all have the same."""
         return float(self.step[0])
 
 
-def quantize(layers: Layers, calibration: Sequence[Tensor]) -> IntegerNetwork:
+def quantize_layers(layers: FloatLayers, calibration: Sequence[Tensor]) -> IntegerNetwork:
     """Quantize all layers, with the value ranges of calibration images, (b, 3, h, w) uint8."""
-    return _Quantizer(layers, _measure(layers, calibration)).network()
+    return LayerQuantizer(layers, measure_ranges(layers, calibration)).network()
 
 
 @torch.inference_mode()
-def _measure(layers: Layers, calibration: Sequence[Tensor]) -> dict[Any, Range]:
+def measure_ranges(layers: FloatLayers, calibration: Sequence[Tensor]) -> dict[Any, MapRange]:
     """The ranges of all maps, by number. Attention and squeeze-excite have a second one, ("inner", number).
 
     The limits of a range are the means of the images' smallest and largest values, so a single image cannot make the
     steps coarse.
     """
-    ranges: dict[Any, Range] = {}
+    ranges: dict[Any, MapRange] = {}
     images = 0
 
     def record(key: Any, x: Tensor) -> None:
         flat = x.flatten(1)
-        found = ranges.setdefault(key, Range(torch.zeros(x.shape[1])))
+        found = ranges.setdefault(key, MapRange(torch.zeros(x.shape[1])))
         found.low += float(flat.amin(1).sum())
         found.high += float(flat.amax(1).sum())
         found.mean += x.flatten(2).mean(2).sum(0) if x.ndim == 4 else x.sum(0)
@@ -109,16 +112,16 @@ def _measure(layers: Layers, calibration: Sequence[Tensor]) -> dict[Any, Range]:
         for number, x in maps.items():
             record(number, x)
         for layer in layers.all:
-            if isinstance(layer, Attend):
+            if isinstance(layer, AttendLayer):
                 record(("inner", layer.target), maps[layer.target][:, : layer.attended])
-            elif isinstance(layer, Excite):
+            elif isinstance(layer, ExciteLayer):
                 record(("inner", layer.target), layer.hidden(maps[layer.source]))
     for found in ranges.values():
         found.low, found.high, found.mean = found.low / images, found.high / images, found.mean / images
     return ranges
 
 
-def structure(layers: Layers) -> IntegerNetwork:
+def empty_network(layers: FloatLayers) -> IntegerNetwork:
     """The int8 network of these layers, with zeros as numbers. The layers may be on the meta device."""
     slots = _slots(layers.all)
     rows = tuple(_empty(layer, slots.get(layer.source, -1), slots.get(layer.target, -1), slots) for layer in layers.all)
@@ -130,56 +133,60 @@ def _empty(layer: FloatLayer, source: int, target: int, slots: Mapping[int, int]
         scale, shift = np.zeros((2, scales or outputs), np.float32)
         return IntegerLayer(kind, source, target, inputs, outputs, np.zeros(shape, np.int8), scale, shift, **more)
 
-    if isinstance(layer, Convolution):
+    if isinstance(layer, ConvolutionLayer):
         outputs, inputs, side, _ = layer.weight.shape
         residual = -1 if layer.residual is None else slots[layer.residual]
         more = {"stride": layer.stride, "residual": residual}
         if layer.groups > 1:
             return row("depthwise", outputs, outputs, outputs, side, side, 1, **more)
         return row("convolve" if side == 3 else "pointwise", inputs, outputs, outputs, side, side, inputs, **more)
-    if isinstance(layer, Attend):
+    if isinstance(layer, AttendLayer):
         outputs, inputs = layer.weight.shape
         return row("attend", inputs, outputs, outputs, inputs, hidden=layer.width)
-    if isinstance(layer, Excite):
+    if isinstance(layer, ExciteLayer):
         hidden, width = layer.reduce.weight.shape
         scale2, shift2 = np.zeros((2, width), np.float32)
         second = {"weight2": np.zeros((width, hidden), np.int8), "scale2": scale2, "shift2": shift2}
         return row("excite", width, width, hidden, width, scales=hidden, hidden=hidden, **second)
-    assert isinstance(layer, Classify)
+    assert isinstance(layer, HeadLayer)
     outputs, inputs = layer.linear.weight.shape
     return row("classify", inputs, outputs, outputs, inputs)
 
 
-class _Quantizer:
-    def __init__(self, layers: Layers, ranges: dict[Any, Range]) -> None:
+class LayerQuantizer:
+    """Quantizes layers whose value ranges are known."""
+
+    def __init__(self, layers: FloatLayers, ranges: dict[Any, MapRange]) -> None:
         self._float, self._ranges = layers, ranges
-        self._grids = {0: Grid(torch.ones(3), 0)}
+        self.grids = {0: ByteGrid(torch.ones(3), 0)}
+        """How bytes represent each map, filled in by `network`."""
 
     def network(self) -> IntegerNetwork:
-        empty = structure(self._float)
+        """The int8 network."""
+        empty = empty_network(self._float)
         pairs = zip(self._float.all, empty.layers, strict=True)
         layers = tuple(replace(row, **self._numbers(layer)) for layer, row in pairs)
         return replace(empty, layers=layers, border=tuple(int(value) for value in self._float.mean.round()))
 
     def _numbers(self, layer: FloatLayer) -> dict[str, Any]:
-        if isinstance(layer, Convolution):
+        if isinstance(layer, ConvolutionLayer):
             return self._convolution(layer)
-        if isinstance(layer, Attend):
+        if isinstance(layer, AttendLayer):
             return self._attend(layer)
-        if isinstance(layer, Excite):
+        if isinstance(layer, ExciteLayer):
             return self._excite(layer)
-        assert isinstance(layer, Classify)
+        assert isinstance(layer, HeadLayer)
         return self._classify(layer)
 
-    def _grid(self, key: Any, channels: int, relu: bool) -> Grid:
+    def _grid(self, key: Any, channels: int, relu: bool) -> ByteGrid:
         found = self._ranges[key]
         low = 0.0 if relu else min(found.low, 0.0)
         step = max(found.high - low, 1e-8) / 255
-        return Grid(torch.full((channels,), step), round(-low / step))
+        return ByteGrid(torch.full((channels,), step), round(-low / step))
 
-    def _convolution(self, layer: Convolution) -> dict[str, Any]:
-        source = self._grids[layer.source]
-        grid = self._grids[layer.target] = self._grid(layer.target, len(layer.weight), layer.relu)
+    def _convolution(self, layer: ConvolutionLayer) -> dict[str, Any]:
+        source = self.grids[layer.source]
+        grid = self.grids[layer.target] = self._grid(layer.target, len(layer.weight), layer.relu)
         depthwise = layer.groups > 1
         exact = layer.weight * (source.step[:, None, None, None] if depthwise else source.step[None, :, None, None])
         weight, step = _to_int8(exact)
@@ -190,7 +197,7 @@ class _Quantizer:
         shift = shift + (lost[:, 0] * mean if depthwise else lost @ mean) / grid.one_step
         residual_scale = 0.0
         if layer.residual is not None:
-            added = self._grids[layer.residual]
+            added = self.grids[layer.residual]
             residual_scale = added.one_step / grid.one_step
             shift = shift - added.zero * residual_scale
         if layer.source == 0:  # the bytes are pixels, from which nothing was subtracted
@@ -201,10 +208,10 @@ class _Quantizer:
             "residual_scale": residual_scale,
         }
 
-    def _attend(self, layer: Attend) -> dict[str, Any]:
-        source = self._grids[layer.source]
+    def _attend(self, layer: AttendLayer) -> dict[str, Any]:
+        source = self.grids[layer.source]
         mixed = self._grid(("inner", layer.target), layer.attended, relu=True)
-        self._grids[layer.target] = Grid(torch.cat([mixed.step, source.step[layer.attended :]]), 0)
+        self.grids[layer.target] = ByteGrid(torch.cat([mixed.step, source.step[layer.attended :]]), 0)
         weight, scale = _to_int8(layer.weight)
         return _arrays(weight=weight, scale=scale, shift=layer.bias) | {
             "zero": source.zero,
@@ -213,29 +220,29 @@ class _Quantizer:
             "epsilon": layer.epsilon,
         }
 
-    def _excite(self, layer: Excite) -> dict[str, Any]:
-        source, channels = self._grids[layer.source], layer.expand.out_features
-        grid = self._grids[layer.target] = self._grid(layer.target, channels, relu=True)
+    def _excite(self, layer: ExciteLayer) -> dict[str, Any]:
+        source, channels = self.grids[layer.source], layer.expand.out_features
+        grid = self.grids[layer.target] = self._grid(layer.target, channels, relu=True)
         inner = self._grid(("inner", layer.target), layer.reduce.out_features, relu=True).one_step
         reduce, first = _to_int8(layer.reduce.weight)
         expand, second = _to_int8(layer.expand.weight)
-        scale = first * source.one_step / MEAN_STEPS / inner
+        scale = first * source.one_step / _MEAN_STEPS / inner
         return _arrays(
             weight=reduce, scale=scale, shift=layer.reduce.bias / inner,
             weight2=expand, scale2=second * inner, shift2=layer.expand.bias,
         ) | {"out_scale": source.one_step / grid.one_step}  # fmt: skip
 
-    def _classify(self, layer: Classify) -> dict[str, Any]:
-        source = self._grids[layer.source]
+    def _classify(self, layer: HeadLayer) -> dict[str, Any]:
+        source = self.grids[layer.source]
         weight, step = _to_int8(layer.linear.weight)
         scale = step * source.one_step
         shift = layer.linear.bias - scale * source.zero * weight.sum(1)
-        return _arrays(weight=weight, scale=scale / MEAN_STEPS, shift=shift)
+        return _arrays(weight=weight, scale=scale / _MEAN_STEPS, shift=shift)
 
 
 def _to_int8(weight: Tensor) -> tuple[Int8[Tensor, "outputs ..."], Float[Tensor, " outputs"]]:
     """Weights as integers, and the step of each output channel."""
-    step = weight.flatten(1).abs().amax(1).clamp_min(1e-12) / LARGEST
+    step = weight.flatten(1).abs().amax(1).clamp_min(1e-12) / _LARGEST
     scaled = weight / step.reshape(-1, *[1] * (weight.ndim - 1))
     return scaled.round().to(torch.int8), step
 
@@ -248,7 +255,9 @@ def _slots(layers: Sequence[FloatLayer]) -> dict[int, int]:
             if number is not None:
                 last_read[number] = index
     slots: dict[int, int] = {}
-    stem = sum(isinstance(layer, Convolution) and layer.weight.shape[-1] == 3 and layer.groups == 1 for layer in layers)
+    stem = sum(
+        isinstance(layer, ConvolutionLayer) and layer.weight.shape[-1] == 3 and layer.groups == 1 for layer in layers
+    )
     for index, layer in enumerate(layers[:-1]):
         if layer.target < stem:
             continue  # maps of the stem have memory of their own, with borders

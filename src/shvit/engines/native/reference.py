@@ -4,18 +4,26 @@ Sums of products are integers. Other operations are elementwise or in a fixed or
 multiply-adds.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from .quantization import IntegerLayer, IntegerNetwork
 
 Bytes = UInt8[np.ndarray, "b h w c"]
-QUERIES = 16
+_QUERIES = 16
 """Channels of queries, and of keys."""
 
 
-def run(network: IntegerNetwork, images: UInt8[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b classes"]:
+def run_reference(network: IntegerNetwork, images: UInt8[np.ndarray, "b 3 h w"]) -> Float[np.ndarray, "b classes"]:
     """The logits of decoded pixels."""
+    *_, logits = reference_maps(network, images)
+    return logits
+
+
+def reference_maps(network: IntegerNetwork, images: UInt8[np.ndarray, "b 3 h w"]) -> Iterator[np.ndarray]:
+    """What each layer computes: maps of bytes, (b, h, w, c), and in the end the logits."""
     x = images.transpose(0, 2, 3, 1)
     border = np.array(network.border, np.uint8)
     slots: dict[int, Bytes] = {}
@@ -28,20 +36,15 @@ def run(network: IntegerNetwork, images: UInt8[np.ndarray, "b 3 h w"]) -> Float[
             case "depthwise":
                 x = _depthwise(layer, x)
             case "pointwise":
-                sums = (_floats(x) - layer.zero) @ _rows(layer)
-                added = (
-                    _floats(slots[layer.residual]) * np.float32(layer.residual_scale) if layer.residual >= 0 else None
-                )
-                value = _scaled(sums, layer)
-                x = _to_bytes(value if added is None else value + added.astype(np.float32))
+                x = _pointwise(layer, x, slots[layer.residual] if layer.residual >= 0 else None)
             case "attend":
                 x = np.stack([_attend(layer, image) for image in x])
             case "excite":
                 x = _excite(layer, x)
             case "classify":
-                return _from_parts(_means(x) @ _rows(layer), layer.scale, layer.shift)
+                x = _from_parts(_means(x) @ _rows(layer), layer.scale, layer.shift)
         slots[layer.target] = x
-    raise AssertionError("the last layer is no classifier")
+        yield x
 
 
 def _floats(x: np.ndarray) -> np.ndarray:
@@ -79,6 +82,13 @@ def _depthwise(layer: IntegerLayer, x: Bytes) -> Bytes:
     return _to_bytes(_scaled((windows * weight).sum(-2), layer))
 
 
+def _pointwise(layer: IntegerLayer, x: Bytes, residual: Bytes | None) -> Bytes:
+    value = _scaled((_floats(x) - layer.zero) @ _rows(layer), layer)
+    if residual is not None:
+        value = value + residual.astype(np.float32) * np.float32(layer.residual_scale)
+    return _to_bytes(value)
+
+
 def _means(x: Bytes) -> np.ndarray:
     """The mean of each channel in 1/256 of a step, (b, c)."""
     pixels = x.shape[1] * x.shape[2]
@@ -94,20 +104,20 @@ def _excite(layer: IntegerLayer, x: Bytes) -> Bytes:
     squeezed = _to_bytes(_from_parts(_means(x) @ _rows(layer), layer.scale, layer.shift))
     gates = (_floats(squeezed) @ _floats(layer.weight2.T)).astype(np.float32) * layer.scale2 + layer.shift2
     one = np.float32(1)
-    gates = one / (one + exponential(-gates)) * np.float32(layer.out_scale)
+    gates = one / (one + _exponential(-gates)) * np.float32(layer.out_scale)
     return _to_bytes(x.astype(np.float32) * gates[:, None, None])
 
 
 def _attend(layer: IntegerLayer, x: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     tokens = x.reshape(-1, x.shape[-1])
     qkv = _queries_keys_values(layer, tokens[:, : layer.inputs])
-    query, key, value = np.split(qkv, [QUERIES, 2 * QUERIES], axis=1)
+    query, key, value = np.split(qkv, [_QUERIES, 2 * _QUERIES], axis=1)
     scores = query[:, :1] * key[:, 0]
-    for d in range(1, QUERIES):
+    for d in range(1, _QUERIES):
         scores = scores + query[:, d : d + 1] * key[:, d]
     padding = -len(tokens) % 16
     scores = np.pad(scores, ((0, 0), (0, padding)), constant_values=np.float32(-1e30))
-    weights = exponential(scores - scores.max(1, keepdims=True))
+    weights = _exponential(scores - scores.max(1, keepdims=True))
     lanes = _in_order(weights.reshape(len(tokens), -1, 16).transpose(1, 0, 2))
     factor = np.float32(layer.out_scale) / _in_order(lanes.T)
     mixed = np.zeros_like(value)
@@ -137,7 +147,7 @@ def _in_order(x: np.ndarray) -> np.ndarray:
     return total
 
 
-def exponential(x: np.ndarray) -> np.ndarray:
+def _exponential(x: np.ndarray) -> np.ndarray:
     """exp(x) in fp32, for x between -87 and 87."""
     t = x.clip(np.float32(-87), np.float32(87)) * np.float32(1.44269504)
     n = np.rint(t)
