@@ -120,8 +120,8 @@ def latencies() -> str:
     )
     return "\n".join(
         [
-            f"Median latency at batch size 1 on one thread of {hardware_in_words(hardware)}, in OpenVINO; SHViT in int8 "
-            "on the engine `native`. The values are from several benchmark runs on this machine.",
+            f"Median latency at batch size 1 on one thread of {hardware_in_words(hardware)}, in OpenVINO; SHViT in "
+            "int8 on the engine `native`. The values are from several benchmark runs on this machine.",
             "",
             *table(("network", "pixels", "published top-1 (fp32)", *(f"{name}, ms" for name in PRECISIONS)), rows),
             "",
@@ -156,8 +156,8 @@ def verdict() -> str:
         [
             *table(("model (top-1)", *(title for title, _, _ in settings)), rows),
             "",
-            f"- **int8, one image.** SHViT on the engine `native`, other networks in OpenVINO. SHViT is faster than in fp32 "
-            f"(OpenVINO) by a factor of {gains}.{_missing(measured)}",
+            "- **int8, one image.** SHViT on the engine `native`, other networks in OpenVINO. SHViT is faster than in "
+            f"fp32 (OpenVINO) by a factor of {gains}.{_missing(measured)}",
             f"- **Large images, fp32, OpenVINO.** From 224 to 512 pixels, latency grows by a factor of {growth}.",
             f"- **GPU.** The paper reports {paper['shvit_s4']:,} images/s for S4 and {paper['timm/fastvit_t8']:,} for "
             "FastViT-T8 on an A100. This project has not measured GPU speed.",

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from ...errors import notice
 from ...model.config import MAX_IMAGE_SIZE
 from ...modelfile import ModelFile
 from ..base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, need_calibration
@@ -17,7 +18,7 @@ from ..exported import EngineError, Exported
 from ..portable import portable
 from .file import native_facts, read_native, write_native
 from .layers import FloatLayers, kernels_refuse
-from .library import NativeNetwork, NativeWorkspace, instruction_set
+from .library import NativeNetwork, NativeWorkspace, instruction_set, shares_images
 from .quantization import IntegerNetwork, quantize_layers
 
 _FAST = "avx512vnni", "avxvnni"
@@ -49,6 +50,9 @@ class NativeEngine(Engine):
         calibration: Sequence[Tensor] = (),
     ) -> None:
         self.precision, self.threads = precision, threads
+        self._threads = (threads or torch.get_num_threads()) if shares_images() else 1
+        if threads and threads > self._threads:
+            notice(f"engine {self.name} uses 1 CPU thread instead of {threads}: it was compiled without OpenMP")
         network = read_native(model.path) if isinstance(model, Exported) else quantized_network(model, calibration)
         self._network = NativeNetwork(network)
         self._free: dict[tuple[int, int, int], list[NativeWorkspace]] = {}
@@ -80,6 +84,15 @@ class NativeEngine(Engine):
         return native_facts(path)
 
     def __call__(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        return self._run(images)
+
+    def layer_seconds(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[np.ndarray, " layers"]:
+        """How long each layer takes in one call."""
+        seconds = np.zeros(self._network.layers)
+        self._run(images, seconds)
+        return seconds
+
+    def _run(self, images: Tensor, seconds: np.ndarray | None = None) -> Tensor:
         if images.ndim != 4 or not len(images) or images.shape[1] != 3 or images.dtype != torch.uint8:
             raise EngineError(f"images must be (batch, 3, height, width) in uint8, got {images.dtype} {images.shape}")
         _, _, height, width = images.shape
@@ -90,20 +103,11 @@ class NativeEngine(Engine):
         key = _together(len(images), height * width), height, width
         workspace = self._workspace(key)
         try:
-            return torch.from_numpy(workspace(pixels.numpy(), channels_last))
+            return torch.from_numpy(workspace(pixels.numpy(), channels_last, seconds))
         finally:
             with self._lock:
                 if key in self._free:
                     self._free[key].append(workspace)
-
-    def layer_seconds(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[np.ndarray, " layers"]:
-        """How long each layer took in one call."""
-        seconds = np.zeros(self._network.layers)
-        _, _, height, width = images.shape
-        self._workspace((_together(len(images), height * width), height, width))(
-            images.contiguous().numpy(), channels_last=False, seconds=seconds
-        )
-        return seconds
 
     def _workspace(self, key: tuple[int, int, int]) -> NativeWorkspace:
         """Memory for (images, height, width) that no other thread uses. That of the last few keys is kept."""
@@ -114,7 +118,7 @@ class NativeEngine(Engine):
                 del self._free[next(iter(self._free))]
             if free:
                 return free.pop()
-        return NativeWorkspace(self._network, *key, threads=self.threads or torch.get_num_threads())
+        return NativeWorkspace(self._network, *key, threads=self._threads)
 
 
 def quantized_network(model_file: ModelFile, calibration: Sequence[Tensor]) -> IntegerNetwork:

@@ -55,6 +55,12 @@ def instruction_set(wanted: str = "") -> str | None:
     return name.decode() if name else None
 
 
+def shares_images() -> bool:
+    """Whether several threads can work on the same image. For this, the kernels are compiled with OpenMP."""
+    kernels = kernel_library()
+    return kernels is not None and bool(kernels.shvit_threads())
+
+
 class NativeNetwork:
     """An int8 network in the memory of the kernels, with packed weights."""
 
