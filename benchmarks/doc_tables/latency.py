@@ -156,11 +156,11 @@ def verdict() -> str:
         [
             *table(("model (top-1)", *(title for title, _, _ in settings)), rows),
             "",
-            "- **int8, one image.** SHViT on the engine `native`, other networks in OpenVINO. SHViT is faster than in "
-            f"fp32 (OpenVINO) by a factor of {gains}.{_missing(measured)}",
+            "- **int8, one image.** SHViT runs on the engine `native`, the others in OpenVINO. The factors to SHViT in "
+            f"fp32 (OpenVINO) are {gains}.{_missing(measured)}",
             f"- **Large images, fp32, OpenVINO.** From 224 to 512 pixels, latency grows by a factor of {growth}.",
             f"- **GPU.** The paper reports {paper['shvit_s4']:,} images/s for S4 and {paper['timm/fastvit_t8']:,} for "
-            "FastViT-T8 on an A100. This project has not measured GPU speed.",
+            "FastViT-T8 on an A100. GPU speed was not measured here.",
         ]
     )
 
