@@ -223,7 +223,11 @@ def draw(path: Path) -> None:
     axes.plot([], [], color=OURS, linewidth=4, label="SHViT")
     axes.plot([], [], color=PEER, linewidth=4, label="peers († distilled, § ImageNet-21k or 22k)")
     figure.legend(loc="outside lower center", ncols=4, fontsize=11, frameon=False)
-    figure.suptitle(f"One image, one thread, OpenVINO · {hardware_in_words(hardware)}", fontsize=12, color=INK)
+    figure.suptitle(
+        f"One image, one thread of {hardware_in_words(hardware)}\nOpenVINO; SHViT in int8: engine native",
+        fontsize=12,
+        color=INK,
+    )
     axes.set_xlabel("latency, ms (log scale, left is faster)", fontsize=12, color=INK)
     axes.set_ylabel("published ImageNet-1K top-1, %", fontsize=12, color=INK)
     axes.tick_params(labelsize=11, colors=INK)
@@ -259,7 +263,7 @@ def _label(axes: Axes, measured: list[Network]) -> None:
         text.set_in_layout(False)
         beside = (left[0] - width - 9 * pixel, left[1]), (right[0] + 9 * pixel, right[1])
         shift = 0
-        for shift, (x, y) in product((0, 7, -7, 10, -10, *range(-20, -100, -5)), beside):
+        for shift, (x, y) in product((0, 7, -7, 10, -10, *range(-20, -200, -5)), beside):
             text.set_position((x, y + shift * pixel))
             box = text.get_window_extent()
             if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not any(box.overlaps(other) for other in taken):
