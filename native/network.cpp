@@ -190,14 +190,6 @@ const Kernels* find_kernels(const char* wanted) {
 
 }  // namespace
 
-void Share::wait() const {
-#ifdef _OPENMP
-    if (parts > 1) {
-#pragma omp barrier
-    }
-#endif
-}
-
 Workspace::Workspace(const Network& network, int images, int height, int width, int threads)
     : network_(network), images_(images), threads_(threads), image_{height, width} {
 #ifndef _OPENMP
@@ -205,7 +197,7 @@ Workspace::Workspace(const Network& network, int images, int height, int width, 
 #endif
     Size size = image_;
     std::vector<size_t> needed(network.slots);
-    size_t bordered = 0, floats = 0, norms = 0, attention = 0, sums = 0, means = 0, squeezed = 0;
+    size_t bordered = 0, floats = 0, norms = 0, scratch = 0, sums = 0, means = 0, squeezed = 0;
     const auto need = [](size_t& needed, size_t count) { needed = std::max(needed, count); };
     for (const Layer& layer : network.layers) {
         sizes_.push_back(size);
@@ -224,10 +216,11 @@ Workspace::Workspace(const Network& network, int images, int height, int width, 
                 channels = in_map(layer.hidden);
                 need(floats, size_t(images) * size.pixels() * across);
                 need(norms, size_t(images) * 2 * across);
-                need(attention, size_t(16 + QUERIES_AT_ONCE) * round_up(size.pixels(), 16));
+                need(scratch, size_t(16 + QUERIES_AT_ONCE) * round_up(size.pixels(), 16));
                 break;
             case EXCITE:
                 need(floats, size_t(images) * layer.second.channels);
+                need(scratch, in_map(layer.inputs));
                 need(squeezed, size_t(images) * in_map(layer.hidden));
                 [[fallthrough]];
             case CLASSIFY:
@@ -238,7 +231,7 @@ Workspace::Workspace(const Network& network, int images, int height, int width, 
         if (layer.target >= 0) need(needed[layer.target], size_t(images) * size.pixels() * channels);
     }
     for (size_t bytes : needed) slots_.emplace_back(bytes);
-    for (int i = 0; i < threads_; i++) scratch_.push_back({Memory<uint8_t>(bordered), Memory<float>(attention)});
+    for (int i = 0; i < threads_; i++) scratch_.push_back({Memory<uint8_t>(bordered), Memory<float>(scratch)});
     floats_ = Memory<float>(floats);
     norms_ = Memory<float>(norms);
     sums_ = Memory<int32_t>(sums);
@@ -251,21 +244,24 @@ Workspace::Workspace(const Network& network, int images, int height, int width, 
 void Workspace::run(const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds) {
 #ifdef _OPENMP
     if (threads_ > 1) {
+        // the steps of the stem for each image, and at most five for each layer
+        const size_t groups = (images + images_ - 1) / images_;
+        const size_t count = images * (stem_.size() + 1) + groups * network_.layers.size() * 5;
+        const std::unique_ptr<Step[]> steps(new Step[count]);
 #pragma omp parallel num_threads(threads_)
-        run_share(pixels, images, channels_last, out, seconds, {omp_get_thread_num(), omp_get_num_threads()});
+        run_as({steps.get(), omp_get_thread_num(), omp_get_num_threads()}, pixels, images, channels_last, out, seconds);
         return;
     }
 #endif
-    run_share(pixels, images, channels_last, out, seconds, {0, 1});
+    run_as({nullptr, 0, 1}, pixels, images, channels_last, out, seconds);
 }
 
-void Workspace::run_share(
-    const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds, Share share) {
+void Workspace::run_as(
+    Member member, const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds) {
     using Clock = std::chrono::steady_clock;
     Clock::time_point before = Clock::now();
-    const auto done = [&](size_t index) {
-        share.wait();
-        if (!seconds || share.part) return;
+    const auto measure = [&](size_t index) {
+        if (!seconds || !member.first()) return;
         const Clock::time_point now = Clock::now();
         seconds[index] += std::chrono::duration<double>(now - before).count();
         before = now;
@@ -274,16 +270,16 @@ void Workspace::run_share(
     for (int first = 0; first < images; first += images_) {
         const int some = std::min(images_, images - first);
         for (int image = 0; image < some; image++) {
-            read(pixels + ptrdiff_t(first + image) * 3 * image_.pixels(), channels_last, share);
-            share.wait();
+            const uint8_t* in = pixels + ptrdiff_t(first + image) * 3 * image_.pixels();
+            member.step([&](Share share) { read(in, channels_last, share); });
             for (size_t i = 0; i < stem_.size(); i++) {
-                stem(i, image, share);
-                done(i);
+                member.step([&](Share share) { stem(i, image, share); });
+                measure(i);
             }
         }
         for (size_t i = stem_.size(); i < layers.size(); i++) {
-            body(layers[i], sizes_[i], some, out + ptrdiff_t(first) * layers.back().outputs, share);
-            done(i);
+            body(layers[i], sizes_[i], some, out + ptrdiff_t(first) * layers.back().outputs, member);
+            measure(i);
         }
     }
 }
@@ -323,18 +319,18 @@ void Workspace::stem(size_t index, int image, Share share) {
     network_.kernels->product(p);
 }
 
-void Workspace::body(const Layer& layer, Size size, int images, float* out, Share share) {
+void Workspace::body(const Layer& layer, Size size, int images, float* out, Member& member) {
     switch (layer.kind) {
         case DEPTHWISE:
-            return depthwise(layer, images, size, share);
+            return member.step([&](Share share) { depthwise(layer, images, size, share); });
         case POINTWISE:
-            return pointwise(layer, images, size, share);
+            return member.step([&](Share share) { pointwise(layer, images, size, share); });
         case ATTEND:
-            return attend(layer, images, size, share);
+            return attend(layer, images, size, member);
         case EXCITE:
-            return excite(layer, images, size, share);
+            return excite(layer, images, size, member);
         case CLASSIFY:
-            return classify(layer, images, size, out, share);
+            return classify(layer, images, size, out, member);
     }
 }
 
@@ -344,7 +340,7 @@ void Workspace::depthwise(const Layer& layer, int images, Size size, Share share
     const ptrdiff_t weights = BLOCK * (network_.kernels->interleaves ? 24 : 9);
     const Size out = layer.stride == 2 ? halved(size) : size;
     const ptrdiff_t line = ptrdiff_t(size.width + 2) * BLOCK;
-    uint8_t* bordered = scratch_[share.part].bordered.data();
+    uint8_t* bordered = scratch_[share.thread].bordered.data();
     std::memset(bordered, layer.zero, with_border(size, BLOCK));
     for (int i = share.begin(images * blocks); i < share.end(images * blocks); i++) {
         const int image = i / blocks, block = i % blocks;
@@ -374,32 +370,36 @@ void Workspace::pointwise(const Layer& layer, int images, Size size, Share share
     network_.kernels->product(p);
 }
 
-void Workspace::attend(const Layer& layer, int images, Size size, Share share) {
+void Workspace::attend(const Layer& layer, int images, Size size, Member& member) {
     const int channels = in_map(layer.hidden), across = layer.product.channels, tokens = size.pixels();
+    const int groups = (tokens + QUERIES_AT_ONCE - 1) / QUERIES_AT_ONCE;
     const auto in = [&](int image) { return slots_[layer.source].data() + ptrdiff_t(image) * tokens * channels; };
     const auto qkv = [&](int image) { return floats_.data() + ptrdiff_t(image) * tokens * across; };
     const auto norm = [&](int image) { return norms_.data() + ptrdiff_t(image) * 2 * across; };
-    for (int image = share.begin(images); image < share.end(images); image++)
-        normalize(layer, in(image), size, norm(image), norm(image) + across);
-    share.wait();
-    for (int image = 0; image < images; image++) {
-        Product p = product_of(layer.product, in(image), channels, layer.inputs, tokens, share);
-        p.scale = norm(image);
-        p.shift = norm(image) + across;
-        write_floats(p, qkv(image), across);
-        network_.kernels->product(p);
-    }
-    share.wait();
-    const int groups = (tokens + QUERIES_AT_ONCE - 1) / QUERIES_AT_ONCE;
-    const int begin = share.begin(images * groups), end = share.end(images * groups);
-    for (int image = begin / groups; image * groups < end; image++) {
-        const int first = std::max(begin - image * groups, 0) * QUERIES_AT_ONCE;
-        const int last = std::min(std::min(end - image * groups, groups) * QUERIES_AT_ONCE, tokens);
-        network_.kernels->attend(
-            {qkv(image), tokens, across, layer.inputs, first, last, in(image),
-             slots_[layer.target].data() + ptrdiff_t(image) * tokens * channels, channels, layer.out_scale,
-             uint8_t(layer.zero), scratch_[share.part].attention.data()});
-    }
+    member.step([&](Share share) {
+        for (int image = share.begin(images); image < share.end(images); image++)
+            normalize(layer, in(image), size, norm(image), norm(image) + across);
+    });
+    member.step([&](Share share) {
+        for (int image = 0; image < images; image++) {
+            Product p = product_of(layer.product, in(image), channels, layer.inputs, tokens, share);
+            p.scale = norm(image);
+            p.shift = norm(image) + across;
+            write_floats(p, qkv(image), across);
+            network_.kernels->product(p);
+        }
+    });
+    member.step([&](Share share) {
+        const int begin = share.begin(images * groups), end = share.end(images * groups);
+        for (int image = begin / groups; image * groups < end; image++) {
+            const int first = std::max(begin - image * groups, 0) * QUERIES_AT_ONCE;
+            const int last = std::min(std::min(end - image * groups, groups) * QUERIES_AT_ONCE, tokens);
+            network_.kernels->attend(
+                {qkv(image), tokens, across, layer.inputs, first, last, in(image),
+                 slots_[layer.target].data() + ptrdiff_t(image) * tokens * channels, channels, layer.out_scale,
+                 uint8_t(layer.zero), scratch_[share.thread].floats.data()});
+        }
+    });
 }
 
 // GroupNorm of the attended channels is a factor and a summand that all of them share: part of the product's scale and
@@ -435,53 +435,60 @@ void Workspace::means(const uint8_t* in, int images, Size size, int channels, Sh
     }
 }
 
-void Workspace::excite(const Layer& layer, int images, Size size, Share share) {
+void Workspace::excite(const Layer& layer, int images, Size size, Member& member) {
     const Kernels& kernels = *network_.kernels;
-    const int channels = in_map(layer.inputs), hidden = in_map(layer.hidden), gates = layer.second.channels;
+    const int channels = in_map(layer.inputs), hidden = in_map(layer.hidden), across = layer.product.channels;
+    const int gates = layer.second.channels;
     const uint8_t* in = slots_[layer.source].data();
-    means(in, images, size, channels, share);
-    share.wait();
-    Product first = product_of(layer.product, means_.data(), channels, layer.inputs, 2 * images, share);
-    first.out = sums_.data();
-    first.out_stride = layer.product.channels;
-    first.kind = Output::sums;
-    kernels.product(first);
-    share.wait();
-    for (int image = share.begin(images); image < share.end(images); image++)
-        for (int n = 0; n < layer.hidden; n++) {
-            const float value = from_parts(sums_.data() + image * 2 * layer.product.channels, layer.product, n);
-            squeezed_[image * hidden + n] = uint8_t(std::nearbyint(std::min(std::max(value, 0.0f), 255.0f)));
+    member.step([&](Share share) { means(in, images, size, channels, share); });
+    member.step([&](Share share) {
+        Product p = product_of(layer.product, means_.data(), channels, layer.inputs, 2 * images, share);
+        p.out = sums_.data();
+        p.out_stride = across;
+        p.kind = Output::sums;
+        kernels.product(p);
+    });
+    member.step([&](Share share) {
+        for (int image = share.begin(images); image < share.end(images); image++)
+            for (int n = 0; n < layer.hidden; n++) {
+                const float value = from_parts(sums_.data() + image * 2 * across, layer.product, n);
+                squeezed_[image * hidden + n] = uint8_t(std::nearbyint(std::min(std::max(value, 0.0f), 255.0f)));
+            }
+    });
+    member.step([&](Share share) {
+        Product p = product_of(layer.second, squeezed_.data(), hidden, layer.hidden, images, share);
+        write_floats(p, floats_.data(), gates);
+        kernels.product(p);
+    });
+    member.step([&](Share share) {
+        const int lines = images * size.height, begin = share.begin(lines), end = share.end(lines);
+        float* scaled = scratch_[share.thread].floats.data();
+        for (int i = begin; i < end; i++) {
+            const int image = i / size.height;
+            if (i == begin || i % size.height == 0)
+                kernels.sigmoid(floats_.data() + image * gates, gates, layer.out_scale, scaled);
+            const ptrdiff_t line = ptrdiff_t(i) * size.width * channels;
+            kernels.gate(in + line, size.width, channels, scaled, slots_[layer.target].data() + line);
         }
-    share.wait();
-    Product second = product_of(layer.second, squeezed_.data(), hidden, layer.hidden, images, share);
-    write_floats(second, floats_.data(), gates);
-    kernels.product(second);
-    share.wait();
-    for (int image = share.begin(images); image < share.end(images); image++)
-        kernels.sigmoid(floats_.data() + image * gates, gates, layer.out_scale, floats_.data() + image * gates);
-    share.wait();
-    for (int i = share.begin(images * size.height); i < share.end(images * size.height); i++) {
-        const ptrdiff_t line = ptrdiff_t(i) * size.width * channels;
-        kernels.gate(
-            in + line, size.width, channels, floats_.data() + i / size.height * gates,
-            slots_[layer.target].data() + line);
-    }
+    });
 }
 
-void Workspace::classify(const Layer& layer, int images, Size size, float* out, Share share) {
+void Workspace::classify(const Layer& layer, int images, Size size, float* out, Member& member) {
     const int channels = in_map(layer.inputs), across = layer.product.channels;
-    means(slots_[layer.source].data(), images, size, channels, share);
-    share.wait();
-    Product p = product_of(layer.product, means_.data(), channels, layer.inputs, 2 * images, share);
-    p.out = sums_.data();
-    p.out_stride = across;
-    p.kind = Output::sums;
-    network_.kernels->product(p);
-    share.wait();
-    for (int image = share.begin(images); image < share.end(images); image++)
-        for (int n = 0; n < layer.outputs; n++)
-            out[ptrdiff_t(image) * layer.outputs + n] =
-                from_parts(sums_.data() + ptrdiff_t(image) * 2 * across, layer.product, n);
+    member.step([&](Share share) { means(slots_[layer.source].data(), images, size, channels, share); });
+    member.step([&](Share share) {
+        Product p = product_of(layer.product, means_.data(), channels, layer.inputs, 2 * images, share);
+        p.out = sums_.data();
+        p.out_stride = across;
+        p.kind = Output::sums;
+        network_.kernels->product(p);
+    });
+    member.step([&](Share share) {
+        for (int image = share.begin(images); image < share.end(images); image++)
+            for (int n = 0; n < layer.outputs; n++)
+                out[ptrdiff_t(image) * layer.outputs + n] =
+                    from_parts(sums_.data() + ptrdiff_t(image) * 2 * across, layer.product, n);
+    });
 }
 
 }  // namespace shvit

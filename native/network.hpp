@@ -1,8 +1,10 @@
 // A quantized network as a list of layers, and its memory for some images of one size.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "kernels.hpp"
@@ -74,12 +76,43 @@ struct Size {
     int pixels() const { return height * width; }
 };
 
-// The share of one thread in the work of all.
+// One of the equal parts of a step, and the thread that computes it.
 struct Share {
-    int part, parts;
+    int part, parts, thread;
     int begin(int count) const { return int(int64_t(count) * part / parts); }
     int end(int count) const { return int(int64_t(count) * (part + 1) / parts); }
-    void wait() const;  // until all threads are here
+};
+
+// The progress of all threads in one step.
+struct alignas(64) Step {
+    std::atomic<int> next{0}, done{0};
+};
+
+// A thread among those that compute the same steps in the same order. The parts of a step are taken by whoever is there:
+// a thread that the system has paused holds up the others only if it has a part in hand.
+class Member {
+public:
+    Member(Step* steps, int thread, int threads) : steps_(steps), thread_(thread), threads_(threads) {}
+    bool first() const { return thread_ == 0; }
+
+    // Compute parts of the next step, and wait until all parts are done.
+    template <typename Body>
+    void step(const Body& body) {
+        if (threads_ == 1) return body(Share{0, 1, 0});
+        const int parts = PARTS * threads_;
+        Step& step = *steps_++;
+        for (int part; (part = step.next.fetch_add(1)) < parts;) {
+            body(Share{part, parts, thread_});
+            step.done.fetch_add(1);
+        }
+        for (int spins = 0; step.done.load() < parts; spins++)
+            if (spins > SPINS) std::this_thread::yield();
+    }
+
+private:
+    static constexpr int PARTS = 4, SPINS = 2000;  // of a step for each thread; before another thread may run
+    Step* steps_;
+    int thread_, threads_;
 };
 
 class Workspace {
@@ -92,19 +125,19 @@ public:
 private:
     struct Scratch {  // of one thread
         Memory<uint8_t> bordered;  // a block of the input of a depthwise convolution
-        Memory<float> attention;
+        Memory<float> floats;  // keys and scores of attention, or gates
     };
 
-    void run_share(const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds, Share share);
+    void run_as(Member member, const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds);
     void read(const uint8_t* pixels, bool channels_last, Share share);
     void stem(size_t index, int image, Share share);
-    void body(const Layer& layer, Size size, int images, float* out, Share share);
+    void body(const Layer& layer, Size size, int images, float* out, Member& member);
     void depthwise(const Layer& layer, int images, Size size, Share share);
     void pointwise(const Layer& layer, int images, Size size, Share share);
-    void attend(const Layer& layer, int images, Size size, Share share);
+    void attend(const Layer& layer, int images, Size size, Member& member);
     void normalize(const Layer& layer, const uint8_t* in, Size size, float* scale, float* shift);
-    void excite(const Layer& layer, int images, Size size, Share share);
-    void classify(const Layer& layer, int images, Size size, float* out, Share share);
+    void excite(const Layer& layer, int images, Size size, Member& member);
+    void classify(const Layer& layer, int images, Size size, float* out, Member& member);
     void means(const uint8_t* in, int images, Size size, int channels, Share share);
 
     const Network& network_;

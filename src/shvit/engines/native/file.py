@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from ...errors import InputError
 from ...files import in_utf8
@@ -35,7 +35,8 @@ def write_native(network: IntegerNetwork, architecture: Architecture, facts: Exp
     for index, layer in enumerate(network.layers):
         tensors |= {f"{index}.{name}": getattr(layer, name) for name in ARRAYS}
         tensors[f"{index}.numbers"] = np.array([getattr(layer, name) for name in _NUMBERS], np.float64)
-    save_file(tensors, path, {HEADER_KEY: facts.to_json(), _ARCHITECTURE: json.dumps(architecture.to_dict())})
+    metadata = {HEADER_KEY: facts.to_json(), _ARCHITECTURE: json.dumps(architecture.to_dict())}
+    path.write_bytes(save(tensors, metadata))
 
 
 def native_facts(path: Path) -> Exported:
