@@ -25,7 +25,8 @@ def learners() -> str:
         detector, data = LEARNERS[row["kind"]]
         suppressed = f"{row['one_to_many_nms_AP']:.1%}" if "one_to_many_nms_AP" in row else "-"
         accuracies = f"{row['AP50']:.1%}", f"{row['AP']:.1%}", suppressed
-        cost = f"{row['seconds'] / 60:.1f}", str(row["cores"])
+        less = "< " if "suspended" in row else ""  # for other measurements, which its seconds include
+        cost = f"{less}{row['seconds'] / 60:.1f}", str(row["cores"])
         rows.append([NAMES[detector], data, str(row["seed"]), *accuracies, *cost])
     columns = ("detector", "training images", "seed", "AP50", "AP", "AP, one-to-many with NMS", "minutes", "cores")
     return "\n".join([f"Trained on {hardware_in_words(result['hardware'])}:", "", *table(columns, rows)])
