@@ -4,10 +4,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <system_error>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -20,6 +18,7 @@ namespace {
 
 constexpr int GROUP = 4;  // bytes that are multiplied at once; pixels have as many channels in memory
 constexpr int QUERIES_AT_ONCE = 4;
+constexpr int IDLE_TRIES = 200;  // of a helper to find a new job, before it sleeps
 
 int halved(int side) { return (side + 1) / 2; }
 Size halved(Size size) { return {halved(size.height), halved(size.width)}; }
@@ -93,6 +92,11 @@ Packed interleave_depthwise(const Packed& natural) {
             }
     }
     return packed;
+}
+
+// How often `Workspace::body` calls `Member::step` for a layer.
+size_t steps_of(const Layer& layer) {
+    return layer.kind == EXCITE ? 5 : layer.kind == ATTEND || layer.kind == CLASSIFY ? 3 : 1;
 }
 
 Layer prepare(const ShvitLayer& given, const Kernels& kernels) {
@@ -192,15 +196,13 @@ const Kernels* find_kernels(const char* wanted) {
 
 Workspace::Workspace(const Network& network, int images, int height, int width, int threads)
     : network_(network), images_(images), threads_(threads), image_{height, width} {
-#ifndef _OPENMP
-    threads_ = 1;
-#endif
     Size size = image_;
     std::vector<size_t> needed(network.slots);
     size_t bordered = 0, floats = 0, norms = 0, scratch = 0, sums = 0, means = 0, squeezed = 0;
     const auto need = [](size_t& needed, size_t count) { needed = std::max(needed, count); };
     for (const Layer& layer : network.layers) {
         sizes_.push_back(size);
+        steps_count_ += steps_of(layer) * (layer.kind == CONVOLVE ? images : 1);
         const size_t across = layer.product.channels;
         int channels = in_map(layer.outputs);
         switch (layer.kind) {
@@ -239,48 +241,85 @@ Workspace::Workspace(const Network& network, int images, int height, int width, 
     squeezed_ = Memory<uint8_t>(squeezed);
     for (int i = 0; i < (height + 2) * (width + 2); i++)
         std::copy(network.border.begin(), network.border.end(), stem_[0].data() + ptrdiff_t(i) * GROUP);
+    if (threads_ == 1) return;
+    steps_.reset(new Step[steps_count_ + images]);  // reading an image is a step, too
+    steps_count_ += images;
+    try {
+        for (int i = 1; i < threads; i++) helpers_.emplace_back([this, i] { help(i); });
+    } catch (const std::system_error&) {  // the system allows no more threads
+    }
+}
+
+Workspace::~Workspace() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        stop_ = true;
+    }
+    ready_.notify_all();
+    for (std::thread& helper : helpers_) helper.join();
 }
 
 void Workspace::run(const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds) {
-#ifdef _OPENMP
-    if (threads_ > 1) {
-        // the steps of the stem for each image, and at most five for each layer
-        const size_t groups = (images + images_ - 1) / images_;
-        const size_t count = images * (stem_.size() + 1) + groups * network_.layers.size() * 5;
-        const std::unique_ptr<Step[]> steps(new Step[count]);
-#pragma omp parallel num_threads(threads_)
-        run_as({steps.get(), omp_get_thread_num(), omp_get_num_threads()}, pixels, images, channels_last, out, seconds);
-        return;
+    const int classes = network_.layers.back().outputs;
+    for (int first = 0; first < images; first += images_) {
+        const uint8_t* in = pixels + ptrdiff_t(first) * 3 * image_.pixels();
+        const Job job{
+            job_.run + 1, in, std::min(images_, images - first), channels_last, out + ptrdiff_t(first) * classes, seconds};
+        if (threads_ > 1) start(job);
+        run_as({steps_.get(), job.run, 0, threads_}, job);
     }
-#endif
-    run_as({nullptr, 0, 1}, pixels, images, channels_last, out, seconds);
 }
 
-void Workspace::run_as(
-    Member member, const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds) {
+// Wake the helpers. Those that are still busy with the job before notice that it is over.
+void Workspace::start(const Job& job) {
+    for (size_t i = 0; i < steps_count_; i++) {
+        steps_[i].done.store(0, std::memory_order_relaxed);
+        steps_[i].next.store(job.run << 32, std::memory_order_release);
+    }
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        job_ = job;
+    }
+    started_.store(job.run);
+    ready_.notify_all();
+}
+
+void Workspace::help(int thread) {
+    uint64_t last = 0;
+    while (true) {
+        for (int tries = 0; tries < IDLE_TRIES && started_.load() == last; tries++) std::this_thread::yield();
+        Job job;
+        {
+            std::unique_lock<std::mutex> lock(mutex_);
+            ready_.wait(lock, [&] { return stop_ || job_.run != last; });
+            if (stop_) return;
+            job = job_;
+        }
+        last = job.run;
+        run_as({steps_.get(), job.run, thread, threads_}, job);
+    }
+}
+
+void Workspace::run_as(Member member, const Job& job) {
     using Clock = std::chrono::steady_clock;
     Clock::time_point before = Clock::now();
     const auto measure = [&](size_t index) {
-        if (!seconds || !member.first()) return;
+        if (!job.seconds || !member.first()) return;
         const Clock::time_point now = Clock::now();
-        seconds[index] += std::chrono::duration<double>(now - before).count();
+        job.seconds[index] += std::chrono::duration<double>(now - before).count();
         before = now;
     };
-    const std::vector<Layer>& layers = network_.layers;
-    for (int first = 0; first < images; first += images_) {
-        const int some = std::min(images_, images - first);
-        for (int image = 0; image < some; image++) {
-            const uint8_t* in = pixels + ptrdiff_t(first + image) * 3 * image_.pixels();
-            member.step([&](Share share) { read(in, channels_last, share); });
-            for (size_t i = 0; i < stem_.size(); i++) {
-                member.step([&](Share share) { stem(i, image, share); });
-                measure(i);
-            }
-        }
-        for (size_t i = stem_.size(); i < layers.size(); i++) {
-            body(layers[i], sizes_[i], some, out + ptrdiff_t(first) * layers.back().outputs, member);
+    for (int image = 0; image < job.images; image++) {
+        const uint8_t* in = job.pixels + ptrdiff_t(image) * 3 * image_.pixels();
+        if (!member.step([&](Share share) { read(in, job.channels_last, share); })) return;
+        for (size_t i = 0; i < stem_.size(); i++) {
+            if (!member.step([&](Share share) { stem(i, image, share); })) return;
             measure(i);
         }
+    }
+    for (size_t i = stem_.size(); i < network_.layers.size(); i++) {
+        if (!body(network_.layers[i], sizes_[i], job.images, job.out, member)) return;
+        measure(i);
     }
 }
 
@@ -319,7 +358,7 @@ void Workspace::stem(size_t index, int image, Share share) {
     network_.kernels->product(p);
 }
 
-void Workspace::body(const Layer& layer, Size size, int images, float* out, Member& member) {
+bool Workspace::body(const Layer& layer, Size size, int images, float* out, Member& member) {
     switch (layer.kind) {
         case DEPTHWISE:
             return member.step([&](Share share) { depthwise(layer, images, size, share); });
@@ -332,6 +371,7 @@ void Workspace::body(const Layer& layer, Size size, int images, float* out, Memb
         case CLASSIFY:
             return classify(layer, images, size, out, member);
     }
+    return false;
 }
 
 void Workspace::depthwise(const Layer& layer, int images, Size size, Share share) {
@@ -370,16 +410,16 @@ void Workspace::pointwise(const Layer& layer, int images, Size size, Share share
     network_.kernels->product(p);
 }
 
-void Workspace::attend(const Layer& layer, int images, Size size, Member& member) {
+bool Workspace::attend(const Layer& layer, int images, Size size, Member& member) {
     const int channels = in_map(layer.hidden), across = layer.product.channels, tokens = size.pixels();
     const int groups = (tokens + QUERIES_AT_ONCE - 1) / QUERIES_AT_ONCE;
     const auto in = [&](int image) { return slots_[layer.source].data() + ptrdiff_t(image) * tokens * channels; };
     const auto qkv = [&](int image) { return floats_.data() + ptrdiff_t(image) * tokens * across; };
     const auto norm = [&](int image) { return norms_.data() + ptrdiff_t(image) * 2 * across; };
-    member.step([&](Share share) {
+    return member.step([&](Share share) {
         for (int image = share.begin(images); image < share.end(images); image++)
             normalize(layer, in(image), size, norm(image), norm(image) + across);
-    });
+    }) &&
     member.step([&](Share share) {
         for (int image = 0; image < images; image++) {
             Product p = product_of(layer.product, in(image), channels, layer.inputs, tokens, share);
@@ -388,7 +428,7 @@ void Workspace::attend(const Layer& layer, int images, Size size, Member& member
             write_floats(p, qkv(image), across);
             network_.kernels->product(p);
         }
-    });
+    }) &&
     member.step([&](Share share) {
         const int begin = share.begin(images * groups), end = share.end(images * groups);
         for (int image = begin / groups; image * groups < end; image++) {
@@ -435,31 +475,31 @@ void Workspace::means(const uint8_t* in, int images, Size size, int channels, Sh
     }
 }
 
-void Workspace::excite(const Layer& layer, int images, Size size, Member& member) {
+bool Workspace::excite(const Layer& layer, int images, Size size, Member& member) {
     const Kernels& kernels = *network_.kernels;
     const int channels = in_map(layer.inputs), hidden = in_map(layer.hidden), across = layer.product.channels;
     const int gates = layer.second.channels;
     const uint8_t* in = slots_[layer.source].data();
-    member.step([&](Share share) { means(in, images, size, channels, share); });
+    return member.step([&](Share share) { means(in, images, size, channels, share); }) &&
     member.step([&](Share share) {
         Product p = product_of(layer.product, means_.data(), channels, layer.inputs, 2 * images, share);
         p.out = sums_.data();
         p.out_stride = across;
         p.kind = Output::sums;
         kernels.product(p);
-    });
+    }) &&
     member.step([&](Share share) {
         for (int image = share.begin(images); image < share.end(images); image++)
             for (int n = 0; n < layer.hidden; n++) {
                 const float value = from_parts(sums_.data() + image * 2 * across, layer.product, n);
                 squeezed_[image * hidden + n] = uint8_t(std::nearbyint(std::min(std::max(value, 0.0f), 255.0f)));
             }
-    });
+    }) &&
     member.step([&](Share share) {
         Product p = product_of(layer.second, squeezed_.data(), hidden, layer.hidden, images, share);
         write_floats(p, floats_.data(), gates);
         kernels.product(p);
-    });
+    }) &&
     member.step([&](Share share) {
         const int lines = images * size.height, begin = share.begin(lines), end = share.end(lines);
         float* scaled = scratch_[share.thread].floats.data();
@@ -473,16 +513,16 @@ void Workspace::excite(const Layer& layer, int images, Size size, Member& member
     });
 }
 
-void Workspace::classify(const Layer& layer, int images, Size size, float* out, Member& member) {
+bool Workspace::classify(const Layer& layer, int images, Size size, float* out, Member& member) {
     const int channels = in_map(layer.inputs), across = layer.product.channels;
-    member.step([&](Share share) { means(slots_[layer.source].data(), images, size, channels, share); });
+    return member.step([&](Share share) { means(slots_[layer.source].data(), images, size, channels, share); }) &&
     member.step([&](Share share) {
         Product p = product_of(layer.product, means_.data(), channels, layer.inputs, 2 * images, share);
         p.out = sums_.data();
         p.out_stride = across;
         p.kind = Output::sums;
         network_.kernels->product(p);
-    });
+    }) &&
     member.step([&](Share share) {
         for (int image = share.begin(images); image < share.end(images); image++)
             for (int n = 0; n < layer.outputs; n++)
@@ -507,28 +547,32 @@ SHVIT_API const char* shvit_set(const char* wanted) {
     return kernels ? kernels->name : nullptr;
 }
 
-// Whether one image can be shared by several threads.
-SHVIT_API int shvit_threads() {
-#ifdef _OPENMP
-    return 1;
-#else
-    return 0;
-#endif
-}
-
+// Null: the instruction set is not available, or there is too little memory.
 SHVIT_API void* shvit_network(
     const ShvitLayer* layers, int count, int slots, const uint8_t* border, const char* set) {
     const shvit::Kernels* kernels = shvit::find_kernels(set);
     if (!kernels) return nullptr;
-    auto* network = new shvit::Network{kernels, {}, {border, border + 3}, slots};
-    for (int i = 0; i < count; i++) network->layers.push_back(shvit::prepare(layers[i], *kernels));
-    return network;
+    try {
+        auto network = std::make_unique<shvit::Network>();
+        network->kernels = kernels;
+        network->border = {border[0], border[1], border[2], 0};
+        network->slots = slots;
+        for (int i = 0; i < count; i++) network->layers.push_back(shvit::prepare(layers[i], *kernels));
+        return network.release();
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
 }
 
 SHVIT_API void shvit_free_network(void* network) { delete static_cast<shvit::Network*>(network); }
 
+// Null: there is too little memory.
 SHVIT_API void* shvit_workspace(const void* network, int images, int height, int width, int threads) {
-    return new shvit::Workspace(*static_cast<const shvit::Network*>(network), images, height, width, threads);
+    try {
+        return new shvit::Workspace(*static_cast<const shvit::Network*>(network), images, height, width, threads);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
 }
 
 SHVIT_API void shvit_free_workspace(void* workspace) { delete static_cast<shvit::Workspace*>(workspace); }

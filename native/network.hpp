@@ -2,8 +2,10 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -83,35 +85,53 @@ struct Share {
     int end(int count) const { return int(int64_t(count) * (part + 1) / parts); }
 };
 
-// The progress of all threads in one step.
+// The progress of all threads in one step of a run.
 struct alignas(64) Step {
-    std::atomic<int> next{0}, done{0};
+    std::atomic<uint64_t> next{0};  // the number of the run, then the next part in the lower 32 bits
+    std::atomic<int> done{0};
 };
 
 // A thread among those that compute the same steps in the same order. The parts of a step are taken by whoever is there:
-// a thread that the system has paused holds up the others only if it has a part in hand.
+// a thread that the system has paused holds up the others only if it has a part in hand. A thread that comes when the
+// run is over finds no parts left, or those of another run.
 class Member {
 public:
-    Member(Step* steps, int thread, int threads) : steps_(steps), thread_(thread), threads_(threads) {}
+    Member(Step* steps, uint64_t run, int thread, int threads)
+        : steps_(steps), run_(run), thread_(thread), threads_(threads) {}
     bool first() const { return thread_ == 0; }
 
-    // Compute parts of the next step, and wait until all parts are done.
+    // Compute parts of the next step, and wait until all parts are done. Returns whether the run goes on.
     template <typename Body>
-    void step(const Body& body) {
-        if (threads_ == 1) return body(Share{0, 1, 0});
+    bool step(const Body& body) {
+        if (threads_ == 1) {
+            body(Share{0, 1, 0});
+            return true;
+        }
         const int parts = PARTS * threads_;
         Step& step = *steps_++;
-        for (int part; (part = step.next.fetch_add(1)) < parts;) {
+        for (int part; (part = take(step, parts)) >= 0;) {
             body(Share{part, parts, thread_});
             step.done.fetch_add(1);
         }
-        for (int spins = 0; step.done.load() < parts; spins++)
+        for (int spins = 0; step.done.load() < parts; spins++) {
+            if (step.next.load() >> 32 != run_) return false;
             if (spins > SPINS) std::this_thread::yield();
+        }
+        return step.next.load() >> 32 == run_;
     }
 
 private:
     static constexpr int PARTS = 4, SPINS = 2000;  // of a step for each thread; before another thread may run
+
+    int take(Step& step, int parts) {  // -1: there are none left
+        uint64_t next = step.next.load();
+        while (next >> 32 == run_ && int(next & 0xffffffff) < parts)
+            if (step.next.compare_exchange_weak(next, next + 1)) return int(next & 0xffffffff);
+        return -1;
+    }
+
     Step* steps_;
+    uint64_t run_;
     int thread_, threads_;
 };
 
@@ -119,25 +139,36 @@ class Workspace {
 public:
     // For at most `images` at once.
     Workspace(const Network& network, int images, int height, int width, int threads);
+    ~Workspace();
     // Any number of images. Adds the time of each layer to `seconds`, unless it is null.
     void run(const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds);
 
 private:
+    struct Job {  // some images that go through the network together
+        uint64_t run;
+        const uint8_t* pixels;
+        int images;
+        bool channels_last;
+        float* out;
+        double* seconds;
+    };
     struct Scratch {  // of one thread
         Memory<uint8_t> bordered;  // a block of the input of a depthwise convolution
         Memory<float> floats;  // keys and scores of attention, or gates
     };
 
-    void run_as(Member member, const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds);
+    void start(const Job& job);
+    void help(int thread);
+    void run_as(Member member, const Job& job);
     void read(const uint8_t* pixels, bool channels_last, Share share);
     void stem(size_t index, int image, Share share);
-    void body(const Layer& layer, Size size, int images, float* out, Member& member);
+    bool body(const Layer& layer, Size size, int images, float* out, Member& member);
     void depthwise(const Layer& layer, int images, Size size, Share share);
     void pointwise(const Layer& layer, int images, Size size, Share share);
-    void attend(const Layer& layer, int images, Size size, Member& member);
+    bool attend(const Layer& layer, int images, Size size, Member& member);
     void normalize(const Layer& layer, const uint8_t* in, Size size, float* scale, float* shift);
-    void excite(const Layer& layer, int images, Size size, Member& member);
-    void classify(const Layer& layer, int images, Size size, float* out, Member& member);
+    bool excite(const Layer& layer, int images, Size size, Member& member);
+    bool classify(const Layer& layer, int images, Size size, float* out, Member& member);
     void means(const uint8_t* in, int images, Size size, int channels, Share share);
 
     const Network& network_;
@@ -151,6 +182,15 @@ private:
     Memory<float> norms_;                // scale and shift of each image
     Memory<int32_t> sums_;
     Memory<uint8_t> means_, squeezed_;
+    size_t steps_count_ = 0;
+    std::unique_ptr<Step[]> steps_;
+    // Helpers sleep until there is a job. The thread that calls `run` is not among them.
+    std::mutex mutex_;
+    std::condition_variable ready_;
+    Job job_{};
+    std::atomic<uint64_t> started_{0};  // job_.run
+    bool stop_ = false;
+    std::vector<std::thread> helpers_;
 };
 
 }  // namespace shvit

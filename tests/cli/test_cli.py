@@ -186,7 +186,10 @@ def test_a_csv_and_one_pile(run, model, folder, tmp_path):
         (["eval", "{tmp}/none.safetensors", "{folder}"], "no such file"),
         (["eval", "shvit_s1", "{folder}"], "network without weights"),
         (["eval", "{model}", "{tmp}/none"], "no such file or folder"),
-        (["eval", "{model}", "{folder}", "--engine", "abacus"], "allowed are auto, cuda, onnx, openvino, torch"),
+        (
+            ["eval", "{model}", "{folder}", "--engine", "abacus"],
+            "allowed are auto, cuda, native, onnx, openvino",
+        ),
         (["eval", "{model}", "{folder}", "--split", "half"], "half"),
         (["eval", "{model}", "digits"], "does not know 10 of the dataset's 10 classes"),
         (["eval", "{folder}/val/dark/100.png", "{folder}"], "not a safetensors file"),

@@ -23,7 +23,6 @@ from shvit.engines.native.library import NativeNetwork, NativeWorkspace, instruc
 from shvit.engines.native.quantization import LayerQuantizer, measure_ranges
 from shvit.engines.native.reference import reference_maps, run_reference
 from shvit.engines.portable import portable
-from shvit.errors import Notice
 from shvit.model.architecture import Architecture
 from shvit.model.config import Config, Stage
 from shvit.modelfile import ModelFile
@@ -167,13 +166,6 @@ def test_auto_takes_it_for_int8_of_shvit_only(tiny, monkeypatch):
     assert engines.choose(tiny, "native", device="cpu") == ("native", "int8", "cpu")
     with pytest.raises(EngineError, match="int8 needs calibration images"):
         engines.load(tiny, "native", device="cpu")
-
-
-@compiled
-def test_more_threads_than_it_can_use(tiny, monkeypatch):
-    monkeypatch.setattr(native, "shares_images", lambda: False)
-    with pytest.warns(Notice, match="native uses 1 CPU thread instead of 2: it was compiled without OpenMP"):
-        engines.load(tiny, "native", threads=2, calibration=[pixels(1, 3, 32, 32)])
 
 
 def test_without_compiled_kernels(tiny, monkeypatch):

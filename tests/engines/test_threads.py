@@ -37,14 +37,16 @@ from shvit.modelfile import ModelFile
 torch.manual_seed(0)
 model_file = ModelFile(randomize_norms(tiny_architecture().build()).eval(), ("a", "b"), Preprocess(32))
 images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-expected = engines.load(model_file, "torch", "fp32", "cpu")(images)
 before = torch.get_num_threads(), sys.stdout, logging.root.manager.disable
 name, file = sys.argv[1:]
+in_fp32 = "fp32" in engines.ENGINES[name].runs[None]
+precision, options = ("fp32", {}) if in_fp32 else ("int8", {"calibration": [images]})
+expected = engines.load(model_file, "torch" if in_fp32 else name, precision, "cpu", **options)(images)
 made_of = model_file
 if name in ("executorch", "litert"):  # a model file takes it seconds
     engines.ENGINES[name].export(engines.base.ExportJob(model_file, Path(file), "fp32"))
     made_of = engines.read(file)
-shared = [engines.load(made_of, name, "fp32", "cpu", threads) for threads in (1, 2)]
+shared = [engines.load(made_of, name, precision, "cpu", threads, **options) for threads in (1, 2)]
 start, right = threading.Barrier(8), []
 
 def work(number):
@@ -52,7 +54,7 @@ def work(number):
     for time in range(4):
         engine = shared[(number + time) % 2]
         if time == 3:
-            engine = engines.load(made_of, name, "fp32", "cpu", 1 + number % 3)
+            engine = engines.load(made_of, name, precision, "cpu", 1 + number % 3, **options)
         for size in (5, 1):
             torch.testing.assert_close(engine(images[:size]), expected[:size], rtol=1e-3, atol=1e-4)
     right.append(number)

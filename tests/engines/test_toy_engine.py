@@ -25,6 +25,11 @@ for arguments in json.loads(sys.argv[1]):
             raise
 """
 
+WITHOUT_EDITABLE = """
+import sys  # an editable installation of shvit comes before PYTHONPATH
+sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable_")]
+"""
+
 
 @pytest.fixture
 def package(tmp_path):
@@ -37,6 +42,7 @@ def package(tmp_path):
     text = registry.read_text(encoding="utf-8")
     assert text.count(row) == 1
     registry.write_text(text.replace(row, f"{row}from .toy import ToyEngine\nregister(ToyEngine)\n"), encoding="utf-8")
+    (copy.parent / "sitecustomize.py").write_text(WITHOUT_EDITABLE)
     return copy.parent
 
 

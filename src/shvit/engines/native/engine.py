@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ...errors import notice
 from ...model.config import MAX_IMAGE_SIZE
 from ...modelfile import ModelFile
 from ..base import STATIC_SHAPES, Engine, ExportJob, Precisions, Runnable, Shapes, need_calibration
@@ -18,7 +17,7 @@ from ..exported import EngineError, Exported
 from ..portable import portable
 from .file import native_facts, read_native, write_native
 from .layers import FloatLayers, kernels_refuse
-from .library import NativeNetwork, NativeWorkspace, instruction_set, shares_images
+from .library import NativeNetwork, NativeWorkspace, instruction_set
 from .quantization import IntegerNetwork, quantize_layers
 
 _FAST = "avx512vnni", "avxvnni"
@@ -50,9 +49,7 @@ class NativeEngine(Engine):
         calibration: Sequence[Tensor] = (),
     ) -> None:
         self.precision, self.threads = precision, threads
-        self._threads = (threads or torch.get_num_threads()) if shares_images() else 1
-        if threads and threads > self._threads:
-            notice(f"engine {self.name} uses 1 CPU thread instead of {threads}: it was compiled without OpenMP")
+        self._threads = threads or torch.get_num_threads()
         network = read_native(model.path) if isinstance(model, Exported) else quantized_network(model, calibration)
         self._network = NativeNetwork(network)
         self._free: dict[tuple[int, int, int], list[NativeWorkspace]] = {}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import Failure, counted
 from .quantization import ARRAYS, IntegerLayer, IntegerNetwork
 
 LAYER_KINDS = "convolve", "depthwise", "pointwise", "attend", "excite", "classify"
@@ -55,12 +56,6 @@ def instruction_set(wanted: str = "") -> str | None:
     return name.decode() if name else None
 
 
-def shares_images() -> bool:
-    """Whether several threads can work on the same image. For this, the kernels are compiled with OpenMP."""
-    kernels = kernel_library()
-    return kernels is not None and bool(kernels.shvit_threads())
-
-
 class NativeNetwork:
     """An int8 network in the memory of the kernels, with packed weights."""
 
@@ -73,7 +68,8 @@ class NativeNetwork:
         self.pointer = kernels.shvit_network(
             rows, len(rows), network.slots, (c_uint8 * 3)(*network.border), wanted.encode()
         )
-        assert self.pointer, f"instruction set {wanted} is not available"
+        if not self.pointer:
+            raise Failure(f"the int8 network was not created: too little memory, or no instruction set {wanted!r}")
 
     def __del__(self) -> None:
         if getattr(self, "pointer", None):
@@ -87,6 +83,8 @@ class NativeWorkspace:
         self._network = network  # must live as long as this
         self._kernels: Any = kernel_library()
         self._pointer = self._kernels.shvit_workspace(network.pointer, images, height, width, threads)
+        if not self._pointer:
+            raise Failure(f"too little memory for {counted(images, 'image')} of {width}x{height} pixels at once")
 
     def __call__(self, pixels: np.ndarray, channels_last: bool, seconds: np.ndarray | None = None) -> np.ndarray:
         """The logits of any number of images, contiguous as (b, 3, h, w) or (b, h, w, 3). Releases the GIL.
