@@ -260,7 +260,7 @@ def test_refuses_other_images(tiny, shape, dtype):
 def test_is_for_gpus_and_has_no_format(tiny, tmp_path):
     with pytest.raises(EngineError, match="cuda: runs only on NVIDIA GPUs"):
         engines.load(tiny, "cuda", device="cpu")
-    with pytest.raises(EngineError, match="unknown format 'cuda': allowed are onnx"):
+    with pytest.raises(EngineError, match="unknown format 'cuda': allowed are native, onnx"):
         engines.format_of("cuda")
     assert not engines.is_exported("runs/folder")
 
