@@ -256,12 +256,7 @@ Workspace::~Workspace() {
         stop_ = true;
     }
     ready_.notify_all();
-    for (std::thread& helper : helpers_) {
-        if (getpid() == process_)
-            helper.join();
-        else  // a fork of the process has no helpers
-            helper.detach();
-    }
+    for (std::thread& helper : helpers_) helper.join();
 }
 
 void Workspace::run(const uint8_t* pixels, int images, bool channels_last, float* out, double* seconds) {
