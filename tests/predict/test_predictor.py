@@ -253,7 +253,7 @@ def test_folders_with_brackets_in_their_names(tmp_path, monkeypatch, pattern, fo
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"engine": "tensorrt"}, "unknown engine 'tensorrt': allowed are auto, cuda, onnx"),
+        ({"engine": "tensorrt"}, "unknown engine 'tensorrt': allowed are auto, cuda, native"),
         ({"precision": "int3"}, "precision 'int3' is not available on"),
         ({"device": "tpu"}, "device 'tpu' is not available: allowed are auto"),
         ({"batch_size": 0}, "at least 1"),
