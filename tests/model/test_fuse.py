@@ -8,7 +8,7 @@ import torch
 import shvit
 from conftest import randomize_norms, tiny_architecture
 from shvit.model.config import VARIANTS
-from shvit.model.fuse import _fold
+from shvit.model.fuse import fold
 
 
 @pytest.mark.parametrize("distilled", [False, True])
@@ -76,7 +76,7 @@ def test_broken_weights_are_caught():
 
 def test_a_residual_around_anything_else_stays():
     model = tiny_architecture(3).build().eval()
-    folded = _fold(copy.deepcopy(model))
+    folded = fold(copy.deepcopy(model))
     assert type(folded.stages[0].blocks[0].feed_forward).__name__ == "Residual"
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from conftest import randomize_norms
 from shvit.model.attention import SingleHeadAttention
-from shvit.model.fuse import _fold
+from shvit.model.fuse import fold
 from shvit.model.layers import ConvNorm, FeedForward, depthwise_residual
 
 pytest.importorskip("triton")
@@ -43,7 +43,7 @@ def dtype(request):
 
 def folded(module: nn.Module) -> nn.Module:
     """With norms folded, in fp64, weights that fp16 and bf16 hold exactly."""
-    module = _fold(randomize_norms(module).double().eval())
+    module = fold(randomize_norms(module).double().eval())
     for parameter in module.parameters():
         parameter.data = parameter.data.bfloat16().double()
     return module
