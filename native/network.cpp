@@ -251,6 +251,10 @@ Workspace::Workspace(const Network& network, int images, int height, int width, 
 }
 
 Workspace::~Workspace() {
+    if (getpid() != process_) {  // a fork has no helpers, and one may have held the mutex
+        for (std::thread& helper : helpers_) helper.detach();
+        return;
+    }
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         stop_ = true;
@@ -265,8 +269,9 @@ void Workspace::run(const uint8_t* pixels, int images, bool channels_last, float
         const uint8_t* in = pixels + ptrdiff_t(first) * 3 * image_.pixels();
         const Job job{
             job_.run + 1, in, std::min(images_, images - first), channels_last, out + ptrdiff_t(first) * classes, seconds};
-        if (threads_ > 1) start(job);
-        run_as({steps_.get(), job.run, 0, threads_}, job);
+        const bool helped = threads_ > 1 && getpid() == process_;
+        if (helped) start(job);
+        run_as({steps_.get(), job.run, 0, helped ? threads_ : 1}, job);
     }
 }
 

@@ -1,6 +1,8 @@
 // A quantized network as a list of layers, and its memory for some images of one size.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -191,6 +193,7 @@ private:
     std::atomic<uint64_t> started_{0};  // job_.run
     bool stop_ = false;
     std::vector<std::thread> helpers_;
+    const pid_t process_ = getpid();
 };
 
 }  // namespace shvit

@@ -1,8 +1,5 @@
 """The engine `native`: kernels of every instruction set against NumPy to the last bit, and NumPy against PyTorch."""
 
-import os
-import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -134,30 +131,6 @@ def test_calls_from_several_threads(tiny):
     expected = [engine(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
         assert all(map(torch.equal, pool.map(engine, batches), expected))
-
-
-@compiled
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_fork_runs_and_drops_the_engine(tiny):
-    """The threads of the engine are not in the new process."""
-    images = pixels(4, 3, 32, 32)
-    engine = engines.load(tiny, "native", threads=3, calibration=[images])
-    expected = engine(images)
-    if not (child := os.fork()):
-        same = torch.equal(engine(images), expected)
-        del engine
-        os._exit(0 if same else 1)
-    for _ in range(600):
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            break
-        time.sleep(0.1)
-    else:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        pytest.fail("the fork hangs")
-    assert status == 0
 
 
 @compiled
